@@ -1,0 +1,444 @@
+//! Vocabulary: log types, batch names, object keys. Pure; strict parsers.
+//!
+//! A batch's file name is its whole state (contract sections 1, 6 and 8):
+//!
+//! ```text
+//! <opened>_<suffix>[.gz|.zst].open
+//! <opened>_<suffix>[-<first suffix>][.gz|.zst].<sequence>.<records>.<sha256>.<previous>.<sealed|sending|sent>
+//! ```
+//!
+//! `<opened>` is `YYYYMMDDTHHMMSS.ffffffZ`, UTC, and never repeats or goes back within a type, so
+//! names sort in the order of acceptance. `<first suffix>` is there when another writer owned the
+//! first key. The longest name has 229 bytes; file systems take 255.
+
+use std::fmt;
+use std::str::FromStr;
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+/// The closed set of log types. Each has its own spool folder, key prefix and chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum LogType {
+    /// Output of deployments.
+    #[serde(rename = "env0-deployments")]
+    Deployments,
+    /// The audit trail.
+    #[serde(rename = "env0-audits")]
+    Audits,
+}
+
+impl LogType {
+    /// Every log type, in the order in which arrays indexed by [`LogType::index`] hold them.
+    pub const ALL: [LogType; 2] = [LogType::Deployments, LogType::Audits];
+
+    /// The name in paths, keys, labels and folders.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogType::Deployments => "env0-deployments",
+            LogType::Audits => "env0-audits",
+        }
+    }
+
+    /// Position in [`LogType::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for LogType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for LogType {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        LogType::ALL.into_iter().find(|log_type| log_type.as_str() == text).ok_or(ParseError("log type"))
+    }
+}
+
+/// How an object's body is encoded; fixed when its batch opens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Codec {
+    /// Plain NDJSON.
+    #[default]
+    None,
+    /// gzip; the key ends in `.log.gz`.
+    Gzip,
+    /// Zstandard; the key ends in `.log.zst`.
+    Zstd,
+}
+
+impl Codec {
+    /// What follows `.log` in the key and the suffix in the file name.
+    pub fn extension(self) -> &'static str {
+        match self {
+            Codec::None => "",
+            Codec::Gzip => ".gz",
+            Codec::Zstd => ".zst",
+        }
+    }
+}
+
+/// A name or a key that is not in this project's format; holds what was being read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a well-formed {0}")]
+pub struct ParseError(pub &'static str);
+
+/// SHA-256 of a batch's bytes. Displays as 64 lower-case hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Sha256(pub [u8; 32]);
+
+impl Sha256 {
+    /// What batch number 1 carries as the hash of the batch before it.
+    pub const ZERO: Sha256 = Sha256([0; 32]);
+
+    /// Hash of `bytes`.
+    pub fn of(bytes: &[u8]) -> Sha256 {
+        Sha256Hasher::new_with(bytes).finish()
+    }
+}
+
+impl fmt::Display for Sha256 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Sha256 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Sha256 {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let error = ParseError("SHA-256");
+        if text.len() != 64 || !text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            return Err(error);
+        }
+        let mut digest = [0; 32];
+        for (byte, pair) in digest.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            let pair = std::str::from_utf8(pair).map_err(|_| error)?;
+            *byte = u8::from_str_radix(pair, 16).map_err(|_| error)?;
+        }
+        Ok(Sha256(digest))
+    }
+}
+
+/// A SHA-256 in the making. A clone is a save point to roll back to.
+#[derive(Clone)]
+pub struct Sha256Hasher(aws_lc_rs::digest::Context);
+
+impl Default for Sha256Hasher {
+    fn default() -> Self {
+        Sha256Hasher(aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256))
+    }
+}
+
+impl Sha256Hasher {
+    fn new_with(bytes: &[u8]) -> Self {
+        let mut hasher = Self::default();
+        hasher.update(bytes);
+        hasher
+    }
+
+    /// Takes in `bytes`.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The hash of all that was taken in.
+    pub fn finish(self) -> Sha256 {
+        let digest = self.0.finish();
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(digest.as_ref());
+        Sha256(bytes)
+    }
+}
+
+/// The five random characters of a key, `[A-Za-z0-9]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Suffix([u8; 5]);
+
+impl Suffix {
+    /// A new suffix from the thread's cryptographically seeded generator.
+    pub fn random() -> Suffix {
+        use rand::RngExt;
+        let mut generator = rand::rng();
+        Suffix(std::array::from_fn(|_| generator.sample(rand::distr::Alphanumeric)))
+    }
+}
+
+impl fmt::Display for Suffix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{}", *byte as char))
+    }
+}
+
+impl FromStr for Suffix {
+    type Err = ParseError;
+
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let bytes: [u8; 5] = text.as_bytes().try_into().map_err(|_| ParseError("suffix"))?;
+        bytes.iter().all(u8::is_ascii_alphanumeric).then_some(Suffix(bytes)).ok_or(ParseError("suffix"))
+    }
+}
+
+/// A batch's name from its opening on: all that its key is made of, beside type and prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BatchName {
+    /// When the first event was received; microseconds, unique and rising within a type.
+    pub opened: DateTime<Utc>,
+    /// The key's five characters.
+    pub suffix: Suffix,
+    /// The suffix that the batch was opened (and acknowledged) with, when another writer owned that key.
+    pub renamed_from: Option<Suffix>,
+    /// The encoding of the object.
+    pub codec: Codec,
+}
+
+const OPENED_FORMAT: &str = "%Y%m%dT%H%M%S%.6fZ";
+
+impl BatchName {
+    /// The next batch's name: opened `now`, but never at or before `last`, the opening of the batch
+    /// before it, whatever the clock does.
+    pub fn open(now: DateTime<Utc>, last: Option<DateTime<Utc>>, codec: Codec) -> BatchName {
+        use chrono::{DurationRound, TimeDelta};
+        let tick = TimeDelta::microseconds(1);
+        let now = now.duration_trunc(tick).unwrap_or(now);
+        let opened = last.map_or(now, |last| now.max(last + tick));
+        BatchName { opened, suffix: Suffix::random(), renamed_from: None, codec }
+    }
+
+    /// The same batch under a new suffix; remembers the one that it was acknowledged with.
+    pub fn renamed(self) -> BatchName {
+        let renamed_from = self.renamed_from.or(Some(self.suffix));
+        BatchName { suffix: Suffix::random(), renamed_from, ..self }
+    }
+
+    /// Whether both names are the same batch: renaming changes the suffix, never the opening.
+    pub fn same_batch(&self, other: &BatchName) -> bool {
+        self.opened == other.opened
+    }
+}
+
+impl fmt::Display for BatchName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}_{}", self.opened.format(OPENED_FORMAT), self.suffix)?;
+        if let Some(first) = self.renamed_from {
+            write!(f, "-{first}")?;
+        }
+        f.write_str(self.codec.extension())
+    }
+}
+
+/// Where a sealed batch stands with S3. The file's ending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Stage {
+    /// No attempt can have arrived: a 412 means that another writer owns the name.
+    Sealed,
+    /// An attempt may have arrived: a 412 means that the object is ours.
+    Sending,
+    /// Delivered; kept, empty, as the chain's head.
+    Sent,
+}
+
+impl Stage {
+    const ALL: [Stage; 3] = [Stage::Sealed, Stage::Sending, Stage::Sent];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Stage::Sealed => "sealed",
+            Stage::Sending => "sending",
+            Stage::Sent => "sent",
+        }
+    }
+}
+
+/// A sealed batch: what never changes again, beside its stage and, before the first PUT, its suffix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SealedName {
+    /// Opening, suffix, codec.
+    pub batch: BatchName,
+    /// Number of the batch in its instance's and type's chain, from 1.
+    pub sequence: u64,
+    /// Events in it, 1 or more.
+    pub records: u64,
+    /// Hash of the object's body.
+    pub sha256: Sha256,
+    /// Hash of the batch before it, [`Sha256::ZERO`] for number 1.
+    pub previous: Sha256,
+    /// Where it stands with S3.
+    pub stage: Stage,
+}
+
+impl fmt::Display for SealedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let SealedName { batch, sequence, records, sha256, previous, stage } = self;
+        write!(f, "{batch}.{sequence}.{records}.{sha256}.{previous}.{}", stage.as_str())
+    }
+}
+
+/// A file name in a type's folder of the spool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpoolName {
+    /// `….open`: still appended to, or left by a crash.
+    Open(BatchName),
+    /// `….sealed`, `….sending` or `….sent`.
+    Sealed(SealedName),
+}
+
+/// The ending of a batch that is still appended to.
+pub const OPEN_EXTENSION: &str = "open";
+
+impl fmt::Display for SpoolName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SpoolName::Open(name) => write!(f, "{name}.{OPEN_EXTENSION}"),
+            SpoolName::Sealed(name) => name.fmt(f),
+        }
+    }
+}
+
+impl FromStr for SpoolName {
+    type Err = ParseError;
+
+    /// Strict: only what `Display` writes is read.
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        const ERROR: ParseError = ParseError("spool file name");
+        let parsed = parse_spool_name(text).ok_or(ERROR)?;
+        if parsed.to_string() == text { Ok(parsed) } else { Err(ERROR) }
+    }
+}
+
+fn parse_spool_name(text: &str) -> Option<SpoolName> {
+    let (opened, rest) = text.split_once('_')?;
+    let opened = NaiveDateTime::parse_from_str(opened, OPENED_FORMAT).ok()?.and_utc();
+    let mut fields = rest.split('.').peekable();
+    let suffixes = fields.next()?;
+    let (suffix, renamed_from) = match suffixes.split_once('-') {
+        Some((suffix, first)) => (suffix.parse().ok()?, Some(first.parse().ok()?)),
+        None => (suffixes.parse().ok()?, None),
+    };
+    let codec = match *fields.peek()? {
+        "gz" => Codec::Gzip,
+        "zst" => Codec::Zstd,
+        _ => Codec::None,
+    };
+    if codec != Codec::None {
+        fields.next();
+    }
+    let batch = BatchName { opened, suffix, renamed_from, codec };
+    let field = fields.next()?;
+    if field == OPEN_EXTENSION {
+        return fields.next().is_none().then_some(SpoolName::Open(batch));
+    }
+    let sequence = field.parse().ok()?;
+    let records = fields.next()?.parse().ok()?;
+    let sha256 = fields.next()?.parse().ok()?;
+    let previous = fields.next()?.parse().ok()?;
+    let ending = fields.next()?;
+    let stage = Stage::ALL.into_iter().find(|stage| stage.as_str() == ending)?;
+    let sealed = SealedName { batch, sequence, records, sha256, previous, stage };
+    fields.next().is_none().then_some(SpoolName::Sealed(sealed))
+}
+
+/// An object's key: `[<bucketPath>/]<logType>/<yyyy>/<mm>/<dd>/<HH:mm:ss>_<5chars>.log[.gz|.zst]`, UTC.
+///
+/// `bucket_path` is trimmed and checked by the configuration: no `/` at its ends, no empty segment.
+pub fn object_key(bucket_path: &str, log_type: LogType, batch: &BatchName) -> String {
+    let time = batch.opened.format("%Y/%m/%d/%H:%M:%S");
+    let separator = if bucket_path.is_empty() { "" } else { "/" };
+    format!("{bucket_path}{separator}{log_type}/{time}_{}.log{}", batch.suffix, batch.codec.extension())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name() -> BatchName {
+        let opened = DateTime::parse_from_rfc3339("2026-11-22T21:04:05.678901Z").unwrap().to_utc();
+        BatchName { opened, suffix: "aB3dE".parse().unwrap(), renamed_from: None, codec: Codec::None }
+    }
+
+    fn sealed() -> SealedName {
+        let sha256 = Sha256::of(b"body");
+        SealedName { batch: name(), sequence: 7, records: 42, sha256, previous: Sha256::ZERO, stage: Stage::Sending }
+    }
+
+    #[test]
+    fn a_key_is_made_of_the_prefix_the_type_and_the_opening() {
+        let gzip = BatchName { codec: Codec::Gzip, ..name() };
+        assert_eq!(object_key("", LogType::Audits, &name()), "env0-audits/2026/11/22/21:04:05_aB3dE.log");
+        assert_eq!(object_key("a/b", LogType::Deployments, &gzip), "a/b/env0-deployments/2026/11/22/21:04:05_aB3dE.log.gz");
+    }
+
+    #[test]
+    fn every_name_reads_back_as_it_was_written() {
+        for codec in [Codec::None, Codec::Gzip, Codec::Zstd] {
+            for batch in [BatchName { codec, ..name() }, BatchName { codec, ..name() }.renamed()] {
+                let open = SpoolName::Open(batch);
+                assert_eq!(open.to_string().parse(), Ok(open));
+                for stage in Stage::ALL {
+                    let sealed = SpoolName::Sealed(SealedName { batch, stage, ..sealed() });
+                    assert_eq!(sealed.to_string().parse(), Ok(sealed));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_name_fits_a_file_system() {
+        let batch = BatchName { codec: Codec::Zstd, ..name() }.renamed();
+        let longest = SealedName { batch, sequence: u64::MAX, records: u64::MAX, ..sealed() };
+        assert!(longest.to_string().len() <= 255, "{} bytes", longest.to_string().len());
+    }
+
+    #[test]
+    fn a_name_in_any_other_shape_is_refused() {
+        let good = SpoolName::Sealed(sealed()).to_string();
+        let wrong = [
+            String::new(),
+            "lock".into(),
+            good.replace(".sending", ".sendin"),
+            good.replace(".sending", ""),
+            good.replace(".7.", ".07."),
+            good.replace(".7.", ".-7."),
+            good.replace("aB3dE", "aB3d"),
+            good.replace("aB3dE", "aB3d/"),
+            good.replace("21T", "21 "),
+            format!("{good}.tmp"),
+            good.to_uppercase(),
+        ];
+        for text in wrong {
+            assert_eq!(text.parse::<SpoolName>(), Err(ParseError("spool file name")), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_opening_never_goes_back_or_repeats_when_the_clock_does() {
+        let first = name().opened;
+        let second = BatchName::open(first - chrono::TimeDelta::hours(1), Some(first), Codec::None).opened;
+        let third = BatchName::open(second, Some(second), Codec::None).opened;
+        assert!(first < second && second < third);
+    }
+
+    #[test]
+    fn a_batch_that_is_renamed_twice_still_names_the_suffix_it_was_acknowledged_with() {
+        let first = name();
+        assert_eq!(first.renamed().renamed().renamed_from, Some(first.suffix));
+        assert!(first.same_batch(&first.renamed()));
+    }
+
+    #[test]
+    fn suffixes_are_drawn_from_all_62_characters() {
+        let seen: std::collections::HashSet<u8> = (0..2000).flat_map(|_| Suffix::random().0).collect();
+        assert_eq!(seen.len(), 62);
+    }
+}
