@@ -180,12 +180,7 @@ impl Metrics {
 
 impl Credentials {
     /// Starts the background exchange, which ends with `shutdown`. Needs a Tokio runtime.
-    pub fn start(
-        config: &Config,
-        network: &Network,
-        instance_id: &str,
-        shutdown: CancellationToken,
-    ) -> Credentials {
+    pub fn start(config: &Config, network: &Network, instance_id: &str, shutdown: CancellationToken) -> Credentials {
         let endpoint = config.endpoint_url_sts.as_deref();
         let mut sts = aws_sdk_sts::Config::builder()
             .behavior_version(BehaviorVersion::latest())
@@ -312,12 +307,16 @@ impl Credentials {
             waits_for,
             remedy,
             last_error: state.last_error.clone(),
-            tokens: state.candidates.all().map(|(token, set_aside)| TokenStatus {
-                subject: token.shortened_subject(),
-                expires_at: token.expires_at.map(rfc3339),
-                source: token.source.as_str(),
-                set_aside,
-            }).collect(),
+            tokens: state
+                .candidates
+                .all()
+                .map(|(token, set_aside)| TokenStatus {
+                    subject: token.shortened_subject(),
+                    expires_at: token.expires_at.map(rfc3339),
+                    source: token.source.as_str(),
+                    set_aside,
+                })
+                .collect(),
         }
     }
 }
@@ -564,7 +563,8 @@ fn read_small(path: &Path) -> std::io::Result<String> {
 fn token_in(body: &[u8]) -> Option<OidcToken> {
     let text = std::str::from_utf8(body).ok()?.trim();
     if let Ok(serde_json::Value::Object(fields)) = serde_json::from_str(text) {
-        let named = ["token", "value", "access_token", "id_token"].into_iter().find_map(|name| fields.get(name)?.as_str());
+        let named =
+            ["token", "value", "access_token", "id_token"].into_iter().find_map(|name| fields.get(name)?.as_str());
         return OidcToken::own(named?, Source::Url);
     }
     let raw = serde_json::from_str::<String>(text);
@@ -586,7 +586,9 @@ impl ExchangeError {
         // A validation error repeats what it was given.
         let message = words.replace(token.expose(), "[token]");
         let transient = match code.as_deref() {
-            Some("IDPCommunicationError" | "IDPCommunicationErrorException" | "Throttling" | "ThrottlingException") => true,
+            Some("IDPCommunicationError" | "IDPCommunicationErrorException" | "Throttling" | "ThrottlingException") => {
+                true
+            }
             Some("RequestLimitExceeded" | "TooManyRequestsException" | "RegionDisabledException") => true,
             Some("InvalidIdentityToken" | "InvalidIdentityTokenException") => message.contains("verification key"),
             None => true,

@@ -192,7 +192,9 @@ fn roots(config: &config::Network) -> Result<Vec<CertificateDer<'static>>, Netwo
         roots.extend(own);
     }
     if roots.is_empty() {
-        tracing::warn!("no root certificates: https connections will fail; install ca-certificates or set AWS_CA_BUNDLE");
+        tracing::warn!(
+            "no root certificates: https connections will fail; install ca-certificates or set AWS_CA_BUNDLE"
+        );
     }
     Ok(roots)
 }

@@ -138,8 +138,22 @@ impl PutErrorKind {
     pub const ALL: [PutErrorKind; 16] = {
         use PutErrorKind::*;
         [
-            NoSession, NameTaken, Conflict, Timeout, Unreachable, SessionRejected, Denied, KmsDenied, NoSuchBucket,
-            WrongRegion, ClockSkew, Throttled, ChecksumRefused, FileUnreadable, ServerError, Other,
+            NoSession,
+            NameTaken,
+            Conflict,
+            Timeout,
+            Unreachable,
+            SessionRejected,
+            Denied,
+            KmsDenied,
+            NoSuchBucket,
+            WrongRegion,
+            ClockSkew,
+            Throttled,
+            ChecksumRefused,
+            FileUnreadable,
+            ServerError,
+            Other,
         ]
     };
 
@@ -277,7 +291,8 @@ impl S3 {
 
     async fn attempt(&self, put: &Put, session: &Session, prevent_overwrite: bool) -> Result<(), PutError> {
         let unreadable = |reason: String| PutError::before(PutErrorKind::FileUnreadable, reason);
-        let length = std::fs::metadata(&put.file).map_err(|error| unreadable(format!("the file can't be read: {error}")))?.len();
+        let length =
+            std::fs::metadata(&put.file).map_err(|error| unreadable(format!("the file can't be read: {error}")))?.len();
         if length != put.bytes {
             return Err(unreadable(format!("the file has {length} bytes instead of {}", put.bytes)));
         }
@@ -388,7 +403,8 @@ impl PutError {
     }
 
     fn unanswered(error: &(dyn std::error::Error + 'static)) -> PutError {
-        let body_broke = chain(error).filter_map(|cause| cause.downcast_ref::<hyper::Error>()).any(hyper::Error::is_user);
+        let body_broke =
+            chain(error).filter_map(|cause| cause.downcast_ref::<hyper::Error>()).any(hyper::Error::is_user);
         let kind = if body_broke { PutErrorKind::FileUnreadable } else { PutErrorKind::Unreachable };
         PutError { may_have_arrived: !never_connected(error), ..PutError::before(kind, causes(error)) }
     }
@@ -413,7 +429,8 @@ impl PutError {
         let named = code.as_deref().unwrap_or("an answer that isn't S3's");
         PutError {
             kind,
-            may_have_arrived: !(code.is_some() && (matches!(status, 400..=499) || is_slow_down(status, code.as_deref()))),
+            may_have_arrived: !(code.is_some()
+                && (matches!(status, 400..=499) || is_slow_down(status, code.as_deref()))),
             retry_after: header("retry-after").and_then(|value| retry_after(value, Utc::now())),
             status: Some(status),
             message: format!("{named}, HTTP {status}: {words}{region}"),
@@ -436,12 +453,15 @@ fn is_slow_down(status: u16, code: Option<&str>) -> bool {
 fn classify(status: u16, code: Option<&str>, message: &str) -> PutErrorKind {
     use PutErrorKind::*;
     match (status, code.unwrap_or_default()) {
-        (_, "ExpiredToken" | "ExpiredTokenException" | "InvalidAccessKeyId" | "InvalidToken" | "InvalidClientTokenId") => {
-            SessionRejected
-        }
+        (
+            _,
+            "ExpiredToken" | "ExpiredTokenException" | "InvalidAccessKeyId" | "InvalidToken" | "InvalidClientTokenId",
+        ) => SessionRejected,
         (_, "TokenRefreshRequired" | "UnrecognizedClientException") => SessionRejected,
         (_, "RequestTimeTooSkewed" | "RequestExpired" | "RequestInTheFuture") => ClockSkew,
-        (_, "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch" | "XAmzContentChecksumMismatch") => ChecksumRefused,
+        (_, "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch" | "XAmzContentChecksumMismatch") => {
+            ChecksumRefused
+        }
         (_, code) if code.starts_with("KMS.") => KmsDenied,
         (403, _) if message.contains("kms:") => KmsDenied,
         (_, "PermanentRedirect" | "TemporaryRedirect" | "IllegalLocationConstraintException") => WrongRegion,

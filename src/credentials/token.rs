@@ -211,7 +211,8 @@ impl Key {
             _ => return None,
         };
         let other_use = jwk.common.public_key_use.as_ref().is_some_and(|key_use| *key_use != PublicKeyUse::Signature);
-        let other_algorithm = jwk.common.key_algorithm.is_some_and(|named| named.to_string() != format!("{algorithm:?}"));
+        let other_algorithm =
+            jwk.common.key_algorithm.is_some_and(|named| named.to_string() != format!("{algorithm:?}"));
         if other_use || other_algorithm {
             return None;
         }
@@ -401,7 +402,8 @@ impl Inner {
         if without_slash(&found.issuer) != without_slash(&self.rules.issuer) {
             return Err("discovery: it names another issuer".to_owned());
         }
-        let jwks_url = reqwest::Url::parse(&found.jwks_uri).map_err(|_| "discovery: jwks_uri is not a URL".to_owned())?;
+        let jwks_url =
+            reqwest::Url::parse(&found.jwks_uri).map_err(|_| "discovery: jwks_uri is not a URL".to_owned())?;
         if !same_host(&self.issuer, &jwks_url) {
             return Err("discovery: jwks_uri is not on the issuer's host".to_owned());
         }
