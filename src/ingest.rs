@@ -1,3 +1,6 @@
 //! The HTTP front.
+pub mod auth;
 pub mod body;
 pub mod protocol;
+pub mod tls;
+mod watched;
