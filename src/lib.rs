@@ -2,6 +2,7 @@
 pub mod batch;
 pub mod config;
 pub mod credentials;
+pub mod exit_code;
 pub mod flusher;
 pub mod ingest;
 pub mod s3;
