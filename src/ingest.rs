@@ -1,3 +1,4 @@
 //! The HTTP front.
 pub mod body;
+pub mod native;
 pub mod protocol;
