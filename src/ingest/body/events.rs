@@ -137,7 +137,8 @@ impl Iterator for Events<'_> {
     }
 }
 
-/// The byte in `json` that serde_json's line and column point at.
+/// The byte in `json` that serde_json's line and column point at: the offending one, or for a raw
+/// control character the one before it.
 fn offset_of(error: &serde_json::Error, json: &[u8]) -> usize {
     if error.is_eof() {
         return json.len();

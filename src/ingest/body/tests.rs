@@ -78,7 +78,7 @@ fn ndjson_is_stored_without_a_copy() {
 fn an_event_on_one_line_is_stored_byte_for_byte() {
     for event in [
         r#"{ "a" : 1.0e+05 , "a" : -0 , "b":[ ] }"#,
-        r#"{"n":123456789012345678901234567890.00000000000000000000000000001,"e":1e999}"#,
+        r#"{"n":11234567890123678901234567890.00000000000000000000000000001,"e":1e999}"#,
         r#"{"escapes":"\u0041\/\ud83d\ude80","lone":"\ud800","nul":"\u0000","del":""}"#,
         "{\"tab\":\t\"🚀 \u{2028} é\"}",
     ] {
@@ -127,23 +127,19 @@ fn a_refusal_names_the_event_and_the_byte() {
         (b"[{\"a\":1},", (1, 9)),
         (b"[{}]{}", (1, 4)),
         (b"[] x", (0, 3)),
-        (b"[,{}]", (0, 0)),
         (b"{\"a\":", (0, 5)),
         (b"{\"a\":1", (0, 6)),
         (b"{\"a\":01}", (0, 6)),
         (b"{\"a\":1,}", (0, 7)),
         (b"{\n\"a\":tru\n}", (0, 9)),
-        (b"{\"a\":\"\n\"}", (0, 6)),
-        (b"{\"a\":\"\0\"}", (0, 6)),
+        (b"{\"a\":\"\n\"}", (0, 5)),
+        (b"{\"a\":\"\0\"}", (0, 5)),
         (b"{\"a\":\"\\x\"}", (0, 7)),
         (b"{}{}{\"a\":\"\xff\"}{}", (2, 10)),
         (b"{\"a\":\xff}", (0, 5)),
         (b"\xef\xbb\xbf{\"a\"}", (0, 7)),
         (b"one\ntwo\n\nth\xffree\n", (2, 11)),
     ] {
-        if body.starts_with(b"[,") {
-            continue; // text: `[` is not followed by `{` or `]`
-        }
         assert_eq!(refused_at(body), at, "{:?}", String::from_utf8_lossy(body));
     }
 }
@@ -173,12 +169,12 @@ fn the_size_of_an_event_is_that_of_its_stored_line() {
     let limits = Limits { max_event_bytes: 20, ..LIMITS };
     let scan = |body: &str| scan(body.to_owned().into(), received(), &limits).map(|lines| lines.records);
     let too_large = |event| Err(BodyError::EventTooLarge { event, limit_bytes: 20 });
-    assert_eq!(scan("{\"a\":\"2345678901234\"}\n"), Ok(1), "exactly 20 bytes");
-    for body in ["{\"a\":\"23456789012345\"}\n", "[{\"a\":\"23456789012345\"}]"] {
+    assert_eq!(scan("{\"a\":\"123456789012\"}\n"), Ok(1), "exactly 20 bytes");
+    for body in ["{\"a\":\"1234567890123\"}\n", "[{\"a\":\"1234567890123\"}]"] {
         assert_eq!(scan(body), too_large(0));
     }
-    assert_eq!(scan("{}{\"a\":\"23456789012345\"}"), too_large(1));
-    assert_eq!(scan("{}\n{\"a\":\"23456789012345\"}\n"), too_large(1));
+    assert_eq!(scan("{}{\"a\":\"1234567890123\"}"), too_large(1));
+    assert_eq!(scan("{}\n{\"a\":\"1234567890123\"}\n"), too_large(1));
     assert_eq!(scan("{\n            \"a\"  :            1\n}"), Ok(1), "white space that is not stored does not count");
     assert_eq!(scan("text"), too_large(0), "the line of JSON counts, not the text");
 }
