@@ -1,5 +1,6 @@
 //! env0-s3-logs
 pub mod batch;
+pub mod chain;
 pub mod config;
 pub mod credentials;
 pub mod flusher;
