@@ -1,6 +1,7 @@
 //! env0-s3-logs
 pub mod backoff;
 pub mod batch;
+pub mod chain;
 pub mod config;
 pub mod credentials;
 pub mod exit_code;
