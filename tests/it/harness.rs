@@ -3,6 +3,7 @@
 // Every test file uses a part of it.
 #![allow(dead_code)]
 
+pub(crate) mod books;
 mod client;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+pub(crate) use books::{Books, event, wait_until_delivered};
 pub(crate) use client::{Answer, Raw, Upload};
 
 use crate::local_aws::LocalAws;
@@ -222,8 +224,16 @@ impl Daemon {
 
     /// SIGTERM, without waiting.
     pub(crate) fn signal_terminate(&self) {
-        let process = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(process, rustix::process::Signal::TERM).unwrap();
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// SIGKILL, without waiting.
+    pub(crate) fn signal_kill(&self) {
+        self.signal(rustix::process::Signal::KILL);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Waits until the process ends by itself.

@@ -6,4 +6,11 @@ mod harness;
 #[path = "../local_aws/mod.rs"]
 mod local_aws;
 
+mod configuration;
+mod crash;
 mod local_aws_itself;
+mod malformed_http;
+mod s3_faults;
+mod sessions;
+mod shutdown;
+mod status_table;
