@@ -1,4 +1,4 @@
-//! env0-s3-logs
+//! (floor plan)
 pub mod backoff;
 pub mod batch;
 pub mod chain;
