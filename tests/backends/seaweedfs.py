@@ -30,6 +30,8 @@ from common import (
 def start(stack, folder, issuer):
     """Starts the server with env0's role, and returns its S3 port."""
     trust, policy = policies("env0", "oidc:")
+    # SeaweedFS refuses a trust policy that names sts:TagSession.
+    trust["Statement"][0]["Action"] = ["sts:AssumeRoleWithWebIdentity"]
     iam = {
         "sts": {"tokenDuration": "1h", "maxSessionLength": "12h", "issuer": "local", "signingKey": "bG9jYWwtc2lnbmluZy1rZXktb2YtMzItYnl0ZXMhIQ=="},
         "providers": [
