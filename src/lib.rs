@@ -1,8 +1,13 @@
 //! env0-s3-logs
+pub mod backoff;
 pub mod batch;
+pub mod chain;
 pub mod config;
 pub mod credentials;
+pub mod exit_code;
 pub mod flusher;
 pub mod ingest;
+pub mod network;
 pub mod s3;
 pub mod spool;
+pub mod status;
