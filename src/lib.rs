@@ -11,3 +11,7 @@ pub mod network;
 pub mod s3;
 pub mod spool;
 pub mod status;
+pub mod cli;
+pub mod daemon;
+pub mod health;
+pub mod telemetry;
