@@ -8,3 +8,5 @@ pub mod ingest;
 pub mod network;
 pub mod s3;
 pub mod spool;
+#[cfg(test)]
+mod testing;
