@@ -3,6 +3,7 @@
 //! The only file that names `aws_sdk_sts`. Uses the identity configured here and no other.
 
 mod candidates;
+mod keys;
 mod sources;
 mod status;
 pub mod token;
