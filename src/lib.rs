@@ -32,10 +32,10 @@
 pub mod cli;
 pub mod daemon;
 
-pub mod ingest;
-pub mod spool;
 pub mod flusher;
+pub mod ingest;
 pub mod s3;
+pub mod spool;
 
 pub mod credentials;
 pub mod network;

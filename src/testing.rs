@@ -265,6 +265,7 @@ pub(crate) fn config(url: &str) -> Config {
         signing_key_file: None,
         shutdown_grace: Duration::from_secs(25),
         log_level: "info".to_owned(),
+        log_filter: None,
         log_format: LogFormat::Json,
         endpoint_url_s3: Some(url.to_owned()),
         endpoint_url_sts: Some(url.to_owned()),
