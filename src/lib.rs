@@ -8,3 +8,4 @@ pub mod ingest;
 pub mod s3;
 pub mod spool;
 pub mod status;
+pub mod telemetry;
