@@ -4,6 +4,7 @@ pub mod config;
 pub mod credentials;
 pub mod exit_code;
 pub mod flusher;
+pub mod health;
 pub mod ingest;
 pub mod s3;
 pub mod spool;

@@ -6,7 +6,7 @@
 use std::sync::OnceLock;
 
 use metrics::{Label, counter, gauge, histogram};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 use crate::status::{Status, Timestamp};
 
@@ -184,14 +184,10 @@ impl Exporter {
     pub fn install() -> &'static Exporter {
         static EXPORTER: OnceLock<Exporter> = OnceLock::new();
         EXPORTER.get_or_init(|| {
-            let builder = PrometheusBuilder::new()
-                .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".to_owned()), BUCKETS_SECONDS)
-                .expect("there are buckets");
-            let recorder = builder.build_recorder();
+            let recorder = recorder();
             let exporter = Exporter(recorder.handle());
             metrics::set_global_recorder(recorder).expect("nothing else in this process collects metrics");
-            METRICS.iter().for_each(create);
-            gauge!("env0_s3_logs_build_info", "version" => VERSION, "revision" => REVISION).set(1.0);
+            create_all();
             exporter
         })
     }
@@ -210,6 +206,17 @@ impl Exporter {
     pub fn upkeep(&self) {
         self.0.run_upkeep();
     }
+}
+
+fn recorder() -> PrometheusRecorder {
+    let durations = Matcher::Suffix("_duration_seconds".to_owned());
+    let builder = PrometheusBuilder::new().set_buckets_for_metric(durations, BUCKETS_SECONDS);
+    builder.expect("there are buckets").build_recorder()
+}
+
+fn create_all() {
+    METRICS.iter().for_each(create);
+    gauge!("env0_s3_logs_build_info", "version" => VERSION, "revision" => REVISION).set(1.0);
 }
 
 /// Describes a metric, and creates each of its series at zero.
@@ -312,11 +319,16 @@ mod tests {
         }
     }
 
-    /// The only test that installs the process's recorder and looks at its numbers.
     #[test]
     fn every_series_is_there_from_the_first_scrape_and_the_text_lints_clean() {
-        let exporter = Exporter::install();
-        let text = exporter.render(&status(), Exposition::Prometheus);
+        let recorder = recorder();
+        let render = |exposition| {
+            metrics::with_local_recorder(&recorder, || {
+                create_all();
+                Exporter(recorder.handle()).render(&status(), exposition)
+            })
+        };
+        let text = render(Exposition::Prometheus);
         for metric in METRICS {
             assert!(text.contains(&format!("# HELP {} {}\n", metric.name, metric.help)), "{}", metric.name);
             let series = text.lines().filter(|line| {
@@ -334,7 +346,7 @@ mod tests {
         assert!(text.contains("env0_s3_logs_upload_failures_total{type=\"env0-audits\",error=\"denied\"} 0\n"));
         lint_with_promtool(&text);
 
-        let text = exporter.render(&status(), Exposition::OpenMetrics);
+        let text = render(Exposition::OpenMetrics);
         assert!(text.contains("# TYPE env0_s3_logs_events_accepted counter\n"));
         assert!(text.contains("env0_s3_logs_events_accepted_total{type=\"env0-audits\"} 7\n"));
         assert!(text.ends_with("\n# EOF\n") && !text.contains("\n\n"));
