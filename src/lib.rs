@@ -1,11 +1,14 @@
-//! env0-s3-logs
+//! (floor plan)
+pub mod backoff;
 pub mod batch;
+pub mod chain;
 pub mod config;
 pub mod credentials;
 pub mod exit_code;
 pub mod flusher;
 pub mod health;
 pub mod ingest;
+pub mod network;
 pub mod s3;
 pub mod spool;
 pub mod status;
