@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderName, HeaderValue};
 use axum::http::{Method, StatusCode};
@@ -15,12 +16,25 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
 use crate::status::Status;
 use crate::telemetry::metrics::{Exporter, Exposition};
 use crate::telemetry::report_suppressed;
 use history::History;
 
+/// A connection that is idle, or sends no whole header, for so long is closed.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Probes, a scraper and a few pages; above it, new connections wait.
+const CONNECTIONS_MAX: usize = 64;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often gathered metrics and counts of repeated log lines are worked off.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 const PAGE: &str = include_str!("health/status.html");
@@ -80,8 +94,31 @@ impl Health {
             .with_state(self.clone())
     }
 
-    /// Keeps the last hour's history, and gathered metrics small. Runs until it is dropped.
-    pub async fn keep(self) {
+    /// Serves `listener` until `stop`; then closes it and what is open.
+    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
+        let mut connections = JoinSet::new();
+        let serve = async {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => drop(connections.spawn(connection(stream, self.router()))),
+                    // Out of file descriptors, as a rule: it passes when a connection ends.
+                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                }
+                while connections.try_join_next().is_some() {}
+                if connections.len() >= CONNECTIONS_MAX {
+                    connections.join_next().await;
+                }
+            }
+        };
+        tokio::select! {
+            () = serve => {}
+            () = self.keep() => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    /// Keeps the last hour's history, and gathered metrics small.
+    async fn keep(&self) {
         let mut ticks = tokio::time::interval(UPKEEP_EVERY);
         loop {
             ticks.tick().await;
@@ -90,6 +127,17 @@ impl Health {
             report_suppressed();
         }
     }
+}
+
+/// One connection, for as long as it keeps asking.
+async fn connection(stream: TcpStream, router: Router) {
+    let service = service_fn(move |request: Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
+    let http = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    // A client that goes away or talks no HTTP is no event of ours.
+    let _ = http.await;
 }
 
 async fn status(State(health): State<Health>, request: Request) -> Response {

@@ -1,4 +1,5 @@
 //! (floor plan)
+pub mod admin;
 pub mod backoff;
 pub mod batch;
 pub mod chain;

@@ -3,7 +3,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use axum::body::Body;
 use chrono::TimeDelta;
 use http_body_util::BodyExt;
-use tower::ServiceExt;
 
 use super::*;
 use crate::batch::LogType;
@@ -179,4 +178,38 @@ fn the_history_holds_an_hour_and_no_more() {
         1,
         "the clock went back"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_served_daemon_can_be_asked_for_its_health_and_its_status_until_it_stops() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (broken, stop) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
+    let serving = tokio::spawn(health(&broken).serve(listener, stop.clone()));
+    let ask =
+        move || tokio::task::spawn_blocking(move || (crate::admin::healthy(address), crate::admin::status(address)));
+
+    let (healthy, status) = ask().await.unwrap();
+    assert!(healthy.is_ok(), "{healthy:?}");
+    assert_eq!(status.unwrap().instance, "instance");
+    broken.store(true, Ordering::Relaxed);
+    let reason = ask().await.unwrap().0.expect_err("healthy").to_string();
+    assert!(reason.contains("500 Internal Server Error [-]spool: stalled for 31 s"), "{reason}");
+    stop.cancel();
+    serving.await.unwrap();
+    assert!(matches!(ask().await.unwrap().0, Err(crate::admin::AskError::Unreachable { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_connections_than_the_limit_wait_and_are_served_in_the_end() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(health(&Arc::default()).serve(listener, stop.clone()));
+    let idle: Vec<_> = (0..CONNECTIONS_MAX).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+    let asked = tokio::task::spawn_blocking(move || crate::admin::healthy(address));
+    drop(idle);
+    asked.await.unwrap().unwrap();
+    stop.cancel();
+    serving.await.unwrap();
 }
