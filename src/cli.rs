@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, Config, ConfigErrors, Loaded, Purpose};
-use crate::{daemon, exit_code, telemetry};
+use crate::{admin, daemon, exit_code, telemetry};
 
 #[derive(Parser)]
 #[command(name = "env0-s3-logs", version, about, disable_help_subcommand = true)]
@@ -109,7 +109,7 @@ fn healthcheck() -> u8 {
             return exit_code::FAILED;
         }
     };
-    match crate::health::ask(address) {
+    match admin::healthy(address) {
         Ok(()) => exit_code::OK,
         Err(reason) => {
             complain(format!("unhealthy: {reason}"));

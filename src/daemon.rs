@@ -18,6 +18,7 @@ use crate::credentials::Credentials;
 use crate::credentials::token::Verifier;
 use crate::exit_code;
 use crate::flusher::{self, Flusher};
+use crate::health::{Check, Health, Sources};
 use crate::ingest::Ingest;
 use crate::ingest::auth::Authenticator;
 use crate::ingest::listener::Listener;
@@ -28,6 +29,7 @@ use crate::spool::disk::OsDisk;
 use crate::spool::manifest::{Destination, LockError};
 use crate::spool::{self, OpenError, Spool};
 use crate::status::{self, DeliveryStatus, Phase, SpoolStatus, Status, Timestamp, TypeStatus};
+use crate::telemetry::metrics::Exporter;
 
 /// After SIGTERM: how long new requests are still taken while load balancers look away.
 const STILL_INGESTING: Duration = Duration::from_secs(1);
@@ -37,6 +39,8 @@ const EXIT_RESERVE: Duration = Duration::from_secs(2);
 const BODIES_SHARE: u32 = 3;
 /// For answers that are on their way when the listeners close.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
+/// A writer that is at one piece of work for so long does not respond.
+const WRITER_STALLED: Duration = Duration::from_secs(30);
 /// A file size limit (`ulimit -f`) is an error of the write, not the end of the process.
 const SIGXFSZ: i32 = 25;
 
@@ -155,6 +159,30 @@ impl Probe {
     }
 }
 
+/// What the admin listener reads.
+fn sources(probe: &Arc<Probe>) -> Sources {
+    let (status, live, ready) = (Arc::clone(probe), Arc::clone(probe), Arc::clone(probe));
+    Sources {
+        status: Box::new(move || status.status()),
+        live: Box::new(move || {
+            let busy = live.writers_busy_for();
+            let stalled = (busy > WRITER_STALLED).then(|| format!("a writer has been at one write for {} s", busy.as_secs()));
+            vec![Check { name: "writers", failure: stalled }]
+        }),
+        ready: Box::new(move || {
+            let phase = ready.phase();
+            let starting = (phase == Phase::Starting).then(|| "the spool is being recovered".to_owned());
+            let draining = (phase == Phase::Draining).then(|| "a signal asked for the end".to_owned());
+            let disk = LogType::ALL.into_iter().find_map(|log_type| ready.parts()?.spool.failing(log_type));
+            vec![
+                Check { name: "started", failure: starting },
+                Check { name: "disk", failure: disk },
+                Check { name: "not-draining", failure: draining },
+            ]
+        }),
+    }
+}
+
 /// What the file system of a folder has left for this user.
 pub fn available_bytes(folder: &Path) -> Option<u64> {
     let statistics = rustix::fs::statvfs(folder).ok()?;
@@ -193,7 +221,7 @@ pub async fn run(loaded: Loaded) -> Result<(), Failure> {
 
     let probe = Probe::new(config.clone());
     let stop_admin = CancellationToken::new();
-    let admin = tokio::spawn(crate::health::serve(admin_socket, probe.clone(), stop_admin.clone()));
+    let admin = tokio::spawn(Health::new(sources(&probe), Exporter::install()).serve(admin_socket, stop_admin.clone()));
 
     let settings = spool_settings(&config);
     let opened = tokio::task::spawn_blocking(move || Spool::open(&settings, Arc::new(OsDisk))).await;

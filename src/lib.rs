@@ -31,6 +31,7 @@
 
 pub mod cli;
 pub mod daemon;
+pub mod drain;
 
 pub mod flusher;
 pub mod ingest;
@@ -44,6 +45,7 @@ pub mod backoff;
 pub mod batch;
 pub mod chain;
 pub mod config;
+pub mod admin;
 pub mod exit_code;
 pub mod status;
 pub mod telemetry;
