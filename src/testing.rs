@@ -9,7 +9,7 @@ use std::time::Duration;
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rsa::{KeyPair, KeySize};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
-use axum::http::{HeaderMap, Request, Response, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use http_body_util::{BodyExt, Full};
@@ -149,13 +149,23 @@ pub(crate) fn sts_session(access_key_id: &str, lifetime: TimeDelta) -> Response<
 }
 
 pub(crate) fn sts_error(status: u16, code: &str, message: &str) -> Response<Bytes> {
-    answer(
+    let mut response = answer(
         status,
         format!(
             "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type>\
              <Code>{code}</Code><Message>{message}</Message></Error><RequestId>sts-request</RequestId></ErrorResponse>"
         ),
-    )
+    );
+    response.headers_mut().insert("x-amzn-requestid", HeaderValue::from_static("sts-request"));
+    response
+}
+
+pub(crate) fn s3_error(status: u16, code: &str, message: &str) -> Response<Bytes> {
+    let body =
+        format!("<Error><Code>{code}</Code><Message>{message}</Message><RequestId>s3-request</RequestId></Error>");
+    let mut response = answer(status, body);
+    response.headers_mut().insert("x-amz-request-id", HeaderValue::from_static("s3-request"));
+    response
 }
 
 /// Signs tokens as env0 does.
