@@ -25,7 +25,7 @@
 //! - Memory does not grow with the backlog.
 //! - Tokens are in memory alone, and in no log, status or metric.
 //!
-//! The modules below stand in the order of the data; imports go down this list of floors:
+//! The modules below stand by floors; imports go down:
 //! `cli` → `daemon`, `preflight`, `verify` → `ingest`, `flusher`, `health` → `s3`, `spool` →
 //! `credentials` → `network`, `chain`, `batch`, `status`, `config`, `telemetry`.
 
@@ -34,22 +34,23 @@ pub mod daemon;
 pub mod drain;
 
 pub mod flusher;
+pub mod health;
 pub mod ingest;
+
 pub mod s3;
 pub mod spool;
 
 pub mod credentials;
 pub mod network;
 
+pub mod admin;
 pub mod backoff;
 pub mod batch;
 pub mod chain;
 pub mod config;
-pub mod admin;
 pub mod exit_code;
 pub mod status;
 pub mod telemetry;
 
-pub mod health;
 #[cfg(test)]
 mod testing;
