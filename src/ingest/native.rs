@@ -50,7 +50,7 @@ impl Protocol for Native {
                 let variable = "ENV0_S3_LOG_MAX_EVENT_BYTES";
                 json!({"error": error, "event": event, "limit": limit_bytes, "variable": variable})
             }
-            Refusal::Body(BodyError::LinesTooLarge { limit_bytes }) => {
+            Refusal::Body(BodyError::TooLarge { limit_bytes } | BodyError::LinesTooLarge { limit_bytes }) => {
                 json!({"error": error, "limit": limit_bytes, "variable": "ENV0_S3_LOG_MAX_BODY_BYTES"})
             }
             Refusal::TooLarge { limit, variable } => json!({"error": error, "limit": limit, "variable": variable}),
