@@ -319,3 +319,6 @@ pub fn by_type(parts: Vec<Part>, decide: impl Fn(Option<LogType>) -> LogType) ->
         },
     })
 }
+
+#[cfg(test)]
+mod tests;
