@@ -7,7 +7,7 @@
 mod events;
 mod redact;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::io::{self, Write};
 
@@ -63,23 +63,41 @@ pub struct Part {
 /// Why a body is refused as a whole. Never holds a byte of the body.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
-    /// 400. `event` counts from 0; `offset` is a byte in the inflated body.
+    /// 400
     #[error("event {event}, byte {offset}: {reason}")]
-    Invalid { event: u64, offset: usize, reason: String },
+    Invalid {
+        /// Which event, from 0.
+        event: u64,
+        /// Which byte of the inflated body.
+        offset: usize,
+        /// What is wrong there.
+        reason: String,
+    },
     /// 413
     #[error("event {event} is larger than {limit_bytes} bytes, the limit that ENV0_S3_LOG_MAX_EVENT_BYTES sets")]
-    EventTooLarge { event: u64, limit_bytes: usize },
+    EventTooLarge {
+        /// Which event, from 0.
+        event: u64,
+        /// [`Limits::max_event_bytes`].
+        limit_bytes: usize,
+    },
     /// 413
     #[error(
         "the body takes more than {limit_bytes} bytes without compression, the limit that ENV0_S3_LOG_MAX_BODY_BYTES sets"
     )]
-    TooLarge { limit_bytes: usize },
+    TooLarge {
+        /// [`Limits::max_body_bytes`].
+        limit_bytes: usize,
+    },
     /// 413
     #[error(
         "the events take more than {limit_bytes} bytes as lines of JSON, the limit that follows from \
          ENV0_S3_LOG_MAX_BODY_BYTES; send fewer in one request"
     )]
-    LinesTooLarge { limit_bytes: usize },
+    LinesTooLarge {
+        /// All stored lines of a request together.
+        limit_bytes: usize,
+    },
 }
 
 impl BodyError {

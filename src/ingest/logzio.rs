@@ -86,3 +86,38 @@ fn with_member(object: &[u8], addition: &str) -> Vec<u8> {
     let is_empty = open.strip_prefix(b"{").is_some_and(|members| members.trim_ascii().is_empty());
     [open, if is_empty { b"" } else { b"," }, addition.as_bytes()].concat()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::protocol::tests::*;
+
+    #[test]
+    fn logzio_events_are_stored_as_sent_and_their_type_or_name_tells_the_log_type() {
+        let lines = [
+            r#"{"message":"a","name":"env0-deployment-logs","type":"x"}"#,
+            r#"{"message":"b","type":"env0-audit-logs"}"#,
+            r#"{"message":"c"}"#,
+        ];
+        let sent = post("/?token=t%2B1&type=env0-audits", &[], lines.join("\n"));
+        let said = [DEPLOYMENTS, AUDITS, AUDITS];
+        assert_eq!(sent.stored(), [0, 1, 2].map(|n| (said[n], lines[n].to_owned())));
+        assert_eq!(sent.token().as_deref(), Some("t+1"));
+        assert_eq!((sent.accepted(3).status, sent.accepted(3).text()), (200, ""));
+    }
+
+    #[test]
+    fn logzio_gives_events_without_a_type_that_of_the_query() {
+        let sent = post("/?type=my%20type", &[], r#"{"message":"a"}{"type":5}{ }"#);
+        assert_eq!(sent.lines(), [r#"{"message":"a","type":"my type"}"#, r#"{"type":5}"#, r#"{ "type":"my type"}"#]);
+    }
+
+    #[test]
+    fn logzio_is_refused_with_counts() {
+        let malformed = post("/?token=t", &[], "{\"a\":1}\n{").refused_body();
+        assert_eq!(malformed.status, 400);
+        assert_eq!((&malformed.json()["malformedLines"], &malformed.json()["successfulLines"]), (&1.into(), &0.into()));
+        let oversized = post("/?token=t", &[], "{\"a\":1}").refused_body_with(&Limits { max_event_bytes: 3, ..LIMITS });
+        assert_eq!((oversized.status, &oversized.json()["oversizedLines"]), (413, &1.into()));
+    }
+}

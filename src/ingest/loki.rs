@@ -186,7 +186,7 @@ fn push_protobuf(push: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> 
             let timestamp = (i128::from(seconds) * 1_000_000_000 + i128::from(nanos)).to_string();
             let stored = Stored {
                 timestamp: &*timestamp,
-                labels: &*labels,
+                labels: &labels,
                 line: &*entry.line,
                 structured_metadata: as_object(&entry.structured_metadata),
                 parsed: as_object(&entry.parsed),
@@ -226,4 +226,87 @@ fn parse_labels(text: &str) -> Option<BTreeMap<String, String>> {
         rest = if after.is_empty() { after } else { after.strip_prefix(',')?.trim_start() };
     }
     Some(labels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::protocol::tests::*;
+
+    #[test]
+    fn loki_json_entries_keep_their_text_labels_and_metadata() {
+        let body = r#"{"streams":[
+            {"stream":{"app":"env0", "x":"\u0041"},"values":[["1795382237933000001","a\u001b[1m"],["2","b",{"trace":"t"}]]},
+            {"values":[["3","c"]],"stream":{"job":"env0-audits"}}]}"#;
+        for content_type in ["application/json; charset=utf-8", "application/x-www-form-urlencoded"] {
+            let sent = post("/loki/api/v1/push", &[("content-type", content_type)], body);
+            assert_eq!(sent.stored(), [
+                (None, r#"{"timestamp":"1795382237933000001","labels":{"app":"env0", "x":"\u0041"},"line":"a\u001b[1m"}"#.to_owned()),
+                (None, r#"{"timestamp":"2","labels":{"app":"env0", "x":"\u0041"},"line":"b","structuredMetadata":{"trace":"t"}}"#.to_owned()),
+                (AUDITS, r#"{"timestamp":"3","labels":{"job":"env0-audits"},"line":"c"}"#.to_owned()),
+            ]);
+            assert_eq!(sent.accepted(3).status, 204);
+        }
+    }
+
+    #[test]
+    fn loki_refuses_json_of_another_shape() {
+        for (body, event, at) in [
+            (r#"{"streams":1}"#, 0, 0),
+            (r#"{"streams":[{"stream":{"a":"b"}}]}"#, 0, 12),
+            (r#"{"streams":[{"stream":"a","values":[]}]}"#, 0, 22),
+            (r#"{"streams":[{"stream":{},"values":[["1","x"],["2"]]}]}"#, 1, 45),
+            (r#"{"streams":[{"stream":{},"values":[[1,"x"]]}]}"#, 0, 35),
+            (r#"{"streams":[5]}"#, 0, 12),
+            ("[1]", 0, 1),
+        ] {
+            let sent = post("/loki/api/v1/push", &[("content-type", "application/json")], body);
+            let Err(BodyError::Invalid { event: found, offset, .. }) = sent.parse_with(&LIMITS) else {
+                panic!("{body}")
+            };
+            assert_eq!((found, offset), (event, at), "{body}");
+            assert_eq!(sent.refused_body().status, 400);
+        }
+    }
+
+    #[test]
+    fn loki_protobuf_gives_the_same_lines_as_json() {
+        let timestamp = field(1, &[0x08, 0x01, 0x10, 0x05]); // 1 s, 5 ns
+        let metadata = field(3, &[field(1, b"trace"), field(2, b"t")].concat());
+        let entry = field(2, &[timestamp, field(2, b"a\x1b \"b\""), metadata].concat());
+        let push = |labels: &str| snappy(&field(1, &[entry.clone(), field(1, labels.as_bytes())].concat()));
+        let line = |labels| {
+            format!(
+                r#"{{"timestamp":"1000000005","labels":{labels},"line":"a\u001b \"b\"","structuredMetadata":{{"trace":"t"}}}}"#
+            )
+        };
+        for (labels, stored, said) in [
+            (r#"{level="info",app="env0"}"#, r#"{"app":"env0","level":"info"}"#, None),
+            (r#"{ a = "1,\"}" , job="env0-deployments", }"#, r#"{"a":"1,\"}","job":"env0-deployments"}"#, DEPLOYMENTS),
+            ("{}", "{}", None),
+            (r#"{a="un"quoted"}"#, r#""{a=\"un\"quoted\"}""#, None),
+        ] {
+            let sent = post("/loki/api/v1/push", &[PROTOBUF_TYPE], push(labels));
+            assert_eq!(sent.stored(), [(said, line(stored))]);
+        }
+        let without_type = post("/loki/api/v1/push", &[], push("{}"));
+        assert_eq!(without_type.lines(), [line("{}")]);
+    }
+
+    #[test]
+    fn loki_judges_what_a_snappy_block_declares_before_it_takes_memory() {
+        let four_gib = [0xff, 0xff, 0xff, 0xff, 0x0f, 0x00];
+        let five_gib = [0xff, 0xff, 0xff, 0xff, 0x1f, 0x00];
+        let too_much = snappy(&vec![0; LIMITS.max_body_bytes + 1]);
+        for body in [&four_gib[..], &five_gib, &too_much] {
+            let sent = post("/loki/api/v1/push", &[PROTOBUF_TYPE], body.to_vec());
+            assert_eq!(sent.parse_with(&LIMITS), Err(BodyError::TooLarge { limit_bytes: LIMITS.max_body_bytes }));
+            assert_eq!(sent.refused_body().status, 413);
+        }
+        for body in
+            [&b"\x05abc"[..], b"{\"streams\":[]}", &snappy(b"\x0a\xff"), &snappy(&field(1, &field(2, &[0x0a, 9])))]
+        {
+            assert_eq!(post("/loki/api/v1/push", &[PROTOBUF_TYPE], body.to_vec()).refused_body().status, 400);
+        }
+    }
 }

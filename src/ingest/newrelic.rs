@@ -98,3 +98,40 @@ fn random_uuid() -> String {
     let hex = format!("{bits:032x}");
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ingest::protocol::tests::*;
+
+    #[test]
+    fn newrelic_takes_both_forms() {
+        let simple = r#"{"deploymentLogId":"d1","level":"info","message":"m","timestamp":1795382237933}"#;
+        for body in [simple.to_owned(), format!("[{simple}]")] {
+            assert_eq!(post("/log/v1/log/v1", &[], body).lines(), [simple]);
+        }
+        let detailed = r#"[{"common":{"attributes":{"service":"env0-audits"}},
+            "logs":[{"message":"a"},{"message":"b","attributes":{"logtype":"env0-deployments"}}]},{"logs":[{"message":"c"}]}]"#;
+        let sent = post("/log/v1", &[("api-key", "k")], detailed);
+        let common = r#""common":{"attributes":{"service":"env0-audits"}}"#;
+        assert_eq!(
+            sent.stored(),
+            [
+                (AUDITS, format!(r#"{{{common},"logs":[{{"message":"a"}}]}}"#)),
+                (
+                    DEPLOYMENTS,
+                    format!(r#"{{{common},"logs":[{{"message":"b","attributes":{{"logtype":"env0-deployments"}}}}]}}"#)
+                ),
+                (None, r#"{"logs":[{"message":"c"}]}"#.to_owned()),
+            ]
+        );
+        assert_eq!(sent.token().as_deref(), Some("k"));
+        assert_eq!(post("/log/v1", &[("x-license-key", "l")], "").token().as_deref(), Some("l"));
+        let accepted = sent.accepted(3);
+        assert_eq!(accepted.status, 202);
+        let id = accepted.json()["requestId"].as_str().unwrap().to_owned();
+        assert_eq!((id.len(), id.as_bytes()[14], id.matches('-').count()), (36, b'4', 4));
+        for body in ["text", r#"{"logs":[1]}"#, r#"[{"message":1},"#] {
+            assert_eq!(post("/log/v1", &[], body).refused_body().status, 400, "{body}");
+        }
+    }
+}

@@ -36,38 +36,57 @@ pub const SUPPORTED_ENCODINGS: &str = "gzip, deflate, zstd";
 /// never hold a byte of the request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// 401. `wrong_type`: good credentials that may not write this log type.
+    /// 401
     #[error("{}", if *wrong_type {
         "these credentials may not write this log type"
     } else {
         "no valid credentials: send an ingest token (ENV0_S3_LOG_INGEST_TOKEN) or an env0 OIDC token, \
          for instance as Authorization: Bearer <token>"
     })]
-    Unauthorized { wrong_type: bool },
+    Unauthorized {
+        /// The credentials are good, but may not write this log type.
+        wrong_type: bool,
+    },
     /// 404
     #[error("unknown path or log type")]
     UnknownPath,
-    /// 405; `allowed` for the `Allow` header.
+    /// 405
     #[error("this path takes {allowed} only")]
-    WrongMethod { allowed: &'static str },
+    WrongMethod {
+        /// For the `Allow` header.
+        allowed: &'static str,
+    },
     /// 400 or 413
     #[error(transparent)]
     Body(#[from] BodyError),
     /// 400: the compressed stream is broken, or the chunks are.
     #[error("the body can't be read: {reason}")]
-    BrokenBody { reason: String },
+    BrokenBody {
+        /// What broke.
+        reason: String,
+    },
     /// 408
     #[error("the body did not arrive in time: at most 30 s without a byte, 5 minutes in all")]
     BodyTimeout,
-    /// 413: `limit` bytes, set by `variable`.
+    /// 413
     #[error("larger than {limit} bytes, the limit that {variable} sets")]
-    TooLarge { limit: usize, variable: &'static str },
+    TooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+        /// The variable that sets it.
+        variable: &'static str,
+    },
     /// 415
     #[error("unsupported Content-Encoding; supported: {SUPPORTED_ENCODINGS}")]
     UnsupportedEncoding,
     /// 503 with `Retry-After`.
     #[error("{reason}; try again in {retry_after_seconds} s")]
-    Unavailable { reason: String, retry_after_seconds: u64 },
+    Unavailable {
+        /// What has to pass.
+        reason: String,
+        /// For `Retry-After`.
+        retry_after_seconds: u64,
+    },
 }
 
 impl Refusal {
@@ -155,14 +174,27 @@ pub trait Protocol: Send + Sync + 'static {
 
 /// Where a request goes.
 pub enum Route {
-    /// Events in `protocol`'s form; `log_type` where the path names it.
-    Events { protocol: &'static dyn Protocol, log_type: Option<LogType> },
-    /// Answered by [`Protocol::alive`], without credentials or body.
-    Alive { protocol: &'static dyn Protocol },
+    /// Events.
+    Events {
+        /// How they are read and answered.
+        protocol: &'static dyn Protocol,
+        /// The log type that the path names.
+        log_type: Option<LogType>,
+    },
+    /// A question whether anyone is there; needs no credentials and has no body.
+    Alive {
+        /// Answers by [`Protocol::alive`].
+        protocol: &'static dyn Protocol,
+    },
     /// `PUT /v1/oidc-token`: hand-over of an env0 OIDC token.
     OidcToken,
-    /// 404 or 405, to be answered by `protocol`.
-    Refused { protocol: &'static dyn Protocol, refusal: Refusal },
+    /// 404 or 405.
+    Refused {
+        /// Answers by [`Protocol::refused`].
+        protocol: &'static dyn Protocol,
+        /// Which of the two.
+        refusal: Refusal,
+    },
 }
 
 /// The paths of the ingest listener. All but the first three may stand behind `/<log type>`.
@@ -321,4 +353,4 @@ pub fn by_type(parts: Vec<Part>, decide: impl Fn(Option<LogType>) -> LogType) ->
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -147,3 +147,58 @@ fn raw(uri: &Uri, body: &[u8], received: DateTime<Utc>, writer: &mut LineWriter)
         writer.serialize(said, &RawEnvelope { timestamp, time, host, source, sourcetype, index, event })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use crate::ingest::protocol::tests::*;
+
+    #[test]
+    fn splunk_envelopes_are_stored_as_sent_and_their_source_tells_the_type() {
+        let deployment =
+            r#"{"source":"env0-deployment-logs-source","sourcetype":"env0-sourcetype","event":{"message":"a"}}"#;
+        let audit = r#"{ "source":"env0-audit-logs-source", "event":"b" }"#;
+        let index = r#"{"index":"env0-audit-logs-index","time":"1795382237.825","event":1}"#;
+        let other = r#"{"fields":{"a":1},"source":5}"#;
+        let sent = post("/services/collector/event/1.0", &[], [deployment, audit, index, other].concat());
+        let expected = [(DEPLOYMENTS, deployment), (AUDITS, audit), (AUDITS, index), (None, other)];
+        assert_eq!(sent.stored(), expected.map(|(said, line)| (said, line.to_owned())));
+        assert_eq!((sent.accepted(4).status, sent.accepted(4).text()), (200, r#"{"text":"Success","code":0}"#));
+    }
+
+    #[test]
+    fn splunk_raw_lines_are_stored_with_what_the_query_says() {
+        let uri = "/services/collector/raw?source=env0-audit-logs-source&host=a%20b&token=never";
+        let sent = post(uri, &[], "one \"1\"\r\n{\"customEnv0EnvironmentVariables\":{\"oidcToken\":\"x\"}}\n{broken");
+        let line = |event: &str| {
+            let about = r#""timestamp":"2026-11-22T21:00:00.123Z","host":"a b","source":"env0-audit-logs-source""#;
+            (AUDITS, format!(r#"{{{about},"event":{event}}}"#))
+        };
+        let redacted = r#"{"customEnv0EnvironmentVariables":{"oidcToken":"[redacted]"}}"#;
+        assert_eq!(sent.stored(), [line(r#""one \"1\"""#), line(redacted), line(r#""{broken""#)]);
+        assert_eq!(sent.token().as_deref(), Some("never"));
+    }
+
+    #[test]
+    fn splunk_is_refused_with_its_own_codes() {
+        for (body, code, event) in [
+            (" ", 5, Value::Null),
+            (r#"{"event":1}{"event":tru}"#, 6, 1.into()),
+            ("text", 6, 0.into()),
+            (r#"{"event":1}{"source":"x"}"#, 12, 1.into()),
+            (r#"{"event":""}"#, 13, 0.into()),
+        ] {
+            let answer = post("/services/collector", &[], body).refused_body();
+            assert_eq!(answer.status, 400);
+            let answer = answer.json();
+            assert_eq!((&answer["code"], &answer["invalid-event-number"]), (&code.into(), &event), "{body}");
+        }
+        let code = |uri, headers: &[_]| post(uri, headers, "").refused(&WRONG_CREDENTIALS).json()["code"].clone();
+        assert_eq!(code("/services/collector", &[]), 2);
+        assert_eq!(code("/services/collector", &[("authorization", "justatoken")]), 3);
+        assert_eq!(code("/services/collector", &[("authorization", "Splunk wrong")]), 4);
+        assert_eq!(code("/services/collector?token=wrong", &[]), 4);
+        assert_eq!(post("/services/collector", &[], "").refused(&busy()).json()["code"], 9);
+    }
+}

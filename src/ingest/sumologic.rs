@@ -97,3 +97,27 @@ impl Protocol for SumoLogic {
         refusal.answer(JSON, json!({"message": refusal.to_string()}).to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::ingest::protocol::tests::*;
+
+    #[test]
+    fn sumologic_events_are_stored_as_sent_or_with_what_the_headers_say() {
+        let uri = "/receiver/v1/http/ZaVnC4dhaV1";
+        let json = r#"{ "level":"info" }"#;
+        let plain = post(uri, &[], json);
+        assert_eq!(plain.lines(), [json]);
+        assert_eq!(plain.token().as_deref(), Some("ZaVnC4dhaV1"));
+        assert_eq!(plain.accepted(1).status, 200);
+        let audits = post(uri, &[("x-sumo-category", "env0-audits")], json);
+        assert_eq!(audits.stored(), [(AUDITS, json.to_owned())]);
+        let described =
+            [("x-sumo-name", "n"), ("x-sumo-host", "h"), ("x-sumo-category", "c/d"), ("x-sumo-fields", "a=b")];
+        let source = r#""_sourceName":"n","_sourceHost":"h","_sourceCategory":"c/d","_fields":"a=b""#;
+        assert_eq!(post(uri, &described, json).lines(), [format!(r#"{{"message":{json},{source}}}"#)]);
+        let text = format!(r#"{{"timestamp":"2026-11-22T21:00:00.123Z","message":"a line",{source}}}"#);
+        assert_eq!(post(uri, &described, "a line\n").lines(), [text]);
+        assert_eq!(post(uri, &[], "{\"a\":").refused_body().status, 400);
+    }
+}

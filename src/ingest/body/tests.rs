@@ -359,7 +359,7 @@ proptest! {
 }
 
 /// Verdict and values of a body against serde_json reading the whole of it.
-fn assert_verdict_of_serde_json(body: &[u8]) {
+pub(crate) fn assert_verdict_of_serde_json(body: &[u8]) {
     use serde_json::value::RawValue;
     if !Events::sniff(body) {
         let text = std::str::from_utf8(body);
