@@ -7,3 +7,4 @@ pub mod flusher;
 pub mod ingest;
 pub mod s3;
 pub mod spool;
+pub mod verify;
