@@ -1,6 +1,6 @@
 //! Object keys read back: which moment and suffix a key names, and where a window of days starts and ends.
 
-use chrono::{NaiveDate, NaiveDateTime};
+use chrono::{NaiveDate, NaiveDateTime, Timelike};
 
 use crate::batch::{Codec, LogType, Suffix};
 
@@ -36,7 +36,8 @@ pub(super) fn parse(folder: &str, key: &str) -> Option<KeyParts> {
     let (suffix, ending) = rest.strip_prefix('_')?.split_at_checked(5)?;
     let codecs = [Codec::None, Codec::Gzip, Codec::Zstd];
     let codec = codecs.into_iter().find(|codec| ending.strip_prefix(".log") == Some(codec.extension()))?;
-    let exact = opened.format(TIME_FORMAT).to_string() == time;
+    // chrono reads a second 60, as a leap second; no clock here writes one.
+    let exact = opened.nanosecond() == 0 && opened.format(TIME_FORMAT).to_string() == time;
     exact.then_some(KeyParts { opened, suffix: suffix.parse().ok()?, codec })
 }
 

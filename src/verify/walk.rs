@@ -148,7 +148,7 @@ impl Walk {
             && !job.wants_lines(&known.metadata)
         {
             self.resumed += 1;
-            return Ok(Task::Known(listed, Box::new(job.from_journal(known))));
+            return Ok(Task::Known(listed, Box::new(job.known(known))));
         }
         Ok(Task::Running(listed, tokio::spawn(job.run())))
     }
@@ -243,7 +243,7 @@ impl Job {
         Ok(Some(self.observed(head.metadata, Content::Archived { sha256: head.sha256 }, outcomes)))
     }
 
-    fn from_journal(&self, Known { metadata, sha256, records }: Known) -> Examined {
+    fn known(&self, Known { metadata, sha256, records }: Known) -> Examined {
         let outcomes = self.outcomes_by_count(&metadata);
         Examined { from_journal: true, ..self.observed(metadata, Content::Read { sha256, records }, outcomes) }
     }
