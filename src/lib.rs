@@ -32,6 +32,7 @@
 pub mod cli;
 pub mod daemon;
 pub mod drain;
+pub mod verify;
 
 pub mod flusher;
 pub mod health;
