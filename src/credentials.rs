@@ -3,10 +3,11 @@
 //! The only file that names `aws_sdk_sts`. Uses the identity configured here and no other.
 
 mod candidates;
+mod keys;
+mod sources;
+mod status;
 pub mod token;
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -16,9 +17,8 @@ use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIden
 use aws_smithy_runtime_api::client::behavior_version::BehaviorVersion;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_smithy_types::retry::RetryConfig;
-use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::{ExposeSecret, SecretString};
-use serde::Serialize;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -26,6 +26,9 @@ use crate::backoff::full_jitter;
 use crate::config::Config;
 use crate::network::{Network, causes};
 use candidates::{Candidates, refresh_at};
+use sources::Sources;
+pub use status::{CredentialsStatus, ExchangeError, TokenStatus};
+use status::{NO_TOKEN_REMEDY, Phase, REFUSAL_CAUSES, UNREACHABLE_REMEDY, rfc3339};
 use token::{OidcToken, Source};
 
 /// What every role allows at least, and so what a too long session is stepped down to.
@@ -36,16 +39,12 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 const SUSPECT_AGE: TimeDelta = TimeDelta::minutes(5);
 /// A session that S3 refuses sooner than this was no better than the one before it: back off.
 const YOUNG_SESSION: TimeDelta = TimeDelta::minutes(1);
+/// Of STS's words.
+const MAX_MESSAGE_CHARS: usize = 500;
+/// Whatever STS says about the length of a session.
+const LEAST_BETWEEN_SESSIONS: Duration = Duration::from_secs(1);
 /// The clock may jump: the plan is made anew at least this often.
 const LONGEST_NAP: Duration = Duration::from_secs(30);
-
-const REFUSAL_CAUSES: &str = "likely causes, in this order: the role's maximum session is shorter than \
-    ENV0_S3_LOG_SESSION_DURATION; the role's trust policy lacks sts:TagSession; its sub or aud condition doesn't match \
-    the token; the account has no OIDC provider for the issuer";
-const NO_TOKEN_REMEDY: &str = "hand one over from an env0 deployment: PUT /v1/oidc-token with ENV0_OIDC_TOKEN as bearer \
-    token; or keep one in ENV0_S3_LOG_OIDC_TOKEN_FILE or behind ENV0_S3_LOG_OIDC_TOKEN_URL";
-const UNREACHABLE_REMEDY: &str = "nothing to do if it passes; else look at the network, the proxy and \
-    ENV0_S3_LOG_AWS_REGION";
 
 /// The way to sessions. Cheap to clone.
 #[derive(Clone)]
@@ -53,12 +52,10 @@ pub struct Credentials(Arc<Inner>);
 
 struct Inner {
     sts: aws_sdk_sts::Client,
-    network: Network,
     role_arn: String,
     session_name: String,
     asked: Duration,
-    token_file: Option<PathBuf>,
-    token_url: Option<SecretString>,
+    sources: Sources,
     state: Mutex<State>,
     session: watch::Sender<Option<Arc<Session>>>,
     wake: Notify,
@@ -96,65 +93,6 @@ struct State {
     /// The session may be the reason for a 403.
     suspect: bool,
     last_suspicion: Option<DateTime<Utc>>,
-}
-
-/// How the last attempt to get a session ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Starting,
-    Holding,
-    NoToken,
-    Refused,
-    Unreachable,
-}
-
-/// What `/status` and `check` say about credentials. Holds no secret.
-#[derive(Debug, Clone, Serialize)]
-pub struct CredentialsStatus {
-    /// As configured.
-    pub role_arn: String,
-    /// In words.
-    pub state: &'static str,
-    /// RFC 3339; `None` when there is no usable session.
-    pub session_expires_at: Option<String>,
-    /// Seconds that sessions are asked for, after a step-down 3600.
-    pub session_duration_seconds: u64,
-    /// What is missing.
-    pub waits_for: Option<String>,
-    /// How to end that.
-    pub remedy: Option<&'static str>,
-    /// Until an exchange succeeds.
-    pub last_error: Option<ExchangeError>,
-    /// At most 16.
-    pub tokens: Vec<TokenStatus>,
-}
-
-/// Why STS gave no session.
-#[derive(Debug, Clone, Serialize)]
-pub struct ExchangeError {
-    /// The token or the role is at fault, rather than the network or STS's load.
-    pub refused: bool,
-    /// STS's own code.
-    pub code: Option<String>,
-    /// For AWS support.
-    pub request_id: Option<String>,
-    /// STS's words.
-    pub message: String,
-    /// RFC 3339, of the first failure in a row.
-    pub since: String,
-}
-
-/// A token, told apart but not told.
-#[derive(Debug, Clone, Serialize)]
-pub struct TokenStatus {
-    /// The beginning of its `sub`.
-    pub subject: Option<String>,
-    /// RFC 3339.
-    pub expires_at: Option<String>,
-    /// `hand-over`, `file`, `url` or `environment`.
-    pub source: &'static str,
-    /// STS refused it; it is tried again after all others.
-    pub set_aside: bool,
 }
 
 struct Metrics {
@@ -195,12 +133,10 @@ impl Credentials {
         }
         let credentials = Credentials(Arc::new(Inner {
             sts: aws_sdk_sts::Client::from_conf(sts.build()),
-            network: network.clone(),
             role_arn: config.role_arn.clone(),
             session_name: format!("env0-s3-logs-{instance_id}"),
             asked: config.session_duration,
-            token_file: config.oidc_token_file.clone(),
-            token_url: config.oidc_token_url.clone(),
+            sources: Sources::new(config, network),
             state: Mutex::new(State {
                 candidates,
                 phase: Phase::Starting,
@@ -253,10 +189,11 @@ impl Credentials {
         let mut state = self.0.lock();
         if explicit {
             tracing::warn!(session.id = session_id, "S3 refused the session as expired or invalid; fetching a new one");
-            state.young_refusals = if age < YOUNG_SESSION { state.young_refusals.saturating_add(1) } else { 0 };
+            let young = age < YOUNG_SESSION.min((session.expires_at - session.obtained_at) / 2);
+            state.young_refusals = if young { state.young_refusals.saturating_add(1) } else { 0 };
             let wait = match state.young_refusals {
-                0 => Duration::ZERO,
-                refusals => full_jitter(refusals, rand::random()),
+                0 | 1 => Duration::ZERO,
+                in_a_row => full_jitter(in_a_row - 1, rand::random()),
             };
             state.not_before = Instant::now() + wait;
             self.0.session.send_replace(None);
@@ -301,7 +238,7 @@ impl Credentials {
         };
         CredentialsStatus {
             role_arn: self.0.role_arn.clone(),
-            state: describe(state.phase, session.is_some()),
+            state: state.phase.describe(session.is_some()),
             session_expires_at: session.map(|session| rfc3339(session.expires_at)),
             session_duration_seconds: state.duration.as_secs(),
             waits_for,
@@ -321,27 +258,10 @@ impl Credentials {
     }
 }
 
-fn describe(phase: Phase, holds_session: bool) -> &'static str {
-    match (phase, holds_session) {
-        (Phase::Holding, true) => "holds a session",
-        (Phase::Starting | Phase::Holding, _) => "fetches a session",
-        (Phase::NoToken, true) => "holds a session, and no token for the next one",
-        (Phase::NoToken, false) => "waits for an OIDC token",
-        (Phase::Refused, true) => "holds a session, and STS refuses the next one",
-        (Phase::Refused, false) => "STS refuses every token at hand",
-        (Phase::Unreachable, true) => "holds a session, and STS is out of reach for the next one",
-        (Phase::Unreachable, false) => "STS is out of reach",
-    }
-}
-
 fn no_token(state: &State) -> String {
     let expired = if state.candidates.all().next().is_some() { " (every one at hand has expired)" } else { "" };
     let problems = state.source_problems.iter().map(|problem| format!("; {problem}")).collect::<String>();
     format!("an OIDC token{expired}{problems}")
-}
-
-fn rfc3339(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::Secs, true)
 }
 
 impl Metrics {
@@ -413,30 +333,11 @@ impl Inner {
         }
     }
 
-    /// Reads the operator's own sources; what fails is told with the state, once.
+    /// What fails is told with the state, and once in the log.
     async fn read_sources(&self) {
-        let mut problems = Vec::new();
-        let mut found = Vec::new();
-        if let Some(path) = &self.token_file {
-            match read_small(path) {
-                Ok(text) => match OidcToken::own(&text, Source::File) {
-                    Some(token) => found.push(token),
-                    None => problems.push("ENV0_S3_LOG_OIDC_TOKEN_FILE: the file is empty".to_owned()),
-                },
-                Err(error) => problems.push(format!("ENV0_S3_LOG_OIDC_TOKEN_FILE: {error}")),
-            }
-        }
-        if let Some(url) = &self.token_url {
-            match self.network.fetch(url.expose_secret()).await {
-                Ok(body) => match token_in(&body) {
-                    Some(token) => found.push(token),
-                    None => problems.push("ENV0_S3_LOG_OIDC_TOKEN_URL: no token in the answer".to_owned()),
-                },
-                Err(error) => problems.push(format!("ENV0_S3_LOG_OIDC_TOKEN_URL: {error}")),
-            }
-        }
+        let (tokens, problems) = self.sources.read().await;
         let mut state = self.lock();
-        for token in found {
+        for token in tokens {
             state.candidates.add(token, Utc::now());
         }
         if state.source_problems != problems && !problems.is_empty() {
@@ -500,7 +401,7 @@ impl Inner {
         state.last_error = None;
         state.failures = 0;
         state.suspect = false;
-        state.not_before = Instant::now();
+        state.not_before = Instant::now() + LEAST_BETWEEN_SESSIONS;
         let expires_at = rfc3339(session.expires_at);
         self.session.send_replace(Some(Arc::new(session)));
         if state.phase == Phase::Holding {
@@ -551,26 +452,6 @@ impl Inner {
     }
 }
 
-/// Blocks, but for a page or two at most, and seldom.
-fn read_small(path: &Path) -> std::io::Result<String> {
-    const MAX_BYTES: u64 = 64 * 1024;
-    let mut text = String::new();
-    std::fs::File::open(path)?.take(MAX_BYTES).read_to_string(&mut text)?;
-    Ok(text)
-}
-
-/// Raw, or JSON with `token`, `value`, `access_token` or `id_token`.
-fn token_in(body: &[u8]) -> Option<OidcToken> {
-    let text = std::str::from_utf8(body).ok()?.trim();
-    if let Ok(serde_json::Value::Object(fields)) = serde_json::from_str(text) {
-        let named =
-            ["token", "value", "access_token", "id_token"].into_iter().find_map(|name| fields.get(name)?.as_str());
-        return OidcToken::own(named?, Source::Url);
-    }
-    let raw = serde_json::from_str::<String>(text);
-    OidcToken::own(raw.as_deref().unwrap_or(text), Source::Url)
-}
-
 impl ExchangeError {
     fn unreachable(message: String) -> ExchangeError {
         ExchangeError { refused: false, code: None, request_id: None, message, since: rfc3339(Utc::now()) }
@@ -584,7 +465,7 @@ impl ExchangeError {
         let code = refusal.code().map(str::to_owned);
         let words = refusal.message().map_or_else(|| causes(refusal), str::to_owned);
         // A validation error repeats what it was given.
-        let message = words.replace(token.expose(), "[token]");
+        let message: String = words.replace(token.expose(), "[token]").chars().take(MAX_MESSAGE_CHARS).collect();
         let transient = match code.as_deref() {
             Some("IDPCommunicationError" | "IDPCommunicationErrorException" | "Throttling" | "ThrottlingException") => {
                 true

@@ -1,23 +1,25 @@
 //! Sealed batch → PUT → gone, or back off and try again. One lane a log type, oldest first; the lanes
 //! share nothing, so that one type's failures never delay the other.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+mod meters;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::backoff;
 use crate::batch::{LogType, Stage, object_key};
-use crate::chain::{ChainEntry, SigningKey};
+use crate::chain::{ChainEntry, Gaps, SigningKey};
 use crate::credentials::Credentials;
 use crate::s3::{Put, PutError, PutErrorKind, S3};
 use crate::spool::folder::Folder;
+use crate::flusher::meters::UploadMeters;
 use crate::spool::{Batch, SealedBatches, Spool};
-use crate::telemetry::UploadMeters;
+use crate::status::{DeliveryStatus, LAST_OBJECTS, ObjectStatus, Outage, Timestamp, Trouble};
 
 /// An attempt may take this long, and its size at [`SLOWEST_BYTES_PER_SECOND`] on top (contract section 5).
 const ATTEMPT_BASE: Duration = Duration::from_secs(30);
@@ -29,8 +31,6 @@ const OUTAGE_AFTER_FAILURES: u32 = 16;
 const RENAMES_MAX: usize = 8;
 /// How long a shutdown waits for a session when there is none.
 const DRAIN_SESSION_WAIT: Duration = Duration::from_secs(5);
-/// Delivered objects that the status shows.
-const LAST_OBJECTS: usize = 10;
 
 /// What every attempt needs.
 pub struct Shared {
@@ -40,36 +40,15 @@ pub struct Shared {
     pub bucket_path: String,
     pub concurrency: usize,
     pub signing_key: Option<SigningKey>,
+    /// Time of each PUT, failed ones included.
+    pub upload_duration: metrics::Histogram,
 }
 
 /// The running lanes.
 pub struct Flusher {
     lanes: JoinSet<()>,
     drain: watch::Sender<Option<Instant>>,
-    states: [Arc<Mutex<LaneState>>; 2],
-}
-
-/// What a lane tells of itself.
-#[derive(Debug, Clone, Default)]
-pub struct LaneState {
-    /// The newest first.
-    pub last_objects: VecDeque<DeliveredObject>,
-    pub failing: Option<Failing>,
-}
-
-/// An object that S3 has.
-#[derive(Debug, Clone)]
-pub struct DeliveredObject {
-    pub key: String,
-    pub bytes: u64,
-    pub at: DateTime<Utc>,
-}
-
-/// Why uploads fail, since when.
-#[derive(Debug, Clone)]
-pub struct Failing {
-    pub since: DateTime<Utc>,
-    pub error: PutError,
+    states: [Arc<Mutex<DeliveryStatus>>; 2],
 }
 
 impl Flusher {
@@ -77,7 +56,7 @@ impl Flusher {
     pub fn start(shared: Shared, sealed: [SealedBatches; 2]) -> Flusher {
         let shared = Arc::new(shared);
         let (drain, drain_receiver) = watch::channel(None);
-        let states: [Arc<Mutex<LaneState>>; 2] = Default::default();
+        let states: [Arc<Mutex<DeliveryStatus>>; 2] = Default::default();
         let mut lanes = JoinSet::new();
         for (log_type, sealed) in LogType::ALL.into_iter().zip(sealed) {
             let lane = Lane {
@@ -108,7 +87,7 @@ impl Flusher {
     }
 
     /// What a log type's lane tells of itself.
-    pub fn states(&self) -> [Arc<Mutex<LaneState>>; 2] {
+    pub fn states(&self) -> [Arc<Mutex<DeliveryStatus>>; 2] {
         self.states.clone()
     }
 }
@@ -138,7 +117,7 @@ struct Lane {
     /// Batches that failed and are not delivered yet.
     failing: usize,
     draining: bool,
-    state: Arc<Mutex<LaneState>>,
+    state: Arc<Mutex<DeliveryStatus>>,
     meters: UploadMeters,
 }
 
@@ -272,10 +251,12 @@ impl Lane {
         let batch = &waiting.batch;
         let key = object_key(&self.shared.bucket_path, self.log_type, &batch.name.batch);
         if matches!(stored, Stored::Delivered) {
-            self.meters.delivered(batch.bytes);
+            self.meters.delivered(batch);
             tracing::debug!(log_type = %self.log_type, s3.key = %key, batch.bytes = batch.bytes, batch.events = batch.name.records, "an object is in the bucket");
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.last_objects.push_front(DeliveredObject { key, bytes: batch.bytes, at: Utc::now() });
+            let mut state = self.state();
+            state.events_uploaded += batch.name.records;
+            state.objects_uploaded += 1;
+            state.last_objects.insert(0, ObjectStatus { key, bytes: batch.bytes, records: batch.name.records, uploaded_at: Timestamp::now() });
             state.last_objects.truncate(LAST_OBJECTS);
         }
         if self.failures >= OUTAGE_AFTER_FAILURES || self.one_at_a_time {
@@ -294,13 +275,17 @@ impl Lane {
         }
     }
 
+    fn state(&self) -> MutexGuard<'_, DeliveryStatus> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn outage_ended(&self) {
-        let ended = self.state.lock().unwrap_or_else(PoisonError::into_inner).failing.take();
-        if let Some(Failing { since, .. }) = ended {
-            let backlog: u64 = self.waiting.values().map(|waiting| waiting.batch.bytes).sum();
-            let outage = (Utc::now() - since).num_seconds();
-            tracing::info!(log_type = %self.log_type, outage.seconds = outage, backlog.bytes = backlog, backlog.batches = self.waiting.len(), "uploads work again");
-        }
+        let mut state = self.state();
+        let Some(Trouble { since, message, .. }) = state.error.take() else { return };
+        let until = Timestamp::now();
+        state.last_outage = Some(Outage { since, until, message });
+        let backlog: u64 = self.waiting.values().map(|waiting| waiting.batch.bytes).sum();
+        tracing::info!(log_type = %self.log_type, outage.seconds = until.seconds_since(since), backlog.bytes = backlog, backlog.batches = self.waiting.len(), "uploads work again");
     }
 
     /// Takes note of a failed PUT; a pause that the error asks for.
@@ -311,16 +296,10 @@ impl Lane {
         if self.failures >= OUTAGE_AFTER_FAILURES {
             self.not_before = Instant::now() + backoff::full_jitter(self.failures - OUTAGE_AFTER_FAILURES + 1, rand::random());
         }
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let since = state.failing.as_ref().map_or_else(Utc::now, |failing| failing.since);
-        let changed = state.failing.as_ref().is_none_or(|failing| failing.error.kind != error.kind);
-        state.failing = Some(Failing { since, error: error.clone() });
-        drop(state);
-        if changed && error.kind != PutErrorKind::NoSession {
-            let remedy = error.kind.remedy();
+        if self.note_trouble(error) && error.kind != PutErrorKind::NoSession {
             tracing::warn!(
-                log_type = %self.log_type, error.kind = error.kind.as_str(), error.code = error.code, aws.request_id = error.request_id, remedy,
-                "uploads fail: {}; events stay in the spool and are tried again", error.message
+                log_type = %self.log_type, error.kind = error.kind.as_str(), error.code = error.code, aws.request_id = error.request_id,
+                remedy = error.kind.remedy(), "uploads fail: {}; events stay in the spool and are tried again", error.message
             );
         }
         match error.kind {
@@ -328,6 +307,26 @@ impl Lane {
             PutErrorKind::SessionRejected | PutErrorKind::NoSession if waiting.attempts <= 1 => Some(Duration::ZERO),
             _ => error.retry_after,
         }
+    }
+}
+
+impl Lane {
+    /// Puts the error into the status; whether that is a change worth a log line.
+    fn note_trouble(&self, error: &PutError) -> bool {
+        let now = Timestamp::now();
+        let mut state = self.state();
+        let before = state.error.take();
+        let changed = before.as_ref().is_none_or(|before| before.code != error.code || before.remedy.as_deref() != Some(error.kind.remedy()));
+        state.error = Some(Trouble {
+            since: before.as_ref().map_or(now, |before| before.since),
+            latest: now,
+            attempts: before.map_or(0, |before| before.attempts) + 1,
+            message: error.message.clone(),
+            remedy: Some(error.kind.remedy().to_owned()),
+            code: error.code.clone(),
+            request_id: error.request_id.clone(),
+        });
+        changed
     }
 }
 
@@ -341,11 +340,11 @@ async fn try_attempt(shared: &Shared, waiting: &mut Waiting) -> Result<Stored, F
     let folder = shared.spool.folder(waiting.batch.log_type);
     let batch = &mut waiting.batch;
     if !waiting.stored {
-        let gaps = folder.gaps();
+        let gaps: Vec<u64> = told_gaps(&folder);
         match send(shared, &folder, batch, &gaps).await {
             Ok(Sent::Now) => on_disk(&folder, batch, move |folder, _| folder.gaps_told(&gaps)).await.map_err(Failure::Disk)?,
             Ok(Sent::Before) => {}
-            Err(Failure::Put(error)) if error.kind.blames_the_bytes() => {
+            Err(Failure::Put(error)) if matches!(error.kind, PutErrorKind::ChecksumRefused | PutErrorKind::FileUnreadable) => {
                 return match on_disk(&folder, batch, quarantine_if_changed).await {
                     Ok(true) => Ok(Stored::Quarantined),
                     Ok(false) => Err(Failure::Put(error)),
@@ -375,7 +374,10 @@ async fn send(shared: &Shared, folder: &Arc<Folder>, batch: &mut Batch, gaps: &[
     loop {
         let first = batch.name.stage == Stage::Sealed;
         on_disk(folder, batch, |folder, batch| folder.set_stage(batch, Stage::Sending)).await.map_err(Failure::Disk)?;
-        let Err(error) = shared.s3.put(&put(shared, folder, batch, gaps)).await else { return Ok(Sent::Now) };
+        let started = Instant::now();
+        let outcome = shared.s3.put(&put(shared, folder, batch, gaps)).await;
+        shared.upload_duration.record(started.elapsed());
+        let Err(error) = outcome else { return Ok(Sent::Now) };
         if error.kind == PutErrorKind::NameTaken && !first {
             tracing::info!(log_type = %batch.log_type, batch.name = %batch.name.batch, "the object is in the bucket already: an earlier attempt had arrived");
             return Ok(Sent::Before);
@@ -389,15 +391,16 @@ async fn send(shared: &Shared, folder: &Arc<Folder>, batch: &mut Batch, gaps: &[
         if first && !error.may_have_arrived {
             on_disk(folder, batch, |folder, batch| folder.set_stage(batch, Stage::Sealed)).await.map_err(Failure::Disk)?;
         }
-        if let Some(session) = error.session {
-            match error.kind {
-                PutErrorKind::SessionRejected => shared.credentials.refused(session, true),
-                PutErrorKind::Denied => shared.credentials.refused(session, false),
-                _ => {}
-            }
-        }
         return Err(Failure::Put(error));
     }
+}
+
+/// The gaps that one object's metadata can tell of.
+fn told_gaps(folder: &Folder) -> Vec<u64> {
+    let mut gaps = folder.gaps();
+    let fit = Gaps::that_fit(&gaps);
+    gaps.retain(|gap| fit.contains(*gap));
+    gaps
 }
 
 fn put(shared: &Shared, folder: &Folder, batch: &Batch, gaps: &[u64]) -> Put {
@@ -411,7 +414,7 @@ fn put(shared: &Shared, folder: &Folder, batch: &Batch, gaps: &[u64]) -> Put {
         records: name.records,
         sha256: name.sha256,
         previous: name.previous,
-        gaps: gaps.to_vec(),
+        gaps: Gaps::that_fit(gaps),
     };
     Put {
         metadata: entry.metadata(shared.signing_key.as_ref()),

@@ -28,7 +28,8 @@ const INFLATE_STEP_BYTES: usize = 256 * 1024;
 /// The largest zstd window, 8 MiB, that RFC 8878 asks a decoder to take.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
-const BODY_VARIABLE: &str = "ENV0_S3_LOG_MAX_BODY_BYTES";
+/// Sets the limit of a body.
+pub const BODY_VARIABLE: &str = "ENV0_S3_LOG_MAX_BODY_BYTES";
 
 /// How a body is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

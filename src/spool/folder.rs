@@ -3,14 +3,16 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
 
 use crate::batch::{BatchName, Codec, LogType, SealedName, Sha256, Sha256Hasher, SpoolName, Stage};
 use crate::spool::disk::{Disk, DiskFile, READ_BUFFER_BYTES};
+use crate::spool::sealer::SealReason;
 use crate::spool::usage::Usage;
+use crate::status::{ChainHead, SpooledStatus, Timestamp};
 use crate::spool::{Batch, QUARANTINE, SealedSender, Settings};
 
 /// Given up when the disk is full, so that a rename can still have the block it may need.
@@ -74,6 +76,10 @@ pub struct Figures {
     pub spooled: AtomicU64,
     /// Batches sealed and not delivered.
     pub batches: AtomicU64,
+    /// By [`SealReason::ALL`].
+    pub sealed: [AtomicU64; SealReason::ALL.len()],
+    /// Milliseconds of the Unix epoch; 0 before the first.
+    pub last_accepted_millis: AtomicI64,
     /// Poisoned files that the sealer has not brought to safety yet; while there are, appends are refused.
     pub salvages: AtomicU64,
 }
@@ -114,14 +120,30 @@ impl Folder {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// For `/status`.
+    pub fn status(&self, chain_instance: &str) -> SpooledStatus {
+        let figures = &self.figures;
+        let count = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        let state = self.state();
+        let last_accepted = DateTime::from_timestamp_millis(figures.last_accepted_millis.load(Ordering::Relaxed));
+        SpooledStatus {
+            events_accepted: count(&figures.accepted),
+            events_recovered: count(&figures.recovered),
+            events_quarantined: count(&figures.quarantined),
+            events_spooled: count(&figures.spooled),
+            spool_bytes: self.usage.used_bytes(self.log_type),
+            batches: count(&figures.batches),
+            oldest_unsent: state.unsent.first().copied().map(Timestamp),
+            last_accepted: last_accepted.filter(|at| at.timestamp_millis() > 0).map(Timestamp),
+            write_error: state.failing.clone(),
+            chain_instance: chain_instance.to_owned(),
+            head: (state.head.sequence > 0).then(|| ChainHead { sequence: state.head.sequence, sha256: state.head.sha256.to_string() }),
+        }
+    }
+
     /// The newest link of the chain.
     pub fn head(&self) -> Head {
         self.state().head
-    }
-
-    /// When the oldest batch that is not in S3 was opened.
-    pub fn oldest_unsent(&self) -> Option<DateTime<Utc>> {
-        self.state().unsent.first().copied()
     }
 
     /// Why appends fail at the moment.
@@ -201,6 +223,13 @@ impl Folder {
             let _ = self.disk.remove(&self.path(&SpoolName::Sealed(sent)));
         }
         Ok(name)
+    }
+
+    /// Counts a sealed batch.
+    pub(super) fn count_sealed(&self, reason: SealReason) {
+        if let Some(index) = SealReason::ALL.iter().position(|known| *known == reason) {
+            self.figures.sealed[index].fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Hands a sealed batch to the flusher; from here on its file is touched only through the stages.
@@ -364,6 +393,7 @@ impl Folder {
     /// Counts events that are durable now.
     pub(super) fn accepted(&self, records: u64) {
         self.figures.accepted.fetch_add(records, Ordering::Relaxed);
+        self.figures.last_accepted_millis.store(Utc::now().timestamp_millis(), Ordering::Relaxed);
         self.figures.spooled.fetch_add(records, Ordering::Relaxed);
     }
 

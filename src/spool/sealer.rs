@@ -105,6 +105,7 @@ pub(super) fn seal(folder: &Folder, closed: &Closed) -> io::Result<()> {
     let rewrite = closed.name.codec != Codec::None || closed.reason == SealReason::DiskError;
     if !rewrite {
         let name = folder.seal(&open, closed.name, closed.records, closed.sha256)?;
+        folder.count_sealed(closed.reason);
         folder.announce(name, closed.bytes);
         return Ok(());
     }
@@ -123,6 +124,7 @@ pub(super) fn seal(folder: &Folder, closed: &Closed) -> io::Result<()> {
     let (name, bytes) = sealed;
     folder.usage().remove(folder.log_type, closed.bytes);
     folder.usage().add(folder.log_type, bytes);
+    folder.count_sealed(closed.reason);
     folder.announce(name, bytes);
     Ok(())
 }
