@@ -122,7 +122,7 @@ mod tests {
             r#"{{"chains":[{{"instance":"i","log_type":"env0-audits","head":{{"sequence":12,"sha256":"{sha256}"}}}}]}}"#
         );
         for text in [&status, &keyed, &report] {
-            assert_eq!(heads_in(text.clone()).unwrap(), [head.clone()], "{text}");
+            assert_eq!(heads_in(text.clone()).unwrap(), std::slice::from_ref(&head), "{text}");
         }
         assert_eq!(heads_in(format!("{status}\n{report}")).unwrap().len(), 2);
     }
