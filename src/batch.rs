@@ -376,7 +376,10 @@ mod tests {
     fn a_key_is_made_of_the_prefix_the_type_and_the_opening() {
         let gzip = BatchName { codec: Codec::Gzip, ..name() };
         assert_eq!(object_key("", LogType::Audits, &name()), "env0-audits/2026/11/22/21:04:05_aB3dE.log");
-        assert_eq!(object_key("a/b", LogType::Deployments, &gzip), "a/b/env0-deployments/2026/11/22/21:04:05_aB3dE.log.gz");
+        assert_eq!(
+            object_key("a/b", LogType::Deployments, &gzip),
+            "a/b/env0-deployments/2026/11/22/21:04:05_aB3dE.log.gz"
+        );
     }
 
     #[test]

@@ -1,1 +1,486 @@
-//! (to come)
+//! OIDC token → session: one exchange at a time, ahead of the session's end (contract section 4).
+//!
+//! The only file that names `aws_sdk_sts`. Uses the identity configured here and no other.
+
+mod candidates;
+mod keys;
+mod sources;
+mod status;
+pub mod token;
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use aws_sdk_sts::error::SdkError;
+use aws_sdk_sts::operation::RequestId;
+use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError;
+use aws_smithy_runtime_api::client::behavior_version::BehaviorVersion;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use aws_smithy_types::retry::RetryConfig;
+use chrono::{DateTime, TimeDelta, Utc};
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::full_jitter;
+use crate::config::Config;
+use crate::network::{Network, causes};
+use candidates::{Candidates, refresh_at};
+use sources::Sources;
+pub use status::{CredentialsStatus, ExchangeError, TokenStatus};
+use status::{NO_TOKEN_REMEDY, Phase, REFUSAL_CAUSES, UNREACHABLE_REMEDY, rfc3339};
+use token::{OidcToken, Source};
+
+/// What every role allows at least, and so what a too long session is stepped down to.
+const STEP_DOWN: Duration = Duration::from_secs(3600);
+/// A whole exchange, beside the connect time-out.
+const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A 403 that isn't about the session may be: tried out on sessions this old, this often.
+const SUSPECT_AGE: TimeDelta = TimeDelta::minutes(5);
+/// A session that S3 refuses sooner than this was no better than the one before it: back off.
+const YOUNG_SESSION: TimeDelta = TimeDelta::minutes(1);
+/// Of STS's words.
+const MAX_MESSAGE_CHARS: usize = 500;
+/// Whatever STS says about the length of a session.
+const LEAST_BETWEEN_SESSIONS: Duration = Duration::from_secs(1);
+/// The clock may jump: the plan is made anew at least this often.
+const LONGEST_NAP: Duration = Duration::from_secs(30);
+
+/// The way to sessions. Cheap to clone.
+#[derive(Clone)]
+pub struct Credentials(Arc<Inner>);
+
+struct Inner {
+    sts: aws_sdk_sts::Client,
+    role_arn: String,
+    session_name: String,
+    asked: Duration,
+    sources: Sources,
+    state: Mutex<State>,
+    session: watch::Sender<Option<Arc<Session>>>,
+    wake: Notify,
+    metrics: Metrics,
+}
+
+/// Temporary AWS credentials. Secrets never show in `Debug`.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// Counts from 1, to say later which session a request was signed with.
+    pub id: u64,
+    /// Not a secret.
+    pub access_key_id: String,
+    /// Signs requests.
+    pub secret_access_key: SecretString,
+    /// Goes with each request.
+    pub session_token: SecretString,
+    obtained_at: DateTime<Utc>,
+    /// The end, by our clock.
+    pub expires_at: DateTime<Utc>,
+}
+
+struct State {
+    candidates: Candidates,
+    phase: Phase,
+    last_error: Option<ExchangeError>,
+    source_problems: Vec<String>,
+    duration: Duration,
+    sessions: u64,
+    failures: u32,
+    young_refusals: u32,
+    not_before: Instant,
+    /// A token came since the last round began.
+    offered: bool,
+    /// The session may be the reason for a 403.
+    suspect: bool,
+    last_suspicion: Option<DateTime<Utc>>,
+}
+
+struct Metrics {
+    succeeded: metrics::Counter,
+    refused: metrics::Counter,
+    failed: metrics::Counter,
+    session_expiry: metrics::Gauge,
+    token_expiry: metrics::Gauge,
+}
+
+impl Metrics {
+    fn new() -> Metrics {
+        let exchanges = |outcome| metrics::counter!("env0_s3_logs_sts_exchanges_total", "outcome" => outcome);
+        Metrics {
+            succeeded: exchanges("succeeded"),
+            refused: exchanges("refused"),
+            failed: exchanges("failed"),
+            session_expiry: metrics::gauge!("env0_s3_logs_credentials_expiry_timestamp_seconds"),
+            token_expiry: metrics::gauge!("env0_s3_logs_oidc_token_expiry_timestamp_seconds"),
+        }
+    }
+}
+
+impl Credentials {
+    /// Starts the background exchange, which ends with `shutdown`. Needs a Tokio runtime.
+    pub fn start(config: &Config, network: &Network, instance_id: &str, shutdown: CancellationToken) -> Credentials {
+        let endpoint = config.endpoint_url_sts.as_deref();
+        let mut sts = aws_sdk_sts::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .region(aws_sdk_sts::config::Region::new(config.aws_region.clone()))
+            .http_client(network.aws(endpoint))
+            .retry_config(RetryConfig::disabled());
+        sts.set_endpoint_url(endpoint.map(str::to_owned));
+        let mut candidates = Candidates::default();
+        if let Some(token) = &config.oidc_token {
+            let token = OidcToken::own(token.expose_secret(), Source::Environment);
+            token.map(|token| candidates.add(token, Utc::now()));
+        }
+        let credentials = Credentials(Arc::new(Inner {
+            sts: aws_sdk_sts::Client::from_conf(sts.build()),
+            role_arn: config.role_arn.clone(),
+            session_name: format!("env0-s3-logs-{instance_id}"),
+            asked: config.session_duration,
+            sources: Sources::new(config, network),
+            state: Mutex::new(State {
+                candidates,
+                phase: Phase::Starting,
+                last_error: None,
+                source_problems: Vec::new(),
+                duration: config.session_duration,
+                sessions: 0,
+                failures: 0,
+                young_refusals: 0,
+                not_before: Instant::now(),
+                offered: false,
+                suspect: false,
+                last_suspicion: None,
+            }),
+            session: watch::Sender::new(None),
+            wake: Notify::new(),
+            metrics: Metrics::new(),
+        }));
+        let inner = Arc::clone(&credentials.0);
+        tokio::spawn(async move {
+            shutdown.run_until_cancelled(inner.keep_a_session()).await;
+        });
+        credentials
+    }
+
+    /// The current session, unless it has ended by our clock.
+    pub fn session(&self) -> Option<Arc<Session>> {
+        self.0.session.borrow().clone().filter(|session| Utc::now() < session.expires_at)
+    }
+
+    /// Resolves as soon as there is a session.
+    pub async fn wait_session(&self) -> Arc<Session> {
+        let mut changes = self.0.session.subscribe();
+        loop {
+            changes.mark_unchanged();
+            if let Some(session) = self.session() {
+                return session;
+            }
+            // The sender lives as long as `self`.
+            let _ = changes.changed().await;
+        }
+    }
+
+    /// S3 refused a request signed with the session `session_id`: `explicit`ly as expired or invalid,
+    /// or by any other 403. A session that was replaced meanwhile is left alone.
+    pub fn refused(&self, session_id: u64, explicit: bool) {
+        let now = Utc::now();
+        let Some(session) = self.0.session.borrow().clone().filter(|session| session.id == session_id) else { return };
+        let age = now - session.obtained_at;
+        let mut state = self.0.lock();
+        if explicit {
+            tracing::warn!(session.id = session_id, "S3 refused the session as expired or invalid; fetching a new one");
+            let young = age < YOUNG_SESSION.min((session.expires_at - session.obtained_at) / 2);
+            state.young_refusals = if young { state.young_refusals.saturating_add(1) } else { 0 };
+            let wait = match state.young_refusals {
+                0 | 1 => Duration::ZERO,
+                in_a_row => full_jitter(in_a_row - 1, rand::random()),
+            };
+            state.not_before = Instant::now() + wait;
+            self.0.session.send_replace(None);
+            self.0.metrics.session_expiry.set(0.0);
+        } else {
+            let lately = state.last_suspicion.is_some_and(|last| now - last < SUSPECT_AGE);
+            if age < SUSPECT_AGE || lately || state.suspect {
+                return;
+            }
+            state.suspect = true;
+            state.last_suspicion = Some(now);
+        }
+        drop(state);
+        self.0.wake.notify_one();
+    }
+
+    /// Takes in a token that was handed over and verified. False when it is at hand already.
+    pub fn offer(&self, token: OidcToken) -> bool {
+        let mut state = self.0.lock();
+        if !state.candidates.add(token, Utc::now()) {
+            return false;
+        }
+        self.0.metrics.show_tokens(&state);
+        state.offered = true;
+        if state.failures > 0 {
+            state.not_before = Instant::now();
+        }
+        drop(state);
+        self.0.wake.notify_one();
+        true
+    }
+
+    /// A snapshot for people.
+    pub fn status(&self) -> CredentialsStatus {
+        let session = self.session();
+        let state = self.0.lock();
+        let (waits_for, remedy) = match state.phase {
+            Phase::Starting | Phase::Holding => (None, None),
+            Phase::NoToken => (Some(no_token(&state)), Some(NO_TOKEN_REMEDY)),
+            Phase::Refused => (Some("a token or a trust policy that STS accepts".to_owned()), Some(REFUSAL_CAUSES)),
+            Phase::Unreachable => (Some("STS to answer".to_owned()), Some(UNREACHABLE_REMEDY)),
+        };
+        CredentialsStatus {
+            role_arn: self.0.role_arn.clone(),
+            state: state.phase.describe(session.is_some()),
+            session_expires_at: session.map(|session| rfc3339(session.expires_at)),
+            session_duration_seconds: state.duration.as_secs(),
+            waits_for,
+            remedy,
+            last_error: state.last_error.clone(),
+            tokens: state
+                .candidates
+                .all()
+                .map(|(token, set_aside)| TokenStatus {
+                    subject: token.shortened_subject(),
+                    expires_at: token.expires_at.map(rfc3339),
+                    source: token.source.as_str(),
+                    set_aside,
+                })
+                .collect(),
+        }
+    }
+}
+
+fn no_token(state: &State) -> String {
+    let expired = if state.candidates.all().next().is_some() { " (every one at hand has expired)" } else { "" };
+    let problems = state.source_problems.iter().map(|problem| format!("; {problem}")).collect::<String>();
+    format!("an OIDC token{expired}{problems}")
+}
+
+impl Metrics {
+    fn show_tokens(&self, state: &State) {
+        self.token_expiry.set(state.candidates.last_expiry().map_or(0.0, |end| end.timestamp() as f64));
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    async fn keep_a_session(&self) {
+        loop {
+            let wait = self.until_next_exchange();
+            if wait.is_zero() {
+                self.exchange_any().await;
+            } else {
+                tokio::select! {
+                    () = tokio::time::sleep(wait.min(LONGEST_NAP)) => {}
+                    () = self.wake.notified() => {}
+                }
+            }
+        }
+    }
+
+    fn until_next_exchange(&self) -> Duration {
+        let state = self.lock();
+        let backoff = state.not_before.saturating_duration_since(Instant::now());
+        let session = self.session.borrow();
+        let refresh = match session.as_ref().filter(|_| !state.suspect) {
+            Some(session) => refresh_at(session.obtained_at, session.expires_at, state.candidates.last_expiry()),
+            None => return backoff,
+        };
+        backoff.max((refresh - Utc::now()).to_std().unwrap_or_default())
+    }
+
+    /// Asks STS about each token in turn, until one is taken or STS can't be asked.
+    async fn exchange_any(&self) {
+        self.read_sources().await;
+        let tokens = {
+            let mut state = self.lock();
+            state.offered = false;
+            state.candidates.in_order(Utc::now())
+        };
+        let mut phase = Phase::NoToken;
+        for token in tokens {
+            match self.exchange(&token).await {
+                Ok(session) => return self.hold(session, &token),
+                Err(error) => {
+                    phase = if error.refused { Phase::Refused } else { Phase::Unreachable };
+                    self.note(&token, error);
+                    if phase == Phase::Unreachable {
+                        break;
+                    }
+                }
+            }
+        }
+        let mut state = self.lock();
+        state.failures = state.failures.saturating_add(1);
+        if !state.offered {
+            state.not_before = Instant::now() + full_jitter(state.failures, rand::random());
+        }
+        self.metrics.show_tokens(&state);
+        if state.phase != phase {
+            state.phase = phase;
+            self.log(&state);
+        }
+    }
+
+    /// What fails is told with the state, and once in the log.
+    async fn read_sources(&self) {
+        let (tokens, problems) = self.sources.read().await;
+        let mut state = self.lock();
+        for token in tokens {
+            state.candidates.add(token, Utc::now());
+        }
+        if state.source_problems != problems && !problems.is_empty() {
+            tracing::warn!("a configured source gives no OIDC token: {}", problems.join("; "));
+        }
+        state.source_problems = problems;
+    }
+
+    async fn exchange(&self, token: &OidcToken) -> Result<Session, ExchangeError> {
+        let duration = self.lock().duration;
+        let error = match self.ask(token, duration).await {
+            Err(error) if duration > STEP_DOWN && error.may_be_the_duration() => error,
+            other => return other,
+        };
+        let session = self.ask(token, STEP_DOWN).await.map_err(|_| error)?;
+        self.lock().duration = STEP_DOWN;
+        tracing::warn!(
+            session.asked_seconds = self.asked.as_secs(),
+            session.duration_seconds = STEP_DOWN.as_secs(),
+            "the role's maximum session is shorter than ENV0_S3_LOG_SESSION_DURATION: sessions of 3600 s from now on; \
+             raise the role's maximum session duration, or lower the variable"
+        );
+        Ok(session)
+    }
+
+    async fn ask(&self, token: &OidcToken, duration: Duration) -> Result<Session, ExchangeError> {
+        let request = self
+            .sts
+            .assume_role_with_web_identity()
+            .role_arn(&self.role_arn)
+            .role_session_name(&self.session_name)
+            .duration_seconds(i32::try_from(duration.as_secs()).unwrap_or(i32::MAX))
+            .web_identity_token(token.expose());
+        let answer = match tokio::time::timeout(EXCHANGE_TIMEOUT, request.send()).await {
+            Ok(answer) => answer.map_err(|error| ExchangeError::new(&error, token))?,
+            Err(_) => return Err(ExchangeError::unreachable("no answer from STS within 30 s".to_owned())),
+        };
+        let keys = answer.credentials().ok_or_else(|| ExchangeError::unreachable("STS sent no session".to_owned()))?;
+        let obtained_at = Utc::now();
+        let asked_end = obtained_at + duration;
+        // An end that is over already means that our clock is ahead: what was asked is what counts then.
+        let end = DateTime::from_timestamp(keys.expiration().secs(), 0).filter(|end| *end > obtained_at);
+        Ok(Session {
+            id: 0,
+            access_key_id: keys.access_key_id().to_owned(),
+            secret_access_key: keys.secret_access_key().into(),
+            session_token: keys.session_token().into(),
+            obtained_at,
+            expires_at: end.map_or(asked_end, |end| end.min(asked_end)),
+        })
+    }
+
+    fn hold(&self, mut session: Session, token: &OidcToken) {
+        self.metrics.succeeded.increment(1);
+        self.metrics.session_expiry.set(session.expires_at.timestamp() as f64);
+        let mut state = self.lock();
+        state.candidates.judged(token, false);
+        self.metrics.show_tokens(&state);
+        state.sessions += 1;
+        session.id = state.sessions;
+        state.last_error = None;
+        state.failures = 0;
+        state.suspect = false;
+        state.not_before = Instant::now() + LEAST_BETWEEN_SESSIONS;
+        let expires_at = rfc3339(session.expires_at);
+        self.session.send_replace(Some(Arc::new(session)));
+        if state.phase == Phase::Holding {
+            tracing::debug!(session.id = state.sessions, session.expires_at = %expires_at, "replaced the session");
+        } else {
+            state.phase = Phase::Holding;
+            let source = token.source.as_str();
+            tracing::info!(session.expires_at = %expires_at, token.source = source, "STS gave a session for the role");
+        }
+    }
+
+    fn note(&self, token: &OidcToken, mut error: ExchangeError) {
+        if error.refused { &self.metrics.refused } else { &self.metrics.failed }.increment(1);
+        let mut state = self.lock();
+        if error.refused {
+            state.candidates.judged(token, true);
+        }
+        if let Some(earlier) = &state.last_error {
+            error.since.clone_from(&earlier.since);
+        }
+        state.last_error = Some(error);
+    }
+
+    fn log(&self, state: &State) {
+        let until = self.session.borrow().as_ref().map(|session| rfc3339(session.expires_at));
+        let until = until.as_deref().unwrap_or("none");
+        match (state.phase, &state.last_error) {
+            (Phase::NoToken, _) => tracing::warn!(
+                session.expires_at = until,
+                "waiting for {}; events stay in the spool meanwhile; {NO_TOKEN_REMEDY}",
+                no_token(state)
+            ),
+            (Phase::Refused, Some(error)) => tracing::error!(
+                session.expires_at = until,
+                sts.code = error.code.as_deref().unwrap_or("none"),
+                sts.request_id = error.request_id.as_deref().unwrap_or("none"),
+                "STS refuses every token at hand: {}; {REFUSAL_CAUSES}",
+                error.message
+            ),
+            (Phase::Unreachable, Some(error)) => tracing::warn!(
+                session.expires_at = until,
+                sts.code = error.code.as_deref().unwrap_or("none"),
+                "no session from STS for now, trying again: {}",
+                error.message
+            ),
+            _ => {}
+        }
+    }
+}
+
+impl ExchangeError {
+    fn unreachable(message: String) -> ExchangeError {
+        ExchangeError { refused: false, code: None, request_id: None, message, since: rfc3339(Utc::now()) }
+    }
+
+    fn new(error: &SdkError<AssumeRoleWithWebIdentityError>, token: &OidcToken) -> ExchangeError {
+        let Some(refusal) = error.as_service_error() else {
+            return ExchangeError::unreachable(causes(error));
+        };
+        let status = error.raw_response().map_or(0, |response| response.status().as_u16());
+        let code = refusal.code().map(str::to_owned);
+        let words = refusal.message().map_or_else(|| causes(refusal), str::to_owned);
+        // A validation error repeats what it was given.
+        let message: String = words.replace(token.expose(), "[token]").chars().take(MAX_MESSAGE_CHARS).collect();
+        let transient = match code.as_deref() {
+            Some("IDPCommunicationError" | "IDPCommunicationErrorException" | "Throttling" | "ThrottlingException") => {
+                true
+            }
+            Some("RequestLimitExceeded" | "TooManyRequestsException" | "RegionDisabledException") => true,
+            Some("InvalidIdentityToken" | "InvalidIdentityTokenException") => message.contains("verification key"),
+            None => true,
+            Some(_) => status == 429 || status >= 500,
+        };
+        let request_id = error.request_id().map(str::to_owned);
+        ExchangeError { refused: !transient, code, request_id, message, since: rfc3339(Utc::now()) }
+    }
+
+    /// The words don't always name the duration.
+    fn may_be_the_duration(&self) -> bool {
+        self.refused && (self.code.as_deref() == Some("AccessDenied") || self.message.contains("DurationSeconds"))
+    }
+}

@@ -1,2 +1,487 @@
-//! (to come)
+//! The bucket: one PUT an attempt, and what its failure means. The only file that names `aws_sdk_s3`.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use aws_credential_types::Credentials as Keys;
+use aws_sdk_s3::config::{
+    Builder, IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    StalledStreamProtectionConfig, timeout::TimeoutConfig,
+};
+use aws_sdk_s3::error::SdkError;
+use aws_sdk_s3::operation::RequestId;
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{BucketLocationConstraint, ServerSideEncryption, StorageClass};
+use aws_smithy_runtime_api::client::behavior_version::BehaviorVersion;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use aws_smithy_types::retry::RetryConfig;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use chrono::{DateTime, Utc};
+use secrecy::ExposeSecret;
+
+use crate::batch::Sha256;
+use crate::config::Config;
+use crate::credentials::{Credentials, Session};
+use crate::network::{Network, causes, chain, never_connected};
+
 pub mod read;
+
+/// Of the file that is sent, at once in memory.
+const READ_BUFFER_BYTES: usize = 256 * 1024;
+/// For the small question of `check`.
+const LOCATE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The bucket, by the session at hand. Cheap to clone.
+#[derive(Clone)]
+pub struct S3(Arc<Inner>);
+
+struct Inner {
+    client: aws_sdk_s3::Client,
+    credentials: Credentials,
+    bucket: String,
+    storage_class: Option<StorageClass>,
+    kms_key_id: Option<String>,
+    bucket_owner: Option<String>,
+    tags: Option<String>,
+    other_than_aws: bool,
+    overwrite_prevented: AtomicBool,
+}
+
+/// One object to be written.
+#[derive(Debug, Clone)]
+pub struct Put {
+    /// The object's key.
+    pub key: String,
+    /// The object's body, streamed.
+    pub file: PathBuf,
+    /// The file's length.
+    pub bytes: u64,
+    /// The file's hash: S3 refuses anything else.
+    pub sha256: Sha256,
+    /// User metadata, names without `x-amz-meta-`.
+    pub metadata: Vec<(&'static str, String)>,
+    /// Of the whole attempt.
+    pub timeout: Duration,
+}
+
+/// Why an attempt failed, and what is known after it.
+#[derive(Debug, Clone)]
+pub struct PutError {
+    /// What to do about it.
+    pub kind: PutErrorKind,
+    /// Whether the object may be in the bucket nevertheless (contract section 1).
+    pub may_have_arrived: bool,
+    /// What the answer's `Retry-After` asks for.
+    pub retry_after: Option<Duration>,
+    /// HTTP status, where there was an answer.
+    pub status: Option<u16>,
+    /// S3's own code.
+    pub code: Option<String>,
+    /// For AWS support.
+    pub request_id: Option<String>,
+    /// What happened, in a sentence.
+    pub message: String,
+    /// The session that signed the request.
+    pub session: Option<u64>,
+}
+
+impl fmt::Display for PutError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for PutError {}
+
+/// The closed set of failures; the label of `upload_failures_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PutErrorKind {
+    /// Nothing to sign with: no attempt was made.
+    NoSession,
+    /// 412: an object with this key exists.
+    NameTaken,
+    /// 409: another request for this key is under way.
+    Conflict,
+    /// No answer in time.
+    Timeout,
+    /// DNS, TCP, TLS, proxy, or a connection that broke.
+    Unreachable,
+    /// The session has expired, or isn't known to S3.
+    SessionRejected,
+    /// Any other 403.
+    Denied,
+    /// The KMS key refuses.
+    KmsDenied,
+    /// There is no such bucket.
+    NoSuchBucket,
+    /// The bucket is in another region.
+    WrongRegion,
+    /// Our clock and S3's differ by too much.
+    ClockSkew,
+    /// Too many requests.
+    Throttled,
+    /// The body that came in isn't the body that was meant.
+    ChecksumRefused,
+    /// The file can't be read, or hasn't the length it should have.
+    FileUnreadable,
+    /// Any other 5xx.
+    ServerError,
+    /// Anything else.
+    Other,
+}
+
+impl PutErrorKind {
+    /// Every kind.
+    pub const ALL: [PutErrorKind; 16] = {
+        use PutErrorKind::*;
+        [
+            NoSession,
+            NameTaken,
+            Conflict,
+            Timeout,
+            Unreachable,
+            SessionRejected,
+            Denied,
+            KmsDenied,
+            NoSuchBucket,
+            WrongRegion,
+            ClockSkew,
+            Throttled,
+            ChecksumRefused,
+            FileUnreadable,
+            ServerError,
+            Other,
+        ]
+    };
+
+    /// The label in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PutErrorKind::NoSession => "no_session",
+            PutErrorKind::NameTaken => "name_taken",
+            PutErrorKind::Conflict => "conflict",
+            PutErrorKind::Timeout => "timeout",
+            PutErrorKind::Unreachable => "unreachable",
+            PutErrorKind::SessionRejected => "session_rejected",
+            PutErrorKind::Denied => "denied",
+            PutErrorKind::KmsDenied => "kms_denied",
+            PutErrorKind::NoSuchBucket => "no_such_bucket",
+            PutErrorKind::WrongRegion => "wrong_region",
+            PutErrorKind::ClockSkew => "clock_skew",
+            PutErrorKind::Throttled => "throttled",
+            PutErrorKind::ChecksumRefused => "checksum_refused",
+            PutErrorKind::FileUnreadable => "file_unreadable",
+            PutErrorKind::ServerError => "server_error",
+            PutErrorKind::Other => "other",
+        }
+    }
+
+    /// What an operator can do about it.
+    pub fn remedy(self) -> &'static str {
+        match self {
+            PutErrorKind::NoSession => "see the credentials in /status",
+            PutErrorKind::NameTaken | PutErrorKind::Conflict => "nothing: it is solved without help",
+            PutErrorKind::Timeout | PutErrorKind::Unreachable => {
+                "nothing if it passes; else look at DNS, firewall, proxy (HTTPS_PROXY, NO_PROXY), private CA (AWS_CA_BUNDLE)"
+            }
+            PutErrorKind::SessionRejected => "nothing if it passes: a new session is fetched; else look at the clock",
+            PutErrorKind::Denied => {
+                "allow the role s3:PutObject on the bucket's objects (and s3:PutObjectTagging for ENV0_S3_LOG_OBJECT_TAGS); \
+                 look for a denial in the bucket's policy, ENV0_S3_LOG_EXPECTED_BUCKET_OWNER, and the bucket's name"
+            }
+            PutErrorKind::KmsDenied => "allow the role kms:GenerateDataKey on the key, and see that the key is enabled",
+            PutErrorKind::NoSuchBucket => "see ENV0_S3_LOG_BUCKET_NAME, or make the bucket",
+            PutErrorKind::WrongRegion => "set ENV0_S3_LOG_AWS_REGION to the bucket's region",
+            PutErrorKind::ClockSkew => "set this machine's clock right",
+            PutErrorKind::Throttled | PutErrorKind::ServerError => "nothing: it is tried again",
+            PutErrorKind::ChecksumRefused => "look at the disk and the network: the bytes changed on the way",
+            PutErrorKind::FileUnreadable => "look at the spool's disk",
+            PutErrorKind::Other => "look at the code and the message",
+        }
+    }
+}
+
+/// What `GetBucketLocation` told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BucketRegion {
+    /// The bucket's region.
+    Known(String),
+    /// A store that isn't AWS answered, but without a region: no failure.
+    NotTold,
+}
+
+/// Why the bucket's region isn't known.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct LocateError {
+    /// What to do about it.
+    pub kind: PutErrorKind,
+    /// HTTP status, where there was an answer.
+    pub status: Option<u16>,
+    /// S3's own code.
+    pub code: Option<String>,
+    /// For AWS support.
+    pub request_id: Option<String>,
+    /// What happened, in a sentence.
+    pub message: String,
+}
+
+impl S3 {
+    /// Needs a Tokio runtime. Makes no request yet.
+    pub fn new(config: &Config, network: &Network, credentials: Credentials) -> S3 {
+        let endpoint = config.endpoint_url_s3.as_deref();
+        // No retries, no time-outs, no guard against stalled streams: the flusher's own rules hold
+        // (an attempt that may have arrived has to be known as such), and `put` bounds each attempt.
+        let mut client = Builder::new()
+            .behavior_version(BehaviorVersion::latest())
+            .region(Region::new(config.aws_region.clone()))
+            .http_client(network.aws(endpoint))
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(TimeoutConfig::disabled())
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .identity_cache(IdentityCache::no_cache())
+            .force_path_style(config.force_path_style)
+            .disable_s3_express_session_auth(true)
+            // With the checksum given, `WhenRequired` sends the body as it is: no aws-chunked, no trailer.
+            .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+        client.set_endpoint_url(endpoint.map(str::to_owned));
+        S3(Arc::new(Inner {
+            client: aws_sdk_s3::Client::from_conf(client.build()),
+            credentials,
+            bucket: config.bucket_name.clone(),
+            storage_class: config.storage_class.as_deref().map(StorageClass::from),
+            kms_key_id: config.sse_kms_key_id.clone(),
+            bucket_owner: config.expected_bucket_owner.clone(),
+            tags: config.object_tags.clone(),
+            other_than_aws: endpoint.is_some(),
+            overwrite_prevented: AtomicBool::new(true),
+        }))
+    }
+
+    /// One attempt at one `PutObject`, refused where the key exists already. Never repeated here but
+    /// in one case: a store that isn't AWS and has no `If-None-Match` (it stored nothing then) is
+    /// asked again without it, and from then on.
+    ///
+    /// Tells the credentials where the session is the reason of a refusal, or may be.
+    pub async fn put(&self, put: &Put) -> Result<(), PutError> {
+        let Some(session) = self.0.credentials.session() else {
+            return Err(PutError::before(PutErrorKind::NoSession, "there is no session to sign with".to_owned()));
+        };
+        let prevent = self.0.overwrite_prevented.load(Ordering::Relaxed);
+        let mut outcome = self.attempt(put, &session, prevent).await;
+        if prevent && self.0.other_than_aws && matches!(&outcome, Err(error) if error.lacks_the_condition()) {
+            if self.0.overwrite_prevented.swap(false, Ordering::Relaxed) {
+                tracing::warn!(
+                    "the store at AWS_ENDPOINT_URL_S3 doesn't know If-None-Match: from now on nothing prevents that an \
+                     object of the same key is overwritten"
+                );
+            }
+            outcome = self.attempt(put, &session, false).await;
+        }
+        outcome.map_err(|error| PutError { session: Some(session.id), ..error }).inspect_err(|error| match error.kind {
+            PutErrorKind::SessionRejected => self.0.credentials.refused(session.id, true),
+            _ if error.status == Some(403) => self.0.credentials.refused(session.id, false),
+            _ => {}
+        })
+    }
+
+    async fn attempt(&self, put: &Put, session: &Session, prevent_overwrite: bool) -> Result<(), PutError> {
+        let unreadable = |reason: String| PutError::before(PutErrorKind::FileUnreadable, reason);
+        let length =
+            std::fs::metadata(&put.file).map_err(|error| unreadable(format!("the file can't be read: {error}")))?.len();
+        if length != put.bytes {
+            return Err(unreadable(format!("the file has {length} bytes instead of {}", put.bytes)));
+        }
+        let body = ByteStream::read_from().path(&put.file).buffer_size(READ_BUFFER_BYTES).build().await;
+        let body = body.map_err(|error| unreadable(format!("the file can't be read: {}", causes(&error))))?;
+        let metadata = put.metadata.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let inner = &self.0;
+        let request = inner
+            .client
+            .put_object()
+            .bucket(&inner.bucket)
+            .key(&put.key)
+            .set_if_none_match(prevent_overwrite.then(|| "*".to_owned()))
+            .content_type("application/x-ndjson")
+            .checksum_sha256(STANDARD.encode(put.sha256.0))
+            .set_metadata(Some(metadata))
+            .set_storage_class(inner.storage_class.clone())
+            .set_server_side_encryption(inner.kms_key_id.as_ref().map(|_| ServerSideEncryption::AwsKms))
+            .set_ssekms_key_id(inner.kms_key_id.clone())
+            .set_expected_bucket_owner(inner.bucket_owner.clone())
+            .set_tagging(inner.tags.clone())
+            .body(body)
+            .customize()
+            .config_override(Builder::new().credentials_provider(keys(session)));
+        match tokio::time::timeout(put.timeout, request.send()).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(PutError::of(&error)),
+            Err(_) => Err(PutError {
+                may_have_arrived: true,
+                ..PutError::before(PutErrorKind::Timeout, format!("no answer within {} s", put.timeout.as_secs()))
+            }),
+        }
+    }
+
+    /// Where the bucket is, by `GetBucketLocation`.
+    pub async fn bucket_region(&self) -> Result<BucketRegion, LocateError> {
+        let Some(session) = self.0.credentials.session() else {
+            let error = PutError::before(PutErrorKind::NoSession, "there is no session to sign with".to_owned());
+            return Err(error.into());
+        };
+        let request = self
+            .0
+            .client
+            .get_bucket_location()
+            .bucket(&self.0.bucket)
+            .set_expected_bucket_owner(self.0.bucket_owner.clone())
+            .customize()
+            .config_override(Builder::new().credentials_provider(keys(&session)));
+        let Ok(answer) = tokio::time::timeout(LOCATE_TIMEOUT, request.send()).await else {
+            return Err(PutError::before(PutErrorKind::Timeout, "no answer within 30 s".to_owned()).into());
+        };
+        match answer {
+            Ok(location) => Ok(region_of(location.location_constraint(), self.0.other_than_aws)),
+            Err(error) => match PutError::of(&error) {
+                unreadable if self.0.other_than_aws && unreadable.status == Some(200) => Ok(BucketRegion::NotTold),
+                error => Err(error.into()),
+            },
+        }
+    }
+}
+
+fn region_of(constraint: Option<&BucketLocationConstraint>, other_than_aws: bool) -> BucketRegion {
+    match constraint.map(BucketLocationConstraint::as_str) {
+        Some("EU") => BucketRegion::Known("eu-west-1".to_owned()),
+        None | Some("" | "null" | "default") if other_than_aws => BucketRegion::NotTold,
+        None | Some("" | "null") => BucketRegion::Known("us-east-1".to_owned()),
+        Some(region) => BucketRegion::Known(region.to_owned()),
+    }
+}
+
+fn keys(session: &Session) -> Keys {
+    let secret = session.secret_access_key.expose_secret();
+    let token = session.session_token.expose_secret().to_owned();
+    Keys::new(&session.access_key_id, secret, Some(token), None, "env0-s3-logs")
+}
+
+impl From<PutError> for LocateError {
+    fn from(error: PutError) -> LocateError {
+        let PutError { kind, status, code, request_id, message, .. } = error;
+        LocateError { kind, status, code, request_id, message }
+    }
+}
+
+impl PutError {
+    /// A failure before anything was sent.
+    fn before(kind: PutErrorKind, message: String) -> PutError {
+        PutError {
+            kind,
+            may_have_arrived: false,
+            retry_after: None,
+            status: None,
+            code: None,
+            request_id: None,
+            message,
+            session: None,
+        }
+    }
+
+    fn of<E>(error: &SdkError<E, HttpResponse>) -> PutError
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        match (error, error.raw_response()) {
+            (SdkError::ConstructionFailure(_), _) => PutError::before(PutErrorKind::Other, causes(error)),
+            (_, Some(response)) => PutError::answered(error, response),
+            _ => PutError::unanswered(error),
+        }
+    }
+
+    fn unanswered(error: &(dyn std::error::Error + 'static)) -> PutError {
+        let body_broke =
+            chain(error).filter_map(|cause| cause.downcast_ref::<hyper::Error>()).any(hyper::Error::is_user);
+        let kind = if body_broke { PutErrorKind::FileUnreadable } else { PutErrorKind::Unreachable };
+        PutError { may_have_arrived: !never_connected(error), ..PutError::before(kind, causes(error)) }
+    }
+
+    fn answered<E>(error: &SdkError<E, HttpResponse>, response: &HttpResponse) -> PutError
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        let status = response.status().as_u16();
+        // Anything in between can answer with a status; only S3 answers with S3's document.
+        let body = response.body().bytes().unwrap_or_default();
+        let is_s3s = memchr::memmem::find(body, b"<Error").is_some();
+        let code = error.code().filter(|_| is_s3s).map(str::to_owned);
+        let words = error.message().filter(|_| is_s3s).unwrap_or("no reason given");
+        let kind = classify(status, code.as_deref(), words);
+        let request_id = error.request_id().map(str::to_owned);
+        let header = |name| response.headers().get(name);
+        let region = match (kind, header("x-amz-bucket-region")) {
+            (PutErrorKind::WrongRegion, Some(region)) => format!("; the bucket is in {region}"),
+            _ => String::new(),
+        };
+        let named = code.as_deref().unwrap_or("an answer that isn't S3's");
+        PutError {
+            kind,
+            may_have_arrived: !(code.is_some()
+                && (matches!(status, 400..=499) || is_slow_down(status, code.as_deref()))),
+            retry_after: header("retry-after").and_then(|value| retry_after(value, Utc::now())),
+            status: Some(status),
+            message: format!("{named}, HTTP {status}: {words}{region}"),
+            code,
+            request_id,
+            session: None,
+        }
+    }
+
+    fn lacks_the_condition(&self) -> bool {
+        self.status == Some(501) || (self.status == Some(400) && self.code.as_deref() == Some("NotImplemented"))
+    }
+}
+
+fn is_slow_down(status: u16, code: Option<&str>) -> bool {
+    status == 503 && code == Some("SlowDown")
+}
+
+/// What an answer means; `code` is `None` where it isn't S3's own document.
+fn classify(status: u16, code: Option<&str>, message: &str) -> PutErrorKind {
+    use PutErrorKind::*;
+    match (status, code.unwrap_or_default()) {
+        (
+            _,
+            "ExpiredToken" | "ExpiredTokenException" | "InvalidAccessKeyId" | "InvalidToken" | "InvalidClientTokenId",
+        ) => SessionRejected,
+        (_, "TokenRefreshRequired" | "UnrecognizedClientException") => SessionRejected,
+        (_, "RequestTimeTooSkewed" | "RequestExpired" | "RequestInTheFuture") => ClockSkew,
+        (_, "BadDigest" | "InvalidDigest" | "XAmzContentSHA256Mismatch" | "XAmzContentChecksumMismatch") => {
+            ChecksumRefused
+        }
+        (_, code) if code.starts_with("KMS.") => KmsDenied,
+        (403, _) if message.contains("kms:") => KmsDenied,
+        (_, "PermanentRedirect" | "TemporaryRedirect" | "IllegalLocationConstraintException") => WrongRegion,
+        (400, "AuthorizationHeaderMalformed") if message.contains("region") => WrongRegion,
+        (301 | 307 | 308, _) => WrongRegion,
+        (429, _) | (503, "SlowDown") | (_, "Throttling" | "ThrottlingException" | "TooManyRequests") => Throttled,
+        (403, _) => Denied,
+        (404, _) => NoSuchBucket,
+        (409, _) => Conflict,
+        // Without S3's document, a 412 is not S3's word on who owns the name.
+        (412, code) if !code.is_empty() => NameTaken,
+        (500.., _) => ServerError,
+        _ => Other,
+    }
+}
+
+/// Seconds or a date.
+fn retry_after(value: &str, now: DateTime<Utc>) -> Option<Duration> {
+    let seconds = value.trim().parse().map(Duration::from_secs).ok();
+    seconds.or_else(|| (DateTime::parse_from_rfc2822(value.trim()).ok()?.to_utc() - now).to_std().ok())
+}

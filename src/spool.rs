@@ -1,1 +1,271 @@
-//! (to come)
+//! The narrow waist: everything accepted is here until S3 has it.
+//!
+//! ```text
+//! <spool>/lock, manifest.json, reserve
+//! <spool>/<log type>/<name>.open → .sealed → .sending → gone, or .sent for the chain's head
+//! <spool>/quarantine/<log type>_<name>
+//! ```
+//!
+//! The file is the object's body and the name is the state (see [`crate::batch`]); there is nothing
+//! else to agree with. One [`writer`] thread a log type appends and acknowledges after fsync, one
+//! [`sealer`] thread a log type closes batches, [`recovery`] makes of a crash's remains what a seal
+//! would have made. The flusher receives sealed batches in order and moves them through their stages.
+
+pub mod disk;
+pub mod folder;
+pub mod manifest;
+pub mod recovery;
+pub mod sealer;
+pub mod usage;
+pub mod writer;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+
+use crate::batch::{Codec, LogType, SealedName, SpoolName};
+use crate::spool::disk::Disk;
+use crate::spool::folder::Folder;
+use crate::spool::manifest::{Destination, Lock, LockError, Manifest, ManifestError};
+use crate::spool::usage::Usage;
+use crate::spool::writer::Writer;
+
+/// What the spool is told by the configuration.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The only folder written to.
+    pub dir: PathBuf,
+    /// Above it appends are refused.
+    pub max_bytes: u64,
+    /// A batch is sealed when it reaches this size.
+    pub batch_max_bytes: u64,
+    /// A batch is sealed this long after its first event.
+    pub batch_max_age: Duration,
+    /// How new batches are encoded at sealing.
+    pub codec: Codec,
+    /// Where the objects go.
+    pub destination: Destination,
+}
+
+/// A sealed batch on its way to S3.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    pub log_type: LogType,
+    pub name: SealedName,
+    /// Size of the file, which is the object's body.
+    pub bytes: u64,
+    /// Whether the name is durable; one that is not must not be relied on by a PUT.
+    pub durable: bool,
+}
+
+/// Where acknowledged events are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    /// The batch that took them.
+    pub batch: crate::batch::BatchName,
+    /// Index of their first line in it.
+    pub line: u64,
+}
+
+/// Why events were not taken. Each is temporary.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AppendError {
+    /// The limit would be passed.
+    #[error("the spool is full ({used_bytes} of {limit_bytes} bytes, ENV0_S3_LOG_SPOOL_MAX_BYTES)")]
+    Full { used_bytes: u64, limit_bytes: u64 },
+    /// The file system refused.
+    #[error("the spool's disk: {0}")]
+    Disk(String),
+    /// The spool is closed, or was closed before these events' turn.
+    #[error("shutting down")]
+    Closed,
+}
+
+/// Why a spool can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The folder can't be made, read or written.
+    #[error("{path}: {source}; ENV0_S3_LOG_SPOOL_DIR must be a folder that uid {uid} may write to", path = path.display(), uid = rustix::process::getuid().as_raw())]
+    Create { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The spool holds batches for another place.
+    #[error("the spool holds {batches} batches for {holds}, but the configuration says {configured}; restore the old settings and run `env0-s3-logs drain`, or choose another ENV0_S3_LOG_SPOOL_DIR")]
+    OtherDestination { batches: usize, holds: Box<Destination>, configured: Box<Destination> },
+    /// What a crash left can't be worked through.
+    #[error("recovering {path}: {source}", path = path.display())]
+    Recovery { path: PathBuf, source: io::Error },
+}
+
+/// The spool. Cloning shares it.
+#[derive(Clone)]
+pub struct Spool {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    instance: String,
+    chains: [String; 2],
+    folders: [Arc<Folder>; 2],
+    writers: [Writer; 2],
+    usage: Arc<Usage>,
+    _lock: Lock,
+}
+
+/// The sealed batches of one log type, oldest first: those found at the start, then each as it is sealed.
+pub type SealedBatches = UnboundedReceiver<Batch>;
+
+impl Spool {
+    /// Takes the lock, checks the manifest, recovers what a crash left and starts the threads.
+    /// Blocks; the time is that of listing the folders and of reading the `.open` files.
+    pub fn open(settings: &Settings, disk: Arc<dyn Disk>) -> Result<(Spool, [SealedBatches; 2]), OpenError> {
+        let dir = &settings.dir;
+        let create = |source| OpenError::Create { path: dir.clone(), source };
+        disk.create_dir(dir).map_err(create)?;
+        let lock = Lock::take(dir)?;
+        for folder in LogType::ALL.map(LogType::as_str).into_iter().chain([QUARANTINE]) {
+            disk.create_dir(&dir.join(folder)).map_err(create)?;
+        }
+        disk.sync_dir(dir).map_err(create)?;
+
+        let usage = Arc::new(Usage::new(settings));
+        let (mut manifest, names) = adopt_manifest(settings, &*disk)?;
+        let mut folders = Vec::new();
+        let mut receivers = Vec::new();
+        for (log_type, names) in LogType::ALL.into_iter().zip(names) {
+            let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+            let folder = Folder::new(log_type, settings, disk.clone(), usage.clone(), sender);
+            let recovery = |source| OpenError::Recovery { path: folder.dir.clone(), source };
+            if recovery::recover(&folder, names).map_err(recovery)? == recovery::Head::Lost {
+                manifest.chains[log_type.index()] = manifest::new_instance();
+                manifest.write(&*disk, dir)?;
+                tracing::error!(
+                    log_type = %log_type,
+                    instance = manifest.chain(log_type),
+                    "the log type's folder lost the head of its chain; numbering starts anew under a new instance id"
+                );
+            }
+            folders.push(Arc::new(folder));
+            receivers.push(receiver);
+        }
+        let folders: [Arc<Folder>; 2] = folders.try_into().unwrap_or_else(|_| unreachable!("one folder a log type"));
+        let receivers: [SealedBatches; 2] = receivers.try_into().unwrap_or_else(|_| unreachable!("one a log type"));
+        folders[0].reserve();
+        let writers = folders.each_ref().map(|folder| Writer::start(folder.clone(), settings.clone()));
+        let Manifest { instance, chains, .. } = manifest;
+        Ok((Spool { inner: Arc::new(Inner { instance, chains, folders, writers, usage, _lock: lock }) }, receivers))
+    }
+
+    /// Names this spool in the STS session.
+    pub fn instance(&self) -> &str {
+        &self.inner.instance
+    }
+
+    /// The instance id of a log type's chain.
+    pub fn chain_instance(&self, log_type: LogType) -> &str {
+        &self.inner.chains[log_type.index()]
+    }
+
+    /// Says whether `bytes` more would be taken now, without taking any.
+    pub fn check_room(&self, log_type: LogType, bytes: u64) -> Result<(), AppendError> {
+        self.inner.usage.check_room(log_type, bytes)
+    }
+
+    /// Appends whole lines to the log type's batch; returns after the fsync that covers them.
+    ///
+    /// Events that the writer has begun with are written even if the caller stops waiting.
+    pub async fn append(&self, log_type: LogType, lines: Bytes, records: u64) -> Result<Receipt, AppendError> {
+        let reservation = self.inner.usage.clone().take_room(log_type, lines.len() as u64)?;
+        self.inner.writers[log_type.index()].append(lines, records, reservation).await
+    }
+
+    /// Seals the open batches and refuses all that comes after; returns when they are sealed.
+    pub async fn close(&self) {
+        for writer in &self.inner.writers {
+            writer.close().await;
+        }
+    }
+
+    /// Seals the open batch of each log type now.
+    pub fn seal(&self) {
+        self.inner.writers.iter().for_each(Writer::seal);
+    }
+
+    /// How long the slowest writer has been busy with one piece of work.
+    pub fn busy_for(&self) -> Duration {
+        self.inner.writers.iter().map(Writer::busy_for).max().unwrap_or_default()
+    }
+
+    /// Why the log type can't be written to at the moment, if it can't.
+    pub fn failing(&self, log_type: LogType) -> Option<String> {
+        self.inner.folders[log_type.index()].failing()
+    }
+
+    /// The folder of a log type: stages, quarantine, figures.
+    pub fn folder(&self, log_type: LogType) -> Arc<Folder> {
+        self.inner.folders[log_type.index()].clone()
+    }
+
+    /// Bytes in the spool, both log types, and the limit.
+    pub fn usage(&self) -> &Usage {
+        &self.inner.usage
+    }
+}
+
+/// Where files go that can't be read or are not what their name says. Never cleaned up by the daemon.
+pub const QUARANTINE: &str = "quarantine";
+
+/// A file in a log type's folder: its name, what that says, and its size.
+pub(crate) struct Found {
+    pub(crate) file_name: String,
+    pub(crate) name: Option<SpoolName>,
+    pub(crate) bytes: u64,
+}
+
+fn scan(disk: &dyn Disk, dir: &Path, log_type: LogType) -> Result<Vec<Found>, OpenError> {
+    let path = dir.join(log_type.as_str());
+    let files = disk.list(&path).map_err(|source| OpenError::Create { path, source })?;
+    let found = |(file_name, bytes): (String, u64)| Found { name: file_name.parse().ok(), file_name, bytes };
+    Ok(files.into_iter().map(found).collect())
+}
+
+/// Reads the manifest, or writes the first one; takes over new settings when no batch is left.
+fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, [Vec<Found>; 2]), OpenError> {
+    let dir = &settings.dir;
+    let mut names = [scan(disk, dir, LogType::ALL[0])?, scan(disk, dir, LogType::ALL[1])?];
+    let batches = |names: &[Vec<Found>; 2]| names.iter().flatten().filter(|found| found.is_batch()).count();
+    match Manifest::read(dir)? {
+        Some(manifest) if manifest.destination == settings.destination => return Ok((manifest, names)),
+        Some(manifest) if batches(&names) > 0 => {
+            return Err(OpenError::OtherDestination {
+                batches: batches(&names),
+                holds: Box::new(manifest.destination),
+                configured: Box::new(settings.destination.clone()),
+            });
+        }
+        Some(manifest) => {
+            tracing::info!(from = %manifest.destination, to = %settings.destination, "the spool is empty; it now belongs to another place");
+        }
+        None => {}
+    }
+    // A new destination gets new chains: its auditor sees them whole, from number 1.
+    for (log_type, names) in LogType::ALL.into_iter().zip(&mut names) {
+        recovery::restart_chain(disk, &dir.join(log_type.as_str()), names)
+            .map_err(|source| OpenError::Create { path: dir.join(log_type.as_str()), source })?;
+    }
+    let manifest = Manifest::new(settings.destination.clone());
+    manifest.write(disk, dir)?;
+    Ok((manifest, names))
+}
+
+/// Hands sealed batches to the flusher.
+type SealedSender = UnboundedSender<Batch>;

@@ -1,61 +1,117 @@
-//! What every protocol of the ingest listener has in common: a request becomes lines, an outcome
-//! becomes that protocol's own answer.
+//! What every protocol of the ingest listener has in common: a path leads to a protocol, a request
+//! becomes lines, an outcome becomes that protocol's own answer.
 
 use axum::body::Body;
-use axum::http::{HeaderMap, Response, Uri};
+use axum::http::header::{self, HeaderName};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use crate::batch::LogType;
-use crate::ingest::body::{BodyError, Limits, Lines};
-
-/// The lines of one request that go to one log type.
-#[derive(Debug)]
-pub struct Part {
-    /// The log type that the sender's own words name (source, label, service, name), if they do.
-    pub said: Option<LogType>,
-    pub lines: Lines,
-}
+use crate::ingest::body::{BodyError, Limits};
+pub use crate::ingest::body::{Lines, Part};
+use crate::ingest::native::Native;
 
 /// Where an accepted request's events are.
 #[derive(Debug, Clone)]
 pub struct Accepted {
+    /// How many events were accepted.
     pub records: u64,
     /// Key of the batch and index of the first line there; `None` when there was no event.
     pub receipt: Option<(String, u64)>,
 }
 
-/// Why a request is refused (contract section 3, status table).
-#[derive(Debug, Clone, thiserror::Error)]
+/// `Content-Encoding`s that are inflated, for `Accept-Encoding` and messages.
+pub const SUPPORTED_ENCODINGS: &str = "gzip, deflate, zstd";
+
+/// Why a request is refused (contract section 3, status table). Messages are for the client; they
+/// never hold a byte of the request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// 401. `wrong_type`: good credentials that may not write this log type.
-    #[error("…")]
+    #[error("{}", if *wrong_type {
+        "these credentials may not write this log type"
+    } else {
+        "no valid credentials: send an ingest token (ENV0_S3_LOG_INGEST_TOKEN) or an env0 OIDC token, \
+         for instance as Authorization: Bearer <token>"
+    })]
     Unauthorized { wrong_type: bool },
     /// 404
-    #[error("…")]
+    #[error("unknown path or log type")]
     UnknownPath,
     /// 405; `allowed` for the `Allow` header.
-    #[error("…")]
+    #[error("this path takes {allowed} only")]
     WrongMethod { allowed: &'static str },
     /// 400 or 413
     #[error(transparent)]
     Body(#[from] BodyError),
     /// 400: the compressed stream is broken, or the chunks are.
-    #[error("…")]
+    #[error("the body can't be read: {reason}")]
     BrokenBody { reason: String },
     /// 408
-    #[error("…")]
+    #[error("the body did not arrive in time: at most 30 s without a byte, 5 minutes in all")]
     BodyTimeout,
     /// 413: `limit` bytes, set by `variable`.
-    #[error("…")]
+    #[error("larger than {limit} bytes, the limit that {variable} sets")]
     TooLarge { limit: usize, variable: &'static str },
     /// 415
-    #[error("…")]
+    #[error("unsupported Content-Encoding; supported: {SUPPORTED_ENCODINGS}")]
     UnsupportedEncoding,
     /// 503 with `Retry-After`.
-    #[error("…")]
+    #[error("{reason}; try again in {retry_after_seconds} s")]
     Unavailable { reason: String, retry_after_seconds: u64 },
 }
+
+impl Refusal {
+    /// The status of the contract's table, the same in every protocol.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Refusal::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
+            Refusal::UnknownPath => StatusCode::NOT_FOUND,
+            Refusal::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Refusal::Body(BodyError::Invalid { .. }) | Refusal::BrokenBody { .. } => StatusCode::BAD_REQUEST,
+            Refusal::Body(BodyError::EventTooLarge { .. } | BodyError::LinesTooLarge { .. })
+            | Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Refusal::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Refusal::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Refusal::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// An answer with the status and headers of the contract's table and a protocol's own body.
+    pub fn answer(&self, content_type: &'static str, body: impl Into<Body>) -> Response<Body> {
+        let mut answer = answer(self.status(), content_type, body);
+        let (name, value): (HeaderName, HeaderValue) = match self {
+            Refusal::Unauthorized { .. } => (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            Refusal::WrongMethod { allowed } => (header::ALLOW, HeaderValue::from_static(allowed)),
+            Refusal::UnsupportedEncoding => (header::ACCEPT_ENCODING, HeaderValue::from_static(SUPPORTED_ENCODINGS)),
+            Refusal::Unavailable { retry_after_seconds, .. } => (header::RETRY_AFTER, (*retry_after_seconds).into()),
+            _ => return answer,
+        };
+        answer.headers_mut().insert(name, value);
+        answer
+    }
+}
+
+/// An answer with a body of a known type.
+pub fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Body>) -> Response<Body> {
+    let mut answer = Response::new(body.into());
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+}
+
+/// An answer without a body.
+pub fn empty_answer(status: StatusCode) -> Response<Body> {
+    let mut answer = Response::new(Body::empty());
+    *answer.status_mut() = status;
+    answer
+}
+
+/// Media type of JSON answers.
+pub const JSON: &str = "application/json";
+/// Media type of text answers.
+pub const TEXT: &str = "text/plain; charset=utf-8";
 
 /// One protocol. Pure: the HTTP front (`ingest.rs`) does authentication, limits, reading, inflating
 /// and appending, in the same way for all.
@@ -69,11 +125,102 @@ pub trait Protocol: Send + Sync + 'static {
     }
 
     /// The request's events; `body` is already inflated (HTTP `Content-Encoding`).
-    fn parse(&self, uri: &Uri, headers: &HeaderMap, body: Bytes, received: DateTime<Utc>, limits: &Limits) -> Result<Vec<Part>, BodyError>;
+    fn parse(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap,
+        body: Bytes,
+        received: DateTime<Utc>,
+        limits: &Limits,
+    ) -> Result<Vec<Part>, BodyError>;
 
     /// The answer to accepted events.
     fn accepted(&self, uri: &Uri, headers: &HeaderMap, accepted: &Accepted) -> Response<Body>;
 
     /// The answer to a refusal; status, `Retry-After` and `WWW-Authenticate` as the contract says.
     fn refused(&self, uri: &Uri, headers: &HeaderMap, refusal: &Refusal) -> Response<Body>;
+
+    /// The answer to a client that asks, without credentials, whether anyone is there.
+    fn alive(&self) -> Response<Body> {
+        empty_answer(StatusCode::OK)
+    }
+}
+
+/// Where a request goes.
+pub enum Route {
+    /// Events in `protocol`'s form; `log_type` where the path names it.
+    Events { protocol: &'static dyn Protocol, log_type: Option<LogType> },
+    /// Answered by [`Protocol::alive`], without credentials or body.
+    Alive { protocol: &'static dyn Protocol },
+    /// `PUT /v1/oidc-token`: hand-over of an env0 OIDC token.
+    OidcToken,
+    /// 404 or 405, to be answered by `protocol`.
+    Refused { protocol: &'static dyn Protocol, refusal: Refusal },
+}
+
+/// The paths of the ingest listener. All but the first may stand behind `/<log type>`.
+pub const KNOWN_PATHS: [&str; 3] =
+    ["POST /v1/logs/env0-deployments", "POST /v1/logs/env0-audits", "PUT /v1/oidc-token"];
+
+const POST: &str = "POST";
+const GET_AND_POST: &str = "GET, HEAD, POST";
+
+/// Where `method` on `path` goes. A path may begin with `/<log type>`, which then is the events'
+/// type: that is how a client that can't say what it sends is told apart.
+pub fn route(method: &Method, path: &str) -> Route {
+    let (protocol, log_type, allowed) = match endpoint(path) {
+        Some(found) => found,
+        None => return Route::Refused { protocol: &Native, refusal: Refusal::UnknownPath },
+    };
+    if !allowed.split(", ").any(|allowed| allowed == method.as_str()) {
+        return Route::Refused { protocol, refusal: Refusal::WrongMethod { allowed } };
+    }
+    match *method {
+        Method::POST => Route::Events { protocol, log_type },
+        Method::PUT => Route::OidcToken,
+        _ => Route::Alive { protocol },
+    }
+}
+
+type Endpoint = (&'static dyn Protocol, Option<LogType>, &'static str);
+
+fn endpoint(path: &str) -> Option<Endpoint> {
+    if let Some(log_type) = path.strip_prefix("/v1/logs/") {
+        return Some((&Native, Some(log_type.parse().ok()?), POST));
+    }
+    if path == "/v1/oidc-token" {
+        return Some((&Native, None, "PUT"));
+    }
+    let (path, log_type) = split_log_type(path);
+    let (protocol, allowed): (&'static dyn Protocol, _) = match path {
+        "" | "/" => (&Native, GET_AND_POST),
+        _ => return None,
+    };
+    Some((protocol, log_type, allowed))
+}
+
+/// `path` without the log type that it may begin with.
+fn split_log_type(path: &str) -> (&str, Option<LogType>) {
+    let prefixed = LogType::ALL.into_iter().find_map(|log_type| {
+        let rest = path.strip_prefix('/')?.strip_prefix(log_type.as_str())?;
+        (rest.is_empty() || rest.starts_with('/')).then_some((rest, Some(log_type)))
+    });
+    prefixed.unwrap_or((path, None))
+}
+
+/// The lines for each log type (by [`LogType::index`]), where `decide` turns what the sender said
+/// into the type. Order is kept; nothing is copied where a type has one part.
+pub fn by_type(parts: Vec<Part>, decide: impl Fn(Option<LogType>) -> LogType) -> [Lines; 2] {
+    let mut sorted: [Vec<Lines>; 2] = Default::default();
+    for part in parts {
+        sorted[decide(part.said).index()].push(part.lines);
+    }
+    sorted.map(|mut lines| match lines.len() {
+        0 | 1 => lines.pop().unwrap_or_default(),
+        _ => Lines {
+            records: lines.iter().map(|lines| lines.records).sum(),
+            redacted: lines.iter().map(|lines| lines.redacted).sum(),
+            bytes: lines.iter().map(|lines| &lines.bytes[..]).collect::<Vec<_>>().concat().into(),
+        },
+    })
 }

@@ -1,1 +1,16 @@
-fn main(){}
+//! Integration tests: the daemon's own binary, over real sockets, against a local AWS.
+
+#![allow(clippy::unwrap_used)]
+
+mod harness;
+#[path = "../local_aws/mod.rs"]
+mod local_aws;
+
+mod configuration;
+mod crash;
+mod local_aws_itself;
+mod malformed_http;
+mod s3_faults;
+mod sessions;
+mod shutdown;
+mod status_table;

@@ -1,0 +1,139 @@
+//! The commands. Answers go to standard output, errors and the log to standard error.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::config::{self, Config, ConfigErrors, Loaded, Purpose};
+use crate::network::Network;
+use crate::verify::{self, VerifyOptions};
+use crate::{daemon, exit_code, telemetry};
+
+#[derive(Parser)]
+#[command(name = "env0-s3-logs", version, about, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon (the default)
+    Run,
+    /// Print the effective configuration and where each value came from, secrets redacted
+    Config,
+    /// Ask the running daemon whether it is alive; exit code 0 or 1
+    Healthcheck,
+    /// Show that nothing in the bucket is missing or changed, with an auditor's own AWS credentials
+    Verify(VerifyOptions),
+}
+
+/// Runs the command line `arguments` (the program's name first).
+pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let command = Arguments::command().after_long_help(config::help_text()).after_help(config::help_text());
+    let arguments = match command.try_get_matches_from(arguments).and_then(|matches| clap::FromArgMatches::from_arg_matches(&matches)) {
+        Ok(Arguments { command }) => command.unwrap_or(Command::Run),
+        Err(error) => {
+            let code = if error.use_stderr() { exit_code::USAGE } else { exit_code::OK };
+            let _ = error.print();
+            return code.into();
+        }
+    };
+    let code = match arguments {
+        Command::Run => run(),
+        Command::Config => configuration(Purpose::Daemon).map_or_else(|code| code, |loaded| print(&loaded.describe())),
+        Command::Healthcheck => healthcheck(),
+        Command::Verify(options) => verify(&options),
+    };
+    code.into()
+}
+
+/// A reader that went away early (`| head`) has had what it wanted.
+fn print(text: &str) -> u8 {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    exit_code::OK
+}
+
+fn complain(error: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{error}");
+}
+
+fn configuration(purpose: Purpose) -> Result<Loaded, u8> {
+    Config::from_env(purpose).map_err(|errors: ConfigErrors| {
+        complain(errors);
+        exit_code::CONFIG
+    })
+}
+
+fn run() -> u8 {
+    let loaded = match configuration(Purpose::Daemon) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    telemetry::init(&loaded.config.log_level, loaded.config.log_filter.as_deref(), loaded.config.log_format);
+    telemetry::metrics::Exporter::install();
+    // Tokens are in memory; a core dump would write them down.
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, rustix::process::Rlimit { current: Some(0), maximum: Some(0) });
+    for warning in loaded.unknown.iter().chain(&loaded.warnings) {
+        tracing::warn!("{warning}");
+    }
+    match in_runtime(daemon::run(loaded)) {
+        Ok(Ok(())) => exit_code::OK,
+        Ok(Err(failure)) => {
+            tracing::error!("{:#}", failure.error);
+            failure.exit_code
+        }
+        Err(code) => code,
+    }
+}
+
+fn in_runtime<T>(future: impl Future<Output = T>) -> Result<T, u8> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
+        complain(format!("error: the runtime can't be started: {error}"));
+        exit_code::SOFTWARE
+    })?;
+    let outcome = runtime.block_on(future);
+    // A thread that hangs in the file system must not hold up the exit.
+    runtime.shutdown_background();
+    Ok(outcome)
+}
+
+fn healthcheck() -> u8 {
+    let address = match config::admin_addr_from_env() {
+        Ok(address) => address,
+        Err(errors) => {
+            complain(errors);
+            return exit_code::FAILED;
+        }
+    };
+    match crate::health::ask(address) {
+        Ok(()) => exit_code::OK,
+        Err(reason) => {
+            complain(format!("unhealthy: {reason}"));
+            exit_code::FAILED
+        }
+    }
+}
+
+fn verify(options: &VerifyOptions) -> u8 {
+    let config = match configuration(Purpose::Verify) {
+        Ok(loaded) => loaded.config,
+        Err(code) => return code,
+    };
+    let network = match Network::new(&config.network) {
+        Ok(network) => network,
+        Err(error) => {
+            complain(format!("error: {error}"));
+            return exit_code::CONFIG;
+        }
+    };
+    match in_runtime(verify::run(options, &config, &network)) {
+        Ok(Ok(code)) | Err(code) => code,
+        Ok(Err(error)) => {
+            complain(format!("error: {error}"));
+            error.exit_code()
+        }
+    }
+}

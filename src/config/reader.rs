@@ -1,0 +1,390 @@
+//! From the environment to a [`Config`], with everything that is wrong gathered on the way.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use super::values::{self, Parsed};
+use super::variables::{self, PREFIX, VARIABLES, Variable};
+use super::{Config, LogFormat, Network, OwnVariables, Purpose, Setting, SharedVariables, Source, TlsFiles};
+use crate::batch::{Codec, LogType};
+
+const REDACTED: &str = "[redacted]";
+/// A longer value is cut in an error: it is a mistake, and one line stays one line.
+const SHOWN_VALUE_MAX_CHARS: usize = 120;
+const PROXIES: [&str; 3] = ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"];
+
+/// Text by the name of its variable; trimmed, never empty.
+type Given = BTreeMap<&'static str, String>;
+
+#[derive(Default)]
+pub(super) struct Reader {
+    pub(super) errors: Vec<String>,
+    pub(super) warnings: Vec<String>,
+    pub(super) unknown: Vec<String>,
+    shown: BTreeMap<&'static str, String>,
+}
+
+impl Reader {
+    /// The variables of the table that are set. Foreign ones are not looked at, whatever bytes they hold.
+    pub(super) fn known(&mut self, vars: impl IntoIterator<Item = (OsString, OsString)>) -> Given {
+        let mut given = Given::new();
+        let mut vars: Vec<_> = vars.into_iter().collect();
+        // Of `https_proxy` and `HTTPS_PROXY` the lower-case one counts, as with curl: it sorts, and is written, last.
+        vars.sort();
+        for (name, value) in vars {
+            let name = name.to_string_lossy();
+            let canonical = PROXIES.into_iter().find(|proxy| proxy.to_ascii_lowercase() == name).unwrap_or(&name);
+            let Some(variable) = variables::find(canonical) else {
+                if name.starts_with(PREFIX) {
+                    self.unknown.push(unknown(&name));
+                }
+                continue;
+            };
+            let Ok(value) = value.into_string() else {
+                self.errors.push(format!("{name}: not UTF-8; expected text, for example {}", example(variable)));
+                continue;
+            };
+            let value = value.trim();
+            if !value.is_empty() {
+                given.insert(variable.name, value.to_owned());
+            }
+        }
+        self.shown = given.iter().map(|(name, value)| (*name, shown(name, value))).collect();
+        given
+    }
+
+    /// One setting for every variable of the table.
+    pub(super) fn settings(&self) -> Vec<Setting> {
+        let setting = |variable: &Variable| {
+            let (value, source) = match (self.shown.get(variable.name), variable.default) {
+                (Some(value), _) => (value.clone(), Source::Environment),
+                (None, Some(default)) => (default.to_owned(), Source::Default),
+                (None, None) => (String::new(), Source::Unset),
+            };
+            Setting { variable: variable.name, value, source }
+        };
+        VARIABLES.iter().map(setting).collect()
+    }
+
+    fn is_given(&self, name: &str) -> bool {
+        self.shown.contains_key(name)
+    }
+
+    fn refuse(&mut self, name: &'static str, problem: &str) {
+        let value = self.shown.get(name).map(|value| format!("={value:?}")).unwrap_or_default();
+        let example = variables::find(name).map(example).unwrap_or_default();
+        self.errors.push(format!("{name}{value}: {problem}; example: {example}"));
+    }
+
+    /// The value of a variable that has no default.
+    fn optional<T>(
+        &mut self,
+        name: &'static str,
+        given: Option<String>,
+        parse: impl Fn(&str) -> Parsed<T>,
+    ) -> Option<T> {
+        match parse(&given?) {
+            Ok(value) => Some(value),
+            Err(expected) => {
+                self.refuse(name, &format!("expected {expected}"));
+                None
+            }
+        }
+    }
+
+    /// The value of a variable that has a default; the default, too, where the given one is refused.
+    pub(super) fn value<T>(
+        &mut self,
+        name: &'static str,
+        given: Option<String>,
+        parse: impl Fn(&str) -> Parsed<T>,
+    ) -> T {
+        let default = || {
+            let default = variables::find(name).and_then(|variable| variable.default);
+            default
+                .and_then(|default| parse(default).ok())
+                .expect("every default parses: a test reads an empty environment")
+        };
+        self.optional(name, given, &parse).unwrap_or_else(default)
+    }
+
+    /// A variable that must be set; empty where it isn't, or is refused.
+    fn required(
+        &mut self,
+        name: &'static str,
+        given: Option<String>,
+        parse: impl Fn(&str) -> Parsed<String>,
+    ) -> String {
+        if given.is_none() {
+            self.refuse(name, "required, and not set");
+        }
+        self.optional(name, given, parse).unwrap_or_default()
+    }
+
+    fn path(&mut self, name: &'static str, given: Option<String>) -> Option<PathBuf> {
+        self.optional(name, given, values::text).map(PathBuf::from)
+    }
+
+    fn secret(
+        &mut self,
+        name: &'static str,
+        given: Option<String>,
+        parse: impl Fn(&str) -> Parsed<String>,
+    ) -> Option<SecretString> {
+        self.optional(name, given, parse).map(SecretString::from)
+    }
+
+    /// All values, and the rules that hold between them.
+    pub(super) fn config(&mut self, given: Given, purpose: Purpose) -> Config {
+        const ALL_STRINGS: &str = "every field is an optional string, and no name is given twice";
+        let given = given.into_iter().map(|(name, value)| (name.to_owned(), value));
+        let (own, shared): (Vec<_>, Vec<_>) = given.partition(|(name, _)| name.starts_with(PREFIX));
+        let own: OwnVariables = envy::prefixed(PREFIX).from_iter(own).expect(ALL_STRINGS);
+        let shared: SharedVariables = envy::from_iter(shared).expect(ALL_STRINGS);
+
+        let role_arn = match purpose {
+            Purpose::Verify => {
+                self.optional("ENV0_S3_LOG_ROLE_ARN", own.role_arn, values::role_arn).unwrap_or_default()
+            }
+            _ => self.required("ENV0_S3_LOG_ROLE_ARN", own.role_arn, values::role_arn),
+        };
+        let config = Config {
+            role_arn,
+            bucket_name: self.required("ENV0_S3_LOG_BUCKET_NAME", own.bucket_name, values::bucket_name),
+            aws_region: self.required("ENV0_S3_LOG_AWS_REGION", own.aws_region, values::region),
+            bucket_path: self
+                .optional("ENV0_S3_LOG_BUCKET_PATH", own.bucket_path, values::bucket_path)
+                .unwrap_or_default(),
+            session_duration: self.value(
+                "ENV0_S3_LOG_SESSION_DURATION",
+                own.session_duration,
+                values::duration(Duration::from_secs(900), Duration::from_secs(43_200)),
+            ),
+            oidc_token: self.secret("ENV0_OIDC_TOKEN", shared.env0_oidc_token, values::text),
+            oidc_token_file: {
+                let own_file = self.path("ENV0_S3_LOG_OIDC_TOKEN_FILE", own.oidc_token_file);
+                let file = self.path("ENV0_OIDC_TOKEN_FILE", shared.env0_oidc_token_file);
+                own_file.or(file)
+            },
+            oidc_token_url: {
+                let url = self.secret("ENV0_S3_LOG_OIDC_TOKEN_URL", own.oidc_token_url, values::secret_url);
+                url.or_else(|| self.token_url_of_file(own.oidc_token_url_file))
+            },
+            oidc_issuer: self.value("ENV0_S3_LOG_OIDC_ISSUER", own.oidc_issuer, values::issuer_url),
+            oidc_subjects: self
+                .optional("ENV0_S3_LOG_OIDC_SUBJECT", own.oidc_subject, values::list)
+                .unwrap_or_default(),
+            oidc_organization_ids: self
+                .optional("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", own.oidc_organization_id, values::list)
+                .unwrap_or_default(),
+            allow_http: self.value("ENV0_S3_LOG_ALLOW_HTTP", own.allow_http, values::boolean),
+            listen_addr: self.value("ENV0_S3_LOG_LISTEN_ADDR", own.listen_addr, values::socket_address),
+            admin_addr: self.value("ENV0_S3_LOG_ADMIN_ADDR", own.admin_addr, values::socket_address),
+            ingest_auth_required: self.value(
+                "ENV0_S3_LOG_INGEST_AUTH",
+                own.ingest_auth,
+                values::one_of(&[("required", true), ("none", false)]),
+            ),
+            ingest_token: self.secret("ENV0_S3_LOG_INGEST_TOKEN", own.ingest_token, values::ingest_token),
+            ingest_token_file: self.path("ENV0_S3_LOG_INGEST_TOKEN_FILE", own.ingest_token_file),
+            default_type: self.value(
+                "ENV0_S3_LOG_DEFAULT_TYPE",
+                own.default_type,
+                values::one_of(&LogType::ALL.map(|log_type| (log_type.as_str(), log_type))),
+            ),
+            redact: self.value("ENV0_S3_LOG_REDACT", own.redact, values::boolean),
+            tls: {
+                let cert = self.path("ENV0_S3_LOG_TLS_CERT_FILE", own.tls_cert_file);
+                let key = self.path("ENV0_S3_LOG_TLS_KEY_FILE", own.tls_key_file);
+                let client_ca = self.path("ENV0_S3_LOG_TLS_CLIENT_CA_FILE", own.tls_client_ca_file);
+                self.tls(cert, key, client_ca)
+            },
+            spool_dir: self.value("ENV0_S3_LOG_SPOOL_DIR", own.spool_dir, values::text).into(),
+            spool_max_bytes: self.value("ENV0_S3_LOG_SPOOL_MAX_BYTES", own.spool_max_bytes, values::size(u64::MAX)),
+            batch_max_bytes: self.value(
+                "ENV0_S3_LOG_BATCH_MAX_BYTES",
+                own.batch_max_bytes,
+                values::size(values::OBJECT_MAX_BYTES),
+            ),
+            batch_max_age: self.value(
+                "ENV0_S3_LOG_BATCH_MAX_AGE",
+                own.batch_max_age,
+                values::duration(Duration::from_millis(1), Duration::from_secs(86_400)),
+            ),
+            max_body_bytes: self.memory("ENV0_S3_LOG_MAX_BODY_BYTES", own.max_body_bytes),
+            max_event_bytes: self.memory("ENV0_S3_LOG_MAX_EVENT_BYTES", own.max_event_bytes),
+            max_inflight_bytes: self.memory("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", own.max_inflight_bytes),
+            max_connections: self.value(
+                "ENV0_S3_LOG_MAX_CONNECTIONS",
+                own.max_connections,
+                values::count(1, 1_000_000),
+            ),
+            upload_concurrency: self.value(
+                "ENV0_S3_LOG_UPLOAD_CONCURRENCY",
+                own.upload_concurrency,
+                values::count(1, 64),
+            ),
+            compression: self.value(
+                "ENV0_S3_LOG_COMPRESSION",
+                own.compression,
+                values::one_of(&[("none", Codec::None), ("gzip", Codec::Gzip), ("zstd", Codec::Zstd)]),
+            ),
+            storage_class: self.optional("ENV0_S3_LOG_STORAGE_CLASS", own.storage_class, values::storage_class),
+            sse_kms_key_id: self.optional("ENV0_S3_LOG_SSE_KMS_KEY_ID", own.sse_kms_key_id, values::kms_key_id),
+            expected_bucket_owner: self.optional(
+                "ENV0_S3_LOG_EXPECTED_BUCKET_OWNER",
+                own.expected_bucket_owner,
+                values::account_id,
+            ),
+            object_tags: self.optional("ENV0_S3_LOG_OBJECT_TAGS", own.object_tags, values::object_tags),
+            signing_key_file: self.path("ENV0_S3_LOG_SIGNING_KEY_FILE", own.signing_key_file),
+            shutdown_grace: self.value(
+                "ENV0_S3_LOG_SHUTDOWN_GRACE",
+                own.shutdown_grace,
+                values::duration(Duration::from_secs(1), Duration::from_secs(3600)),
+            ),
+            log_level: {
+                let levels = ["off", "error", "warn", "info", "debug", "trace"].map(|level| (level, level));
+                self.value("ENV0_S3_LOG_LOG_LEVEL", own.log_level, values::one_of(&levels)).to_owned()
+            },
+            log_filter: self.optional("RUST_LOG", shared.rust_log, values::text),
+            log_format: self.value(
+                "ENV0_S3_LOG_LOG_FORMAT",
+                own.log_format,
+                values::one_of(&[("json", LogFormat::Json), ("text", LogFormat::Text)]),
+            ),
+            endpoint_url_s3: self.optional("AWS_ENDPOINT_URL_S3", shared.aws_endpoint_url_s3, values::endpoint_url),
+            endpoint_url_sts: self.optional("AWS_ENDPOINT_URL_STS", shared.aws_endpoint_url_sts, values::endpoint_url),
+            force_path_style: self.value("ENV0_S3_LOG_FORCE_PATH_STYLE", own.force_path_style, values::boolean),
+            network: Network {
+                https_proxy: self.secret("HTTPS_PROXY", shared.https_proxy, values::proxy_url),
+                http_proxy: self.secret("HTTP_PROXY", shared.http_proxy, values::proxy_url),
+                no_proxy: self.optional("NO_PROXY", shared.no_proxy, values::no_proxy).unwrap_or_default(),
+                ca_file: {
+                    let bundle = self.path("AWS_CA_BUNDLE", shared.aws_ca_bundle);
+                    let cert_file = self.path("SSL_CERT_FILE", shared.ssl_cert_file);
+                    bundle.or(cert_file)
+                },
+            },
+        };
+        self.judge(config, purpose)
+    }
+
+    /// A limit on memory.
+    fn memory(&mut self, name: &'static str, given: Option<String>) -> usize {
+        let bytes = self.value(name, given, values::size(values::OBJECT_MAX_BYTES));
+        usize::try_from(bytes).unwrap_or(usize::MAX)
+    }
+
+    fn token_url_of_file(&mut self, file: Option<String>) -> Option<SecretString> {
+        const NAME: &str = "ENV0_S3_LOG_OIDC_TOKEN_URL_FILE";
+        let file = self.path(NAME, file)?;
+        match std::fs::read_to_string(&file) {
+            Ok(content) => self.secret(NAME, Some(content.trim().to_owned()), |url| {
+                values::secret_url(url).map_err(|expected| format!("{expected} in that file"))
+            }),
+            Err(error) => {
+                self.refuse(NAME, &format!("can't be read ({error}); expected a file that holds a URL"));
+                None
+            }
+        }
+    }
+
+    fn tls(&mut self, cert: Option<PathBuf>, key: Option<PathBuf>, client_ca: Option<PathBuf>) -> Option<TlsFiles> {
+        const CERT: &str = "ENV0_S3_LOG_TLS_CERT_FILE";
+        const KEY: &str = "ENV0_S3_LOG_TLS_KEY_FILE";
+        match (cert, key) {
+            (Some(cert), Some(key)) => return Some(TlsFiles { cert, key, client_ca }),
+            (Some(_), None) => self.refuse(KEY, &format!("not set, and needed beside {CERT}")),
+            (None, Some(_)) => self.refuse(CERT, &format!("not set, and needed beside {KEY}")),
+            (None, None) if client_ca.is_some() => {
+                self.refuse("ENV0_S3_LOG_TLS_CLIENT_CA_FILE", &format!("works only with {CERT} and {KEY}"));
+            }
+            (None, None) => {}
+        }
+        None
+    }
+
+    /// The rules between values.
+    fn judge(&mut self, mut config: Config, purpose: Purpose) -> Config {
+        if purpose == Purpose::Daemon {
+            self.judge_ingest(&config);
+        }
+        if !config.allow_http {
+            let clear = |url: Option<&str>| url.is_some_and(values::leaves_the_host_in_clear);
+            let token_url = config.oidc_token_url.as_ref().map(secrecy::ExposeSecret::expose_secret);
+            for (name, in_clear) in [
+                ("ENV0_S3_LOG_OIDC_ISSUER", clear(Some(&config.oidc_issuer))),
+                ("ENV0_S3_LOG_OIDC_TOKEN_URL", clear(token_url)),
+                ("AWS_ENDPOINT_URL_STS", clear(config.endpoint_url_sts.as_deref())),
+            ] {
+                if in_clear {
+                    self.refuse(name, "tokens would go over plain http; use https, or set ENV0_S3_LOG_ALLOW_HTTP=true");
+                }
+            }
+        }
+        config.max_body_bytes = self.at_most(
+            ("ENV0_S3_LOG_MAX_BODY_BYTES", config.max_body_bytes),
+            ("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", config.max_inflight_bytes),
+        );
+        config.max_event_bytes = self.at_most(
+            ("ENV0_S3_LOG_MAX_EVENT_BYTES", config.max_event_bytes),
+            ("ENV0_S3_LOG_MAX_BODY_BYTES", config.max_body_bytes),
+        );
+        config
+    }
+
+    /// A limit that a wider limit makes meaningless counts as the wider one's value.
+    fn at_most(&mut self, (name, value): (&'static str, usize), (wider_name, wider): (&'static str, usize)) -> usize {
+        if value > wider && self.is_given(name) {
+            let [value, wider] = [value, wider].map(|bytes| values::show_size(bytes as u64));
+            self.warnings.push(format!("{name}={value} is above {wider_name}={wider}, and counts as {wider}"));
+        }
+        value.min(wider)
+    }
+
+    fn judge_ingest(&mut self, config: &Config) {
+        let static_token = self.is_given("ENV0_S3_LOG_INGEST_TOKEN") || config.ingest_token_file.is_some();
+        let oidc = self.is_given("ENV0_S3_LOG_OIDC_SUBJECT") || self.is_given("ENV0_S3_LOG_OIDC_ORGANIZATION_ID");
+        if config.ingest_auth_required && !static_token && !oidc {
+            self.refuse(
+                "ENV0_S3_LOG_OIDC_ORGANIZATION_ID",
+                "not set, and neither are ENV0_S3_LOG_OIDC_SUBJECT and ENV0_S3_LOG_INGEST_TOKEN, so nobody could send \
+                 (ENV0_S3_LOG_INGEST_AUTH is required); the id is in env0 under Organization Settings, and is \
+                 ENV0_ORGANIZATION_ID in every deployment; the subject is on the organization's OIDC policy page, or comes \
+                 from GET https://api.env0.com/api-keys/oidc-sub?organizationId=<id>",
+            );
+        }
+        if !config.ingest_auth_required && !config.listen_addr.ip().is_loopback() {
+            self.warnings.push(format!(
+                "ENV0_S3_LOG_INGEST_AUTH=none on {}: whoever reaches this address can write events; set \
+                 ENV0_S3_LOG_INGEST_AUTH=required",
+                config.listen_addr
+            ));
+        }
+        if config.listen_addr == config.admin_addr && config.listen_addr.port() != 0 {
+            self.refuse("ENV0_S3_LOG_ADMIN_ADDR", "the same as ENV0_S3_LOG_LISTEN_ADDR; expected another port");
+        }
+    }
+}
+
+fn unknown(name: &str) -> String {
+    let meant = variables::nearest(name);
+    let advice = meant.map_or_else(|| "see --help for all".to_owned(), |known| format!("did you mean {known}?"));
+    format!("{}: unknown variable; {advice}", name.escape_debug())
+}
+
+fn example(variable: &Variable) -> String {
+    format!("{}={}", variable.name, variable.example)
+}
+
+/// A value as it may be shown: not a secret's, and no user name and password inside a URL.
+fn shown(name: &str, value: &str) -> String {
+    let secret = variables::find(name).is_none_or(|variable| variable.secret);
+    let userinfo = value.contains("://") && value.contains('@');
+    if secret || userinfo { REDACTED.to_owned() } else { value.chars().take(SHOWN_VALUE_MAX_CHARS).collect() }
+}

@@ -1,0 +1,341 @@
+use std::collections::BTreeMap;
+
+use secrecy::ExposeSecret;
+
+use super::*;
+
+/// The least that a daemon starts with.
+const LEAST: &[(&str, &str)] = &[
+    ("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::111122223333:role/env0-logs"),
+    ("ENV0_S3_LOG_BUCKET_NAME", "logs"),
+    ("ENV0_S3_LOG_AWS_REGION", "eu-central-1"),
+    ("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", "org-1"),
+];
+
+fn read(vars: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
+    Config::from_vars(vars.iter().map(|(name, value)| (name.into(), value.into())), Purpose::Daemon)
+}
+
+/// `LEAST` with `changes` on top.
+fn with(changes: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
+    let mut vars: BTreeMap<&str, &str> = LEAST.iter().copied().collect();
+    vars.extend(changes.iter().copied());
+    read(&vars.into_iter().collect::<Vec<_>>())
+}
+
+fn accepted(changes: &[(&str, &str)]) -> Config {
+    with(changes).unwrap().config
+}
+
+/// The only error that `changes` bring.
+fn refused(changes: &[(&str, &str)]) -> String {
+    let errors = with(changes).expect_err("accepted").errors;
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    errors.into_iter().next().unwrap()
+}
+
+#[test]
+fn the_least_configuration_has_the_documented_defaults() {
+    let config = accepted(&[]);
+    assert_eq!(config.session_duration, Duration::from_secs(3600));
+    assert_eq!(config.listen_addr.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.admin_addr.to_string(), "127.0.0.1:9090");
+    assert_eq!(config.spool_max_bytes, 10 << 30);
+    assert_eq!(config.batch_max_bytes, 16 << 20);
+    assert_eq!(config.batch_max_age, Duration::from_secs(60));
+    assert_eq!(
+        (config.max_body_bytes, config.max_event_bytes, config.max_inflight_bytes),
+        (16 << 20, 1 << 20, 32 << 20)
+    );
+    assert_eq!((config.max_connections, config.upload_concurrency), (1024, 4));
+    assert_eq!(config.shutdown_grace, Duration::from_secs(25));
+    assert_eq!((config.redact, config.allow_http, config.force_path_style), (true, false, false));
+    assert_eq!(config.default_type, LogType::Deployments);
+    assert_eq!(config.bucket_path, "");
+}
+
+#[test]
+fn every_problem_is_reported_at_once_with_variable_value_expectation_and_example() {
+    let errors = read(&[
+        ("ENV0_S3_LOG_BUCKET_NAME", "s3://logs"),
+        ("ENV0_S3_LOG_AWS_REGION", "eu-central-1"),
+        ("ENV0_S3_LOG_OIDC_SUBJECT", "auth0|1"),
+        ("ENV0_S3_LOG_BATCH_MAX_AGE", "5 minuts"),
+        ("ENV0_S3_LOG_LISTEN_ADDR", "8080"),
+    ])
+    .expect_err("accepted");
+    let text = errors.to_string();
+    assert_eq!(errors.errors.len(), 4, "{text}");
+    assert_eq!(text.lines().count(), 4);
+    assert!(
+        text.contains(
+            "error: ENV0_S3_LOG_ROLE_ARN: required, and not set; example: ENV0_S3_LOG_ROLE_ARN=arn:aws:iam::"
+        )
+    );
+    assert!(text.contains("ENV0_S3_LOG_BATCH_MAX_AGE=\"5 minuts\": expected a duration from"));
+    assert!(text.contains("example: ENV0_S3_LOG_BATCH_MAX_AGE=60s"));
+    assert!(text.contains("ENV0_S3_LOG_BUCKET_NAME=\"s3://logs\""));
+    assert!(text.contains("ENV0_S3_LOG_LISTEN_ADDR=\"8080\""));
+}
+
+#[test]
+fn an_unknown_variable_is_named_with_the_nearest_known_one_even_beside_errors() {
+    let loaded = with(&[("ENV0_S3_LOG_BATCH_MAX_AG", "1s"), ("ENV0_S3_LOG_SOMETHING_ELSE_ENTIRELY", "1")]).unwrap();
+    assert_eq!(
+        loaded.unknown[0],
+        "ENV0_S3_LOG_BATCH_MAX_AG: unknown variable; did you mean ENV0_S3_LOG_BATCH_MAX_AGE?"
+    );
+    assert_eq!(loaded.unknown[1], "ENV0_S3_LOG_SOMETHING_ELSE_ENTIRELY: unknown variable; see --help for all");
+    let errors = read(&[("ENV0_S3_LOG_BUCKET", "logs")]).expect_err("accepted");
+    assert!(errors.to_string().contains("warning: ENV0_S3_LOG_BUCKET: unknown variable"));
+}
+
+#[test]
+fn no_error_warning_or_description_holds_a_secret() {
+    let secret = "hunter2";
+    let vars = [
+        ("ENV0_S3_LOG_INGEST_TOKEN", secret),
+        ("ENV0_S3_LOG_OIDC_TOKEN_URL", "hunter2"),
+        ("HTTPS_PROXY", "ftp://user:hunter2@proxy"),
+        ("AWS_ENDPOINT_URL_S3", "http://user:hunter2@store"),
+        ("ENV0_S3_LOG_OIDC_ISSUER", "https://hunter2@issuer"),
+    ];
+    let errors = with(&vars).expect_err("accepted");
+    assert_eq!(errors.errors.len(), vars.len(), "{errors}");
+    assert!(!errors.to_string().contains(secret), "{errors}");
+
+    let loaded = with(&[
+        ("ENV0_OIDC_TOKEN", "eyJhunter2"),
+        ("ENV0_S3_LOG_INGEST_TOKEN", "hunter2-hunter2-hunter2"),
+        ("ENV0_S3_LOG_OIDC_TOKEN_URL", "https://tokens/hunter2"),
+        ("HTTP_PROXY", "http://user:hunter2@proxy"),
+    ])
+    .unwrap();
+    let shown = format!("{}{:?}{:?}", loaded.describe(), loaded.settings, loaded.config);
+    assert!(!shown.contains(secret), "{shown}");
+    assert!(shown.contains("ENV0_OIDC_TOKEN=[redacted]  # environment"));
+}
+
+#[test]
+fn an_empty_value_counts_as_not_set_and_space_around_one_is_trimmed() {
+    let config = accepted(&[
+        ("ENV0_S3_LOG_SPOOL_MAX_BYTES", "  "),
+        ("ENV0_S3_LOG_BATCH_MAX_BYTES", " 64MiB\n"),
+        ("ENV0_OIDC_TOKEN", " token\n"),
+    ]);
+    assert_eq!(config.spool_max_bytes, 10 << 30);
+    assert_eq!(config.batch_max_bytes, 64 << 20);
+    assert_eq!(config.oidc_token.unwrap().expose_secret(), "token");
+}
+
+#[test]
+fn only_a_variable_of_our_own_has_to_be_utf8() {
+    use std::os::unix::ffi::OsStringExt;
+    let bad = || OsString::from_vec(vec![b'a', 0xff]);
+    let least = || LEAST.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    let foreign = least().chain([("LESSOPEN".into(), bad()), (bad(), bad())]);
+    assert!(Config::from_vars(foreign, Purpose::Daemon).is_ok());
+    let own = least().chain([("ENV0_S3_LOG_BUCKET_PATH".into(), bad())]);
+    let errors = Config::from_vars(own, Purpose::Daemon).expect_err("accepted");
+    assert!(errors.errors[0].starts_with("ENV0_S3_LOG_BUCKET_PATH: not UTF-8"), "{errors}");
+}
+
+#[test]
+fn sizes_durations_and_booleans_take_their_documented_notations() {
+    for (text, bytes) in
+        [("500000", 500_000), ("64MiB", 64 << 20), ("10 gib", 10 << 30), ("1KB", 1000), ("2TiB", 2 << 40)]
+    {
+        assert_eq!(accepted(&[("ENV0_S3_LOG_SPOOL_MAX_BYTES", text)]).spool_max_bytes, bytes, "{text}");
+    }
+    for text in ["0", "-1", "1.5MiB", "MiB", "10 parsecs", "18446744073709551616", "99999999TiB", "0x10", "+5"] {
+        assert!(refused(&[("ENV0_S3_LOG_SPOOL_MAX_BYTES", text)]).contains("expected a size"), "{text}");
+    }
+    for (text, millis) in [("90s", 90_000), ("5m", 300_000), ("3600", 3_600_000), ("2h", 7_200_000), ("500ms", 500)] {
+        let age = accepted(&[("ENV0_S3_LOG_BATCH_MAX_AGE", text)]).batch_max_age;
+        assert_eq!(age, Duration::from_millis(millis), "{text}");
+    }
+    for text in ["0", "1.5s", "5 minuts", "-3s", "9999999999999999999h", "s"] {
+        assert!(refused(&[("ENV0_S3_LOG_BATCH_MAX_AGE", text)]).contains("expected a duration"), "{text}");
+    }
+    for (text, value) in
+        [("1", true), ("TRUE", true), ("yes", true), ("on", true), ("0", false), ("no", false), ("Off", false)]
+    {
+        assert_eq!(accepted(&[("ENV0_S3_LOG_REDACT", text)]).redact, value, "{text}");
+    }
+    assert!(refused(&[("ENV0_S3_LOG_REDACT", "maybe")]).contains("true or false"));
+}
+
+#[test]
+fn values_out_of_range_or_shape_are_refused() {
+    let long_path = "a".repeat(974);
+    for (name, value) in [
+        ("ENV0_S3_LOG_SESSION_DURATION", "899"),
+        ("ENV0_S3_LOG_SESSION_DURATION", "43201"),
+        ("ENV0_S3_LOG_BATCH_MAX_BYTES", "6GiB"),
+        ("ENV0_S3_LOG_UPLOAD_CONCURRENCY", "0"),
+        ("ENV0_S3_LOG_MAX_CONNECTIONS", "0"),
+        ("ENV0_S3_LOG_BUCKET_PATH", long_path.as_str()),
+        ("ENV0_S3_LOG_BUCKET_PATH", "a//b"),
+        ("ENV0_S3_LOG_BUCKET_PATH", "a/../b"),
+        ("ENV0_S3_LOG_BUCKET_PATH", "./a"),
+        ("ENV0_S3_LOG_BUCKET_PATH", "a\u{7}b"),
+        ("ENV0_S3_LOG_ROLE_ARN", "env0-logs"),
+        ("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::111122223333:user/somebody"),
+        ("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::1111:role/short-account"),
+        ("ENV0_S3_LOG_BUCKET_NAME", "Logs"),
+        ("ENV0_S3_LOG_BUCKET_NAME", "lo"),
+        ("ENV0_S3_LOG_BUCKET_NAME", "a..b"),
+        ("ENV0_S3_LOG_AWS_REGION", "EU (Frankfurt)"),
+        ("ENV0_S3_LOG_INGEST_TOKEN", "short"),
+        ("ENV0_S3_LOG_INGEST_TOKEN", "with a space in it"),
+        ("ENV0_S3_LOG_INGEST_AUTH", "maybe"),
+        ("ENV0_S3_LOG_DEFAULT_TYPE", "audits"),
+        ("ENV0_S3_LOG_COMPRESSION", "lz4"),
+        ("ENV0_S3_LOG_EXPECTED_BUCKET_OWNER", "1234"),
+        ("ENV0_S3_LOG_OBJECT_TAGS", "a=1&b"),
+        ("ENV0_S3_LOG_OIDC_ISSUER", "login.app.env0.com"),
+        ("ENV0_S3_LOG_LOG_LEVEL", "loud"),
+        ("ENV0_S3_LOG_LOG_FORMAT", "xml"),
+        ("ENV0_S3_LOG_SHUTDOWN_GRACE", "0"),
+        ("ENV0_S3_LOG_TLS_CERT_FILE", "/tls.crt"),
+        ("ENV0_S3_LOG_TLS_KEY_FILE", "/tls.key"),
+        ("ENV0_S3_LOG_TLS_CLIENT_CA_FILE", "/ca.crt"),
+        ("ENV0_S3_LOG_ADMIN_ADDR", "127.0.0.1:8080"),
+        ("AWS_ENDPOINT_URL_S3", "s3.example.com"),
+    ] {
+        assert!(refused(&[(name, value)]).contains(name.rsplit('_').next().unwrap()), "{name}={value}");
+    }
+}
+
+#[test]
+fn the_bucket_path_is_trimmed_and_takes_973_bytes() {
+    let longest = "a".repeat(973);
+    assert_eq!(accepted(&[("ENV0_S3_LOG_BUCKET_PATH", &longest)]).bucket_path, longest);
+    assert_eq!(accepted(&[("ENV0_S3_LOG_BUCKET_PATH", "//env0/logs/")]).bucket_path, "env0/logs");
+    assert_eq!(accepted(&[("ENV0_S3_LOG_BUCKET_PATH", "/")]).bucket_path, "");
+}
+
+#[test]
+fn required_authentication_that_nobody_could_pass_says_where_the_id_is() {
+    let error = refused(&[("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", "")]);
+    assert!(error.contains("/api-keys/oidc-sub?organizationId="), "{error}");
+    for way_in in [
+        ("ENV0_S3_LOG_INGEST_AUTH", "none"),
+        ("ENV0_S3_LOG_INGEST_TOKEN", "0123456789abcdef"),
+        ("ENV0_S3_LOG_INGEST_TOKEN_FILE", "/run/tokens"),
+        ("ENV0_S3_LOG_OIDC_SUBJECT", "auth0|1"),
+    ] {
+        assert!(with(&[("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", ""), way_in]).is_ok(), "{way_in:?}");
+    }
+}
+
+#[test]
+fn freed_event_endpoints_beyond_loopback_are_a_warning() {
+    let free = ("ENV0_S3_LOG_INGEST_AUTH", "none");
+    assert!(with(&[free]).unwrap().warnings.is_empty());
+    let warnings = with(&[free, ("ENV0_S3_LOG_LISTEN_ADDR", "0.0.0.0:8080")]).unwrap().warnings;
+    assert!(warnings[0].starts_with("ENV0_S3_LOG_INGEST_AUTH=none on 0.0.0.0:8080"), "{warnings:?}");
+}
+
+#[test]
+fn tokens_never_leave_the_host_over_plain_http_unless_allowed() {
+    for name in ["ENV0_S3_LOG_OIDC_ISSUER", "ENV0_S3_LOG_OIDC_TOKEN_URL", "AWS_ENDPOINT_URL_STS"] {
+        assert!(refused(&[(name, "http://example.com/")]).contains("ENV0_S3_LOG_ALLOW_HTTP=true"), "{name}");
+        assert!(with(&[(name, "http://example.com/"), ("ENV0_S3_LOG_ALLOW_HTTP", "true")]).is_ok(), "{name}");
+        for loopback in ["http://127.0.0.1:1/", "http://localhost:1/", "http://[::1]:1/"] {
+            assert!(with(&[(name, loopback)]).is_ok(), "{name}={loopback}");
+        }
+    }
+    assert!(with(&[("AWS_ENDPOINT_URL_S3", "http://store.internal:9000")]).is_ok());
+}
+
+#[test]
+fn a_limit_above_a_wider_one_counts_as_that_one() {
+    let loaded = with(&[("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", "2MiB"), ("ENV0_S3_LOG_MAX_EVENT_BYTES", "4MiB")]).unwrap();
+    assert_eq!((loaded.config.max_body_bytes, loaded.config.max_event_bytes), (2 << 20, 2 << 20));
+    assert_eq!(loaded.warnings.len(), 1, "the limit that was given: {:?}", loaded.warnings);
+}
+
+#[test]
+fn proxies_are_read_in_either_case_and_with_or_without_a_scheme() {
+    let config = accepted(&[
+        ("https_proxy", "proxy:3128"),
+        ("HTTPS_PROXY", "http://other:1"),
+        ("no_proxy", "https://a.example/x, .svc,10.0.0.0/8"),
+    ]);
+    assert_eq!(config.network.https_proxy.unwrap().expose_secret(), "http://proxy:3128");
+    assert_eq!(config.network.no_proxy, ["a.example", ".svc", "10.0.0.0/8"]);
+}
+
+#[test]
+fn the_token_url_may_come_from_a_file() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "https://tokens/secret\n").unwrap();
+    let path = file.path().to_str().unwrap();
+    let config = accepted(&[("ENV0_S3_LOG_OIDC_TOKEN_URL_FILE", path)]);
+    assert_eq!(config.oidc_token_url.unwrap().expose_secret(), "https://tokens/secret");
+    assert!(refused(&[("ENV0_S3_LOG_OIDC_TOKEN_URL_FILE", "/nowhere")]).contains("can't be read"));
+}
+
+#[test]
+fn drain_needs_no_senders_and_verify_no_role() {
+    let vars = || [("ENV0_S3_LOG_BUCKET_NAME", "logs"), ("ENV0_S3_LOG_AWS_REGION", "eu-central-1")];
+    let os = |(name, value): (&str, &str)| (OsString::from(name), OsString::from(value));
+    assert!(Config::from_vars(vars().map(os), Purpose::Verify).is_ok());
+    let errors = Config::from_vars(vars().map(os), Purpose::Drain).expect_err("accepted").errors;
+    assert!(errors.len() == 1 && errors[0].contains("ROLE_ARN"), "{errors:?}");
+}
+
+#[test]
+fn every_example_and_every_default_of_the_table_is_accepted() {
+    for variable in VARIABLES.iter().filter(|variable| variable.name != "ENV0_S3_LOG_OIDC_TOKEN_URL_FILE") {
+        for value in [variable.example].into_iter().chain(variable.default) {
+            let beside =
+                [("ENV0_S3_LOG_TLS_CERT_FILE", "/c"), ("ENV0_S3_LOG_TLS_KEY_FILE", "/k"), (variable.name, value)];
+            assert!(with(&beside).is_ok(), "{}={value}", variable.name);
+        }
+    }
+}
+
+#[test]
+fn the_effective_values_are_shown_with_their_source() {
+    let described = with(&[("ENV0_S3_LOG_BATCH_MAX_AGE", "5m")]).unwrap().describe();
+    assert!(described.contains("ENV0_S3_LOG_BATCH_MAX_AGE=5m  # environment\n"), "{described}");
+    assert!(described.contains("ENV0_S3_LOG_SPOOL_MAX_BYTES=10GiB  # default\n"), "{described}");
+    assert!(described.contains("ENV0_S3_LOG_BUCKET_PATH=  # not set\n"), "{described}");
+    assert_eq!(described.lines().count(), VARIABLES.len());
+}
+
+#[test]
+fn the_example_file_is_made_from_the_table_and_starts_a_daemon() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config/example.env");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(file, example_env()).unwrap();
+    }
+    let text = std::fs::read_to_string(file).unwrap();
+    assert_eq!(text, example_env(), "run the tests once with UPDATE_DOCS=1");
+    let vars: Vec<_> =
+        text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('=')).collect();
+    assert_eq!(vars.len(), 4);
+    assert!(read(&vars).is_ok());
+}
+
+#[test]
+fn the_readme_holds_the_table() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+    let Ok(readme) = std::fs::read_to_string(file) else { return };
+    let (begin, end) = ("<!-- variables:begin -->\n", "<!-- variables:end -->");
+    let (before, rest) = readme.split_once(begin).expect("README.md has the mark where the table begins");
+    let (table, after) = rest.split_once(end).expect("README.md has the mark where the table ends");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(file, format!("{before}{begin}{}{end}{after}", markdown_table())).unwrap();
+    } else {
+        assert_eq!(table, markdown_table(), "run the tests once with UPDATE_DOCS=1");
+    }
+}
+
+#[test]
+fn the_help_names_every_variable() {
+    let help = help_text();
+    assert!(VARIABLES.iter().all(|variable| help.contains(variable.name)));
+}

@@ -1,0 +1,256 @@
+//! From the text of a variable to its value. Every parser's error says what was expected.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use reqwest::Url;
+
+/// The longest `bucketPath` that leaves room for the rest of the key in S3's 1024 bytes.
+pub(super) const BUCKET_PATH_MAX_BYTES: usize = 973;
+/// The shortest static token; shorter ones can be guessed.
+pub(super) const INGEST_TOKEN_MIN_CHARS: usize = 16;
+/// S3 takes no more in one PutObject.
+pub(super) const OBJECT_MAX_BYTES: u64 = 5 << 30;
+/// S3 takes no more tags on an object.
+const OBJECT_TAGS_MAX: usize = 10;
+
+/// What a parser expected instead of the value that it was given.
+pub(super) type Expected = String;
+
+pub(super) type Parsed<T> = Result<T, Expected>;
+
+fn check<T>(holds: bool, value: T, expected: &str) -> Parsed<T> {
+    if holds { Ok(value) } else { Err(expected.to_owned()) }
+}
+
+/// A value that is taken as it is.
+pub(super) fn text(value: &str) -> Parsed<String> {
+    check(!value.chars().any(char::is_control), value.to_owned(), "text without control characters")
+}
+
+/// `true`/`false`, `1`/`0`, `yes`/`no`, `on`/`off`, in any case.
+pub(super) fn boolean(value: &str) -> Parsed<bool> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" | "on" => Ok(true),
+        "false" | "0" | "no" | "off" => Ok(false),
+        _ => Err("true or false (also 1/0, yes/no, on/off)".to_owned()),
+    }
+}
+
+/// One of a closed set of words, in any case.
+pub(super) fn one_of<T: Copy>(choices: &[(&str, T)]) -> impl Fn(&str) -> Parsed<T> {
+    move |value| {
+        let found = choices.iter().find(|(word, _)| word.eq_ignore_ascii_case(value));
+        found.map(|(_, choice)| *choice).ok_or_else(|| {
+            let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+            format!("one of {}", words.join(", "))
+        })
+    }
+}
+
+/// A whole number within `least..=most`.
+pub(super) fn count(least: usize, most: usize) -> impl Fn(&str) -> Parsed<usize> {
+    move |value| {
+        let number = value.parse().ok().filter(|number| (least..=most).contains(number));
+        number.ok_or_else(|| format!("a whole number from {least} to {most}"))
+    }
+}
+
+/// Splits `64MiB` into its number and its unit.
+fn number_and_unit(value: &str) -> Option<(u64, &str)> {
+    let digits = value.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = value.split_at(digits);
+    Some((number.parse().ok()?, unit.trim_start()))
+}
+
+/// Bytes: `500000`, `64MiB`, `10GiB`; KiB, MiB, GiB, TiB count by 1024, KB, MB, GB, TB by 1000. At least 1 and at
+/// most `most` bytes.
+pub(super) fn size(most: u64) -> impl Fn(&str) -> Parsed<u64> {
+    move |value| {
+        let bytes = number_and_unit(value).and_then(|(number, unit)| {
+            let factor: u64 = match unit.to_ascii_lowercase().as_str() {
+                "" | "b" => 1,
+                "kib" => 1 << 10,
+                "mib" => 1 << 20,
+                "gib" => 1 << 30,
+                "tib" => 1 << 40,
+                "kb" => 1_000,
+                "mb" => 1_000_000,
+                "gb" => 1_000_000_000,
+                "tb" => 1_000_000_000_000,
+                _ => return None,
+            };
+            number.checked_mul(factor)
+        });
+        let limit = if most == u64::MAX { String::new() } else { format!(" of at most {}", show_size(most)) };
+        bytes
+            .filter(|bytes| (1..=most).contains(bytes))
+            .ok_or_else(|| format!("a size{limit}: bytes such as 500000, or with a unit such as 64MiB or 10GiB"))
+    }
+}
+
+/// `bytes` in the largest binary unit that leaves a whole number.
+pub(super) fn show_size(bytes: u64) -> String {
+    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let unit = units.into_iter().find(|(_, shift)| bytes >= 1 << shift && bytes.is_multiple_of(1 << shift));
+    unit.map_or(bytes.to_string(), |(unit, shift)| format!("{}{unit}", bytes >> shift))
+}
+
+/// A duration within `least..=most`: `90s`, `5m`, `2h`, `500ms`; a bare number is seconds.
+pub(super) fn duration(least: Duration, most: Duration) -> impl Fn(&str) -> Parsed<Duration> {
+    move |value| {
+        let parsed = number_and_unit(value).and_then(|(number, unit)| match unit.to_ascii_lowercase().as_str() {
+            "ms" => Some(Duration::from_millis(number)),
+            "" | "s" => Some(Duration::from_secs(number)),
+            "m" => number.checked_mul(60).map(Duration::from_secs),
+            "h" => number.checked_mul(3600).map(Duration::from_secs),
+            "d" => number.checked_mul(86_400).map(Duration::from_secs),
+            _ => None,
+        });
+        parsed
+            .filter(|parsed| (least..=most).contains(parsed))
+            .ok_or_else(|| format!("a duration from {least:?} to {most:?}, such as 90s, 5m or 3600 (seconds)"))
+    }
+}
+
+/// `IP:port`.
+pub(super) fn socket_address(value: &str) -> Parsed<SocketAddr> {
+    value.parse().map_err(|_| "an IP address and a port, such as 127.0.0.1:8080 or [::]:8080".to_owned())
+}
+
+/// Comma-separated values; the empty ones are left out.
+pub(super) fn list(value: &str) -> Parsed<Vec<String>> {
+    let items: Vec<_> = value.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect();
+    check(!items.is_empty(), items, "one or more values, separated by commas")
+}
+
+/// `arn:<partition>:iam::<account>:role/<path and name>`. The account may be empty: stores other than AWS have none.
+pub(super) fn role_arn(value: &str) -> Parsed<String> {
+    let fields: Vec<_> = value.splitn(6, ':').collect();
+    let holds = matches!(fields[..], ["arn", partition, "iam", "", account, role]
+        if partition.starts_with("aws")
+            && (account.is_empty() || account.len() == 12)
+            && account.bytes().all(|byte| byte.is_ascii_digit())
+            && role.strip_prefix("role/").is_some_and(|name| !name.is_empty())
+            && role.bytes().all(|byte| byte.is_ascii_graphic()));
+    check(holds && value.len() <= 2048, value.to_owned(), "the ARN of an IAM role: arn:aws:iam::<account>:role/<name>")
+}
+
+/// S3's naming rules for general-purpose buckets.
+pub(super) fn bucket_name(value: &str) -> Parsed<String> {
+    let end = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = value.as_bytes();
+    let holds = (3..=63).contains(&bytes.len())
+        && bytes.iter().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'))
+        && end(bytes.first())
+        && end(bytes.last())
+        && !value.contains("..");
+    check(holds, value.to_owned(), "a bucket's name alone: 3 to 63 of a-z, 0-9, - and ., no s3:// and no path")
+}
+
+/// The shape of a region's name, not a list of regions: there are new ones every year.
+pub(super) fn region(value: &str) -> Parsed<String> {
+    let holds = value.starts_with(|first: char| first.is_ascii_lowercase())
+        && value.len() <= 32
+        && !value.ends_with('-')
+        && value.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+    check(holds, value.to_owned(), "a region's code, not its name")
+}
+
+/// The key prefix, trimmed of `/` (contract section 1).
+pub(super) fn bucket_path(value: &str) -> Parsed<String> {
+    let path = value.trim_matches('/');
+    let segments = path.is_empty() || path.split('/').all(|segment| !matches!(segment, "" | "." | ".."));
+    let holds = segments && path.len() <= BUCKET_PATH_MAX_BYTES && !path.chars().any(char::is_control);
+    let expected = format!(
+        "a key prefix of at most {BUCKET_PATH_MAX_BYTES} bytes, without empty, . or .. segments or control characters"
+    );
+    check(holds, path.to_owned(), &expected)
+}
+
+/// A static token: it travels in a header, so it is printable ASCII without spaces.
+pub(super) fn ingest_token(value: &str) -> Parsed<String> {
+    let holds = value.len() >= INGEST_TOKEN_MIN_CHARS && value.bytes().all(|byte| byte.is_ascii_graphic());
+    let expected = format!("{INGEST_TOKEN_MIN_CHARS} or more printable ASCII characters without spaces");
+    check(holds, value.to_owned(), &expected)
+}
+
+/// An absolute `http` or `https` URL. A name and password in it are refused, unless `userinfo_allowed`.
+fn http_url(value: &str, userinfo_allowed: bool) -> Parsed<Url> {
+    let url = Url::parse(value).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    let url = url.ok_or("an http:// or https:// URL")?;
+    let userinfo = !url.username().is_empty() || url.password().is_some();
+    check(userinfo_allowed || !userinfo, url, "a URL without a user name and password in it")
+}
+
+/// A URL as it was written, without a `/` at its end.
+pub(super) fn endpoint_url(value: &str) -> Parsed<String> {
+    let url = http_url(value, false)?;
+    check(url.query().is_none(), value.trim_end_matches('/').to_owned(), "a URL without a query")
+}
+
+/// The issuer as it was written: issuers are compared as text.
+pub(super) fn issuer_url(value: &str) -> Parsed<String> {
+    let url = http_url(value, false)?;
+    check(url.query().is_none() && url.fragment().is_none(), value.to_owned(), "a URL without a query")
+}
+
+/// A URL that may hold a secret anywhere.
+pub(super) fn secret_url(value: &str) -> Parsed<String> {
+    http_url(value, true).map(|_| value.to_owned())
+}
+
+/// A proxy's URL; `http://` where there is no scheme, as curl has it.
+pub(super) fn proxy_url(value: &str) -> Parsed<String> {
+    let url = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
+    http_url(&url, true).map(|_| url)
+}
+
+/// `NO_PROXY`: hosts, domains and networks, separated by commas; an entry's scheme and path are dropped.
+pub(super) fn no_proxy(value: &str) -> Parsed<Vec<String>> {
+    let entries = value.split(',').map(|entry| {
+        let entry = entry.trim();
+        let (scheme, rest) = entry.split_once("://").map_or((false, entry), |(_, rest)| (true, rest));
+        // `10.0.0.0/8` is a network, and its slash no path.
+        let host = if scheme { rest.split('/').next().unwrap_or_default() } else { rest };
+        host.to_owned()
+    });
+    Ok(entries.filter(|entry| !entry.is_empty()).collect())
+}
+
+/// Whether `url` goes over plain http to a host that is not this one.
+pub(super) fn leaves_the_host_in_clear(url: &str) -> bool {
+    let Ok(url) = Url::parse(url) else { return false };
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let loopback = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    url.scheme() == "http" && !loopback
+}
+
+/// `x-amz-storage-class`; a shape, since other stores have classes of their own.
+pub(super) fn storage_class(value: &str) -> Parsed<String> {
+    let holds = value.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'_'));
+    check(holds, value.to_owned(), "a storage class in capitals")
+}
+
+/// A key's id, ARN or alias.
+pub(super) fn kms_key_id(value: &str) -> Parsed<String> {
+    let holds = value.len() <= 2048 && value.bytes().all(|byte| byte.is_ascii_graphic());
+    check(holds, value.to_owned(), "a KMS key's id, ARN or alias")
+}
+
+/// An AWS account's number.
+pub(super) fn account_id(value: &str) -> Parsed<String> {
+    let holds = value.len() == 12 && value.bytes().all(|byte| byte.is_ascii_digit());
+    check(holds, value.to_owned(), "an AWS account's 12 digits")
+}
+
+/// `x-amz-tagging`: `name=value&name=value`, URL-encoded.
+pub(super) fn object_tags(value: &str) -> Parsed<String> {
+    let tags: Vec<_> = value.split('&').collect();
+    let tag_holds = |tag: &&str| {
+        let (name, value) = tag.split_once('=').unwrap_or_default();
+        !name.is_empty() && !value.contains('=') && tag.bytes().all(|byte| byte.is_ascii_graphic())
+    };
+    let expected = format!("at most {OBJECT_TAGS_MAX} tags as name=value&name=value, URL-encoded");
+    check(tags.len() <= OBJECT_TAGS_MAX && tags.iter().all(tag_holds), value.to_owned(), &expected)
+}

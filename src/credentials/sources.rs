@@ -1,0 +1,92 @@
+//! Tokens of the operator's own: a file and a URL, read again at every exchange.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::token::{OidcToken, Source};
+use crate::config::Config;
+use crate::network::Network;
+
+pub(super) struct Sources {
+    file: Option<PathBuf>,
+    url: Option<SecretString>,
+    network: Network,
+}
+
+impl Sources {
+    pub(super) fn new(config: &Config, network: &Network) -> Sources {
+        let (file, url) = (config.oidc_token_file.clone(), config.oidc_token_url.clone());
+        Sources { file, url, network: network.clone() }
+    }
+
+    /// The tokens found, and a sentence for each source that has none now; never with the URL.
+    pub(super) async fn read(&self) -> (Vec<OidcToken>, Vec<String>) {
+        let mut tokens = Vec::new();
+        let mut problems = Vec::new();
+        if let Some(path) = &self.file {
+            match read_small(path).map(|text| OidcToken::own(&text, Source::File)) {
+                Ok(Some(token)) => tokens.push(token),
+                Ok(None) => problems.push("ENV0_S3_LOG_OIDC_TOKEN_FILE: the file holds no token".to_owned()),
+                Err(error) => problems.push(format!("ENV0_S3_LOG_OIDC_TOKEN_FILE: {error}")),
+            }
+        }
+        if let Some(url) = &self.url {
+            match self.network.fetch(url.expose_secret()).await.map(|body| token_in(&body)) {
+                Ok(Some(token)) => tokens.push(token),
+                Ok(None) => problems.push("ENV0_S3_LOG_OIDC_TOKEN_URL: no token in the answer".to_owned()),
+                Err(error) => problems.push(format!("ENV0_S3_LOG_OIDC_TOKEN_URL: {error}")),
+            }
+        }
+        (tokens, problems)
+    }
+}
+
+/// Blocks, but for a page or two at most, and seldom.
+fn read_small(path: &Path) -> std::io::Result<String> {
+    const MAX_BYTES: u64 = 64 * 1024;
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(MAX_BYTES).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Raw, or JSON with `token`, `value`, `access_token` or `id_token`.
+fn token_in(body: &[u8]) -> Option<OidcToken> {
+    let text = std::str::from_utf8(body).ok()?.trim();
+    if let Ok(serde_json::Value::Object(fields)) = serde_json::from_str(text) {
+        let named =
+            ["token", "value", "access_token", "id_token"].into_iter().find_map(|name| fields.get(name)?.as_str());
+        return OidcToken::own(named?, Source::Url);
+    }
+    let raw = serde_json::from_str::<String>(text);
+    OidcToken::own(raw.as_deref().unwrap_or(text), Source::Url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_found_raw_quoted_or_in_any_of_the_usual_fields() {
+        let forms: [&[u8]; 6] = [
+            b" raw.token\n",
+            b"\"raw.token\"",
+            b"{\"token\": \"raw.token\"}",
+            b"{\"value\": \"raw.token\", \"count\": 1}",
+            b"{\"access_token\": \"raw.token\"}",
+            b"{\"id_token\": \"raw.token\"}",
+        ];
+        for form in forms {
+            assert_eq!(token_in(form).unwrap().expose(), "raw.token", "{}", String::from_utf8_lossy(form));
+        }
+    }
+
+    #[test]
+    fn an_answer_without_a_token_is_not_taken_for_one() {
+        let forms: [&[u8]; 6] = [b"<p>no token here</p>", b"", b" \n", b"{}", b"{\"token\": 1}", b"\xff\xfe"];
+        for form in forms {
+            assert!(token_in(form).is_none(), "{}", String::from_utf8_lossy(form));
+        }
+    }
+}

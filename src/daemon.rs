@@ -1,0 +1,289 @@
+//! Builds every part, binds the sockets, owns the order of start and of shutdown.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::batch::LogType;
+use crate::chain::SigningKey;
+use crate::config::{Config, Loaded};
+use crate::credentials::Credentials;
+use crate::credentials::token::Verifier;
+use crate::exit_code;
+use crate::flusher::{self, Flusher};
+use crate::ingest::Ingest;
+use crate::ingest::auth::Authenticator;
+use crate::ingest::listener::Listener;
+use crate::ingest::tls::Tls;
+use crate::network::Network;
+use crate::s3::S3;
+use crate::spool::disk::OsDisk;
+use crate::spool::manifest::{Destination, LockError};
+use crate::spool::{self, OpenError, Spool};
+use crate::status::{self, DeliveryStatus, Phase, SpoolStatus, Status, Timestamp, TypeStatus};
+
+/// After SIGTERM: how long new requests are still taken while load balancers look away.
+const STILL_INGESTING: Duration = Duration::from_secs(1);
+/// Of the grace, what is left for the way out.
+const EXIT_RESERVE: Duration = Duration::from_secs(2);
+/// Of the grace, the part in which a body that began before may still arrive.
+const BODIES_SHARE: u32 = 3;
+/// For answers that are on their way when the listeners close.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
+/// A file size limit (`ulimit -f`) is an error of the write, not the end of the process.
+const SIGXFSZ: i32 = 25;
+
+/// A failure to start or to run, with the process's exit code.
+#[derive(Debug)]
+pub struct Failure {
+    pub exit_code: u8,
+    pub error: anyhow::Error,
+}
+
+impl Failure {
+    fn new(exit_code: u8, error: impl Into<anyhow::Error>) -> Failure {
+        Failure { exit_code, error: error.into() }
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Failure {
+        let exit_code = match &error {
+            OpenError::Create { .. } | OpenError::Lock(LockError::Held { .. } | LockError::Io { .. }) => exit_code::CANT_CREATE,
+            OpenError::OtherDestination { .. } => exit_code::CONFIG,
+            OpenError::Manifest(spool::manifest::ManifestError::Newer { .. }) => exit_code::CONFIG,
+            OpenError::Manifest(_) | OpenError::Recovery { .. } => exit_code::IO,
+        };
+        Failure::new(exit_code, error)
+    }
+}
+
+/// What `/status` and the probes read; filled as the parts come up.
+pub struct Probe {
+    config: Config,
+    started_at: Timestamp,
+    phase: AtomicU8,
+    parts: Mutex<Option<Parts>>,
+}
+
+#[derive(Clone)]
+struct Parts {
+    spool: Spool,
+    credentials: Credentials,
+    deliveries: [Arc<Mutex<DeliveryStatus>>; 2],
+}
+
+impl Probe {
+    fn new(config: Config) -> Arc<Probe> {
+        let phase = AtomicU8::new(Phase::Starting as u8);
+        Arc::new(Probe { config, started_at: Timestamp::now(), phase, parts: Mutex::new(None) })
+    }
+
+    fn parts(&self) -> Option<Parts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.phase.store(phase as u8, Ordering::Relaxed);
+    }
+
+    /// Where the daemon is in its life.
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Relaxed) {
+            phase if phase == Phase::Running as u8 => Phase::Running,
+            phase if phase == Phase::Draining as u8 => Phase::Draining,
+            _ => Phase::Starting,
+        }
+    }
+
+    /// How long the slowest spool writer has been at one piece of work.
+    pub fn writers_busy_for(&self) -> Duration {
+        self.parts().map(|parts| parts.spool.busy_for()).unwrap_or_default()
+    }
+
+    /// A snapshot of everything.
+    pub fn status(&self) -> Status {
+        let config = &self.config;
+        let parts = self.parts();
+        let spool = parts.as_ref().map(|parts| &parts.spool);
+        let of_type = |log_type: LogType| {
+            let delivery = parts.as_ref().map(|parts| &parts.deliveries[log_type.index()]);
+            TypeStatus {
+                log_type,
+                spooled: spool.map(|spool| spool.folder(log_type).status(spool.chain_instance(log_type))).unwrap_or_default(),
+                delivery: delivery.map(|delivery| delivery.lock().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default(),
+            }
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            instance: spool.map(|spool| spool.instance().to_owned()).unwrap_or_default(),
+            phase: self.phase(),
+            started_at: self.started_at,
+            now: Timestamp::now(),
+            destination: status::Destination {
+                bucket: config.bucket_name.clone(),
+                region: config.aws_region.clone(),
+                path: config.bucket_path.clone(),
+                endpoint: config.endpoint_url_s3.clone(),
+            },
+            spool: SpoolStatus {
+                dir: config.spool_dir.display().to_string(),
+                bytes: spool.map_or(0, |spool| LogType::ALL.iter().map(|log_type| spool.usage().used_bytes(*log_type)).sum()),
+                limit_bytes: spool.map_or(config.spool_max_bytes, |spool| spool.usage().limit_bytes()),
+                disk_available_bytes: available_bytes(&config.spool_dir),
+                quarantine_bytes: spool.map_or(0, |spool| spool.folder(LogType::Deployments).quarantine_bytes()),
+            },
+            types: LogType::ALL.map(of_type).into(),
+            credentials: parts.map(|parts| serde_json::json!(parts.credentials.status())).unwrap_or_default(),
+        }
+    }
+}
+
+/// What the file system of a folder has left for this user.
+pub fn available_bytes(folder: &Path) -> Option<u64> {
+    let statistics = rustix::fs::statvfs(folder).ok()?;
+    Some(statistics.f_bavail.saturating_mul(statistics.f_frsize))
+}
+
+/// The spool's settings in a configuration.
+pub fn spool_settings(config: &Config) -> spool::Settings {
+    spool::Settings {
+        dir: config.spool_dir.clone(),
+        max_bytes: config.spool_max_bytes,
+        batch_max_bytes: config.batch_max_bytes,
+        batch_max_age: config.batch_max_age,
+        codec: config.compression,
+        destination: Destination {
+            endpoint: config.endpoint_url_s3.clone().unwrap_or_default(),
+            bucket: config.bucket_name.clone(),
+            region: config.aws_region.clone(),
+            path: config.bucket_path.clone(),
+        },
+    }
+}
+
+/// Runs the daemon until a signal ends it.
+pub async fn run(loaded: Loaded) -> Result<(), Failure> {
+    let config = loaded.config;
+    let mut signals = Signals::new()?;
+    let network = Network::new(&config.network).map_err(|error| Failure::new(exit_code::CONFIG, error))?;
+    let verifier = Verifier::new(&config, &network).map_err(|error| Failure::new(exit_code::CONFIG, error))?;
+    let tls = config.tls.as_ref().map(Tls::new).transpose().map_err(|error| Failure::new(exit_code::CONFIG, error))?;
+    let signing_key = config.signing_key_file.as_deref().map(SigningKey::from_pem_file).transpose();
+    let signing_key = signing_key.map_err(|error| Failure::new(exit_code::CONFIG, error))?;
+    let ingest_socket = bind("ENV0_S3_LOG_LISTEN_ADDR", config.listen_addr).await?;
+    let admin_socket = bind("ENV0_S3_LOG_ADMIN_ADDR", config.admin_addr).await?;
+    let addresses = (local_address(&ingest_socket)?, local_address(&admin_socket)?);
+
+    let probe = Probe::new(config.clone());
+    let stop_admin = CancellationToken::new();
+    let admin = tokio::spawn(crate::health::serve(admin_socket, probe.clone(), stop_admin.clone()));
+
+    let settings = spool_settings(&config);
+    let opened = tokio::task::spawn_blocking(move || Spool::open(&settings, Arc::new(OsDisk))).await;
+    let (spool, sealed) = opened.map_err(|error| Failure::new(exit_code::SOFTWARE, error))??;
+    let stop_credentials = CancellationToken::new();
+    let credentials = Credentials::start(&config, &network, spool.instance(), stop_credentials.clone());
+    let authenticator = Authenticator::new(&config, verifier, credentials.clone()).map_err(|error| Failure::new(exit_code::CONFIG, error))?;
+    let flusher = start_flusher(&config, &network, &spool, &credentials, signing_key, sealed);
+    let parts = Parts { spool: spool.clone(), credentials, deliveries: flusher.states() };
+    *probe.parts.lock().unwrap_or_else(PoisonError::into_inner) = Some(parts);
+
+    let ingest = Ingest::new(&config, spool.clone(), authenticator);
+    let stop_ingest = CancellationToken::new();
+    let listener = Listener { tcp: ingest_socket, tls, max_connections: config.max_connections };
+    let handler = ingest.clone();
+    let handler = Arc::new(move |request| handler.clone().handle(request));
+    let serving = tokio::spawn(listener.serve(handler, stop_ingest.clone()));
+    probe.enter(Phase::Running);
+    tracing::info!(listen.addr = %addresses.0, admin.addr = %addresses.1, instance = spool.instance(), "listening");
+
+    signals.next().await;
+    let started = Instant::now();
+    let grace = config.shutdown_grace;
+    probe.enter(Phase::Draining);
+    tracing::info!(grace.seconds = grace.as_secs(), "shutting down: sealing and uploading what there is");
+    let shutdown = async {
+        tokio::time::sleep_until(started + STILL_INGESTING.min(grace / BODIES_SHARE)).await;
+        ingest.refuse_new_requests();
+        let _ = tokio::time::timeout_at(started + grace / BODIES_SHARE, ingest.idle()).await;
+        ingest.refuse_bodies();
+        spool.close().await;
+        flusher.drain(started + grace.saturating_sub(EXIT_RESERVE)).await;
+        stop_ingest.cancel();
+        let _ = tokio::time::timeout(LAST_ANSWERS, serving).await;
+        stop_credentials.cancel();
+        stop_admin.cancel();
+        let _ = tokio::time::timeout(LAST_ANSWERS, admin).await;
+    };
+    tokio::select! {
+        _ = tokio::time::timeout_at(started + grace, shutdown) => {
+            let left: u64 = LogType::ALL.iter().map(|log_type| spool.usage().used_bytes(*log_type)).sum();
+            tracing::info!(spool.bytes = left, "stopped; what the spool holds is sent after the next start");
+        }
+        () = signals.next() => tracing::info!("stopped at once by a second signal; what the spool holds is sent after the next start"),
+    }
+    Ok(())
+}
+
+/// Starts the lanes of a spool.
+pub fn start_flusher(
+    config: &Config,
+    network: &Network,
+    spool: &Spool,
+    credentials: &Credentials,
+    signing_key: Option<SigningKey>,
+    sealed: [spool::SealedBatches; 2],
+) -> Flusher {
+    let shared = flusher::Shared {
+        spool: spool.clone(),
+        s3: S3::new(config, network, credentials.clone()),
+        credentials: credentials.clone(),
+        bucket_path: config.bucket_path.clone(),
+        concurrency: config.upload_concurrency,
+        signing_key,
+        upload_duration: metrics::histogram!("env0_s3_logs_upload_duration_seconds"),
+    };
+    Flusher::start(shared, sealed)
+}
+
+async fn bind(variable: &str, address: std::net::SocketAddr) -> Result<TcpListener, Failure> {
+    let bound = TcpListener::bind(address).await;
+    bound.with_context(|| format!("{variable}: can't listen on {address}")).map_err(|error| Failure::new(exit_code::CONFIG, error))
+}
+
+fn local_address(socket: &TcpListener) -> Result<std::net::SocketAddr, Failure> {
+    socket.local_addr().map_err(|error| Failure::new(exit_code::SOFTWARE, error))
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    _file_size: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals, Failure> {
+        let listen = |kind| signal(kind).map_err(|error| Failure::new(exit_code::SOFTWARE, error));
+        Ok(Signals {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            _file_size: listen(SignalKind::from_raw(SIGXFSZ))?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! Who may send what: static tokens and env0 OIDC tokens; the hand-over of the latter to the credentials.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use axum::http::header::AUTHORIZATION;
+use axum::http::{HeaderMap, HeaderName};
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use chrono::Utc;
+use secrecy::ExposeSecret;
+
+use super::watched::Watched;
+use crate::batch::{LogType, Sha256};
+use crate::config::Config;
+use crate::credentials::Credentials;
+use crate::credentials::token::{Verifier, VerifyError, looks_like_jwt};
+
+/// Where an OIDC token travels beside other credentials.
+pub const OIDC_TOKEN_HEADER: HeaderName = HeaderName::from_static("x-env0-oidc-token");
+
+/// A shorter static token could be guessed.
+pub const MIN_TOKEN_CHARS: usize = 16;
+const TOKEN_FILE_MAX_BYTES: u64 = 1024 * 1024;
+
+/// Who a request comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identity {
+    /// `ENV0_S3_LOG_INGEST_AUTH=none`
+    Anonymous,
+    /// The bearer of a static token.
+    Static {
+        /// The only log type that a typed token writes.
+        log_type: Option<LogType>,
+    },
+    /// A deployment, by env0's word.
+    Oidc,
+}
+
+impl Identity {
+    /// Whether these credentials write `log_type`: those who deploy don't write the audit trail.
+    pub fn may_write(&self, log_type: LogType) -> bool {
+        self.log_type().is_none_or(|own| own == log_type)
+    }
+
+    /// The type that these credentials decide, over anything the request says.
+    pub fn log_type(&self) -> Option<LogType> {
+        match self {
+            Identity::Anonymous => None,
+            Identity::Static { log_type } => *log_type,
+            Identity::Oidc => Some(LogType::Deployments),
+        }
+    }
+}
+
+/// Why a request isn't let in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    /// 401: no credentials.
+    #[error("no credentials")]
+    Missing,
+    /// 401: wrong ones.
+    #[error("wrong credentials")]
+    Invalid,
+    /// 400: not HTTP as it should be.
+    #[error("{0}")]
+    Malformed(&'static str),
+    /// 503: nothing can be said now.
+    #[error("the OIDC token can't be verified now: {reason}")]
+    Unavailable {
+        /// Without anything secret.
+        reason: String,
+    },
+}
+
+impl AuthError {
+    /// The label `reason` of `auth_failures_total`.
+    fn reason(&self) -> &'static str {
+        match self {
+            AuthError::Missing => "missing",
+            AuthError::Invalid => "invalid",
+            AuthError::Malformed(_) => "malformed",
+            AuthError::Unavailable { .. } => "unavailable",
+        }
+    }
+}
+
+impl From<VerifyError> for AuthError {
+    fn from(error: VerifyError) -> AuthError {
+        match error {
+            VerifyError::Invalid(reason) => {
+                tracing::debug!("an OIDC token is refused: {reason}");
+                AuthError::Invalid
+            }
+            VerifyError::Unavailable(reason) => AuthError::Unavailable { reason },
+        }
+    }
+}
+
+/// The file of static tokens can't be used: an error at start, later the tokens before it stay.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "ENV0_S3_LOG_INGEST_TOKEN_FILE: {path}: {reason}; expected one token of {MIN_TOKEN_CHARS} characters or more a line, as <token> or <token> <log type>"
+)]
+pub struct TokenFileError {
+    path: PathBuf,
+    reason: String,
+}
+
+/// Judges credentials. Cheap to clone.
+#[derive(Clone)]
+pub struct Authenticator(Arc<Inner>);
+
+struct Inner {
+    required: bool,
+    own: Option<StaticToken>,
+    file: Option<(PathBuf, Watched<StaticTokens>)>,
+    verifier: Verifier,
+    credentials: Credentials,
+}
+
+impl Authenticator {
+    /// Reads the token file a first time.
+    pub fn new(config: &Config, verifier: Verifier, credentials: Credentials) -> Result<Authenticator, TokenFileError> {
+        let own = config.ingest_token.as_ref().map(|token| StaticToken::new(token.expose_secret(), None));
+        let file = config.ingest_token_file.as_ref().map(|path| {
+            let tokens = Watched::new("the file of ENV0_S3_LOG_INGEST_TOKEN_FILE", vec![path.clone()], || load(path))?;
+            Ok((path.clone(), tokens))
+        });
+        let file = file.transpose()?;
+        for reason in ["missing", "invalid", "malformed", "unavailable"] {
+            auth_failures(reason).increment(0);
+        }
+        for outcome in ["accepted", "known", "refused", "unavailable"] {
+            hand_overs(outcome).increment(0);
+        }
+        Ok(Authenticator(Arc::new(Inner { required: config.ingest_auth_required, own, file, verifier, credentials })))
+    }
+
+    /// Judges the credentials of a request for events: the token in `Authorization` (`Bearer`,
+    /// `Splunk`, or `Basic`, whose password is the token), or `carried`, the one that the request's
+    /// protocol carries elsewhere. An OIDC token that holds is handed over too.
+    pub async fn authenticate(&self, headers: &HeaderMap, carried: Option<&str>) -> Result<Identity, AuthError> {
+        let identity = self.judge_all(headers, carried).await;
+        let identity = match identity {
+            Ok(Identity::Oidc) | Err(AuthError::Missing | AuthError::Invalid | AuthError::Unavailable { .. })
+                if !self.0.required =>
+            {
+                Ok(Identity::Anonymous)
+            }
+            judged => judged,
+        };
+        identity.inspect_err(count_failure)
+    }
+
+    async fn judge_all(&self, headers: &HeaderMap, carried: Option<&str>) -> Result<Identity, AuthError> {
+        let presented = match token_of(headers) {
+            Err(AuthError::Invalid) if carried.is_some() => None,
+            presented => presented?,
+        };
+        let mut outcome = Err(AuthError::Missing);
+        for token in presented.as_deref().into_iter().chain(carried) {
+            match self.judge(token).await {
+                Err(AuthError::Invalid) if matches!(outcome, Err(AuthError::Unavailable { .. })) => {}
+                judged => outcome = judged,
+            }
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome
+    }
+
+    /// Hands over the OIDC token that travels in [`OIDC_TOKEN_HEADER`] beside other credentials. A bad
+    /// one is counted, and changes nothing for the events.
+    pub async fn hand_over_beside(&self, headers: &HeaderMap) {
+        if let Some(token) = headers.get(OIDC_TOKEN_HEADER).and_then(|value| value.to_str().ok()) {
+            let _ = self.hand_over(token).await;
+        }
+    }
+
+    /// Verifies an OIDC token and gives it to the credentials. Needed whatever
+    /// `ENV0_S3_LOG_INGEST_AUTH` says.
+    pub async fn hand_over(&self, token: &str) -> Result<(), AuthError> {
+        let token = token.trim();
+        let verified = match looks_like_jwt(token) {
+            true => self.0.verifier.verify(token, Utc::now()).await.map_err(AuthError::from),
+            false => Err(AuthError::Invalid),
+        };
+        let outcome = match &verified {
+            Ok(_) => None,
+            Err(AuthError::Unavailable { .. }) => Some("unavailable"),
+            Err(_) => Some("refused"),
+        };
+        if let Some(outcome) = outcome {
+            hand_overs(outcome).increment(1);
+        }
+        let is_new = self.0.credentials.offer(verified?);
+        hand_overs(if is_new { "accepted" } else { "known" }).increment(1);
+        Ok(())
+    }
+
+    /// Hands over the token of a `PUT /v1/oidc-token`: in `Authorization`, or else the `body`.
+    pub async fn hand_over_request(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), AuthError> {
+        let body = std::str::from_utf8(body).unwrap_or_default().trim();
+        let outcome = match token_of(headers) {
+            Err(error @ AuthError::Malformed(_)) => Err(error),
+            Ok(Some(token)) if looks_like_jwt(&token) || body.is_empty() => self.hand_over(&token).await,
+            Ok(None) if body.is_empty() => Err(AuthError::Missing),
+            _ => self.hand_over(body).await,
+        };
+        outcome.inspect_err(count_failure)
+    }
+
+    async fn judge(&self, token: &str) -> Result<Identity, AuthError> {
+        if let Some(log_type) = self.static_token(token) {
+            return Ok(Identity::Static { log_type });
+        }
+        if !looks_like_jwt(token) {
+            return Err(AuthError::Invalid);
+        }
+        self.hand_over(token).await.map(|()| Identity::Oidc)
+    }
+
+    /// Compares with every token, by digests: neither which one nor how much of it fits shows in
+    /// the time that it takes.
+    fn static_token(&self, token: &str) -> Option<Option<LogType>> {
+        let digest = Sha256::of(token.as_bytes());
+        let from_file = self.0.file.as_ref().map(|(path, tokens)| tokens.current(|| load(path)));
+        let tokens = self.0.own.iter().chain(from_file.iter().flat_map(|tokens| tokens.iter()));
+        tokens.fold(None, |found, token| {
+            let fits = verify_slices_are_equal(&token.digest.0, &digest.0).is_ok();
+            if fits { found.or(Some(token.log_type)) } else { found }
+        })
+    }
+}
+
+fn count_failure(error: &AuthError) {
+    auth_failures(error.reason()).increment(1);
+}
+
+fn auth_failures(reason: &'static str) -> metrics::Counter {
+    metrics::counter!("env0_s3_logs_auth_failures_total", "reason" => reason)
+}
+
+fn hand_overs(outcome: &'static str) -> metrics::Counter {
+    metrics::counter!("env0_s3_logs_token_handovers_total", "outcome" => outcome)
+}
+
+/// The token in `Authorization`; `None` without that header.
+fn token_of(headers: &HeaderMap) -> Result<Option<String>, AuthError> {
+    let mut values = headers.get_all(AUTHORIZATION).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(AuthError::Malformed("more than one Authorization header"));
+    }
+    let value = value.to_str().map_err(|_| AuthError::Invalid)?.trim();
+    let (scheme, token) = value.split_once(' ').ok_or(AuthError::Invalid)?;
+    let token = token.trim();
+    if scheme.eq_ignore_ascii_case("bearer") || scheme.eq_ignore_ascii_case("splunk") {
+        return Ok(Some(token.to_owned()));
+    }
+    if scheme.eq_ignore_ascii_case("basic") {
+        let decoded = STANDARD.decode(token).or_else(|_| STANDARD_NO_PAD.decode(token));
+        let pair = decoded.ok().and_then(|bytes| String::from_utf8(bytes).ok()).ok_or(AuthError::Invalid)?;
+        let (_user, password) = pair.split_once(':').ok_or(AuthError::Invalid)?;
+        return Ok(Some(password.to_owned()));
+    }
+    Err(AuthError::Invalid)
+}
+
+/// A token that an operator gave out. Only its digest is kept.
+#[derive(Clone)]
+struct StaticToken {
+    digest: Sha256,
+    log_type: Option<LogType>,
+}
+
+impl StaticToken {
+    fn new(token: &str, log_type: Option<LogType>) -> StaticToken {
+        StaticToken { digest: Sha256::of(token.as_bytes()), log_type }
+    }
+}
+
+type StaticTokens = Arc<[StaticToken]>;
+
+fn load(path: &Path) -> Result<StaticTokens, TokenFileError> {
+    let refuse = |reason: String| TokenFileError { path: path.to_owned(), reason };
+    let file = std::fs::File::open(path).map_err(|error| refuse(error.to_string()))?;
+    let mut text = String::new();
+    file.take(TOKEN_FILE_MAX_BYTES).read_to_string(&mut text).map_err(|error| refuse(error.to_string()))?;
+    let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
+    let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    let tokens: StaticTokens =
+        lines.map(|(number, line)| parse(number, line)).collect::<Result<_, _>>().map_err(refuse)?;
+    if tokens.is_empty() { Err(refuse("no token in it".to_owned())) } else { Ok(tokens) }
+}
+
+/// Never repeats the line: it holds a secret.
+fn parse(number: usize, line: &str) -> Result<StaticToken, String> {
+    let mut words = line.split_whitespace();
+    let token = words.next().unwrap_or_default();
+    let log_type = words.next().map(str::parse::<LogType>).transpose();
+    let log_type = log_type.map_err(|_| format!("line {number}: not a log type after the token"))?;
+    if words.next().is_some() {
+        return Err(format!("line {number}: more than a token and a log type"));
+    }
+    if token.chars().count() < MIN_TOKEN_CHARS {
+        return Err(format!("line {number}: the token is shorter than {MIN_TOKEN_CHARS} characters"));
+    }
+    Ok(StaticToken::new(token, log_type))
+}

@@ -1,0 +1,123 @@
+//! Secrets in events (contract section 1): the string values of `oidcToken` and `vcsAccessToken`
+//! directly inside an object that is the value of `customEnv0EnvironmentVariables`, at any depth,
+//! however the keys are escaped. env0's API puts them there. JSON inside strings is not searched.
+
+use std::io::{self, Write};
+use std::ops::Range;
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
+
+const HOLDER: &str = "customEnv0EnvironmentVariables";
+const SECRETS: [&str; 2] = ["oidcToken", "vcsAccessToken"];
+const REPLACEMENT: &[u8] = br#""[redacted]""#;
+
+static HOLDER_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(HOLDER));
+static ESCAPE_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(r"\u00"));
+
+/// `false` for JSON that surely holds no secret; costs a fraction of what reading it does.
+///
+/// The key stands there literally or with at least one letter or digit written as `\u0030` to
+/// `\u007a`. (`\u001b`, which logs are full of, is neither.)
+pub(super) fn may_hold_secret(json: &[u8]) -> bool {
+    HOLDER_FINDER.find(json).is_some()
+        || ESCAPE_FINDER.find_iter(json).any(|at| matches!(json.get(at + 4), Some(b'3'..=b'7')))
+}
+
+/// Where the values to be redacted lie in a valid JSON text, quotes included, in order. Iterative.
+pub(super) fn secrets(json: &[u8]) -> Vec<Range<usize>> {
+    let mut found = Vec::new();
+    let mut open = Vec::new();
+    let mut scope = Scope::Other;
+    // The last string, until the `:` or the value after it says what it was.
+    let mut last_string = 0..0;
+    let mut key = Key::Other;
+    let mut at = 0;
+    while let Some(&byte) = json.get(at) {
+        match byte {
+            b'"' => {
+                let end = at + string_len(&json[at..]);
+                last_string = at..end;
+                let is_secret = scope == Scope::Holder && key == Key::Secret;
+                if is_secret && &json[last_string.clone()] != REPLACEMENT {
+                    found.push(last_string.clone());
+                }
+                at = end;
+                continue;
+            }
+            b':' => key = Key::of(&json[last_string.clone()]),
+            b'{' | b'[' => {
+                open.push(scope);
+                scope = if byte == b'{' && key == Key::Holder { Scope::Holder } else { Scope::Other };
+                key = Key::Other;
+            }
+            b'}' | b']' => {
+                scope = open.pop().unwrap_or(Scope::Other);
+                key = Key::Other;
+            }
+            b',' => key = Key::Other,
+            _ => {}
+        }
+        at += 1;
+    }
+    found
+}
+
+/// Writes `json` with `"[redacted]"` in place of each of `secrets`.
+pub(super) fn write_without(json: &[u8], secrets: &[Range<usize>], out: &mut impl Write) -> io::Result<()> {
+    let mut from = 0;
+    for secret in secrets {
+        out.write_all(&json[from..secret.start])?;
+        out.write_all(REPLACEMENT)?;
+        from = secret.end;
+    }
+    out.write_all(&json[from..])
+}
+
+/// Length of the JSON string that `json` begins with, quotes included; 0 where there is nothing.
+pub(super) fn string_len(json: &[u8]) -> usize {
+    let mut at = 1;
+    while let Some(next) = json.get(at..).and_then(|rest| memchr::memchr2(b'"', b'\\', rest)) {
+        at += next;
+        if json[at] == b'"' {
+            return at + 1;
+        }
+        at += 2;
+    }
+    json.len()
+}
+
+/// What the innermost open object or array is.
+#[derive(Clone, Copy, PartialEq)]
+enum Scope {
+    Holder,
+    Other,
+}
+
+/// What the key before the current value means; `Other` also where no key is.
+#[derive(Clone, Copy, PartialEq)]
+enum Key {
+    Holder,
+    Secret,
+    Other,
+}
+
+impl Key {
+    fn of(quoted: &[u8]) -> Key {
+        let unescaped: String;
+        let key = if memchr::memchr(b'\\', quoted).is_none() {
+            quoted.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(quoted)
+        } else {
+            // A lone surrogate can't be unescaped, and is in none of the names.
+            unescaped = serde_json::from_slice(quoted).unwrap_or_default();
+            unescaped.as_bytes()
+        };
+        if key == HOLDER.as_bytes() {
+            Key::Holder
+        } else if SECRETS.iter().any(|secret| key == secret.as_bytes()) {
+            Key::Secret
+        } else {
+            Key::Other
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The accept loop: connections, their limit, their time-outs, TLS.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::ingest::framing::FramingGuard;
+use crate::ingest::tls::Tls;
+
+/// Between two requests of a connection; a head that has begun has less time ([`crate::ingest::framing`]).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
+const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Read buffer of a connection, and the most that a request's head may have.
+const BUFFER_MAX_BYTES: usize = 64 * 1024;
+const HEADERS_MAX: usize = 100;
+/// After an accept that failed, for instance for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A listener's settings.
+pub struct Listener {
+    pub tcp: TcpListener,
+    pub tls: Option<Tls>,
+    pub max_connections: usize,
+}
+
+impl Listener {
+    /// Serves until `stop`; then no connection is accepted, requests under way are finished, and it
+    /// returns when the last connection is closed.
+    pub async fn serve<H, F>(self, handler: Arc<H>, stop: CancellationToken)
+    where
+        H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let connections = TaskTracker::new();
+        let registry = Arc::new(Registry::default());
+        let mut accept_fails = false;
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.accept(&registry) => accepted,
+                () = stop.cancelled() => break,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    accept_fails = false;
+                    connections.spawn(connection(stream, self.tls.clone(), registry.enter(), handler.clone(), stop.clone()));
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut accept_fails, true) {
+                        tracing::warn!(%error, "connections can't be accepted; trying again");
+                    }
+                    registry.close_longest_idle();
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        drop(self.tcp);
+        connections.close();
+        connections.wait().await;
+    }
+
+    /// The next connection; at the limit, room is made first.
+    async fn accept(&self, registry: &Registry) -> io::Result<(TcpStream, SocketAddr)> {
+        let accepted = self.tcp.accept().await?;
+        while registry.count() >= self.max_connections {
+            if !registry.close_longest_idle() {
+                // All are at work on a request; one of them ends.
+                registry.left.notified().await;
+            }
+            tokio::task::yield_now().await;
+        }
+        Ok(accepted)
+    }
+}
+
+/// All connections, and since when each has had no request.
+#[derive(Default)]
+struct Registry {
+    open: Mutex<Open>,
+    left: tokio::sync::Notify,
+}
+
+#[derive(Default)]
+struct Open {
+    last_id: u64,
+    connections: HashMap<u64, Arc<Connection>>,
+}
+
+struct Connection {
+    start: Instant,
+    /// Milliseconds after `start`, plus one; 0 while a request is served.
+    without_request_since: AtomicU64,
+    close: CancellationToken,
+}
+
+impl Connection {
+    fn request_begins(&self) {
+        self.without_request_since.store(0, Ordering::Relaxed);
+    }
+
+    fn request_ends(&self) {
+        let since = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
+        self.without_request_since.store(since, Ordering::Relaxed);
+    }
+
+    fn without_request_for(&self) -> Option<Duration> {
+        match self.without_request_since.load(Ordering::Relaxed) {
+            0 => None,
+            since => Some(self.start.elapsed().saturating_sub(Duration::from_millis(since - 1))),
+        }
+    }
+}
+
+impl Registry {
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn count(&self) -> usize {
+        self.open().connections.len()
+    }
+
+    fn enter(self: &Arc<Self>) -> Membership {
+        let connection = Arc::new(Connection {
+            start: Instant::now(),
+            without_request_since: AtomicU64::new(1),
+            close: CancellationToken::new(),
+        });
+        let mut open = self.open();
+        open.last_id += 1;
+        let id = open.last_id;
+        open.connections.insert(id, connection.clone());
+        Membership { registry: self.clone(), id, connection }
+    }
+
+    /// Closes the connection that has been longest without a request; false when all are at work.
+    fn close_longest_idle(&self) -> bool {
+        let mut open = self.open();
+        let idle = open.connections.iter().filter_map(|(id, connection)| Some((connection.without_request_for()?, *id)));
+        let Some((_, id)) = idle.max() else { return false };
+        if let Some(connection) = open.connections.remove(&id) {
+            connection.close.cancel();
+        }
+        true
+    }
+}
+
+/// A connection's place in the registry, given back on drop.
+struct Membership {
+    registry: Arc<Registry>,
+    id: u64,
+    connection: Arc<Connection>,
+}
+
+impl Drop for Membership {
+    fn drop(&mut self) {
+        self.registry.open().connections.remove(&self.id);
+        self.registry.left.notify_waiters();
+    }
+}
+
+async fn connection<H, F>(stream: TcpStream, tls: Option<Tls>, membership: Membership, handler: Arc<H>, stop: CancellationToken)
+where
+    H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    // Answers are small and whole; waiting for more to send only costs time.
+    let _ = stream.set_nodelay(true);
+    let close = membership.connection.close.clone();
+    let served = async {
+        match tls {
+            None => serve(stream, &membership.connection, handler, stop).await,
+            Some(tls) => {
+                let handshake = tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.acceptor().accept(stream));
+                match handshake.await {
+                    Ok(Ok(stream)) => serve(stream, &membership.connection, handler, stop).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+                    Err(_) => tracing::debug!("a TLS handshake took too long"),
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = served => {}
+        () = close.cancelled() => {}
+    }
+}
+
+async fn serve<S, H, F>(stream: S, connection: &Arc<Connection>, handler: Arc<H>, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    F: Future<Output = Response<Body>> + Send + 'static,
+{
+    let service = service_fn(|request| {
+        connection.request_begins();
+        let answer = handler(request);
+        let connection = connection.clone();
+        async move {
+            let answer = answer.await;
+            connection.request_ends();
+            Ok::<_, std::convert::Infallible>(answer)
+        }
+    });
+    let mut served = std::pin::pin!(
+        http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(IDLE_TIMEOUT)
+            .max_buf_size(BUFFER_MAX_BYTES)
+            .max_headers(HEADERS_MAX)
+            .serve_connection(TokioIo::new(FramingGuard::new(stream)), service)
+    );
+    let outcome = tokio::select! {
+        outcome = served.as_mut() => outcome,
+        () = stop.cancelled() => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}

@@ -1,0 +1,64 @@
+//! The native protocol (contract section 3): `POST /v1/logs/<log type>`, JSON or text, sniffed.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, Response, StatusCode, Uri};
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use serde_json::json;
+
+use crate::ingest::body::{self, BodyError, Limits};
+use crate::ingest::protocol::{Accepted, JSON, KNOWN_PATHS, Part, Protocol, Refusal, SUPPORTED_ENCODINGS, answer};
+
+/// The native protocol.
+pub struct Native;
+
+impl Protocol for Native {
+    fn name(&self) -> &'static str {
+        "native"
+    }
+
+    fn parse(
+        &self,
+        _uri: &Uri,
+        _headers: &HeaderMap,
+        body: Bytes,
+        received: DateTime<Utc>,
+        limits: &Limits,
+    ) -> Result<Vec<Part>, BodyError> {
+        Ok(vec![Part { said: None, lines: body::scan(body, received, limits)? }])
+    }
+
+    /// `{"accepted":<n>,"object":"<key>","line":<index of the first>}`, or `{"accepted":0}`.
+    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, accepted: &Accepted) -> Response<Body> {
+        let records = accepted.records;
+        let receipt = match &accepted.receipt {
+            Some((key, line)) => format!(r#"{{"accepted":{records},"object":{},"line":{line}}}"#, json!(key)),
+            None => format!(r#"{{"accepted":{records}}}"#),
+        };
+        answer(StatusCode::OK, JSON, receipt)
+    }
+
+    /// `{"error":"<what happened>", …}` with the event and offset, the limit and its variable, the
+    /// known paths, methods or encodings.
+    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Response<Body> {
+        let error = refusal.to_string();
+        let details = match refusal {
+            Refusal::Body(BodyError::Invalid { event, offset, .. }) => {
+                json!({"error": error, "event": event, "offset": offset})
+            }
+            Refusal::Body(BodyError::EventTooLarge { event, limit_bytes }) => {
+                let variable = "ENV0_S3_LOG_MAX_EVENT_BYTES";
+                json!({"error": error, "event": event, "limit": limit_bytes, "variable": variable})
+            }
+            Refusal::Body(BodyError::LinesTooLarge { limit_bytes }) => {
+                json!({"error": error, "limit": limit_bytes, "variable": "ENV0_S3_LOG_MAX_BODY_BYTES"})
+            }
+            Refusal::TooLarge { limit, variable } => json!({"error": error, "limit": limit, "variable": variable}),
+            Refusal::UnknownPath => json!({"error": error, "known": KNOWN_PATHS}),
+            Refusal::WrongMethod { allowed } => json!({"error": error, "known": allowed}),
+            Refusal::UnsupportedEncoding => json!({"error": error, "supported": SUPPORTED_ENCODINGS}),
+            _ => json!({"error": error}),
+        };
+        refusal.answer(JSON, details.to_string())
+    }
+}

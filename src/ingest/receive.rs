@@ -1,0 +1,200 @@
+//! One request's body: read within time, memory and size, and inflated.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use axum::http::header::CONTENT_ENCODING;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::ingest::protocol::Refusal;
+
+/// Without a byte of the body.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// For all of the body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(300);
+/// How long memory, an fsync or a start may hold a request before it becomes a 503.
+pub const HOLD: Duration = Duration::from_secs(5);
+/// Room made at once for a body that declares its length.
+const PREALLOCATE_MAX_BYTES: u64 = 1024 * 1024;
+/// Steps in which an inflated body is charged.
+const INFLATE_STEP_BYTES: usize = 256 * 1024;
+/// The largest zstd window, 8 MiB, that RFC 8878 asks a decoder to take.
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+
+/// Sets the limit of a body.
+pub const BODY_VARIABLE: &str = "ENV0_S3_LOG_MAX_BODY_BYTES";
+
+/// How a body is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    Identity,
+    Gzip,
+    Deflate,
+    Zstd,
+}
+
+impl Encoding {
+    /// From `Content-Encoding`; at most one.
+    pub fn of(headers: &HeaderMap) -> Result<Encoding, Refusal> {
+        let mut values = headers.get_all(CONTENT_ENCODING).iter();
+        let (value, None) = (values.next(), values.next()) else { return Err(Refusal::UnsupportedEncoding) };
+        let Some(value) = value else { return Ok(Encoding::Identity) };
+        match value.as_bytes().trim_ascii().to_ascii_lowercase().as_slice() {
+            b"" | b"identity" => Ok(Encoding::Identity),
+            b"gzip" | b"x-gzip" => Ok(Encoding::Gzip),
+            b"deflate" => Ok(Encoding::Deflate),
+            b"zstd" => Ok(Encoding::Zstd),
+            _ => Err(Refusal::UnsupportedEncoding),
+        }
+    }
+}
+
+/// The memory that bodies share. Beyond it, bodies wait unread.
+#[derive(Clone)]
+pub struct Budget(Arc<Semaphore>);
+
+impl Budget {
+    /// For `bytes` in all.
+    pub fn new(bytes: usize) -> Budget {
+        Budget(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
+    }
+
+    async fn charge(&self, held: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Refusal> {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let acquire = self.0.clone().acquire_many_owned(bytes);
+        let Ok(Ok(permit)) = tokio::time::timeout(HOLD, acquire).await else {
+            let reason = "the memory for requests is in use (ENV0_S3_LOG_MAX_INFLIGHT_BYTES)".to_owned();
+            return Err(Refusal::Unavailable { reason, retry_after_seconds: 1 });
+        };
+        match held {
+            Some(held) => held.merge(permit),
+            None => *held = Some(permit),
+        }
+        Ok(())
+    }
+}
+
+/// A body in memory, charged for as long as it is held.
+pub struct Received {
+    pub bytes: Bytes,
+    charge: Option<OwnedSemaphorePermit>,
+}
+
+/// Reads all of a body of at most `limit` bytes; `stop` ends the reading of one that is still arriving.
+pub async fn read(body: &mut Incoming, limit: usize, budget: &Budget, stop: &CancellationToken) -> Result<Received, Refusal> {
+    let too_large = Refusal::TooLarge { limit, variable: BODY_VARIABLE };
+    let end = Instant::now() + BODY_TIMEOUT;
+    let declared = body.size_hint().lower();
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    let mut charge = None;
+    loop {
+        let deadline = end.min(Instant::now() + STALL_TIMEOUT);
+        let frame = tokio::select! {
+            biased;
+            frame = timeout_at(deadline, body.frame()) => frame.map_err(|_| Refusal::BodyTimeout)?,
+            () = stop.cancelled() => return Err(draining()),
+        };
+        let Some(frame) = frame else { break };
+        let frame = frame.map_err(|error| Refusal::BrokenBody { reason: error.to_string() })?;
+        let Ok(data) = frame.into_data() else { continue };
+        if first.len() + all.len() + data.len() > limit {
+            return Err(too_large);
+        }
+        budget.charge(&mut charge, data.len()).await?;
+        if first.is_empty() && all.is_empty() {
+            first = data;
+            continue;
+        }
+        if all.is_empty() {
+            all.reserve(usize::try_from(declared.clamp(first.len() as u64, PREALLOCATE_MAX_BYTES)).unwrap_or_default());
+            all.extend_from_slice(&std::mem::take(&mut first));
+        }
+        all.extend_from_slice(&data);
+    }
+    let bytes = if all.is_empty() { first } else { all.freeze() };
+    Ok(Received { bytes, charge })
+}
+
+/// The refusal of everything that comes too late.
+pub fn draining() -> Refusal {
+    Refusal::Unavailable { reason: "shutting down".to_owned(), retry_after_seconds: 5 }
+}
+
+impl Received {
+    /// The inflated body, of at most `limit` bytes; the compressed one goes.
+    pub async fn inflate(self, encoding: Encoding, limit: usize, budget: &Budget) -> Result<Received, Refusal> {
+        if encoding == Encoding::Identity || self.bytes.is_empty() {
+            return Ok(self);
+        }
+        let mut charge = None;
+        let mut decoder = Decoder::new(encoding, self.bytes).map_err(broken)?;
+        let mut inflated = BytesMut::new();
+        loop {
+            budget.charge(&mut charge, INFLATE_STEP_BYTES).await?;
+            let step;
+            (decoder, step) = tokio::task::spawn_blocking(move || {
+                let mut step = Vec::with_capacity(INFLATE_STEP_BYTES);
+                let read = decoder.by_ref().take(INFLATE_STEP_BYTES as u64).read_to_end(&mut step);
+                (decoder, read.map(|_| step))
+            })
+            .await
+            .map_err(|error| broken(std::io::Error::other(error)))?;
+            let step = step.map_err(broken)?;
+            if inflated.len() + step.len() > limit {
+                return Err(Refusal::TooLarge { limit, variable: BODY_VARIABLE });
+            }
+            inflated.extend_from_slice(&step);
+            if step.len() < INFLATE_STEP_BYTES {
+                return Ok(Received { bytes: inflated.freeze(), charge });
+            }
+        }
+    }
+}
+
+fn broken(error: std::io::Error) -> Refusal {
+    Refusal::BrokenBody { reason: format!("its Content-Encoding is broken: {error}") }
+}
+
+enum Decoder {
+    Gzip(flate2::read::MultiGzDecoder<std::io::Cursor<Bytes>>),
+    Zlib(flate2::read::ZlibDecoder<std::io::Cursor<Bytes>>),
+    Deflate(flate2::read::DeflateDecoder<std::io::Cursor<Bytes>>),
+    Zstd(zstd::Decoder<'static, std::io::BufReader<std::io::Cursor<Bytes>>>),
+}
+
+impl Decoder {
+    fn new(encoding: Encoding, bytes: Bytes) -> std::io::Result<Decoder> {
+        // Some clients send `deflate` without the zlib wrapper that RFC 9110 asks for.
+        let zlib = bytes.len() >= 2 && bytes[0] & 0x0f == 8 && u16::from_be_bytes([bytes[0], bytes[1]]).is_multiple_of(31);
+        let bytes = std::io::Cursor::new(bytes);
+        Ok(match encoding {
+            Encoding::Deflate if zlib => Decoder::Zlib(flate2::read::ZlibDecoder::new(bytes)),
+            Encoding::Deflate => Decoder::Deflate(flate2::read::DeflateDecoder::new(bytes)),
+            Encoding::Zstd => {
+                let mut decoder = zstd::Decoder::new(bytes)?;
+                decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+                Decoder::Zstd(decoder)
+            }
+            Encoding::Gzip | Encoding::Identity => Decoder::Gzip(flate2::read::MultiGzDecoder::new(bytes)),
+        })
+    }
+}
+
+impl Read for Decoder {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Decoder::Gzip(decoder) => decoder.read(buffer),
+            Decoder::Zlib(decoder) => decoder.read(buffer),
+            Decoder::Deflate(decoder) => decoder.read(buffer),
+            Decoder::Zstd(decoder) => decoder.read(buffer),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! TLS and mTLS on the ingest listener; certificates are read again when their files change.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ServerConfig, WebPkiClientVerifier};
+use tokio_rustls::TlsAcceptor;
+
+use super::watched::Watched;
+use crate::config::TlsFiles;
+
+/// The files of certificate, key or client CA can't be used; at start only, later the ones before stay.
+#[derive(Debug, thiserror::Error)]
+#[error("{variable}: {path}: {reason}")]
+pub struct TlsError {
+    variable: &'static str,
+    path: PathBuf,
+    reason: String,
+}
+
+/// The listener's certificate. Cheap to clone.
+#[derive(Clone)]
+pub struct Tls(Arc<Inner>);
+
+struct Inner {
+    files: TlsFiles,
+    acceptor: Watched<TlsAcceptor>,
+}
+
+impl Tls {
+    /// Reads the files a first time.
+    pub fn new(files: &TlsFiles) -> Result<Tls, TlsError> {
+        let paths = [Some(&files.cert), Some(&files.key), files.client_ca.as_ref()];
+        let paths = paths.into_iter().flatten().cloned().collect();
+        // A new certificate beside the old key is such a change too: the next look finds both.
+        let acceptor = Watched::new("the TLS certificate", paths, || load(files))?;
+        Ok(Tls(Arc::new(Inner { files: files.clone(), acceptor })))
+    }
+
+    /// What to accept a connection with now. Connections made before keep theirs.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        self.0.acceptor.current(|| load(&self.0.files))
+    }
+}
+
+fn load(files: &TlsFiles) -> Result<TlsAcceptor, TlsError> {
+    const CERT: &str = "ENV0_S3_LOG_TLS_CERT_FILE";
+    const KEY: &str = "ENV0_S3_LOG_TLS_KEY_FILE";
+    const CLIENT_CA: &str = "ENV0_S3_LOG_TLS_CLIENT_CA_FILE";
+    let chain = certificates(CERT, &files.cert)?;
+    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| refuse(KEY, &files.key, error))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| refuse(CERT, &files.cert, error))?;
+    let builder = match &files.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates(CLIENT_CA, path)? {
+                roots.add(certificate).map_err(|error| refuse(CLIENT_CA, path, error))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            builder.with_client_cert_verifier(verifier.map_err(|error| refuse(CLIENT_CA, path, error))?)
+        }
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(|error| refuse(CERT, &files.cert, error))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+fn certificates(variable: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    let found = found.map_err(|error| refuse(variable, path, error))?;
+    if found.is_empty() { Err(refuse(variable, path, "no PEM certificate in it")) } else { Ok(found) }
+}
+
+fn refuse(variable: &'static str, path: &Path, reason: impl ToString) -> TlsError {
+    TlsError { variable, path: path.to_owned(), reason: reason.to_string() }
+}

@@ -1,0 +1,231 @@
+//! The way out: one set of proxies, roots of trust and time-outs for S3, STS, JWKS and token URL alike.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_smithy_runtime_api::client::http::{
+    HttpConnectorSettings, SharedHttpClient, SharedHttpConnector, http_client_fn,
+};
+use base64::Engine;
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::config;
+
+/// To DNS answer, TCP and TLS connection, together.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Below the idle time-outs of S3 and of common load balancers, so that a pooled connection is alive.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Of a key set, a discovery document or a token, from the first byte sent to the last received.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
+const FETCH_MAX_BYTES: usize = 1024 * 1024;
+const FETCH_MAX_REDIRECTS: usize = 5;
+
+/// Makes the outgoing clients. Cheap to clone.
+#[derive(Clone)]
+pub struct Network {
+    proxies: config::Network,
+    trust_store: TrustStore,
+    web: reqwest::Client,
+}
+
+/// The configuration of proxy or private CA can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// The file of `AWS_CA_BUNDLE` or `SSL_CERT_FILE`.
+    #[error("AWS_CA_BUNDLE or SSL_CERT_FILE: {path}: {reason}; expected a file of PEM certificates")]
+    CaFile {
+        /// The file as configured.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The value is not repeated: it may hold a password.
+    #[error("{variable}: not a proxy's URL; expected for example http://proxy.example.com:3128")]
+    Proxy {
+        /// Name of the variable.
+        variable: &'static str,
+    },
+    /// The HTTP client itself refused its settings.
+    #[error("the HTTP client can't be built: {0}")]
+    Client(String),
+}
+
+/// A GET that brought nothing usable. Never names the URL: it may be a secret.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// No answer, or none within 5 s.
+    #[error("{0}")]
+    Unreachable(String),
+    /// An answer with another status than 2xx.
+    #[error("HTTP status {0}")]
+    Status(u16),
+    /// More than 1 MiB.
+    #[error("more than {FETCH_MAX_BYTES} bytes")]
+    TooLarge,
+}
+
+impl Network {
+    /// Reads the roots of trust: the system's and, beside them, those of `ca_file`. A system without
+    /// any is no error here: each https connection then fails and says so.
+    pub fn new(config: &config::Network) -> Result<Network, NetworkError> {
+        let roots = roots(config)?;
+        let trust_store = roots.iter().fold(TrustStore::empty(), |store, root| store.with_pem_certificate(pem(root)));
+        let mut root_store = RootCertStore::empty();
+        root_store.add_parsable_certificates(roots);
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| NetworkError::Client(error.to_string()))?
+            .with_root_certificates(root_store)
+            .with_no_client_auth();
+        let mut web = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .timeout(FETCH_TIMEOUT)
+            .referer(false)
+            .redirect(reqwest::redirect::Policy::custom(stay_on_host))
+            .no_proxy();
+        let exceptions = reqwest::NoProxy::from_string(&config.no_proxy.join(","));
+        if let Some(url) = &config.https_proxy {
+            let proxy = reqwest::Proxy::https(url.expose_secret());
+            web = web.proxy(
+                proxy.map_err(|_| NetworkError::Proxy { variable: "HTTPS_PROXY" })?.no_proxy(exceptions.clone()),
+            );
+        }
+        if let Some(url) = &config.http_proxy {
+            let proxy = reqwest::Proxy::http(url.expose_secret());
+            web = web.proxy(proxy.map_err(|_| NetworkError::Proxy { variable: "HTTP_PROXY" })?.no_proxy(exceptions));
+        }
+        let web = web.build().map_err(|error| NetworkError::Client(causes(&error.without_url())))?;
+        let network = Network { proxies: config.clone(), trust_store, web };
+        for scheme in ["https", "http"] {
+            network.proxy(scheme)?;
+        }
+        Ok(network)
+    }
+
+    /// A client for an AWS service at `endpoint` (`None` is AWS's own, https), with its own pool.
+    pub fn aws(&self, endpoint: Option<&str>) -> SharedHttpClient {
+        let plain = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
+        let proxy = self.proxy(if plain { "http" } else { "https" }).expect("checked in new()");
+        let tls_context = TlsContext::builder().with_trust_store(self.trust_store.clone()).build();
+        let connector = aws_smithy_http_client::Connector::builder()
+            .connector_settings(HttpConnectorSettings::builder().connect_timeout(CONNECT_TIMEOUT).build())
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .proxy_config(proxy)
+            .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
+            .tls_context(tls_context.expect("the builder never fails"))
+            .build();
+        let connector = SharedHttpConnector::new(connector);
+        http_client_fn(move |_settings, _components| connector.clone())
+    }
+
+    /// GETs a small document. Redirects are followed on the same host only.
+    pub async fn fetch(&self, url: &str) -> Result<Vec<u8>, FetchError> {
+        let unreachable = |error: reqwest::Error| FetchError::Unreachable(causes(&error.without_url()));
+        let mut response = self.web.get(url).send().await.map_err(unreachable)?;
+        if !response.status().is_success() {
+            return Err(FetchError::Status(response.status().as_u16()));
+        }
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+            if body.len() + chunk.len() > FETCH_MAX_BYTES {
+                return Err(FetchError::TooLarge);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    fn proxy(&self, scheme: &str) -> Result<ProxyConfig, NetworkError> {
+        let (variable, url): (_, &Option<SecretString>) = match scheme {
+            "http" => ("HTTP_PROXY", &self.proxies.http_proxy),
+            _ => ("HTTPS_PROXY", &self.proxies.https_proxy),
+        };
+        let Some(url) = url else { return Ok(ProxyConfig::disabled()) };
+        // "http://" is what curl takes an address without a scheme for.
+        let url = url.expose_secret();
+        let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+        let proxy = ProxyConfig::all(url.as_str()).map_err(|_| NetworkError::Proxy { variable })?;
+        Ok(proxy.no_proxy(self.proxies.no_proxy.join(",")))
+    }
+}
+
+fn stay_on_host(attempt: reqwest::redirect::Attempt) -> reqwest::redirect::Action {
+    let same = attempt.previous().first().is_some_and(|first| same_host(first, attempt.url()));
+    if same && attempt.previous().len() <= FETCH_MAX_REDIRECTS {
+        attempt.follow()
+    } else {
+        attempt.error("redirected too often or to another host")
+    }
+}
+
+/// Whether both have the same host and port, and `to` is not less protected than `from`.
+pub fn same_host(from: &reqwest::Url, to: &reqwest::Url) -> bool {
+    from.host() == to.host()
+        && from.port_or_known_default() == to.port_or_known_default()
+        && from.scheme() == to.scheme()
+}
+
+fn roots(config: &config::Network) -> Result<Vec<CertificateDer<'static>>, NetworkError> {
+    // The AWS connector takes a root that doesn't parse for a bug and panics.
+    let is_root = |root: &CertificateDer<'static>| RootCertStore::empty().add(root.clone()).is_ok();
+    let mut roots: Vec<_> = rustls_native_certs::load_native_certs().certs.into_iter().filter(is_root).collect();
+    if let Some(path) = &config.ca_file {
+        let unusable = |reason: String| NetworkError::CaFile { path: path.clone(), reason };
+        let own: Vec<_> = CertificateDer::pem_file_iter(path)
+            .and_then(Iterator::collect)
+            .map_err(|error| unusable(error.to_string()))?;
+        let own: Vec<_> = own.into_iter().filter(is_root).collect();
+        if own.is_empty() {
+            return Err(unusable("holds no certificate that can be trusted".to_owned()));
+        }
+        roots.extend(own);
+    }
+    if roots.is_empty() {
+        tracing::warn!(
+            "no root certificates: https connections will fail; install ca-certificates or set AWS_CA_BUNDLE"
+        );
+    }
+    Ok(roots)
+}
+
+fn pem(certificate: &CertificateDer<'_>) -> String {
+    let base64 = base64::engine::general_purpose::STANDARD.encode(certificate);
+    let lines = base64.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned());
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.collect::<Vec<_>>().join("\n"))
+}
+
+/// An error and its causes in one line, outermost first.
+pub fn causes(error: &(dyn Error + 'static)) -> String {
+    let mut line = String::new();
+    for cause in chain(error) {
+        let text = cause.to_string();
+        if !line.contains(&text) {
+            line = if line.is_empty() { text } else { format!("{line}: {text}") };
+        }
+    }
+    line
+}
+
+/// Whether `error` says that no connection was made: name, TCP, proxy or TLS failed, so no byte of
+/// the request can have arrived.
+pub fn never_connected(error: &(dyn Error + 'static)) -> bool {
+    chain(error)
+        .filter_map(|cause| cause.downcast_ref::<hyper_util::client::legacy::Error>())
+        .any(hyper_util::client::legacy::Error::is_connect)
+}
+
+/// `error` and its causes.
+pub fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (*error).source())
+}

@@ -1,0 +1,135 @@
+//! The one hand that touches the file system, and the seam where tests put faults in.
+//!
+//! Nothing here is durable by itself: a file's bytes are after [`DiskFile::sync`], a name that was
+//! created, renamed or removed is after [`Disk::sync_dir`] of its folder.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::Path;
+
+/// Rights of every file that the daemon makes; the umask can only narrow them. The group's are there
+/// for volumes that are shared by their group (`fsGroup`), and are taken away elsewhere.
+const FILE_MODE: u32 = 0o600;
+const DIRECTORY_MODE: u32 = 0o700;
+
+/// A file system, as far as the spool uses one.
+pub trait Disk: Send + Sync {
+    /// Makes a folder; one that exists is fine.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    /// Makes a file that must not exist yet, for writing and reading.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    /// Opens a file that exists, for writing and reading.
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
+    /// Renames within the spool; a file that has the new name is replaced.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a file; one that is gone already is fine.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Makes the names in a folder durable.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// The names and sizes in bytes of the files in a folder, in no order.
+    fn list(&self, path: &Path) -> io::Result<Vec<(String, u64)>>;
+}
+
+/// An open file of the spool. One owner at a time.
+pub trait DiskFile: Send {
+    /// Writes all of `bytes` at `offset`. After an error any part of them may be there.
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Reads up to a buffer's length at `offset`; 0 is the end.
+    fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Cuts the file to `len` bytes.
+    fn truncate(&mut self, len: u64) -> io::Result<()>;
+    /// Makes the bytes and the length durable.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// The operating system's file system.
+pub struct OsDisk;
+
+impl Disk for OsDisk {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(FILE_MODE).open(path)?;
+        Ok(Box::new(file))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        Ok(Box::new(OpenOptions::new().read(true).write(true).open(path)?))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<(String, u64)>> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(path)? {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            if metadata.is_file() {
+                files.push((entry.file_name().to_string_lossy().into_owned(), metadata.len()));
+            }
+        }
+        Ok(files)
+    }
+}
+
+impl DiskFile for File {
+    fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(bytes, offset)
+    }
+
+    fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        FileExt::read_at(self, buffer, offset)
+    }
+
+    fn truncate(&mut self, len: u64) -> io::Result<()> {
+        self.set_len(len)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_data()
+    }
+}
+
+/// Writes a small file as a whole: other readers see the old one or the new one, and after `Ok` the
+/// new one stays.
+pub fn replace(disk: &dyn Disk, folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = folder.join(format!("{name}.tmp"));
+    disk.remove(&temporary)?;
+    let mut file = disk.create(&temporary)?;
+    file.write_at(bytes, 0)?;
+    file.sync()?;
+    disk.rename(&temporary, &folder.join(name))?;
+    disk.sync_dir(folder)
+}
+
+/// All bytes of a file, which the caller knows to be small enough to hold.
+pub fn read(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = disk.open(path)?;
+    let mut bytes = Vec::new();
+    let mut buffer = vec![0; READ_BUFFER_BYTES];
+    loop {
+        match file.read_at(&mut buffer, bytes.len() as u64)? {
+            0 => return Ok(bytes),
+            read => bytes.extend_from_slice(&buffer[..read]),
+        }
+    }
+}
+
+/// How much of a file is read at once.
+pub const READ_BUFFER_BYTES: usize = 256 * 1024;

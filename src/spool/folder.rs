@@ -1,0 +1,459 @@
+//! One log type's folder: the chain's head, the stages of sealed batches, quarantine, figures.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use chrono::{DateTime, Utc};
+
+use crate::batch::{BatchName, Codec, LogType, SealedName, Sha256, Sha256Hasher, SpoolName, Stage};
+use crate::spool::disk::{Disk, DiskFile, READ_BUFFER_BYTES};
+use crate::spool::sealer::SealReason;
+use crate::spool::usage::Usage;
+use crate::status::{ChainHead, SpooledStatus, Timestamp};
+use crate::spool::{Batch, QUARANTINE, SealedSender, Settings};
+
+/// Given up when the disk is full, so that a rename can still have the block it may need.
+const RESERVE: &str = "reserve";
+const RESERVE_BYTES: usize = 64 * 1024;
+
+/// A block, so that a full disk is found out.
+const PROBE_BYTES: usize = 4096;
+
+/// Added to a quarantined batch's name when a delivered object has told of the gap.
+const TOLD: &str = ".told";
+
+/// A log type's folder in the spool.
+pub struct Folder {
+    pub log_type: LogType,
+    pub dir: PathBuf,
+    pub codec: Codec,
+    spool: PathBuf,
+    disk: Arc<dyn Disk>,
+    usage: Arc<Usage>,
+    state: Mutex<State>,
+    sealed: SealedSender,
+    figures: Figures,
+    fsync_duration: metrics::Histogram,
+}
+
+#[derive(Default)]
+struct State {
+    head: Head,
+    /// Openings of all batches that are not in S3 yet.
+    unsent: BTreeSet<DateTime<Utc>>,
+    /// The last opening given out, so that none repeats.
+    last_opened: Option<DateTime<Utc>>,
+    /// Quarantined sequence numbers that no delivered object has told of.
+    gaps: BTreeSet<u64>,
+    failing: Option<String>,
+}
+
+/// The chain's newest link.
+#[derive(Debug, Clone, Copy)]
+pub struct Head {
+    pub sequence: u64,
+    pub sha256: Sha256,
+    /// The file that keeps the head when its batch is delivered.
+    sent: Option<SealedName>,
+}
+
+impl Default for Head {
+    fn default() -> Self {
+        Head { sequence: 0, sha256: Sha256::ZERO, sent: None }
+    }
+}
+
+/// Counted since the start, for status and metrics.
+#[derive(Debug, Default)]
+pub struct Figures {
+    pub accepted: AtomicU64,
+    pub recovered: AtomicU64,
+    pub uploaded: AtomicU64,
+    pub quarantined: AtomicU64,
+    pub spooled: AtomicU64,
+    /// Batches sealed and not delivered.
+    pub batches: AtomicU64,
+    /// By [`SealReason::ALL`].
+    pub sealed: [AtomicU64; SealReason::ALL.len()],
+    /// Milliseconds of the Unix epoch; 0 before the first.
+    pub last_accepted_millis: AtomicI64,
+    /// Poisoned files that the sealer has not brought to safety yet; while there are, appends are refused.
+    pub salvages: AtomicU64,
+}
+
+impl Folder {
+    /// A folder of which nothing is known yet; [`crate::spool::recovery`] fills it.
+    pub(super) fn new(log_type: LogType, settings: &Settings, disk: Arc<dyn Disk>, usage: Arc<Usage>, sealed: SealedSender) -> Folder {
+        Folder {
+            log_type,
+            dir: settings.dir.join(log_type.as_str()),
+            codec: settings.codec,
+            spool: settings.dir.clone(),
+            disk,
+            usage,
+            state: Mutex::default(),
+            sealed,
+            figures: Figures::default(),
+            fsync_duration: metrics::histogram!("env0_s3_logs_fsync_duration_seconds"),
+        }
+    }
+
+    /// The file system that the folder is on.
+    pub(super) fn disk(&self) -> &dyn Disk {
+        &*self.disk
+    }
+
+    /// Counts since the start.
+    pub fn figures(&self) -> &Figures {
+        &self.figures
+    }
+
+    /// The spool's bytes.
+    pub(super) fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For `/status`.
+    pub fn status(&self, chain_instance: &str) -> SpooledStatus {
+        let figures = &self.figures;
+        let count = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
+        let state = self.state();
+        let last_accepted = DateTime::from_timestamp_millis(figures.last_accepted_millis.load(Ordering::Relaxed));
+        SpooledStatus {
+            events_accepted: count(&figures.accepted),
+            events_recovered: count(&figures.recovered),
+            events_quarantined: count(&figures.quarantined),
+            events_spooled: count(&figures.spooled),
+            spool_bytes: self.usage.used_bytes(self.log_type),
+            batches: count(&figures.batches),
+            oldest_unsent: state.unsent.first().copied().map(Timestamp),
+            last_accepted: last_accepted.filter(|at| at.timestamp_millis() > 0).map(Timestamp),
+            write_error: state.failing.clone(),
+            chain_instance: chain_instance.to_owned(),
+            head: (state.head.sequence > 0).then(|| ChainHead { sequence: state.head.sequence, sha256: state.head.sha256.to_string() }),
+        }
+    }
+
+    /// The newest link of the chain.
+    pub fn head(&self) -> Head {
+        self.state().head
+    }
+
+    /// Why appends fail at the moment.
+    pub fn failing(&self) -> Option<String> {
+        self.state().failing.clone()
+    }
+
+    pub(super) fn set_failing(&self, reason: Option<String>) {
+        self.state().failing = reason;
+    }
+
+    /// The path of a file in this folder.
+    pub(super) fn path(&self, name: &SpoolName) -> PathBuf {
+        self.dir.join(name.to_string())
+    }
+
+    /// The path of a sealed batch's file.
+    pub fn batch_path(&self, batch: &Batch) -> PathBuf {
+        self.dir.join(batch.name.to_string())
+    }
+
+    /// Creates the file of a new batch, durably.
+    pub(super) fn open_batch(&self) -> io::Result<(BatchName, Box<dyn DiskFile>)> {
+        let name = BatchName::open(Utc::now(), self.state().last_opened, self.codec);
+        let path = self.path(&SpoolName::Open(name));
+        let file = self.with_reserve(|| {
+            let file = self.disk.create(&path)?;
+            self.disk.sync_dir(&self.dir).inspect_err(|_| drop(self.disk.remove(&path)))?;
+            Ok(file)
+        })?;
+        self.note_opened(name.opened);
+        Ok((name, file))
+    }
+
+    /// Takes note of a batch that is not in S3 yet.
+    pub(super) fn note_opened(&self, opened: DateTime<Utc>) {
+        let mut state = self.state();
+        state.unsent.insert(opened);
+        state.last_opened = state.last_opened.max(Some(opened));
+    }
+
+    /// A batch that never held an event goes without a trace.
+    pub(super) fn remove_empty(&self, name: BatchName) -> io::Result<()> {
+        self.disk.remove(&self.path(&SpoolName::Open(name)))?;
+        self.state().unsent.remove(&name.opened);
+        Ok(())
+    }
+
+    /// Takes over the chain's head as found at the start.
+    pub(super) fn set_head(&self, name: &SealedName) {
+        let mut state = self.state();
+        let sent = (name.stage == Stage::Sent).then_some(*name);
+        state.head = Head { sequence: name.sequence, sha256: name.sha256, sent };
+        state.last_opened = state.last_opened.max(Some(name.batch.opened));
+    }
+
+    /// Gives the closed batch its number and its sealed name, by one durable rename from `from`.
+    ///
+    /// Repeated after an error it does what is left to do.
+    pub(super) fn seal(&self, from: &Path, batch: BatchName, records: u64, sha256: Sha256) -> io::Result<SealedName> {
+        let mut state = self.state();
+        let Head { sequence, sha256: previous, sent } = state.head;
+        let name = SealedName { batch, sequence: sequence + 1, records, sha256, previous, stage: Stage::Sealed };
+        let to = self.path(&SpoolName::Sealed(name));
+        self.with_reserve(|| {
+            match self.disk.rename(from, &to) {
+                // An earlier try got as far as the rename, and its folder's fsync failed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && self.disk.open(&to).is_ok() => {}
+                other => other?,
+            }
+            self.disk.sync_dir(&self.dir)
+        })?;
+        state.head = Head { sequence: name.sequence, sha256, sent: None };
+        drop(state);
+        if let Some(sent) = sent {
+            // A head that stays too long is removed at the next start.
+            let _ = self.disk.remove(&self.path(&SpoolName::Sealed(sent)));
+        }
+        Ok(name)
+    }
+
+    /// Counts a sealed batch.
+    pub(super) fn count_sealed(&self, reason: SealReason) {
+        if let Some(index) = SealReason::ALL.iter().position(|known| *known == reason) {
+            self.figures.sealed[index].fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Hands a sealed batch to the flusher; from here on its file is touched only through the stages.
+    pub(super) fn announce(&self, name: SealedName, bytes: u64) {
+        self.figures.batches.fetch_add(1, Ordering::Relaxed);
+        // The flusher is gone only when the process ends; the batch is found again at the next start.
+        let _ = self.sealed.send(Batch { log_type: self.log_type, name, bytes, durable: true });
+    }
+
+    /// Brings a batch's file to a stage, durably. Repeated after an error it does what is left to do.
+    pub fn set_stage(&self, batch: &mut Batch, stage: Stage) -> io::Result<()> {
+        self.rename_to(batch, SealedName { stage, ..batch.name })
+    }
+
+    /// Gives a batch, of which no attempt can have arrived, a new suffix, durably.
+    pub fn rename(&self, batch: &mut Batch) -> io::Result<()> {
+        self.rename_to(batch, SealedName { batch: batch.name.batch.renamed(), stage: Stage::Sealed, ..batch.name })
+    }
+
+    fn rename_to(&self, batch: &mut Batch, name: SealedName) -> io::Result<()> {
+        self.with_reserve(|| {
+            if batch.name != name {
+                self.disk.rename(&self.batch_path(batch), &self.path(&SpoolName::Sealed(name)))?;
+                batch.name = name;
+                batch.durable = false;
+            }
+            if !batch.durable {
+                self.disk.sync_dir(&self.dir)?;
+                batch.durable = true;
+            }
+            Ok(())
+        })
+    }
+
+    /// S3 has the batch: its file goes, or stays empty as the chain's head when it has the highest number.
+    ///
+    /// A file that comes back after a power cut is `.sending`, and its repeated PUT meets our own object.
+    pub fn delivered(&self, batch: &mut Batch) -> io::Result<()> {
+        let mut state = self.state();
+        if state.head.sequence == batch.name.sequence {
+            if batch.name.stage != Stage::Sent {
+                let sent = SealedName { stage: Stage::Sent, ..batch.name };
+                self.disk.rename(&self.batch_path(batch), &self.path(&SpoolName::Sealed(sent)))?;
+                batch.name = sent;
+                self.disk.sync_dir(&self.dir)?;
+            }
+            self.disk.open(&self.batch_path(batch))?.truncate(0)?;
+            state.head.sent = Some(batch.name);
+        } else {
+            self.disk.remove(&self.batch_path(batch))?;
+        }
+        state.unsent.remove(&batch.name.batch.opened);
+        drop(state);
+        self.gone(batch);
+        self.figures.uploaded.fetch_add(batch.name.records, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn gone(&self, batch: &Batch) {
+        self.usage.remove(self.log_type, batch.bytes);
+        self.figures.batches.fetch_sub(1, Ordering::Relaxed);
+        self.figures.spooled.fetch_sub(batch.name.records, Ordering::Relaxed);
+    }
+
+    /// Sets a batch aside that is not what its name says. Its number becomes a gap that the objects
+    /// after it tell of.
+    pub fn quarantine(&self, batch: &Batch) -> io::Result<()> {
+        let from = self.batch_path(batch);
+        self.move_to_quarantine(&from, &batch.name.to_string())?;
+        let mut state = self.state();
+        state.unsent.remove(&batch.name.batch.opened);
+        state.gaps.insert(batch.name.sequence);
+        drop(state);
+        self.gone(batch);
+        self.figures.quarantined.fetch_add(batch.name.records, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Moves a file to quarantine under the log type's and its own name, durably.
+    pub(super) fn move_to_quarantine(&self, from: &Path, name: &str) -> io::Result<()> {
+        let folder = self.quarantine_dir();
+        self.with_reserve(|| {
+            self.disk.rename(from, &folder.join(format!("{}_{name}", self.log_type)))?;
+            self.disk.sync_dir(&folder)?;
+            self.disk.sync_dir(&self.dir)
+        })
+    }
+
+    /// The folder for what can't be read.
+    pub(super) fn quarantine_dir(&self) -> PathBuf {
+        self.spool.join(QUARANTINE)
+    }
+
+    /// Size in bytes of all that is in quarantine, both log types.
+    pub fn quarantine_bytes(&self) -> u64 {
+        self.disk.list(&self.quarantine_dir()).map_or(0, |files| files.iter().map(|(_, bytes)| bytes).sum())
+    }
+
+    /// Reads the gaps that quarantine holds and no object has told of.
+    pub(super) fn read_gaps(&self) -> io::Result<()> {
+        let prefix = format!("{}_", self.log_type);
+        let files = self.disk.list(&self.quarantine_dir())?;
+        let untold = files.iter().filter_map(|(name, _)| match name.strip_prefix(&prefix)?.parse() {
+            Ok(SpoolName::Sealed(name)) => Some(name.sequence),
+            _ => None,
+        });
+        self.state().gaps.extend(untold);
+        Ok(())
+    }
+
+    /// The quarantined sequence numbers that a PUT has to tell of, rising.
+    pub fn gaps(&self) -> Vec<u64> {
+        self.state().gaps.iter().copied().collect()
+    }
+
+    /// An object that was stored with certainty has told of these gaps.
+    pub fn gaps_told(&self, told: &[u64]) -> io::Result<()> {
+        if told.is_empty() {
+            return Ok(());
+        }
+        let folder = self.quarantine_dir();
+        let prefix = format!("{}_", self.log_type);
+        for (file, _) in self.disk.list(&folder)? {
+            let name = file.strip_prefix(&prefix).and_then(|name| name.parse().ok());
+            if let Some(SpoolName::Sealed(name)) = name
+                && told.contains(&name.sequence)
+            {
+                self.disk.rename(&folder.join(&file), &folder.join(format!("{file}{TOLD}")))?;
+            }
+        }
+        self.disk.sync_dir(&folder)?;
+        self.state().gaps.retain(|gap| !told.contains(gap));
+        Ok(())
+    }
+
+    /// The sealed copy of a batch that was rewritten, when an earlier try got that far.
+    pub(super) fn sealed_already(&self, name: BatchName) -> io::Result<Option<(SealedName, u64)>> {
+        let files = self.disk.list(&self.dir)?;
+        Ok(files.into_iter().find_map(|(file, bytes)| match file.parse() {
+            Ok(SpoolName::Sealed(sealed)) if sealed.batch.same_batch(&name) => Some((sealed, bytes)),
+            _ => None,
+        }))
+    }
+
+    /// Sets a batch aside that has no number yet; so it leaves no gap.
+    pub(super) fn quarantine_unsealed(&self, name: BatchName, bytes: u64, records: u64) -> io::Result<()> {
+        let open = SpoolName::Open(name);
+        self.move_to_quarantine(&self.path(&open), &open.to_string())?;
+        self.forget(name, bytes);
+        self.figures.spooled.fetch_sub(records, Ordering::Relaxed);
+        self.figures.quarantined.fetch_add(records, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// A batch that has no number is not in the spool any more.
+    pub(super) fn forget(&self, name: BatchName, bytes: u64) {
+        self.state().unsent.remove(&name.opened);
+        self.usage.remove(self.log_type, bytes);
+    }
+
+    /// Counts events that are durable now.
+    pub(super) fn accepted(&self, records: u64) {
+        self.figures.accepted.fetch_add(records, Ordering::Relaxed);
+        self.figures.last_accepted_millis.store(Utc::now().timestamp_millis(), Ordering::Relaxed);
+        self.figures.spooled.fetch_add(records, Ordering::Relaxed);
+    }
+
+    /// Notes the time of one group's fsync.
+    pub(super) fn fsync_took(&self, time: std::time::Duration) {
+        self.fsync_duration.record(time);
+    }
+
+    /// Writes, fsyncs and removes a small file, to find out whether the disk works.
+    pub(super) fn probe(&self) -> io::Result<()> {
+        let path = self.dir.join("probe.tmp");
+        self.disk.remove(&path)?;
+        let written = self.disk.create(&path).and_then(|mut file| {
+            file.write_at(&[0; PROBE_BYTES], 0)?;
+            file.sync()
+        });
+        self.disk.remove(&path)?;
+        written
+    }
+
+    /// Hashes a batch's file again, for when S3 says that its bytes are not what its name says.
+    pub fn rehash(&self, batch: &Batch) -> io::Result<Sha256> {
+        let mut file = self.disk.open(&self.batch_path(batch))?;
+        let mut hasher = Sha256Hasher::default();
+        let mut buffer = vec![0; READ_BUFFER_BYTES];
+        let mut offset = 0;
+        loop {
+            match file.read_at(&mut buffer, offset)? {
+                0 => return Ok(hasher.finish()),
+                read => {
+                    hasher.update(&buffer[..read]);
+                    offset += read as u64;
+                }
+            }
+        }
+    }
+
+    /// Runs `operation`; when the disk is full, gives up the reserve and runs it once more.
+    pub(super) fn with_reserve<T>(&self, mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        match operation() {
+            Err(error) if is_full(&error) => {
+                self.disk.remove(&self.spool.join(RESERVE))?;
+                operation()
+            }
+            result => result,
+        }
+    }
+
+    /// Takes the reserve when it is missing; on a full disk it is tried again later.
+    pub(super) fn reserve(&self) {
+        let path = self.spool.join(RESERVE);
+        let Ok(mut file) = self.disk.create(&path) else { return };
+        // Real bytes: a hole takes no room.
+        if file.write_at(&[b'\n'; RESERVE_BYTES], 0).and_then(|()| file.sync()).is_err() {
+            let _ = self.disk.remove(&path);
+        }
+    }
+}
+
+/// Whether an error says that there is no room: the disk's, or a quota's.
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}

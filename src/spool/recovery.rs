@@ -1,0 +1,184 @@
+//! What a start makes of what a crash left.
+//!
+//! Only `.open` files are read: every whole valid line stays, a torn last line is cut (it was never
+//! acknowledged), any other bytes go to quarantine, and the rest is fsynced and sealed with the
+//! SHA-256 of the bytes read back. Sealed batches are taken as their names say; S3 checks their bytes.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use crate::batch::{BatchName, SealedName, Sha256, SpoolName, Stage};
+use crate::spool::disk::{self, Disk};
+use crate::spool::folder::Folder;
+use crate::spool::sealer::{self, Closed, SealReason};
+use crate::spool::Found;
+
+/// Ending of files that were never finished; whatever they were made from is still there.
+const TEMPORARY: &str = ".tmp";
+
+/// Whether the chain can go on.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Head {
+    Kept,
+    Lost,
+}
+
+impl Found {
+    /// Whether the file holds events that are not in S3.
+    pub(super) fn is_batch(&self) -> bool {
+        match self.name {
+            Some(SpoolName::Open(_)) => self.bytes > 0,
+            Some(SpoolName::Sealed(name)) => name.stage != Stage::Sent,
+            None => false,
+        }
+    }
+}
+
+/// Gives an empty folder a head with number 0, so that a head that is lost later is missed.
+pub(super) fn restart_chain(disk: &dyn Disk, dir: &Path, names: &mut Vec<Found>) -> io::Result<()> {
+    let last = names.iter().filter_map(|found| match found.name {
+        Some(SpoolName::Sealed(name)) if name.stage == Stage::Sent => Some(name.batch.opened),
+        _ => None,
+    });
+    let batch = BatchName::open(chrono::Utc::now(), last.max(), crate::batch::Codec::None);
+    let name = SealedName { batch, sequence: 0, records: 0, sha256: Sha256::ZERO, previous: Sha256::ZERO, stage: Stage::Sent };
+    let file_name = name.to_string();
+    disk.create(&dir.join(&file_name))?.sync()?;
+    for found in names.iter().filter(|found| matches!(found.name, Some(SpoolName::Sealed(_)))) {
+        disk.remove(&dir.join(&found.file_name))?;
+    }
+    disk.sync_dir(dir)?;
+    names.retain(|found| !matches!(found.name, Some(SpoolName::Sealed(_))));
+    names.push(Found { file_name, name: Some(SpoolName::Sealed(name)), bytes: 0 });
+    Ok(())
+}
+
+/// Brings a folder into the state that its names and bytes tell, and announces its sealed batches in order.
+pub(super) fn recover(folder: &Folder, names: Vec<Found>) -> io::Result<Head> {
+    // A rename that a crash of the process alone left undurable must not be taken back later.
+    folder.disk().sync_dir(&folder.dir)?;
+    folder.read_gaps()?;
+    let mut sealed = Vec::new();
+    let mut open = Vec::new();
+    for Found { file_name, name, bytes } in names {
+        match name {
+            Some(SpoolName::Sealed(name)) if name.stage == Stage::Sent || bytes > 0 => sealed.push((name, bytes)),
+            Some(SpoolName::Open(name)) => open.push((name, bytes)),
+            None if file_name.ends_with(TEMPORARY) => folder.disk().remove(&folder.dir.join(&file_name))?,
+            Some(SpoolName::Sealed(_)) | None => set_aside(folder, &file_name, "it is not a batch that this daemon wrote")?,
+        }
+    }
+    sealed.sort_by_key(|(name, _)| name.sequence);
+    open.sort_by_key(|(name, _)| name.opened);
+
+    let head = if let Some((name, _)) = sealed.last() {
+        folder.set_head(name);
+        Head::Kept
+    } else {
+        let mut names = Vec::new();
+        restart_chain(folder.disk(), &folder.dir, &mut names)?;
+        if let Some(SpoolName::Sealed(name)) = names.pop().and_then(|found| found.name) {
+            folder.set_head(&name);
+        }
+        Head::Lost
+    };
+    let head_sequence = folder.head().sequence;
+    for (name, bytes) in &sealed {
+        if name.stage != Stage::Sent {
+            folder.note_recovered(name, *bytes);
+        } else if name.sequence < head_sequence {
+            folder.disk().remove(&folder.dir.join(name.to_string()))?;
+        } else if *bytes > 0 {
+            folder.disk().open(&folder.dir.join(name.to_string()))?.truncate(0)?;
+        }
+    }
+    for (name, bytes) in open {
+        let path = folder.path(&SpoolName::Open(name));
+        if sealed.iter().any(|(sealed, _)| sealed.batch.same_batch(&name)) {
+            // Its copy was sealed, and nobody has heard of that yet.
+            folder.disk().remove(&path)?;
+        } else {
+            folder.note_opened(name.opened);
+            folder.usage().add(folder.log_type, bytes);
+            recover_open(folder, name, bytes)?;
+        }
+    }
+    Ok(head)
+}
+
+impl Folder {
+    fn note_recovered(&self, name: &SealedName, bytes: u64) {
+        self.note_opened(name.batch.opened);
+        self.usage().add(self.log_type, bytes);
+        self.count_recovered(name.records);
+        self.announce(*name, bytes);
+    }
+
+    fn count_recovered(&self, records: u64) {
+        self.figures().recovered.fetch_add(records, Ordering::Relaxed);
+        self.figures().spooled.fetch_add(records, Ordering::Relaxed);
+    }
+}
+
+fn set_aside(folder: &Folder, file_name: &str, why: &str) -> io::Result<()> {
+    tracing::error!(log_type = %folder.log_type, file = file_name, "a file is set aside in quarantine: {why}");
+    folder.move_to_quarantine(&folder.dir.join(file_name), file_name)
+}
+
+fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Result<()> {
+    let path = folder.path(&SpoolName::Open(name));
+    let bytes = match disk::read(folder.disk(), &path) {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            tracing::error!(log_type = %folder.log_type, batch.name = %name, %error, "a batch left by a crash can't be read; it is in quarantine");
+            folder.move_to_quarantine(&path, &SpoolName::Open(name).to_string())?;
+            folder.forget(name, found_bytes);
+            return Ok(());
+        }
+    };
+    let Sorted { lines, records, foreign, torn } = sort(&bytes);
+    if !foreign.is_empty() {
+        tracing::error!(log_type = %folder.log_type, batch.name = %name, foreign.bytes = foreign.len(), "a batch left by a crash holds bytes that are no events; they are in quarantine");
+        disk::replace(folder.disk(), &folder.quarantine_dir(), &format!("{}_{name}.bytes", folder.log_type), &foreign)?;
+        disk::replace(folder.disk(), &folder.dir, &SpoolName::Open(name).to_string(), &lines)?;
+    } else {
+        let mut file = folder.disk().open(&path)?;
+        if torn {
+            file.truncate(lines.len() as u64)?;
+        }
+        file.sync()?;
+    }
+    let kept = lines.len() as u64;
+    folder.usage().remove(folder.log_type, found_bytes.saturating_sub(kept));
+    folder.count_recovered(records);
+    let sha256 = Sha256::of(&lines);
+    drop((bytes, lines));
+    sealer::seal(folder, &Closed { name, bytes: kept, records, sha256, reason: SealReason::Recovery })
+}
+
+/// The bytes of an `.open` file, told apart.
+struct Sorted {
+    /// Whole lines that are JSON objects.
+    lines: Vec<u8>,
+    records: u64,
+    /// Whole lines that are not.
+    foreign: Vec<u8>,
+    /// Whether a last line without its newline was left out.
+    torn: bool,
+}
+
+fn sort(bytes: &[u8]) -> Sorted {
+    let mut sorted = Sorted { lines: Vec::with_capacity(bytes.len()), records: 0, foreign: Vec::new(), torn: false };
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        if line.last() != Some(&b'\n') {
+            sorted.torn = true;
+        } else if line.first() == Some(&b'{') && serde_json::from_slice::<&serde_json::value::RawValue>(line).is_ok() {
+            sorted.lines.extend_from_slice(line);
+            sorted.records += 1;
+        } else {
+            sorted.foreign.extend_from_slice(line);
+        }
+    }
+    sorted
+}

@@ -1,0 +1,211 @@
+//! One thread a log type: closed batch → sealed batch.
+//!
+//! A batch is sealed by one rename. Where its bytes have to change first (compression) or its file
+//! can't be trusted any more (a failed fsync), they are copied to a new file, which is hashed as it
+//! is written, made durable and takes the sealed name; then the old file goes, and only then does the
+//! flusher hear of the batch. So a crash leaves either the old file, or both with the same opening.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::batch::{BatchName, Codec, Sha256, Sha256Hasher, SpoolName};
+use crate::spool::disk::{DiskFile, READ_BUFFER_BYTES};
+use crate::spool::folder::Folder;
+
+/// The pause between tries to seal a batch that the disk refuses.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// zstd's own default.
+const ZSTD_LEVEL: i32 = 3;
+
+/// Why a batch was closed; the label of `batches_sealed_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SealReason {
+    Size,
+    Age,
+    Shutdown,
+    /// Left open by a crash.
+    Recovery,
+    /// Its file failed an fsync or a rollback.
+    DiskError,
+}
+
+impl SealReason {
+    /// Every reason.
+    pub const ALL: [SealReason; 5] = [Self::Size, Self::Age, Self::Shutdown, Self::Recovery, Self::DiskError];
+
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SealReason::Size => "size",
+            SealReason::Age => "age",
+            SealReason::Shutdown => "shutdown",
+            SealReason::Recovery => "recovery",
+            SealReason::DiskError => "disk_error",
+        }
+    }
+}
+
+/// A batch that nothing is appended to any more.
+pub(super) struct Closed {
+    pub(super) name: BatchName,
+    /// The plain bytes that count; the file may hold more when it is salvaged.
+    pub(super) bytes: u64,
+    /// 0: the file goes without a trace.
+    pub(super) records: u64,
+    /// Of the plain bytes.
+    pub(super) sha256: Sha256,
+    pub(super) reason: SealReason,
+}
+
+/// What the sealer is asked for.
+pub(super) enum Request {
+    Seal(Closed),
+    /// Answered when all that was asked before is done.
+    Drained(oneshot::Sender<()>),
+}
+
+/// Works off the requests until the writer is gone.
+pub(super) fn run(folder: &Arc<Folder>, requests: &Receiver<Request>) {
+    for request in requests {
+        match request {
+            Request::Drained(reply) => drop(reply.send(())),
+            Request::Seal(closed) => {
+                let mut told = false;
+                while let Err(error) = seal(folder, &closed) {
+                    if !told {
+                        tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, %error, "a batch can't be sealed; trying again every second");
+                        told = true;
+                    }
+                    std::thread::sleep(RETRY_AFTER);
+                }
+                if told {
+                    tracing::info!(log_type = %folder.log_type, batch.name = %closed.name, "the batch is sealed now");
+                }
+                if closed.reason == SealReason::DiskError {
+                    folder.figures().salvages.fetch_sub(1, Ordering::Release);
+                }
+                folder.reserve();
+            }
+        }
+    }
+}
+
+/// Seals one batch and hands it to the flusher. Repeated after an error it does what is left to do.
+pub(super) fn seal(folder: &Folder, closed: &Closed) -> io::Result<()> {
+    let open = folder.path(&SpoolName::Open(closed.name));
+    if closed.records == 0 {
+        return folder.remove_empty(closed.name);
+    }
+    let rewrite = closed.name.codec != Codec::None || closed.reason == SealReason::DiskError;
+    if !rewrite {
+        let name = folder.seal(&open, closed.name, closed.records, closed.sha256)?;
+        folder.count_sealed(closed.reason);
+        folder.announce(name, closed.bytes);
+        return Ok(());
+    }
+    let sealed = if let Some(sealed) = folder.sealed_already(closed.name)? {
+        sealed
+    } else {
+        let copy = folder.dir.join(format!("{}.tmp", closed.name));
+        let Some((sha256, bytes)) = copy_checked(folder, &open, &copy, closed)? else {
+            tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, events = closed.records, "a batch's bytes are not those that were written; it is in quarantine");
+            return folder.quarantine_unsealed(closed.name, closed.bytes, closed.records);
+        };
+        (folder.seal(&copy, closed.name, closed.records, sha256)?, bytes)
+    };
+    folder.disk().remove(&open)?;
+    folder.disk().sync_dir(&folder.dir)?;
+    let (name, bytes) = sealed;
+    folder.usage().remove(folder.log_type, closed.bytes);
+    folder.usage().add(folder.log_type, bytes);
+    folder.count_sealed(closed.reason);
+    folder.announce(name, bytes);
+    Ok(())
+}
+
+/// Copies the batch's plain bytes through its codec; durable on return. `None` when they are not the
+/// bytes that were hashed as they were appended.
+fn copy_checked(folder: &Folder, from: &Path, to: &Path, closed: &Closed) -> io::Result<Option<(Sha256, u64)>> {
+    let disk = folder.disk();
+    disk.remove(to)?;
+    let mut source = disk.open(from)?;
+    let mut encoder = Encoder::new(closed.name.codec, Target { file: disk.create(to)?, bytes: 0, hasher: Sha256Hasher::default() })?;
+    let mut plain = Sha256Hasher::default();
+    let mut buffer = vec![0; READ_BUFFER_BYTES];
+    let mut offset = 0;
+    while offset < closed.bytes {
+        let wanted = buffer.len().min(usize::try_from(closed.bytes - offset).unwrap_or(usize::MAX));
+        let read = source.read_at(&mut buffer[..wanted], offset)?;
+        if read == 0 {
+            break;
+        }
+        plain.update(&buffer[..read]);
+        encoder.write_all(&buffer[..read])?;
+        offset += read as u64;
+    }
+    let mut target = encoder.finish()?;
+    if plain.finish() != closed.sha256 {
+        disk.remove(to)?;
+        return Ok(None);
+    }
+    target.file.sync()?;
+    Ok(Some((target.hasher.finish(), target.bytes)))
+}
+
+/// A new file, hashed as it is written.
+struct Target {
+    file: Box<dyn DiskFile>,
+    bytes: u64,
+    hasher: Sha256Hasher,
+}
+
+impl Write for Target {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write_at(bytes, self.bytes)?;
+        self.hasher.update(bytes);
+        self.bytes += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+enum Encoder {
+    Plain(Target),
+    Gzip(flate2::write::GzEncoder<Target>),
+    Zstd(zstd::Encoder<'static, Target>),
+}
+
+impl Encoder {
+    fn new(codec: Codec, target: Target) -> io::Result<Encoder> {
+        Ok(match codec {
+            Codec::None => Encoder::Plain(target),
+            Codec::Gzip => Encoder::Gzip(flate2::write::GzEncoder::new(target, flate2::Compression::default())),
+            Codec::Zstd => Encoder::Zstd(zstd::Encoder::new(target, ZSTD_LEVEL)?),
+        })
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Encoder::Plain(target) => target.write_all(bytes),
+            Encoder::Gzip(encoder) => encoder.write_all(bytes),
+            Encoder::Zstd(encoder) => encoder.write_all(bytes),
+        }
+    }
+
+    fn finish(self) -> io::Result<Target> {
+        match self {
+            Encoder::Plain(target) => Ok(target),
+            Encoder::Gzip(encoder) => encoder.finish(),
+            Encoder::Zstd(encoder) => encoder.finish(),
+        }
+    }
+}

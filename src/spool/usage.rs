@@ -1,0 +1,97 @@
+//! The spool's limit: how many bytes each log type holds, and whether more fit.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::batch::{Codec, LogType};
+use crate::spool::{AppendError, Settings};
+
+/// Each log type's share that the other can never take.
+const RESERVED_SHARE: u64 = 10;
+
+/// Bytes in the spool by log type, in files and promised to appends under way.
+#[derive(Debug)]
+pub struct Usage {
+    limit_bytes: u64,
+    used: Mutex<[u64; 2]>,
+}
+
+impl Usage {
+    /// With compression, room for the compressed copy of one batch is always kept.
+    pub fn new(settings: &Settings) -> Usage {
+        let copy = if settings.codec == Codec::None { 0 } else { settings.batch_max_bytes };
+        Usage { limit_bytes: settings.max_bytes.saturating_sub(copy), used: Mutex::new([0; 2]) }
+    }
+
+    /// What all files together may hold.
+    pub fn limit_bytes(&self) -> u64 {
+        self.limit_bytes
+    }
+
+    /// What a log type holds.
+    pub fn used_bytes(&self, log_type: LogType) -> u64 {
+        self.lock()[log_type.index()]
+    }
+
+    /// Says whether `bytes` more fit.
+    pub fn check_room(&self, log_type: LogType, bytes: u64) -> Result<(), AppendError> {
+        self.judge(&self.lock(), log_type, bytes)
+    }
+
+    /// Takes room for `bytes`; given back when the reservation is dropped without [`Reservation::keep`].
+    pub fn take_room(self: Arc<Self>, log_type: LogType, bytes: u64) -> Result<Reservation, AppendError> {
+        {
+            let mut used = self.lock();
+            self.judge(&used, log_type, bytes)?;
+            used[log_type.index()] += bytes;
+        }
+        Ok(Reservation { usage: self, log_type, bytes })
+    }
+
+    /// Counts a file that is there, whatever the limit.
+    pub fn add(&self, log_type: LogType, bytes: u64) {
+        self.lock()[log_type.index()] += bytes;
+    }
+
+    /// Counts a file that went, or the part that it shrank by.
+    pub fn remove(&self, log_type: LogType, bytes: u64) {
+        let mut used = self.lock();
+        let used = &mut used[log_type.index()];
+        *used = used.saturating_sub(bytes);
+    }
+
+    fn judge(&self, used: &[u64; 2], log_type: LogType, bytes: u64) -> Result<(), AppendError> {
+        let reserved = self.limit_bytes / RESERVED_SHARE;
+        let others = LogType::ALL.into_iter().filter(|other| *other != log_type);
+        let kept_for_others: u64 = others.map(|other| used[other.index()].max(reserved)).sum();
+        let mine = used[log_type.index()].saturating_add(bytes);
+        if mine.saturating_add(kept_for_others) > self.limit_bytes {
+            return Err(AppendError::Full { used_bytes: used.iter().sum(), limit_bytes: self.limit_bytes });
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, [u64; 2]> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Room that an append has taken.
+#[derive(Debug)]
+pub struct Reservation {
+    usage: Arc<Usage>,
+    log_type: LogType,
+    bytes: u64,
+}
+
+impl Reservation {
+    /// The bytes are in a file now and count until that goes.
+    pub fn keep(mut self) {
+        self.bytes = 0;
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.usage.remove(self.log_type, self.bytes);
+    }
+}

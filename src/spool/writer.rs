@@ -1,0 +1,347 @@
+//! One thread a log type: append, group commit, acknowledge, close.
+//!
+//! Appends that arrive while an fsync runs wait in the channel and share the next one. An append
+//! belongs to this thread from the moment it is begun: a client that hangs up cannot cancel half a write.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use crate::batch::{BatchName, Sha256Hasher};
+use crate::spool::disk::DiskFile;
+use crate::spool::folder::Folder;
+use crate::spool::sealer::{self, Closed, SealReason};
+use crate::spool::usage::Reservation;
+use crate::spool::{AppendError, Receipt, Settings};
+
+/// Appends up to this size are gathered into one write.
+const GATHER_BYTES: usize = 256 * 1024;
+/// An fsync covers at most this many bytes and a bit, so that no acknowledgement waits for all of a flood.
+const GROUP_MAX_BYTES: usize = 16 * 1024 * 1024;
+/// How often a disk that fails is tried again while nobody appends.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The handle of a writer's thread.
+pub(super) struct Writer {
+    requests: Sender<Request>,
+    clock: Arc<BusyClock>,
+}
+
+enum Request {
+    Append(Append),
+    Seal,
+    /// Closes for good; answered when all is sealed.
+    Close(oneshot::Sender<()>),
+}
+
+struct Append {
+    lines: Bytes,
+    records: u64,
+    reservation: Reservation,
+    reply: oneshot::Sender<Result<Receipt, AppendError>>,
+}
+
+/// Since when the thread has been at one piece of work; read by the liveness probe.
+struct BusyClock {
+    start: Instant,
+    /// Milliseconds after `start`, plus one; 0 when idle.
+    busy_since: AtomicU64,
+}
+
+impl BusyClock {
+    fn begin(&self) {
+        let since = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
+        self.busy_since.store(since, Ordering::Relaxed);
+    }
+
+    fn end(&self) {
+        self.busy_since.store(0, Ordering::Relaxed);
+    }
+
+    fn busy_for(&self) -> Duration {
+        match self.busy_since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => self.start.elapsed().saturating_sub(Duration::from_millis(since - 1)),
+        }
+    }
+}
+
+impl Writer {
+    /// Starts the log type's writer and sealer threads.
+    pub(super) fn start(folder: Arc<Folder>, settings: Settings) -> Writer {
+        let (requests, receiver) = mpsc::channel();
+        let (seal, seal_receiver) = mpsc::channel();
+        let clock = Arc::new(BusyClock { start: Instant::now(), busy_since: AtomicU64::new(0) });
+        let sealer_folder = folder.clone();
+        let state = State { folder, settings, seal, open: None, closed: false, failing_since: None };
+        let busy = clock.clone();
+        std::thread::spawn(move || sealer::run(&sealer_folder, &seal_receiver));
+        std::thread::spawn(move || state.run(&receiver, &busy));
+        Writer { requests, clock }
+    }
+
+    /// Returns after the fsync that covers the lines.
+    pub(super) async fn append(&self, lines: Bytes, records: u64, reservation: Reservation) -> Result<Receipt, AppendError> {
+        let (reply, answer) = oneshot::channel();
+        let append = Append { lines, records, reservation, reply };
+        self.requests.send(Request::Append(append)).map_err(|_| AppendError::Closed)?;
+        answer.await.unwrap_or(Err(AppendError::Closed))
+    }
+
+    pub(super) fn seal(&self) {
+        // A writer that is gone has sealed already.
+        let _ = self.requests.send(Request::Seal);
+    }
+
+    pub(super) async fn close(&self) {
+        let (reply, closed) = oneshot::channel();
+        let _ = self.requests.send(Request::Close(reply));
+        let _ = closed.await;
+    }
+
+    pub(super) fn busy_for(&self) -> Duration {
+        self.clock.busy_for()
+    }
+}
+
+/// The batch that is appended to.
+struct Open {
+    name: BatchName,
+    file: Box<dyn DiskFile>,
+    since: Instant,
+    /// What was fsynced and acknowledged.
+    bytes: u64,
+    records: u64,
+    hasher: Sha256Hasher,
+}
+
+struct State {
+    folder: Arc<Folder>,
+    settings: Settings,
+    seal: Sender<sealer::Request>,
+    open: Option<Open>,
+    closed: bool,
+    failing_since: Option<Instant>,
+}
+
+impl State {
+    fn run(mut self, requests: &Receiver<Request>, clock: &BusyClock) {
+        loop {
+            let request = match self.wait() {
+                None => requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(timeout) => requests.recv_timeout(timeout),
+            };
+            clock.begin();
+            match request {
+                Ok(first) => self.serve(first, requests),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if self.open.as_ref().is_some_and(|open| open.since.elapsed() >= self.settings.batch_max_age) {
+                self.close(SealReason::Age);
+            }
+            if self.failing_since.is_some() {
+                self.probe();
+            }
+            clock.end();
+        }
+    }
+
+    /// How long to wait for a request; for ever when there is nothing else to do.
+    fn wait(&self) -> Option<Duration> {
+        let age = self.open.as_ref().map(|open| self.settings.batch_max_age.saturating_sub(open.since.elapsed()));
+        let probe = self.failing_since.map(|_| PROBE_INTERVAL);
+        age.into_iter().chain(probe).min()
+    }
+
+    /// Takes what is in the channel as one group.
+    fn serve(&mut self, first: Request, requests: &Receiver<Request>) {
+        let mut group = Vec::new();
+        let mut bytes = 0;
+        let mut next = Some(first);
+        while let Some(request) = next {
+            match request {
+                Request::Append(append) => {
+                    bytes += append.lines.len();
+                    group.push(append);
+                }
+                Request::Seal => {
+                    self.commit(std::mem::take(&mut group));
+                    self.close(SealReason::Shutdown);
+                }
+                Request::Close(reply) => {
+                    self.commit(std::mem::take(&mut group));
+                    self.close(SealReason::Shutdown);
+                    self.closed = true;
+                    let _ = self.seal.send(sealer::Request::Drained(reply));
+                }
+            }
+            next = if bytes < GROUP_MAX_BYTES { requests.try_recv().ok() } else { None };
+        }
+        self.commit(group);
+    }
+
+    /// Writes a group with as few writes as its sizes allow and one fsync a batch, then acknowledges.
+    fn commit(&mut self, group: Vec<Append>) {
+        let mut staged: Vec<Append> = Vec::new();
+        let mut staged_bytes = 0;
+        for append in group {
+            // Whoever sent it was answered already, or is gone, before it was begun.
+            if append.reply.is_closed() {
+                continue;
+            }
+            if let Err(refusal) = self.ready() {
+                let _ = append.reply.send(Err(refusal));
+                continue;
+            }
+            let len = append.lines.len() as u64;
+            let held = self.open.as_ref().map_or(0, |open| open.bytes) + staged_bytes;
+            if held > 0 && held + len > self.settings.batch_max_bytes {
+                self.flush(std::mem::take(&mut staged));
+                staged_bytes = 0;
+                self.close(SealReason::Size);
+            }
+            if let Err(error) = self.ensure_open() {
+                self.refuse([append], &error);
+                continue;
+            }
+            staged_bytes += len;
+            staged.push(append);
+        }
+        self.flush(staged);
+        if self.open.as_ref().is_some_and(|open| open.bytes >= self.settings.batch_max_bytes) {
+            self.close(SealReason::Size);
+        }
+    }
+
+    fn ready(&self) -> Result<(), AppendError> {
+        if self.closed {
+            return Err(AppendError::Closed);
+        }
+        if self.folder.figures().salvages.load(Ordering::Acquire) > 0 {
+            return Err(AppendError::Disk("a batch whose fsync failed is being brought to safety".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn ensure_open(&mut self) -> io::Result<()> {
+        if self.open.is_none() {
+            let (name, file) = self.folder.open_batch()?;
+            let hasher = Sha256Hasher::default();
+            self.open = Some(Open { name, file, since: Instant::now(), bytes: 0, records: 0, hasher });
+        }
+        Ok(())
+    }
+
+    /// Writes and fsyncs the staged appends to the open batch and acknowledges them; on an error
+    /// nothing of them stays.
+    fn flush(&mut self, staged: Vec<Append>) {
+        let Some(open) = &mut self.open else { return };
+        if staged.is_empty() {
+            return;
+        }
+        let mut hasher = open.hasher.clone();
+        match write(&mut *open.file, open.bytes, &staged, &mut hasher) {
+            Ok(bytes) => {
+                let started = Instant::now();
+                match open.file.sync() {
+                    Ok(()) => {
+                        self.folder.fsync_took(started.elapsed());
+                        open.hasher = hasher;
+                        open.bytes += bytes;
+                        let mut line = open.records;
+                        for append in staged {
+                            append.reservation.keep();
+                            let receipt = Receipt { batch: open.name, line };
+                            line += append.records;
+                            let _ = append.reply.send(Ok(receipt));
+                        }
+                        self.folder.accepted(line - open.records);
+                        open.records = line;
+                        self.recovered();
+                    }
+                    Err(error) => {
+                        self.close(SealReason::DiskError);
+                        self.refuse(staged, &error);
+                    }
+                }
+            }
+            Err(error) => {
+                if open.file.truncate(open.bytes).is_err() {
+                    self.close(SealReason::DiskError);
+                }
+                self.refuse(staged, &error);
+            }
+        }
+    }
+
+    fn close(&mut self, reason: SealReason) {
+        let Some(open) = self.open.take() else { return };
+        let Open { name, bytes, records, hasher, .. } = open;
+        if reason == SealReason::DiskError {
+            self.folder.figures().salvages.fetch_add(1, Ordering::Release);
+        }
+        let closed = Closed { name, bytes, records, sha256: hasher.finish(), reason };
+        // The sealer ends after the writer.
+        let _ = self.seal.send(sealer::Request::Seal(closed));
+    }
+
+    fn refuse(&mut self, appends: impl IntoIterator<Item = Append>, error: &io::Error) {
+        if self.failing_since.is_none() {
+            self.failing_since = Some(Instant::now());
+            tracing::error!(log_type = %self.folder.log_type, %error, "the spool's disk refuses writes; events are answered 503 until it takes them again");
+        }
+        self.folder.set_failing(Some(error.to_string()));
+        for append in appends {
+            let _ = append.reply.send(Err(AppendError::Disk(error.to_string())));
+        }
+    }
+
+    fn recovered(&mut self) {
+        if let Some(since) = self.failing_since.take() {
+            self.folder.set_failing(None);
+            let outage = since.elapsed().as_secs();
+            tracing::info!(log_type = %self.folder.log_type, outage.seconds = outage, "the spool's disk takes writes again");
+        }
+    }
+
+    /// Finds out whether a failing disk works again, without an event at stake.
+    fn probe(&mut self) {
+        if self.ready().is_ok() && self.folder.probe().is_ok() {
+            self.recovered();
+        }
+    }
+}
+
+/// Writes the appends one after the other at `offset`, hashing what it writes; the bytes written.
+fn write(file: &mut dyn DiskFile, offset: u64, appends: &[Append], hasher: &mut Sha256Hasher) -> io::Result<u64> {
+    let mut end = offset;
+    let mut write = |bytes: &[u8]| {
+        hasher.update(bytes);
+        file.write_at(bytes, end)?;
+        end += bytes.len() as u64;
+        io::Result::Ok(())
+    };
+    let mut gathered = Vec::new();
+    for (index, append) in appends.iter().enumerate() {
+        let alone = gathered.is_empty() && appends.get(index + 1).is_none_or(|next| append.lines.len() + next.lines.len() > GATHER_BYTES);
+        if alone {
+            write(&append.lines)?;
+            continue;
+        }
+        if gathered.len() + append.lines.len() > GATHER_BYTES {
+            write(&gathered)?;
+            gathered.clear();
+        }
+        gathered.extend_from_slice(&append.lines);
+    }
+    if !gathered.is_empty() {
+        write(&gathered)?;
+    }
+    Ok(end - offset)
+}

@@ -1,0 +1,234 @@
+//! What `/status` says: plain snapshots that the parts publish. Holds no secret, no event and no header.
+//!
+//! `check` reads it from a running daemon and `verify` takes the chains' heads from it, so a field, once published,
+//! keeps its name and its meaning.
+
+use std::fmt;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::batch::LogType;
+
+/// How many of the newest objects each log type shows.
+pub const LAST_OBJECTS: usize = 10;
+
+/// A moment: RFC 3339 in UTC with milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(pub DateTime<Utc>);
+
+impl Timestamp {
+    /// The moment of the call.
+    pub fn now() -> Timestamp {
+        Timestamp(Utc::now())
+    }
+
+    /// Seconds from `earlier` to this moment; 0 when the clock went back.
+    pub fn seconds_since(self, earlier: Timestamp) -> u64 {
+        u64::try_from((self.0 - earlier.0).num_seconds()).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.to_rfc3339_opts(SecondsFormat::Millis, true))
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Timestamp {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let moment = DateTime::parse_from_rfc3339(&text).map_err(serde::de::Error::custom)?;
+        Ok(Timestamp(moment.to_utc()))
+    }
+}
+
+/// The whole of `/status`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The daemon's version.
+    pub version: String,
+    /// Id of the spool; the STS session is named after it.
+    pub instance: String,
+    /// Where the daemon is in its life.
+    pub phase: Phase,
+    /// When the process started.
+    pub started_at: Timestamp,
+    /// When this was taken.
+    pub now: Timestamp,
+    /// Where the objects go.
+    pub destination: Destination,
+    /// The disk's side.
+    pub spool: SpoolStatus,
+    /// Both log types, in the order of [`LogType::ALL`].
+    pub types: Vec<TypeStatus>,
+    /// As `credentials` publishes it.
+    pub credentials: serde_json::Value,
+}
+
+/// Where the daemon is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phase {
+    /// Recovering the spool, binding the listeners.
+    Starting,
+    /// Taking events.
+    Running,
+    /// SIGTERM came: uploading what there is.
+    Draining,
+}
+
+/// Where the objects go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Destination {
+    /// The bucket.
+    pub bucket: String,
+    /// Its region.
+    pub region: String,
+    /// The key prefix; empty for none.
+    pub path: String,
+    /// Of a store other than AWS.
+    pub endpoint: Option<String>,
+}
+
+/// The disk's side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpoolStatus {
+    /// The directory.
+    pub dir: String,
+    /// Both types' files together.
+    pub bytes: u64,
+    /// Above it, ingest answers 503.
+    pub limit_bytes: u64,
+    /// What the file system has left for this user; `None` when it can't be asked.
+    pub disk_available_bytes: Option<u64>,
+    /// Files that were set aside; no share of the limit.
+    pub quarantine_bytes: u64,
+}
+
+/// One log type.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TypeStatus {
+    /// Which.
+    #[serde(rename = "type")]
+    pub log_type: LogType,
+    /// The spool's side.
+    #[serde(flatten)]
+    pub spooled: SpooledStatus,
+    /// The flusher's side.
+    #[serde(flatten)]
+    pub delivery: DeliveryStatus,
+}
+
+/// One log type as the spool sees it; the totals count from the process's start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpooledStatus {
+    /// Acknowledged.
+    pub events_accepted: u64,
+    /// Found on disk at the start.
+    pub events_recovered: u64,
+    /// Set aside.
+    pub events_quarantined: u64,
+    /// On disk, not in S3 yet.
+    pub events_spooled: u64,
+    /// Of the files that hold them.
+    pub spool_bytes: u64,
+    /// Sealed and not delivered.
+    pub batches: u64,
+    /// When the oldest batch that is not in S3 was opened.
+    pub oldest_unsent: Option<Timestamp>,
+    /// When events were last acknowledged.
+    pub last_accepted: Option<Timestamp>,
+    /// Why appends are refused at the moment.
+    pub write_error: Option<String>,
+    /// Whose chain the batches are numbered in.
+    pub chain_instance: String,
+    /// The newest link of the chain; `None` before the first.
+    pub head: Option<ChainHead>,
+}
+
+/// The newest link of a chain (contract section 8).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChainHead {
+    /// Number of the batch that was sealed last.
+    pub sequence: u64,
+    /// 64 hex digits.
+    pub sha256: String,
+}
+
+/// One log type as the flusher sees it; the totals count from the process's start.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeliveryStatus {
+    /// In S3.
+    pub events_uploaded: u64,
+    /// In S3.
+    pub objects_uploaded: u64,
+    /// Newest first, at most [`LAST_OBJECTS`].
+    pub last_objects: Vec<ObjectStatus>,
+    /// Why uploads fail at the moment.
+    pub error: Option<Trouble>,
+    /// The last outage that is over.
+    pub last_outage: Option<Outage>,
+}
+
+/// An object that was delivered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectStatus {
+    /// Its key.
+    pub key: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Events in it.
+    pub records: u64,
+    /// When S3 confirmed it.
+    pub uploaded_at: Timestamp,
+}
+
+/// Something that fails, and goes on failing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// The first failure in a row.
+    pub since: Timestamp,
+    /// The latest.
+    pub latest: Timestamp,
+    /// Failures in a row.
+    pub attempts: u64,
+    /// What happened, in words.
+    pub message: String,
+    /// What to do, in words.
+    pub remedy: Option<String>,
+    /// The service's own code.
+    pub code: Option<String>,
+    /// For the service's support.
+    pub request_id: Option<String>,
+}
+
+/// A trouble that is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outage {
+    /// Its first failure.
+    pub since: Timestamp,
+    /// Its end.
+    pub until: Timestamp,
+    /// What had happened, in words.
+    pub message: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_status_reads_back_as_it_was_written_and_its_fields_keep_their_names() {
+        let text = r#"{"version":"0.1.0","instance":"i","phase":"running","started_at":"2026-11-22T21:04:05.678Z","now":"2026-11-22T21:05:05.000Z","destination":{"bucket":"b","region":"r","path":"","endpoint":null},"spool":{"dir":"/s","bytes":1,"limit_bytes":2,"disk_available_bytes":3,"quarantine_bytes":4},"types":[{"type":"env0-audits","events_accepted":1,"events_recovered":2,"events_quarantined":3,"events_spooled":4,"spool_bytes":5,"batches":6,"oldest_unsent":"2026-11-22T21:04:05.678Z","last_accepted":null,"write_error":null,"chain_instance":"c","head":{"sequence":7,"sha256":"00"},"events_uploaded":8,"objects_uploaded":9,"last_objects":[{"key":"k","bytes":1,"records":2,"uploaded_at":"2026-11-22T21:04:05.678Z"}],"error":{"since":"2026-11-22T21:04:05.678Z","latest":"2026-11-22T21:04:05.678Z","attempts":1,"message":"m","remedy":null,"code":null,"request_id":null},"last_outage":null}],"credentials":{}}"#;
+        let status: Status = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&status).unwrap(), text);
+        assert_eq!(status.now.seconds_since(status.started_at), 59);
+    }
+}

@@ -1,0 +1,98 @@
+//! The log: one line an event on standard error, panics too, and repeats counted instead of printed.
+
+pub mod metrics;
+mod repeats;
+
+use std::io::{self, Write};
+use std::panic::PanicHookInfo;
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+
+use crate::config::LogFormat;
+use crate::exit_code;
+pub use repeats::report_suppressed;
+
+/// What this project's own log lines have as the beginning of their target.
+const OWN_TARGET: &str = "env0_s3_logs";
+
+/// Starts the log and makes a panic one line of it and exit code 70. For once in a process; a second call changes nothing.
+///
+/// `filter` (`RUST_LOG`) wins over `level`. Other crates' lines below INFO are never shown: they hold requests and headers.
+pub fn init(level: &str, filter: Option<&str>, format: LogFormat) {
+    let lines = tracing_subscriber::fmt::layer().with_writer(|| OneLine(io::stderr())).log_internal_errors(false);
+    let lines = match format {
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
+        LogFormat::Text => lines.boxed(),
+    };
+    let default = || EnvFilter::new(default_directives(level));
+    let parsed = filter.map(EnvFilter::try_new);
+    let invalid = matches!(parsed, Some(Err(_)));
+    let filter = parsed.and_then(Result::ok).unwrap_or_else(default);
+    let started = tracing_subscriber::registry().with(filter).with(repeats::Repeats).with(lines).try_init();
+    if started.is_ok() {
+        std::panic::set_hook(Box::new(exit_on_panic));
+        if invalid {
+            tracing::warn!(
+                "RUST_LOG is not a list of filters, and is ignored: expected one such as env0_s3_logs=debug"
+            );
+        }
+    }
+}
+
+/// Other crates speak only when something is wrong.
+fn default_directives(level: &str) -> String {
+    match level {
+        "off" | "error" | "warn" => level.to_owned(),
+        _ => format!("warn,{OWN_TARGET}={level}"),
+    }
+}
+
+/// A broken invariant ends the process, whichever thread it is found in: what is acknowledged is on disk.
+fn exit_on_panic(panic: &PanicHookInfo<'_>) {
+    let reason = panic.payload_as_str().unwrap_or("no reason given");
+    let place = panic.location().map(ToString::to_string).unwrap_or_default();
+    tracing::error!(panic.location = place, "a bug ended the process, nothing acknowledged is lost: {reason}");
+    std::process::exit(exit_code::SOFTWARE.into());
+}
+
+/// Keeps an event on one line, whatever its values hold. The layer above writes each event at once.
+struct OneLine<W>(W);
+
+impl<W: Write> Write for OneLine<W> {
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event);
+        let text = text.trim_end_matches('\n');
+        if text.contains(char::is_control) {
+            let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+            writeln!(self.0, "{}", text.chars().map(escape).collect::<String>())?;
+        } else {
+            writeln!(self.0, "{text}")?;
+        }
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_stays_on_one_line_whatever_its_values_hold() {
+        let mut out = OneLine(Vec::new());
+        out.write_all(b"WARN refused error=first\nsecond \x1b[31m\r\n").unwrap();
+        assert_eq!(out.0, b"WARN refused error=first\\nsecond \\u{1b}[31m\\r\n");
+    }
+
+    #[test]
+    fn every_level_of_the_configuration_makes_a_filter() {
+        for level in ["off", "error", "warn", "info", "debug", "trace"] {
+            assert!(EnvFilter::try_new(default_directives(level)).is_ok(), "{level}");
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! `kill -9` at any moment loses nothing that was acknowledged, and doubles nothing.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::harness::{AUDITS, Books, DEPLOYMENTS, Daemon, Setup, wait_until};
+use crate::local_aws::{Fault, LocalAws};
+
+/// How often a daemon is killed.
+const ROUNDS: usize = 20;
+/// Clients that send at once.
+const SENDERS: usize = 6;
+
+fn setup(aws: &LocalAws) -> Setup {
+    // Small batches, so that sealing and uploading are going on whenever the kill comes.
+    Setup::new(aws).set("ENV0_S3_LOG_BATCH_MAX_BYTES", "64KiB")
+}
+
+/// Sends events from several clients until `acknowledgements` more are acknowledged, then kills.
+fn load_and_kill(daemon: Daemon, books: &Books, acknowledgements: usize) {
+    let target = books.acknowledged() + acknowledgements;
+    let gone = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (daemon, gone) = (&daemon, &gone);
+        for sender in 0..SENDERS {
+            scope.spawn(move || {
+                let path = if sender % 3 == 0 { AUDITS } else { DEPLOYMENTS };
+                while !gone.load(Ordering::SeqCst) {
+                    let ids = books.ids(1 + sender * 5);
+                    if let Ok(answer) = daemon.try_post(path, Books::body(&ids))
+                        && answer.status == 200
+                    {
+                        books.acknowledge(ids);
+                    }
+                }
+            });
+        }
+        wait_until("enough is acknowledged", || books.acknowledged() >= target);
+        daemon.signal_kill();
+        gone.store(true, Ordering::SeqCst);
+    });
+    daemon.kill();
+}
+
+#[test]
+fn killed_twenty_times_in_the_middle_of_a_load_every_acknowledged_event_arrives_once() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let books = Books::default();
+    for _ in 0..ROUNDS {
+        load_and_kill(setup.start(), &books, rand::random_range(1..2000));
+    }
+    let _daemon = setup.start();
+    books.balance(&aws, &setup);
+    assert!(books.acknowledged() > ROUNDS);
+}
+
+#[test]
+fn killed_while_s3_loses_answers_every_acknowledged_event_arrives_once() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let books = Books::default();
+    for _ in 0..ROUNDS {
+        aws.s3.inject(Fault::lose_response().times(3));
+        aws.s3.inject(Fault::slow_down().times(1));
+        load_and_kill(setup.start(), &books, rand::random_range(1..1000));
+    }
+    aws.s3.heal();
+    let _daemon = setup.start();
+    books.balance(&aws, &setup);
+}
+
+#[test]
+fn a_start_on_a_spool_that_a_crash_left_delivers_it_without_a_new_event() {
+    let aws = LocalAws::start();
+    aws.s3.hold_puts();
+    let setup = setup(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "3600s");
+    let books = Books::default();
+    let ids = books.ids(10);
+    let daemon = setup.start();
+    assert_eq!(daemon.post(DEPLOYMENTS, Books::body(&ids)).accepted(), 10);
+    books.acknowledge(ids);
+    daemon.kill();
+    aws.s3.release_puts();
+    let _daemon = setup.start();
+    books.balance(&aws, &setup);
+    assert_eq!(aws.s3.line_count(), 10);
+}

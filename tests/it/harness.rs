@@ -1,0 +1,315 @@
+//! Starts the daemon's binary in a clean environment, talks to it, stops it, and reads its spool.
+
+// Every test file uses a part of it.
+#![allow(dead_code)]
+
+pub(crate) mod books;
+mod client;
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+pub(crate) use books::{Books, event, wait_until_delivered};
+pub(crate) use client::{Answer, Raw, Upload};
+
+use crate::local_aws::LocalAws;
+
+/// The static ingest token of every daemon here; may write both log types.
+pub(crate) const TOKEN: &str = "static-token-of-the-tests";
+/// Where deployment events go in.
+pub(crate) const DEPLOYMENTS: &str = "/v1/logs/env0-deployments";
+/// Where audit events go in.
+pub(crate) const AUDITS: &str = "/v1/logs/env0-audits";
+
+/// How long a condition may take. Long, so that a busy machine fails no test.
+const DEADLINE: Duration = Duration::from_secs(60);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Waits until `condition` holds; panics with `what` when it never does.
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    wait_for(what, || condition().then_some(()));
+}
+
+/// Waits until `condition` yields a value; panics with `what` when it never does.
+pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(start.elapsed() < DEADLINE, "waited {DEADLINE:?} in vain until {what}");
+        std::thread::park_timeout(POLL_INTERVAL);
+    }
+}
+
+/// A configuration and a spool, from which daemons are started, one after the other.
+pub(crate) struct Setup {
+    environment: BTreeMap<String, String>,
+    folder: tempfile::TempDir,
+}
+
+impl Setup {
+    /// A valid configuration against `aws`: batches of 200 ms, a static token, an OIDC token.
+    pub(crate) fn new(aws: &LocalAws) -> Setup {
+        let environment = aws.environment().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+        let folder = tempfile::tempdir().unwrap();
+        let spool = folder.path().join("spool").to_str().unwrap().to_owned();
+        Setup { environment, folder }
+            .set("ENV0_S3_LOG_SPOOL_DIR", spool)
+            .set("ENV0_S3_LOG_LISTEN_ADDR", "127.0.0.1:0")
+            .set("ENV0_S3_LOG_ADMIN_ADDR", "127.0.0.1:0")
+            .set("ENV0_S3_LOG_INGEST_TOKEN", TOKEN)
+            .set("ENV0_S3_LOG_BATCH_MAX_AGE", "1s")
+    }
+
+    pub(crate) fn set(mut self, name: &str, value: impl Into<String>) -> Setup {
+        self.environment.insert(name.into(), value.into());
+        self
+    }
+
+    pub(crate) fn unset(mut self, name: &str) -> Setup {
+        self.environment.remove(name);
+        self
+    }
+
+    /// A folder of the test's own, beside the spool.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(crate) fn spool(&self) -> PathBuf {
+        self.environment["ENV0_S3_LOG_SPOOL_DIR"].clone().into()
+    }
+
+    /// Names of the files in a type's folder of the spool, sorted; none where there is no folder.
+    pub(crate) fn spool_files(&self, log_type: &str) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.spool().join(log_type)) else { return Vec::new() };
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// Whether any file of the spool holds `text`, in its name or its bytes.
+    pub(crate) fn spool_holds(&self, text: &str) -> bool {
+        let mut folders = vec![self.spool()];
+        while let Some(folder) = folders.pop() {
+            // What is gone between listing and reading was delivered, so it's no longer held.
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if entry.file_name().to_string_lossy().contains(text) {
+                    return true;
+                } else if let Ok(bytes) = std::fs::read(&path)
+                    && memchr::memmem::find(&bytes, text.as_bytes()).is_some()
+                {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// Starts the daemon and waits until it is ready.
+    pub(crate) fn start(&self) -> Daemon {
+        let daemon = self.spawn();
+        wait_until("/readyz answers 200", || daemon.admin_get("/readyz").is_some_and(|answer| answer.status == 200));
+        daemon
+    }
+
+    /// Starts the daemon and waits until it listens.
+    pub(crate) fn spawn(&self) -> Daemon {
+        let mut child = self.command("run").stderr(Stdio::piped()).spawn().unwrap();
+        let log = Log::of(child.stderr.take().unwrap());
+        let mut daemon = Daemon { child, log, listen: ([127, 0, 0, 1], 0).into(), admin: ([127, 0, 0, 1], 0).into() };
+        let listening = wait_for("the daemon listens", || {
+            if let Some(status) = daemon.child.try_wait().unwrap() {
+                panic!("the daemon ended with {status} in place of listening:\n{}", daemon.log.text());
+            }
+            daemon.log.find("listening")
+        });
+        let address = |name: &str| field(&listening, name).as_str().unwrap().parse().unwrap();
+        (daemon.listen, daemon.admin) = (address("listen.addr"), address("admin.addr"));
+        daemon
+    }
+
+    /// Runs a command of the binary to its end.
+    pub(crate) fn run(&self, command: &str) -> Finished {
+        let mut child = self.command(command).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let (out, log) = (Log::of(child.stdout.take().unwrap()), Log::of(child.stderr.take().unwrap()));
+        let status = wait_for(&format!("`{command}` ends"), || child.try_wait().unwrap());
+        let code = status.code();
+        Finished { code, stdout: out.finish(), stderr: log.finish() }
+    }
+
+    /// `command` may hold arguments, parted by spaces.
+    fn command(&self, command: &str) -> Command {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_env0-s3-logs"));
+        process.args(command.split_whitespace()).env_clear().envs(&self.environment);
+        process.stdin(Stdio::null()).stdout(Stdio::null());
+        process
+    }
+}
+
+/// A command that ended.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    /// None when a signal ended it.
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// A running daemon; killed when dropped. A test that fails prints its log.
+pub(crate) struct Daemon {
+    child: Child,
+    log: Log,
+    pub(crate) listen: SocketAddr,
+    pub(crate) admin: SocketAddr,
+}
+
+impl Daemon {
+    /// Posts `body` with the static token.
+    pub(crate) fn post(&self, path: &str, body: impl AsRef<[u8]>) -> Answer {
+        self.try_post(path, body).unwrap()
+    }
+
+    /// [`Daemon::post`], where the daemon may die in between.
+    pub(crate) fn try_post(&self, path: &str, body: impl AsRef<[u8]>) -> std::io::Result<Answer> {
+        Upload::post(path).header("Authorization", &format!("Bearer {TOKEN}")).body(body).send(self.listen)
+    }
+
+    /// Sends a request of any shape to the ingest listener.
+    pub(crate) fn send(&self, upload: Upload) -> Answer {
+        upload.send(self.listen).unwrap()
+    }
+
+    /// Asks the admin listener; none while it doesn't answer.
+    pub(crate) fn admin_get(&self, path: &str) -> Option<Answer> {
+        Upload::new("GET", path).send(self.admin).ok()
+    }
+
+    /// The value of a metric's sample, for instance `events_accepted_total{type="env0-audits"}`.
+    pub(crate) fn metric(&self, sample: &str) -> Option<f64> {
+        let answer = self.admin_get("/metrics")?;
+        let name = format!("env0_s3_logs_{sample} ");
+        answer.text().lines().find_map(|line| line.strip_prefix(&name)?.parse().ok())
+    }
+
+    /// Every log line so far.
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
+    }
+
+    pub(crate) fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// `kill -9`, and waits until the process is gone.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, without waiting.
+    pub(crate) fn signal_terminate(&self) {
+        self.signal(rustix::process::Signal::TERM);
+    }
+
+    /// SIGKILL, without waiting.
+    pub(crate) fn signal_kill(&self) {
+        self.signal(rustix::process::Signal::KILL);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Waits until the process ends by itself.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let child = &mut self.child;
+        wait_for("the daemon ends", || child.try_wait().unwrap())
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
+        self.signal_terminate();
+        self.wait()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Fails only where the process has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- log of the daemon ---\n{}", self.log.text());
+        }
+    }
+}
+
+/// What a process writes, collected line by line while it runs.
+pub(crate) struct Log {
+    lines: Arc<Mutex<Vec<String>>>,
+    reader: std::thread::JoinHandle<()>,
+}
+
+impl Log {
+    fn of(stream: impl std::io::Read + Send + 'static) -> Log {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let sink = lines.clone();
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                sink.lock().unwrap().push(line);
+            }
+        });
+        Log { lines, reader }
+    }
+
+    /// All of it, once the process has ended.
+    fn finish(self) -> String {
+        self.reader.join().unwrap();
+        let lines = self.lines.lock().unwrap();
+        lines.iter().map(|line| format!("{line}\n")).collect()
+    }
+
+    pub(crate) fn text(&self) -> String {
+        self.lines.lock().unwrap().join("\n")
+    }
+
+    /// Every line that is JSON.
+    pub(crate) fn entries(&self) -> Vec<Value> {
+        let lines = self.lines.lock().unwrap();
+        lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// The first entry with exactly this message.
+    pub(crate) fn find(&self, message: &str) -> Option<Value> {
+        self.entries().into_iter().find(|entry| field(entry, "message") == message)
+    }
+
+    /// How many entries of `level` have a message that contains `part`.
+    pub(crate) fn count(&self, level: &str, part: &str) -> usize {
+        let has = |entry: &Value| {
+            entry["level"] == level && field(entry, "message").as_str().is_some_and(|message| message.contains(part))
+        };
+        self.entries().iter().filter(|entry| has(entry)).count()
+    }
+}
+
+/// A field of a log entry, wherever the formatter puts it.
+pub(crate) fn field<'a>(entry: &'a Value, name: &str) -> &'a Value {
+    entry.get(name).unwrap_or(&entry["fields"][name])
+}

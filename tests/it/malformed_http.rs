@@ -1,0 +1,106 @@
+//! Malformed HTTP is answered with 400, the connection is closed, and nothing after it is run.
+
+use crate::harness::{DEPLOYMENTS, Raw, Setup, TOKEN, event, wait_until_delivered};
+use crate::local_aws::LocalAws;
+
+const REFUSED: &str = "refused-and-nowhere-kept";
+
+/// Sends `request` with a good one right behind it, and checks that neither is run.
+fn is_refused(name: &str, request: &str) {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let daemon = setup.start();
+    let body = event(REFUSED);
+    let good = format!(
+        "POST {DEPLOYMENTS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut raw = Raw::connect(daemon.listen).unwrap();
+    raw.write(format!("{request}{good}")).unwrap();
+    let answer = raw.answer().unwrap().unwrap_or_else(|| panic!("{name}: closed without an answer"));
+    assert_eq!(answer.status, 400, "{name}: {}", answer.text());
+    assert!(raw.is_closed(), "{name}: the connection stays open");
+    assert!(!setup.spool_holds(REFUSED), "{name}: something of it is in the spool");
+
+    assert_eq!(daemon.post(DEPLOYMENTS, event("after")).accepted(), 1, "{name}: the daemon no longer serves");
+    wait_until_delivered(&setup);
+    assert_eq!(aws.s3.lines(), [event("after")], "{name}");
+}
+
+/// A request with `headers` (each ended as given) and a body that would be accepted.
+fn request(headers: &str) -> String {
+    let body = event(REFUSED);
+    format!("POST {DEPLOYMENTS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n{headers}\r\n{body}")
+}
+
+fn length() -> usize {
+    event(REFUSED).len()
+}
+
+#[test]
+fn two_different_lengths() {
+    is_refused("two lengths", &request(&format!("Content-Length: {}\r\nContent-Length: 5\r\n", length())));
+    is_refused("the shorter first", &request(&format!("Content-Length: 5\r\nContent-Length: {}\r\n", length())));
+    is_refused("a list of lengths", &request(&format!("Content-Length: {}, 5\r\n", length())));
+}
+
+#[test]
+fn the_same_length_twice() {
+    is_refused("twice", &request(&format!("Content-Length: {0}\r\nContent-Length: {0}\r\n", length())));
+}
+
+#[test]
+fn a_length_that_is_no_number() {
+    for length in ["-1", "+5", "5x", "0x5", "99999999999999999999999", "", "5 5"] {
+        is_refused(length, &request(&format!("Content-Length: {length}\r\n")));
+    }
+}
+
+#[test]
+fn a_length_together_with_chunked() {
+    let chunked = format!("{:x}\r\n{}\r\n0\r\n\r\n", length(), event(REFUSED));
+    for headers in
+        ["Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n"]
+    {
+        let head = format!("POST {DEPLOYMENTS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n{headers}\r\n");
+        is_refused(headers, &format!("{head}{chunked}"));
+    }
+}
+
+#[test]
+fn a_transfer_encoding_that_does_not_end_in_chunked() {
+    for encoding in ["gzip", "chunked, gzip", "identity", "xchunked", "chunked, chunked"] {
+        is_refused(encoding, &request(&format!("Transfer-Encoding: {encoding}\r\n")));
+    }
+}
+
+#[test]
+fn bare_line_feeds() {
+    let body = event(REFUSED);
+    let lines = format!(
+        "POST {DEPLOYMENTS} HTTP/1.1\nHost: x\nAuthorization: Bearer {TOKEN}\nContent-Length: {}\n\n{body}",
+        body.len()
+    );
+    is_refused("every line", &lines);
+    is_refused("one header", &request(&format!("X-A: b\nContent-Length: {}\r\n", length())));
+}
+
+#[test]
+fn folded_headers() {
+    is_refused("space", &request(&format!("X-A: b\r\n c\r\nContent-Length: {}\r\n", length())));
+    is_refused("tab", &request(&format!("X-A: b\r\n\tc\r\nContent-Length: {}\r\n", length())));
+}
+
+#[test]
+fn a_space_before_the_colon() {
+    is_refused("length", &request(&format!("Content-Length : {}\r\n", length())));
+}
+
+#[test]
+fn a_chunk_whose_size_is_no_number() {
+    let head = format!(
+        "POST {DEPLOYMENTS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    );
+    is_refused("letters", &format!("{head}zz\r\n{}\r\n0\r\n\r\n", event(REFUSED)));
+    is_refused("too long", &format!("{head}fffffffffffffffff\r\n{}\r\n0\r\n\r\n", event(REFUSED)));
+}

@@ -1,0 +1,192 @@
+//! What S3 does wrong never costs an event, and never doubles one.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::{AUDITS, Books, DEPLOYMENTS, Daemon, Setup, wait_until};
+use crate::local_aws::{Fault, LocalAws};
+
+/// A daemon, the books of what was sent to it, and the AWS that misbehaves.
+struct Case {
+    aws: LocalAws,
+    setup: Setup,
+    daemon: Daemon,
+    books: Books,
+}
+
+impl Case {
+    /// Starts with `faults` in place.
+    fn new(faults: impl IntoIterator<Item = Fault>) -> Case {
+        let aws = LocalAws::start();
+        faults.into_iter().for_each(|fault| aws.s3.inject(fault));
+        let setup = Setup::new(&aws);
+        let daemon = setup.start();
+        Case { aws, setup, daemon, books: Books::default() }
+    }
+
+    /// Sends `count` events in one request, and expects the acknowledgement.
+    fn send(&self, path: &str, count: usize) {
+        let ids = self.books.ids(count);
+        assert_eq!(self.daemon.post(path, Books::body(&ids)).accepted(), count as u64);
+        self.books.acknowledge(ids);
+    }
+
+    /// Waits until S3 saw `count` PUTs.
+    fn wait_for_puts(&self, count: usize) {
+        wait_until(&format!("{count} PUTs arrive"), || self.aws.s3.put_count() >= count);
+    }
+
+    /// Every event that was sent is in the bucket once.
+    fn balance(&self) {
+        self.books.balance(&self.aws, &self.setup);
+        let ours = self.aws.s3.objects().into_iter().filter(|object| object.metadata.contains_key("env0-sequence"));
+        assert_eq!(ours.map(|object| object.lines).sum::<usize>(), self.books.acknowledged());
+    }
+}
+
+#[test]
+fn s3_answers_503_for_a_while() {
+    let case = Case::new([Fault::slow_down()]);
+    case.send(DEPLOYMENTS, 10);
+    case.send(AUDITS, 5);
+    case.wait_for_puts(4);
+    assert_eq!(case.aws.s3.objects().len(), 0);
+    case.send(DEPLOYMENTS, 10);
+    case.aws.s3.heal();
+    case.balance();
+}
+
+#[test]
+fn every_refusal_is_retried_until_it_is_mended() {
+    let refusals = [
+        Fault::internal_error(),
+        Fault::access_denied(),
+        Fault::no_such_bucket(),
+        Fault::kms_denied(),
+        Fault::permanent_redirect("us-west-2"),
+        Fault::conflict(),
+        Fault::bad_digest(),
+        Fault::answer(400, "InvalidRequest", "what nobody thought of"),
+    ];
+    for refusal in refusals {
+        let name = format!("{refusal:?}");
+        let case = Case::new([refusal.times(2)]);
+        case.send(DEPLOYMENTS, 3);
+        case.balance();
+        assert_eq!((case.aws.s3.put_count(), case.aws.s3.objects().len()), (3, 1), "{name}");
+    }
+}
+
+#[test]
+fn a_response_lost_after_a_put_that_succeeded_makes_no_second_object() {
+    let case = Case::new([Fault::lose_response().times(1)]);
+    case.send(DEPLOYMENTS, 7);
+    case.balance();
+    assert_eq!((case.aws.s3.put_count(), case.aws.s3.objects().len()), (2, 1));
+    assert!(!case.aws.s3.objects()[0].metadata.contains_key("env0-renamed-from"));
+}
+
+#[test]
+fn a_response_lost_and_then_a_crash_makes_no_second_object() {
+    let case = Case::new([Fault::lose_response().times(1), Fault::hang()]);
+    case.send(DEPLOYMENTS, 7);
+    case.wait_for_puts(2);
+    let Case { aws, setup, daemon, books } = case;
+    daemon.kill();
+    aws.s3.heal();
+    let _daemon = setup.start();
+    books.balance(&aws, &setup);
+    assert_eq!(aws.s3.objects().len(), 1);
+}
+
+#[test]
+fn a_dropped_connection_that_stored_nothing_is_sent_again_under_the_same_key() {
+    let case = Case::new([Fault::drop_connection().times(2)]);
+    case.send(DEPLOYMENTS, 7);
+    case.balance();
+    let keys: std::collections::BTreeSet<_> = case.aws.s3.requests().into_iter().map(|request| request.key).collect();
+    assert_eq!((case.aws.s3.put_count(), keys.len()), (3, 1));
+}
+
+#[test]
+fn a_taken_key_gets_a_new_suffix_and_the_object_says_so() {
+    let case = Case::new([Fault::take_key().times(1)]);
+    let ids = case.books.ids(4);
+    let answer = case.daemon.post(DEPLOYMENTS, Books::body(&ids)).json();
+    let acknowledged = answer["object"].as_str().unwrap().to_owned();
+    // What the other writer stored is no event of ours.
+    wait_until("both objects are there", || case.aws.s3.objects().len() == 2);
+    let objects = case.aws.s3.objects();
+    let (theirs, ours) = (&objects[0], &objects[1]);
+    assert_eq!((theirs.key.as_str(), theirs.body.as_ref()), (acknowledged.as_str(), b"another writer's\n".as_ref()));
+    assert_ne!(ours.key, acknowledged);
+    let stem = acknowledged.len() - "aB3dE.log".len();
+    assert_eq!(ours.key[..stem], acknowledged[..stem], "only the suffix changes");
+    assert_eq!(ours.metadata["env0-renamed-from"], acknowledged[stem..stem + 5]);
+    assert_eq!(ours.body, Books::body(&ids));
+    case.aws.s3.remove(&acknowledged);
+    case.books.acknowledge(ids);
+    case.balance();
+}
+
+#[test]
+fn a_key_taken_twice_still_names_the_suffix_that_was_acknowledged() {
+    let case = Case::new([Fault::take_key().times(2)]);
+    let acknowledged = case.daemon.post(DEPLOYMENTS, "{}").json()["object"].as_str().unwrap().to_owned();
+    wait_until("all three objects are there", || case.aws.s3.objects().len() == 3);
+    let stem = acknowledged.len() - "aB3dE.log".len();
+    assert_eq!(case.aws.s3.objects()[2].metadata["env0-renamed-from"], acknowledged[stem..stem + 5]);
+}
+
+#[test]
+fn a_store_without_conditional_puts_gets_them_without_the_header_and_the_log_says_so_once() {
+    for refusal in [Fault::not_implemented(), Fault::answer(400, "NotImplemented", "no conditional writes here")] {
+        let case = Case::new([refusal.times(1)]);
+        case.send(DEPLOYMENTS, 3);
+        wait_until("the object is there", || case.aws.s3.objects().len() == 1);
+        case.send(DEPLOYMENTS, 3);
+        wait_until("the next one too", || case.aws.s3.objects().len() == 2);
+        let objects = case.aws.s3.objects();
+        assert!(objects.iter().all(|object| !object.headers.contains_key("if-none-match")));
+        assert_eq!(case.aws.s3.line_count(), 6);
+        let said = case.daemon.log().count("WARN", "overwrit");
+        assert_eq!(said, 1, "{}", case.daemon.log().text());
+    }
+}
+
+#[test]
+fn one_types_failures_do_not_delay_the_other() {
+    let case = Case::new([Fault::access_denied().where_key_has("env0-audits")]);
+    case.send(AUDITS, 3);
+    case.send(DEPLOYMENTS, 3);
+    wait_until("the deployments arrive", || case.aws.s3.objects_with("env0-deployments").len() == 1);
+    assert!(case.aws.s3.objects_with("env0-audits").is_empty());
+    case.aws.s3.heal();
+    case.balance();
+}
+
+#[test]
+fn retry_after_is_honoured() {
+    let pause = Duration::from_secs(4);
+    let case = Case::new([Fault::slow_down().header("retry-after", "4").times(1)]);
+    case.send(DEPLOYMENTS, 1);
+    case.wait_for_puts(1);
+    let first = Instant::now();
+    case.wait_for_puts(2);
+    // The first PUT was seen a poll late at most, so that a little less passes between them.
+    assert!(first.elapsed() > pause - Duration::from_millis(500), "{:?}", first.elapsed());
+    case.balance();
+}
+
+#[test]
+fn a_failing_store_is_logged_once_a_change_of_state_and_without_the_events() {
+    let case = Case::new([Fault::access_denied()]);
+    case.send(DEPLOYMENTS, 3);
+    case.wait_for_puts(4);
+    let log = case.daemon.log();
+    let told = log.entries().iter().filter(|entry| entry["level"] == "WARN" || entry["level"] == "ERROR").count();
+    assert_eq!(told, 1, "{}", log.text());
+    assert!(log.text().contains("AccessDenied"));
+    case.aws.s3.heal();
+    case.balance();
+    assert!(!case.daemon.log().text().contains("event-0000"), "{}", case.daemon.log().text());
+}

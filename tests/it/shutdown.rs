@@ -1,0 +1,109 @@
+//! SIGTERM: sealed, uploaded, exit 0; what can't be uploaded stays in the spool.
+
+use crate::harness::{AUDITS, Books, DEPLOYMENTS, Raw, Setup, TOKEN, Upload, wait_until};
+use crate::local_aws::{Fault, LocalAws};
+
+/// A batch that only a shutdown seals.
+fn setup(aws: &LocalAws) -> Setup {
+    Setup::new(aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "3600s")
+}
+
+#[test]
+fn open_batches_of_both_types_are_sealed_and_uploaded() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let (mut daemon, books) = (setup.start(), Books::default());
+    for path in [DEPLOYMENTS, AUDITS] {
+        let ids = books.ids(5);
+        assert_eq!(daemon.post(path, Books::body(&ids)).accepted(), 5);
+        books.acknowledge(ids);
+    }
+    assert_eq!(aws.s3.put_count(), 0);
+    assert_eq!(daemon.terminate().code(), Some(0));
+    assert_eq!(aws.s3.objects().len(), 2);
+    books.balance(&aws, &setup);
+}
+
+#[test]
+fn what_s3_does_not_take_stays_in_the_spool_and_goes_with_the_next_start() {
+    let aws = LocalAws::start();
+    aws.s3.inject(Fault::slow_down());
+    let setup = setup(&aws).set("ENV0_S3_LOG_SHUTDOWN_GRACE", "5s");
+    let (mut daemon, books) = (setup.start(), Books::default());
+    let ids = books.ids(5);
+    assert_eq!(daemon.post(DEPLOYMENTS, Books::body(&ids)).accepted(), 5);
+    books.acknowledge(ids);
+    assert_eq!(daemon.terminate().code(), Some(0));
+    assert_eq!(aws.s3.put_count(), 1, "each waiting batch gets one attempt");
+    assert!(setup.spool_files("env0-deployments").iter().any(|name| name.ends_with(".sealed")));
+    aws.s3.heal();
+    let _daemon = setup.start();
+    books.balance(&aws, &setup);
+}
+
+#[test]
+fn readiness_fails_at_once_and_soon_requests_are_refused_with_503_and_close() {
+    let aws = LocalAws::start();
+    aws.s3.hold_puts();
+    let setup = setup(&aws);
+    let (mut daemon, books) = (setup.start(), Books::default());
+    let ids = books.ids(5);
+    assert_eq!(daemon.post(DEPLOYMENTS, Books::body(&ids)).accepted(), 5);
+    books.acknowledge(ids);
+    daemon.signal_terminate();
+    wait_until("/readyz answers 503", || daemon.admin_get("/readyz").is_some_and(|answer| answer.status == 503));
+    let mut refused = None;
+    wait_until("a request is refused", || {
+        let ids = books.ids(1);
+        let request = Upload::post(DEPLOYMENTS).bearer(TOKEN).body(Books::body(&ids));
+        let answer = daemon.send(request);
+        if answer.status == 200 {
+            books.acknowledge(ids);
+            return false;
+        }
+        refused = Some(answer);
+        true
+    });
+    let refused = refused.unwrap();
+    assert_eq!((refused.status, refused.header("connection")), (503, Some("close")));
+    assert!(refused.header("retry-after").is_some());
+    aws.s3.release_puts();
+    assert_eq!(daemon.wait().code(), Some(0));
+    books.balance(&aws, &setup);
+}
+
+#[test]
+fn a_body_that_still_arrives_does_not_hold_up_the_end() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws).set("ENV0_S3_LOG_SHUTDOWN_GRACE", "6s");
+    let mut daemon = setup.start();
+    let mut raw = Raw::connect(daemon.listen).unwrap();
+    let head = format!("POST {DEPLOYMENTS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n");
+    raw.write(format!("{head}Content-Length: 1000\r\n\r\n{{\"id\":\"half\"")).unwrap();
+    // The request is under way once another one, sent after it, is answered.
+    assert_eq!(daemon.post(DEPLOYMENTS, "").accepted(), 0);
+    daemon.signal_terminate();
+    let answer = raw.answer().unwrap().expect("an answer before the connection closes");
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert_eq!(daemon.wait().code(), Some(0));
+    assert!(!setup.spool_holds("half"));
+    assert_eq!(aws.s3.objects().len(), 0);
+}
+
+#[test]
+fn a_second_signal_ends_at_once_and_loses_nothing() {
+    let aws = LocalAws::start();
+    aws.s3.hold_puts();
+    let setup = setup(&aws).set("ENV0_S3_LOG_SHUTDOWN_GRACE", "3600s");
+    let (mut daemon, books) = (setup.start(), Books::default());
+    let ids = books.ids(5);
+    assert_eq!(daemon.post(DEPLOYMENTS, Books::body(&ids)).accepted(), 5);
+    books.acknowledge(ids);
+    daemon.signal_terminate();
+    wait_until("the upload hangs", || aws.s3.put_count() == 1);
+    daemon.signal_terminate();
+    daemon.wait();
+    aws.s3.release_puts();
+    let _daemon = setup.start();
+    books.balance(&aws, &setup);
+}

@@ -1,0 +1,296 @@
+//! STS: AssumeRoleWithWebIdentity, answering as AWS does.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+
+use super::http::{self, Drop, HttpRequest, HttpResponse, answer, percent_decode, read_body, xml};
+use super::issuer::{AUDIENCE, Issuer, SUBJECT, now_seconds};
+use super::sessions::{Session, Sessions};
+use super::{ACCOUNT, ROLE_ARN};
+
+/// One exchange as it was asked for.
+#[derive(Debug, Clone)]
+pub(crate) struct Exchange {
+    pub(crate) token: String,
+    pub(crate) duration_seconds: Option<u64>,
+    pub(crate) role_session_name: String,
+    /// The error's code, or none where a session was handed out.
+    pub(crate) error: Option<String>,
+}
+
+/// An STS error: status, code, message.
+#[derive(Debug, Clone)]
+pub(crate) struct StsError {
+    pub(crate) status: u16,
+    pub(crate) code: &'static str,
+    pub(crate) message: String,
+}
+
+impl StsError {
+    pub(crate) fn new(status: u16, code: &'static str, message: impl Into<String>) -> StsError {
+        StsError { status, code, message: message.into() }
+    }
+
+    /// The identity provider could not be asked for its keys.
+    pub(crate) fn idp_communication() -> StsError {
+        StsError::new(400, "IDPCommunicationError", "An error occurred while communicating with the identity provider")
+    }
+
+    /// Too many requests.
+    pub(crate) fn throttling() -> StsError {
+        StsError::new(400, "Throttling", "Rate exceeded")
+    }
+
+    /// What the trust policy's conditions say for subject, session tags or duration alike.
+    pub(crate) fn not_authorized() -> StsError {
+        StsError::new(403, "AccessDenied", "Not authorized to perform sts:AssumeRoleWithWebIdentity")
+    }
+}
+
+/// What the role and its trust policy say, and what goes wrong.
+struct Settings {
+    /// The role's maximum session.
+    max_session: Duration,
+    /// Replaces every session's length.
+    session_lifetime: Option<Duration>,
+    /// Whether the trust policy allows `sts:TagSession`.
+    tag_session_allowed: bool,
+    /// Errors of the next exchanges, in order.
+    failures: VecDeque<StsError>,
+    /// The error of every exchange.
+    failing: Option<StsError>,
+    /// Whether connections are dropped without an answer.
+    down: bool,
+}
+
+/// The STS endpoint.
+pub(crate) struct Sts {
+    address: OnceLock<SocketAddr>,
+    issuer: Arc<Issuer>,
+    sessions: Arc<Sessions>,
+    settings: Mutex<Settings>,
+    exchanges: Mutex<Vec<Exchange>>,
+}
+
+impl Sts {
+    pub(crate) async fn start(issuer: Arc<Issuer>, sessions: Arc<Sessions>) -> Arc<Sts> {
+        let settings = Settings {
+            max_session: Duration::from_secs(3600),
+            session_lifetime: None,
+            tag_session_allowed: true,
+            failures: VecDeque::new(),
+            failing: None,
+            down: false,
+        };
+        let sts = Arc::new(Sts {
+            address: OnceLock::new(),
+            issuer,
+            sessions,
+            settings: Mutex::new(settings),
+            exchanges: Mutex::default(),
+        });
+        let handler = sts.clone();
+        let address = http::serve(move |request| handler.clone().handle(request)).await;
+        sts.address.get_or_init(|| address);
+        sts
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address.get().unwrap())
+    }
+
+    /// Every exchange that was asked for, in order.
+    pub(crate) fn exchanges(&self) -> Vec<Exchange> {
+        self.exchanges.lock().unwrap().clone()
+    }
+
+    /// How many sessions were handed out.
+    pub(crate) fn sessions_issued(&self) -> usize {
+        self.exchanges().iter().filter(|exchange| exchange.error.is_none()).count()
+    }
+
+    /// The role's MaxSessionDuration; 1 hour at the start.
+    pub(crate) fn set_max_session(&self, max: Duration) {
+        self.settings.lock().unwrap().max_session = max;
+    }
+
+    /// Makes every session from now on last this long, whatever was asked for.
+    pub(crate) fn set_session_lifetime(&self, lifetime: Duration) {
+        self.settings.lock().unwrap().session_lifetime = Some(lifetime);
+    }
+
+    /// Whether the trust policy allows `sts:TagSession`, which tokens with session tags need.
+    pub(crate) fn set_tag_session_allowed(&self, allowed: bool) {
+        self.settings.lock().unwrap().tag_session_allowed = allowed;
+    }
+
+    /// Fails the next `times` exchanges.
+    pub(crate) fn fail_next(&self, times: usize, error: StsError) {
+        self.settings.lock().unwrap().failures.extend(std::iter::repeat_n(error, times));
+    }
+
+    /// Fails every exchange until [`Sts::heal`].
+    pub(crate) fn fail_all(&self, error: StsError) {
+        self.settings.lock().unwrap().failing = Some(error);
+    }
+
+    /// Drops every connection without an answer until [`Sts::heal`].
+    pub(crate) fn set_down(&self) {
+        self.settings.lock().unwrap().down = true;
+    }
+
+    /// Ends every fault.
+    pub(crate) fn heal(&self) {
+        let mut settings = self.settings.lock().unwrap();
+        settings.failures.clear();
+        settings.failing = None;
+        settings.down = false;
+    }
+
+    async fn handle(self: Arc<Self>, request: HttpRequest) -> Result<HttpResponse, Drop> {
+        let is_form_post = request.method() == hyper::Method::POST && request.uri().path() == "/";
+        let body = read_body(request).await?;
+        if self.settings.lock().unwrap().down {
+            return Err(Drop);
+        }
+        let form = parse_form(&String::from_utf8_lossy(&body));
+        let field = |name: &str| form.get(name).cloned().unwrap_or_default();
+        if !is_form_post || field("Action") != "AssumeRoleWithWebIdentity" {
+            let message = "Could not find operation";
+            return Ok(error_answer(&StsError::new(400, "InvalidAction", message)));
+        }
+        let duration_seconds = form.get("DurationSeconds").and_then(|value| value.parse().ok());
+        let result = self.assume(&field("RoleArn"), &field("WebIdentityToken"), duration_seconds);
+        self.exchanges.lock().unwrap().push(Exchange {
+            token: field("WebIdentityToken"),
+            duration_seconds,
+            role_session_name: field("RoleSessionName"),
+            error: result.as_ref().err().map(|error| error.code.to_owned()),
+        });
+        Ok(match result {
+            Ok(session) => session_answer(&session, &field("RoleSessionName")),
+            Err(error) => error_answer(&error),
+        })
+    }
+
+    /// The checks of the real service, in its order.
+    fn assume(&self, role: &str, token: &str, duration_seconds: Option<u64>) -> Result<Session, StsError> {
+        let mut settings = self.settings.lock().unwrap();
+        if let Some(error) = settings.failures.pop_front().or_else(|| settings.failing.clone()) {
+            return Err(error);
+        }
+        let asked = Duration::from_secs(duration_seconds.unwrap_or(3600));
+        if !(900..=43_200).contains(&asked.as_secs()) {
+            let message = format!(
+                "1 validation error detected: Value '{}' at 'durationSeconds' failed to satisfy constraint: \
+                 Member must have value between 900 and 43200",
+                asked.as_secs()
+            );
+            return Err(StsError::new(400, "ValidationError", message));
+        }
+        if asked > settings.max_session {
+            let message = "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.";
+            return Err(StsError::new(400, "ValidationError", message));
+        }
+        if self.issuer.is_down() {
+            return Err(StsError::idp_communication());
+        }
+        let not_a_token =
+            "The ID Token provided is not a valid JWT. (You may see this error if you sent an Access Token)";
+        if token.split('.').count() != 3 {
+            return Err(StsError::new(400, "InvalidIdentityToken", not_a_token));
+        }
+        let Some(claims) = self.issuer.verify(token) else {
+            let message = "Couldn't retrieve verification key from your identity provider, \
+                           please reference AssumeRoleWithWebIdentity documentation for requirements";
+            return Err(StsError::new(400, "InvalidIdentityToken", message));
+        };
+        if claims["iss"] != self.issuer.url() {
+            let message = format!("No OpenIDConnect provider found in your account for {}", claims["iss"]);
+            return Err(StsError::new(400, "InvalidIdentityToken", message));
+        }
+        let (now, expires) = (now_seconds(), claims["exp"].as_u64().unwrap_or(0));
+        if expires <= now {
+            let message =
+                format!("Token expired: current date/time {now} must be before the expiration date/time {expires}");
+            return Err(StsError::new(400, "ExpiredTokenException", message));
+        }
+        let audiences = match &claims["aud"] {
+            serde_json::Value::Array(all) => all.clone(),
+            one => vec![one.clone()],
+        };
+        if !audiences.iter().any(|audience| audience == AUDIENCE) {
+            return Err(StsError::new(400, "InvalidIdentityToken", "Incorrect token audience"));
+        }
+        let tagged = !claims["https://aws.amazon.com/tags"].is_null();
+        if role != ROLE_ARN || claims["sub"] != SUBJECT || (tagged && !settings.tag_session_allowed) {
+            return Err(StsError::not_authorized());
+        }
+        let session = Session::new(SystemTime::now() + settings.session_lifetime.unwrap_or(asked));
+        self.sessions.add(session.clone());
+        Ok(session)
+    }
+}
+
+fn session_answer(session: &Session, session_name: &str) -> HttpResponse {
+    let expiration = DateTime::<Utc>::from(session.expires).to_rfc3339_opts(SecondsFormat::Secs, true);
+    let role_name = ROLE_ARN.rsplit('/').next().unwrap();
+    let body = format!(
+        "<AssumeRoleWithWebIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\n\
+         <AssumeRoleWithWebIdentityResult>\n\
+         <SubjectFromWebIdentityToken>{subject}</SubjectFromWebIdentityToken>\n\
+         <Audience>{AUDIENCE}</Audience>\n\
+         <AssumedRoleUser>\n\
+         <Arn>arn:aws:sts::{ACCOUNT}:assumed-role/{role_name}/{name}</Arn>\n\
+         <AssumedRoleId>AROALOCALROLEID:{name}</AssumedRoleId>\n\
+         </AssumedRoleUser>\n\
+         <Credentials>\n\
+         <AccessKeyId>{access_key}</AccessKeyId>\n\
+         <SecretAccessKey>{secret}</SecretAccessKey>\n\
+         <SessionToken>{token}</SessionToken>\n\
+         <Expiration>{expiration}</Expiration>\n\
+         </Credentials>\n\
+         </AssumeRoleWithWebIdentityResult>\n\
+         <ResponseMetadata><RequestId>{REQUEST_ID}</RequestId></ResponseMetadata>\n\
+         </AssumeRoleWithWebIdentityResponse>",
+        subject = xml(SUBJECT),
+        name = xml(session_name),
+        access_key = session.access_key,
+        secret = session.secret,
+        token = session.token,
+    );
+    with_request_id(answer(200, "text/xml", body))
+}
+
+fn error_answer(error: &StsError) -> HttpResponse {
+    let body = format!(
+        "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\n\
+         <Error><Type>Sender</Type><Code>{}</Code><Message>{}</Message></Error>\n\
+         <RequestId>{REQUEST_ID}</RequestId>\n\
+         </ErrorResponse>",
+        error.code,
+        xml(&error.message),
+    );
+    with_request_id(answer(error.status, "text/xml", body))
+}
+
+const REQUEST_ID: &str = "c6104cbe-af31-11e0-8154-cbc7ccf896c7";
+
+fn with_request_id(mut response: HttpResponse) -> HttpResponse {
+    response.headers_mut().insert("x-amzn-requestid", hyper::header::HeaderValue::from_static(REQUEST_ID));
+    response
+}
+
+/// Fields of an `application/x-www-form-urlencoded` body.
+fn parse_form(body: &str) -> HashMap<String, String> {
+    let pairs = body.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.map(|(name, value)| (form_decode(name), form_decode(value))).collect()
+}
+
+fn form_decode(text: &str) -> String {
+    percent_decode(&text.replace('+', " "))
+}

@@ -1,0 +1,111 @@
+//! The daemon as a process of its own.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::sync::mpsc;
+
+use crate::local_aws::LocalAws;
+use crate::local_aws::issuer::ORGANIZATION;
+use crate::{AUDITS_TOKEN, DEPLOYMENTS_TOKEN};
+
+/// The argument on which this program is the daemon.
+pub(crate) const ARGUMENT: &str = "daemon";
+
+/// Short, so that nobody waits; the default is a minute.
+pub(crate) const BATCH_MAX_AGE: &str = "2s";
+
+/// How long the daemon may take to listen.
+const START_DEADLINE: Duration = Duration::from_secs(20);
+
+/// A running daemon; killed, and its spool removed, when dropped.
+pub(crate) struct Daemon {
+    child: Child,
+    /// URL of the ingest listener.
+    pub(crate) listen: String,
+    /// URL of the admin listener.
+    pub(crate) admin: String,
+    /// What it was configured with.
+    pub(crate) environment: Vec<(&'static str, String)>,
+    _folder: tempfile::TempDir,
+}
+
+impl Daemon {
+    /// Starts it, and waits until it listens.
+    pub(crate) async fn start(aws: &LocalAws) -> Result<Daemon> {
+        let folder = tempfile::tempdir()?;
+        let tokens = folder.path().join("ingest-tokens");
+        std::fs::write(&tokens, format!("{DEPLOYMENTS_TOKEN} env0-deployments\n{AUDITS_TOKEN} env0-audits\n"))?;
+        let mut environment = aws.environment_without_token();
+        environment.extend([
+            ("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", ORGANIZATION.into()),
+            ("ENV0_S3_LOG_INGEST_TOKEN_FILE", tokens.display().to_string()),
+            ("ENV0_S3_LOG_SPOOL_DIR", folder.path().join("spool").display().to_string()),
+            ("ENV0_S3_LOG_LISTEN_ADDR", "127.0.0.1:0".into()),
+            ("ENV0_S3_LOG_ADMIN_ADDR", "127.0.0.1:0".into()),
+            ("ENV0_S3_LOG_BATCH_MAX_AGE", BATCH_MAX_AGE.into()),
+        ]);
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg(ARGUMENT)
+            .env_clear()
+            .envs(environment.iter().cloned())
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("the daemon could not be started")?;
+        let log = BufReader::new(child.stderr.take().context("the daemon's log is piped")?);
+        let mut daemon = Daemon { child, listen: String::new(), admin: String::new(), environment, _folder: folder };
+        (daemon.listen, daemon.admin) = addresses(log).await?;
+        Ok(daemon)
+    }
+
+    /// SIGTERM, as an orchestrator would, and waits for the end.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        let process = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(process, rustix::process::Signal::TERM)?;
+        let mut poll = tokio::time::interval(Duration::from_millis(20));
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            poll.tick().await;
+        };
+        ensure!(status.success(), "the daemon ended with {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // Fails only where the process has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The URLs of both listeners, from the daemon's log. Reads that log on, so that the daemon never
+/// waits for a reader; an error that ends the daemon is shown in full.
+async fn addresses(log: impl BufRead + Send + 'static) -> Result<(String, String)> {
+    let (sender, mut lines) = mpsc::unbounded_channel();
+    std::thread::spawn(move || {
+        // Nobody receives once the addresses are known.
+        log.lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)));
+    });
+    let mut seen = String::new();
+    let listening = async {
+        while let Some(line) = lines.recv().await {
+            let entry: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+            let field =
+                |name: &str| entry.get(name).unwrap_or(&entry["fields"][name]).as_str().unwrap_or_default().to_owned();
+            if field("message") == "listening" {
+                return Some((format!("http://{}", field("listen.addr")), format!("http://{}", field("admin.addr"))));
+            }
+            seen += &format!("{line}\n");
+        }
+        None
+    };
+    let found = tokio::time::timeout(START_DEADLINE, listening).await.unwrap_or_default();
+    found.with_context(|| format!("the daemon does not listen; its log:\n{seen}"))
+}

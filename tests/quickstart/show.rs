@@ -1,0 +1,47 @@
+//! How things look on the terminal.
+
+use std::io::IsTerminal;
+
+/// Longest piece of a log line that is shown, in characters.
+const SHOWN_CHARACTERS: usize = 100;
+
+/// `text` in bold, where standard output is a terminal.
+pub(crate) fn bold(text: &str) -> String {
+    if std::io::stdout().is_terminal() { format!("\x1b[1m{text}\x1b[0m") } else { text.into() }
+}
+
+/// The title of a step.
+pub(crate) fn heading(number: usize, title: &str) {
+    println!("\n{}", bold(&format!("{number}  {title}")));
+}
+
+/// A name and what belongs to it.
+pub(crate) fn line(name: &str, text: &str) {
+    println!("    {name:<10} {text}");
+}
+
+/// Something to copy or to read in full.
+pub(crate) fn note(text: &str) {
+    println!("      {text}");
+}
+
+/// The start of a log line.
+pub(crate) fn shortened(text: &str) -> String {
+    if text.chars().count() <= SHOWN_CHARACTERS {
+        return text.into();
+    }
+    text.chars().take(SHOWN_CHARACTERS).chain(['…']).collect()
+}
+
+/// A number with its thousands set apart.
+pub(crate) fn thousands(number: usize) -> String {
+    let digits = number.to_string();
+    let mut shown = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            shown.push(',');
+        }
+        shown.push(digit);
+    }
+    shown
+}
