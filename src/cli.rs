@@ -7,9 +7,13 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, Config, ConfigErrors, Loaded, Purpose};
+<<<<<<< HEAD
 use crate::network::Network;
 use crate::verify::{self, VerifyOptions};
 use crate::{daemon, exit_code, telemetry};
+=======
+use crate::{admin, daemon, exit_code, telemetry};
+>>>>>>> main
 
 #[derive(Parser)]
 #[command(name = "env0-s3-logs", version, about, disable_help_subcommand = true)]
@@ -33,7 +37,10 @@ enum Command {
 /// Runs the command line `arguments` (the program's name first).
 pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let command = Arguments::command().after_long_help(config::help_text()).after_help(config::help_text());
-    let arguments = match command.try_get_matches_from(arguments).and_then(|matches| clap::FromArgMatches::from_arg_matches(&matches)) {
+    let arguments = match command
+        .try_get_matches_from(arguments)
+        .and_then(|matches| clap::FromArgMatches::from_arg_matches(&matches))
+    {
         Ok(Arguments { command }) => command.unwrap_or(Command::Run),
         Err(error) => {
             let code = if error.use_stderr() { exit_code::USAGE } else { exit_code::OK };
@@ -75,7 +82,10 @@ fn run() -> u8 {
     telemetry::init(&loaded.config.log_level, loaded.config.log_filter.as_deref(), loaded.config.log_format);
     telemetry::metrics::Exporter::install();
     // Tokens are in memory; a core dump would write them down.
-    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, rustix::process::Rlimit { current: Some(0), maximum: Some(0) });
+    let _ = rustix::process::setrlimit(
+        rustix::process::Resource::Core,
+        rustix::process::Rlimit { current: Some(0), maximum: Some(0) },
+    );
     for warning in loaded.unknown.iter().chain(&loaded.warnings) {
         tracing::warn!("{warning}");
     }
@@ -108,7 +118,7 @@ fn healthcheck() -> u8 {
             return exit_code::FAILED;
         }
     };
-    match crate::health::ask(address) {
+    match admin::healthy(address) {
         Ok(()) => exit_code::OK,
         Err(reason) => {
             complain(format!("unhealthy: {reason}"));

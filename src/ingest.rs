@@ -6,11 +6,19 @@ pub mod body;
 pub mod framing;
 pub mod listener;
 mod meters;
-pub mod native;
 pub mod protocol;
 pub mod receive;
 pub mod tls;
 mod watched;
+
+pub mod logzio;
+pub mod loki;
+pub mod native;
+pub mod newrelic;
+pub mod otlp;
+mod protobuf;
+pub mod splunk;
+pub mod sumologic;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
