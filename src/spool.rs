@@ -114,7 +114,7 @@ pub enum OpenError {
     Manifest(#[from] ManifestError),
     /// The spool holds batches for another place.
     #[error(
-        "the spool holds {batches} batches for {holds}, but the configuration says {configured}; restore the old settings and run `env0-s3-logs drain`, or choose another ENV0_S3_LOG_SPOOL_DIR"
+        "the spool holds {batches} batches for {holds}, but the configuration says {configured}; run `env0-s3-logs drain`, which sends them where they belong, or restore the old settings, or choose another ENV0_S3_LOG_SPOOL_DIR"
     )]
     OtherDestination {
         /// How many it holds.
