@@ -97,7 +97,6 @@ def main():
                         f"--max-examples={EXAMPLES}",
                         "--phases=examples,coverage,fuzzing",
                         "--generation-deterministic",
-                        "--generation-database=none",
                         "--no-color",
                     ],
                     cwd=folder,
