@@ -95,7 +95,7 @@ def main():
                         f"--header=Authorization: Bearer {TOKEN}",
                         f"--checks={CHECKS}",
                         f"--max-examples={EXAMPLES}",
-                        "--phases=examples,coverage,fuzzing",
+                        "--phases=coverage,fuzzing",
                         "--generation-deterministic",
                         "--no-color",
                     ],
