@@ -484,3 +484,6 @@ impl ExchangeError {
         self.refused && (self.code.as_deref() == Some("AccessDenied") || self.message.contains("DurationSeconds"))
     }
 }
+
+#[cfg(test)]
+mod tests;

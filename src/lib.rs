@@ -25,21 +25,26 @@
 //! - Memory does not grow with the backlog.
 //! - Tokens are in memory alone, and in no log, status or metric.
 //!
-//! The modules below stand in the order of the data; imports go down this list of floors:
+//! The modules below stand by floors; imports go down:
 //! `cli` → `daemon`, `preflight`, `verify` → `ingest`, `flusher`, `health` → `s3`, `spool` →
 //! `credentials` → `network`, `chain`, `batch`, `status`, `config`, `telemetry`.
 
 pub mod cli;
 pub mod daemon;
+pub mod drain;
+pub mod verify;
 
-pub mod ingest;
-pub mod spool;
 pub mod flusher;
+pub mod health;
+pub mod ingest;
+
 pub mod s3;
+pub mod spool;
 
 pub mod credentials;
 pub mod network;
 
+pub mod admin;
 pub mod backoff;
 pub mod batch;
 pub mod chain;
@@ -48,6 +53,5 @@ pub mod exit_code;
 pub mod status;
 pub mod telemetry;
 
-pub mod health;
 #[cfg(test)]
 mod testing;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
 use aws_lc_rs::rsa::{KeyPair, KeySize};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
-use axum::http::{HeaderMap, Request, Response, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use http_body_util::{BodyExt, Full};
@@ -21,8 +21,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::batch::{Codec, LogType};
-use crate::config::{Config, LogFormat, Network};
+use crate::config::{Config, Purpose};
 
 /// A request as it came in.
 #[derive(Debug, Clone)]
@@ -149,13 +148,23 @@ pub(crate) fn sts_session(access_key_id: &str, lifetime: TimeDelta) -> Response<
 }
 
 pub(crate) fn sts_error(status: u16, code: &str, message: &str) -> Response<Bytes> {
-    answer(
+    let mut response = answer(
         status,
         format!(
             "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type>\
              <Code>{code}</Code><Message>{message}</Message></Error><RequestId>sts-request</RequestId></ErrorResponse>"
         ),
-    )
+    );
+    response.headers_mut().insert("x-amzn-requestid", HeaderValue::from_static("sts-request"));
+    response
+}
+
+pub(crate) fn s3_error(status: u16, code: &str, message: &str) -> Response<Bytes> {
+    let body =
+        format!("<Error><Code>{code}</Code><Message>{message}</Message><RequestId>s3-request</RequestId></Error>");
+    let mut response = answer(status, body);
+    response.headers_mut().insert("x-amz-request-id", HeaderValue::from_static("s3-request"));
+    response
 }
 
 /// Signs tokens as env0 does.
@@ -225,50 +234,18 @@ pub(crate) fn jwks(keys: &[Value]) -> impl Fn(&Seen) -> Response<Bytes> + use<> 
     }
 }
 
-/// A configuration with every endpoint at `url`.
+/// A configuration with every endpoint at `url`, or at AWS where that is empty.
 pub(crate) fn config(url: &str) -> Config {
-    Config {
-        role_arn: "arn:aws:iam::123456789012:role/env0-logs".to_owned(),
-        bucket_name: "logs".to_owned(),
-        aws_region: "eu-west-1".to_owned(),
-        bucket_path: String::new(),
-        session_duration: Duration::from_secs(3600),
-        oidc_token: None,
-        oidc_token_file: None,
-        oidc_token_url: None,
-        oidc_issuer: url.to_owned(),
-        oidc_subjects: Vec::new(),
-        oidc_organization_ids: vec!["org-1".to_owned()],
-        allow_http: false,
-        listen_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
-        admin_addr: SocketAddr::from(([127, 0, 0, 1], 0)),
-        ingest_auth_required: true,
-        ingest_token: None,
-        ingest_token_file: None,
-        default_type: LogType::Deployments,
-        redact: true,
-        tls: None,
-        spool_dir: std::env::temp_dir(),
-        spool_max_bytes: 1 << 30,
-        batch_max_bytes: 1 << 24,
-        batch_max_age: Duration::from_secs(60),
-        max_body_bytes: 1 << 24,
-        max_event_bytes: 1 << 20,
-        max_inflight_bytes: 1 << 25,
-        max_connections: 1024,
-        upload_concurrency: 4,
-        compression: Codec::None,
-        storage_class: None,
-        sse_kms_key_id: None,
-        expected_bucket_owner: None,
-        object_tags: None,
-        signing_key_file: None,
-        shutdown_grace: Duration::from_secs(25),
-        log_level: "info".to_owned(),
-        log_format: LogFormat::Json,
-        endpoint_url_s3: Some(url.to_owned()),
-        endpoint_url_sts: Some(url.to_owned()),
-        force_path_style: true,
-        network: Network::default(),
-    }
+    let vars = [
+        ("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::123456789012:role/env0-logs"),
+        ("ENV0_S3_LOG_BUCKET_NAME", "logs"),
+        ("ENV0_S3_LOG_AWS_REGION", "eu-west-1"),
+        ("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", "org-1"),
+        ("ENV0_S3_LOG_FORCE_PATH_STYLE", "true"),
+    ];
+    let vars = vars.map(|(name, value)| (name.into(), value.into()));
+    let config = Config::from_vars(vars, Purpose::Daemon).unwrap().config;
+    let endpoint = (!url.is_empty()).then(|| url.to_owned());
+    let oidc_issuer = endpoint.clone().unwrap_or(config.oidc_issuer);
+    Config { oidc_issuer, endpoint_url_s3: endpoint.clone(), endpoint_url_sts: endpoint, ..config }
 }
