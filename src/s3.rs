@@ -1,5 +1,7 @@
 //! The bucket: one PUT an attempt, and what its failure means. The only file that names `aws_sdk_s3`.
 
+pub mod read;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
