@@ -7,13 +7,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, Config, ConfigErrors, Loaded, Purpose};
-<<<<<<< HEAD
 use crate::network::Network;
 use crate::verify::{self, VerifyOptions};
-use crate::{daemon, exit_code, telemetry};
-=======
 use crate::{admin, daemon, exit_code, telemetry};
->>>>>>> main
 
 #[derive(Parser)]
 #[command(name = "env0-s3-logs", version, about, disable_help_subcommand = true)]
