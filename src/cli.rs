@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, Config, ConfigErrors, Loaded, Purpose};
+use crate::drain::{self, DrainOptions};
 use crate::network::Network;
 use crate::verify::{self, VerifyOptions};
 use crate::{admin, daemon, exit_code, telemetry};
@@ -24,10 +25,12 @@ enum Command {
     Run,
     /// Print the effective configuration and where each value came from, secrets redacted
     Config,
+    /// Upload what a spool holds, with progress; exit code 0 only when it is empty
+    Drain(DrainOptions),
     /// Ask the running daemon whether it is alive; exit code 0 or 1
     Healthcheck,
     /// Show that nothing in the bucket is missing or changed, with an auditor's own AWS credentials
-    Verify(VerifyOptions),
+    Verify(Box<VerifyOptions>),
 }
 
 /// Runs the command line `arguments` (the program's name first).
@@ -47,6 +50,7 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let code = match arguments {
         Command::Run => run(),
         Command::Config => configuration(Purpose::Daemon).map_or_else(|code| code, |loaded| print(&loaded.describe())),
+        Command::Drain(options) => drain(options),
         Command::Healthcheck => healthcheck(),
         Command::Verify(options) => verify(&options),
     };
@@ -95,6 +99,47 @@ fn run() -> u8 {
     }
 }
 
+fn drain(options: DrainOptions) -> u8 {
+    let config = match configuration(Purpose::Drain) {
+        Ok(loaded) => loaded.config,
+        Err(code) => return code,
+    };
+    telemetry::init(&config.log_level, config.log_filter.as_deref(), config.log_format);
+    let show = |line: &str| {
+        print(&format!("{line}\n"));
+    };
+    match in_runtime(drain::run(config, options, show)) {
+        Ok(Ok(())) => exit_code::OK,
+        Ok(Err(failure)) => {
+            complain(format!("error: {:#}", failure.error));
+            failure.exit_code
+        }
+        Err(code) => code,
+    }
+}
+
+fn verify(options: &VerifyOptions) -> u8 {
+    let config = match configuration(Purpose::Verify) {
+        Ok(loaded) => loaded.config,
+        Err(code) => return code,
+    };
+    let network = match Network::new(&config.network) {
+        Ok(network) => network,
+        Err(error) => {
+            complain(format!("error: {error}"));
+            return exit_code::CONFIG;
+        }
+    };
+    match in_runtime(verify::run(options, &config, &network)) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            complain(format!("error: {error}"));
+            exit_code::FAILED
+        }
+        Err(code) => code,
+    }
+}
+
 fn in_runtime<T>(future: impl Future<Output = T>) -> Result<T, u8> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
         complain(format!("error: the runtime can't be started: {error}"));
@@ -119,27 +164,6 @@ fn healthcheck() -> u8 {
         Err(reason) => {
             complain(format!("unhealthy: {reason}"));
             exit_code::FAILED
-        }
-    }
-}
-
-fn verify(options: &VerifyOptions) -> u8 {
-    let config = match configuration(Purpose::Verify) {
-        Ok(loaded) => loaded.config,
-        Err(code) => return code,
-    };
-    let network = match Network::new(&config.network) {
-        Ok(network) => network,
-        Err(error) => {
-            complain(format!("error: {error}"));
-            return exit_code::CONFIG;
-        }
-    };
-    match in_runtime(verify::run(options, &config, &network)) {
-        Ok(Ok(code)) | Err(code) => code,
-        Ok(Err(error)) => {
-            complain(format!("error: {error}"));
-            error.exit_code()
         }
     }
 }

@@ -54,7 +54,8 @@ pub struct Failure {
 }
 
 impl Failure {
-    fn new(exit_code: u8, error: impl Into<anyhow::Error>) -> Failure {
+    /// An error with the exit code it leads to.
+    pub fn new(exit_code: u8, error: impl Into<anyhow::Error>) -> Failure {
         Failure { exit_code, error: error.into() }
     }
 }
@@ -166,7 +167,8 @@ fn sources(probe: &Arc<Probe>) -> Sources {
         status: Box::new(move || status.status()),
         live: Box::new(move || {
             let busy = live.writers_busy_for();
-            let stalled = (busy > WRITER_STALLED).then(|| format!("a writer has been at one write for {} s", busy.as_secs()));
+            let stalled =
+                (busy > WRITER_STALLED).then(|| format!("a writer has been at one write for {} s", busy.as_secs()));
             vec![Check { name: "writers", failure: stalled }]
         }),
         ready: Box::new(move || {

@@ -75,13 +75,16 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
         let now = Instant::now();
         if now >= next_show {
             next_show = now + PROGRESS_INTERVAL;
-            let waits_for = credentials.status().waits_for.map(|what| format!("; waiting for {what}")).unwrap_or_default();
+            let waits_for =
+                credentials.status().waits_for.map(|what| format!("; waiting for {what}")).unwrap_or_default();
             show(&format!("{batches} batches, {events} events, {bytes} bytes left{waits_for}"));
         }
         if deadline.is_some_and(|deadline| now >= deadline) {
             flusher.drain(now + LAST_ATTEMPTS).await;
             let Left { batches, events, .. } = left(&spool);
-            let error = anyhow::anyhow!("the time is over; {batches} batches with {events} events are still in the spool, and safe there");
+            let error = anyhow::anyhow!(
+                "the time is over; {batches} batches with {events} events are still in the spool, and safe there"
+            );
             return Err(Failure::new(exit_code::UNAVAILABLE, error));
         }
         tokio::time::sleep(LOOK_INTERVAL).await;

@@ -160,7 +160,9 @@ async fn a_token_file_that_cannot_be_used_is_told_at_start_without_its_words() {
         (Some("good-good-good-good\nsecret-short"), "line 2: the token is shorter than 16 characters"),
         (Some("secret-secret-secret env0-other"), "line 1: not a log type after the token"),
     ] {
-        text.map(|text| std::fs::write(&path, text).unwrap());
+        if let Some(text) = text {
+            std::fs::write(&path, text).unwrap();
+        }
         let message = load(&path).err().unwrap().to_string();
         assert!(message.contains(problem) && message.contains("ENV0_S3_LOG_INGEST_TOKEN_FILE"), "{message}");
         assert!(!message.contains("secret"), "{message}");

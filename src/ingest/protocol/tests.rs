@@ -289,6 +289,28 @@ fn every_protocol_redacts() {
 }
 
 #[test]
+fn json_that_spans_lines_is_stored_on_one_by_every_protocol() {
+    let pretty = "{\r\n  \"a\" : \"b c\"\n}";
+    for (uri, headers, body) in [
+        ("/v1/logs/env0-audits", &[][..], pretty.to_owned()),
+        ("/services/collector", &[], format!("{{\n\"event\":\n{pretty}}}")),
+        ("/loki/api/v1/push", &[], format!(r#"{{"streams":[{{"stream":{pretty},"values":[["1","x",{pretty}]]}}]}}"#)),
+        (
+            "/v1/logs",
+            &[],
+            format!(r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{pretty}]}}],"resource":{pretty}}}]}}"#),
+        ),
+        ("/?type=x", &[], pretty.to_owned()),
+        ("/receiver/v1/http/s", &[("x-sumo-name", "n")], pretty.to_owned()),
+        ("/log/v1", &[], format!(r#"[{{"common":{pretty},"logs":[{pretty}]}}]"#)),
+    ] {
+        let lines = post(uri, headers, body).lines();
+        assert_eq!(lines.len(), 1, "{uri}");
+        assert!(lines[0].contains(r#"{"a":"b c""#), "{}", lines[0]);
+    }
+}
+
+#[test]
 fn no_protocol_stores_an_event_that_is_too_long() {
     let limits = Limits { max_event_bytes: 2000, ..LIMITS };
     let long = "x".repeat(2000);
