@@ -88,32 +88,30 @@ fn run(arguments: &Arguments) -> Result<()> {
     machine::describe(&cores, &spool, &binary)?;
     cores.take_client_core()?;
 
-    let bench = measure::Bench { cores, binary, spool, env: arguments.env.clone(), alone: arguments.alone };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let sections: Vec<(String, Vec<Point>)> = if arguments.point.is_empty() {
-            arguments.plan.iter().map(|section| (section.title().to_owned(), section.points())).collect()
-        } else {
-            vec![("Chosen points".to_owned(), arguments.point.clone())]
-        };
-        let mut failures = Vec::new();
-        for (title, points) in sections {
-            println!("\n{title}\n");
-            let mut table = table::Table::begin();
-            for point in points {
-                let point = point.scaled(arguments.scale);
-                let mut runs = Vec::new();
-                for number in 1..=arguments.runs.max(1) {
-                    eprint!("\r{} run {number} of {} …   ", point, arguments.runs);
-                    runs.push(bench.run(&point).await?);
-                }
-                eprint!("\r{:70}\r", "");
-                failures.extend(runs.iter().filter_map(|run| run.failure(&point)));
-                table.row(&point, &runs);
+    let (env, alone) = (arguments.env.clone(), arguments.alone);
+    let bench = measure::Bench { cores, binary, spool, env, alone, runtime };
+    let sections: Vec<(&str, Vec<Point>)> = match &arguments.point[..] {
+        [] => arguments.plan.iter().map(|section| (section.title(), section.points())).collect(),
+        points => vec![("Chosen points", points.to_vec())],
+    };
+    let mut failures = Vec::new();
+    for (title, points) in sections {
+        println!("\n{title}\n");
+        let mut table = table::Table::begin();
+        for point in points {
+            let point = point.scaled(arguments.scale);
+            let mut runs = Vec::new();
+            for number in 1..=arguments.runs.max(1) {
+                eprint!("\r{point} run {number} of {} …   ", arguments.runs);
+                runs.push(bench.run(&point)?);
             }
-            table.end();
+            eprint!("\r{:70}\r", "");
+            failures.extend(runs.iter().filter_map(|run| run.failure(&point)));
+            table.row(&point, &runs);
         }
-        anyhow::ensure!(failures.is_empty(), "points that do not count:\n{}", failures.join("\n"));
-        Ok(())
-    })
+        table.end();
+    }
+    anyhow::ensure!(failures.is_empty(), "points that do not count:\n{}", failures.join("\n"));
+    Ok(())
 }

@@ -31,6 +31,7 @@ pub(crate) struct Bench {
     pub(crate) spool: PathBuf,
     pub(crate) env: Vec<String>,
     pub(crate) alone: bool,
+    pub(crate) runtime: tokio::runtime::Runtime,
 }
 
 /// The figures of one run.
@@ -66,18 +67,18 @@ impl Run {
 }
 
 impl Bench {
-    pub(crate) async fn run(&self, point: &Point) -> Result<Run> {
+    pub(crate) fn run(&self, point: &Point) -> Result<Run> {
         let requests = Arc::new(events::requests(point)?);
-        let mut run = self.daemon(point, &requests).await?;
+        let aws = LocalAws::start();
+        let mut run = self.runtime.block_on(self.daemon(point, &requests, &aws))?;
         if !self.alone {
-            run.discard = Some(self.discard(point, &requests).await?);
+            run.discard = Some(self.runtime.block_on(self.discard(point, &requests))?);
             run.append = Some(yardsticks::run_append(self.cores.measured, &self.spool, point)?);
         }
         Ok(run)
     }
 
-    async fn daemon(&self, point: &Point, requests: &Arc<Vec<Vec<u8>>>) -> Result<Run> {
-        let aws = LocalAws::start();
+    async fn daemon(&self, point: &Point, requests: &Arc<Vec<Vec<u8>>>, aws: &LocalAws) -> Result<Run> {
         if point.codec == "none" {
             aws.s3.measure_only();
         }
@@ -85,7 +86,7 @@ impl Bench {
             aws.s3.hold_puts();
         }
         let folder = tempfile::tempdir_in(&self.spool)?;
-        let daemon = self.start(point, &aws, folder.path())?;
+        let daemon = self.start(point, aws, folder.path())?;
         while aws.sts.sessions_issued() == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -97,7 +98,7 @@ impl Bench {
         let outcome = client::send(load(point.requests(), None)).await?;
         let cpu_acknowledged = daemon.cpu_seconds()? - cpu_before;
         aws.s3.release_puts();
-        let in_objects = delivered(&aws, point, outcome.acknowledged).await?;
+        let in_objects = delivered(aws, point, outcome.acknowledged).await?;
         let cpu_seconds = daemon.cpu_seconds()? - cpu_before;
         let peak_mib = daemon.memory_mib("VmHWM")?;
 
