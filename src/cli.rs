@@ -7,7 +7,11 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, Config, ConfigErrors, Loaded, Purpose};
-use crate::{daemon, exit_code, telemetry};
+use crate::drain::{self, DrainOptions};
+use crate::network::Network;
+use crate::s3::read::BucketTarget;
+use crate::verify::{self, VerifyOptions};
+use crate::{admin, daemon, exit_code, telemetry};
 
 #[derive(Parser)]
 #[command(name = "env0-s3-logs", version, about, disable_help_subcommand = true)]
@@ -22,14 +26,21 @@ enum Command {
     Run,
     /// Print the effective configuration and where each value came from, secrets redacted
     Config,
+    /// Upload what a spool holds, with progress; exit code 0 only when it is empty
+    Drain(DrainOptions),
     /// Ask the running daemon whether it is alive; exit code 0 or 1
     Healthcheck,
+    /// Show that nothing in the bucket is missing or changed, with an auditor's own AWS credentials
+    Verify(Box<VerifyOptions>),
 }
 
 /// Runs the command line `arguments` (the program's name first).
 pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let command = Arguments::command().after_long_help(config::help_text()).after_help(config::help_text());
-    let arguments = match command.try_get_matches_from(arguments).and_then(|matches| clap::FromArgMatches::from_arg_matches(&matches)) {
+    let arguments = match command
+        .try_get_matches_from(arguments)
+        .and_then(|matches| clap::FromArgMatches::from_arg_matches(&matches))
+    {
         Ok(Arguments { command }) => command.unwrap_or(Command::Run),
         Err(error) => {
             let code = if error.use_stderr() { exit_code::USAGE } else { exit_code::OK };
@@ -40,7 +51,9 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let code = match arguments {
         Command::Run => run(),
         Command::Config => configuration(Purpose::Daemon).map_or_else(|code| code, |loaded| print(&loaded.describe())),
+        Command::Drain(options) => drain(options),
         Command::Healthcheck => healthcheck(),
+        Command::Verify(options) => verify(&options),
     };
     code.into()
 }
@@ -70,7 +83,10 @@ fn run() -> u8 {
     telemetry::init(&loaded.config.log_level, loaded.config.log_filter.as_deref(), loaded.config.log_format);
     telemetry::metrics::Exporter::install();
     // Tokens are in memory; a core dump would write them down.
-    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, rustix::process::Rlimit { current: Some(0), maximum: Some(0) });
+    let _ = rustix::process::setrlimit(
+        rustix::process::Resource::Core,
+        rustix::process::Rlimit { current: Some(0), maximum: Some(0) },
+    );
     for warning in loaded.unknown.iter().chain(&loaded.warnings) {
         tracing::warn!("{warning}");
     }
@@ -79,6 +95,55 @@ fn run() -> u8 {
         Ok(Err(failure)) => {
             tracing::error!("{:#}", failure.error);
             failure.exit_code
+        }
+        Err(code) => code,
+    }
+}
+
+fn drain(options: DrainOptions) -> u8 {
+    let config = match configuration(Purpose::Drain) {
+        Ok(loaded) => loaded.config,
+        Err(code) => return code,
+    };
+    telemetry::init(&config.log_level, config.log_filter.as_deref(), config.log_format);
+    let show = |line: &str| {
+        print(&format!("{line}\n"));
+    };
+    match in_runtime(drain::run(config, options, show)) {
+        Ok(Ok(())) => exit_code::OK,
+        Ok(Err(failure)) => {
+            complain(format!("error: {:#}", failure.error));
+            failure.exit_code
+        }
+        Err(code) => code,
+    }
+}
+
+fn verify(options: &VerifyOptions) -> u8 {
+    let config = match configuration(Purpose::Verify) {
+        Ok(loaded) => loaded.config,
+        Err(code) => return code,
+    };
+    let network = match Network::new(&config.network) {
+        Ok(network) => network,
+        Err(error) => {
+            complain(format!("error: {error}"));
+            return exit_code::CONFIG;
+        }
+    };
+    let target = BucketTarget {
+        http_client: Some(network.aws(config.endpoint_url_s3.as_deref())),
+        bucket: config.bucket_name,
+        bucket_path: config.bucket_path,
+        region: Some(config.aws_region),
+        endpoint_url: config.endpoint_url_s3,
+        force_path_style: config.force_path_style,
+    };
+    match in_runtime(verify::run(options, &target)) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            complain(format!("error: {error}"));
+            exit_code::FAILED
         }
         Err(code) => code,
     }
@@ -103,7 +168,7 @@ fn healthcheck() -> u8 {
             return exit_code::FAILED;
         }
     };
-    match crate::health::ask(address) {
+    match admin::healthy(address) {
         Ok(()) => exit_code::OK,
         Err(reason) => {
             complain(format!("unhealthy: {reason}"));

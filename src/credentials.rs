@@ -3,6 +3,7 @@
 //! The only file that names `aws_sdk_sts`. Uses the identity configured here and no other.
 
 mod candidates;
+mod keys;
 mod sources;
 mod status;
 pub mod token;
@@ -483,3 +484,6 @@ impl ExchangeError {
         self.refused && (self.code.as_deref() == Some("AccessDenied") || self.message.contains("DurationSeconds"))
     }
 }
+
+#[cfg(test)]
+mod tests;

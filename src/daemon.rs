@@ -18,6 +18,7 @@ use crate::credentials::Credentials;
 use crate::credentials::token::Verifier;
 use crate::exit_code;
 use crate::flusher::{self, Flusher};
+use crate::health::{Check, Health, Sources};
 use crate::ingest::Ingest;
 use crate::ingest::auth::Authenticator;
 use crate::ingest::listener::Listener;
@@ -28,6 +29,7 @@ use crate::spool::disk::OsDisk;
 use crate::spool::manifest::{Destination, LockError};
 use crate::spool::{self, OpenError, Spool};
 use crate::status::{self, DeliveryStatus, Phase, SpoolStatus, Status, Timestamp, TypeStatus};
+use crate::telemetry::metrics::Exporter;
 
 /// After SIGTERM: how long new requests are still taken while load balancers look away.
 const STILL_INGESTING: Duration = Duration::from_secs(1);
@@ -37,18 +39,23 @@ const EXIT_RESERVE: Duration = Duration::from_secs(2);
 const BODIES_SHARE: u32 = 3;
 /// For answers that are on their way when the listeners close.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
+/// A writer that is at one piece of work for so long does not respond.
+const WRITER_STALLED: Duration = Duration::from_secs(30);
 /// A file size limit (`ulimit -f`) is an error of the write, not the end of the process.
 const SIGXFSZ: i32 = 25;
 
 /// A failure to start or to run, with the process's exit code.
 #[derive(Debug)]
 pub struct Failure {
+    /// See [`exit_code`].
     pub exit_code: u8,
+    /// For people.
     pub error: anyhow::Error,
 }
 
 impl Failure {
-    fn new(exit_code: u8, error: impl Into<anyhow::Error>) -> Failure {
+    /// An error with the exit code it leads to.
+    pub fn new(exit_code: u8, error: impl Into<anyhow::Error>) -> Failure {
         Failure { exit_code, error: error.into() }
     }
 }
@@ -56,7 +63,9 @@ impl Failure {
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Failure {
         let exit_code = match &error {
-            OpenError::Create { .. } | OpenError::Lock(LockError::Held { .. } | LockError::Io { .. }) => exit_code::CANT_CREATE,
+            OpenError::Create { .. } | OpenError::Lock(LockError::Held { .. } | LockError::Io { .. }) => {
+                exit_code::CANT_CREATE
+            }
             OpenError::OtherDestination { .. } => exit_code::CONFIG,
             OpenError::Manifest(spool::manifest::ManifestError::Newer { .. }) => exit_code::CONFIG,
             OpenError::Manifest(_) | OpenError::Recovery { .. } => exit_code::IO,
@@ -117,8 +126,12 @@ impl Probe {
             let delivery = parts.as_ref().map(|parts| &parts.deliveries[log_type.index()]);
             TypeStatus {
                 log_type,
-                spooled: spool.map(|spool| spool.folder(log_type).status(spool.chain_instance(log_type))).unwrap_or_default(),
-                delivery: delivery.map(|delivery| delivery.lock().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default(),
+                spooled: spool
+                    .map(|spool| spool.folder(log_type).status(spool.chain_instance(log_type)))
+                    .unwrap_or_default(),
+                delivery: delivery
+                    .map(|delivery| delivery.lock().unwrap_or_else(PoisonError::into_inner).clone())
+                    .unwrap_or_default(),
             }
         };
         Status {
@@ -135,7 +148,8 @@ impl Probe {
             },
             spool: SpoolStatus {
                 dir: config.spool_dir.display().to_string(),
-                bytes: spool.map_or(0, |spool| LogType::ALL.iter().map(|log_type| spool.usage().used_bytes(*log_type)).sum()),
+                bytes: spool
+                    .map_or(0, |spool| LogType::ALL.iter().map(|log_type| spool.usage().used_bytes(*log_type)).sum()),
                 limit_bytes: spool.map_or(config.spool_max_bytes, |spool| spool.usage().limit_bytes()),
                 disk_available_bytes: available_bytes(&config.spool_dir),
                 quarantine_bytes: spool.map_or(0, |spool| spool.folder(LogType::Deployments).quarantine_bytes()),
@@ -143,6 +157,31 @@ impl Probe {
             types: LogType::ALL.map(of_type).into(),
             credentials: parts.map(|parts| serde_json::json!(parts.credentials.status())).unwrap_or_default(),
         }
+    }
+}
+
+/// What the admin listener reads.
+fn sources(probe: &Arc<Probe>) -> Sources {
+    let (status, live, ready) = (Arc::clone(probe), Arc::clone(probe), Arc::clone(probe));
+    Sources {
+        status: Box::new(move || status.status()),
+        live: Box::new(move || {
+            let busy = live.writers_busy_for();
+            let stalled =
+                (busy > WRITER_STALLED).then(|| format!("a writer has been at one write for {} s", busy.as_secs()));
+            vec![Check { name: "writers", failure: stalled }]
+        }),
+        ready: Box::new(move || {
+            let phase = ready.phase();
+            let starting = (phase == Phase::Starting).then(|| "the spool is being recovered".to_owned());
+            let draining = (phase == Phase::Draining).then(|| "a signal asked for the end".to_owned());
+            let disk = LogType::ALL.into_iter().find_map(|log_type| ready.parts()?.spool.failing(log_type));
+            vec![
+                Check { name: "started", failure: starting },
+                Check { name: "disk", failure: disk },
+                Check { name: "not-draining", failure: draining },
+            ]
+        }),
     }
 }
 
@@ -184,14 +223,15 @@ pub async fn run(loaded: Loaded) -> Result<(), Failure> {
 
     let probe = Probe::new(config.clone());
     let stop_admin = CancellationToken::new();
-    let admin = tokio::spawn(crate::health::serve(admin_socket, probe.clone(), stop_admin.clone()));
+    let admin = tokio::spawn(Health::new(sources(&probe), Exporter::install()).serve(admin_socket, stop_admin.clone()));
 
     let settings = spool_settings(&config);
     let opened = tokio::task::spawn_blocking(move || Spool::open(&settings, Arc::new(OsDisk))).await;
     let (spool, sealed) = opened.map_err(|error| Failure::new(exit_code::SOFTWARE, error))??;
     let stop_credentials = CancellationToken::new();
     let credentials = Credentials::start(&config, &network, spool.instance(), stop_credentials.clone());
-    let authenticator = Authenticator::new(&config, verifier, credentials.clone()).map_err(|error| Failure::new(exit_code::CONFIG, error))?;
+    let authenticator = Authenticator::new(&config, verifier, credentials.clone())
+        .map_err(|error| Failure::new(exit_code::CONFIG, error))?;
     let flusher = start_flusher(&config, &network, &spool, &credentials, signing_key, sealed);
     let parts = Parts { spool: spool.clone(), credentials, deliveries: flusher.states() };
     *probe.parts.lock().unwrap_or_else(PoisonError::into_inner) = Some(parts);
@@ -256,7 +296,9 @@ pub fn start_flusher(
 
 async fn bind(variable: &str, address: std::net::SocketAddr) -> Result<TcpListener, Failure> {
     let bound = TcpListener::bind(address).await;
-    bound.with_context(|| format!("{variable}: can't listen on {address}")).map_err(|error| Failure::new(exit_code::CONFIG, error))
+    bound
+        .with_context(|| format!("{variable}: can't listen on {address}"))
+        .map_err(|error| Failure::new(exit_code::CONFIG, error))
 }
 
 fn local_address(socket: &TcpListener) -> Result<std::net::SocketAddr, Failure> {

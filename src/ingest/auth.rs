@@ -204,7 +204,8 @@ impl Authenticator {
 
     /// Hands over the token of a `PUT /v1/oidc-token`: in `Authorization`, or else the `body`.
     pub async fn hand_over_request(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), AuthError> {
-        let body = std::str::from_utf8(body).unwrap_or_default().trim();
+        let body = String::from_utf8_lossy(body);
+        let body = body.trim();
         let outcome = match token_of(headers) {
             Err(error @ AuthError::Malformed(_)) => Err(error),
             Ok(Some(token)) if looks_like_jwt(&token) || body.is_empty() => self.hand_over(&token).await,
@@ -312,3 +313,6 @@ fn parse(number: usize, line: &str) -> Result<StaticToken, String> {
     }
     Ok(StaticToken::new(token, log_type))
 }
+
+#[cfg(test)]
+mod tests;

@@ -32,8 +32,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A listener's settings.
 pub struct Listener {
+    /// Bound.
     pub tcp: TcpListener,
+    /// `None`: in clear.
     pub tls: Option<Tls>,
+    /// At once.
     pub max_connections: usize,
 }
 
@@ -56,7 +59,13 @@ impl Listener {
             match accepted {
                 Ok((stream, _)) => {
                     accept_fails = false;
-                    connections.spawn(connection(stream, self.tls.clone(), registry.enter(), handler.clone(), stop.clone()));
+                    connections.spawn(connection(
+                        stream,
+                        self.tls.clone(),
+                        registry.enter(),
+                        handler.clone(),
+                        stop.clone(),
+                    ));
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut accept_fails, true) {
@@ -149,7 +158,8 @@ impl Registry {
     /// Closes the connection that has been longest without a request; false when all are at work.
     fn close_longest_idle(&self) -> bool {
         let mut open = self.open();
-        let idle = open.connections.iter().filter_map(|(id, connection)| Some((connection.without_request_for()?, *id)));
+        let idle =
+            open.connections.iter().filter_map(|(id, connection)| Some((connection.without_request_for()?, *id)));
         let Some((_, id)) = idle.max() else { return false };
         if let Some(connection) = open.connections.remove(&id) {
             connection.close.cancel();
@@ -172,8 +182,13 @@ impl Drop for Membership {
     }
 }
 
-async fn connection<H, F>(stream: TcpStream, tls: Option<Tls>, membership: Membership, handler: Arc<H>, stop: CancellationToken)
-where
+async fn connection<H, F>(
+    stream: TcpStream,
+    tls: Option<Tls>,
+    membership: Membership,
+    handler: Arc<H>,
+    stop: CancellationToken,
+) where
     H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {

@@ -34,9 +34,13 @@ pub const BODY_VARIABLE: &str = "ENV0_S3_LOG_MAX_BODY_BYTES";
 /// How a body is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
+    /// Not at all.
     Identity,
+    /// RFC 1952, any number of members.
     Gzip,
+    /// RFC 1950, or RFC 1951 without its wrapper.
     Deflate,
+    /// RFC 8878.
     Zstd,
 }
 
@@ -83,12 +87,18 @@ impl Budget {
 
 /// A body in memory, charged for as long as it is held.
 pub struct Received {
+    /// The body.
     pub bytes: Bytes,
-    charge: Option<OwnedSemaphorePermit>,
+    _charge: Option<OwnedSemaphorePermit>,
 }
 
 /// Reads all of a body of at most `limit` bytes; `stop` ends the reading of one that is still arriving.
-pub async fn read(body: &mut Incoming, limit: usize, budget: &Budget, stop: &CancellationToken) -> Result<Received, Refusal> {
+pub async fn read(
+    body: &mut Incoming,
+    limit: usize,
+    budget: &Budget,
+    stop: &CancellationToken,
+) -> Result<Received, Refusal> {
     let too_large = Refusal::TooLarge { limit, variable: BODY_VARIABLE };
     let end = Instant::now() + BODY_TIMEOUT;
     let declared = body.size_hint().lower();
@@ -120,7 +130,7 @@ pub async fn read(body: &mut Incoming, limit: usize, budget: &Budget, stop: &Can
         all.extend_from_slice(&data);
     }
     let bytes = if all.is_empty() { first } else { all.freeze() };
-    Ok(Received { bytes, charge })
+    Ok(Received { bytes, _charge: charge })
 }
 
 /// The refusal of everything that comes too late.
@@ -153,7 +163,7 @@ impl Received {
             }
             inflated.extend_from_slice(&step);
             if step.len() < INFLATE_STEP_BYTES {
-                return Ok(Received { bytes: inflated.freeze(), charge });
+                return Ok(Received { bytes: inflated.freeze(), _charge: charge });
             }
         }
     }
@@ -173,7 +183,8 @@ enum Decoder {
 impl Decoder {
     fn new(encoding: Encoding, bytes: Bytes) -> std::io::Result<Decoder> {
         // Some clients send `deflate` without the zlib wrapper that RFC 9110 asks for.
-        let zlib = bytes.len() >= 2 && bytes[0] & 0x0f == 8 && u16::from_be_bytes([bytes[0], bytes[1]]).is_multiple_of(31);
+        let zlib =
+            bytes.len() >= 2 && bytes[0] & 0x0f == 8 && u16::from_be_bytes([bytes[0], bytes[1]]).is_multiple_of(31);
         let bytes = std::io::Cursor::new(bytes);
         Ok(match encoding {
             Encoding::Deflate if zlib => Decoder::Zlib(flate2::read::ZlibDecoder::new(bytes)),

@@ -81,3 +81,6 @@ fn certificates(variable: &'static str, path: &Path) -> Result<Vec<CertificateDe
 fn refuse(variable: &'static str, path: &Path, reason: impl ToString) -> TlsError {
     TlsError { variable, path: path.to_owned(), reason: reason.to_string() }
 }
+
+#[cfg(test)]
+mod tests;

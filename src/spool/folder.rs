@@ -12,8 +12,8 @@ use crate::batch::{BatchName, Codec, LogType, SealedName, Sha256, Sha256Hasher, 
 use crate::spool::disk::{Disk, DiskFile, READ_BUFFER_BYTES};
 use crate::spool::sealer::SealReason;
 use crate::spool::usage::Usage;
-use crate::status::{ChainHead, SpooledStatus, Timestamp};
 use crate::spool::{Batch, QUARANTINE, SealedSender, Settings};
+use crate::status::{ChainHead, SpooledStatus, Timestamp};
 
 /// Given up when the disk is full, so that a rename can still have the block it may need.
 const RESERVE: &str = "reserve";
@@ -27,9 +27,11 @@ const TOLD: &str = ".told";
 
 /// A log type's folder in the spool.
 pub struct Folder {
+    /// Whose.
     pub log_type: LogType,
+    /// Its path.
     pub dir: PathBuf,
-    pub codec: Codec,
+    codec: Codec,
     spool: PathBuf,
     disk: Arc<dyn Disk>,
     usage: Arc<Usage>,
@@ -54,7 +56,9 @@ struct State {
 /// The chain's newest link.
 #[derive(Debug, Clone, Copy)]
 pub struct Head {
+    /// Its number; 0 before the first.
     pub sequence: u64,
+    /// Its hash; [`Sha256::ZERO`] before the first.
     pub sha256: Sha256,
     /// The file that keeps the head when its batch is delivered.
     sent: Option<SealedName>,
@@ -69,10 +73,15 @@ impl Default for Head {
 /// Counted since the start, for status and metrics.
 #[derive(Debug, Default)]
 pub struct Figures {
+    /// Events that an fsync covered.
     pub accepted: AtomicU64,
+    /// Events found at the start.
     pub recovered: AtomicU64,
+    /// Events delivered.
     pub uploaded: AtomicU64,
+    /// Events set aside.
     pub quarantined: AtomicU64,
+    /// Events in the spool now.
     pub spooled: AtomicU64,
     /// Batches sealed and not delivered.
     pub batches: AtomicU64,
@@ -86,7 +95,13 @@ pub struct Figures {
 
 impl Folder {
     /// A folder of which nothing is known yet; [`crate::spool::recovery`] fills it.
-    pub(super) fn new(log_type: LogType, settings: &Settings, disk: Arc<dyn Disk>, usage: Arc<Usage>, sealed: SealedSender) -> Folder {
+    pub(super) fn new(
+        log_type: LogType,
+        settings: &Settings,
+        disk: Arc<dyn Disk>,
+        usage: Arc<Usage>,
+        sealed: SealedSender,
+    ) -> Folder {
         Folder {
             log_type,
             dir: settings.dir.join(log_type.as_str()),
@@ -137,7 +152,8 @@ impl Folder {
             last_accepted: last_accepted.filter(|at| at.timestamp_millis() > 0).map(Timestamp),
             write_error: state.failing.clone(),
             chain_instance: chain_instance.to_owned(),
-            head: (state.head.sequence > 0).then(|| ChainHead { sequence: state.head.sequence, sha256: state.head.sha256.to_string() }),
+            head: (state.head.sequence > 0)
+                .then(|| ChainHead { sequence: state.head.sequence, sha256: state.head.sha256.to_string() }),
         }
     }
 

@@ -26,8 +26,11 @@ const ZSTD_LEVEL: i32 = 3;
 /// Why a batch was closed; the label of `batches_sealed_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SealReason {
+    /// It reached its size.
     Size,
+    /// It reached its age.
     Age,
+    /// The daemon is asked to end.
     Shutdown,
     /// Left open by a crash.
     Recovery,
@@ -135,7 +138,8 @@ fn copy_checked(folder: &Folder, from: &Path, to: &Path, closed: &Closed) -> io:
     let disk = folder.disk();
     disk.remove(to)?;
     let mut source = disk.open(from)?;
-    let mut encoder = Encoder::new(closed.name.codec, Target { file: disk.create(to)?, bytes: 0, hasher: Sha256Hasher::default() })?;
+    let mut encoder =
+        Encoder::new(closed.name.codec, Target { file: disk.create(to)?, bytes: 0, hasher: Sha256Hasher::default() })?;
     let mut plain = Sha256Hasher::default();
     let mut buffer = vec![0; READ_BUFFER_BYTES];
     let mut offset = 0;
