@@ -117,7 +117,8 @@ async fn read_answer(stream: &mut TcpStream, answer: &mut Vec<u8>) -> Result<Opt
             bail!("the server closed a connection; it had said: {}", String::from_utf8_lossy(answer));
         }
         let Some(end) = memmem::find(answer, b"\r\n\r\n") else { continue };
-        let length = number_after(&answer[..end], b"ontent-length: ").or(number_after(&answer[..end], b"ontent-Length: "));
+        let length =
+            number_after(&answer[..end], b"ontent-length: ").or(number_after(&answer[..end], b"ontent-Length: "));
         let body = end + 4;
         if answer.len() >= body + length.context("an answer without a length")? {
             break body;

@@ -93,7 +93,13 @@ impl Bench {
         tokio::time::sleep(SETTLE).await;
         let idle_mib = daemon.memory_mib("VmRSS")?;
 
-        let load = |count, pace| Load { address: daemon.address, requests: requests.clone(), count, connections: point.connections, pace };
+        let load = |count, pace| Load {
+            address: daemon.address,
+            requests: requests.clone(),
+            count,
+            connections: point.connections,
+            pace,
+        };
         let cpu_before = daemon.cpu_seconds()?;
         let outcome = client::send(load(point.requests(), None)).await?;
         let cpu_acknowledged = daemon.cpu_seconds()? - cpu_before;
@@ -141,7 +147,10 @@ impl Bench {
             ("ENV0_S3_LOG_COMPRESSION", point.codec.clone()),
         ]);
         let environment = environment.into_iter().map(|(name, value)| (name.to_owned(), value));
-        let added = self.env.iter().filter_map(|pair| pair.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let added = self
+            .env
+            .iter()
+            .filter_map(|pair| pair.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned())));
         let environment: Vec<_> = environment.chain(added).collect();
         Pinned::start(self.cores.measured, &self.binary, &["run"], &environment, |line| {
             let entry: serde_json::Value = serde_json::from_str(line).ok()?;
@@ -151,12 +160,19 @@ impl Bench {
     }
 
     async fn discard(&self, point: &Point, requests: &Arc<Vec<Vec<u8>>>) -> Result<(f64, f64)> {
-        let server = Pinned::start(self.cores.measured, &std::env::current_exe()?, &[yardsticks::DISCARD], &[], |line| {
-            line.strip_prefix(yardsticks::LISTENING)?.trim().parse().ok()
-        })?;
+        let server =
+            Pinned::start(self.cores.measured, &std::env::current_exe()?, &[yardsticks::DISCARD], &[], |line| {
+                line.strip_prefix(yardsticks::LISTENING)?.trim().parse().ok()
+            })?;
         let count = point.requests();
         let before = server.cpu_seconds()?;
-        let load = Load { address: server.address, requests: requests.clone(), count, connections: point.connections, pace: None };
+        let load = Load {
+            address: server.address,
+            requests: requests.clone(),
+            count,
+            connections: point.connections,
+            pace: None,
+        };
         let outcome = client::send(load).await?;
         let events = (count * point.events_per_request) as f64;
         Ok((events / outcome.elapsed.as_secs_f64(), (server.cpu_seconds()? - before) / events * 1e6))

@@ -104,9 +104,9 @@ impl Section {
             Section::Sizes => {
                 vec![Point::new(1, 64, 300_000), Point::new(100, 64, 3_000_000), Point::new(1000, 64, 3_000_000)]
             }
-            Section::Forms => [Form::Array, Form::Gzip]
-                .map(|form| Point { form, ..Point::new(100, 64, 2_000_000) })
-                .into(),
+            Section::Forms => {
+                [Form::Array, Form::Gzip].map(|form| Point { form, ..Point::new(100, 64, 2_000_000) }).into()
+            }
             Section::Connections => {
                 let single = [(1, 20_000), (8, 100_000), (512, 300_000)];
                 let hundred = [(1, 300_000), (8, 1_000_000), (512, 2_000_000)];
@@ -114,9 +114,9 @@ impl Section {
                 let hundred = hundred.map(|(connections, events)| Point::new(100, connections, events));
                 [single, hundred].concat()
             }
-            Section::Compression => ["gzip", "zstd"]
-                .map(|codec| Point { codec: codec.into(), ..Point::new(1000, 64, 2_000_000) })
-                .into(),
+            Section::Compression => {
+                ["gzip", "zstd"].map(|codec| Point { codec: codec.into(), ..Point::new(1000, 64, 2_000_000) }).into()
+            }
             Section::Growth => (3..=7).map(|exponent| Point::new(1000, 64, 10_usize.pow(exponent))).collect(),
             Section::Backlog => [0, 1, 5, 20]
                 .map(|gib: usize| {

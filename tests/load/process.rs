@@ -86,7 +86,10 @@ impl Pinned {
         let start_to_ready = started.elapsed();
         // Whatever it says later is worth seeing: a good run says nothing.
         std::thread::spawn(move || {
-            said.lines().map_while(Result::ok).filter(|line| line.contains("\"WARN\"") || line.contains("\"ERROR\"")).for_each(|line| eprintln!("\n{line}"));
+            said.lines()
+                .map_while(Result::ok)
+                .filter(|line| line.contains("\"WARN\"") || line.contains("\"ERROR\""))
+                .for_each(|line| eprintln!("\n{line}"));
         });
         Ok(Pinned { child, start_to_ready, address })
     }

@@ -5,8 +5,23 @@ use crate::measure::Run;
 use crate::plan::{Form, Point};
 
 const COLUMNS: [&str; 17] = [
-    "events/request", "form", "conn.", "objects", "events", "events/s", "MB/s", "CPU s/M events", "CPU s/GB", "core busy",
-    "ack p50/p99/p99.9 ms", "p99 at half load ms", "peak MiB", "bare server: ev/s, CPU s/M", "our share", "append+fsync: MB/s, p99 ms", "our share",
+    "events/request",
+    "form",
+    "conn.",
+    "objects",
+    "events",
+    "events/s",
+    "MB/s",
+    "CPU s/M events",
+    "CPU s/GB",
+    "core busy",
+    "ack p50/p99/p99.9 ms",
+    "p99 at half load ms",
+    "peak MiB",
+    "bare server: ev/s, CPU s/M",
+    "our share",
+    "append+fsync: MB/s, p99 ms",
+    "our share",
 ];
 
 /// A table that is being printed.
@@ -31,13 +46,20 @@ impl Table {
         let megabytes = rate * EVENT_BYTES as f64 / 1e6;
         let cpu_per_million = some(&|run| run.cpu_seconds / run.acknowledged as f64 * 1e6);
         let latency = [0, 1, 2].map(|index| format!("{:.2}", some(&|run| run.latency_ms[index])));
-        let optional = |value: Option<f64>, digits: usize| value.map_or("-".into(), |value| format!("{value:.digits$}"));
+        let optional =
+            |value: Option<f64>, digits: usize| value.map_or("-".into(), |value| format!("{value:.digits$}"));
         let discard = of(&|run| Some(run.discard?.0));
         let append = of(&|run| Some(run.append.as_ref()?.bytes_per_second / 1e6));
-        let share = |of: Option<f64>, ours: f64| of.map_or("-".into(), |whole| format!("{:.0} %", ours / whole * 100.0));
+        let share =
+            |of: Option<f64>, ours: f64| of.map_or("-".into(), |whole| format!("{:.0} %", ours / whole * 100.0));
         let cells = [
             thousands(point.events_per_request),
-            match point.form { Form::Ndjson => "NDJSON", Form::Array => "array", Form::Gzip => "gzip" }.into(),
+            match point.form {
+                Form::Ndjson => "NDJSON",
+                Form::Array => "array",
+                Form::Gzip => "gzip",
+            }
+            .into(),
             point.connections.to_string(),
             if point.codec == "none" { "plain".into() } else { point.codec.clone() },
             thousands(point.events),
@@ -49,7 +71,11 @@ impl Table {
             latency.join(" / "),
             optional(of(&|run| run.half_load_p99_ms), 2),
             format!("{:.1}", some(&|run| run.peak_mib)),
-            format!("{}, {}", discard.map_or("-".into(), |rate| thousands(rate as usize)), optional(of(&|run| Some(run.discard?.1)), 2)),
+            format!(
+                "{}, {}",
+                discard.map_or("-".into(), |rate| thousands(rate as usize)),
+                optional(of(&|run| Some(run.discard?.1)), 2)
+            ),
             share(discard, rate),
             format!("{}, {}", optional(append, 1), optional(of(&|run| Some(run.append.as_ref()?.p99_ms)), 2)),
             share(append, megabytes),
@@ -70,7 +96,8 @@ impl Table {
         println!("\nidle memory {idle:.1} MiB; start to ready {ready:.1} ms");
         println!(
             "events acknowledged {}, found in the objects {}; requests refused {refused}",
-            thousands(acknowledged), thousands(in_objects)
+            thousands(acknowledged),
+            thousands(in_objects)
         );
     }
 }
