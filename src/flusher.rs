@@ -357,9 +357,10 @@ async fn try_attempt(shared: &Shared, waiting: &mut Waiting) -> Result<Stored, F
         let gaps: Vec<u64> = told_gaps(&folder);
         match send(shared, &folder, batch, &gaps).await {
             Ok(Sent::Now) => {
-                on_disk(&folder, batch, move |folder, _| folder.gaps_told(&gaps)).await.map_err(Failure::Disk)?
+                waiting.stored = true;
+                on_disk(&folder, batch, move |folder, _| folder.gaps_told(&gaps)).await.map_err(Failure::Disk)?;
             }
-            Ok(Sent::Before) => {}
+            Ok(Sent::Before) => waiting.stored = true,
             Err(Failure::Put(error))
                 if matches!(error.kind, PutErrorKind::ChecksumRefused | PutErrorKind::FileUnreadable) =>
             {
@@ -371,7 +372,6 @@ async fn try_attempt(shared: &Shared, waiting: &mut Waiting) -> Result<Stored, F
             }
             Err(failure) => return Err(failure),
         }
-        waiting.stored = true;
     }
     on_disk(&folder, batch, Folder::delivered).await.map_err(Failure::Disk)?;
     Ok(Stored::Delivered)
