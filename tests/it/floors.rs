@@ -62,7 +62,11 @@ fn a_module_imports_only_from_floors_below_its_own() {
             if import == module || import == "testing" || import == "env0_s3_logs" {
                 continue;
             }
-            assert!(floor_of(&import) > floor_of(module), "{} imports crate::{import}, which is not below it", relative.display());
+            assert!(
+                floor_of(&import) > floor_of(module),
+                "{} imports crate::{import}, which is not below it",
+                relative.display()
+            );
         }
     }
 }
