@@ -10,7 +10,6 @@ use crate::config::{self, Config, ConfigErrors, Loaded, Purpose};
 use crate::drain::{self, DrainOptions};
 use crate::network::Network;
 use crate::preflight::{self, CheckOptions};
-use crate::s3::read::BucketTarget;
 use crate::verify::{self, VerifyOptions};
 use crate::{admin, daemon, exit_code, telemetry, volume};
 
@@ -146,15 +145,7 @@ fn verify(options: &VerifyOptions) -> u8 {
             return exit_code::CONFIG;
         }
     };
-    let target = BucketTarget {
-        http_client: Some(network.aws(config.endpoint_url_s3.as_deref())),
-        bucket: config.bucket_name,
-        bucket_path: config.bucket_path,
-        region: Some(config.aws_region),
-        endpoint_url: config.endpoint_url_s3,
-        force_path_style: config.force_path_style,
-    };
-    match in_runtime(verify::run(options, &target)) {
+    match in_runtime(verify::run(options, &config, &network)) {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
             complain(format!("error: {error}"));

@@ -390,8 +390,9 @@ enum Sent {
 async fn send(shared: &Shared, folder: &Arc<Folder>, batch: &mut Batch, gaps: &[u64]) -> Result<Sent, Failure> {
     let mut renames = 0;
     loop {
-        let first = batch.name.stage == Stage::Sealed;
+        let first = !batch.may_have_arrived;
         on_disk(folder, batch, |folder, batch| folder.set_stage(batch, Stage::Sending)).await.map_err(Failure::Disk)?;
+        batch.may_have_arrived = true;
         let started = Instant::now();
         let outcome = shared.s3.put(&put(shared, folder, batch, gaps)).await;
         shared.upload_duration.record(started.elapsed());
@@ -402,11 +403,13 @@ async fn send(shared: &Shared, folder: &Arc<Folder>, batch: &mut Batch, gaps: &[
         }
         if error.kind == PutErrorKind::NameTaken && renames < RENAMES_MAX {
             renames += 1;
+            batch.may_have_arrived = false;
             tracing::info!(log_type = %batch.log_type, batch.name = %batch.name.batch, "another writer owns the object's name; the batch takes a new suffix");
             on_disk(folder, batch, Folder::rename).await.map_err(Failure::Disk)?;
             continue;
         }
         if first && !error.may_have_arrived {
+            batch.may_have_arrived = false;
             on_disk(folder, batch, |folder, batch| folder.set_stage(batch, Stage::Sealed))
                 .await
                 .map_err(Failure::Disk)?;

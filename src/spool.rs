@@ -65,6 +65,9 @@ pub struct Batch {
     pub bytes: u64,
     /// Whether the name is durable; one that is not must not be relied on by a PUT.
     pub durable: bool,
+    /// Whether S3 may have it. The stage [`Stage::Sending`](crate::batch::Stage) is what a crash leaves of this: there
+    /// it also stands for a PUT that was never made.
+    pub may_have_arrived: bool,
 }
 
 /// Where acknowledged events are.
@@ -114,7 +117,7 @@ pub enum OpenError {
     Manifest(#[from] ManifestError),
     /// The spool holds batches for another place.
     #[error(
-        "the spool holds {batches} batches for {holds}, but the configuration says {configured}; restore the old settings and run `env0-s3-logs drain`, or choose another ENV0_S3_LOG_SPOOL_DIR"
+        "the spool holds {batches} batches for {holds}, but the configuration says {configured}; run `env0-s3-logs drain`, which sends them where they belong, or restore the old settings, or choose another ENV0_S3_LOG_SPOOL_DIR"
     )]
     OtherDestination {
         /// How many it holds.
@@ -271,7 +274,7 @@ fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, [Ve
     let dir = &settings.dir;
     let mut names = [scan(disk, dir, LogType::ALL[0])?, scan(disk, dir, LogType::ALL[1])?];
     let batches = |names: &[Vec<Found>; 2]| names.iter().flatten().filter(|found| found.is_batch()).count();
-    match Manifest::read(dir)? {
+    match Manifest::read(disk, dir)? {
         Some(manifest) if manifest.destination == settings.destination => return Ok((manifest, names)),
         Some(manifest) if batches(&names) > 0 => {
             return Err(OpenError::OtherDestination {

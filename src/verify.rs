@@ -11,7 +11,10 @@ use clap::Args;
 
 use crate::batch::LogType;
 use crate::chain::{KeyError, PublicKey};
-use crate::s3::read::{BucketTarget, ReadError, Reader};
+use crate::config::Config;
+use crate::exit_code;
+use crate::network::Network;
+use crate::s3::read::{ReadError, Reader};
 
 mod body;
 mod heads;
@@ -96,11 +99,23 @@ pub enum VerifyError {
     Output(std::io::Error),
 }
 
+impl VerifyError {
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            VerifyError::Read(ReadError::Denied { .. }) => exit_code::DENIED,
+            VerifyError::Read(_) => exit_code::UNAVAILABLE,
+            VerifyError::Output(_) => exit_code::IO,
+            _ => exit_code::USAGE,
+        }
+    }
+}
+
 /// Verifies the bucket and writes the report to stdout. Takes at most some 100 MiB, whatever the bucket's size.
 ///
 /// Returns the exit code: 0 when all holds, 1 when something fails, 2 when nothing but `pending` is open.
-pub async fn run(options: &VerifyOptions, target: &BucketTarget) -> Result<u8, VerifyError> {
-    let report = report(options, target).await?;
+pub async fn run(options: &VerifyOptions, config: &Config, network: &Network) -> Result<u8, VerifyError> {
+    let report = report(options, config, network).await?;
     let text = if options.json { format!("{:#}\n", report.to_json()) } else { report.to_string() };
     match std::io::stdout().write_all(text.as_bytes()) {
         // Whoever reads it has read enough.
@@ -109,20 +124,20 @@ pub async fn run(options: &VerifyOptions, target: &BucketTarget) -> Result<u8, V
     }
 }
 
-async fn report(options: &VerifyOptions, target: &BucketTarget) -> Result<report::Report, VerifyError> {
+async fn report(options: &VerifyOptions, config: &Config, network: &Network) -> Result<report::Report, VerifyError> {
     if let (Some(from), Some(to)) = (options.from, options.to)
         && from > to
     {
         return Err(VerifyError::Window(from, to));
     }
     let now = Utc::now();
-    let rules = rules(options, target, now)?;
+    let rules = rules(options, config, now)?;
     let receipts = Arc::new(Receipts::read(&options.receipts)?);
-    let scope = format!("s3://{}/{}", target.bucket, target.bucket_path);
+    let scope = format!("s3://{}/{}", config.bucket_name, config.bucket_path);
     let journal = options.resume.as_ref().map(|path| journal::Journal::open(path, &scope)).transpose()?;
     let mut walk = Walk {
-        reader: Reader::connect(target).await,
-        bucket_path: target.bucket_path.clone(),
+        reader: Reader::connect(config, network).await,
+        bucket_path: config.bucket_path.clone(),
         from: options.from,
         to: options.to,
         instances: options.instance.clone(),
@@ -138,19 +153,19 @@ async fn report(options: &VerifyOptions, target: &BucketTarget) -> Result<report
     report.resumed = walk.resumed;
     if !walk.receipts.is_empty() {
         report.tails_known = true;
-        let window = |key: &str| opened_in_window(options, &target.bucket_path, key);
+        let window = |key: &str| opened_in_window(options, &config.bucket_path, key);
         let counts = walk.ledger.finish(&walk.receipts, now, window, |key, failure| {
-            report.findings.add(receipt_finding(&target.bucket_path, key, failure));
+            report.findings.add(receipt_finding(&config.bucket_path, key, failure));
         });
         report.receipts = Some(counts);
     }
     Ok(report)
 }
 
-fn rules(options: &VerifyOptions, target: &BucketTarget, now: chrono::DateTime<Utc>) -> Result<Rules, VerifyError> {
+fn rules(options: &VerifyOptions, config: &Config, now: chrono::DateTime<Utc>) -> Result<Rules, VerifyError> {
     let mut rules = Rules {
-        bucket: target.bucket.clone(),
-        bucket_path: target.bucket_path.clone(),
+        bucket: config.bucket_name.clone(),
+        bucket_path: config.bucket_path.clone(),
         from: options.from,
         to: options.to,
         instances: options.instance.clone(),

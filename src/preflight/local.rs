@@ -9,6 +9,7 @@ use crate::batch::LogType;
 use crate::chain::SigningKey;
 use crate::config::{Config, ConfigErrors, Loaded};
 use crate::exit_code::{CANT_CREATE, CONFIG, IO};
+use crate::spool::disk::OsDisk;
 use crate::spool::manifest::{Destination, Lock, Manifest, ManifestError};
 use crate::status::Status;
 use crate::{admin, volume};
@@ -163,7 +164,7 @@ fn manifest(config: &Config) -> Step {
         region: config.aws_region.clone(),
         path: config.bucket_path.clone(),
     };
-    let found = match Manifest::read(dir) {
+    let found = match Manifest::read(&OsDisk, dir) {
         Ok(None) => return Step::ok(NAME, "the spool is new"),
         Ok(Some(manifest)) => manifest.destination,
         Err(error @ ManifestError::Newer { .. }) => {

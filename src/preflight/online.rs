@@ -19,6 +19,7 @@ use crate::credentials::{self, Credentials};
 use crate::exit_code::{CONFIG, DENIED, IO, UNAVAILABLE};
 use crate::network::Network;
 use crate::s3::{BucketRegion, Put, PutErrorKind, S3};
+use crate::spool::disk::OsDisk;
 use crate::spool::manifest::Manifest;
 use crate::status::{Status, Timestamp};
 
@@ -154,7 +155,7 @@ async fn with_own_token(
     daemon: Option<&Status>,
     write: bool,
 ) -> Vec<Step> {
-    let manifest = Manifest::read(&config.spool_dir).ok().flatten();
+    let manifest = Manifest::read(&OsDisk, &config.spool_dir).ok().flatten();
     let instance = manifest.map_or("check".to_owned(), |manifest| manifest.instance);
     let stop = CancellationToken::new();
     let credentials = Credentials::start(config, network, &instance, stop.clone());

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_s3::Client;
+use aws_sdk_s3::config::ResponseChecksumValidation;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
-use aws_sdk_s3::config::{ResponseChecksumValidation, SharedHttpClient};
 use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumMode, EncodingType, ObjectStorageClass};
@@ -15,26 +15,10 @@ use base64::Engine;
 use chrono::{DateTime, Utc};
 
 use crate::batch::Sha256;
+use crate::config::Config;
+use crate::network::Network;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const READ_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// The bucket to read, and the way there.
-#[derive(Debug, Clone, Default)]
-pub struct BucketTarget {
-    /// Name of the bucket.
-    pub bucket: String,
-    /// Key prefix, trimmed of `/`; empty when there is none.
-    pub bucket_path: String,
-    /// Region of the bucket; where it is none, the standard chain (`AWS_REGION`, profile, instance) tells it.
-    pub region: Option<String>,
-    /// An S3-compatible store; where it is none, `AWS_ENDPOINT_URL_S3` or AWS itself.
-    pub endpoint_url: Option<String>,
-    /// Bucket in the path, not in the host name.
-    pub force_path_style: bool,
-    /// A client that knows the proxy and the private CA; where it is none, the SDK's own.
-    pub http_client: Option<SharedHttpClient>,
-}
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a request brought nothing.
 #[derive(Debug, thiserror::Error)]
@@ -110,25 +94,22 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Sets up a client; sends no request to S3.
-    pub async fn connect(target: &BucketTarget) -> Reader {
-        let mut loader = aws_config::defaults(BehaviorVersion::latest());
-        if let Some(region) = &target.region {
-            loader = loader.region(Region::new(region.clone()));
-        }
-        if let Some(client) = &target.http_client {
-            loader = loader.http_client(client.clone());
-        }
-        let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT_TIMEOUT).read_timeout(READ_TIMEOUT).build();
-        let mut config = aws_sdk_s3::config::Builder::from(&loader.load().await)
+    /// Sets up a client; asks the standard chain for credentials, and S3 for nothing.
+    pub async fn connect(config: &Config, network: &Network) -> Reader {
+        let loader = aws_config::defaults(BehaviorVersion::latest())
+            .region(Region::new(config.aws_region.clone()))
+            .http_client(network.aws(config.endpoint_url_s3.as_deref()));
+        // For the answer to begin; a body that stalls is cut off by the SDK.
+        let timeouts = TimeoutConfig::builder().operation_attempt_timeout(ANSWER_TIMEOUT).build();
+        let mut builder = aws_sdk_s3::config::Builder::from(&loader.load().await)
             .timeout_config(timeouts)
-            .force_path_style(target.force_path_style)
+            .force_path_style(config.force_path_style)
             // Bodies are hashed by the caller, against the chain's own hash.
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
-        if let Some(url) = &target.endpoint_url {
-            config = config.endpoint_url(url);
+        if let Some(url) = &config.endpoint_url_s3 {
+            builder = builder.endpoint_url(url);
         }
-        Reader { client: Client::from_conf(config.build()), bucket: target.bucket.clone() }
+        Reader { client: Client::from_conf(builder.build()), bucket: config.bucket_name.clone() }
     }
 
     /// One page of the keys under `prefix` that come after `start_after`.

@@ -184,6 +184,8 @@ impl Folder {
     /// Creates the file of a new batch, durably.
     pub(super) fn open_batch(&self) -> io::Result<(BatchName, Box<dyn DiskFile>)> {
         let name = BatchName::open(Utc::now(), self.state().last_opened, self.codec);
+        // Given out, whatever becomes of it: a file that can't be removed again keeps its name for itself.
+        self.state().last_opened = Some(name.opened);
         let path = self.path(&SpoolName::Open(name));
         let file = self.with_reserve(|| {
             let file = self.disk.create(&path)?;
@@ -220,25 +222,35 @@ impl Folder {
     ///
     /// Repeated after an error it does what is left to do.
     pub(super) fn seal(&self, from: &Path, batch: BatchName, records: u64, sha256: Sha256) -> io::Result<SealedName> {
-        let mut state = self.state();
-        let Head { sequence, sha256: previous, sent } = state.head;
+        let Head { sequence, sha256: previous, .. } = self.head();
         let name = SealedName { batch, sequence: sequence + 1, records, sha256, previous, stage: Stage::Sealed };
         let to = self.path(&SpoolName::Sealed(name));
-        self.with_reserve(|| {
-            match self.disk.rename(from, &to) {
-                // An earlier try got as far as the rename, and its folder's fsync failed.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && self.disk.open(&to).is_ok() => {}
-                other => other?,
-            }
-            self.disk.sync_dir(&self.dir)
+        self.with_reserve(|| match self.disk.rename(from, &to) {
+            // An earlier try got as far as the rename.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.disk.open(&to).is_ok() => Ok(()),
+            other => other,
         })?;
-        state.head = Head { sequence: name.sequence, sha256, sent: None };
+        self.finish_seal(&name)?;
+        Ok(name)
+    }
+
+    /// Makes a sealed name durable and the chain's head; the head before it goes.
+    ///
+    /// Repeated after an error it does what is left to do.
+    pub(super) fn finish_seal(&self, name: &SealedName) -> io::Result<()> {
+        self.with_reserve(|| self.disk.sync_dir(&self.dir))?;
+        let mut state = self.state();
+        if name.sequence <= state.head.sequence {
+            return Ok(());
+        }
+        let before =
+            std::mem::replace(&mut state.head, Head { sequence: name.sequence, sha256: name.sha256, sent: None });
         drop(state);
-        if let Some(sent) = sent {
+        if let Some(sent) = before.sent {
             // A head that stays too long is removed at the next start.
             let _ = self.disk.remove(&self.path(&SpoolName::Sealed(sent)));
         }
-        Ok(name)
+        Ok(())
     }
 
     /// Counts a sealed batch.
@@ -252,7 +264,13 @@ impl Folder {
     pub(super) fn announce(&self, name: SealedName, bytes: u64) {
         self.figures.batches.fetch_add(1, Ordering::Relaxed);
         // The flusher is gone only when the process ends; the batch is found again at the next start.
-        let _ = self.sealed.send(Batch { log_type: self.log_type, name, bytes, durable: true });
+        let _ = self.sealed.send(Batch {
+            log_type: self.log_type,
+            name,
+            bytes,
+            durable: true,
+            may_have_arrived: name.stage == Stage::Sending,
+        });
     }
 
     /// Brings a batch's file to a stage, durably. Repeated after an error it does what is left to do.
@@ -286,12 +304,7 @@ impl Folder {
     pub fn delivered(&self, batch: &mut Batch) -> io::Result<()> {
         let mut state = self.state();
         if state.head.sequence == batch.name.sequence {
-            if batch.name.stage != Stage::Sent {
-                let sent = SealedName { stage: Stage::Sent, ..batch.name };
-                self.disk.rename(&self.batch_path(batch), &self.path(&SpoolName::Sealed(sent)))?;
-                batch.name = sent;
-                self.disk.sync_dir(&self.dir)?;
-            }
+            self.rename_to(batch, SealedName { stage: Stage::Sent, ..batch.name })?;
             self.disk.open(&self.batch_path(batch))?.truncate(0)?;
             state.head.sent = Some(batch.name);
         } else {

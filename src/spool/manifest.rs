@@ -92,9 +92,9 @@ impl Manifest {
     }
 
     /// Reads the manifest of a spool; `None` when it has none yet.
-    pub fn read(spool: &Path) -> Result<Option<Manifest>, ManifestError> {
+    pub fn read(disk: &dyn Disk, spool: &Path) -> Result<Option<Manifest>, ManifestError> {
         let path = spool.join(MANIFEST);
-        let bytes = match std::fs::read(&path) {
+        let bytes = match disk::read(disk, &path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(ManifestError::Io { path, source }),
             Ok(bytes) => bytes,

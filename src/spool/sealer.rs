@@ -19,7 +19,7 @@ use crate::spool::disk::{DiskFile, READ_BUFFER_BYTES};
 use crate::spool::folder::Folder;
 
 /// The pause between tries to seal a batch that the disk refuses.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+const RETRY_AFTER: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_secs(1) };
 /// zstd's own default.
 const ZSTD_LEVEL: i32 = 3;
 
@@ -112,8 +112,9 @@ pub(super) fn seal(folder: &Folder, closed: &Closed) -> io::Result<()> {
         folder.announce(name, closed.bytes);
         return Ok(());
     }
-    let sealed = if let Some(sealed) = folder.sealed_already(closed.name)? {
-        sealed
+    let sealed = if let Some((name, bytes)) = folder.sealed_already(closed.name)? {
+        folder.finish_seal(&name)?;
+        (name, bytes)
     } else {
         let copy = folder.dir.join(format!("{}.tmp", closed.name));
         let Some((sha256, bytes)) = copy_checked(folder, &open, &copy, closed)? else {

@@ -277,8 +277,12 @@ impl State {
                 }
             }
             Err(error) => {
-                if open.file.truncate(open.bytes).is_err() {
+                // Sealing fsyncs no bytes: what a later power cut could bring back has to go now.
+                if open.file.truncate(open.bytes).and_then(|()| open.file.sync()).is_err() {
                     self.close(SealReason::DiskError);
+                } else if error.kind() == io::ErrorKind::FileTooLarge {
+                    // It would be so until the batch is old enough.
+                    self.close(SealReason::Size);
                 }
                 self.refuse(staged, &error);
             }

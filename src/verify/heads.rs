@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use crate::batch::{LogType, Sha256};
@@ -14,6 +15,10 @@ pub(super) struct KnownHead {
     pub(super) log_type: LogType,
     pub(super) sequence: u64,
     pub(super) sha256: Sha256,
+    /// Batches that were sealed and not yet delivered when `/status` was taken.
+    pub(super) unsent: u64,
+    /// When `/status` was taken.
+    pub(super) taken_at: Option<DateTime<Utc>>,
 }
 
 impl KnownHead {
@@ -70,31 +75,29 @@ pub(super) fn read(path: &Path) -> Result<Vec<KnownHead>, HeadsError> {
 struct Around<'a> {
     instance: Option<&'a str>,
     log_type: Option<LogType>,
+    unsent: u64,
+    taken_at: Option<DateTime<Utc>>,
 }
 
-/// `/status` and the report differ in where they put `instance` and `log_type`: around the head in both.
+/// `/status` and the report both have a member `head`, and around it the instance and the log type.
 fn collect<'a>(value: &'a Value, mut around: Around<'a>, heads: &mut Vec<KnownHead>) {
-    let parse_type = |value: &str| value.parse().ok();
     if let Value::Object(members) = value {
         let text = |name: &str| members.get(name).and_then(Value::as_str);
-        around.instance = text("instance").or(text("instance_id")).or(around.instance);
-        around.log_type = text("log_type").or(text("type")).and_then(parse_type).or(around.log_type);
-        for (name, member) in members {
-            if matches!(name.as_str(), "chain_head" | "head") {
-                heads.extend(head(member, around));
-            } else {
-                collect(member, Around { log_type: parse_type(name).or(around.log_type), ..around }, heads);
-            }
-        }
+        around.instance = text("chain_instance").or(text("instance")).or(around.instance);
+        around.log_type = text("type").or(text("log_type")).and_then(|name| name.parse().ok()).or(around.log_type);
+        around.unsent = members.get("batches").and_then(Value::as_u64).unwrap_or(around.unsent);
+        around.taken_at = text("now").and_then(|now| now.parse().ok()).or(around.taken_at);
+        heads.extend(members.get("head").and_then(|value| head(value, around)));
+        members.values().for_each(|member| collect(member, around, heads));
     } else if let Value::Array(items) = value {
         items.iter().for_each(|item| collect(item, around, heads));
     }
 }
 
-fn head(value: &Value, Around { instance, log_type }: Around<'_>) -> Option<KnownHead> {
+fn head(value: &Value, Around { instance, log_type, unsent, taken_at }: Around<'_>) -> Option<KnownHead> {
     let sequence = value.get("sequence")?.as_u64()?;
     let sha256 = value.get("sha256")?.as_str()?.parse().ok()?;
-    Some(KnownHead { instance: instance?.to_owned(), log_type: log_type?, sequence, sha256 })
+    Some(KnownHead { instance: instance?.to_owned(), log_type: log_type?, sequence, sha256, unsent, taken_at })
 }
 
 #[cfg(test)]
@@ -110,21 +113,21 @@ mod tests {
     #[test]
     fn status_and_report_both_tell_heads() {
         let sha256 = Sha256::of(b"body");
-        let head = KnownHead { instance: "i".into(), log_type: LogType::Audits, sequence: 12, sha256 };
+        let (instance, log_type) = ("c".to_owned(), LogType::Audits);
+        let head = KnownHead { instance, log_type, sequence: 12, sha256, unsent: 0, taken_at: None };
         let status = format!(
-            r#"{{"instance":"i","types":[{{"log_type":"env0-deployments","chain_head":null}},
-               {{"log_type":"env0-audits","chain_head":{{"sequence":12,"sha256":"{sha256}"}}}}]}}"#
-        );
-        let keyed = format!(
-            r#"{{"instance":"i","types":{{"env0-audits":{{"chain_head":{{"sequence":12,"sha256":"{sha256}"}}}}}}}}"#
+            r#"{{"instance":"i","now":"2026-11-22T21:05:05.000Z","types":[
+                {{"type":"env0-deployments","batches":0,"chain_instance":"i","head":null}},
+                {{"type":"env0-audits","batches":2,"chain_instance":"c","head":{{"sequence":12,"sha256":"{sha256}"}}}}]}}"#
         );
         let report = format!(
-            r#"{{"chains":[{{"instance":"i","log_type":"env0-audits","head":{{"sequence":12,"sha256":"{sha256}"}}}}]}}"#
+            r#"{{"chains":[{{"instance":"c","log_type":"env0-audits","head":{{"sequence":12,"sha256":"{sha256}"}}}}]}}"#
         );
-        for text in [&status, &keyed, &report] {
-            assert_eq!(heads_in(text.clone()).unwrap(), std::slice::from_ref(&head), "{text}");
-        }
-        assert_eq!(heads_in(format!("{status}\n{report}")).unwrap().len(), 2);
+        let taken_at = Some("2026-11-22T21:05:05Z".parse().unwrap());
+        let from_status = KnownHead { unsent: 2, taken_at, ..head.clone() };
+        assert_eq!(heads_in(status.clone()).unwrap(), std::slice::from_ref(&from_status));
+        assert_eq!(heads_in(report.clone()).unwrap(), std::slice::from_ref(&head));
+        assert_eq!(heads_in(format!("{status}\n{report}")).unwrap(), [from_status, head]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use chrono::NaiveDate;
 use serde::Serialize;
 
 use crate::batch::LogType;
+use crate::exit_code;
 
 use super::ranges::{Range, show};
 
@@ -208,18 +209,18 @@ impl Report {
             _ => true,
         };
         if self.findings.counts.keys().any(fails) {
-            1
+            exit_code::FAILED
         } else if self.findings.count(Kind::Pending) > 0 {
-            2
+            exit_code::PENDING
         } else {
-            0
+            exit_code::OK
         }
     }
 
     fn verdict(&self) -> &'static str {
         match self.exit_code() {
-            1 => "failed",
-            2 => "pending",
+            exit_code::FAILED => "failed",
+            exit_code::PENDING => "pending",
             _ if self.chains.iter().all(|chain| chain.counts.objects == 0) => "nothing to judge",
             _ if self.authenticated => "verified",
             _ => "consistent, not authenticated",

@@ -200,8 +200,8 @@ fn secrets_of_env0_are_redacted_and_no_other_byte_changes() {
             r#"{"x":[{"customEnv0EnvironmentVariables":{"oidcToken":"[redacted]"}}, 1]}"#,
         ),
         (
-            r#"{"\u0063ustomEnv0EnvironmentVariable\u0073":{"oidc\u0054oken":"a\"b\\"}}"#,
-            r#"{"\u0063ustomEnv0EnvironmentVariable\u0073":{"oidc\u0054oken":"[redacted]"}}"#,
+            r#"{"customE\u006Ev0EnvironmentVariables":{"oidc\u0054oken":"a\"b\\"}}"#,
+            r#"{"customE\u006Ev0EnvironmentVariables":{"oidc\u0054oken":"[redacted]"}}"#,
         ),
         (
             r#"{"customEnv0EnvironmentVariables":{"oidcToken":"1","oidcToken":"2","z":{},"vcsAccessToken":"3"}}"#,

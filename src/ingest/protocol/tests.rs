@@ -200,6 +200,7 @@ fn paths_lead_to_protocols_and_may_begin_with_a_log_type() {
         "/env0-auditsx/v1/logs",
         "/receiver/v1/http/",
         "/receiver/v1/http/a/b",
+        "/other/receiver/v1/http/a",
         "/services",
         "//",
     ] {
@@ -285,6 +286,28 @@ fn every_protocol_redacts() {
         assert_eq!(parts.iter().map(|part| part.lines.redacted).sum::<u64>(), 1, "{uri}");
         let line = std::str::from_utf8(&parts[0].lines.bytes).unwrap();
         assert!(line.contains(r#""vcsAccessToken":"[redacted]""#) && !line.contains("hunter2"), "{line}");
+    }
+}
+
+#[test]
+fn json_that_spans_lines_is_stored_on_one_by_every_protocol() {
+    let pretty = "{\r\n  \"a\" : \"b c\"\n}";
+    for (uri, headers, body) in [
+        ("/v1/logs/env0-audits", &[][..], pretty.to_owned()),
+        ("/services/collector", &[], format!("{{\n\"event\":\n{pretty}}}")),
+        ("/loki/api/v1/push", &[], format!(r#"{{"streams":[{{"stream":{pretty},"values":[["1","x",{pretty}]]}}]}}"#)),
+        (
+            "/v1/logs",
+            &[],
+            format!(r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{pretty}]}}],"resource":{pretty}}}]}}"#),
+        ),
+        ("/?type=x", &[], pretty.to_owned()),
+        ("/receiver/v1/http/s", &[("x-sumo-name", "n")], pretty.to_owned()),
+        ("/log/v1", &[], format!(r#"[{{"common":{pretty},"logs":[{pretty}]}}]"#)),
+    ] {
+        let lines = post(uri, headers, body).lines();
+        assert_eq!(lines.len(), 1, "{uri}");
+        assert!(lines[0].contains(r#"{"a":"b c""#), "{}", lines[0]);
     }
 }
 

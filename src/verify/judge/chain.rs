@@ -294,8 +294,17 @@ impl Note<'_> {
         for range in self.chain.quarantined.within((first, head.sequence)) {
             self.quarantined(range);
         }
-        for range in self.chain.quarantined.outside((first, head.sequence)) {
-            self.add(Kind::Missing, range, None, detail.clone());
+        // Batches go oldest first, so what the daemon still held when it told its head are the last ones.
+        let fresh = head.taken_at.is_some_and(|taken_at| rules.now - taken_at < PENDING_FOR);
+        let held_after = if fresh { head.sequence.saturating_sub(head.unsent) } else { head.sequence };
+        for (first, last) in self.chain.quarantined.outside((first, head.sequence)) {
+            if first <= held_after {
+                self.add(Kind::Missing, (first, last.min(held_after)), None, detail.clone());
+            }
+            if last > held_after {
+                let detail = format!("{detail}, and {} batches were still in the spool", head.unsent);
+                self.add(Kind::Pending, (first.max(held_after + 1), last), None, detail);
+            }
         }
     }
 }

@@ -144,7 +144,8 @@ impl Bucket {
 }
 
 fn known_head(instance: &str, sequence: u64) -> KnownHead {
-    KnownHead { instance: instance.into(), log_type: LogType::Audits, sequence, sha256: sha256(instance, sequence) }
+    let (log_type, sha256, instance) = (LogType::Audits, sha256(instance, sequence), instance.into());
+    KnownHead { instance, log_type, sequence, sha256, unsent: 0, taken_at: None }
 }
 
 struct Judged(Value);
@@ -253,6 +254,18 @@ fn objects_deleted_at_the_tail_show_against_heads_only() {
     Bucket::signed().without(A, [9, 10]).judge().is(0, &[]).complete(A, json!([[1, 8]]));
     let judged = Bucket::signed().without(A, [9, 10]).head(A, 10).judge();
     judged.is(1, &[("missing", "a", json!([9, 10]))]).complete(A, json!([[1, 8]]));
+}
+
+#[test]
+fn a_tail_that_was_still_in_the_spool_when_the_head_was_told_is_pending_for_an_hour() {
+    let told = |minutes_ago: i64, unsent: u64| {
+        let mut head = known_head(A, 10);
+        (head.unsent, head.taken_at) = (unsent, Some(now() - TimeDelta::minutes(minutes_ago)));
+        Bucket::signed().without(A, [8, 9, 10]).rules(|rules| rules.heads.push(head)).judge()
+    };
+    told(59, 3).is(2, &[("pending", "a", json!([8, 10]))]);
+    told(59, 2).is(1, &[("missing", "a", json!([8, 8])), ("pending", "a", json!([9, 10]))]);
+    told(60, 3).is(1, &[("missing", "a", json!([8, 10]))]);
 }
 
 #[test]
