@@ -6,6 +6,7 @@ mod harness;
 #[path = "../local_aws/mod.rs"]
 mod local_aws;
 
+mod check;
 mod configuration;
 mod crash;
 mod floors;
