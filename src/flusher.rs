@@ -342,8 +342,11 @@ async fn try_attempt(shared: &Shared, waiting: &mut Waiting) -> Result<Stored, F
     if !waiting.stored {
         let gaps: Vec<u64> = told_gaps(&folder);
         match send(shared, &folder, batch, &gaps).await {
-            Ok(Sent::Now) => on_disk(&folder, batch, move |folder, _| folder.gaps_told(&gaps)).await.map_err(Failure::Disk)?,
-            Ok(Sent::Before) => {}
+            Ok(Sent::Now) => {
+                waiting.stored = true;
+                on_disk(&folder, batch, move |folder, _| folder.gaps_told(&gaps)).await.map_err(Failure::Disk)?;
+            }
+            Ok(Sent::Before) => waiting.stored = true,
             Err(Failure::Put(error)) if matches!(error.kind, PutErrorKind::ChecksumRefused | PutErrorKind::FileUnreadable) => {
                 return match on_disk(&folder, batch, quarantine_if_changed).await {
                     Ok(true) => Ok(Stored::Quarantined),
@@ -353,7 +356,6 @@ async fn try_attempt(shared: &Shared, waiting: &mut Waiting) -> Result<Stored, F
             }
             Err(failure) => return Err(failure),
         }
-        waiting.stored = true;
     }
     on_disk(&folder, batch, Folder::delivered).await.map_err(Failure::Disk)?;
     Ok(Stored::Delivered)
@@ -432,7 +434,7 @@ fn put(shared: &Shared, folder: &Folder, batch: &Batch, gaps: &[u64]) -> Put {
 /// Two readings, so that one bad read doesn't condemn a good file.
 fn quarantine_if_changed(folder: &Folder, batch: &mut Batch) -> std::io::Result<bool> {
     for _ in 0..2 {
-        if folder.rehash(batch)? == batch.name.sha256 {
+        if !folder.is_quarantined(batch) && folder.rehash(batch)? == batch.name.sha256 {
             return Ok(false);
         }
     }

@@ -57,6 +57,9 @@ pub enum ManifestError {
     /// Not the JSON that this or an older version wrote.
     #[error("{path} is not a manifest of this daemon ({reason}); move the spool away or repair it by hand", path = path.display())]
     Malformed { path: PathBuf, reason: String },
+    /// There are batches, and nothing says where they belong.
+    #[error("{path} holds {batches} batches and no manifest.json that says for which bucket; put it back, or move the batches away", path = path.display())]
+    Missing { path: PathBuf, batches: usize },
     /// Written by a newer version.
     #[error("the spool has format {found}, this version reads up to {FORMAT}; run the newer version again")]
     Newer { found: u32 },

@@ -96,7 +96,7 @@ impl World {
         let (spool, receivers) = Spool::open(&self.settings, Arc::new(self.disk.clone()))?;
         self.spool = Some(spool);
         self.receivers = Some(receivers);
-        self.receive();
+        self.settle();
         Ok(())
     }
 
