@@ -29,7 +29,10 @@ enum Command {
 /// Runs the command line `arguments` (the program's name first).
 pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let command = Arguments::command().after_long_help(config::help_text()).after_help(config::help_text());
-    let arguments = match command.try_get_matches_from(arguments).and_then(|matches| clap::FromArgMatches::from_arg_matches(&matches)) {
+    let arguments = match command
+        .try_get_matches_from(arguments)
+        .and_then(|matches| clap::FromArgMatches::from_arg_matches(&matches))
+    {
         Ok(Arguments { command }) => command.unwrap_or(Command::Run),
         Err(error) => {
             let code = if error.use_stderr() { exit_code::USAGE } else { exit_code::OK };
@@ -70,7 +73,10 @@ fn run() -> u8 {
     telemetry::init(&loaded.config.log_level, loaded.config.log_filter.as_deref(), loaded.config.log_format);
     telemetry::metrics::Exporter::install();
     // Tokens are in memory; a core dump would write them down.
-    let _ = rustix::process::setrlimit(rustix::process::Resource::Core, rustix::process::Rlimit { current: Some(0), maximum: Some(0) });
+    let _ = rustix::process::setrlimit(
+        rustix::process::Resource::Core,
+        rustix::process::Rlimit { current: Some(0), maximum: Some(0) },
+    );
     for warning in loaded.unknown.iter().chain(&loaded.warnings) {
         tracing::warn!("{warning}");
     }

@@ -56,7 +56,9 @@ impl Failure {
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Failure {
         let exit_code = match &error {
-            OpenError::Create { .. } | OpenError::Lock(LockError::Held { .. } | LockError::Io { .. }) => exit_code::CANT_CREATE,
+            OpenError::Create { .. } | OpenError::Lock(LockError::Held { .. } | LockError::Io { .. }) => {
+                exit_code::CANT_CREATE
+            }
             OpenError::OtherDestination { .. } => exit_code::CONFIG,
             OpenError::Manifest(spool::manifest::ManifestError::Newer { .. }) => exit_code::CONFIG,
             OpenError::Manifest(_) | OpenError::Recovery { .. } => exit_code::IO,
@@ -117,8 +119,12 @@ impl Probe {
             let delivery = parts.as_ref().map(|parts| &parts.deliveries[log_type.index()]);
             TypeStatus {
                 log_type,
-                spooled: spool.map(|spool| spool.folder(log_type).status(spool.chain_instance(log_type))).unwrap_or_default(),
-                delivery: delivery.map(|delivery| delivery.lock().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default(),
+                spooled: spool
+                    .map(|spool| spool.folder(log_type).status(spool.chain_instance(log_type)))
+                    .unwrap_or_default(),
+                delivery: delivery
+                    .map(|delivery| delivery.lock().unwrap_or_else(PoisonError::into_inner).clone())
+                    .unwrap_or_default(),
             }
         };
         Status {
@@ -135,7 +141,8 @@ impl Probe {
             },
             spool: SpoolStatus {
                 dir: config.spool_dir.display().to_string(),
-                bytes: spool.map_or(0, |spool| LogType::ALL.iter().map(|log_type| spool.usage().used_bytes(*log_type)).sum()),
+                bytes: spool
+                    .map_or(0, |spool| LogType::ALL.iter().map(|log_type| spool.usage().used_bytes(*log_type)).sum()),
                 limit_bytes: spool.map_or(config.spool_max_bytes, |spool| spool.usage().limit_bytes()),
                 disk_available_bytes: available_bytes(&config.spool_dir),
                 quarantine_bytes: spool.map_or(0, |spool| spool.folder(LogType::Deployments).quarantine_bytes()),
@@ -191,7 +198,8 @@ pub async fn run(loaded: Loaded) -> Result<(), Failure> {
     let (spool, sealed) = opened.map_err(|error| Failure::new(exit_code::SOFTWARE, error))??;
     let stop_credentials = CancellationToken::new();
     let credentials = Credentials::start(&config, &network, spool.instance(), stop_credentials.clone());
-    let authenticator = Authenticator::new(&config, verifier, credentials.clone()).map_err(|error| Failure::new(exit_code::CONFIG, error))?;
+    let authenticator = Authenticator::new(&config, verifier, credentials.clone())
+        .map_err(|error| Failure::new(exit_code::CONFIG, error))?;
     let flusher = start_flusher(&config, &network, &spool, &credentials, signing_key, sealed);
     let parts = Parts { spool: spool.clone(), credentials, deliveries: flusher.states() };
     *probe.parts.lock().unwrap_or_else(PoisonError::into_inner) = Some(parts);
@@ -256,7 +264,9 @@ pub fn start_flusher(
 
 async fn bind(variable: &str, address: std::net::SocketAddr) -> Result<TcpListener, Failure> {
     let bound = TcpListener::bind(address).await;
-    bound.with_context(|| format!("{variable}: can't listen on {address}")).map_err(|error| Failure::new(exit_code::CONFIG, error))
+    bound
+        .with_context(|| format!("{variable}: can't listen on {address}"))
+        .map_err(|error| Failure::new(exit_code::CONFIG, error))
 }
 
 fn local_address(socket: &TcpListener) -> Result<std::net::SocketAddr, Failure> {

@@ -15,9 +15,9 @@ use crate::backoff;
 use crate::batch::{LogType, Stage, object_key};
 use crate::chain::{ChainEntry, Gaps, SigningKey};
 use crate::credentials::Credentials;
+use crate::flusher::meters::UploadMeters;
 use crate::s3::{Put, PutError, PutErrorKind, S3};
 use crate::spool::folder::Folder;
-use crate::flusher::meters::UploadMeters;
 use crate::spool::{Batch, SealedBatches, Spool};
 use crate::status::{DeliveryStatus, LAST_OBJECTS, ObjectStatus, Outage, Timestamp, Trouble};
 
@@ -179,7 +179,8 @@ impl Lane {
             waiting.not_before = now;
         }
         let patience = deadline.min(now + DRAIN_SESSION_WAIT);
-        self.waiting.is_empty() || tokio::time::timeout_at(patience, self.shared.credentials.wait_session()).await.is_ok()
+        self.waiting.is_empty()
+            || tokio::time::timeout_at(patience, self.shared.credentials.wait_session()).await.is_ok()
     }
 
     fn slots(&self) -> usize {
@@ -215,7 +216,8 @@ impl Lane {
         if self.in_flight.len() >= self.slots() {
             return now + FAR;
         }
-        let next = self.waiting.values().map(|waiting| waiting.not_before.max(self.not_before)).filter(|due| *due > now).min();
+        let next =
+            self.waiting.values().map(|waiting| waiting.not_before.max(self.not_before)).filter(|due| *due > now).min();
         next.unwrap_or(now + FAR)
     }
 
@@ -256,7 +258,10 @@ impl Lane {
             let mut state = self.state();
             state.events_uploaded += batch.name.records;
             state.objects_uploaded += 1;
-            state.last_objects.insert(0, ObjectStatus { key, bytes: batch.bytes, records: batch.name.records, uploaded_at: Timestamp::now() });
+            state.last_objects.insert(
+                0,
+                ObjectStatus { key, bytes: batch.bytes, records: batch.name.records, uploaded_at: Timestamp::now() },
+            );
             state.last_objects.truncate(LAST_OBJECTS);
         }
         if self.failures >= OUTAGE_AFTER_FAILURES || self.one_at_a_time {
@@ -294,7 +299,8 @@ impl Lane {
         self.failures = self.failures.saturating_add(1);
         self.one_at_a_time |= error.kind == PutErrorKind::Timeout;
         if self.failures >= OUTAGE_AFTER_FAILURES {
-            self.not_before = Instant::now() + backoff::full_jitter(self.failures - OUTAGE_AFTER_FAILURES + 1, rand::random());
+            self.not_before =
+                Instant::now() + backoff::full_jitter(self.failures - OUTAGE_AFTER_FAILURES + 1, rand::random());
         }
         if self.note_trouble(error) && error.kind != PutErrorKind::NoSession {
             tracing::warn!(
@@ -316,7 +322,9 @@ impl Lane {
         let now = Timestamp::now();
         let mut state = self.state();
         let before = state.error.take();
-        let changed = before.as_ref().is_none_or(|before| before.code != error.code || before.remedy.as_deref() != Some(error.kind.remedy()));
+        let changed = before
+            .as_ref()
+            .is_none_or(|before| before.code != error.code || before.remedy.as_deref() != Some(error.kind.remedy()));
         state.error = Some(Trouble {
             since: before.as_ref().map_or(now, |before| before.since),
             latest: now,
@@ -347,7 +355,9 @@ async fn try_attempt(shared: &Shared, waiting: &mut Waiting) -> Result<Stored, F
                 on_disk(&folder, batch, move |folder, _| folder.gaps_told(&gaps)).await.map_err(Failure::Disk)?;
             }
             Ok(Sent::Before) => waiting.stored = true,
-            Err(Failure::Put(error)) if matches!(error.kind, PutErrorKind::ChecksumRefused | PutErrorKind::FileUnreadable) => {
+            Err(Failure::Put(error))
+                if matches!(error.kind, PutErrorKind::ChecksumRefused | PutErrorKind::FileUnreadable) =>
+            {
                 return match on_disk(&folder, batch, quarantine_if_changed).await {
                     Ok(true) => Ok(Stored::Quarantined),
                     Ok(false) => Err(Failure::Put(error)),
@@ -394,7 +404,9 @@ async fn send(shared: &Shared, folder: &Arc<Folder>, batch: &mut Batch, gaps: &[
         }
         if first && !error.may_have_arrived {
             batch.may_have_arrived = false;
-            on_disk(folder, batch, |folder, batch| folder.set_stage(batch, Stage::Sealed)).await.map_err(Failure::Disk)?;
+            on_disk(folder, batch, |folder, batch| folder.set_stage(batch, Stage::Sealed))
+                .await
+                .map_err(Failure::Disk)?;
         }
         return Err(Failure::Put(error));
     }

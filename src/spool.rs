@@ -102,7 +102,9 @@ pub enum OpenError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// The spool holds batches for another place.
-    #[error("the spool holds {batches} batches for {holds}, but the configuration says {configured}; restore the old settings and run `env0-s3-logs drain`, or choose another ENV0_S3_LOG_SPOOL_DIR")]
+    #[error(
+        "the spool holds {batches} batches for {holds}, but the configuration says {configured}; restore the old settings and run `env0-s3-logs drain`, or choose another ENV0_S3_LOG_SPOOL_DIR"
+    )]
     OtherDestination { batches: usize, holds: Box<Destination>, configured: Box<Destination> },
     /// What a crash left can't be worked through.
     #[error("recovering {path}: {source}", path = path.display())]
@@ -168,7 +170,9 @@ impl Spool {
         let receivers: [SealedBatches; 2] = receivers.try_into().unwrap_or_else(|_| unreachable!("one a log type"));
         folders[0].reserve();
         let mut left_open = left_open.into_iter();
-        let writers = folders.each_ref().map(|folder| Writer::start(folder.clone(), settings.clone(), left_open.next().unwrap_or_default()));
+        let writers = folders
+            .each_ref()
+            .map(|folder| Writer::start(folder.clone(), settings.clone(), left_open.next().unwrap_or_default()));
         let Manifest { instance, chains, .. } = manifest;
         Ok((Spool { inner: Arc::new(Inner { instance, chains, folders, writers, usage, _lock: lock }) }, receivers))
     }
@@ -263,7 +267,9 @@ fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, [Ve
         Some(manifest) => {
             tracing::info!(from = %manifest.destination, to = %settings.destination, "the spool is empty; it now belongs to another place");
         }
-        None if batches(&names) > 0 => return Err(ManifestError::Missing { path: dir.clone(), batches: batches(&names) }.into()),
+        None if batches(&names) > 0 => {
+            return Err(ManifestError::Missing { path: dir.clone(), batches: batches(&names) }.into());
+        }
         None => {
             // Above an empty folder no name needs to be durable. One that may not be opened is another's to care for.
             dir.ancestors().skip(1).for_each(|ancestor| drop(disk.sync_dir(ancestor)));

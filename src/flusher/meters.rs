@@ -21,7 +21,9 @@ impl UploadMeters {
             objects: counter!("env0_s3_logs_objects_uploaded_total", "type" => log_type),
             bytes: counter!("env0_s3_logs_upload_bytes_total", "type" => log_type),
             last_uploaded: gauge!("env0_s3_logs_last_uploaded_timestamp_seconds", "type" => log_type),
-            failures: PutErrorKind::ALL.map(|kind| counter!("env0_s3_logs_upload_failures_total", "type" => log_type, "error" => kind.as_str())),
+            failures: PutErrorKind::ALL.map(
+                |kind| counter!("env0_s3_logs_upload_failures_total", "type" => log_type, "error" => kind.as_str()),
+            ),
         }
     }
 

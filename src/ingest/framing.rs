@@ -34,7 +34,11 @@ impl<S> FramingGuard<S> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for FramingGuard<S> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buffer.filled().len();
         match Pin::new(&mut this.stream).poll_read(context, buffer) {
@@ -66,7 +70,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for FramingGuard<S> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write_vectored(context, slices)
     }
 
@@ -110,7 +118,9 @@ enum Chunk {
     /// Bytes left, the CRLF after them included.
     Data(u64),
     /// In the trailers; whether the line so far is empty.
-    Trailer { empty: bool },
+    Trailer {
+        empty: bool,
+    },
 }
 
 impl Framing {
@@ -142,7 +152,10 @@ impl Framing {
                 },
                 Framing::Head(earlier) => {
                     // Empty lines before a head are skipped by hyper, too.
-                    if earlier.is_empty() && matches!(bytes[0], b'\r' | b'\n') && bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n')) {
+                    if earlier.is_empty()
+                        && matches!(bytes[0], b'\r' | b'\n')
+                        && bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
+                    {
                         return None;
                     }
                     match take_head(earlier, &mut bytes) {
@@ -228,7 +241,8 @@ fn body_framing(head: &[u8]) -> Option<Framing> {
         let colon = memchr(b':', line)?;
         let value = line[colon + 1..].trim_ascii();
         if line[..colon].eq_ignore_ascii_case(b"content-length") {
-            let digits = std::str::from_utf8(value).ok().filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()))?;
+            let digits =
+                std::str::from_utf8(value).ok().filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()))?;
             if length.replace(digits.parse().ok()?).is_some() {
                 return None;
             }

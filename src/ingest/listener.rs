@@ -56,7 +56,13 @@ impl Listener {
             match accepted {
                 Ok((stream, _)) => {
                     accept_fails = false;
-                    connections.spawn(connection(stream, self.tls.clone(), registry.enter(), handler.clone(), stop.clone()));
+                    connections.spawn(connection(
+                        stream,
+                        self.tls.clone(),
+                        registry.enter(),
+                        handler.clone(),
+                        stop.clone(),
+                    ));
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut accept_fails, true) {
@@ -149,7 +155,8 @@ impl Registry {
     /// Closes the connection that has been longest without a request; false when all are at work.
     fn close_longest_idle(&self) -> bool {
         let mut open = self.open();
-        let idle = open.connections.iter().filter_map(|(id, connection)| Some((connection.without_request_for()?, *id)));
+        let idle =
+            open.connections.iter().filter_map(|(id, connection)| Some((connection.without_request_for()?, *id)));
         let Some((_, id)) = idle.max() else { return false };
         if let Some(connection) = open.connections.remove(&id) {
             connection.close.cancel();
@@ -172,8 +179,13 @@ impl Drop for Membership {
     }
 }
 
-async fn connection<H, F>(stream: TcpStream, tls: Option<Tls>, membership: Membership, handler: Arc<H>, stop: CancellationToken)
-where
+async fn connection<H, F>(
+    stream: TcpStream,
+    tls: Option<Tls>,
+    membership: Membership,
+    handler: Arc<H>,
+    stop: CancellationToken,
+) where
     H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {

@@ -26,7 +26,11 @@ impl IngestMeters {
     /// Makes every handle, so that each starts at zero.
     pub fn new() -> IngestMeters {
         let types = LogType::ALL.map(LogType::as_str);
-        let by_code = |log_type: &'static str| CODES.map(|code| counter!("env0_s3_logs_ingest_requests_total", "type" => log_type, "code" => code.to_string()));
+        let by_code = |log_type: &'static str| {
+            CODES.map(
+                |code| counter!("env0_s3_logs_ingest_requests_total", "type" => log_type, "code" => code.to_string()),
+            )
+        };
         IngestMeters {
             requests: [by_code(types[0]), by_code(types[1]), by_code(NO_TYPE)],
             bytes: types.map(|log_type| counter!("env0_s3_logs_ingest_bytes_total", "type" => log_type)),

@@ -88,7 +88,12 @@ pub struct Received {
 }
 
 /// Reads all of a body of at most `limit` bytes; `stop` ends the reading of one that is still arriving.
-pub async fn read(body: &mut Incoming, limit: usize, budget: &Budget, stop: &CancellationToken) -> Result<Received, Refusal> {
+pub async fn read(
+    body: &mut Incoming,
+    limit: usize,
+    budget: &Budget,
+    stop: &CancellationToken,
+) -> Result<Received, Refusal> {
     let too_large = Refusal::TooLarge { limit, variable: BODY_VARIABLE };
     let end = Instant::now() + BODY_TIMEOUT;
     let declared = body.size_hint().lower();
@@ -173,7 +178,8 @@ enum Decoder {
 impl Decoder {
     fn new(encoding: Encoding, bytes: Bytes) -> std::io::Result<Decoder> {
         // Some clients send `deflate` without the zlib wrapper that RFC 9110 asks for.
-        let zlib = bytes.len() >= 2 && bytes[0] & 0x0f == 8 && u16::from_be_bytes([bytes[0], bytes[1]]).is_multiple_of(31);
+        let zlib =
+            bytes.len() >= 2 && bytes[0] & 0x0f == 8 && u16::from_be_bytes([bytes[0], bytes[1]]).is_multiple_of(31);
         let bytes = std::io::Cursor::new(bytes);
         Ok(match encoding {
             Encoding::Deflate if zlib => Decoder::Zlib(flate2::read::ZlibDecoder::new(bytes)),

@@ -14,8 +14,8 @@ use crate::batch::{BatchName, Codec, LogType, SealedName, Sha256, Sha256Hasher, 
 use crate::spool::disk::{Disk, DiskFile, READ_BUFFER_BYTES};
 use crate::spool::sealer::SealReason;
 use crate::spool::usage::Usage;
-use crate::status::{ChainHead, SpooledStatus, Timestamp};
 use crate::spool::{Batch, SealedSender, Settings};
+use crate::status::{ChainHead, SpooledStatus, Timestamp};
 
 /// Given up when the disk is full, so that a rename can still have the block it may need.
 const RESERVE: &str = "reserve";
@@ -85,7 +85,13 @@ pub struct Figures {
 
 impl Folder {
     /// A folder of which nothing is known yet; [`crate::spool::recovery`] fills it.
-    pub(super) fn new(log_type: LogType, settings: &Settings, disk: Arc<dyn Disk>, usage: Arc<Usage>, sealed: SealedSender) -> Folder {
+    pub(super) fn new(
+        log_type: LogType,
+        settings: &Settings,
+        disk: Arc<dyn Disk>,
+        usage: Arc<Usage>,
+        sealed: SealedSender,
+    ) -> Folder {
         Folder {
             log_type,
             dir: settings.dir.join(log_type.as_str()),
@@ -136,7 +142,8 @@ impl Folder {
             last_accepted: last_accepted.filter(|at| at.timestamp_millis() > 0).map(Timestamp),
             write_error: state.failing.clone(),
             chain_instance: chain_instance.to_owned(),
-            head: (state.head.sequence > 0).then(|| ChainHead { sequence: state.head.sequence, sha256: state.head.sha256.to_string() }),
+            head: (state.head.sequence > 0)
+                .then(|| ChainHead { sequence: state.head.sequence, sha256: state.head.sha256.to_string() }),
         }
     }
 
@@ -226,7 +233,8 @@ impl Folder {
         if name.sequence <= state.head.sequence {
             return Ok(());
         }
-        let before = std::mem::replace(&mut state.head, Head { sequence: name.sequence, sha256: name.sha256, sent: None });
+        let before =
+            std::mem::replace(&mut state.head, Head { sequence: name.sequence, sha256: name.sha256, sent: None });
         drop(state);
         if let Some(sent) = before.sent {
             // A head that stays too long is removed at the next start.

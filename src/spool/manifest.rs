@@ -93,7 +93,8 @@ impl Manifest {
         struct Format {
             format: u32,
         }
-        let malformed = |error: serde_json::Error| ManifestError::Malformed { path: path.clone(), reason: error.to_string() };
+        let malformed =
+            |error: serde_json::Error| ManifestError::Malformed { path: path.clone(), reason: error.to_string() };
         let Format { format } = serde_json::from_slice(bytes).map_err(malformed)?;
         if format > FORMAT {
             return Err(ManifestError::Newer { found: format });

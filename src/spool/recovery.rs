@@ -9,10 +9,10 @@ use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use crate::batch::{BatchName, SealedName, Sha256, SpoolName, Stage};
+use crate::spool::Found;
 use crate::spool::disk::{self, Disk};
 use crate::spool::folder::Folder;
 use crate::spool::sealer::{Closed, SealReason};
-use crate::spool::Found;
 
 /// Ending of files that were never finished; whatever they were made from is still there.
 const TEMPORARY: &str = ".tmp";
@@ -35,7 +35,8 @@ pub(super) fn restart_chain(disk: &dyn Disk, dir: &Path, names: &mut Vec<Found>)
         _ => None,
     });
     let batch = BatchName::open(chrono::Utc::now(), last.max(), crate::batch::Codec::None);
-    let name = SealedName { batch, sequence: 0, records: 0, sha256: Sha256::ZERO, previous: Sha256::ZERO, stage: Stage::Sent };
+    let name =
+        SealedName { batch, sequence: 0, records: 0, sha256: Sha256::ZERO, previous: Sha256::ZERO, stage: Stage::Sent };
     let file_name = name.to_string();
     disk.create(&dir.join(&file_name))?.sync()?;
     for found in names.iter().filter(|found| matches!(found.name, Some(SpoolName::Sealed(_)))) {

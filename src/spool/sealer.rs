@@ -136,7 +136,8 @@ fn copy_checked(folder: &Folder, from: &Path, to: &Path, closed: &Closed) -> io:
     let disk = folder.disk();
     disk.remove(to)?;
     let mut source = disk.open(from)?;
-    let mut encoder = Encoder::new(closed.name.codec, Target { file: disk.create(to)?, bytes: 0, hasher: Sha256Hasher::default() })?;
+    let mut encoder =
+        Encoder::new(closed.name.codec, Target { file: disk.create(to)?, bytes: 0, hasher: Sha256Hasher::default() })?;
     let mut plain = Sha256Hasher::default();
     let mut buffer = vec![0; READ_BUFFER_BYTES];
     let mut offset = 0;

@@ -90,7 +90,12 @@ impl Writer {
     }
 
     /// Returns after the fsync that covers the lines.
-    pub(super) async fn append(&self, lines: Bytes, records: u64, reservation: Reservation) -> Result<Receipt, AppendError> {
+    pub(super) async fn append(
+        &self,
+        lines: Bytes,
+        records: u64,
+        reservation: Reservation,
+    ) -> Result<Receipt, AppendError> {
         let (reply, answer) = oneshot::channel();
         let append = Append { lines, records, reservation, reply };
         self.requests.send(Request::Append(append)).map_err(|_| AppendError::Closed)?;
@@ -337,7 +342,8 @@ fn write(file: &mut dyn DiskFile, offset: u64, appends: &[Append], hasher: &mut 
     };
     let mut gathered = Vec::new();
     for (index, append) in appends.iter().enumerate() {
-        let alone = gathered.is_empty() && appends.get(index + 1).is_none_or(|next| append.lines.len() + next.lines.len() > GATHER_BYTES);
+        let alone = gathered.is_empty()
+            && appends.get(index + 1).is_none_or(|next| append.lines.len() + next.lines.len() > GATHER_BYTES);
         if alone {
             write(&append.lines)?;
             continue;

@@ -167,7 +167,11 @@ fn a_seal_that_fails_is_repeated_and_gives_no_number_twice() {
             world.seal();
             world.append(2).unwrap();
             world.seal();
-            assert_eq!(world.waiting.iter().map(|batch| batch.name.sequence).collect::<Vec<_>>(), [1, 2], "{codec:?} {op:?}");
+            assert_eq!(
+                world.waiting.iter().map(|batch| batch.name.sequence).collect::<Vec<_>>(),
+                [1, 2],
+                "{codec:?} {op:?}"
+            );
             world.deliver_all();
         }
     }

@@ -20,7 +20,11 @@ fn sealed() -> World {
 }
 
 fn stages(world: &World) -> Vec<Stage> {
-    world.files().into_iter().filter_map(|name| if let SpoolName::Sealed(name) = name { Some(name.stage) } else { None }).collect()
+    world
+        .files()
+        .into_iter()
+        .filter_map(|name| if let SpoolName::Sealed(name) = name { Some(name.stage) } else { None })
+        .collect()
 }
 
 /// Cuts the power at the first call of `op` on a path that contains `part`, and opens the next life.

@@ -32,7 +32,8 @@ fn scenario(world: &mut World) {
 fn at_every_call(codec: Codec, effect: fn() -> Effect, and_then: fn(&mut World)) -> u64 {
     for call in 0.. {
         let mut world = World::with_codec(codec);
-        let (reached, hit) = (std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)), std::sync::atomic::Ordering::SeqCst);
+        let (reached, hit) =
+            (std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)), std::sync::atomic::Ordering::SeqCst);
         let sign = reached.clone();
         world.disk.at_call(call, move || {
             sign.store(true, hit);
@@ -89,7 +90,9 @@ fn a_power_cut_at_any_call_loses_nothing() {
 fn a_power_cut_at_any_call_that_keeps_some_of_what_was_not_fsynced_loses_nothing() {
     for codec in CODECS {
         for _ in 0..4 {
-            assert!(at_every_call(codec, || Effect::Die(Cut::Torn(rand::random())), |world| world.crash(Cut::Strict)) > 40);
+            assert!(
+                at_every_call(codec, || Effect::Die(Cut::Torn(rand::random())), |world| world.crash(Cut::Strict)) > 40
+            );
         }
     }
 }

@@ -133,7 +133,8 @@ impl Tree {
     }
 
     fn sync_dir(&mut self, folder: &Path) {
-        let (synced, pending) = std::mem::take(&mut self.pending).into_iter().partition(|change| change.touches(folder));
+        let (synced, pending) =
+            std::mem::take(&mut self.pending).into_iter().partition(|change| change.touches(folder));
         self.pending = pending;
         let synced: Vec<Change> = synced;
         synced.iter().for_each(|change| change.apply(&mut self.durable_names));
@@ -149,7 +150,8 @@ impl Tree {
         // A journal keeps changes of names in their order: any number of them, from the oldest on.
         let kept = dice.as_mut().map_or(0, |dice| dice.below(self.pending.len() + 1));
         self.pending[..kept].iter().for_each(|change| change.apply(&mut names));
-        let files = self.files.iter().map(|bytes| Bytes { durable: bytes.after(dice.as_mut()), ..Bytes::default() }).collect();
+        let files =
+            self.files.iter().map(|bytes| Bytes { durable: bytes.after(dice.as_mut()), ..Bytes::default() }).collect();
         Tree { durable_names: names.clone(), names, pending: Vec::new(), files }
     }
 }
@@ -212,7 +214,9 @@ impl FaultDisk {
 
     /// Every call of `op` on a path that contains `part` fails with `errno` until [`FaultDisk::heal`].
     pub(super) fn fail(&self, op: Op, part: &'static str, errno: Errno) {
-        self.rule(move |asked, path| if asked == op && path.to_string_lossy().contains(part) { Effect::Fail(errno) } else { Effect::Pass });
+        self.rule(move |asked, path| {
+            if asked == op && path.to_string_lossy().contains(part) { Effect::Fail(errno) } else { Effect::Pass }
+        });
     }
 
     /// The next call of `op` on a path that contains `part` fails with `errno`.
@@ -320,15 +324,20 @@ impl Disk for FaultDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        let file = self.call(Op::Create, path, |_| {}, |tree| {
-            if tree.names.contains_key(path) {
-                return Err(Errno::EXIST.into());
-            }
-            tree.files.push(Bytes::default());
-            let file = tree.files.len() - 1;
-            tree.note(Change::Create(path.to_owned(), file));
-            Ok(file)
-        })?;
+        let file = self.call(
+            Op::Create,
+            path,
+            |_| {},
+            |tree| {
+                if tree.names.contains_key(path) {
+                    return Err(Errno::EXIST.into());
+                }
+                tree.files.push(Bytes::default());
+                let file = tree.files.len() - 1;
+                tree.note(Change::Create(path.to_owned(), file));
+                Ok(file)
+            },
+        )?;
         Ok(Box::new(FaultFile { disk: self.clone(), path: path.to_owned(), file }))
     }
 
@@ -339,37 +348,57 @@ impl Disk for FaultDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         // A rule sees the new name: it says what the rename is for.
-        self.call(Op::Rename, to, |_| {}, |tree| {
-            if !tree.names.contains_key(from) {
-                return Err(missing());
-            }
-            tree.note(Change::Rename(from.to_owned(), to.to_owned()));
-            Ok(())
-        })
+        self.call(
+            Op::Rename,
+            to,
+            |_| {},
+            |tree| {
+                if !tree.names.contains_key(from) {
+                    return Err(missing());
+                }
+                tree.note(Change::Rename(from.to_owned(), to.to_owned()));
+                Ok(())
+            },
+        )
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.call(Op::Remove, path, |_| {}, |tree| {
-            if tree.names.contains_key(path) {
-                tree.note(Change::Remove(path.to_owned()));
-            }
-            Ok(())
-        })
+        self.call(
+            Op::Remove,
+            path,
+            |_| {},
+            |tree| {
+                if tree.names.contains_key(path) {
+                    tree.note(Change::Remove(path.to_owned()));
+                }
+                Ok(())
+            },
+        )
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        self.call(Op::SyncDir, path, |_| {}, |tree| {
-            tree.sync_dir(path);
-            Ok(())
-        })
+        self.call(
+            Op::SyncDir,
+            path,
+            |_| {},
+            |tree| {
+                tree.sync_dir(path);
+                Ok(())
+            },
+        )
     }
 
     fn list(&self, path: &Path) -> io::Result<Vec<(String, u64)>> {
-        self.call(Op::List, path, |_| {}, |tree| {
-            let inside = tree.names.iter().filter(|(name, _)| name.parent() == Some(path));
-            let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
-            Ok(inside.map(|(path, file)| (name(path), tree.files[*file].now().len() as u64)).collect())
-        })
+        self.call(
+            Op::List,
+            path,
+            |_| {},
+            |tree| {
+                let inside = tree.names.iter().filter(|(name, _)| name.parent() == Some(path));
+                let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+                Ok(inside.map(|(path, file)| (name(path), tree.files[*file].now().len() as u64)).collect())
+            },
+        )
     }
 }
 
@@ -397,30 +426,45 @@ impl DiskFile for FaultFile {
     }
 
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.disk.call(Op::Read, &self.path, |_| {}, |tree| {
-            let rest = tree.files[self.file].now().get(usize::try_from(offset).unwrap()..).unwrap_or_default();
-            let length = rest.len().min(buffer.len());
-            buffer[..length].copy_from_slice(&rest[..length]);
-            Ok(length)
-        })
+        self.disk.call(
+            Op::Read,
+            &self.path,
+            |_| {},
+            |tree| {
+                let rest = tree.files[self.file].now().get(usize::try_from(offset).unwrap()..).unwrap_or_default();
+                let length = rest.len().min(buffer.len());
+                buffer[..length].copy_from_slice(&rest[..length]);
+                Ok(length)
+            },
+        )
     }
 
     fn truncate(&mut self, len: u64) -> io::Result<()> {
-        self.disk.call(Op::Truncate, &self.path, |_| {}, |tree| {
-            tree.files[self.file].change(|all| all.resize(usize::try_from(len).unwrap(), 0));
-            Ok(())
-        })
+        self.disk.call(
+            Op::Truncate,
+            &self.path,
+            |_| {},
+            |tree| {
+                tree.files[self.file].change(|all| all.resize(usize::try_from(len).unwrap(), 0));
+                Ok(())
+            },
+        )
     }
 
     fn sync(&mut self) -> io::Result<()> {
         let file = self.file;
-        self.disk.call(Op::Sync, &self.path, |tree| tree.files[file].given_up = true, |tree| {
-            let bytes = &mut tree.files[file];
-            if !bytes.given_up {
-                bytes.durable = bytes.now().clone();
-                bytes.versions.clear();
-            }
-            Ok(())
-        })
+        self.disk.call(
+            Op::Sync,
+            &self.path,
+            |tree| tree.files[file].given_up = true,
+            |tree| {
+                let bytes = &mut tree.files[file];
+                if !bytes.given_up {
+                    bytes.durable = bytes.now().clone();
+                    bytes.versions.clear();
+                }
+                Ok(())
+            },
+        )
     }
 }

@@ -97,7 +97,10 @@ fn an_empty_sealed_file_is_a_gap_and_its_number_is_not_given_out_again() {
     world.open().unwrap();
     assert_eq!((world.waiting.len(), world.quarantine().len(), world.folder().gaps()), (0, 1, vec![1]));
     let status = world.folder().status("");
-    assert_eq!((status.events_recovered, status.events_quarantined, status.events_spooled, status.batches), (1, 1, 0, 0));
+    assert_eq!(
+        (status.events_recovered, status.events_quarantined, status.events_spooled, status.batches),
+        (1, 1, 0, 0)
+    );
     world.append(1).unwrap();
     world.seal();
     assert_eq!(world.waiting[0].name.sequence, 2);
@@ -178,7 +181,11 @@ fn batches_for_another_bucket_are_kept_and_the_start_is_refused() {
     world.settings.destination.bucket = "other".to_owned();
     let refusal = world.open().unwrap_err();
     assert!(matches!(&refusal, OpenError::OtherDestination { batches: 1, .. }), "{refusal}");
-    assert!(refusal.to_string().contains("acme") && refusal.to_string().contains("other") && refusal.to_string().contains("drain"));
+    assert!(
+        refusal.to_string().contains("acme")
+            && refusal.to_string().contains("other")
+            && refusal.to_string().contains("drain")
+    );
     world.settings.destination.bucket = "acme".to_owned();
     world.open().unwrap();
     world.deliver_all();

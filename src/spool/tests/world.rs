@@ -58,8 +58,16 @@ pub(super) struct World {
 
 pub(super) fn settings(dir: PathBuf) -> Settings {
     let text = |text: &str| text.to_owned();
-    let destination = Destination { endpoint: text(""), bucket: text("acme"), region: text("eu-west-1"), path: text("") };
-    Settings { dir, max_bytes: 1 << 20, batch_max_bytes: 256, batch_max_age: Duration::from_secs(3600), codec: Codec::None, destination }
+    let destination =
+        Destination { endpoint: text(""), bucket: text("acme"), region: text("eu-west-1"), path: text("") };
+    Settings {
+        dir,
+        max_bytes: 1 << 20,
+        batch_max_bytes: 256,
+        batch_max_age: Duration::from_secs(3600),
+        codec: Codec::None,
+        destination,
+    }
 }
 
 impl World {
@@ -211,7 +219,10 @@ impl World {
         self.wait_until("the sealer is done", |world| {
             world.receive();
             let files = world.files();
-            let sealed = files.iter().filter(|name| matches!(name, SpoolName::Sealed(name) if name.stage != Stage::Sent)).count();
+            let sealed = files
+                .iter()
+                .filter(|name| matches!(name, SpoolName::Sealed(name) if name.stage != Stage::Sent))
+                .count();
             files.iter().all(|name| matches!(name, SpoolName::Sealed(_))) && sealed <= world.waiting.len()
         });
     }
@@ -333,7 +344,8 @@ impl World {
         let mut previous = Sha256::ZERO;
         let mut told: BTreeSet<u64> = self.bucket.values().flat_map(|object| object.gaps.clone()).collect();
         for (sequence, name) in &chain {
-            let last = if *sequence == 1 { 0 } else { chain.range(..sequence).next_back().map_or(0, |(last, _)| *last) };
+            let last =
+                if *sequence == 1 { 0 } else { chain.range(..sequence).next_back().map_or(0, |(last, _)| *last) };
             if last + 1 == *sequence {
                 assert_eq!(name.previous, previous, "the chain breaks at {sequence}");
             }
@@ -347,7 +359,11 @@ impl World {
         }
         for (id, receipt) in &self.acknowledged {
             let (name, line) = found.get(id).unwrap_or_else(|| panic!("event {id} was acknowledged and is lost"));
-            assert_eq!((name.batch.opened, *line), (receipt.batch.opened, receipt.line), "event {id} is elsewhere than acknowledged");
+            assert_eq!(
+                (name.batch.opened, *line),
+                (receipt.batch.opened, receipt.line),
+                "event {id} is elsewhere than acknowledged"
+            );
             let suffix = name.batch.renamed_from.unwrap_or(name.batch.suffix);
             assert_eq!(suffix, receipt.batch.suffix, "event {id} is under another name than acknowledged");
         }
@@ -355,7 +371,8 @@ impl World {
 
     /// How many acknowledged events are in no object.
     pub(super) fn missing(&self) -> usize {
-        let objects = self.bucket.values().filter_map(|object| object.name.as_ref().map(|name| plain_lines(name, &object.body)));
+        let objects =
+            self.bucket.values().filter_map(|object| object.name.as_ref().map(|name| plain_lines(name, &object.body)));
         let found: BTreeSet<u64> = objects.flatten().collect();
         self.acknowledged.keys().filter(|id| !found.contains(id)).count()
     }
