@@ -5,9 +5,10 @@ FROM rust:1.95-bookworm@sha256:6258907abe69656e41cd992e0b705cdcfabcbbe3db374f92e
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY src ./src
+ARG REVISION=unknown
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
-    cargo build --release --locked --bin env0-s3-logs \
+    REVISION="${REVISION}" cargo build --release --locked --bin env0-s3-logs \
     && install -D -m 0755 target/release/env0-s3-logs /out/usr/local/bin/env0-s3-logs \
     && install -d -m 0700 -o 65532 -g 65532 /out/var/lib/env0-s3-logs \
     && /out/usr/local/bin/env0-s3-logs --version

@@ -415,7 +415,7 @@ mod tests {
             good.replace(".7.", ".-7."),
             good.replace("aB3dE", "aB3d"),
             good.replace("aB3dE", "aB3d/"),
-            good.replace("21T", "21 "),
+            good.replace("22T21", "22 21"),
             format!("{good}.tmp"),
             good.to_uppercase(),
         ];

@@ -330,4 +330,4 @@ impl PublicKey {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

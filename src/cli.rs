@@ -7,7 +7,10 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, Config, ConfigErrors, Loaded, Purpose};
-use crate::{daemon, exit_code, telemetry};
+use crate::drain::{self, DrainOptions};
+use crate::network::Network;
+use crate::verify::{self, VerifyOptions};
+use crate::{admin, daemon, exit_code, telemetry};
 
 #[derive(Parser)]
 #[command(name = "env0-s3-logs", version, about, disable_help_subcommand = true)]
@@ -22,8 +25,12 @@ enum Command {
     Run,
     /// Print the effective configuration and where each value came from, secrets redacted
     Config,
+    /// Upload what a spool holds, with progress; exit code 0 only when it is empty
+    Drain(DrainOptions),
     /// Ask the running daemon whether it is alive; exit code 0 or 1
     Healthcheck,
+    /// Show that nothing in the bucket is missing or changed, with an auditor's own AWS credentials
+    Verify(Box<VerifyOptions>),
 }
 
 /// Runs the command line `arguments` (the program's name first).
@@ -43,7 +50,9 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let code = match arguments {
         Command::Run => run(),
         Command::Config => configuration(Purpose::Daemon).map_or_else(|code| code, |loaded| print(&loaded.describe())),
+        Command::Drain(options) => drain(options),
         Command::Healthcheck => healthcheck(),
+        Command::Verify(options) => verify(&options),
     };
     code.into()
 }
@@ -90,6 +99,47 @@ fn run() -> u8 {
     }
 }
 
+fn drain(options: DrainOptions) -> u8 {
+    let config = match configuration(Purpose::Drain) {
+        Ok(loaded) => loaded.config,
+        Err(code) => return code,
+    };
+    telemetry::init(&config.log_level, config.log_filter.as_deref(), config.log_format);
+    let show = |line: &str| {
+        print(&format!("{line}\n"));
+    };
+    match in_runtime(drain::run(config, options, show)) {
+        Ok(Ok(())) => exit_code::OK,
+        Ok(Err(failure)) => {
+            complain(format!("error: {:#}", failure.error));
+            failure.exit_code
+        }
+        Err(code) => code,
+    }
+}
+
+fn verify(options: &VerifyOptions) -> u8 {
+    let config = match configuration(Purpose::Verify) {
+        Ok(loaded) => loaded.config,
+        Err(code) => return code,
+    };
+    let network = match Network::new(&config.network) {
+        Ok(network) => network,
+        Err(error) => {
+            complain(format!("error: {error}"));
+            return exit_code::CONFIG;
+        }
+    };
+    match in_runtime(verify::run(options, &config, &network)) {
+        Ok(Ok(code)) => code,
+        Ok(Err(error)) => {
+            complain(format!("error: {error}"));
+            exit_code::FAILED
+        }
+        Err(code) => code,
+    }
+}
+
 fn in_runtime<T>(future: impl Future<Output = T>) -> Result<T, u8> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
         complain(format!("error: the runtime can't be started: {error}"));
@@ -109,7 +159,7 @@ fn healthcheck() -> u8 {
             return exit_code::FAILED;
         }
     };
-    match crate::health::ask(address) {
+    match admin::healthy(address) {
         Ok(()) => exit_code::OK,
         Err(reason) => {
             complain(format!("unhealthy: {reason}"));

@@ -1,5 +1,8 @@
 //! Builds every part, binds the sockets, owns the order of start and of shutdown.
 
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,11 +16,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::batch::LogType;
 use crate::chain::SigningKey;
-use crate::config::{Config, Loaded};
+use crate::config::{self, Config, Loaded};
 use crate::credentials::Credentials;
 use crate::credentials::token::Verifier;
 use crate::exit_code;
 use crate::flusher::{self, Flusher};
+use crate::health::{Check, Health, Sources};
 use crate::ingest::Ingest;
 use crate::ingest::auth::Authenticator;
 use crate::ingest::listener::Listener;
@@ -28,6 +32,7 @@ use crate::spool::disk::OsDisk;
 use crate::spool::manifest::{Destination, LockError};
 use crate::spool::{self, OpenError, Spool};
 use crate::status::{self, DeliveryStatus, Phase, SpoolStatus, Status, Timestamp, TypeStatus};
+use crate::telemetry::metrics::Exporter;
 
 /// After SIGTERM: how long new requests are still taken while load balancers look away.
 const STILL_INGESTING: Duration = Duration::from_secs(1);
@@ -37,18 +42,23 @@ const EXIT_RESERVE: Duration = Duration::from_secs(2);
 const BODIES_SHARE: u32 = 3;
 /// For answers that are on their way when the listeners close.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
+/// A writer that is at one piece of work for so long does not respond.
+const WRITER_STALLED: Duration = Duration::from_secs(30);
 /// A file size limit (`ulimit -f`) is an error of the write, not the end of the process.
 const SIGXFSZ: i32 = 25;
 
 /// A failure to start or to run, with the process's exit code.
 #[derive(Debug)]
 pub struct Failure {
+    /// See [`exit_code`].
     pub exit_code: u8,
+    /// For people.
     pub error: anyhow::Error,
 }
 
 impl Failure {
-    fn new(exit_code: u8, error: impl Into<anyhow::Error>) -> Failure {
+    /// An error with the exit code it leads to.
+    pub fn new(exit_code: u8, error: impl Into<anyhow::Error>) -> Failure {
         Failure { exit_code, error: error.into() }
     }
 }
@@ -153,6 +163,31 @@ impl Probe {
     }
 }
 
+/// What the admin listener reads.
+fn sources(probe: &Arc<Probe>) -> Sources {
+    let (status, live, ready) = (Arc::clone(probe), Arc::clone(probe), Arc::clone(probe));
+    Sources {
+        status: Box::new(move || status.status()),
+        live: Box::new(move || {
+            let busy = live.writers_busy_for();
+            let stalled =
+                (busy > WRITER_STALLED).then(|| format!("a writer has been at one write for {} s", busy.as_secs()));
+            vec![Check { name: "writers", failure: stalled }]
+        }),
+        ready: Box::new(move || {
+            let phase = ready.phase();
+            let starting = (phase == Phase::Starting).then(|| "the spool is being recovered".to_owned());
+            let draining = (phase == Phase::Draining).then(|| "a signal asked for the end".to_owned());
+            let disk = LogType::ALL.into_iter().find_map(|log_type| ready.parts()?.spool.failing(log_type));
+            vec![
+                Check { name: "started", failure: starting },
+                Check { name: "disk", failure: disk },
+                Check { name: "not-draining", failure: draining },
+            ]
+        }),
+    }
+}
+
 /// What the file system of a folder has left for this user.
 pub fn available_bytes(folder: &Path) -> Option<u64> {
     let statistics = rustix::fs::statvfs(folder).ok()?;
@@ -191,7 +226,7 @@ pub async fn run(loaded: Loaded) -> Result<(), Failure> {
 
     let probe = Probe::new(config.clone());
     let stop_admin = CancellationToken::new();
-    let admin = tokio::spawn(crate::health::serve(admin_socket, probe.clone(), stop_admin.clone()));
+    let admin = tokio::spawn(Health::new(sources(&probe), Exporter::install()).serve(admin_socket, stop_admin.clone()));
 
     let settings = spool_settings(&config);
     let opened = tokio::task::spawn_blocking(move || Spool::open(&settings, Arc::new(OsDisk))).await;
@@ -213,7 +248,10 @@ pub async fn run(loaded: Loaded) -> Result<(), Failure> {
     probe.enter(Phase::Running);
     tracing::info!(listen.addr = %addresses.0, admin.addr = %addresses.1, instance = spool.instance(), "listening");
 
+    tell_systemd("READY=1");
+
     signals.next().await;
+    tell_systemd("STOPPING=1");
     let started = Instant::now();
     let grace = config.shutdown_grace;
     probe.enter(Phase::Draining);
@@ -260,6 +298,19 @@ pub fn start_flusher(
         upload_duration: metrics::histogram!("env0_s3_logs_upload_duration_seconds"),
     };
     Flusher::start(shared, sealed)
+}
+
+/// `sd_notify(3)`; without systemd nothing happens.
+fn tell_systemd(state: &str) {
+    let Some(path) = config::notify_socket() else { return };
+    let address = match path.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&path),
+    };
+    let sent = UnixDatagram::unbound().and_then(|socket| socket.send_to_addr(state.as_bytes(), &address?));
+    if let Err(error) = sent {
+        tracing::warn!(%error, "systemd can't be told that the daemon is {state}");
+    }
 }
 
 async fn bind(variable: &str, address: std::net::SocketAddr) -> Result<TcpListener, Failure> {

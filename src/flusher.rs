@@ -34,11 +34,17 @@ const DRAIN_SESSION_WAIT: Duration = Duration::from_secs(5);
 
 /// What every attempt needs.
 pub struct Shared {
+    /// Where batches come from.
     pub spool: Spool,
+    /// Where they go.
     pub s3: S3,
+    /// Without a session nothing is tried.
     pub credentials: Credentials,
+    /// The key prefix; empty for none.
     pub bucket_path: String,
+    /// PUTs in flight, per log type.
     pub concurrency: usize,
+    /// Signs each object's chain entry.
     pub signing_key: Option<SigningKey>,
     /// Time of each PUT, failed ones included.
     pub upload_duration: metrics::Histogram,

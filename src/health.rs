@@ -1,54 +1,237 @@
-//! The admin listener (temporary minimum).
-use std::io::{Read, Write};
-use std::net::SocketAddr;
-use std::sync::Arc;
+//! The admin listener: `/livez`, `/readyz`, `/status`, `/metrics` and the page. Reads snapshots, changes nothing.
+
+mod history;
+
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use axum::Router;
-use axum::http::StatusCode;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{self, HeaderName, HeaderValue};
+use axum::http::{Method, StatusCode};
+use axum::middleware::{Next, from_fn};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
 
-use crate::daemon::Probe;
-use crate::status::Phase;
+use crate::status::Status;
+use crate::telemetry::metrics::{Exporter, Exposition};
+use crate::telemetry::report_suppressed;
+use history::History;
 
-/// Serves until `stop`.
-pub async fn serve(socket: TcpListener, probe: Arc<Probe>, stop: CancellationToken) {
-    let ready = probe.clone();
-    let status = probe.clone();
-    let metrics = probe.clone();
-    let router = Router::new()
-        .route("/livez", get(|| async { "ok" }))
-        .route(
-            "/readyz",
-            get(move || async move {
-                if ready.phase() == Phase::Running { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
-            }),
-        )
-        .route("/status", get(move || async move { serde_json::to_string(&status.status()).unwrap_or_default() }))
-        .route(
-            "/metrics",
-            get(move || async move {
-                crate::telemetry::metrics::Exporter::install()
-                    .render(&metrics.status(), crate::telemetry::metrics::Exposition::Prometheus)
-            }),
-        );
-    loop {
-        let accepted = tokio::select! { accepted = socket.accept() => accepted, () = stop.cancelled() => return };
-        let Ok((stream, _)) = accepted else { continue };
-        let service = hyper_util::service::TowerToHyperService::new(router.clone());
-        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+/// A connection that is idle, or sends no whole header, for so long is closed.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Probes, a scraper and a few pages; above it, new connections wait.
+const CONNECTIONS_MAX: usize = 64;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often gathered metrics and counts of repeated log lines are worked off.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+const PAGE: &str = include_str!("health/status.html");
+
+/// One condition of being alive or ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// What is checked; one word.
+    pub name: &'static str,
+    /// Why it does not hold, in words.
+    pub failure: Option<String>,
+}
+
+/// What the listener reads; each is called at every request and must neither block nor fail.
+pub struct Sources {
+    /// The whole of `/status`.
+    pub status: Box<dyn Fn() -> Status + Send + Sync>,
+    /// Whether the process and its writers respond; S3 is none of it.
+    pub live: Box<dyn Fn() -> Vec<Check> + Send + Sync>,
+    /// Whether events can be taken; neither S3 nor a full spool is any of it.
+    pub ready: Box<dyn Fn() -> Vec<Check> + Send + Sync>,
+}
+
+/// The admin listener's answers.
+#[derive(Clone)]
+pub struct Health(Arc<Inner>);
+
+struct Inner {
+    sources: Sources,
+    exporter: &'static Exporter,
+    history: History,
+}
+
+impl Health {
+    /// Answers from `sources`.
+    pub fn new(sources: Sources, exporter: &'static Exporter) -> Health {
+        Health(Arc::new(Inner { sources, exporter, history: History::default() }))
+    }
+
+    /// The routes, for a server of the caller's.
+    pub fn router(&self) -> Router {
+        let probe = |judge: fn(&Sources) -> Vec<Check>, failed: StatusCode| {
+            get(move |State(health): State<Health>, request: Request| async move {
+                let verbose = request.uri().query() == Some("verbose");
+                verdict(request.uri().path(), &judge(&health.0.sources), failed, verbose)
+            })
+        };
+        let live = || probe(|sources| (sources.live)(), StatusCode::INTERNAL_SERVER_ERROR);
+        Router::new()
+            .route("/", get(async || Html(PAGE)))
+            .route("/livez", live())
+            .route("/healthz", live())
+            .route("/readyz", probe(|sources| (sources.ready)(), StatusCode::SERVICE_UNAVAILABLE))
+            .route("/status", get(status))
+            .route("/metrics", get(metrics))
+            .layer(from_fn(guard))
+            .with_state(self.clone())
+    }
+
+    /// Serves `listener` until `stop`; then closes it and what is open.
+    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
+        let mut connections = JoinSet::new();
+        let serve = async {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => drop(connections.spawn(connection(stream, self.router()))),
+                    // Out of file descriptors, as a rule: it passes when a connection ends.
+                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                }
+                while connections.try_join_next().is_some() {}
+                if connections.len() >= CONNECTIONS_MAX {
+                    connections.join_next().await;
+                }
+            }
+        };
+        tokio::select! {
+            () = serve => {}
+            () = self.keep() => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    /// Keeps the last hour's history, and gathered metrics small.
+    async fn keep(&self) {
+        let mut ticks = tokio::time::interval(UPKEEP_EVERY);
+        loop {
+            ticks.tick().await;
+            self.0.history.sample(&(self.0.sources.status)());
+            self.0.exporter.upkeep();
+            report_suppressed();
+        }
     }
 }
 
-/// Asks a daemon's admin listener.
-pub fn ask(address: SocketAddr) -> Result<(), String> {
-    let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(500))
-        .map_err(|error| error.to_string())?;
-    let _ = stream.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    let mut answer = String::new();
-    let _ = stream.read_to_string(&mut answer);
-    if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err("not alive".into()) }
+/// One connection, for as long as it keeps asking.
+async fn connection(stream: TcpStream, router: Router) {
+    let service = service_fn(move |request: Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
+    let http = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    // A client that goes away or talks no HTTP is no event of ours.
+    let _ = http.await;
 }
+
+async fn status(State(health): State<Health>, request: Request) -> Response {
+    let json = match request.uri().query() {
+        Some("history") => serde_json::to_vec(&health.0.history.snapshot()),
+        _ => serde_json::to_vec(&(health.0.sources.status)()),
+    };
+    match json {
+        Ok(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn metrics(State(health): State<Health>, request: Request) -> Response {
+    let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let exposition = Exposition::by_accept(accept);
+    let text = health.0.exporter.render(&(health.0.sources.status)(), exposition);
+    ([(header::CONTENT_TYPE, exposition.content_type())], text).into_response()
+}
+
+/// Kubernetes' own form of a verdict: each reason in a line where `?verbose` or a failure asks for it.
+fn verdict(path: &str, checks: &[Check], failed: StatusCode, verbose: bool) -> Response {
+    let holds = checks.iter().all(|check| check.failure.is_none());
+    let mut text = String::new();
+    for check in checks.iter().filter(|check| verbose || check.failure.is_some()) {
+        match &check.failure {
+            None => text.push_str(&format!("[+]{} ok\n", check.name)),
+            Some(reason) => text.push_str(&format!("[-]{}: {reason}\n", check.name)),
+        }
+    }
+    let name = path.trim_start_matches('/');
+    match (holds, verbose) {
+        (true, false) => text.push_str("ok\n"),
+        (true, true) => text.push_str(&format!("{name} check passed\n")),
+        (false, _) => text.push_str(&format!("{name} check failed\n")),
+    }
+    (if holds { StatusCode::OK } else { failed }, text).into_response()
+}
+
+/// Refuses unknown paths and queries, and every method that could mean a change; adds the headers that all answers have.
+async fn guard(request: Request, next: Next) -> Response {
+    let known_query = match (request.uri().path(), request.uri().query()) {
+        (_, None | Some("")) => true,
+        ("/livez" | "/readyz" | "/healthz", Some(query)) => query == "verbose",
+        ("/status", Some(query)) => query == "history",
+        _ => false,
+    };
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let mut response = match (known_query, reads) {
+        (false, _) => StatusCode::NOT_FOUND.into_response(),
+        (true, false) => {
+            let response = next.run(request).await;
+            if response.status() == StatusCode::NOT_FOUND {
+                response
+            } else {
+                StatusCode::METHOD_NOT_ALLOWED.into_response()
+            }
+        }
+        (true, true) => next.run(request).await,
+    };
+    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    for (name, value) in ANSWER_HEADERS.iter() {
+        response.headers_mut().insert(name, value.clone());
+    }
+    response
+}
+
+/// The page runs its own script and style, known by their hashes, and talks to this listener alone.
+static ANSWER_HEADERS: LazyLock<Vec<(HeaderName, HeaderValue)>> = LazyLock::new(|| {
+    let hash_of = |tag: &str| {
+        let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
+        let inline =
+            PAGE.split_once(&open).and_then(|(_, rest)| rest.split_once(&close)).map_or("", |(inline, _)| inline);
+        STANDARD.encode(digest(&SHA256, inline.as_bytes()))
+    };
+    let policy = format!(
+        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; img-src data:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash_of("script"),
+        hash_of("style"),
+    );
+    let policy = HeaderValue::try_from(policy).expect("base64 and ASCII words are a header's value");
+    let fixed = HeaderValue::from_static;
+    vec![
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::CACHE_CONTROL, fixed("no-store")),
+        (header::X_CONTENT_TYPE_OPTIONS, fixed("nosniff")),
+        (header::X_FRAME_OPTIONS, fixed("DENY")),
+        (header::REFERRER_POLICY, fixed("no-referrer")),
+        (HeaderName::from_static("cross-origin-resource-policy"), fixed("same-origin")),
+    ]
+});
+
+#[cfg(test)]
+mod tests;

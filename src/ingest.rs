@@ -6,11 +6,19 @@ pub mod body;
 pub mod framing;
 pub mod listener;
 mod meters;
-pub mod native;
 pub mod protocol;
 pub mod receive;
 pub mod tls;
 mod watched;
+
+pub mod logzio;
+pub mod loki;
+pub mod native;
+pub mod newrelic;
+pub mod otlp;
+mod protobuf;
+pub mod splunk;
+pub mod sumologic;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,8 +46,6 @@ use crate::spool::{AppendError, Spool};
 
 /// A body from this size on is scanned where it can't hold up other requests.
 const SCAN_ASIDE_BYTES: usize = 256 * 1024;
-/// Text and foreign protocols grow on their way to lines of JSON; up to this many times.
-const LINES_PER_BODY_MAX: usize = 2;
 /// A body that nobody wants is read and forgotten up to here, so that its sender reads the answer
 /// instead of a reset.
 const LINGER_MAX_BYTES: usize = 64 * 1024 * 1024;
@@ -75,7 +81,7 @@ impl Ingest {
             budget: Budget::new(config.max_inflight_bytes),
             limits: Limits {
                 max_event_bytes: config.max_event_bytes,
-                max_lines_bytes: config.max_body_bytes.saturating_mul(LINES_PER_BODY_MAX),
+                max_body_bytes: config.max_body_bytes,
                 redact: config.redact,
             },
             max_body_bytes: config.max_body_bytes,

@@ -1,17 +1,57 @@
-//! (floor plan)
-pub mod backoff;
-pub mod batch;
-pub mod chain;
+//! A daemon that takes env0's log events over HTTP, makes them durable and writes them to S3.
+//!
+//! ```text
+//!              ack ◄──────────── fsync
+//!  client ──► ingest ──► spool ──► flusher ──► s3 ──► bucket
+//!              │ 503 ◄── full      │ session ▲
+//!              └─ OIDC token ──► credentials ─┴─► STS
+//! ```
+//!
+//! Data takes one way and never turns back. Three signals return: an acknowledgement, a status, a
+//! refusal. An *event* is one log line; a *batch* is the events of one log type in one spool file; an
+//! *object* is that file in the bucket; *sealed* means closed for appending.
+//!
+//! The promise:
+//! 1. A `200` means that the events are on disk, fsynced; they reach S3 whatever happens to the
+//!    process, the power, the network, S3 or STS.
+//! 2. From spool to bucket each is written exactly once: a batch has one key from its opening and one
+//!    sequence of bytes from its sealing, before its first PUT.
+//! 3. A full spool is said with `503`; nothing that was accepted is ever dropped.
+//!
+//! Invariants, each held by a test:
+//! - A file's name is its state ([`batch`]); there is no index, no database, no frame.
+//! - No name is relied on before its folder's fsync, no byte is acknowledged before its file's.
+//! - Whether an attempt may have reached S3 is in the name, so a crash doesn't forget it.
+//! - Memory does not grow with the backlog.
+//! - Tokens are in memory alone, and in no log, status or metric.
+//!
+//! The modules below stand by floors; imports go down:
+//! `cli` → `daemon`, `preflight`, `verify` → `ingest`, `flusher`, `health` → `s3`, `spool` →
+//! `credentials` → `network`, `chain`, `batch`, `status`, `config`, `telemetry`.
+
 pub mod cli;
-pub mod config;
-pub mod credentials;
 pub mod daemon;
-pub mod exit_code;
+pub mod drain;
+pub mod verify;
+
 pub mod flusher;
 pub mod health;
 pub mod ingest;
-pub mod network;
+
 pub mod s3;
 pub mod spool;
+
+pub mod credentials;
+pub mod network;
+
+pub mod admin;
+pub mod backoff;
+pub mod batch;
+pub mod chain;
+pub mod config;
+pub mod exit_code;
 pub mod status;
 pub mod telemetry;
+
+#[cfg(test)]
+mod testing;

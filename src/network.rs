@@ -229,3 +229,6 @@ pub fn never_connected(error: &(dyn Error + 'static)) -> bool {
 pub fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |error: &&'a (dyn Error + 'static)| (*error).source())
 }
+
+#[cfg(test)]
+mod tests;

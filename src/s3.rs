@@ -1,5 +1,7 @@
 //! The bucket: one PUT an attempt, and what its failure means. The only file that names `aws_sdk_s3`.
 
+pub mod read;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -31,6 +33,8 @@ use crate::network::{Network, causes, chain, never_connected};
 
 /// Of the file that is sent, at once in memory.
 const READ_BUFFER_BYTES: usize = 256 * 1024;
+/// Of S3's words.
+const MAX_MESSAGE_CHARS: usize = 500;
 /// For the small question of `check`.
 const LOCATE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -419,7 +423,8 @@ impl PutError {
         let is_s3s = memchr::memmem::find(body, b"<Error").is_some();
         let code = error.code().filter(|_| is_s3s).map(str::to_owned);
         let words = error.message().filter(|_| is_s3s).unwrap_or("no reason given");
-        let kind = classify(status, code.as_deref(), words);
+        let words: String = words.chars().take(MAX_MESSAGE_CHARS).collect();
+        let kind = classify(status, code.as_deref(), &words);
         let request_id = error.request_id().map(str::to_owned);
         let header = |name| response.headers().get(name);
         let region = match (kind, header("x-amz-bucket-region")) {
@@ -467,7 +472,9 @@ fn classify(status: u16, code: Option<&str>, message: &str) -> PutErrorKind {
         (_, "PermanentRedirect" | "TemporaryRedirect" | "IllegalLocationConstraintException") => WrongRegion,
         (400, "AuthorizationHeaderMalformed") if message.contains("region") => WrongRegion,
         (301 | 307 | 308, _) => WrongRegion,
+        (408, _) | (_, "RequestTimeout") => Timeout,
         (429, _) | (503, "SlowDown") | (_, "Throttling" | "ThrottlingException" | "TooManyRequests") => Throttled,
+        (_, "SignatureDoesNotMatch") => Other,
         (403, _) => Denied,
         (404, _) => NoSuchBucket,
         (409, _) => Conflict,
@@ -483,3 +490,6 @@ fn retry_after(value: &str, now: DateTime<Utc>) -> Option<Duration> {
     let seconds = value.trim().parse().map(Duration::from_secs).ok();
     seconds.or_else(|| (DateTime::parse_from_rfc2822(value.trim()).ok()?.to_utc() - now).to_std().ok())
 }
+
+#[cfg(test)]
+mod tests;

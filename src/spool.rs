@@ -57,7 +57,9 @@ pub struct Settings {
 /// A sealed batch on its way to S3.
 #[derive(Debug, Clone)]
 pub struct Batch {
+    /// Whose chain it is a link of.
     pub log_type: LogType,
+    /// Its state, and all that never changes.
     pub name: SealedName,
     /// Size of the file, which is the object's body.
     pub bytes: u64,
@@ -82,7 +84,12 @@ pub struct Receipt {
 pub enum AppendError {
     /// The limit would be passed.
     #[error("the spool is full ({used_bytes} of {limit_bytes} bytes, ENV0_S3_LOG_SPOOL_MAX_BYTES)")]
-    Full { used_bytes: u64, limit_bytes: u64 },
+    Full {
+        /// In the spool, both log types.
+        used_bytes: u64,
+        /// Of the spool.
+        limit_bytes: u64,
+    },
     /// The file system refused.
     #[error("the spool's disk: {0}")]
     Disk(String),
@@ -96,19 +103,38 @@ pub enum AppendError {
 pub enum OpenError {
     /// The folder can't be made, read or written.
     #[error("{path}: {source}; ENV0_S3_LOG_SPOOL_DIR must be a folder that uid {uid} may write to", path = path.display(), uid = rustix::process::getuid().as_raw())]
-    Create { path: PathBuf, source: io::Error },
+    Create {
+        /// The folder or file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Another process has it.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// Its manifest can't be used.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     /// The spool holds batches for another place.
     #[error(
-        "the spool holds {batches} batches for {holds}, but the configuration says {configured}; restore the old settings and run `env0-s3-logs drain`, or choose another ENV0_S3_LOG_SPOOL_DIR"
+        "the spool holds {batches} batches for {holds}, but the configuration says {configured}; run `env0-s3-logs drain`, which sends them where they belong, or restore the old settings, or choose another ENV0_S3_LOG_SPOOL_DIR"
     )]
-    OtherDestination { batches: usize, holds: Box<Destination>, configured: Box<Destination> },
+    OtherDestination {
+        /// How many it holds.
+        batches: usize,
+        /// Where they go.
+        holds: Box<Destination>,
+        /// Where the configuration wants them.
+        configured: Box<Destination>,
+    },
     /// What a crash left can't be worked through.
     #[error("recovering {path}: {source}", path = path.display())]
-    Recovery { path: PathBuf, source: io::Error },
+    Recovery {
+        /// The log type's folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
 }
 
 /// The spool. Cloning shares it.

@@ -35,7 +35,8 @@ fn pems() -> (String, String) {
     (pem("PRIVATE KEY", pkcs8.as_ref()), pem("PUBLIC KEY", public.as_ref()))
 }
 
-fn keys() -> (SigningKey, PublicKey) {
+/// A new pair of keys.
+pub(crate) fn keys() -> (SigningKey, PublicKey) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("key.pem");
     let (private_pem, public_pem) = pems();

@@ -42,9 +42,11 @@ impl Candidates {
         true
     }
 
-    /// Those that have not expired: the ones that STS refused last, the newest first.
-    pub(super) fn in_order(&self, now: DateTime<Utc>) -> Vec<OidcToken> {
-        let mut usable: Vec<_> = self.0.iter().filter(|candidate| !expired(&candidate.token, now)).collect();
+    /// Those that have not expired, the newest first; the ones that STS refused come last, or not
+    /// at all where `with_refused` is false.
+    pub(super) fn in_order(&self, now: DateTime<Utc>, with_refused: bool) -> Vec<OidcToken> {
+        let usable = |candidate: &&Candidate| !expired(&candidate.token, now) && (with_refused || !candidate.set_aside);
+        let mut usable: Vec<_> = self.0.iter().filter(usable).collect();
         usable.sort_by_key(|candidate| candidate.rank());
         usable.into_iter().map(|candidate| candidate.token.clone()).collect()
     }
@@ -90,5 +92,89 @@ pub(super) fn refresh_at(
     match last_token.map(|end| end - LAST_EXCHANGE_AHEAD) {
         Some(last) if obtained < last && last < regular => last,
         _ => regular,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Issuer;
+
+    fn at(minutes: i64) -> DateTime<Utc> {
+        DateTime::from_timestamp(1_800_000_000, 0).unwrap() + TimeDelta::minutes(minutes)
+    }
+
+    struct Tokens(Issuer);
+
+    impl Tokens {
+        fn new() -> Tokens {
+            Tokens(Issuer::es256("https://login.app.env0.com/", "key-1"))
+        }
+
+        /// A token that ends so many minutes after the start.
+        fn ending(&self, minutes: i64, source: Source) -> OidcToken {
+            OidcToken::own(&self.0.sign(&self.0.claims(at(minutes))), source).unwrap()
+        }
+    }
+
+    fn ends(candidates: &Candidates, now: DateTime<Utc>) -> Vec<i64> {
+        candidates.in_order(now, true).iter().map(|token| (token.expires_at.unwrap() - at(0)).num_minutes()).collect()
+    }
+
+    #[test]
+    fn the_newest_comes_first_refused_ones_last_and_expired_ones_never() {
+        let (tokens, mut candidates) = (Tokens::new(), Candidates::default());
+        for minutes in [20, 60, 40] {
+            assert!(candidates.add(tokens.ending(minutes, Source::HandOver), at(0)));
+        }
+        assert_eq!(ends(&candidates, at(0)), [60, 40, 20]);
+        let newest = candidates.in_order(at(0), true).remove(0);
+        candidates.judged(&newest, true);
+        assert_eq!(ends(&candidates, at(0)), [40, 20, 60]);
+        assert_eq!(candidates.in_order(at(0), false).len(), 2);
+        assert_eq!(candidates.last_expiry(), Some(at(40)), "a refused token promises nothing");
+        assert_eq!(ends(&candidates, at(22)), [40, 60]);
+        candidates.judged(&newest, false);
+        assert_eq!(ends(&candidates, at(22)), [60, 40]);
+    }
+
+    #[test]
+    fn the_same_token_counts_once_whatever_its_source() {
+        let (tokens, mut candidates) = (Tokens::new(), Candidates::default());
+        let token = tokens.ending(60, Source::HandOver);
+        let text = token.expose().to_owned();
+        assert!(candidates.add(token, at(0)));
+        assert!(!candidates.add(OidcToken::own(&text, Source::File).unwrap(), at(0)));
+        assert_eq!(candidates.all().count(), 1);
+    }
+
+    #[test]
+    fn sixteen_are_kept_refused_ones_go_first_then_the_oldest() {
+        let (tokens, mut candidates) = (Tokens::new(), Candidates::default());
+        for minutes in 1..=16 {
+            candidates.add(tokens.ending(minutes * 10, Source::HandOver), at(0));
+        }
+        let newest = candidates.in_order(at(0), true).remove(0);
+        candidates.judged(&newest, true);
+        candidates.add(tokens.ending(200, Source::HandOver), at(0));
+        assert_eq!(ends(&candidates, at(0))[..2], [200, 150]);
+        assert_eq!(candidates.all().count(), MAX_TOKENS);
+        candidates.add(tokens.ending(210, Source::HandOver), at(0));
+        assert_eq!(ends(&candidates, at(0)).last(), Some(&20));
+    }
+
+    #[test]
+    fn a_session_is_replaced_five_minutes_ahead_or_after_two_thirds_when_it_is_short() {
+        assert_eq!(refresh_at(at(0), at(60), None), at(55));
+        assert_eq!(refresh_at(at(0), at(15), None), at(10));
+        assert_eq!(refresh_at(at(0), at(12), None), at(8));
+        assert_eq!(refresh_at(at(0), at(0) + TimeDelta::seconds(3), None), at(0) + TimeDelta::seconds(2));
+    }
+
+    #[test]
+    fn a_session_is_replaced_once_more_shortly_before_the_last_token_ends() {
+        assert_eq!(refresh_at(at(0), at(60), Some(at(30))), at(28));
+        assert_eq!(refresh_at(at(28), at(88), Some(at(30))), at(83), "once");
+        assert_eq!(refresh_at(at(0), at(60), Some(at(300))), at(55), "not before it is the last chance");
     }
 }

@@ -28,7 +28,7 @@ impl Sources {
         if let Some(path) = &self.file {
             match read_small(path).map(|text| OidcToken::own(&text, Source::File)) {
                 Ok(Some(token)) => tokens.push(token),
-                Ok(None) => problems.push("ENV0_S3_LOG_OIDC_TOKEN_FILE: the file is empty".to_owned()),
+                Ok(None) => problems.push("ENV0_S3_LOG_OIDC_TOKEN_FILE: the file holds no token".to_owned()),
                 Err(error) => problems.push(format!("ENV0_S3_LOG_OIDC_TOKEN_FILE: {error}")),
             }
         }
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn an_answer_without_a_token_is_not_taken_for_one() {
-        let forms: [&[u8]; 5] = [b"", b" \n", b"{}", b"{\"token\": 1}", b"\xff\xfe"];
+        let forms: [&[u8]; 6] = [b"<p>no token here</p>", b"", b" \n", b"{}", b"{\"token\": 1}", b"\xff\xfe"];
         for form in forms {
             assert!(token_in(form).is_none(), "{}", String::from_utf8_lossy(form));
         }

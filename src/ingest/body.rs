@@ -7,7 +7,7 @@
 mod events;
 mod redact;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::io::{self, Write};
 
@@ -16,18 +16,28 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
 use crate::batch::LogType;
-pub use events::Events;
+pub use events::{Event, Events, members};
 
 /// What the events of one request must keep to.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
+    /// `ENV0_S3_LOG_MAX_BODY_BYTES`: the body without its `Content-Encoding` and, in Loki's
+    /// protocol, without snappy.
+    pub max_body_bytes: usize,
     /// `ENV0_S3_LOG_MAX_EVENT_BYTES`: one stored line, without its newline.
     pub max_event_bytes: usize,
-    /// All stored lines of a request together. Text and foreign protocols grow on their way to JSON
-    /// (16 MiB of empty OTLP records would be gigabytes), so a limit on the body is not enough.
-    pub max_lines_bytes: usize,
     /// `ENV0_S3_LOG_REDACT`.
     pub redact: bool,
+}
+
+/// How many times [`Limits::max_body_bytes`] all stored lines of a request may take. Text and foreign
+/// protocols grow on their way to JSON: 16 MiB of empty OTLP records would be gigabytes.
+const MAX_GROWTH: usize = 4;
+
+impl Limits {
+    fn max_lines_bytes(&self) -> usize {
+        self.max_body_bytes.saturating_mul(MAX_GROWTH)
+    }
 }
 
 /// Events as they are stored: `records` lines of JSON objects, each ended by `\n`.
@@ -53,18 +63,58 @@ pub struct Part {
 /// Why a body is refused as a whole. Never holds a byte of the body.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
-    /// 400. `event` counts from 0; `offset` is a byte in the inflated body.
+    /// 400
     #[error("event {event}, byte {offset}: {reason}")]
-    Invalid { event: u64, offset: usize, reason: String },
+    Invalid {
+        /// Which event, from 0.
+        event: u64,
+        /// Which byte of the inflated body.
+        offset: usize,
+        /// What is wrong there.
+        reason: String,
+    },
     /// 413
     #[error("event {event} is larger than {limit_bytes} bytes, the limit that ENV0_S3_LOG_MAX_EVENT_BYTES sets")]
-    EventTooLarge { event: u64, limit_bytes: usize },
+    EventTooLarge {
+        /// Which event, from 0.
+        event: u64,
+        /// [`Limits::max_event_bytes`].
+        limit_bytes: usize,
+    },
+    /// 413
+    #[error(
+        "the body takes more than {limit_bytes} bytes without compression, the limit that ENV0_S3_LOG_MAX_BODY_BYTES sets"
+    )]
+    TooLarge {
+        /// [`Limits::max_body_bytes`].
+        limit_bytes: usize,
+    },
     /// 413
     #[error(
         "the events take more than {limit_bytes} bytes as lines of JSON, the limit that follows from \
          ENV0_S3_LOG_MAX_BODY_BYTES; send fewer in one request"
     )]
-    LinesTooLarge { limit_bytes: usize },
+    LinesTooLarge {
+        /// All stored lines of a request together.
+        limit_bytes: usize,
+    },
+}
+
+impl BodyError {
+    /// What is wrong with `part`, a slice of `body`, which is to become event number `event`.
+    pub fn invalid(body: &[u8], part: &[u8], event: u64, reason: impl ToString) -> Self {
+        let offset = (part.as_ptr() as usize).saturating_sub(body.as_ptr() as usize);
+        BodyError::Invalid { event, offset, reason: reason.to_string() }
+    }
+
+    /// An error from reading `part`, a slice of `body`, as an error of the whole, where event number
+    /// `event` was due.
+    pub fn within(self, body: &[u8], part: &[u8], event: u64) -> Self {
+        match self {
+            BodyError::Invalid { offset, reason, .. } => Self::invalid(body, &part[offset..], event, reason),
+            other => other,
+        }
+    }
 }
 
 /// The native form of contract section 3: JSON objects however they are strung together, or lines
@@ -85,12 +135,13 @@ fn scan_json(body: Bytes, limits: &Limits) -> Result<Lines, BodyError> {
     let mut copy: Option<LineWriter> = None;
     for event in Events::new(&body) {
         let event = event?;
-        let bytes = &body[event.clone()];
+        let bytes = event.bytes();
         if copy.is_none() {
-            let as_stored = event.start == stored && body.get(event.end) == Some(&b'\n') && is_one_line(bytes);
+            let as_stored =
+                event.offset == stored && body.get(event.offset + bytes.len()) == Some(&b'\n') && is_one_line(bytes);
             let with_secret = to_redact && !redact::secrets(bytes).is_empty();
             if as_stored && !with_secret && bytes.len() <= limits.max_event_bytes {
-                stored = event.end + 1;
+                stored += bytes.len() + 1;
                 records += 1;
                 continue;
             }
@@ -100,8 +151,8 @@ fn scan_json(body: Bytes, limits: &Limits) -> Result<Lines, BodyError> {
     }
     match copy {
         Some(copy) => Ok(copy.finish_lines()),
-        None if stored > limits.max_lines_bytes => {
-            Err(BodyError::LinesTooLarge { limit_bytes: limits.max_lines_bytes })
+        None if stored > limits.max_lines_bytes() => {
+            Err(BodyError::LinesTooLarge { limit_bytes: limits.max_lines_bytes() })
         }
         None => Ok(Lines { bytes: body.slice(..stored), records, redacted: 0 }),
     }
@@ -183,7 +234,7 @@ struct Run {
 impl LineWriter {
     /// `capacity` is a guess at the bytes to come.
     pub fn with_capacity(limits: &Limits, capacity: usize) -> Self {
-        let bytes = Vec::with_capacity(capacity.min(limits.max_lines_bytes));
+        let bytes = Vec::with_capacity(capacity.min(limits.max_lines_bytes()));
         LineWriter { limits: *limits, bytes, records: 0, runs: Vec::new() }
     }
 
@@ -204,7 +255,7 @@ impl LineWriter {
         self.line(said, |out| if is_one_line(object) { out.write_all(object) } else { compact(object, out) })
     }
 
-    /// Adds what `object` serializes to; it must be a JSON object.
+    /// Adds what `object` serializes to, which must be a JSON object; a `RawValue` in it may span lines.
     pub fn serialize(&mut self, said: Option<LogType>, object: &impl Serialize) -> Result<(), BodyError> {
         self.line(said, |out| serde_json::to_writer(out, object).map_err(io::Error::from))
     }
@@ -219,6 +270,10 @@ impl LineWriter {
         // Nothing but the cap makes writing to memory fail.
         let too_large = |_| BodyError::EventTooLarge { event: self.records, limit_bytes };
         write(&mut CappedWriter { bytes: &mut self.bytes, end: start + limit_bytes }).map_err(too_large)?;
+        if !is_one_line(&self.bytes[start..]) {
+            let line = self.bytes.split_off(start);
+            compact(&line, &mut self.bytes).map_err(too_large)?;
+        }
         let redacted = self.limits.redact && redact::may_hold_secret(&self.bytes[start..]) && {
             let line = self.bytes.split_off(start);
             let secrets = redact::secrets(&line);
@@ -227,8 +282,8 @@ impl LineWriter {
             !secrets.is_empty()
         };
         self.bytes.push(b'\n');
-        if self.bytes.len() > self.limits.max_lines_bytes {
-            return Err(BodyError::LinesTooLarge { limit_bytes: self.limits.max_lines_bytes });
+        if self.bytes.len() > self.limits.max_lines_bytes() {
+            return Err(BodyError::LinesTooLarge { limit_bytes: self.limits.max_lines_bytes() });
         }
         self.records += 1;
         let end = self.bytes.len();
@@ -239,6 +294,20 @@ impl LineWriter {
                 run.redacted += u64::from(redacted);
             }
             None => self.runs.push(Run { said, end, records: 1, redacted: u64::from(redacted) }),
+        }
+        Ok(())
+    }
+
+    /// Events so far: the index of the next one.
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// Refuses the next event early, where its encoded form alone is over the limit.
+    pub fn check_len(&self, encoded: &[u8]) -> Result<(), BodyError> {
+        let limit_bytes = self.limits.max_event_bytes;
+        if encoded.len() > limit_bytes {
+            return Err(BodyError::EventTooLarge { event: self.records, limit_bytes });
         }
         Ok(())
     }

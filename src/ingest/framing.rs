@@ -152,11 +152,9 @@ impl Framing {
                 },
                 Framing::Head(earlier) => {
                     // Empty lines before a head are skipped by hyper, too.
-                    if earlier.is_empty()
-                        && matches!(bytes[0], b'\r' | b'\n')
-                        && bytes.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
-                    {
-                        return None;
+                    if earlier.is_empty() && matches!(bytes[0], b'\r' | b'\n') {
+                        bytes = &bytes[1..];
+                        continue;
                     }
                     match take_head(earlier, &mut bytes) {
                         HeadRead::Partial => return None,

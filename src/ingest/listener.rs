@@ -32,8 +32,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A listener's settings.
 pub struct Listener {
+    /// Bound.
     pub tcp: TcpListener,
+    /// `None`: in clear.
     pub tls: Option<Tls>,
+    /// At once.
     pub max_connections: usize,
 }
 

@@ -14,7 +14,7 @@ const CODES: [u16; 13] = [200, 202, 204, 400, 401, 403, 404, 405, 408, 413, 415,
 const NO_TYPE: &str = "none";
 
 /// Handles, arrays by [`LogType::index`].
-pub struct IngestMeters {
+pub(super) struct IngestMeters {
     /// By type (the last is none) and code.
     requests: [[Counter; CODES.len()]; 3],
     bytes: [Counter; 2],
@@ -24,7 +24,7 @@ pub struct IngestMeters {
 
 impl IngestMeters {
     /// Makes every handle, so that each starts at zero.
-    pub fn new() -> IngestMeters {
+    pub(super) fn new() -> IngestMeters {
         let types = LogType::ALL.map(LogType::as_str);
         let by_code = |log_type: &'static str| {
             CODES.map(
@@ -40,14 +40,14 @@ impl IngestMeters {
     }
 
     /// Counts durable events.
-    pub fn accepted(&self, log_type: LogType, lines: &Lines) {
+    pub(super) fn accepted(&self, log_type: LogType, lines: &Lines) {
         let index = log_type.index();
         self.bytes[index].increment(lines.bytes.len() as u64);
         self.redacted[index].increment(lines.redacted);
     }
 
     /// Counts an answer.
-    pub fn answered(&self, log_type: Option<LogType>, status: StatusCode, duration: Duration) {
+    pub(super) fn answered(&self, log_type: Option<LogType>, status: StatusCode, duration: Duration) {
         let code = CODES.iter().position(|code| *code == status.as_u16()).unwrap_or(CODES.len() - 1);
         self.requests[log_type.map_or(2, LogType::index)][code].increment(1);
         self.duration.record(duration);

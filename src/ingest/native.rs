@@ -50,7 +50,7 @@ impl Protocol for Native {
                 let variable = "ENV0_S3_LOG_MAX_EVENT_BYTES";
                 json!({"error": error, "event": event, "limit": limit_bytes, "variable": variable})
             }
-            Refusal::Body(BodyError::LinesTooLarge { limit_bytes }) => {
+            Refusal::Body(BodyError::TooLarge { limit_bytes } | BodyError::LinesTooLarge { limit_bytes }) => {
                 json!({"error": error, "limit": limit_bytes, "variable": "ENV0_S3_LOG_MAX_BODY_BYTES"})
             }
             Refusal::TooLarge { limit, variable } => json!({"error": error, "limit": limit, "variable": variable}),
@@ -60,5 +60,36 @@ impl Protocol for Native {
             _ => json!({"error": error}),
         };
         refusal.answer(JSON, details.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::protocol::tests::*;
+
+    #[test]
+    fn a_native_receipt_names_the_object_and_the_line() {
+        let sent = post("/v1/logs/env0-audits", &[], "");
+        let answer = sent.accepted(3);
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("content-type"), Some("application/json"));
+        assert_eq!(answer.text(), r#"{"accepted":3,"object":"env0-audits/2026/11/22/21:04:05_aB3dE.log","line":7}"#);
+        assert_eq!(sent.accepted(0).text(), r#"{"accepted":0}"#);
+    }
+
+    #[test]
+    fn a_native_refusal_says_what_to_do() {
+        let sent = post("/v1/logs/env0-audits", &[], "{}\n{\"a\":tru}");
+        let invalid = sent.refused_body().json();
+        assert_eq!((&invalid["event"], &invalid["offset"]), (&1.into(), &11.into()));
+        let limits = Limits { max_event_bytes: 1, ..LIMITS };
+        let too_large = sent.refused_body_with(&limits).json();
+        assert_eq!((&too_large["limit"], &too_large["variable"]), (&1.into(), &"ENV0_S3_LOG_MAX_EVENT_BYTES".into()));
+        let too_large = sent.refused(&Refusal::TooLarge { limit: 9, variable: "ENV0_S3_LOG_MAX_BODY_BYTES" });
+        assert!(too_large.json()["error"].as_str().unwrap().contains("ENV0_S3_LOG_MAX_BODY_BYTES"));
+        let unknown = sent.refused(&Refusal::UnknownPath).json();
+        assert!(unknown["known"].as_array().unwrap().contains(&"POST /v1/logs/env0-audits".into()));
+        assert!(sent.refused(&busy()).json()["error"].as_str().unwrap().contains("the spool is full"));
     }
 }

@@ -6,11 +6,19 @@ use axum::http::header::{self, HeaderName};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::value::RawValue;
 
 use crate::batch::LogType;
 use crate::ingest::body::{BodyError, Limits};
 pub use crate::ingest::body::{Lines, Part};
+use crate::ingest::logzio::Logzio;
+use crate::ingest::loki::Loki;
 use crate::ingest::native::Native;
+use crate::ingest::newrelic::NewRelic;
+use crate::ingest::otlp::Otlp;
+use crate::ingest::splunk::Splunk;
+use crate::ingest::sumologic::{self, SumoLogic};
 
 /// Where an accepted request's events are.
 #[derive(Debug, Clone)]
@@ -28,38 +36,57 @@ pub const SUPPORTED_ENCODINGS: &str = "gzip, deflate, zstd";
 /// never hold a byte of the request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// 401. `wrong_type`: good credentials that may not write this log type.
+    /// 401
     #[error("{}", if *wrong_type {
         "these credentials may not write this log type"
     } else {
         "no valid credentials: send an ingest token (ENV0_S3_LOG_INGEST_TOKEN) or an env0 OIDC token, \
          for instance as Authorization: Bearer <token>"
     })]
-    Unauthorized { wrong_type: bool },
+    Unauthorized {
+        /// The credentials are good, but may not write this log type.
+        wrong_type: bool,
+    },
     /// 404
     #[error("unknown path or log type")]
     UnknownPath,
-    /// 405; `allowed` for the `Allow` header.
+    /// 405
     #[error("this path takes {allowed} only")]
-    WrongMethod { allowed: &'static str },
+    WrongMethod {
+        /// For the `Allow` header.
+        allowed: &'static str,
+    },
     /// 400 or 413
     #[error(transparent)]
     Body(#[from] BodyError),
     /// 400: the compressed stream is broken, or the chunks are.
     #[error("the body can't be read: {reason}")]
-    BrokenBody { reason: String },
+    BrokenBody {
+        /// What broke.
+        reason: String,
+    },
     /// 408
     #[error("the body did not arrive in time: at most 30 s without a byte, 5 minutes in all")]
     BodyTimeout,
-    /// 413: `limit` bytes, set by `variable`.
+    /// 413
     #[error("larger than {limit} bytes, the limit that {variable} sets")]
-    TooLarge { limit: usize, variable: &'static str },
+    TooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+        /// The variable that sets it.
+        variable: &'static str,
+    },
     /// 415
     #[error("unsupported Content-Encoding; supported: {SUPPORTED_ENCODINGS}")]
     UnsupportedEncoding,
     /// 503 with `Retry-After`.
     #[error("{reason}; try again in {retry_after_seconds} s")]
-    Unavailable { reason: String, retry_after_seconds: u64 },
+    Unavailable {
+        /// What has to pass.
+        reason: String,
+        /// For `Retry-After`.
+        retry_after_seconds: u64,
+    },
 }
 
 impl Refusal {
@@ -70,8 +97,7 @@ impl Refusal {
             Refusal::UnknownPath => StatusCode::NOT_FOUND,
             Refusal::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Refusal::Body(BodyError::Invalid { .. }) | Refusal::BrokenBody { .. } => StatusCode::BAD_REQUEST,
-            Refusal::Body(BodyError::EventTooLarge { .. } | BodyError::LinesTooLarge { .. })
-            | Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Refusal::Body(_) | Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Refusal::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Refusal::UnsupportedEncoding => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Refusal::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
@@ -148,21 +174,47 @@ pub trait Protocol: Send + Sync + 'static {
 
 /// Where a request goes.
 pub enum Route {
-    /// Events in `protocol`'s form; `log_type` where the path names it.
-    Events { protocol: &'static dyn Protocol, log_type: Option<LogType> },
-    /// Answered by [`Protocol::alive`], without credentials or body.
-    Alive { protocol: &'static dyn Protocol },
+    /// Events.
+    Events {
+        /// How they are read and answered.
+        protocol: &'static dyn Protocol,
+        /// The log type that the path names.
+        log_type: Option<LogType>,
+    },
+    /// A question whether anyone is there; needs no credentials and has no body.
+    Alive {
+        /// Answers by [`Protocol::alive`].
+        protocol: &'static dyn Protocol,
+    },
     /// `PUT /v1/oidc-token`: hand-over of an env0 OIDC token.
     OidcToken,
-    /// 404 or 405, to be answered by `protocol`.
-    Refused { protocol: &'static dyn Protocol, refusal: Refusal },
+    /// 404 or 405.
+    Refused {
+        /// Answers by [`Protocol::refused`].
+        protocol: &'static dyn Protocol,
+        /// Which of the two.
+        refusal: Refusal,
+    },
 }
 
-/// The paths of the ingest listener. All but the first may stand behind `/<log type>`.
-pub const KNOWN_PATHS: [&str; 3] =
-    ["POST /v1/logs/env0-deployments", "POST /v1/logs/env0-audits", "PUT /v1/oidc-token"];
+/// The paths of the ingest listener. All but the first three may stand behind `/<log type>`.
+pub const KNOWN_PATHS: [&str; 12] = [
+    "POST /v1/logs/env0-deployments",
+    "POST /v1/logs/env0-audits",
+    "PUT /v1/oidc-token",
+    "POST /v1/logs",
+    "POST /loki/api/v1/push",
+    "POST /services/collector",
+    "POST /services/collector/event",
+    "POST /services/collector/raw",
+    "GET /services/collector/health",
+    "POST /receiver/v1/http/<secret>",
+    "POST /log/v1",
+    "POST /",
+];
 
 const POST: &str = "POST";
+const GET: &str = "GET, HEAD";
 const GET_AND_POST: &str = "GET, HEAD, POST";
 
 /// Where `method` on `path` goes. A path may begin with `/<log type>`, which then is the events'
@@ -182,6 +234,86 @@ pub fn route(method: &Method, path: &str) -> Route {
     }
 }
 
+/// The log type that a source, label, service, name or index of env0's own integrations tells.
+pub fn log_type_of(word: &str) -> Option<LogType> {
+    match word.strip_suffix("-source").or_else(|| word.strip_suffix("-index")).unwrap_or(word) {
+        "env0-deployments" | "env0-deployment-logs" => Some(LogType::Deployments),
+        "env0-audits" | "env0-audit-logs" => Some(LogType::Audits),
+        _ => None,
+    }
+}
+
+/// The log type that the first telling one of a JSON object's members names.
+pub fn said_by<'a>(members: impl IntoIterator<Item = Option<&'a RawValue>>) -> Option<LogType> {
+    // None of the words needs an escape, so borrowing is enough.
+    let words = members.into_iter().flatten().filter_map(|value| serde_json::from_str(value.get()).ok());
+    words.into_iter().find_map(log_type_of)
+}
+
+/// An event within a line: a JSON object stays one, so that it is searched for secrets.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub enum ObjectOrText<'a> {
+    /// As sent.
+    Object(&'a RawValue),
+    /// Anything else.
+    Text(&'a str),
+}
+
+impl<'a> ObjectOrText<'a> {
+    /// What `line` is.
+    pub fn of(line: &'a str) -> Self {
+        let value: Option<&RawValue> = line.starts_with('{').then(|| serde_json::from_str(line).ok()).flatten();
+        value.map_or(ObjectOrText::Text(line), ObjectOrText::Object)
+    }
+}
+
+/// A parameter of the query, percent-decoded; the first of its name.
+pub fn query_parameter(uri: &Uri, name: &str) -> Option<String> {
+    let pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
+    pairs.into_iter().find(|(key, _)| *key == name).and_then(|(_, value)| percent_decode(&value.replace('+', " ")))
+}
+
+/// `None` where an escape is broken or the outcome is not UTF-8.
+fn percent_decode(text: &str) -> Option<String> {
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        decoded.push(match byte {
+            b'%' => {
+                let digits = [bytes.next()?, bytes.next()?].map(|digit| char::from(digit).to_digit(16));
+                let [Some(high), Some(low)] = digits else { return None };
+                (high * 16 + low) as u8
+            }
+            byte => byte,
+        });
+    }
+    String::from_utf8(decoded).ok()
+}
+
+/// A header's value as text.
+pub fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name)?.to_str().ok()
+}
+
+/// Whether `Content-Type` names `format` (`json`, `protobuf`) in whatever variant.
+pub fn content_type_is(headers: &HeaderMap, format: &str) -> bool {
+    header_text(headers, "content-type").is_some_and(|value| value.to_ascii_lowercase().contains(format))
+}
+
+/// Whether a body that may be protobuf or JSON is JSON: as `Content-Type` says; where that says
+/// neither, by the first bytes. (A protobuf message may begin with a byte that is white space.)
+pub fn is_json(headers: &HeaderMap, body: &[u8]) -> bool {
+    if content_type_is(headers, "protobuf") {
+        return false;
+    }
+    let begins_as_json = || {
+        let rest = body.trim_ascii_start().strip_prefix(b"{").map(<[u8]>::trim_ascii_start);
+        rest.is_some_and(|rest| rest.starts_with(b"\"") || rest.starts_with(b"}"))
+    };
+    content_type_is(headers, "json") || begins_as_json()
+}
+
 type Endpoint = (&'static dyn Protocol, Option<LogType>, &'static str);
 
 fn endpoint(path: &str) -> Option<Endpoint> {
@@ -193,14 +325,21 @@ fn endpoint(path: &str) -> Option<Endpoint> {
     }
     let (path, log_type) = split_log_type(path);
     let (protocol, allowed): (&'static dyn Protocol, _) = match path {
-        "" | "/" => (&Native, GET_AND_POST),
+        "" | "/" => (&Logzio, GET_AND_POST),
+        "/services/collector" | "/services/collector/event" | "/services/collector/event/1.0" => (&Splunk, POST),
+        "/services/collector/raw" | "/services/collector/raw/1.0" => (&Splunk, POST),
+        "/services/collector/health" | "/services/collector/health/1.0" => (&Splunk, GET),
+        "/loki/api/v1/push" => (&Loki, POST),
+        "/v1/logs" => (&Otlp, POST),
+        "/log/v1" | "/log/v1/log/v1" => (&NewRelic, POST),
+        path if sumologic::secret(path).is_some() => (&SumoLogic, POST),
         _ => return None,
     };
     Some((protocol, log_type, allowed))
 }
 
 /// `path` without the log type that it may begin with.
-fn split_log_type(path: &str) -> (&str, Option<LogType>) {
+pub fn split_log_type(path: &str) -> (&str, Option<LogType>) {
     let prefixed = LogType::ALL.into_iter().find_map(|log_type| {
         let rest = path.strip_prefix('/')?.strip_prefix(log_type.as_str())?;
         (rest.is_empty() || rest.starts_with('/')).then_some((rest, Some(log_type)))
@@ -224,3 +363,6 @@ pub fn by_type(parts: Vec<Part>, decide: impl Fn(Option<LogType>) -> LogType) ->
         },
     })
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

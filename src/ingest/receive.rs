@@ -34,9 +34,13 @@ pub const BODY_VARIABLE: &str = "ENV0_S3_LOG_MAX_BODY_BYTES";
 /// How a body is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
+    /// Not at all.
     Identity,
+    /// RFC 1952, any number of members.
     Gzip,
+    /// RFC 1950, or RFC 1951 without its wrapper.
     Deflate,
+    /// RFC 8878.
     Zstd,
 }
 
@@ -83,8 +87,9 @@ impl Budget {
 
 /// A body in memory, charged for as long as it is held.
 pub struct Received {
+    /// The body.
     pub bytes: Bytes,
-    charge: Option<OwnedSemaphorePermit>,
+    _charge: Option<OwnedSemaphorePermit>,
 }
 
 /// Reads all of a body of at most `limit` bytes; `stop` ends the reading of one that is still arriving.
@@ -125,7 +130,7 @@ pub async fn read(
         all.extend_from_slice(&data);
     }
     let bytes = if all.is_empty() { first } else { all.freeze() };
-    Ok(Received { bytes, charge })
+    Ok(Received { bytes, _charge: charge })
 }
 
 /// The refusal of everything that comes too late.
@@ -158,7 +163,7 @@ impl Received {
             }
             inflated.extend_from_slice(&step);
             if step.len() < INFLATE_STEP_BYTES {
-                return Ok(Received { bytes: inflated.freeze(), charge });
+                return Ok(Received { bytes: inflated.freeze(), _charge: charge });
             }
         }
     }

@@ -26,9 +26,11 @@ const PROBE_BYTES: usize = 4096;
 
 /// A log type's folder in the spool.
 pub struct Folder {
+    /// Whose.
     pub log_type: LogType,
+    /// Its path.
     pub dir: PathBuf,
-    pub codec: Codec,
+    codec: Codec,
     spool: PathBuf,
     disk: Arc<dyn Disk>,
     usage: Arc<Usage>,
@@ -53,7 +55,9 @@ struct State {
 /// The chain's newest link.
 #[derive(Debug, Clone, Copy)]
 pub struct Head {
+    /// Its number; 0 before the first.
     pub sequence: u64,
+    /// Its hash; [`Sha256::ZERO`] before the first.
     pub sha256: Sha256,
     /// The file that keeps the head when its batch is delivered.
     sent: Option<SealedName>,
@@ -68,10 +72,15 @@ impl Default for Head {
 /// Counted since the start, for status and metrics.
 #[derive(Debug, Default)]
 pub struct Figures {
+    /// Events that an fsync covered.
     pub accepted: AtomicU64,
+    /// Events found at the start.
     pub recovered: AtomicU64,
+    /// Events delivered.
     pub uploaded: AtomicU64,
+    /// Events set aside.
     pub quarantined: AtomicU64,
+    /// Events in the spool now.
     pub spooled: AtomicU64,
     /// Batches sealed and not delivered.
     pub batches: AtomicU64,

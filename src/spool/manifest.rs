@@ -23,7 +23,9 @@ pub const FORMAT: u32 = 1;
 pub struct Destination {
     /// `AWS_ENDPOINT_URL_S3`, empty for AWS itself.
     pub endpoint: String,
+    /// Bucket name.
     pub bucket: String,
+    /// Its region.
     pub region: String,
     /// The key prefix, empty for none.
     pub path: String,
@@ -39,11 +41,13 @@ impl std::fmt::Display for Destination {
 /// `<spool>/manifest.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
+    /// Of the spool's names and files, [`FORMAT`] or older.
     pub format: u32,
     /// Names this spool in the STS session.
     pub instance: String,
     /// Whose chain each log type's batches are numbered in; by [`LogType::index`].
     pub chains: [String; 2],
+    /// Where the objects go.
     #[serde(flatten)]
     pub destination: Destination,
 }
@@ -53,16 +57,34 @@ pub struct Manifest {
 pub enum ManifestError {
     /// Reading or writing failed.
     #[error("{path}: {source}", path = path.display())]
-    Io { path: PathBuf, source: io::Error },
+    Io {
+        /// The manifest's file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
     /// Not the JSON that this or an older version wrote.
     #[error("{path} is not a manifest of this daemon ({reason}); move the spool away or repair it by hand", path = path.display())]
-    Malformed { path: PathBuf, reason: String },
+    Malformed {
+        /// The manifest's file.
+        path: PathBuf,
+        /// The parser's reason.
+        reason: String,
+    },
     /// There are batches, and nothing says where they belong.
     #[error("{path} holds {batches} batches and no manifest.json that says for which bucket; put it back, or move the batches away", path = path.display())]
-    Missing { path: PathBuf, batches: usize },
+    Missing {
+        /// The spool.
+        path: PathBuf,
+        /// How many it holds.
+        batches: usize,
+    },
     /// Written by a newer version.
     #[error("the spool has format {found}, this version reads up to {FORMAT}; run the newer version again")]
-    Newer { found: u32 },
+    Newer {
+        /// Its format.
+        found: u32,
+    },
 }
 
 impl Manifest {
@@ -127,10 +149,20 @@ pub struct Lock {
 pub enum LockError {
     /// Another daemon uses it.
     #[error("the spool {spool} is in use by process {holder}; two daemons never share a spool", spool = spool.display())]
-    Held { spool: PathBuf, holder: String },
+    Held {
+        /// The spool's folder.
+        spool: PathBuf,
+        /// The holder's process id, or `unknown`.
+        holder: String,
+    },
     /// The lock's file can't be made.
     #[error("{path}: {source}", path = path.display())]
-    Io { path: PathBuf, source: io::Error },
+    Io {
+        /// The lock's file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
 }
 
 impl Lock {

@@ -26,8 +26,11 @@ const ZSTD_LEVEL: i32 = 3;
 /// Why a batch was closed; the label of `batches_sealed_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SealReason {
+    /// It reached its size.
     Size,
+    /// It reached its age.
     Age,
+    /// The daemon is asked to end.
     Shutdown,
     /// Left open by a crash.
     Recovery,

@@ -80,14 +80,14 @@ mod tests {
     #[test]
     fn a_place_that_repeats_itself_is_held_back_until_the_window_ends() {
         let start = Instant::now();
-        let metadata = tracing::callsite::Callsite::metadata(__place());
+        let metadata = tracing::callsite::Callsite::metadata(place_of_this_test());
         let mut place = Place { since: start, printed: 0, suppressed: 0, metadata };
         let admitted = (0..100).filter(|_| place.admit(start)).count();
         assert_eq!((admitted, place.suppressed), (4, 96));
         assert!(place.admit(start + WINDOW));
     }
 
-    fn __place() -> &'static dyn tracing::callsite::Callsite {
+    fn place_of_this_test() -> &'static dyn tracing::callsite::Callsite {
         tracing::callsite!(name: "test", kind: tracing::metadata::Kind::EVENT, fields:)
     }
 }

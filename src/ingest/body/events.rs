@@ -1,14 +1,30 @@
 //! Finds the JSON objects of a body: one, an array of them, NDJSON, or one after the other.
 
-use std::ops::Range;
+use std::fmt;
 
 use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{BOM, BodyError, NOT_UTF8, is_white_space};
 
-/// The events of a JSON body, each judged as it is reached: where it lies in the body, from `{` to
-/// `}`. Ends after the first error.
+/// One JSON object of a body.
+#[derive(Debug, Clone, Copy)]
+pub struct Event<'a> {
+    /// The object, from `{` to `}`.
+    pub json: &'a RawValue,
+    /// Where it begins in the body.
+    pub offset: usize,
+}
+
+impl<'a> Event<'a> {
+    /// The object as it was sent.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.json.get().as_bytes()
+    }
+}
+
+/// The events of a JSON body, each judged as it is reached. Ends after the first error.
 pub struct Events<'a> {
     body: &'a [u8],
     position: usize,
@@ -58,7 +74,7 @@ impl<'a> Events<'a> {
         None
     }
 
-    fn step(&mut self) -> Result<Option<Range<usize>>, BodyError> {
+    fn step(&mut self) -> Result<Option<Event<'a>>, BodyError> {
         let mut token = self.next_token();
         match (&self.array, token) {
             (Array::None, None) => return Ok(None),
@@ -79,16 +95,16 @@ impl<'a> Events<'a> {
         if token != Some(b'{') {
             return Err(self.invalid(0, "expected `{`: an event is a JSON object"));
         }
-        let start = self.position;
-        self.position += self.object_len()?;
+        let event = Event { json: self.object()?, offset: self.position };
+        self.position += event.bytes().len();
         self.found += 1;
         if self.array == Array::Opened {
             self.array = Array::AfterElement;
         }
-        Ok(Some(start..self.position))
+        Ok(Some(event))
     }
 
-    fn close_array(&mut self) -> Result<Option<Range<usize>>, BodyError> {
+    fn close_array(&mut self) -> Result<Option<Event<'a>>, BodyError> {
         self.position += 1;
         match self.next_token() {
             None => {
@@ -99,12 +115,12 @@ impl<'a> Events<'a> {
         }
     }
 
-    /// Length of the object at the current position.
-    fn object_len(&self) -> Result<usize, BodyError> {
+    /// The object at the current position.
+    fn object(&self) -> Result<&'a RawValue, BodyError> {
         let json = &self.body[self.position..];
         let mut deserializer = serde_json::Deserializer::from_slice(json);
         let error = match <&RawValue>::deserialize(&mut deserializer) {
-            Ok(object) => return Ok(object.get().len()),
+            Ok(object) => return Ok(object),
             Err(error) => error,
         };
         let at = offset_of(&error, json);
@@ -124,8 +140,8 @@ impl<'a> Events<'a> {
     }
 }
 
-impl Iterator for Events<'_> {
-    type Item = Result<Range<usize>, BodyError>;
+impl<'a> Iterator for Events<'a> {
+    type Item = Result<Event<'a>, BodyError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let step = self.step();
@@ -148,4 +164,60 @@ fn offset_of(error: &serde_json::Error, json: &[u8]) -> usize {
         line => memchr::memchr_iter(b'\n', json).nth(line - 2).map_or(json.len(), |newline| newline + 1),
     };
     (line_start + error.column()).saturating_sub(1)
+}
+
+/// The values of `names` among the top-level members of a valid JSON object; of duplicates the last.
+/// Members behind a key that is no text (a lone surrogate) are not seen.
+pub fn members<'a, const N: usize>(object: &'a [u8], names: [&str; N]) -> [Option<&'a RawValue>; N] {
+    let mut found = [None; N];
+    let visitor = Members { names: &names, found: &mut found };
+    // An error leaves what was found before it.
+    let _ = serde_json::Deserializer::from_slice(object).deserialize_map(visitor);
+    found
+}
+
+struct Members<'m, 'a, const N: usize> {
+    names: &'m [&'m str; N],
+    found: &'m mut [Option<&'a RawValue>; N],
+}
+
+impl<'a, const N: usize> Visitor<'a> for Members<'_, 'a, N> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
+        while let Some(index) = map.next_key_seed(IndexOf(self.names))? {
+            let value = map.next_value()?;
+            if let Some(index) = index {
+                self.found[index] = Some(value);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads a key as its index in a list of names.
+struct IndexOf<'m>(&'m [&'m str]);
+
+impl<'de> DeserializeSeed<'de> for IndexOf<'_> {
+    type Value = Option<usize>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for IndexOf<'_> {
+    type Value = Option<usize>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(self.0.iter().position(|name| *name == key))
+    }
 }

@@ -17,11 +17,15 @@ static ESCAPE_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(r
 
 /// `false` for JSON that surely holds no secret; costs a fraction of what reading it does.
 ///
-/// The key stands there literally or with at least one letter or digit written as `\u0030` to
-/// `\u007a`. (`\u001b`, which logs are full of, is neither.)
+/// The holder's key stands there literally or with at least one of its characters escaped. (The
+/// `\u001b` and `\u003e` that logs are full of are not among them.)
 pub(super) fn may_hold_secret(json: &[u8]) -> bool {
-    HOLDER_FINDER.find(json).is_some()
-        || ESCAPE_FINDER.find_iter(json).any(|at| matches!(json.get(at + 4), Some(b'3'..=b'7')))
+    let is_of_holder = |escape: usize| {
+        let digits = json.get(escape + 4..escape + 6).and_then(|digits| std::str::from_utf8(digits).ok());
+        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        byte.is_some_and(|byte| HOLDER.as_bytes().contains(&byte))
+    };
+    HOLDER_FINDER.find(json).is_some() || ESCAPE_FINDER.find_iter(json).any(is_of_holder)
 }
 
 /// Where the values to be redacted lie in a valid JSON text, quotes included, in order. Iterative.

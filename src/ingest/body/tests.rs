@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::*;
 
-const LIMITS: Limits = Limits { max_event_bytes: 1 << 20, max_lines_bytes: 64 << 20, redact: true };
+const LIMITS: Limits = Limits { max_body_bytes: 16 << 20, max_event_bytes: 1 << 20, redact: true };
 const DEPLOYMENTS: &[u8] = include_bytes!("../../../tests/fixtures/deployment-events.ndjson");
 const AUDITS: &[u8] = include_bytes!("../../../tests/fixtures/audit-events.ndjson");
 
@@ -147,10 +147,9 @@ fn a_refusal_names_the_event_and_the_byte() {
 #[test]
 fn depth_has_no_limit() {
     let depth = 1_000_000;
-    let limits = Limits { max_event_bytes: 16 << 20, ..LIMITS };
     for (open, close) in [("[", "]"), ("{\"a\":", "}"), ("{\"customEnv0EnvironmentVariables\":", "}")] {
         let event = format!("{{\"a\":{}1{}}}", open.repeat(depth), close.repeat(depth));
-        let limits = Limits { max_event_bytes: event.len(), max_lines_bytes: 64 << 20, ..limits };
+        let limits = Limits { max_event_bytes: event.len(), max_body_bytes: 64 << 20, ..LIMITS };
         let spread = event.replacen(':', ":\n", 1);
         assert_eq!(scan(event.clone().into(), received(), &limits).unwrap().bytes, event.clone() + "\n");
         assert_eq!(scan(spread.into(), received(), &limits).unwrap().bytes, event + "\n");
@@ -181,7 +180,7 @@ fn the_size_of_an_event_is_that_of_its_stored_line() {
 
 #[test]
 fn the_lines_of_a_request_have_a_limit_together() {
-    let limits = Limits { max_lines_bytes: 100, ..LIMITS };
+    let limits = Limits { max_body_bytes: 25, ..LIMITS };
     let refused = Err(BodyError::LinesTooLarge { limit_bytes: 100 });
     for body in ["a\nb\nc\nd\n".to_owned(), "{}".repeat(34), "{}\n".repeat(34)] {
         assert_eq!(scan(body.clone().into(), received(), &limits), refused, "{body:?}");
@@ -201,8 +200,8 @@ fn secrets_of_env0_are_redacted_and_no_other_byte_changes() {
             r#"{"x":[{"customEnv0EnvironmentVariables":{"oidcToken":"[redacted]"}}, 1]}"#,
         ),
         (
-            r#"{"\u0063ustomEnv0EnvironmentVariable\u0073":{"oidc\u0054oken":"a\"b\\"}}"#,
-            r#"{"\u0063ustomEnv0EnvironmentVariable\u0073":{"oidc\u0054oken":"[redacted]"}}"#,
+            r#"{"customE\u006Ev0EnvironmentVariables":{"oidc\u0054oken":"a\"b\\"}}"#,
+            r#"{"customE\u006Ev0EnvironmentVariables":{"oidc\u0054oken":"[redacted]"}}"#,
         ),
         (
             r#"{"customEnv0EnvironmentVariables":{"oidcToken":"1","oidcToken":"2","z":{},"vcsAccessToken":"3"}}"#,
@@ -360,7 +359,7 @@ proptest! {
 }
 
 /// Verdict and values of a body against serde_json reading the whole of it.
-fn assert_verdict_of_serde_json(body: &[u8]) {
+pub(crate) fn assert_verdict_of_serde_json(body: &[u8]) {
     use serde_json::value::RawValue;
     if !Events::sniff(body) {
         let text = std::str::from_utf8(body);

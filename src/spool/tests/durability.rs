@@ -56,7 +56,7 @@ fn the_name_is_fsynced_before_the_first_acknowledgement() {
 
 #[test]
 fn the_sealed_name_is_fsynced_before_the_flusher_hears_of_it() {
-    let mut world = sealed();
+    let world = sealed();
     assert_eq!(stages(&world.disk_after_power_cut()), [Stage::Sent, Stage::Sealed]);
 }
 

@@ -1,0 +1,331 @@
+use std::sync::RwLock;
+
+use jsonwebtoken::{EncodingKey, Header};
+use serde_json::{Value, json};
+
+use super::*;
+use crate::testing::{Issuer, Server, answer, config, jwks, nobody};
+
+/// An issuer that serves its key, and a verifier for organization `org-1`.
+struct Case {
+    server: Server,
+    issuer: Issuer,
+    config: Config,
+}
+
+impl Case {
+    async fn new() -> Case {
+        Case::with(Issuer::rs256("", "key-1")).await
+    }
+
+    async fn with(mut issuer: Issuer) -> Case {
+        let server = Server::start(jwks(&[issuer.jwk()])).await;
+        issuer.url = format!("{}/", server.url());
+        let config = config(&issuer.url);
+        Case { server, issuer, config }
+    }
+
+    fn verifier(&self) -> Verifier {
+        Verifier::new(&self.config, &Network::new(&self.config.network).unwrap()).unwrap()
+    }
+
+    async fn verify(&self, token: &str) -> Result<OidcToken, VerifyError> {
+        self.verifier().verify(token, Utc::now()).await
+    }
+
+    /// A good token but for one claim; `null` takes the claim away.
+    fn token_with(&self, name: &str, value: Value) -> String {
+        let mut claims = self.issuer.claims(Utc::now() + chrono::TimeDelta::hours(1));
+        match value {
+            Value::Null => claims.as_object_mut().unwrap().remove(name),
+            value => claims.as_object_mut().unwrap().insert(name.to_owned(), value),
+        };
+        self.issuer.sign(&claims)
+    }
+
+    fn asked_for_keys(&self) -> usize {
+        self.server.seen().iter().filter(|request| request.uri.ends_with("jwks.json")).count()
+    }
+}
+
+fn invalid(outcome: Result<OidcToken, VerifyError>) -> &'static str {
+    match outcome {
+        Err(VerifyError::Invalid(reason)) => reason,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_token_of_the_organization_is_let_in_whatever_the_algorithm() {
+    for issuer in [Issuer::rs256("", "r"), Issuer::es256("", "e")] {
+        let case = Case::with(issuer).await;
+        let token = case.verify(&case.issuer.token()).await.unwrap();
+        assert_eq!(token.subject.as_deref(), Some("auth0|63021f2c0000"));
+        assert_eq!(token.source, Source::HandOver);
+        assert!(token.expires_at.unwrap() > Utc::now());
+    }
+}
+
+#[tokio::test]
+async fn each_claim_that_does_not_hold_keeps_the_token_out() {
+    let case = Case::new().await;
+    let now = Utc::now().timestamp();
+    let wrong = [
+        ("iss", json!("https://login.example.com/"), "it has another issuer"),
+        ("exp", json!(now - 61), "it has expired"),
+        ("nbf", json!(now + 90), "it is not valid yet"),
+        ("organizationId", json!("org-2"), "its organization is not a configured one"),
+        ("https://env0.com/organizationId", json!("org-2"), "its organization is not a configured one"),
+        ("apiKeyType", json!("personal"), "it is a user's, not a deployment's"),
+        ("https://env0.com/apiKeyType", json!("user"), "it is a user's, not a deployment's"),
+        ("exp", Value::Null, "its claims can't be read"),
+        ("sub", Value::Null, "its claims can't be read"),
+        ("iss", json!(["a"]), "its claims can't be read"),
+    ];
+    for (name, value, reason) in wrong {
+        let token = case.token_with(name, value.clone());
+        assert_eq!(invalid(case.verify(&token).await), reason, "{name}: {value}");
+    }
+    assert_eq!(case.asked_for_keys(), 0, "a stranger's token never makes us ask the issuer");
+}
+
+#[tokio::test]
+async fn the_clocks_may_differ_by_a_minute() {
+    let case = Case::new().await;
+    let end = Utc::now();
+    let token = case.issuer.sign(&case.issuer.claims(end));
+    let verifier = case.verifier();
+    assert!(verifier.verify(&token, end + chrono::TimeDelta::seconds(60)).await.is_ok());
+    assert_eq!(invalid(verifier.verify(&token, end + chrono::TimeDelta::seconds(61)).await), "it has expired");
+    let early = case.token_with("nbf", json!((end + chrono::TimeDelta::seconds(60)).timestamp()));
+    assert!(verifier.verify(&early, end).await.is_ok());
+}
+
+#[tokio::test]
+async fn aud_is_not_judged_and_the_prefixed_organization_counts() {
+    let case = Case::new().await;
+    for aud in [json!("https://app.env0.com"), json!(["a", "b"]), json!(7), Value::Null] {
+        assert!(case.verify(&case.token_with("aud", aud)).await.is_ok());
+    }
+    assert!(case.verify(&case.token_with("organizationId", Value::Null)).await.is_ok());
+    assert!(case.verify(&case.token_with("https://env0.com/organizationId", Value::Null)).await.is_ok());
+    assert!(case.verify(&case.token_with("apiKeyType", Value::Null)).await.is_ok());
+}
+
+#[tokio::test]
+async fn subject_and_organization_both_have_to_hold_where_both_are_configured() {
+    let mut case = Case::new().await;
+    let token = case.issuer.token();
+    case.config.oidc_subjects = vec!["auth0|other".to_owned()];
+    assert_eq!(invalid(case.verify(&token).await), "its subject is not a configured one");
+    case.config.oidc_subjects.push("auth0|63021f2c0000".to_owned());
+    assert!(case.verify(&token).await.is_ok());
+    case.config.oidc_organization_ids = vec!["org-2".to_owned()];
+    assert_eq!(invalid(case.verify(&token).await), "its organization is not a configured one");
+    case.config.oidc_organization_ids.clear();
+    assert!(case.verify(&token).await.is_ok());
+    case.config.oidc_subjects.clear();
+    let reason = invalid(case.verify(&token).await);
+    assert!(reason.starts_with("neither ENV0_S3_LOG_OIDC_SUBJECT"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_signature_by_another_key_or_none_or_a_shared_secret_does_not_hold() {
+    let case = Case::new().await;
+    let claims = case.issuer.claims(Utc::now() + chrono::TimeDelta::hours(1));
+    let forger = Issuer::rs256(&case.issuer.url, "key-1");
+    assert_eq!(invalid(case.verify(&forger.sign(&claims)).await), "its signature doesn't hold");
+
+    let modulus = case.issuer.jwk()["n"].as_str().unwrap().to_owned();
+    let public_key_as_secret = EncodingKey::from_base64_secret(&modulus.replace('-', "+").replace('_', "/"))
+        .unwrap_or_else(|_| EncodingKey::from_secret(modulus.as_bytes()));
+    let header = Header { kid: Some("key-1".to_owned()), ..Header::default() };
+    let hmac = jsonwebtoken::encode(&header, &claims, &public_key_as_secret).unwrap();
+    assert_eq!(invalid(case.verify(&hmac).await), "it is not signed by RS256 or ES256");
+
+    let parts = |text: &str| URL_SAFE_NO_PAD.encode(text);
+    let none = format!("{}.{}.", parts(r#"{"alg":"none","kid":"key-1"}"#), parts(&claims.to_string()));
+    assert_eq!(invalid(case.verify(&none).await), "it is not a signed JWT");
+
+    let good = case.issuer.sign(&claims);
+    for cut in [good.len() - 1, good.len() - 40, good.rfind('.').unwrap(), 30, 0] {
+        assert!(matches!(case.verify(&good[..cut]).await, Err(VerifyError::Invalid(_))), "cut at {cut}");
+    }
+    let (message, signature) = good.rsplit_once('.').unwrap();
+    let (header, _) = message.split_once('.').unwrap();
+    let mut richer = claims.clone();
+    richer["exp"] = json!(claims["exp"].as_i64().unwrap() + 1000);
+    let altered = format!("{header}.{}.{signature}", parts(&richer.to_string()));
+    assert_eq!(invalid(case.verify(&altered).await), "its signature doesn't hold");
+    let long = format!("{good}{}", "A".repeat(64 * 1024));
+    assert_eq!(invalid(case.verify(&long).await), "it is longer than any token");
+}
+
+#[tokio::test]
+async fn a_token_that_names_no_key_is_tried_with_each() {
+    let case = Case::new().await;
+    let claims = case.issuer.claims(Utc::now() + chrono::TimeDelta::hours(1));
+    let header = Header::new(Algorithm::RS256);
+    assert!(case.verify(&case.issuer.sign_as(&header, &claims)).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_unknown_key_is_asked_for_once_a_minute_and_known_keys_go_on() {
+    let case = Case::new().await;
+    let verifier = case.verifier();
+    let verify = async |issuer: &Issuer| verifier.verify(&issuer.token(), Utc::now()).await;
+    assert!(verify(&case.issuer).await.is_ok());
+    assert_eq!(case.asked_for_keys(), 1);
+
+    let stranger = Issuer::rs256(&case.issuer.url, "key-2");
+    for _ in 0..2 {
+        assert_eq!(invalid(verify(&stranger).await), "its key is not one of the issuer's");
+        assert_eq!(case.asked_for_keys(), 2);
+    }
+    let outcome = verify(&Issuer::rs256(&case.issuer.url, "key-3")).await;
+    assert!(matches!(outcome, Err(VerifyError::Unavailable(_))), "throttled: {outcome:?}");
+    assert!(verify(&case.issuer).await.is_ok());
+    assert_eq!(case.asked_for_keys(), 2);
+}
+
+#[tokio::test]
+async fn strangers_at_once_share_one_refresh() {
+    let case = Case::new().await;
+    let verifier = case.verifier();
+    assert!(verifier.verify(&case.issuer.token(), Utc::now()).await.is_ok());
+    let tokens: Vec<_> = (2..6).map(|n| Issuer::es256(&case.issuer.url, &format!("key-{n}")).token()).collect();
+    let outcomes = futures_util::future::join_all(tokens.iter().map(|token| verifier.verify(token, Utc::now()))).await;
+    assert!(outcomes.iter().all(Result::is_err));
+    assert_eq!(case.asked_for_keys(), 2);
+}
+
+fn impatient(verifier: Verifier) -> Verifier {
+    Verifier { keys: verifier.keys.refresh_gap(std::time::Duration::ZERO), ..verifier }
+}
+
+#[tokio::test]
+async fn a_new_key_of_the_issuer_is_found_and_the_old_ones_outlast_an_outage() {
+    let (old, new) = (Issuer::rs256("", "old"), Issuer::rs256("", "new"));
+    let answers = Arc::new(RwLock::new((200, json!({ "keys": [old.jwk()] }).to_string())));
+    let served = Arc::clone(&answers);
+    let server = Server::start(move |request| match request.uri.as_str() {
+        "/.well-known/jwks.json" => {
+            let (status, body) = served.read().unwrap().clone();
+            answer(status, body)
+        }
+        _ => answer(404, ""),
+    })
+    .await;
+    let [old, new] = [old, new].map(|issuer| issuer.at(&server.url()));
+    let config = config(&server.url());
+    let verifier = impatient(Verifier::new(&config, &Network::new(&config.network).unwrap()).unwrap());
+    assert!(verifier.verify(&old.token(), Utc::now()).await.is_ok());
+
+    *answers.write().unwrap() = (500, String::new());
+    let outcome = verifier.verify(&new.token(), Utc::now()).await;
+    assert!(matches!(outcome, Err(VerifyError::Unavailable(_))), "{outcome:?}");
+    assert!(verifier.verify(&old.token(), Utc::now()).await.is_ok());
+
+    *answers.write().unwrap() = (200, json!({ "keys": [old.jwk(), new.jwk()] }).to_string());
+    assert!(verifier.verify(&new.token(), Utc::now()).await.is_ok());
+}
+
+#[tokio::test]
+async fn an_issuer_out_of_reach_is_no_fault_of_the_token() {
+    let url = nobody().await;
+    let config = config(&url);
+    let verifier = Verifier::new(&config, &Network::new(&config.network).unwrap()).unwrap();
+    let outcome = verifier.verify(&Issuer::rs256(&url, "key-1").token(), Utc::now()).await;
+    assert!(matches!(outcome, Err(VerifyError::Unavailable(_))), "{outcome:?}");
+}
+
+/// An issuer whose discovery document is what `discovery` makes of its address.
+async fn discovered(discovery: impl Fn(&str) -> Value) -> Result<OidcToken, VerifyError> {
+    let issuer = Issuer::rs256("", "key-1");
+    let document = Arc::new(RwLock::new(String::new()));
+    let (served, keys) = (Arc::clone(&document), json!({ "keys": [issuer.jwk()] }).to_string());
+    let server = Server::start(move |request| match request.uri.as_str() {
+        "/.well-known/openid-configuration" => answer(200, served.read().unwrap().clone()),
+        "/keys" => answer(200, keys.clone()),
+        "/moved" => {
+            let mut response = answer(302, "");
+            response.headers_mut().insert("location", "http://127.0.0.2:9/keys".parse().unwrap());
+            response
+        }
+        _ => answer(404, ""),
+    })
+    .await;
+    *document.write().unwrap() = discovery(&server.url()).to_string();
+    let issuer = issuer.at(&format!("{}/", server.url()));
+    let config = config(&issuer.url);
+    let verifier = Verifier::new(&config, &Network::new(&config.network).unwrap()).unwrap();
+    verifier.verify(&issuer.token(), Utc::now()).await
+}
+
+#[tokio::test]
+async fn discovery_names_the_keys_and_a_trailing_slash_makes_no_difference() {
+    let outcome = discovered(|url| json!({ "issuer": url, "jwks_uri": format!("{url}/keys") })).await;
+    assert!(outcome.is_ok(), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn discovery_that_leads_elsewhere_is_not_followed() {
+    for (issuer, keys) in [
+        ("https://login.example.com", "{url}/keys"),
+        ("{url}", "http://127.0.0.2:9/keys"),
+        ("{url}", "{url}/moved"),
+        ("{url}", "keys"),
+    ] {
+        let outcome =
+            discovered(|url| json!({ "issuer": issuer.replace("{url}", url), "jwks_uri": keys.replace("{url}", url) }))
+                .await;
+        assert!(matches!(outcome, Err(VerifyError::Unavailable(_))), "{issuer} {keys}: {outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_set_beyond_the_limit_is_not_read() {
+    let server = Server::start(|_| answer(200, vec![b' '; 1024 * 1024 + 1])).await;
+    let config = config(&server.url());
+    let verifier = Verifier::new(&config, &Network::new(&config.network).unwrap()).unwrap();
+    let outcome = verifier.verify(&Issuer::rs256(&server.url(), "key-1").token(), Utc::now()).await;
+    assert_eq!(outcome.unwrap_err(), VerifyError::Unavailable("discovery: more than 1048576 bytes".to_owned()));
+}
+
+#[test]
+fn an_issuer_over_plain_http_has_to_be_loopback_or_allowed() {
+    let network = Network::new(&crate::config::Network::default()).unwrap();
+    for (issuer, allow_http, good) in [
+        ("https://login.app.env0.com/", false, true),
+        ("http://127.0.0.1:8000", false, true),
+        ("http://[::1]:8000", false, true),
+        ("http://localhost:8000", false, true),
+        ("http://login.example.com/", false, false),
+        ("http://login.example.com/", true, true),
+        ("http://127.0.0.1.example.com/", false, false),
+        ("ftp://login.example.com/", true, false),
+        ("login.app.env0.com", true, false),
+    ] {
+        let config = Config { allow_http, ..config(issuer) };
+        assert_eq!(Verifier::new(&config, &network).is_ok(), good, "{issuer} {allow_http}");
+    }
+}
+
+#[test]
+fn a_token_shows_neither_itself_nor_all_of_its_subject() {
+    let issuer = Issuer::rs256("https://login.app.env0.com/", "key-1");
+    let text = issuer.token();
+    let token = OidcToken::own(&format!(" {text}\n"), Source::File).unwrap();
+    assert_eq!(token.expose(), text);
+    assert!(token.expires_at.is_some());
+    assert_eq!(token.shortened_subject().unwrap(), "auth0|63021f2c…");
+    assert!(!format!("{token:?}").contains(&text[..20]), "{token:?}");
+}
+
+#[test]
+fn a_token_of_the_operators_own_is_left_to_sts_whatever_it_says() {
+    let opaque = OidcToken::own("not-a-jwt", Source::Environment).unwrap();
+    assert_eq!((opaque.expires_at, opaque.subject), (None, None));
+    assert!(OidcToken::own(" \n", Source::File).is_none());
+    assert!(OidcToken::own("two words", Source::File).is_none());
+}

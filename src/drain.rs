@@ -1,0 +1,109 @@
+//! `drain`: uploads what a spool holds, to where its events were accepted for, and nothing else.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::batch::LogType;
+use crate::chain::SigningKey;
+use crate::config::{self, Config};
+use crate::credentials::Credentials;
+use crate::daemon::{self, Failure};
+use crate::exit_code;
+use crate::network::Network;
+use crate::spool::Spool;
+use crate::spool::disk::OsDisk;
+use crate::spool::manifest::Manifest;
+
+/// How often the progress is shown.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it is looked whether all is gone.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// What attempts under way are given when the time is over.
+const LAST_ATTEMPTS: Duration = Duration::from_secs(1);
+
+/// What the command line says.
+#[derive(Debug, clap::Args)]
+pub struct DrainOptions {
+    /// The spool to drain, for instance another replica's volume [default: ENV0_S3_LOG_SPOOL_DIR; example: --spool /mnt/old]
+    #[arg(long, value_name = "DIR")]
+    spool: Option<PathBuf>,
+    /// Give up after this time [default: never; example: --timeout 10m]
+    #[arg(long, value_name = "TIME", value_parser = config::parse_duration)]
+    timeout: Option<Duration>,
+}
+
+/// Uploads until the spool is empty. `show` gets a line of progress a second.
+///
+/// # Errors
+/// 73 when a daemon runs on the spool, 69 when the time is over before it is empty.
+pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut(&str)) -> Result<(), Failure> {
+    if let Some(spool) = options.spool {
+        config.spool_dir = spool;
+    }
+    let manifest = Manifest::read(&OsDisk, &config.spool_dir).map_err(|error| Failure::new(exit_code::IO, error))?;
+    let Some(Manifest { destination, .. }) = manifest else {
+        let error = anyhow::anyhow!("{} is not a spool: it has no manifest", config.spool_dir.display());
+        return Err(Failure::new(exit_code::IO, error));
+    };
+    show(&format!("draining {} to {destination}", config.spool_dir.display()));
+    config.bucket_name = destination.bucket;
+    config.aws_region = destination.region;
+    config.bucket_path = destination.path;
+    config.endpoint_url_s3 = Some(destination.endpoint).filter(|endpoint| !endpoint.is_empty());
+
+    let network = Network::new(&config.network).map_err(|error| Failure::new(exit_code::CONFIG, error))?;
+    let signing_key = config.signing_key_file.as_deref().map(SigningKey::from_pem_file).transpose();
+    let signing_key = signing_key.map_err(|error| Failure::new(exit_code::CONFIG, error))?;
+    let settings = daemon::spool_settings(&config);
+    let opened = tokio::task::spawn_blocking(move || Spool::open(&settings, Arc::new(OsDisk))).await;
+    let (spool, sealed) = opened.map_err(|error| Failure::new(exit_code::SOFTWARE, error))??;
+    let credentials = Credentials::start(&config, &network, spool.instance(), CancellationToken::new());
+    let flusher = daemon::start_flusher(&config, &network, &spool, &credentials, signing_key, sealed);
+
+    let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
+    let mut next_show = Instant::now();
+    loop {
+        let Left { batches, events, bytes } = left(&spool);
+        if batches == 0 {
+            show("the spool is empty");
+            return Ok(());
+        }
+        let now = Instant::now();
+        if now >= next_show {
+            next_show = now + PROGRESS_INTERVAL;
+            let waits_for =
+                credentials.status().waits_for.map(|what| format!("; waiting for {what}")).unwrap_or_default();
+            show(&format!("{batches} batches, {events} events, {bytes} bytes left{waits_for}"));
+        }
+        if deadline.is_some_and(|deadline| now >= deadline) {
+            flusher.drain(now + LAST_ATTEMPTS).await;
+            let Left { batches, events, .. } = left(&spool);
+            let error = anyhow::anyhow!(
+                "the time is over; {batches} batches with {events} events are still in the spool, and safe there"
+            );
+            return Err(Failure::new(exit_code::UNAVAILABLE, error));
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+struct Left {
+    batches: u64,
+    events: u64,
+    bytes: u64,
+}
+
+fn left(spool: &Spool) -> Left {
+    LogType::ALL.iter().fold(Left { batches: 0, events: 0, bytes: 0 }, |left, log_type| {
+        let status = spool.folder(*log_type).status("");
+        Left {
+            batches: left.batches + status.batches,
+            events: left.events + status.events_spooled,
+            bytes: left.bytes + status.spool_bytes,
+        }
+    })
+}

@@ -1,0 +1,249 @@
+use axum::http::HeaderValue;
+use axum::http::header::HeaderName;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::network::Network;
+use crate::testing::{Issuer, Server, config, jwks, nobody, until};
+
+const TOKEN: &str = "0123456789abcdef-plain";
+const AUDIT_TOKEN: &str = "0123456789abcdef-audits";
+
+struct Case {
+    server: Server,
+    issuer: Issuer,
+    config: Config,
+    credentials: Credentials,
+    auth: Authenticator,
+}
+
+impl Case {
+    async fn new() -> Case {
+        Case::with(|config| config.ingest_token = Some(TOKEN.into())).await
+    }
+
+    /// An issuer out of the token's reach, but for its keys; STS is nobody.
+    async fn with(change: impl FnOnce(&mut Config)) -> Case {
+        let issuer = Issuer::es256("", "key-1");
+        let server = Server::start(jwks(&[issuer.jwk()])).await;
+        let issuer = issuer.at(&server.url());
+        let mut config = config(&nobody().await);
+        config.oidc_issuer = server.url();
+        change(&mut config);
+        let network = Network::new(&config.network).unwrap();
+        let credentials = Credentials::start(&config, &network, "id", CancellationToken::new());
+        let verifier = Verifier::new(&config, &network).unwrap();
+        let auth = Authenticator::new(&config, verifier, credentials.clone()).unwrap();
+        Case { server, issuer, config, credentials, auth }
+    }
+
+    async fn judge(&self, authorization: &str) -> Result<Identity, AuthError> {
+        self.auth.authenticate(&headers(&[("authorization", authorization)]), None).await
+    }
+
+    fn tokens(&self) -> usize {
+        self.credentials.status().tokens.len()
+    }
+}
+
+fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+    let pair =
+        |(name, value): &(&str, &str)| (name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap());
+    let mut headers = HeaderMap::new();
+    for (name, value) in pairs.iter().map(pair) {
+        headers.append(name, value);
+    }
+    headers
+}
+
+fn basic(pair: &str) -> String {
+    format!("Basic {}", STANDARD.encode(pair))
+}
+
+const PLAIN: Result<Identity, AuthError> = Ok(Identity::Static { log_type: None });
+
+#[tokio::test]
+async fn a_static_token_is_let_in_by_every_scheme() {
+    let case = Case::new().await;
+    for authorization in [
+        format!("Bearer {TOKEN}"),
+        format!("bearer   {TOKEN} "),
+        format!("BEARER {TOKEN}"),
+        format!("Splunk {TOKEN}"),
+        basic(&format!("anybody:{TOKEN}")),
+        basic(&format!(":{TOKEN}")),
+        basic(&format!("anybody:{TOKEN}")).replace('=', ""),
+    ] {
+        assert_eq!(case.judge(&authorization).await, PLAIN, "{authorization}");
+    }
+    assert_eq!(case.auth.authenticate(&HeaderMap::new(), Some(TOKEN)).await, PLAIN, "carried by the protocol");
+    let foreign = headers(&[("authorization", "ApiKey something")]);
+    assert_eq!(case.auth.authenticate(&foreign, Some(TOKEN)).await, PLAIN);
+}
+
+#[tokio::test]
+async fn anything_else_stays_out() {
+    let case = Case::new().await;
+    for authorization in [
+        "Bearer".to_owned(),
+        "Bearer ".to_owned(),
+        format!("Bearer {}", &TOKEN[..20]),
+        format!("Bearer {TOKEN}x"),
+        format!("Bearer {}", TOKEN.to_uppercase()),
+        format!("Token {TOKEN}"),
+        TOKEN.to_owned(),
+        basic(TOKEN),
+        basic(&format!("{TOKEN}:")),
+        "Basic !!!".to_owned(),
+        "Bearer a.b.c".to_owned(),
+    ] {
+        assert_eq!(case.judge(&authorization).await, Err(AuthError::Invalid), "{authorization}");
+    }
+    assert_eq!(case.auth.authenticate(&HeaderMap::new(), None).await, Err(AuthError::Missing));
+    assert_eq!(case.auth.authenticate(&HeaderMap::new(), Some("wrong")).await, Err(AuthError::Invalid));
+    let bearer = format!("Bearer {TOKEN}");
+    let twice = headers(&[("authorization", &bearer), ("authorization", &bearer)]);
+    assert!(matches!(case.auth.authenticate(&twice, None).await, Err(AuthError::Malformed(_))));
+    assert!(case.server.seen().is_empty(), "none of these is worth asking the issuer");
+}
+
+#[tokio::test]
+async fn a_typed_token_decides_the_type_and_an_oidc_token_writes_deployments_only() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tokens");
+    std::fs::write(&path, format!("# tokens\n\n{TOKEN}\r\n  {AUDIT_TOKEN}   env0-audits\n")).unwrap();
+    let case = Case::with(|config| config.ingest_token_file = Some(path)).await;
+    let plain = case.judge(&format!("Bearer {TOKEN}")).await.unwrap();
+    let audits = case.judge(&format!("Bearer {AUDIT_TOKEN}")).await.unwrap();
+    let oidc = case.judge(&format!("Bearer {}", case.issuer.token())).await.unwrap();
+    assert_eq!((plain.log_type(), audits.log_type()), (None, Some(LogType::Audits)));
+    assert_eq!((oidc, oidc.log_type()), (Identity::Oidc, Some(LogType::Deployments)));
+    let writes = |identity: Identity| LogType::ALL.map(|log_type| identity.may_write(log_type));
+    assert_eq!(writes(plain), [true, true]);
+    assert_eq!(writes(Identity::Anonymous), [true, true]);
+    assert_eq!(writes(audits), [false, true]);
+    assert_eq!(writes(oidc), [true, false]);
+}
+
+#[tokio::test]
+async fn the_token_file_is_read_again_when_it_changes_and_stays_in_force_when_it_breaks() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tokens");
+    std::fs::write(&path, TOKEN).unwrap();
+    let mut case = Case::with(|config| config.ingest_token_file = Some(path.clone())).await;
+    let inner = Arc::get_mut(&mut case.auth.0).unwrap();
+    inner.file = inner.file.take().map(|(path, tokens)| (path, tokens.look_every(std::time::Duration::ZERO)));
+    let knows = |token: &str| case.auth.static_token(token).is_some();
+
+    let new = "abcdefghijklmnop-new";
+    std::fs::write(directory.path().join("next"), format!("{new}\n")).unwrap();
+    std::fs::rename(directory.path().join("next"), &path).unwrap();
+    assert_eq!((knows(TOKEN), knows(new)), (false, true));
+
+    for broken in ["", "too-short", "0123456789abcdef env0-other", "0123456789abcdef env0-audits more"] {
+        std::fs::write(&path, broken).unwrap();
+        assert!(knows(new), "{broken:?}");
+    }
+    std::fs::remove_file(&path).unwrap();
+    assert!(knows(new));
+    std::fs::write(&path, TOKEN).unwrap();
+    assert_eq!((knows(TOKEN), knows(new)), (true, false));
+}
+
+#[tokio::test]
+async fn a_token_file_that_cannot_be_used_is_told_at_start_without_its_words() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("tokens");
+    for (text, problem) in [
+        (None, "No such file"),
+        (Some("\n# nothing\n"), "no token in it"),
+        (Some("good-good-good-good\nsecret-short"), "line 2: the token is shorter than 16 characters"),
+        (Some("secret-secret-secret env0-other"), "line 1: not a log type after the token"),
+    ] {
+        if let Some(text) = text {
+            std::fs::write(&path, text).unwrap();
+        }
+        let message = load(&path).err().unwrap().to_string();
+        assert!(message.contains(problem) && message.contains("ENV0_S3_LOG_INGEST_TOKEN_FILE"), "{message}");
+        assert!(!message.contains("secret"), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn an_oidc_token_that_is_let_in_is_handed_over_and_one_that_is_not_leaves_no_trace() {
+    let case = Case::new().await;
+    let mut claims = case.issuer.claims(Utc::now() + chrono::TimeDelta::hours(1));
+    claims["organizationId"] = "org-2".into();
+    let foreign = case.issuer.sign(&claims);
+    assert_eq!(case.judge(&format!("Bearer {foreign}")).await, Err(AuthError::Invalid));
+    assert_eq!(case.auth.hand_over(&foreign).await, Err(AuthError::Invalid));
+    case.auth.hand_over_beside(&headers(&[("x-env0-oidc-token", &foreign)])).await;
+    assert_eq!(case.tokens(), 0);
+
+    assert_eq!(case.judge(&format!("Bearer {}", case.issuer.token())).await, Ok(Identity::Oidc));
+    assert_eq!(case.tokens(), 1);
+    let beside = case.issuer.sign(&case.issuer.claims(Utc::now() + chrono::TimeDelta::hours(2)));
+    case.auth.hand_over_beside(&headers(&[("x-env0-oidc-token", &beside)])).await;
+    assert_eq!(case.tokens(), 2);
+    let basic = case.judge(&basic(&format!("oidc:{beside}"))).await;
+    assert_eq!((basic, case.tokens()), (Ok(Identity::Oidc), 2), "the same one again");
+}
+
+#[tokio::test]
+async fn a_hand_over_takes_the_token_from_the_header_or_the_body() {
+    let case = Case::new().await;
+    let token = case.issuer.token();
+    let bearer = headers(&[("authorization", &format!("Bearer {token}"))]);
+    let own = headers(&[("authorization", &format!("Bearer {TOKEN}"))]);
+    let none = HeaderMap::new();
+    assert_eq!(case.auth.hand_over_request(&bearer, b"").await, Ok(()));
+    assert_eq!(case.auth.hand_over_request(&none, format!("{token}\n").as_bytes()).await, Ok(()));
+    assert_eq!(case.auth.hand_over_request(&own, token.as_bytes()).await, Ok(()));
+    assert_eq!(case.auth.hand_over_request(&none, b" ").await, Err(AuthError::Missing));
+    assert_eq!(case.auth.hand_over_request(&none, b"\xff").await, Err(AuthError::Invalid));
+    assert_eq!(
+        case.auth.hand_over_request(&own, b"").await,
+        Err(AuthError::Invalid),
+        "a static token is none to hand over"
+    );
+    assert_eq!(case.tokens(), 1);
+}
+
+#[tokio::test]
+async fn an_issuer_out_of_reach_is_told_apart_from_a_wrong_token() {
+    let url = nobody().await;
+    let case = Case::with(|config| {
+        config.oidc_issuer = url.clone();
+        config.ingest_token = Some(TOKEN.into());
+    })
+    .await;
+    let token = Issuer::es256(&url, "key-1").token();
+    assert!(matches!(case.judge(&format!("Bearer {token}")).await, Err(AuthError::Unavailable { .. })));
+    assert!(matches!(case.auth.hand_over(&token).await, Err(AuthError::Unavailable { .. })));
+    assert_eq!(case.judge(&format!("Bearer {TOKEN}")).await, PLAIN, "static tokens don't need the issuer");
+    let beside = headers(&[("authorization", &format!("Bearer {token}"))]);
+    assert_eq!(case.auth.authenticate(&beside, Some(TOKEN)).await, PLAIN);
+    assert!(matches!(case.auth.authenticate(&beside, Some("wrong")).await, Err(AuthError::Unavailable { .. })));
+}
+
+#[tokio::test]
+async fn events_do_not_wait_for_an_issuer_that_does_not_answer() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let case = Case::with(|config| config.oidc_issuer = url.clone()).await;
+    let beside = headers(&[("x-env0-oidc-token", &Issuer::es256(&url, "key-1").token())]);
+    let many = (0..2 * BESIDE_MAX).map(|_| case.auth.hand_over_beside(&beside));
+    futures_util::future::join_all(many).await;
+    assert_eq!(case.auth.0.beside.available_permits(), 0, "the hand-overs go on behind");
+}
+
+#[tokio::test]
+async fn without_required_credentials_everybody_is_let_in_but_hand_overs_are_judged() {
+    let case = Case::with(|config| config.ingest_auth_required = false).await;
+    assert!(!case.config.ingest_auth_required);
+    assert_eq!(case.auth.authenticate(&HeaderMap::new(), None).await, Ok(Identity::Anonymous));
+    assert_eq!(case.judge("Bearer wrong").await, Ok(Identity::Anonymous));
+    assert_eq!(case.judge(&format!("Bearer {}", case.issuer.token())).await, Ok(Identity::Anonymous));
+    until("the hand-over", || case.tokens() == 1).await;
+    assert_eq!(case.auth.hand_over("wrong").await, Err(AuthError::Invalid));
+}

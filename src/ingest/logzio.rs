@@ -1,0 +1,123 @@
+//! Logz.io's bulk listener: `POST /?token=<token>[&type=<type>]`, NDJSON.
+//!
+//! Specification: "Ship logs over HTTP" in Logz.io's documentation
+//! (<https://docs.logz.io/docs/shipping/Code/HTTP>). The stored line is the event as sent. As there,
+//! a `type` in the query is the type of events that have none: it is added to them, but where it is
+//! one of env0's names, which the object's key tells. env0 names the log type in `name` or `type`.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, Response, StatusCode, Uri};
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use serde_json::json;
+
+use crate::batch::LogType;
+use crate::ingest::body::{self, BodyError, Events, Limits, LineWriter};
+use crate::ingest::protocol::{self, Accepted, JSON, Part, Protocol, Refusal, TEXT, empty_answer, query_parameter};
+
+/// Logz.io.
+pub struct Logzio;
+
+impl Protocol for Logzio {
+    fn name(&self) -> &'static str {
+        "logzio"
+    }
+
+    fn token(&self, uri: &Uri, _headers: &HeaderMap) -> Option<String> {
+        query_parameter(uri, "token")
+    }
+
+    /// Anything that is not JSON is taken as in the native protocol. An empty body is fine:
+    /// logzio-nodejs sends one when it closes.
+    fn parse(
+        &self,
+        uri: &Uri,
+        _headers: &HeaderMap,
+        body: Bytes,
+        received: DateTime<Utc>,
+        limits: &Limits,
+    ) -> Result<Vec<Part>, BodyError> {
+        let default_type = query_parameter(uri, "type");
+        let default_said = default_type.as_deref().and_then(protocol::log_type_of);
+        if !Events::sniff(&body) {
+            return Ok(vec![Part { said: default_said, lines: body::scan(body, received, limits)? }]);
+        }
+        let addition =
+            default_type.filter(|_| default_said.is_none()).map(|value| format!(r#""type":{}}}"#, json!(value)));
+        let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
+        for event in Events::new(&body) {
+            let event = event?.bytes();
+            let [name, own_type] = body::members(event, ["name", "type"]);
+            let said: Option<LogType> = protocol::said_by([own_type, name]).or(default_said);
+            match &addition {
+                Some(addition) if own_type.is_none() => writer.push(said, &with_member(event, addition))?,
+                _ => writer.push(said, event)?,
+            }
+        }
+        Ok(writer.finish())
+    }
+
+    /// 200 without a body.
+    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Response<Body> {
+        empty_answer(StatusCode::OK)
+    }
+
+    /// For a body that is refused, Logz.io's counts; nothing of it was taken.
+    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Response<Body> {
+        let (malformed, oversized) = match refusal {
+            Refusal::Body(BodyError::Invalid { .. }) => (1, 0),
+            Refusal::Body(BodyError::EventTooLarge { .. }) => (0, 1),
+            _ => return refusal.answer(TEXT, refusal.to_string()),
+        };
+        let counts = json!({
+            "malformedLines": malformed,
+            "successfulLines": 0,
+            "oversizedLines": oversized,
+            "emptyLogLines": 0,
+            "error": refusal.to_string(),
+        });
+        refusal.answer(JSON, counts.to_string())
+    }
+}
+
+/// `object` with `addition` (a member and the closing brace) at its end.
+fn with_member(object: &[u8], addition: &str) -> Vec<u8> {
+    let open = object.strip_suffix(b"}").unwrap_or(object);
+    let is_empty = open.strip_prefix(b"{").is_some_and(|members| members.trim_ascii().is_empty());
+    [open, if is_empty { b"" } else { b"," }, addition.as_bytes()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ingest::protocol::tests::*;
+
+    #[test]
+    fn logzio_events_are_stored_as_sent_and_their_type_or_name_tells_the_log_type() {
+        let lines = [
+            r#"{"message":"a","name":"env0-deployment-logs","type":"x"}"#,
+            r#"{"message":"b","type":"env0-audit-logs"}"#,
+            r#"{"message":"c"}"#,
+        ];
+        let sent = post("/?token=t%2B1&type=env0-audits", &[], lines.join("\n"));
+        let said = [DEPLOYMENTS, AUDITS, AUDITS];
+        assert_eq!(sent.stored(), [0, 1, 2].map(|n| (said[n], lines[n].to_owned())));
+        assert_eq!(sent.token().as_deref(), Some("t+1"));
+        assert_eq!((sent.accepted(3).status, sent.accepted(3).text()), (200, ""));
+    }
+
+    #[test]
+    fn logzio_gives_events_without_a_type_that_of_the_query() {
+        let sent = post("/?type=my%20type", &[], r#"{"message":"a"}{"type":5}{ }"#);
+        assert_eq!(sent.lines(), [r#"{"message":"a","type":"my type"}"#, r#"{"type":5}"#, r#"{ "type":"my type"}"#]);
+    }
+
+    #[test]
+    fn logzio_is_refused_with_counts() {
+        let malformed = post("/?token=t", &[], "{\"a\":1}\n{").refused_body();
+        assert_eq!(malformed.status, 400);
+        assert_eq!((&malformed.json()["malformedLines"], &malformed.json()["successfulLines"]), (&1.into(), &0.into()));
+        let oversized = post("/?token=t", &[], "{\"a\":1}").refused_body_with(&Limits { max_event_bytes: 3, ..LIMITS });
+        assert_eq!((oversized.status, &oversized.json()["oversizedLines"]), (413, &1.into()));
+    }
+}

@@ -1,0 +1,204 @@
+//! Splunk's HTTP Event Collector (HEC): `/services/collector[/event|/raw|/health]`.
+//!
+//! Specification: "Format events for HTTP Event Collector" and "HTTP Event Collector REST API
+//! endpoints" in Splunk's "Getting Data In"; error codes as in its "Troubleshoot HTTP Event
+//! Collector". An event's stored line is its envelope as sent; a raw line becomes an envelope with
+//! what the query says of it. env0 names the log type in `source` or `index`.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, Response, StatusCode, Uri};
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::json;
+use serde_json::value::RawValue;
+
+use crate::ingest::body::{self, BodyError, Events, Limits, LineWriter};
+use crate::ingest::protocol::{
+    self, Accepted, JSON, ObjectOrText, Part, Protocol, Refusal, answer, header_text, query_parameter,
+};
+
+/// Splunk HEC.
+pub struct Splunk;
+
+/// HEC's wording of what is wrong with a body, by its code.
+const NO_DATA: &str = "No data";
+const EVENT_REQUIRED: &str = "Event field is required";
+const EVENT_BLANK: &str = "Event field cannot be blank";
+
+impl Protocol for Splunk {
+    fn name(&self) -> &'static str {
+        "splunk"
+    }
+
+    fn token(&self, uri: &Uri, _headers: &HeaderMap) -> Option<String> {
+        query_parameter(uri, "token")
+    }
+
+    fn parse(
+        &self,
+        uri: &Uri,
+        _headers: &HeaderMap,
+        body: Bytes,
+        received: DateTime<Utc>,
+        limits: &Limits,
+    ) -> Result<Vec<Part>, BodyError> {
+        if body::is_blank(&body) {
+            return Err(BodyError::Invalid { event: 0, offset: 0, reason: NO_DATA.to_owned() });
+        }
+        let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
+        if is_raw(uri) {
+            raw(uri, &body, received, &mut writer)?
+        } else {
+            envelopes(&body, &mut writer)?
+        }
+        Ok(writer.finish())
+    }
+
+    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Response<Body> {
+        answer(StatusCode::OK, JSON, r#"{"text":"Success","code":0}"#)
+    }
+
+    /// `{"text":…,"code":…}`, with `invalid-event-number` where one event is at fault.
+    fn refused(&self, uri: &Uri, headers: &HeaderMap, refusal: &Refusal) -> Response<Body> {
+        let (text, code) = match refusal {
+            Refusal::Unauthorized { .. } => match header_text(headers, "authorization") {
+                None if self.token(uri, headers).is_none() => ("Token is required", 2),
+                Some(value) if !value.contains(' ') => ("Invalid authorization", 3),
+                _ => ("Invalid token", 4),
+            },
+            Refusal::Body(BodyError::Invalid { reason, .. }) => match reason.as_str() {
+                NO_DATA => (NO_DATA, 5),
+                EVENT_REQUIRED => (EVENT_REQUIRED, 12),
+                EVENT_BLANK => (EVENT_BLANK, 13),
+                _ => ("Invalid data format", 6),
+            },
+            Refusal::BrokenBody { .. } | Refusal::UnsupportedEncoding => ("Invalid data format", 6),
+            Refusal::Body(_) | Refusal::TooLarge { .. } => ("Request entity too large", 27),
+            Refusal::BodyTimeout | Refusal::Unavailable { .. } => ("Server is busy", 9),
+            Refusal::UnknownPath | Refusal::WrongMethod { .. } => {
+                ("The requested URL was not found on this server.", 404)
+            }
+        };
+        let mut reply = json!({"text": text, "code": code});
+        if let Refusal::Body(BodyError::Invalid { event, .. } | BodyError::EventTooLarge { event, .. }) = refusal
+            && code != 5
+        {
+            reply["invalid-event-number"] = json!(event);
+        }
+        // Splunk's texts are fixed; what this daemon knows beyond them is worth a field of its own.
+        reply["detail"] = json!(refusal.to_string());
+        refusal.answer(JSON, reply.to_string())
+    }
+
+    fn alive(&self) -> Response<Body> {
+        answer(StatusCode::OK, JSON, r#"{"text":"HEC is healthy","code":17}"#)
+    }
+}
+
+fn is_raw(uri: &Uri) -> bool {
+    uri.path().contains("/collector/raw")
+}
+
+/// Envelopes, one after the other: `{"time":…,"source":…,"sourcetype":…,"index":…,"event":…}`.
+fn envelopes(body: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
+    for envelope in Events::new(body) {
+        let envelope = envelope?;
+        let names = ["event", "fields", "source", "sourcetype", "index"];
+        let [event, fields, source, sourcetype, index] = body::members(envelope.bytes(), names);
+        let complaint = match event.map(RawValue::get) {
+            None if fields.is_none() => Some(EVENT_REQUIRED),
+            Some(r#""""#) => Some(EVENT_BLANK),
+            _ => None,
+        };
+        if let Some(reason) = complaint {
+            return Err(BodyError::invalid(body, envelope.bytes(), writer.records(), reason));
+        }
+        writer.push(protocol::said_by([source, sourcetype, index]), envelope.bytes())?;
+    }
+    Ok(())
+}
+
+/// What a line of `/raw` is stored as: an envelope with what the query says, and the time received.
+#[derive(Serialize)]
+struct RawEnvelope<'a> {
+    timestamp: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sourcetype: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    index: Option<&'a str>,
+    event: ObjectOrText<'a>,
+}
+
+fn raw(uri: &Uri, body: &[u8], received: DateTime<Utc>, writer: &mut LineWriter) -> Result<(), BodyError> {
+    let names = ["time", "host", "source", "sourcetype", "index"];
+    let parameters = names.map(|name| query_parameter(uri, name));
+    let [time, host, source, sourcetype, index] = parameters.each_ref().map(Option::as_deref);
+    let said = [source, sourcetype, index].into_iter().flatten().find_map(protocol::log_type_of);
+    let timestamp = &body::rfc3339(received);
+    body::for_each_text_line(body, |line, _| {
+        let event = ObjectOrText::of(line);
+        writer.serialize(said, &RawEnvelope { timestamp, time, host, source, sourcetype, index, event })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use crate::ingest::protocol::tests::*;
+
+    #[test]
+    fn splunk_envelopes_are_stored_as_sent_and_their_source_tells_the_type() {
+        let deployment =
+            r#"{"source":"env0-deployment-logs-source","sourcetype":"env0-sourcetype","event":{"message":"a"}}"#;
+        let audit = r#"{ "source":"env0-audit-logs-source", "event":"b" }"#;
+        let index = r#"{"index":"env0-audit-logs-index","time":"1795382237.825","event":1}"#;
+        let other = r#"{"fields":{"a":1},"source":5}"#;
+        let sent = post("/services/collector/event/1.0", &[], [deployment, audit, index, other].concat());
+        let expected = [(DEPLOYMENTS, deployment), (AUDITS, audit), (AUDITS, index), (None, other)];
+        assert_eq!(sent.stored(), expected.map(|(said, line)| (said, line.to_owned())));
+        assert_eq!((sent.accepted(4).status, sent.accepted(4).text()), (200, r#"{"text":"Success","code":0}"#));
+    }
+
+    #[test]
+    fn splunk_raw_lines_are_stored_with_what_the_query_says() {
+        let uri = "/services/collector/raw?source=env0-audit-logs-source&host=a%20b&token=never";
+        let sent = post(uri, &[], "one \"1\"\r\n{\"customEnv0EnvironmentVariables\":{\"oidcToken\":\"x\"}}\n{broken");
+        let line = |event: &str| {
+            let about = r#""timestamp":"2026-11-22T21:00:00.123Z","host":"a b","source":"env0-audit-logs-source""#;
+            (AUDITS, format!(r#"{{{about},"event":{event}}}"#))
+        };
+        let redacted = r#"{"customEnv0EnvironmentVariables":{"oidcToken":"[redacted]"}}"#;
+        assert_eq!(sent.stored(), [line(r#""one \"1\"""#), line(redacted), line(r#""{broken""#)]);
+        assert_eq!(sent.token().as_deref(), Some("never"));
+    }
+
+    #[test]
+    fn splunk_is_refused_with_its_own_codes() {
+        for (body, code, event) in [
+            (" ", 5, Value::Null),
+            (r#"{"event":1}{"event":tru}"#, 6, 1.into()),
+            ("text", 6, 0.into()),
+            (r#"{"event":1}{"source":"x"}"#, 12, 1.into()),
+            (r#"{"event":""}"#, 13, 0.into()),
+        ] {
+            let answer = post("/services/collector", &[], body).refused_body();
+            assert_eq!(answer.status, 400);
+            let answer = answer.json();
+            assert_eq!((&answer["code"], &answer["invalid-event-number"]), (&code.into(), &event), "{body}");
+        }
+        let code = |uri, headers: &[_]| post(uri, headers, "").refused(&WRONG_CREDENTIALS).json()["code"].clone();
+        assert_eq!(code("/services/collector", &[]), 2);
+        assert_eq!(code("/services/collector", &[("authorization", "justatoken")]), 3);
+        assert_eq!(code("/services/collector", &[("authorization", "Splunk wrong")]), 4);
+        assert_eq!(code("/services/collector?token=wrong", &[]), 4);
+        assert_eq!(post("/services/collector", &[], "").refused(&busy()).json()["code"], 9);
+    }
+}

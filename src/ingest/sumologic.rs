@@ -1,0 +1,124 @@
+//! Sumo Logic's HTTP source: `POST /receiver/v1/http/<secret>`, text or NDJSON.
+//!
+//! Specification: "Upload data to an HTTP Source" in Sumo Logic's documentation. Events are taken as
+//! in the native protocol. What the `X-Sumo-…` headers say of them is kept under Sumo Logic's names
+//! for it (`_sourceName`, `_sourceHost`, `_sourceCategory`, `_fields`) beside the event, which then
+//! is `message`; a name or category of env0's own is not repeated there: the object's key tells it.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, Response, StatusCode, Uri};
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::ingest::body::{self, BodyError, Events, Limits, LineWriter};
+use crate::ingest::protocol::{self, Accepted, JSON, ObjectOrText, Part, Protocol, Refusal, empty_answer, header_text};
+
+/// Sumo Logic.
+pub struct SumoLogic;
+
+/// The token that the path of an HTTP source ends in.
+pub fn secret(path: &str) -> Option<&str> {
+    let (path, _) = protocol::split_log_type(path);
+    let secret = path.strip_prefix("/receiver/v1/http/")?;
+    (!secret.is_empty() && !secret.contains('/')).then_some(secret)
+}
+
+/// An event whose sender described it in headers.
+#[derive(Serialize)]
+struct Described<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timestamp: Option<&'a str>,
+    message: ObjectOrText<'a>,
+    #[serde(flatten)]
+    source: Source<'a>,
+}
+
+/// What the headers say of all events of a request.
+#[derive(Clone, Copy, Default, PartialEq, Serialize)]
+struct Source<'a> {
+    #[serde(rename = "_sourceName", skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    #[serde(rename = "_sourceHost", skip_serializing_if = "Option::is_none")]
+    host: Option<&'a str>,
+    #[serde(rename = "_sourceCategory", skip_serializing_if = "Option::is_none")]
+    category: Option<&'a str>,
+    #[serde(rename = "_fields", skip_serializing_if = "Option::is_none")]
+    fields: Option<&'a str>,
+}
+
+impl Protocol for SumoLogic {
+    fn name(&self) -> &'static str {
+        "sumologic"
+    }
+
+    fn token(&self, uri: &Uri, _headers: &HeaderMap) -> Option<String> {
+        secret(uri.path()).map(str::to_owned)
+    }
+
+    fn parse(
+        &self,
+        _uri: &Uri,
+        headers: &HeaderMap,
+        body: Bytes,
+        received: DateTime<Utc>,
+        limits: &Limits,
+    ) -> Result<Vec<Part>, BodyError> {
+        let [name, host, category, fields] =
+            ["x-sumo-name", "x-sumo-host", "x-sumo-category", "x-sumo-fields"].map(|name| header_text(headers, name));
+        let said = [category, name].into_iter().flatten().find_map(protocol::log_type_of);
+        let [name, category] = [name, category].map(|word| word.filter(|word| protocol::log_type_of(word).is_none()));
+        let source = Source { name, host, category, fields };
+        if source == Source::default() {
+            return Ok(vec![Part { said, lines: body::scan(body, received, limits)? }]);
+        }
+        let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
+        if Events::sniff(&body) {
+            for event in Events::new(&body) {
+                let message = ObjectOrText::Object(event?.json);
+                writer.serialize(said, &Described { timestamp: None, message, source })?;
+            }
+        } else {
+            let timestamp = Some(&*body::rfc3339(received));
+            body::for_each_text_line(&body, |line, _| {
+                writer.serialize(said, &Described { timestamp, message: ObjectOrText::Text(line), source })
+            })?;
+        }
+        Ok(writer.finish())
+    }
+
+    /// 200 without a body.
+    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Response<Body> {
+        empty_answer(StatusCode::OK)
+    }
+
+    /// Sumo Logic documents statuses only; the body is for people.
+    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Response<Body> {
+        refusal.answer(JSON, json!({"message": refusal.to_string()}).to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::ingest::protocol::tests::*;
+
+    #[test]
+    fn sumologic_events_are_stored_as_sent_or_with_what_the_headers_say() {
+        let uri = "/receiver/v1/http/ZaVnC4dhaV1";
+        let json = r#"{ "level":"info" }"#;
+        let plain = post(uri, &[], json);
+        assert_eq!(plain.lines(), [json]);
+        assert_eq!(plain.token().as_deref(), Some("ZaVnC4dhaV1"));
+        assert_eq!(plain.accepted(1).status, 200);
+        let audits = post(uri, &[("x-sumo-category", "env0-audits")], json);
+        assert_eq!(audits.stored(), [(AUDITS, json.to_owned())]);
+        let described =
+            [("x-sumo-name", "n"), ("x-sumo-host", "h"), ("x-sumo-category", "c/d"), ("x-sumo-fields", "a=b")];
+        let source = r#""_sourceName":"n","_sourceHost":"h","_sourceCategory":"c/d","_fields":"a=b""#;
+        assert_eq!(post(uri, &described, json).lines(), [format!(r#"{{"message":{json},{source}}}"#)]);
+        let text = format!(r#"{{"timestamp":"2026-11-22T21:00:00.123Z","message":"a line",{source}}}"#);
+        assert_eq!(post(uri, &described, "a line\n").lines(), [text]);
+        assert_eq!(post(uri, &[], "{\"a\":").refused_body().status, 400);
+    }
+}

@@ -1,0 +1,235 @@
+//! List, Head and Get for `verify`, with an auditor's own credentials from the standard AWS chain.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use aws_config::{BehaviorVersion, Region};
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::ResponseChecksumValidation;
+use aws_sdk_s3::config::timeout::TimeoutConfig;
+use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::primitives::ByteStream;
+use aws_sdk_s3::types::{ChecksumMode, EncodingType, ObjectStorageClass};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use base64::Engine;
+use chrono::{DateTime, Utc};
+
+use crate::batch::Sha256;
+use crate::config::Config;
+use crate::network::Network;
+
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a request brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// There is no such object (any more).
+    #[error("the object is gone")]
+    Gone,
+    /// The object is archived and not restored: only a Head can judge it.
+    #[error("the object is archived")]
+    Archived,
+    /// S3 refused; only a person can mend it.
+    #[error(
+        "{operation} was refused with {code}: {message}; grant s3:ListBucket, s3:GetObject and, for encrypted objects, kms:Decrypt"
+    )]
+    Denied {
+        /// What was asked.
+        operation: &'static str,
+        /// AWS error code.
+        code: String,
+        /// S3's own words.
+        message: String,
+    },
+    /// No answer, or not a usable one.
+    #[error("{operation} failed: {cause}")]
+    Failed {
+        /// What was asked.
+        operation: &'static str,
+        /// The whole chain of causes.
+        cause: String,
+    },
+}
+
+/// An object as a List shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Whole key.
+    pub key: String,
+    /// Length, in bytes.
+    pub size: u64,
+    /// As S3 writes it, with its quotes.
+    pub e_tag: String,
+    /// When it was written, by S3's clock.
+    pub last_modified: DateTime<Utc>,
+    /// In a class that needs a restore before a Get.
+    pub archived: bool,
+}
+
+/// One page of a listing, in the order of keys.
+#[derive(Debug)]
+pub struct Page {
+    /// At most 1,000.
+    pub objects: Vec<Listed>,
+    /// Asks for the next page; none at the end.
+    pub next: Option<String>,
+}
+
+/// What a Head tells.
+#[derive(Debug)]
+pub struct HeadInfo {
+    /// User metadata, names in lower case without `x-amz-meta-`.
+    pub metadata: HashMap<String, String>,
+    /// The SHA-256 that S3 checked when the object was written, where it keeps one of the whole object.
+    pub sha256: Option<Sha256>,
+    /// Needs a restore before a Get.
+    pub archived: bool,
+}
+
+/// Reads one bucket. Clones share connections.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    client: Client,
+    bucket: String,
+}
+
+impl Reader {
+    /// Sets up a client; asks the standard chain for credentials, and S3 for nothing.
+    pub async fn connect(config: &Config, network: &Network) -> Reader {
+        let loader = aws_config::defaults(BehaviorVersion::latest())
+            .region(Region::new(config.aws_region.clone()))
+            .http_client(network.aws(config.endpoint_url_s3.as_deref()));
+        // For the answer to begin; a body that stalls is cut off by the SDK.
+        let timeouts = TimeoutConfig::builder().operation_attempt_timeout(ANSWER_TIMEOUT).build();
+        let mut builder = aws_sdk_s3::config::Builder::from(&loader.load().await)
+            .timeout_config(timeouts)
+            .force_path_style(config.force_path_style)
+            // Bodies are hashed by the caller, against the chain's own hash.
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+        if let Some(url) = &config.endpoint_url_s3 {
+            builder = builder.endpoint_url(url);
+        }
+        Reader { client: Client::from_conf(builder.build()), bucket: config.bucket_name.clone() }
+    }
+
+    /// One page of the keys under `prefix` that come after `start_after`.
+    pub async fn list(&self, prefix: &str, start_after: &str, next: Option<String>) -> Result<Page, ReadError> {
+        let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix);
+        // Else a key with a control character makes the answer unreadable XML.
+        let request = request.encoding_type(EncodingType::Url).set_continuation_token(next);
+        let request = if start_after.is_empty() { request } else { request.start_after(start_after) };
+        let output = request.send().await.map_err(|error| refusal("ListObjectsV2", error))?;
+        let encoded = output.encoding_type == Some(EncodingType::Url);
+        let objects = output.contents.unwrap_or_default().into_iter().filter_map(|object| {
+            let key = object.key?;
+            Some(Listed {
+                key: if encoded { percent_decode(&key) } else { key },
+                size: object.size.and_then(|size| size.try_into().ok()).unwrap_or(0),
+                e_tag: object.e_tag.unwrap_or_default(),
+                last_modified: object.last_modified.and_then(|time| to_chrono(&time)).unwrap_or_default(),
+                archived: matches!(
+                    object.storage_class,
+                    Some(ObjectStorageClass::Glacier | ObjectStorageClass::DeepArchive)
+                ),
+            })
+        });
+        Ok(Page { objects: objects.collect(), next: output.next_continuation_token })
+    }
+
+    /// An object's metadata and stored checksum.
+    pub async fn head(&self, key: &str) -> Result<HeadInfo, ReadError> {
+        let request = self.client.head_object().bucket(&self.bucket).key(key).checksum_mode(ChecksumMode::Enabled);
+        let output = request.send().await.map_err(|error| refusal("HeadObject", error))?;
+        let class = output.storage_class.as_ref().map(|class| class.as_str());
+        let asleep = matches!(class, Some("GLACIER" | "DEEP_ARCHIVE")) || output.archive_status.is_some();
+        let restored = output.restore.as_deref().is_some_and(|restore| restore.contains("ongoing-request=\"false\""));
+        Ok(HeadInfo {
+            sha256: output.checksum_sha256.as_deref().and_then(from_base64),
+            metadata: output.metadata.unwrap_or_default(),
+            archived: asleep && !restored,
+        })
+    }
+
+    /// An object's metadata and body.
+    pub async fn get(&self, key: &str) -> Result<(HashMap<String, String>, Body), ReadError> {
+        let request = self.client.get_object().bucket(&self.bucket).key(key);
+        let output = request.send().await.map_err(|error| refusal("GetObject", error))?;
+        Ok((output.metadata.unwrap_or_default(), Body(output.body)))
+    }
+}
+
+/// A body on its way.
+#[derive(Debug)]
+pub struct Body(ByteStream);
+
+impl Body {
+    /// The next bytes; none at the end.
+    pub async fn next(&mut self) -> Result<Option<bytes::Bytes>, ReadError> {
+        let failed = |error| ReadError::Failed {
+            operation: "GetObject",
+            cause: DisplayErrorContext(&error as &dyn std::error::Error).to_string(),
+        };
+        self.0.try_next().await.map_err(failed)
+    }
+}
+
+fn refusal<E>(operation: &'static str, error: SdkError<E, HttpResponse>) -> ReadError
+where
+    E: ProvideErrorMetadata + std::error::Error + 'static,
+{
+    let status = error.raw_response().map(|response| response.status().as_u16());
+    let code = error.code().unwrap_or_default().to_owned();
+    match (status, code.as_str()) {
+        (_, "NoSuchKey" | "NotFound") => ReadError::Gone,
+        (Some(404), "") => ReadError::Gone,
+        (_, "InvalidObjectState") => ReadError::Archived,
+        (Some(400 | 401 | 403 | 404), _) => ReadError::Denied {
+            operation,
+            message: error.message().unwrap_or("no reason given").to_owned(),
+            code: if code.is_empty() { format!("status {}", status.unwrap_or_default()) } else { code },
+        },
+        _ => ReadError::Failed { operation, cause: DisplayErrorContext(&error).to_string() },
+    }
+}
+
+fn to_chrono(time: &aws_smithy_types::DateTime) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp(time.secs(), time.subsec_nanos())
+}
+
+/// A checksum of the whole object; one of a multipart upload's parts (`…-3`) is none.
+fn from_base64(text: &str) -> Option<Sha256> {
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text).ok()?;
+    bytes.try_into().ok().map(Sha256)
+}
+
+/// S3's encoding of keys in a listing: percent signs, and `+` for a space.
+fn percent_decode(text: &str) -> String {
+    let hex = |digits: &[u8]| std::str::from_utf8(digits).ok().and_then(|digits| u8::from_str_radix(digits, 16).ok());
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let escape = (*first == b'%').then(|| after.get(..2).and_then(hex)).flatten();
+        let byte = escape.unwrap_or(if *first == b'+' { b' ' } else { *first });
+        decoded.push(byte);
+        rest = if escape.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&decoded).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_in_a_listing_are_decoded() {
+        assert_eq!(percent_decode("a/b%3A04%3a05_x.log"), "a/b:04:05_x.log");
+        assert_eq!(percent_decode("a+b%2Bc%01%C3%A9"), "a b+c\u{1}é");
+        assert_eq!(percent_decode("100%"), "100%");
+    }
+
+    #[test]
+    fn a_checksum_of_parts_is_none_of_the_object() {
+        assert_eq!(from_base64("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="), Some(Sha256::ZERO));
+        assert_eq!(from_base64("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=-3"), None);
+    }
+}

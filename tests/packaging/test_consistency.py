@@ -1,0 +1,264 @@
+"""What ships beside the binary agrees with the code, with the README and with itself."""
+
+import contextlib
+import http.server
+import json
+import os
+import pathlib
+import re
+import subprocess
+import threading
+import time
+import unittest
+
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "config"
+METRIC = re.compile(r"env0_s3_logs_[a-z0-9_]+")
+VARIABLE = re.compile(r"\b(?:ENV0_S3_LOG_[A-Z0-9_]+|ENV0_OIDC_TOKEN(?:_FILE)?|AWS_[A-Z0-9_]+)\b")
+
+
+def read(path):
+    return (ROOT / path).read_text()
+
+
+def documents(folder):
+    for path in sorted((CONFIG / folder).rglob("*.yaml")):
+        yield from ((path, document) for document in yaml.safe_load_all(path.read_text()))
+
+
+def code_metrics():
+    """Every metric's name, as the code declares them."""
+    return set(re.findall(r'(?:counts|level|seconds)\(\s*"(env0_s3_logs_[a-z0-9_]+)"', read("src/telemetry/metrics.rs")))
+
+
+def used_metrics(text):
+    """The metrics that a text names; a histogram's series count as the histogram."""
+    return {re.sub(r"(_seconds)_(bucket|sum|count)$", r"\1", name) for name in METRIC.findall(text)}
+
+
+def readme_anchors():
+    """The anchors that a reader of the README can jump to."""
+    text = read("README.md")
+    slugs = set()
+    for heading in re.findall(r"^#+ (.+)$", text, re.M):
+        slugs.add(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-"))
+    return slugs | set(re.findall(r'<a id="([^"]+)">', text))
+
+
+def seconds(text):
+    number, unit = re.fullmatch(r"(\d+)(s|m)?", text).groups()
+    return int(number) * (60 if unit == "m" else 1)
+
+
+def default(variable):
+    """A variable's default, from the generated example."""
+    return re.search(rf"^#?{variable}=(.*)$", read("config/example.env"), re.M)[1]
+
+
+class Metrics(unittest.TestCase):
+    def test_dashboard_and_alerts_use_only_metrics_that_exist(self):
+        for path in ("config/grafana-dashboard.json", "config/prometheus/alerts.yaml", "config/prometheus/alerts.test.yaml"):
+            self.assertEqual(used_metrics(read(path)) - code_metrics(), set(), path)
+
+    def test_the_dashboard_shows_every_metric(self):
+        self.assertEqual(code_metrics() - used_metrics(read("config/grafana-dashboard.json")), set())
+
+    def test_the_readme_lists_every_metric_and_no_other(self):
+        # It leaves the prefix out.
+        table = re.search(r"<!-- metrics:begin -->(.*)<!-- metrics:end -->", read("README.md"), re.S)[1]
+        listed = {f"env0_s3_logs_{name}" for name in re.findall(r"^\| `([a-z0-9_]+)", table, re.M)}
+        self.assertEqual(listed, code_metrics())
+
+
+class Alerts(unittest.TestCase):
+    def test_each_has_a_runbook_in_the_readme_and_a_test(self):
+        anchors, tests = readme_anchors(), read("config/prometheus/alerts.test.yaml")
+        for rule in yaml.safe_load(read("config/prometheus/alerts.yaml"))["groups"][0]["rules"]:
+            page, anchor = rule["annotations"]["runbook_url"].split("#")
+            self.assertEqual(page, "README.md")
+            self.assertIn(anchor, anchors, rule["alert"])
+            self.assertIn(f"alertname: {rule['alert']}\n", tests)
+
+    def test_the_prometheus_rule_holds_the_same(self):
+        rule = yaml.safe_load(read("config/kubernetes/components/monitoring/prometheusrule.yaml"))
+        self.assertEqual(rule["spec"], yaml.safe_load(read("config/prometheus/alerts.yaml")))
+
+
+class Variables(unittest.TestCase):
+    def test_every_manifest_sets_only_variables_that_exist(self):
+        known = set(re.findall(r"^#?([A-Z][A-Z0-9_]+)=", read("config/example.env"), re.M))
+        paths = [*CONFIG.rglob("*.yaml"), *CONFIG.rglob("*.env"), CONFIG / "env0-s3-logs.service", ROOT / "Dockerfile"]
+        for path in paths:
+            self.assertEqual(set(VARIABLE.findall(path.read_text())) - known, set(), path)
+
+    def test_a_daemon_has_longer_to_stop_than_it_takes(self):
+        grace = seconds(default("ENV0_S3_LOG_SHUTDOWN_GRACE"))
+        compose = yaml.safe_load(read("config/compose.yaml"))["services"]["daemon"]
+        unit = re.search(r"^TimeoutStopSec=(.+)$", read("config/env0-s3-logs.service"), re.M)[1]
+        stateful_set = yaml.safe_load(read("config/kubernetes/base/statefulset.yaml"))["spec"]["template"]["spec"]
+        for allowed in (stateful_set["terminationGracePeriodSeconds"], seconds(unit), seconds(compose["stop_grace_period"])):
+            self.assertGreater(allowed, grace)
+
+    def test_ports_and_spool_are_the_images(self):
+        image = read("Dockerfile")
+        ingest, admin = (
+            int(re.search(rf"ENV0_S3_LOG_{name}_ADDR=0\.0\.0\.0:(\d+)", image)[1]) for name in ("LISTEN", "ADMIN")
+        )
+        self.assertIn(f"EXPOSE {ingest} {admin}\n", image)
+        spool = re.search(r'VOLUME \["(.+)"\]', image)[1]
+        self.assertEqual(spool, default("ENV0_S3_LOG_SPOOL_DIR"))
+        container = yaml.safe_load(read("config/kubernetes/base/statefulset.yaml"))["spec"]["template"]["spec"]["containers"][0]
+        self.assertEqual({p["name"]: p["containerPort"] for p in container["ports"]}, {"ingest": ingest, "admin": admin})
+        self.assertEqual([m["mountPath"] for m in container["volumeMounts"]], [spool])
+        self.assertIn(f"spool:{spool}", yaml.safe_load(read("config/compose.yaml"))["services"]["daemon"]["volumes"])
+
+
+class Policies(unittest.TestCase):
+    def test_the_role_may_do_two_things(self):
+        policy = json.loads(read("config/iam-policy.json"))
+        self.assertEqual([s["Action"] for s in policy["Statement"]], ["s3:PutObject", "s3:GetBucketLocation"])
+
+    def test_the_trust_policy_names_session_tags_audience_and_subject(self):
+        (statement,) = json.loads(read("config/trust-policy.json"))["Statement"]
+        self.assertEqual(statement["Action"], ["sts:AssumeRoleWithWebIdentity", "sts:TagSession"])
+        self.assertEqual(set(statement["Condition"]["StringEquals"]), {"login.app.env0.com/:aud", "login.app.env0.com/:sub"})
+
+
+class Image(unittest.TestCase):
+    def test_the_label_names_the_base_that_is_used(self):
+        image = read("Dockerfile")
+        name, digest = re.findall(r"^FROM (\S+)@(sha256:[0-9a-f]{64})", image, re.M)[-1]
+        self.assertIn(f'image.base.name="{name}"', image)
+        self.assertIn(f'image.base.digest="{digest}"', image)
+
+
+class Kubernetes(unittest.TestCase):
+    def test_every_container_is_locked_down(self):
+        for path, document in documents("kubernetes"):
+            if document["kind"] not in ("StatefulSet", "Job") or path.name == "ingest-token.yaml":
+                continue
+            pod = document["spec"]["template"]["spec"]
+            self.assertTrue(pod["securityContext"]["runAsNonRoot"], path)
+            self.assertEqual(pod["securityContext"]["runAsUser"], 65532, path)
+            self.assertEqual(pod["securityContext"]["fsGroup"], 65532, path)
+            self.assertFalse(pod["automountServiceAccountToken"], path)
+            for container in pod["containers"]:
+                context = container["securityContext"]
+                self.assertTrue(context["readOnlyRootFilesystem"], path)
+                self.assertFalse(context["allowPrivilegeEscalation"], path)
+                self.assertEqual(context["capabilities"], {"drop": ["ALL"]}, path)
+
+    def test_probes_ask_the_admin_listener(self):
+        container = yaml.safe_load(read("config/kubernetes/base/statefulset.yaml"))["spec"]["template"]["spec"]["containers"][0]
+        probes = {name: container[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+        self.assertEqual({probe["port"] for probe in probes.values()}, {"admin"})
+        self.assertEqual([probe["path"] for probe in probes.values()], ["/livez", "/livez", "/readyz"])
+
+
+@contextlib.contextmanager
+def stub(status):
+    """A server that answers all with `status`, and the list of what it was sent: (method, path, authorization, body)."""
+    seen = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def take(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            seen.append((self.command, self.path, self.headers.get("Authorization"), body))
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_POST = do_PUT = take
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_port, seen
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def scripts(node):
+    """The `run` of every step of a custom flow."""
+    if isinstance(node, dict):
+        if "run" in node:
+            yield node["name"], node["run"]
+        else:
+            for value in node.values():
+                yield from scripts(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from scripts(value)
+
+
+class CustomFlows(unittest.TestCase):
+    TOKEN = "header.payload.signature"
+
+    def run_step(self, script, **variables):
+        environment = {
+            "PATH": os.environ["PATH"],
+            "ENV0_OIDC_TOKEN": self.TOKEN,
+            "ENV0_DEPLOYMENT_LOG_ID": "deployment-1",
+            "ENV0_ORGANIZATION_ID": "organization-1",
+            "ENV0_PROJECT_ID": "project-1",
+            "ENV0_ENVIRONMENT_ID": "environment-1",
+            "ENV0_DEPLOYMENT_TYPE": "deploy",
+            **variables,
+        }
+        return subprocess.run(["sh", "-e", "-c", script], env=environment, capture_output=True, text=True, timeout=30)
+
+    def test_no_step_ever_fails_a_deployment(self):
+        for name, script in scripts(yaml.safe_load(read("config/env0.yml"))):
+            with stub(503) as (port, _):
+                pass
+            for url in (f"http://127.0.0.1:{port}", "http://no-such-host.invalid", ""):
+                started = time.monotonic()
+                self.assertEqual(self.run_step(script, LOG_FORWARDER_URL=url).returncode, 0, name)
+                self.assertLess(time.monotonic() - started, 15, name)
+            self.assertIn("--max-time 5", script)
+
+    def test_the_steps_hand_the_token_over_and_send_events_that_parse(self):
+        messages = []
+        for name, script in scripts(yaml.safe_load(read("config/env0.yml"))):
+            with stub(200) as (port, seen):
+                outcome = self.run_step(script, LOG_FORWARDER_URL=f"http://127.0.0.1:{port}")
+            self.assertNotIn(self.TOKEN, outcome.stdout + outcome.stderr)
+            ((method, path, authorization, body),) = seen
+            if method == "PUT":
+                self.assertEqual((path, body), ("/v1/oidc-token", self.TOKEN.encode()), name)
+                continue
+            self.assertEqual((path, authorization), ("/v1/logs/env0-deployments", f"Bearer {self.TOKEN}"), name)
+            event = json.loads(body)
+            self.assertEqual(event["environmentId"], "environment-1")
+            messages.append(event["message"])
+        self.assertEqual(messages, ["deployment started", "deployment succeeded", "deployment failed"] * 2)
+
+    def test_the_token_never_stands_on_a_command_line(self):
+        for path in ("config/env0.yml", "config/token-courier/env0.yml"):
+            for _, script in scripts(yaml.safe_load(read(path))):
+                for line in script.splitlines():
+                    command = line.partition("| curl")[2] if "| curl" in line else line if "curl" in line else ""
+                    self.assertNotIn("ENV0_OIDC_TOKEN", command, path)
+
+    def test_the_courier_hands_the_token_to_each_address_and_tells_of_a_refusal(self):
+        ((_, script),) = scripts(yaml.safe_load(read("config/token-courier/env0.yml")))
+        for answer, code in ((204, 0), (401, 1)):
+            with stub(answer) as (port, seen):
+                outcome = self.run_step(script, LOG_FORWARDER_HOST="127.0.0.1", LOG_FORWARDER_PORT=str(port))
+            self.assertEqual(outcome.returncode, code, outcome.stderr)
+            self.assertEqual(seen, [("PUT", "/v1/oidc-token", None, self.TOKEN.encode())])
+            self.assertNotIn(self.TOKEN, outcome.stdout + outcome.stderr)
+
+    def test_nothing_sets_the_daemons_own_variables_in_env0(self):
+        for path in ("config/env0.yml", "config/token-courier/env0.yml"):
+            self.assertNotIn("ENV0_S3_LOG_", json.dumps(yaml.safe_load(read(path))), path)
+
+
+if __name__ == "__main__":
+    unittest.main()
