@@ -452,7 +452,7 @@ fn put(shared: &Shared, folder: &Folder, batch: &Batch, gaps: &[u64]) -> Put {
 /// Two readings, so that one bad read doesn't condemn a good file.
 fn quarantine_if_changed(folder: &Folder, batch: &mut Batch) -> std::io::Result<bool> {
     for _ in 0..2 {
-        if folder.rehash(batch)? == batch.name.sha256 {
+        if !folder.is_quarantined(batch) && folder.rehash(batch)? == batch.name.sha256 {
             return Ok(false);
         }
     }

@@ -71,6 +71,14 @@ pub enum ManifestError {
         /// The parser's reason.
         reason: String,
     },
+    /// There are batches, and nothing says where they belong.
+    #[error("{path} holds {batches} batches and no manifest.json that says for which bucket; put it back, or move the batches away", path = path.display())]
+    Missing {
+        /// The spool.
+        path: PathBuf,
+        /// How many it holds.
+        batches: usize,
+    },
     /// Written by a newer version.
     #[error("the spool has format {found}, this version reads up to {FORMAT}; run the newer version again")]
     Newer {

@@ -109,7 +109,7 @@ pub(super) fn seal(folder: &Folder, closed: &Closed) -> io::Result<()> {
     if !rewrite {
         let name = folder.seal(&open, closed.name, closed.records, closed.sha256)?;
         folder.count_sealed(closed.reason);
-        folder.announce(name, closed.bytes);
+        folder.announce(folder.hold(name, closed.bytes));
         return Ok(());
     }
     let sealed = if let Some((name, bytes)) = folder.sealed_already(closed.name)? {
@@ -129,7 +129,7 @@ pub(super) fn seal(folder: &Folder, closed: &Closed) -> io::Result<()> {
     folder.usage().remove(folder.log_type, closed.bytes);
     folder.usage().add(folder.log_type, bytes);
     folder.count_sealed(closed.reason);
-    folder.announce(name, bytes);
+    folder.announce(folder.hold(name, bytes));
     Ok(())
 }
 

@@ -72,10 +72,14 @@ impl BusyClock {
 }
 
 impl Writer {
-    /// Starts the log type's writer and sealer threads.
-    pub(super) fn start(folder: Arc<Folder>, settings: Settings) -> Writer {
+    /// Starts the log type's writer and sealer threads; what a crash left open is sealed first.
+    pub(super) fn start(folder: Arc<Folder>, settings: Settings, left_open: Vec<Closed>) -> Writer {
         let (requests, receiver) = mpsc::channel();
         let (seal, seal_receiver) = mpsc::channel();
+        for closed in left_open {
+            // Its receiver is here.
+            let _ = seal.send(sealer::Request::Seal(closed));
+        }
         let clock = Arc::new(BusyClock { start: Instant::now(), busy_since: AtomicU64::new(0) });
         let sealer_folder = folder.clone();
         let state = State { folder, settings, seal, open: None, closed: false, failing_since: None };

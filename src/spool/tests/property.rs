@@ -61,7 +61,7 @@ fn run(codec: Codec, steps: Vec<Step>) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_acknowledged_event_is_delivered_once_whatever_happens(steps in prop::collection::vec(step(), 1..60)) {

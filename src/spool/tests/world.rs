@@ -101,19 +101,39 @@ impl World {
     }
 
     pub(super) fn open(&mut self) -> Result<(), OpenError> {
+        self.open_without_settling()?;
+        self.settle();
+        Ok(())
+    }
+
+    pub(super) fn open_without_settling(&mut self) -> Result<(), OpenError> {
         let (spool, receivers) = Spool::open(&self.settings, Arc::new(self.disk.clone()))?;
         self.spool = Some(spool);
         self.receivers = Some(receivers);
-        self.receive();
         Ok(())
+    }
+
+    /// Ends this life in order; the disk stays as it is.
+    pub(super) fn end(&mut self) {
+        self.spool = None;
+        self.receivers = None;
+        self.waiting.clear();
+        self.disk = self.disk.after(Cut::Kill);
+    }
+
+    /// A world that nobody opens, on what a power cut now would leave.
+    pub(super) fn disk_after_power_cut(&self) -> World {
+        let mut left = World::new();
+        left.disk = self.disk.after(Cut::Strict);
+        left.settings = self.settings.clone();
+        left
     }
 
     /// Ends this life and opens the next; a fault at the start has passed at the second try.
     pub(super) fn crash(&mut self, cut: Cut) {
-        self.spool = None;
-        self.receivers = None;
-        self.waiting.clear();
-        self.disk = self.disk.after(cut);
+        let ended = self.disk.clone();
+        self.end();
+        self.disk = ended.after(cut);
         self.forget_collisions();
         self.open().unwrap();
         self.check_stages();
