@@ -6,11 +6,15 @@ mod harness;
 #[path = "../local_aws/mod.rs"]
 mod local_aws;
 
+mod backlog;
 mod configuration;
 mod crash;
+mod disk;
 mod floors;
 mod local_aws_itself;
+mod long_run;
 mod malformed_http;
+mod network;
 mod s3_faults;
 mod sessions;
 mod shutdown;
