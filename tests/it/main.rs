@@ -7,12 +7,16 @@ mod harness;
 mod local_aws;
 
 mod check;
+mod backlog;
 mod configuration;
 mod crash;
+mod disk;
 mod floors;
 mod local_aws_itself;
+mod long_run;
 mod malformed_http;
 mod operating;
+mod network;
 mod s3_faults;
 mod sessions;
 mod shutdown;
