@@ -10,6 +10,7 @@ mod configuration;
 mod crash;
 mod local_aws_itself;
 mod malformed_http;
+mod protocols;
 mod s3_faults;
 mod sessions;
 mod shutdown;
