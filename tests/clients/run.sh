@@ -27,6 +27,7 @@ python3 -m venv "$folder/venv"
 # Debian's packages are unpacked, not installed: that needs no root and starts no service.
 if ! command -v syslog-ng >/dev/null; then
     mkdir -p "$folder/debian/partial"
+    apt-cache show syslog-ng-core >/dev/null 2>&1 || apt-get update --quiet=2 || true
     if apt-get install --quiet=2 --download-only --no-install-recommends \
         --option Debug::NoLocking=true --option Dir::Cache::archives="$folder/debian" \
         syslog-ng-core syslog-ng-mod-http >"$folder/apt.log" 2>&1; then
