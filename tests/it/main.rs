@@ -17,6 +17,7 @@ mod long_run;
 mod malformed_http;
 mod operating;
 mod network;
+mod protocols;
 mod s3_faults;
 mod sessions;
 mod shutdown;
