@@ -14,3 +14,4 @@ mod s3_faults;
 mod sessions;
 mod shutdown;
 mod status_table;
+mod verify;
