@@ -41,8 +41,8 @@ const SUSPECT_AGE: TimeDelta = TimeDelta::minutes(5);
 const YOUNG_SESSION: TimeDelta = TimeDelta::minutes(1);
 /// Of STS's words.
 const MAX_MESSAGE_CHARS: usize = 500;
-/// Whatever STS says about the length of a session.
-const LEAST_BETWEEN_SESSIONS: Duration = Duration::from_secs(1);
+/// However short STS makes its sessions, and however many tokens are handed over.
+const LEAST_BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 /// The clock may jump: the plan is made anew at least this often.
 const LONGEST_NAP: Duration = Duration::from_secs(30);
 
@@ -88,6 +88,7 @@ struct State {
     failures: u32,
     young_refusals: u32,
     not_before: Instant,
+    last_round: Instant,
     /// A token came since the last round began.
     offered: bool,
     /// The session may be the reason for a 403.
@@ -147,6 +148,7 @@ impl Credentials {
                 failures: 0,
                 young_refusals: 0,
                 not_before: Instant::now(),
+                last_round: Instant::now(),
                 offered: false,
                 suspect: false,
                 last_suspicion: None,
@@ -218,9 +220,6 @@ impl Credentials {
         }
         self.0.metrics.show_tokens(&state);
         state.offered = true;
-        if state.failures > 0 {
-            state.not_before = Instant::now();
-        }
         drop(state);
         self.0.wake.notify_one();
         true
@@ -258,6 +257,15 @@ impl Credentials {
     }
 }
 
+/// The tokens that the configuration's own sources hold now, and a sentence for each source that has none.
+pub async fn own_tokens(config: &Config, network: &Network) -> (Vec<OidcToken>, Vec<String>) {
+    let (mut tokens, problems) = Sources::new(config, network).read().await;
+    tokens.extend(
+        config.oidc_token.as_ref().and_then(|token| OidcToken::own(token.expose_secret(), Source::Environment)),
+    );
+    (tokens, problems)
+}
+
 fn no_token(state: &State) -> String {
     let expired = if state.candidates.all().next().is_some() { " (every one at hand has expired)" } else { "" };
     let problems = state.source_problems.iter().map(|problem| format!("; {problem}")).collect::<String>();
@@ -291,7 +299,12 @@ impl Inner {
 
     fn until_next_exchange(&self) -> Duration {
         let state = self.lock();
-        let backoff = state.not_before.saturating_duration_since(Instant::now());
+        // A token that was never tried need not wait until those that failed are tried again.
+        let not_before = match state.offered && state.failures > 0 {
+            true => state.not_before.min(state.last_round + LEAST_BETWEEN_ROUNDS),
+            false => state.not_before,
+        };
+        let backoff = not_before.saturating_duration_since(Instant::now());
         let session = self.session.borrow();
         let refresh = match session.as_ref().filter(|_| !state.suspect) {
             Some(session) => refresh_at(session.obtained_at, session.expires_at, state.candidates.last_expiry()),
@@ -303,11 +316,16 @@ impl Inner {
     /// Asks STS about each token in turn, until one is taken or STS can't be asked.
     async fn exchange_any(&self) {
         self.read_sources().await;
-        let tokens = {
+        let (tokens, whole) = {
             let mut state = self.lock();
-            state.offered = false;
-            state.candidates.in_order(Utc::now())
+            let now = Instant::now();
+            let whole = now >= state.not_before;
+            (state.offered, state.last_round) = (false, now);
+            (state.candidates.in_order(Utc::now(), whole), whole)
         };
+        if tokens.is_empty() && !whole {
+            return;
+        }
         let mut phase = Phase::NoToken;
         for token in tokens {
             match self.exchange(&token).await {
@@ -322,8 +340,8 @@ impl Inner {
             }
         }
         let mut state = self.lock();
-        state.failures = state.failures.saturating_add(1);
-        if !state.offered {
+        if whole {
+            state.failures = state.failures.saturating_add(1);
             state.not_before = Instant::now() + full_jitter(state.failures, rand::random());
         }
         self.metrics.show_tokens(&state);
@@ -401,7 +419,7 @@ impl Inner {
         state.last_error = None;
         state.failures = 0;
         state.suspect = false;
-        state.not_before = Instant::now() + LEAST_BETWEEN_SESSIONS;
+        state.not_before = Instant::now() + LEAST_BETWEEN_ROUNDS;
         let expires_at = rfc3339(session.expires_at);
         self.session.send_replace(Some(Arc::new(session)));
         if state.phase == Phase::Holding {

@@ -42,9 +42,11 @@ impl Candidates {
         true
     }
 
-    /// Those that have not expired: the ones that STS refused last, the newest first.
-    pub(super) fn in_order(&self, now: DateTime<Utc>) -> Vec<OidcToken> {
-        let mut usable: Vec<_> = self.0.iter().filter(|candidate| !expired(&candidate.token, now)).collect();
+    /// Those that have not expired, the newest first; the ones that STS refused come last, or not
+    /// at all where `with_refused` is false.
+    pub(super) fn in_order(&self, now: DateTime<Utc>, with_refused: bool) -> Vec<OidcToken> {
+        let usable = |candidate: &&Candidate| !expired(&candidate.token, now) && (with_refused || !candidate.set_aside);
+        let mut usable: Vec<_> = self.0.iter().filter(usable).collect();
         usable.sort_by_key(|candidate| candidate.rank());
         usable.into_iter().map(|candidate| candidate.token.clone()).collect()
     }
@@ -116,7 +118,7 @@ mod tests {
     }
 
     fn ends(candidates: &Candidates, now: DateTime<Utc>) -> Vec<i64> {
-        candidates.in_order(now).iter().map(|token| (token.expires_at.unwrap() - at(0)).num_minutes()).collect()
+        candidates.in_order(now, true).iter().map(|token| (token.expires_at.unwrap() - at(0)).num_minutes()).collect()
     }
 
     #[test]
@@ -126,9 +128,10 @@ mod tests {
             assert!(candidates.add(tokens.ending(minutes, Source::HandOver), at(0)));
         }
         assert_eq!(ends(&candidates, at(0)), [60, 40, 20]);
-        let newest = candidates.in_order(at(0)).remove(0);
+        let newest = candidates.in_order(at(0), true).remove(0);
         candidates.judged(&newest, true);
         assert_eq!(ends(&candidates, at(0)), [40, 20, 60]);
+        assert_eq!(candidates.in_order(at(0), false).len(), 2);
         assert_eq!(candidates.last_expiry(), Some(at(40)), "a refused token promises nothing");
         assert_eq!(ends(&candidates, at(22)), [40, 60]);
         candidates.judged(&newest, false);
@@ -151,7 +154,7 @@ mod tests {
         for minutes in 1..=16 {
             candidates.add(tokens.ending(minutes * 10, Source::HandOver), at(0));
         }
-        let newest = candidates.in_order(at(0)).remove(0);
+        let newest = candidates.in_order(at(0), true).remove(0);
         candidates.judged(&newest, true);
         candidates.add(tokens.ending(200, Source::HandOver), at(0));
         assert_eq!(ends(&candidates, at(0))[..2], [200, 150]);

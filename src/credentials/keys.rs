@@ -17,6 +17,8 @@ use crate::network::{FetchError, Network, same_host};
 const REFRESH_GAP: Duration = Duration::from_secs(60);
 /// The same, as long as no keys ever came.
 const FIRST_KEYS_GAP: Duration = Duration::from_secs(5);
+/// How long a token waits for keys; the fetch itself goes on.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Older keys are renewed behind the next request, so that one withdrawn by the issuer goes.
 const KEYS_MAX_AGE: Duration = Duration::from_secs(3600);
 
@@ -116,7 +118,10 @@ impl KeyRing {
         // In a task of its own: a client that hangs up must not spend the one refresh a minute.
         let header = header.clone();
         let search = tokio::spawn(async move { inner.search(&header).await });
-        search.await.map_err(|_| VerifyError::Unavailable("the search was stopped".to_owned()))?
+        match tokio::time::timeout(PATIENCE, search).await {
+            Ok(Ok(found)) => found,
+            _ => Err(VerifyError::Unavailable("they take too long".to_owned())),
+        }
     }
 
     #[cfg(test)]

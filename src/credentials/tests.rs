@@ -60,6 +60,16 @@ async fn the_exchange_names_role_session_duration_and_token() {
 }
 
 #[tokio::test]
+async fn aws_itself_is_asked_at_its_regional_endpoint() {
+    let proxy = Server::start(|_| answer(403, "")).await;
+    let network = crate::config::Network { https_proxy: Some(proxy.url().into()), ..Default::default() };
+    let credentials = start(&Config { network, oidc_token: Some("token".into()), ..config("") });
+    until("the state", || credentials.status().state == "STS is out of reach").await;
+    let request = &proxy.seen()[0];
+    assert_eq!((request.method.as_str(), request.uri.as_str()), ("CONNECT", "sts.eu-west-1.amazonaws.com:443"));
+}
+
+#[tokio::test]
 async fn without_a_token_it_says_what_it_waits_for_and_a_hand_over_ends_it() {
     let server = sts(|_| sts_session("AKIA1", TimeDelta::hours(1))).await;
     let credentials = start(&config(&server.url()));
@@ -98,6 +108,22 @@ async fn a_token_that_sts_refuses_is_set_aside_and_the_next_one_delivers() {
     assert_eq!(tried[0], *useless.read().unwrap());
     let set_aside: Vec<_> = credentials.status().tokens.iter().map(|token| (token.source, token.set_aside)).collect();
     assert!(set_aside.contains(&("environment", true)) && set_aside.contains(&("hand-over", false)), "{set_aside:?}");
+}
+
+#[tokio::test]
+async fn tokens_that_keep_coming_do_not_make_sts_judge_the_refused_ones_again() {
+    let server = sts(|_| sts_error(403, "AccessDenied", "Not authorized")).await;
+    let credentials = start(&config(&server.url()));
+    // Long into an outage: the next whole round is an hour away.
+    until("the first round", || credentials.0.lock().failures > 0).await;
+    credentials.0.lock().not_before = Instant::now() + Duration::from_secs(3600);
+    let issuer = issuer();
+    for minutes in 1..=3 {
+        hand_over(&credentials, &issuer, 60 * minutes);
+        until("the judgement", || server.seen().len() == minutes as usize).await;
+    }
+    let tried = exchanges(&server, "WebIdentityToken");
+    assert_eq!(tried.iter().collect::<std::collections::BTreeSet<_>>().len(), 3);
 }
 
 #[tokio::test]

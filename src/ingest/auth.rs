@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::http::header::AUTHORIZATION;
@@ -10,7 +11,8 @@ use axum::http::{HeaderMap, HeaderName};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use chrono::Utc;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::Semaphore;
 
 use super::watched::Watched;
 use crate::batch::{LogType, Sha256};
@@ -23,6 +25,10 @@ pub const OIDC_TOKEN_HEADER: HeaderName = HeaderName::from_static("x-env0-oidc-t
 
 /// A shorter static token could be guessed.
 pub const MIN_TOKEN_CHARS: usize = 16;
+/// How long events wait for the hand-over beside them.
+const BESIDE_PATIENCE: Duration = Duration::from_secs(1);
+/// Hand-overs beside events that may go on at once, while an issuer is slow.
+const BESIDE_MAX: usize = 16;
 const TOKEN_FILE_MAX_BYTES: u64 = 1024 * 1024;
 
 /// Who a request comes from.
@@ -119,6 +125,7 @@ struct Inner {
     file: Option<(PathBuf, Watched<StaticTokens>)>,
     verifier: Verifier,
     credentials: Credentials,
+    beside: Arc<Semaphore>,
 }
 
 impl Authenticator {
@@ -136,7 +143,8 @@ impl Authenticator {
         for outcome in ["accepted", "known", "refused", "unavailable"] {
             hand_overs(outcome).increment(0);
         }
-        Ok(Authenticator(Arc::new(Inner { required: config.ingest_auth_required, own, file, verifier, credentials })))
+        let (required, beside) = (config.ingest_auth_required, Arc::new(Semaphore::new(BESIDE_MAX)));
+        Ok(Authenticator(Arc::new(Inner { required, own, file, verifier, credentials, beside })))
     }
 
     /// Judges the credentials of a request for events: the token in `Authorization` (`Bearer`,
@@ -174,11 +182,18 @@ impl Authenticator {
     }
 
     /// Hands over the OIDC token that travels in [`OIDC_TOKEN_HEADER`] beside other credentials. A bad
-    /// one is counted, and changes nothing for the events.
+    /// one is counted, and changes nothing for the events, which don't wait for a slow issuer either.
     pub async fn hand_over_beside(&self, headers: &HeaderMap) {
-        if let Some(token) = headers.get(OIDC_TOKEN_HEADER).and_then(|value| value.to_str().ok()) {
-            let _ = self.hand_over(token).await;
-        }
+        let Some(token) = headers.get(OIDC_TOKEN_HEADER).and_then(|value| value.to_str().ok()) else { return };
+        let Ok(permit) = Arc::clone(&self.0.beside).try_acquire_owned() else {
+            return hand_overs("unavailable").increment(1);
+        };
+        let (this, token) = (self.clone(), SecretString::from(token));
+        let hand_over = tokio::spawn(async move {
+            let _permit = permit;
+            let _ = this.hand_over(token.expose_secret()).await;
+        });
+        let _ = tokio::time::timeout(BESIDE_PATIENCE, hand_over).await;
     }
 
     /// Verifies an OIDC token and gives it to the credentials. Needed whatever

@@ -1,5 +1,7 @@
 //! TLS and mTLS on the ingest listener; certificates are read again when their files change.
 
+mod expiry;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -51,6 +53,7 @@ fn load(files: &TlsFiles) -> Result<TlsAcceptor, TlsError> {
     const KEY: &str = "ENV0_S3_LOG_TLS_KEY_FILE";
     const CLIENT_CA: &str = "ENV0_S3_LOG_TLS_CLIENT_CA_FILE";
     let chain = certificates(CERT, &files.cert)?;
+    let ends = expiry::not_after(&chain[0]).map_or(0.0, |ends| ends.timestamp() as f64);
     let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| refuse(KEY, &files.key, error))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -68,6 +71,7 @@ fn load(files: &TlsFiles) -> Result<TlsAcceptor, TlsError> {
         }
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| refuse(CERT, &files.cert, error))?;
+    metrics::gauge!("env0_s3_logs_tls_expiry_timestamp_seconds").set(ends);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

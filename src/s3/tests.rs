@@ -158,6 +158,8 @@ async fn each_answer_has_its_meaning_and_tells_whether_the_object_may_be_there()
         (500, "InternalError", "We encountered an internal error.", ServerError, true),
         (400, "BadDigest", "The SHA256 you specified did not match", ChecksumRefused, false),
         (400, "XAmzContentChecksumMismatch", "did not match", ChecksumRefused, false),
+        (400, "RequestTimeout", "Your socket connection to the server was not read from", Timeout, false),
+        (403, "SignatureDoesNotMatch", "The request signature we calculated", Other, false),
         (400, "InvalidRequest", "Something", Other, false),
     ] {
         let error = refused_by(move |_| s3_error(status, code, message)).await;
@@ -310,6 +312,16 @@ async fn bucket_sts_issuer_and_token_url_are_all_reached_through_the_proxy() {
     credentials.wait_session().await;
     S3::new(&config, &network, credentials).put(&put(&file())).await.unwrap();
     Verifier::new(&config, &network).unwrap().verify(&token, Utc::now()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_bucket_of_aws_is_written_to_in_its_region_and_a_proxy_that_refuses_lets_nothing_arrive() {
+    let proxy = Server::start(|_| answer(403, "")).await;
+    let network = crate::config::Network { https_proxy: Some(proxy.url().into()), ..Default::default() };
+    let (s3, _sts) = s3_with(Config { network, force_path_style: false, ..config("") }).await;
+    let error = s3.put(&put(&file())).await.unwrap_err();
+    assert_eq!((error.kind, error.may_have_arrived), (PutErrorKind::Unreachable, false), "{error}");
+    assert_eq!(proxy.seen()[0].uri, "logs.s3.eu-west-1.amazonaws.com:443");
 }
 
 #[tokio::test]

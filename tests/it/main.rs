@@ -6,12 +6,17 @@ mod harness;
 #[path = "../local_aws/mod.rs"]
 mod local_aws;
 
+mod check;
 mod configuration;
 mod crash;
+mod floors;
 mod local_aws_itself;
 mod malformed_http;
+mod operating;
 mod s3_faults;
 mod sessions;
 mod shutdown;
 mod status_table;
 mod verify;
+mod tls;
+mod tokens;

@@ -227,6 +227,17 @@ async fn an_issuer_out_of_reach_is_told_apart_from_a_wrong_token() {
 }
 
 #[tokio::test]
+async fn events_do_not_wait_for_an_issuer_that_does_not_answer() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let case = Case::with(|config| config.oidc_issuer = url.clone()).await;
+    let beside = headers(&[("x-env0-oidc-token", &Issuer::es256(&url, "key-1").token())]);
+    let many = (0..2 * BESIDE_MAX).map(|_| case.auth.hand_over_beside(&beside));
+    futures_util::future::join_all(many).await;
+    assert_eq!(case.auth.0.beside.available_permits(), 0, "the hand-overs go on behind");
+}
+
+#[tokio::test]
 async fn without_required_credentials_everybody_is_let_in_but_hand_overs_are_judged() {
     let case = Case::with(|config| config.ingest_auth_required = false).await;
     assert!(!case.config.ingest_auth_required);
