@@ -8,6 +8,7 @@ mod local_aws;
 
 mod configuration;
 mod crash;
+mod hostile_clients;
 mod local_aws_itself;
 mod malformed_http;
 mod operating;
