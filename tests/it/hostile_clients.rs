@@ -114,6 +114,9 @@ fn connections_at_work_on_a_body_are_not_closed_for_new_ones() {
     for raw in &mut at_work {
         raw.write(format!("{}{}", head(body.len()), &body[..5])).unwrap();
     }
+    // Those above are at work once one that was sent after them is answered.
+    assert_eq!(daemon.post(AUDITS, event("beside")).accepted(), 1);
+    let _silent: Vec<Raw> = (0..2 * LIMIT).map(|_| connect(&daemon)).collect();
     for _ in 0..2 * LIMIT {
         assert_eq!(daemon.post(AUDITS, event("beside")).accepted(), 1);
     }
