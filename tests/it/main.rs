@@ -10,8 +10,12 @@ mod check;
 mod backlog;
 mod configuration;
 mod crash;
+<<<<<<< HEAD
 mod disk;
 mod floors;
+=======
+mod hostile_clients;
+>>>>>>> aws
 mod local_aws_itself;
 mod long_run;
 mod malformed_http;
