@@ -3,7 +3,6 @@
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -33,6 +32,7 @@ use crate::spool::manifest::{Destination, LockError};
 use crate::spool::{self, OpenError, Spool};
 use crate::status::{self, DeliveryStatus, Phase, SpoolStatus, Status, Timestamp, TypeStatus};
 use crate::telemetry::metrics::Exporter;
+use crate::volume;
 
 /// After SIGTERM: how long new requests are still taken while load balancers look away.
 const STILL_INGESTING: Duration = Duration::from_secs(1);
@@ -154,7 +154,7 @@ impl Probe {
                 bytes: spool
                     .map_or(0, |spool| LogType::ALL.iter().map(|log_type| spool.usage().used_bytes(*log_type)).sum()),
                 limit_bytes: spool.map_or(config.spool_max_bytes, |spool| spool.usage().limit_bytes()),
-                disk_available_bytes: available_bytes(&config.spool_dir),
+                disk_available_bytes: volume::available_bytes(&config.spool_dir),
                 quarantine_bytes: spool.map_or(0, |spool| spool.folder(LogType::Deployments).quarantine_bytes()),
             },
             types: LogType::ALL.map(of_type).into(),
@@ -186,12 +186,6 @@ fn sources(probe: &Arc<Probe>) -> Sources {
             ]
         }),
     }
-}
-
-/// What the file system of a folder has left for this user.
-pub fn available_bytes(folder: &Path) -> Option<u64> {
-    let statistics = rustix::fs::statvfs(folder).ok()?;
-    Some(statistics.f_bavail.saturating_mul(statistics.f_frsize))
 }
 
 /// The spool's settings in a configuration.

@@ -86,6 +86,10 @@ impl Setup {
         self
     }
 
+    pub(crate) fn environment(&self) -> &BTreeMap<String, String> {
+        &self.environment
+    }
+
     /// A folder of the test's own, beside the spool.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
