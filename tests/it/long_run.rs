@@ -24,10 +24,11 @@ const TERMINATE_EVERY: usize = 10;
 type Plan = fn(&LocalAws);
 
 /// What goes wrong in a round, beside the kill.
-const FAULTS: [(&str, Plan); 14] = [
+const FAULTS: [(&str, Plan); 15] = [
     ("nothing else", |_| {}),
     ("lost answers after the PUT", |aws| aws.s3.inject(Fault::lose_response().times(4))),
     ("connections dropped before the PUT", |aws| aws.s3.inject(Fault::drop_connection().times(4))),
+    ("500 InternalError after the PUT", |aws| aws.s3.inject(Fault::internal_error_after_storing().times(4))),
     ("500 InternalError", |aws| aws.s3.inject(Fault::internal_error().times(4))),
     ("503 SlowDown", |aws| aws.s3.inject(Fault::slow_down())),
     ("403 AccessDenied, one type", |aws| aws.s3.inject(Fault::access_denied().where_key_has("env0-audits"))),
