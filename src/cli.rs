@@ -9,8 +9,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::config::{self, Config, ConfigErrors, Loaded, Purpose};
 use crate::drain::{self, DrainOptions};
 use crate::network::Network;
+use crate::preflight::{self, CheckOptions};
 use crate::verify::{self, VerifyOptions};
-use crate::{admin, daemon, exit_code, telemetry};
+use crate::{admin, daemon, exit_code, telemetry, volume};
 
 #[derive(Parser)]
 #[command(name = "env0-s3-logs", version, about, disable_help_subcommand = true)]
@@ -23,6 +24,8 @@ struct Arguments {
 enum Command {
     /// Run the daemon (the default)
     Run,
+    /// Judge configuration, spool, token, STS and bucket, with a remedy for each failure
+    Check(CheckOptions),
     /// Print the effective configuration and where each value came from, secrets redacted
     Config,
     /// Upload what a spool holds, with progress; exit code 0 only when it is empty
@@ -49,6 +52,7 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let code = match arguments {
         Command::Run => run(),
+        Command::Check(options) => check(options),
         Command::Config => configuration(Purpose::Daemon).map_or_else(|code| code, |loaded| print(&loaded.describe())),
         Command::Drain(options) => drain(options),
         Command::Healthcheck => healthcheck(),
@@ -86,7 +90,8 @@ fn run() -> u8 {
         rustix::process::Resource::Core,
         rustix::process::Rlimit { current: Some(0), maximum: Some(0) },
     );
-    for warning in loaded.unknown.iter().chain(&loaded.warnings) {
+    let forgets = volume::forgets(&loaded.config.spool_dir);
+    for warning in loaded.unknown.iter().chain(&loaded.warnings).chain(&forgets) {
         tracing::warn!("{warning}");
     }
     match in_runtime(daemon::run(loaded)) {
@@ -94,6 +99,16 @@ fn run() -> u8 {
         Ok(Err(failure)) => {
             tracing::error!("{:#}", failure.error);
             failure.exit_code
+        }
+        Err(code) => code,
+    }
+}
+
+fn check(options: CheckOptions) -> u8 {
+    match in_runtime(preflight::run(Config::from_env(Purpose::Daemon), options)) {
+        Ok(report) => {
+            print(&if options.json { report.json() } else { report.text() });
+            report.exit_code
         }
         Err(code) => code,
     }

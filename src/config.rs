@@ -248,6 +248,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     values::duration(Duration::ZERO, Duration::from_secs(366 * 86_400))(text)
 }
 
+/// systemd's socket for `Type=notify` (`sd_notify(3)`); its own variable, not an operator's.
+pub fn notify_socket() -> Option<OsString> {
+    std::env::var_os("NOTIFY_SOCKET")
+}
+
 /// Where the admin listener of a daemon with this environment can be asked. For `healthcheck`, which needs nothing else.
 pub fn admin_addr_from_env() -> Result<SocketAddr, ConfigErrors> {
     const NAME: &str = "ENV0_S3_LOG_ADMIN_ADDR";

@@ -257,6 +257,15 @@ impl Credentials {
     }
 }
 
+/// The tokens that the configuration's own sources hold now, and a sentence for each source that has none.
+pub async fn own_tokens(config: &Config, network: &Network) -> (Vec<OidcToken>, Vec<String>) {
+    let (mut tokens, problems) = Sources::new(config, network).read().await;
+    tokens.extend(
+        config.oidc_token.as_ref().and_then(|token| OidcToken::own(token.expose_secret(), Source::Environment)),
+    );
+    (tokens, problems)
+}
+
 fn no_token(state: &State) -> String {
     let expired = if state.candidates.all().next().is_some() { " (every one at hand has expired)" } else { "" };
     let problems = state.source_problems.iter().map(|problem| format!("; {problem}")).collect::<String>();

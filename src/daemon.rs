@@ -1,6 +1,8 @@
 //! Builds every part, binds the sockets, owns the order of start and of shutdown.
 
-use std::path::Path;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::batch::LogType;
 use crate::chain::SigningKey;
-use crate::config::{Config, Loaded};
+use crate::config::{self, Config, Loaded};
 use crate::credentials::Credentials;
 use crate::credentials::token::Verifier;
 use crate::exit_code;
@@ -30,6 +32,7 @@ use crate::spool::manifest::{Destination, LockError};
 use crate::spool::{self, OpenError, Spool};
 use crate::status::{self, DeliveryStatus, Phase, SpoolStatus, Status, Timestamp, TypeStatus};
 use crate::telemetry::metrics::Exporter;
+use crate::volume;
 
 /// After SIGTERM: how long new requests are still taken while load balancers look away.
 const STILL_INGESTING: Duration = Duration::from_secs(1);
@@ -151,7 +154,7 @@ impl Probe {
                 bytes: spool
                     .map_or(0, |spool| LogType::ALL.iter().map(|log_type| spool.usage().used_bytes(*log_type)).sum()),
                 limit_bytes: spool.map_or(config.spool_max_bytes, |spool| spool.usage().limit_bytes()),
-                disk_available_bytes: available_bytes(&config.spool_dir),
+                disk_available_bytes: volume::available_bytes(&config.spool_dir),
                 quarantine_bytes: spool.map_or(0, |spool| spool.folder(LogType::Deployments).quarantine_bytes()),
             },
             types: LogType::ALL.map(of_type).into(),
@@ -183,12 +186,6 @@ fn sources(probe: &Arc<Probe>) -> Sources {
             ]
         }),
     }
-}
-
-/// What the file system of a folder has left for this user.
-pub fn available_bytes(folder: &Path) -> Option<u64> {
-    let statistics = rustix::fs::statvfs(folder).ok()?;
-    Some(statistics.f_bavail.saturating_mul(statistics.f_frsize))
 }
 
 /// The spool's settings in a configuration.
@@ -245,7 +242,10 @@ pub async fn run(loaded: Loaded) -> Result<(), Failure> {
     probe.enter(Phase::Running);
     tracing::info!(listen.addr = %addresses.0, admin.addr = %addresses.1, instance = spool.instance(), "listening");
 
+    tell_systemd("READY=1");
+
     signals.next().await;
+    tell_systemd("STOPPING=1");
     let started = Instant::now();
     let grace = config.shutdown_grace;
     probe.enter(Phase::Draining);
@@ -292,6 +292,19 @@ pub fn start_flusher(
         upload_duration: metrics::histogram!("env0_s3_logs_upload_duration_seconds"),
     };
     Flusher::start(shared, sealed)
+}
+
+/// `sd_notify(3)`; without systemd nothing happens.
+fn tell_systemd(state: &str) {
+    let Some(path) = config::notify_socket() else { return };
+    let address = match path.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&path),
+    };
+    let sent = UnixDatagram::unbound().and_then(|socket| socket.send_to_addr(state.as_bytes(), &address?));
+    if let Err(error) = sent {
+        tracing::warn!(%error, "systemd can't be told that the daemon is {state}");
+    }
 }
 
 async fn bind(variable: &str, address: std::net::SocketAddr) -> Result<TcpListener, Failure> {

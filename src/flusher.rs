@@ -357,9 +357,10 @@ async fn try_attempt(shared: &Shared, waiting: &mut Waiting) -> Result<Stored, F
         let gaps: Vec<u64> = told_gaps(&folder);
         match send(shared, &folder, batch, &gaps).await {
             Ok(Sent::Now) => {
-                on_disk(&folder, batch, move |folder, _| folder.gaps_told(&gaps)).await.map_err(Failure::Disk)?
+                waiting.stored = true;
+                on_disk(&folder, batch, move |folder, _| folder.gaps_told(&gaps)).await.map_err(Failure::Disk)?;
             }
-            Ok(Sent::Before) => {}
+            Ok(Sent::Before) => waiting.stored = true,
             Err(Failure::Put(error))
                 if matches!(error.kind, PutErrorKind::ChecksumRefused | PutErrorKind::FileUnreadable) =>
             {
@@ -371,7 +372,6 @@ async fn try_attempt(shared: &Shared, waiting: &mut Waiting) -> Result<Stored, F
             }
             Err(failure) => return Err(failure),
         }
-        waiting.stored = true;
     }
     on_disk(&folder, batch, Folder::delivered).await.map_err(Failure::Disk)?;
     Ok(Stored::Delivered)
@@ -390,8 +390,9 @@ enum Sent {
 async fn send(shared: &Shared, folder: &Arc<Folder>, batch: &mut Batch, gaps: &[u64]) -> Result<Sent, Failure> {
     let mut renames = 0;
     loop {
-        let first = batch.name.stage == Stage::Sealed;
+        let first = !batch.may_have_arrived;
         on_disk(folder, batch, |folder, batch| folder.set_stage(batch, Stage::Sending)).await.map_err(Failure::Disk)?;
+        batch.may_have_arrived = true;
         let started = Instant::now();
         let outcome = shared.s3.put(&put(shared, folder, batch, gaps)).await;
         shared.upload_duration.record(started.elapsed());
@@ -402,11 +403,13 @@ async fn send(shared: &Shared, folder: &Arc<Folder>, batch: &mut Batch, gaps: &[
         }
         if error.kind == PutErrorKind::NameTaken && renames < RENAMES_MAX {
             renames += 1;
+            batch.may_have_arrived = false;
             tracing::info!(log_type = %batch.log_type, batch.name = %batch.name.batch, "another writer owns the object's name; the batch takes a new suffix");
             on_disk(folder, batch, Folder::rename).await.map_err(Failure::Disk)?;
             continue;
         }
         if first && !error.may_have_arrived {
+            batch.may_have_arrived = false;
             on_disk(folder, batch, |folder, batch| folder.set_stage(batch, Stage::Sealed))
                 .await
                 .map_err(Failure::Disk)?;
@@ -449,7 +452,7 @@ fn put(shared: &Shared, folder: &Folder, batch: &Batch, gaps: &[u64]) -> Put {
 /// Two readings, so that one bad read doesn't condemn a good file.
 fn quarantine_if_changed(folder: &Folder, batch: &mut Batch) -> std::io::Result<bool> {
     for _ in 0..2 {
-        if folder.rehash(batch)? == batch.name.sha256 {
+        if !folder.is_quarantined(batch) && folder.rehash(batch)? == batch.name.sha256 {
             return Ok(false);
         }
     }

@@ -32,6 +32,7 @@
 pub mod cli;
 pub mod daemon;
 pub mod drain;
+pub mod preflight;
 pub mod verify;
 
 pub mod flusher;
@@ -52,6 +53,7 @@ pub mod config;
 pub mod exit_code;
 pub mod status;
 pub mod telemetry;
+pub mod volume;
 
 #[cfg(test)]
 mod testing;

@@ -65,6 +65,9 @@ pub struct Batch {
     pub bytes: u64,
     /// Whether the name is durable; one that is not must not be relied on by a PUT.
     pub durable: bool,
+    /// Whether S3 may have it. The stage [`Stage::Sending`](crate::batch::Stage) is what a crash leaves of this: there
+    /// it also stands for a PUT that was never made.
+    pub may_have_arrived: bool,
 }
 
 /// Where acknowledged events are.
@@ -114,7 +117,7 @@ pub enum OpenError {
     Manifest(#[from] ManifestError),
     /// The spool holds batches for another place.
     #[error(
-        "the spool holds {batches} batches for {holds}, but the configuration says {configured}; restore the old settings and run `env0-s3-logs drain`, or choose another ENV0_S3_LOG_SPOOL_DIR"
+        "the spool holds {batches} batches for {holds}, but the configuration says {configured}; run `env0-s3-logs drain`, which sends them where they belong, or restore the old settings, or choose another ENV0_S3_LOG_SPOOL_DIR"
     )]
     OtherDestination {
         /// How many it holds.
@@ -169,11 +172,13 @@ impl Spool {
         let (mut manifest, names) = adopt_manifest(settings, &*disk)?;
         let mut folders = Vec::new();
         let mut receivers = Vec::new();
-        for (log_type, names) in LogType::ALL.into_iter().zip(names) {
+        let mut left_open = Vec::new();
+        for (log_type, mut names) in LogType::ALL.into_iter().zip(names) {
             let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
             let folder = Folder::new(log_type, settings, disk.clone(), usage.clone(), sender);
             let recovery = |source| OpenError::Recovery { path: folder.dir.clone(), source };
-            if recovery::recover(&folder, names).map_err(recovery)? == recovery::Head::Lost {
+            if !recovery::has_head(&names) {
+                // The manifest first: a number must never be given out under the old id.
                 manifest.chains[log_type.index()] = manifest::new_instance();
                 manifest.write(&*disk, dir)?;
                 tracing::error!(
@@ -181,14 +186,19 @@ impl Spool {
                     instance = manifest.chain(log_type),
                     "the log type's folder lost the head of its chain; numbering starts anew under a new instance id"
                 );
+                recovery::restart_chain(&*disk, &folder.dir, &mut names).map_err(recovery)?;
             }
+            left_open.push(recovery::recover(&folder, names).map_err(recovery)?);
             folders.push(Arc::new(folder));
             receivers.push(receiver);
         }
         let folders: [Arc<Folder>; 2] = folders.try_into().unwrap_or_else(|_| unreachable!("one folder a log type"));
         let receivers: [SealedBatches; 2] = receivers.try_into().unwrap_or_else(|_| unreachable!("one a log type"));
         folders[0].reserve();
-        let writers = folders.each_ref().map(|folder| Writer::start(folder.clone(), settings.clone()));
+        let mut left_open = left_open.into_iter();
+        let writers = folders
+            .each_ref()
+            .map(|folder| Writer::start(folder.clone(), settings.clone(), left_open.next().unwrap_or_default()));
         let Manifest { instance, chains, .. } = manifest;
         Ok((Spool { inner: Arc::new(Inner { instance, chains, folders, writers, usage, _lock: lock }) }, receivers))
     }
@@ -271,7 +281,7 @@ fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, [Ve
     let dir = &settings.dir;
     let mut names = [scan(disk, dir, LogType::ALL[0])?, scan(disk, dir, LogType::ALL[1])?];
     let batches = |names: &[Vec<Found>; 2]| names.iter().flatten().filter(|found| found.is_batch()).count();
-    match Manifest::read(dir)? {
+    match Manifest::read(disk, dir)? {
         Some(manifest) if manifest.destination == settings.destination => return Ok((manifest, names)),
         Some(manifest) if batches(&names) > 0 => {
             return Err(OpenError::OtherDestination {
@@ -283,7 +293,13 @@ fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, [Ve
         Some(manifest) => {
             tracing::info!(from = %manifest.destination, to = %settings.destination, "the spool is empty; it now belongs to another place");
         }
-        None => {}
+        None if batches(&names) > 0 => {
+            return Err(ManifestError::Missing { path: dir.clone(), batches: batches(&names) }.into());
+        }
+        None => {
+            // Above an empty folder no name needs to be durable. One that may not be opened is another's to care for.
+            dir.ancestors().skip(1).for_each(|ancestor| drop(disk.sync_dir(ancestor)));
+        }
     }
     // A new destination gets new chains: its auditor sees them whole, from number 1.
     for (log_type, names) in LogType::ALL.into_iter().zip(&mut names) {

@@ -84,12 +84,16 @@ impl Listener {
     /// The next connection; at the limit, room is made first.
     async fn accept(&self, registry: &Registry) -> io::Result<(TcpStream, SocketAddr)> {
         let accepted = self.tcp.accept().await?;
-        while registry.count() >= self.max_connections {
+        loop {
+            // Before the look, so that nobody who leaves after it is missed.
+            let left = registry.left.notified();
+            if registry.count() < self.max_connections {
+                break;
+            }
             if !registry.close_longest_idle() {
                 // All are at work on a request; one of them ends.
-                registry.left.notified().await;
+                left.await;
             }
-            tokio::task::yield_now().await;
         }
         Ok(accepted)
     }

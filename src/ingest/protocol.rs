@@ -198,8 +198,20 @@ pub enum Route {
 }
 
 /// The paths of the ingest listener. All but the first three may stand behind `/<log type>`.
-pub const KNOWN_PATHS: [&str; 3] =
-    ["POST /v1/logs/env0-deployments", "POST /v1/logs/env0-audits", "PUT /v1/oidc-token"];
+pub const KNOWN_PATHS: [&str; 12] = [
+    "POST /v1/logs/env0-deployments",
+    "POST /v1/logs/env0-audits",
+    "PUT /v1/oidc-token",
+    "POST /v1/logs",
+    "POST /loki/api/v1/push",
+    "POST /services/collector",
+    "POST /services/collector/event",
+    "POST /services/collector/raw",
+    "GET /services/collector/health",
+    "POST /receiver/v1/http/<secret>",
+    "POST /log/v1",
+    "POST /",
+];
 
 const POST: &str = "POST";
 const GET: &str = "GET, HEAD";
@@ -327,7 +339,7 @@ fn endpoint(path: &str) -> Option<Endpoint> {
 }
 
 /// `path` without the log type that it may begin with.
-fn split_log_type(path: &str) -> (&str, Option<LogType>) {
+pub fn split_log_type(path: &str) -> (&str, Option<LogType>) {
     let prefixed = LogType::ALL.into_iter().find_map(|log_type| {
         let rest = path.strip_prefix('/')?.strip_prefix(log_type.as_str())?;
         (rest.is_empty() || rest.starts_with('/')).then_some((rest, Some(log_type)))

@@ -147,12 +147,13 @@ impl Received {
         let mut charge = None;
         let mut decoder = Decoder::new(encoding, self.bytes).map_err(broken)?;
         let mut inflated = BytesMut::new();
+        let step_bytes = INFLATE_STEP_BYTES.min(limit);
         loop {
-            budget.charge(&mut charge, INFLATE_STEP_BYTES).await?;
+            budget.charge(&mut charge, step_bytes).await?;
             let step;
             (decoder, step) = tokio::task::spawn_blocking(move || {
-                let mut step = Vec::with_capacity(INFLATE_STEP_BYTES);
-                let read = decoder.by_ref().take(INFLATE_STEP_BYTES as u64).read_to_end(&mut step);
+                let mut step = Vec::with_capacity(step_bytes);
+                let read = decoder.by_ref().take(step_bytes as u64).read_to_end(&mut step);
                 (decoder, read.map(|_| step))
             })
             .await
@@ -162,7 +163,7 @@ impl Received {
                 return Err(Refusal::TooLarge { limit, variable: BODY_VARIABLE });
             }
             inflated.extend_from_slice(&step);
-            if step.len() < INFLATE_STEP_BYTES {
+            if step.len() < step_bytes {
                 return Ok(Received { bytes: inflated.freeze(), _charge: charge });
             }
         }

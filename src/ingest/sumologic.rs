@@ -20,7 +20,8 @@ pub struct SumoLogic;
 
 /// The token that the path of an HTTP source ends in.
 pub fn secret(path: &str) -> Option<&str> {
-    let secret = path.split_once("/receiver/v1/http/")?.1;
+    let (path, _) = protocol::split_log_type(path);
+    let secret = path.strip_prefix("/receiver/v1/http/")?;
     (!secret.is_empty() && !secret.contains('/')).then_some(secret)
 }
 

@@ -1,5 +1,7 @@
 //! One log type's folder: the chain's head, the stages of sealed batches, quarantine, figures.
 
+mod quarantine;
+
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,7 +14,7 @@ use crate::batch::{BatchName, Codec, LogType, SealedName, Sha256, Sha256Hasher, 
 use crate::spool::disk::{Disk, DiskFile, READ_BUFFER_BYTES};
 use crate::spool::sealer::SealReason;
 use crate::spool::usage::Usage;
-use crate::spool::{Batch, QUARANTINE, SealedSender, Settings};
+use crate::spool::{Batch, SealedSender, Settings};
 use crate::status::{ChainHead, SpooledStatus, Timestamp};
 
 /// Given up when the disk is full, so that a rename can still have the block it may need.
@@ -21,9 +23,6 @@ const RESERVE_BYTES: usize = 64 * 1024;
 
 /// A block, so that a full disk is found out.
 const PROBE_BYTES: usize = 4096;
-
-/// Added to a quarantined batch's name when a delivered object has told of the gap.
-const TOLD: &str = ".told";
 
 /// A log type's folder in the spool.
 pub struct Folder {
@@ -85,8 +84,6 @@ pub struct Figures {
     pub spooled: AtomicU64,
     /// Batches sealed and not delivered.
     pub batches: AtomicU64,
-    /// By [`SealReason::ALL`].
-    pub sealed: [AtomicU64; SealReason::ALL.len()],
     /// Milliseconds of the Unix epoch; 0 before the first.
     pub last_accepted_millis: AtomicI64,
     /// Poisoned files that the sealer has not brought to safety yet; while there are, appends are refused.
@@ -184,6 +181,8 @@ impl Folder {
     /// Creates the file of a new batch, durably.
     pub(super) fn open_batch(&self) -> io::Result<(BatchName, Box<dyn DiskFile>)> {
         let name = BatchName::open(Utc::now(), self.state().last_opened, self.codec);
+        // Given out, whatever becomes of it: a file that can't be removed again keeps its name for itself.
+        self.state().last_opened = Some(name.opened);
         let path = self.path(&SpoolName::Open(name));
         let file = self.with_reserve(|| {
             let file = self.disk.create(&path)?;
@@ -220,39 +219,53 @@ impl Folder {
     ///
     /// Repeated after an error it does what is left to do.
     pub(super) fn seal(&self, from: &Path, batch: BatchName, records: u64, sha256: Sha256) -> io::Result<SealedName> {
-        let mut state = self.state();
-        let Head { sequence, sha256: previous, sent } = state.head;
+        let Head { sequence, sha256: previous, .. } = self.head();
         let name = SealedName { batch, sequence: sequence + 1, records, sha256, previous, stage: Stage::Sealed };
         let to = self.path(&SpoolName::Sealed(name));
-        self.with_reserve(|| {
-            match self.disk.rename(from, &to) {
-                // An earlier try got as far as the rename, and its folder's fsync failed.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && self.disk.open(&to).is_ok() => {}
-                other => other?,
-            }
-            self.disk.sync_dir(&self.dir)
+        self.with_reserve(|| match self.disk.rename(from, &to) {
+            // An earlier try got as far as the rename.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.disk.open(&to).is_ok() => Ok(()),
+            other => other,
         })?;
-        state.head = Head { sequence: name.sequence, sha256, sent: None };
+        self.finish_seal(&name)?;
+        Ok(name)
+    }
+
+    /// Makes a sealed name durable and the chain's head; the head before it goes.
+    ///
+    /// Repeated after an error it does what is left to do.
+    pub(super) fn finish_seal(&self, name: &SealedName) -> io::Result<()> {
+        self.with_reserve(|| self.disk.sync_dir(&self.dir))?;
+        let mut state = self.state();
+        if name.sequence <= state.head.sequence {
+            return Ok(());
+        }
+        let before =
+            std::mem::replace(&mut state.head, Head { sequence: name.sequence, sha256: name.sha256, sent: None });
         drop(state);
-        if let Some(sent) = sent {
+        if let Some(sent) = before.sent {
             // A head that stays too long is removed at the next start.
             let _ = self.disk.remove(&self.path(&SpoolName::Sealed(sent)));
         }
-        Ok(name)
+        Ok(())
     }
 
     /// Counts a sealed batch.
     pub(super) fn count_sealed(&self, reason: SealReason) {
-        if let Some(index) = SealReason::ALL.iter().position(|known| *known == reason) {
-            self.figures.sealed[index].fetch_add(1, Ordering::Relaxed);
-        }
+        let (log_type, reason) = (self.log_type.as_str(), reason.as_str());
+        metrics::counter!("env0_s3_logs_batches_sealed_total", "type" => log_type, "reason" => reason).increment(1);
+    }
+
+    /// Counts a sealed batch in.
+    pub(super) fn hold(&self, name: SealedName, bytes: u64) -> Batch {
+        self.figures.batches.fetch_add(1, Ordering::Relaxed);
+        Batch { log_type: self.log_type, name, bytes, durable: true, may_have_arrived: name.stage == Stage::Sending }
     }
 
     /// Hands a sealed batch to the flusher; from here on its file is touched only through the stages.
-    pub(super) fn announce(&self, name: SealedName, bytes: u64) {
-        self.figures.batches.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn announce(&self, batch: Batch) {
         // The flusher is gone only when the process ends; the batch is found again at the next start.
-        let _ = self.sealed.send(Batch { log_type: self.log_type, name, bytes, durable: true });
+        let _ = self.sealed.send(batch);
     }
 
     /// Brings a batch's file to a stage, durably. Repeated after an error it does what is left to do.
@@ -286,12 +299,7 @@ impl Folder {
     pub fn delivered(&self, batch: &mut Batch) -> io::Result<()> {
         let mut state = self.state();
         if state.head.sequence == batch.name.sequence {
-            if batch.name.stage != Stage::Sent {
-                let sent = SealedName { stage: Stage::Sent, ..batch.name };
-                self.disk.rename(&self.batch_path(batch), &self.path(&SpoolName::Sealed(sent)))?;
-                batch.name = sent;
-                self.disk.sync_dir(&self.dir)?;
-            }
+            self.rename_to(batch, SealedName { stage: Stage::Sent, ..batch.name })?;
             self.disk.open(&self.batch_path(batch))?.truncate(0)?;
             state.head.sent = Some(batch.name);
         } else {
@@ -310,77 +318,6 @@ impl Folder {
         self.figures.spooled.fetch_sub(batch.name.records, Ordering::Relaxed);
     }
 
-    /// Sets a batch aside that is not what its name says. Its number becomes a gap that the objects
-    /// after it tell of.
-    pub fn quarantine(&self, batch: &Batch) -> io::Result<()> {
-        let from = self.batch_path(batch);
-        self.move_to_quarantine(&from, &batch.name.to_string())?;
-        let mut state = self.state();
-        state.unsent.remove(&batch.name.batch.opened);
-        state.gaps.insert(batch.name.sequence);
-        drop(state);
-        self.gone(batch);
-        self.figures.quarantined.fetch_add(batch.name.records, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Moves a file to quarantine under the log type's and its own name, durably.
-    pub(super) fn move_to_quarantine(&self, from: &Path, name: &str) -> io::Result<()> {
-        let folder = self.quarantine_dir();
-        self.with_reserve(|| {
-            self.disk.rename(from, &folder.join(format!("{}_{name}", self.log_type)))?;
-            self.disk.sync_dir(&folder)?;
-            self.disk.sync_dir(&self.dir)
-        })
-    }
-
-    /// The folder for what can't be read.
-    pub(super) fn quarantine_dir(&self) -> PathBuf {
-        self.spool.join(QUARANTINE)
-    }
-
-    /// Size in bytes of all that is in quarantine, both log types.
-    pub fn quarantine_bytes(&self) -> u64 {
-        self.disk.list(&self.quarantine_dir()).map_or(0, |files| files.iter().map(|(_, bytes)| bytes).sum())
-    }
-
-    /// Reads the gaps that quarantine holds and no object has told of.
-    pub(super) fn read_gaps(&self) -> io::Result<()> {
-        let prefix = format!("{}_", self.log_type);
-        let files = self.disk.list(&self.quarantine_dir())?;
-        let untold = files.iter().filter_map(|(name, _)| match name.strip_prefix(&prefix)?.parse() {
-            Ok(SpoolName::Sealed(name)) => Some(name.sequence),
-            _ => None,
-        });
-        self.state().gaps.extend(untold);
-        Ok(())
-    }
-
-    /// The quarantined sequence numbers that a PUT has to tell of, rising.
-    pub fn gaps(&self) -> Vec<u64> {
-        self.state().gaps.iter().copied().collect()
-    }
-
-    /// An object that was stored with certainty has told of these gaps.
-    pub fn gaps_told(&self, told: &[u64]) -> io::Result<()> {
-        if told.is_empty() {
-            return Ok(());
-        }
-        let folder = self.quarantine_dir();
-        let prefix = format!("{}_", self.log_type);
-        for (file, _) in self.disk.list(&folder)? {
-            let name = file.strip_prefix(&prefix).and_then(|name| name.parse().ok());
-            if let Some(SpoolName::Sealed(name)) = name
-                && told.contains(&name.sequence)
-            {
-                self.disk.rename(&folder.join(&file), &folder.join(format!("{file}{TOLD}")))?;
-            }
-        }
-        self.disk.sync_dir(&folder)?;
-        self.state().gaps.retain(|gap| !told.contains(gap));
-        Ok(())
-    }
-
     /// The sealed copy of a batch that was rewritten, when an earlier try got that far.
     pub(super) fn sealed_already(&self, name: BatchName) -> io::Result<Option<(SealedName, u64)>> {
         let files = self.disk.list(&self.dir)?;
@@ -388,16 +325,6 @@ impl Folder {
             Ok(SpoolName::Sealed(sealed)) if sealed.batch.same_batch(&name) => Some((sealed, bytes)),
             _ => None,
         }))
-    }
-
-    /// Sets a batch aside that has no number yet; so it leaves no gap.
-    pub(super) fn quarantine_unsealed(&self, name: BatchName, bytes: u64, records: u64) -> io::Result<()> {
-        let open = SpoolName::Open(name);
-        self.move_to_quarantine(&self.path(&open), &open.to_string())?;
-        self.forget(name, bytes);
-        self.figures.spooled.fetch_sub(records, Ordering::Relaxed);
-        self.figures.quarantined.fetch_add(records, Ordering::Relaxed);
-        Ok(())
     }
 
     /// A batch that has no number is not in the spool any more.

@@ -71,6 +71,14 @@ pub enum ManifestError {
         /// The parser's reason.
         reason: String,
     },
+    /// There are batches, and nothing says where they belong.
+    #[error("{path} holds {batches} batches and no manifest.json that says for which bucket; put it back, or move the batches away", path = path.display())]
+    Missing {
+        /// The spool.
+        path: PathBuf,
+        /// How many it holds.
+        batches: usize,
+    },
     /// Written by a newer version.
     #[error("the spool has format {found}, this version reads up to {FORMAT}; run the newer version again")]
     Newer {
@@ -92,9 +100,9 @@ impl Manifest {
     }
 
     /// Reads the manifest of a spool; `None` when it has none yet.
-    pub fn read(spool: &Path) -> Result<Option<Manifest>, ManifestError> {
+    pub fn read(disk: &dyn Disk, spool: &Path) -> Result<Option<Manifest>, ManifestError> {
         let path = spool.join(MANIFEST);
-        let bytes = match std::fs::read(&path) {
+        let bytes = match disk::read(disk, &path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(ManifestError::Io { path, source }),
             Ok(bytes) => bytes,
@@ -130,6 +138,13 @@ pub fn new_instance() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
+/// The process id in a lock's file, or `unknown`.
+fn holder_in(file: &mut File) -> String {
+    let mut holder = String::new();
+    let known = file.read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
+    if known { holder.trim().to_owned() } else { "unknown".to_owned() }
+}
+
 /// Held for as long as the daemon uses a spool; the kernel gives it back when the process ends.
 #[derive(Debug)]
 pub struct Lock {
@@ -158,6 +173,19 @@ pub enum LockError {
 }
 
 impl Lock {
+    /// The process that holds the lock of a spool, if one does; changes nothing.
+    pub fn holder(spool: &Path) -> io::Result<Option<String>> {
+        let mut file = match File::open(spool.join(LOCK)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened?,
+        };
+        match file.try_lock_shared() {
+            Ok(()) => Ok(None),
+            Err(TryLockError::WouldBlock) => Ok(Some(holder_in(&mut file))),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+
     /// Takes the lock of a spool, without waiting.
     pub fn take(spool: &Path) -> Result<Lock, LockError> {
         let path = spool.join(LOCK);
@@ -167,10 +195,7 @@ impl Lock {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                let known = file.read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
-                let holder = if known { holder.trim().to_owned() } else { "unknown".to_owned() };
-                return Err(LockError::Held { spool: spool.to_owned(), holder });
+                return Err(LockError::Held { spool: spool.to_owned(), holder: holder_in(&mut file) });
             }
             Err(TryLockError::Error(source)) => return Err(io(source)),
         }

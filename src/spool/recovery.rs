@@ -12,17 +12,10 @@ use crate::batch::{BatchName, SealedName, Sha256, SpoolName, Stage};
 use crate::spool::Found;
 use crate::spool::disk::{self, Disk};
 use crate::spool::folder::Folder;
-use crate::spool::sealer::{self, Closed, SealReason};
+use crate::spool::sealer::{Closed, SealReason};
 
 /// Ending of files that were never finished; whatever they were made from is still there.
 const TEMPORARY: &str = ".tmp";
-
-/// Whether the chain can go on.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Head {
-    Kept,
-    Lost,
-}
 
 impl Found {
     /// Whether the file holds events that are not in S3.
@@ -55,8 +48,15 @@ pub(super) fn restart_chain(disk: &dyn Disk, dir: &Path, names: &mut Vec<Found>)
     Ok(())
 }
 
-/// Brings a folder into the state that its names and bytes tell, and announces its sealed batches in order.
-pub(super) fn recover(folder: &Folder, names: Vec<Found>) -> io::Result<Head> {
+/// Whether the folder has a batch whose number the chain can go on from.
+pub(super) fn has_head(names: &[Found]) -> bool {
+    names.iter().any(|found| matches!(found.name, Some(SpoolName::Sealed(_))))
+}
+
+/// Brings a folder that has a head into the state that its names and bytes tell, and announces its sealed
+/// batches in order. What was open is returned, oldest first, for the sealer: a disk that is full at the
+/// start must not keep the daemon from running.
+pub(super) fn recover(folder: &Folder, names: Vec<Found>) -> io::Result<Vec<Closed>> {
     // A rename that a crash of the process alone left undurable must not be taken back later.
     folder.disk().sync_dir(&folder.dir)?;
     folder.read_gaps()?;
@@ -64,58 +64,59 @@ pub(super) fn recover(folder: &Folder, names: Vec<Found>) -> io::Result<Head> {
     let mut open = Vec::new();
     for Found { file_name, name, bytes } in names {
         match name {
-            Some(SpoolName::Sealed(name)) if name.stage == Stage::Sent || bytes > 0 => sealed.push((name, bytes)),
+            Some(SpoolName::Sealed(name)) => sealed.push((name, bytes)),
             Some(SpoolName::Open(name)) => open.push((name, bytes)),
             None if file_name.ends_with(TEMPORARY) => folder.disk().remove(&folder.dir.join(&file_name))?,
-            Some(SpoolName::Sealed(_)) | None => {
-                set_aside(folder, &file_name, "it is not a batch that this daemon wrote")?
-            }
+            None => set_aside(folder, &file_name, "it is not a batch that this daemon wrote")?,
         }
     }
     sealed.sort_by_key(|(name, _)| name.sequence);
     open.sort_by_key(|(name, _)| name.opened);
 
-    let head = if let Some((name, _)) = sealed.last() {
+    if let Some((name, _)) = sealed.last() {
         folder.set_head(name);
-        Head::Kept
-    } else {
-        let mut names = Vec::new();
-        restart_chain(folder.disk(), &folder.dir, &mut names)?;
-        if let Some(SpoolName::Sealed(name)) = names.pop().and_then(|found| found.name) {
-            folder.set_head(&name);
-        }
-        Head::Lost
-    };
+    }
     let head_sequence = folder.head().sequence;
+    // Numbers above the head's are those of an earlier chain.
+    let foreign: Vec<u64> = folder.gaps().into_iter().filter(|gap| *gap > head_sequence).collect();
+    folder.gaps_told(&foreign)?;
     for (name, bytes) in &sealed {
         if name.stage != Stage::Sent {
-            folder.note_recovered(name, *bytes);
+            folder.recover_sealed(name, *bytes)?;
         } else if name.sequence < head_sequence {
             folder.disk().remove(&folder.dir.join(name.to_string()))?;
         } else if *bytes > 0 {
             folder.disk().open(&folder.dir.join(name.to_string()))?.truncate(0)?;
         }
     }
+    let mut closed = Vec::new();
     for (name, bytes) in open {
         let path = folder.path(&SpoolName::Open(name));
         if sealed.iter().any(|(sealed, _)| sealed.batch.same_batch(&name)) {
             // Its copy was sealed, and nobody has heard of that yet.
             folder.disk().remove(&path)?;
+            folder.disk().sync_dir(&folder.dir)?;
         } else {
             folder.note_opened(name.opened);
             folder.usage().add(folder.log_type, bytes);
-            recover_open(folder, name, bytes)?;
+            closed.extend(recover_open(folder, name, bytes)?);
         }
     }
-    Ok(head)
+    Ok(closed)
 }
 
 impl Folder {
-    fn note_recovered(&self, name: &SealedName, bytes: u64) {
+    fn recover_sealed(&self, name: &SealedName, bytes: u64) -> io::Result<()> {
         self.note_opened(name.batch.opened);
         self.usage().add(self.log_type, bytes);
         self.count_recovered(name.records);
-        self.announce(*name, bytes);
+        let batch = self.hold(*name, bytes);
+        if bytes == 0 {
+            tracing::error!(log_type = %self.log_type, batch.name = %name.batch, batch.sequence = name.sequence, events = name.records, "a sealed batch is empty; it is in quarantine");
+            return self.quarantine(&batch);
+        }
+        self.announce(batch);
+        Ok(())
     }
 
     fn count_recovered(&self, records: u64) {
@@ -129,7 +130,8 @@ fn set_aside(folder: &Folder, file_name: &str, why: &str) -> io::Result<()> {
     folder.move_to_quarantine(&folder.dir.join(file_name), file_name)
 }
 
-fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Result<()> {
+/// What is left of an `.open` file, durable; none when it can't be read.
+fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Result<Option<Closed>> {
     let path = folder.path(&SpoolName::Open(name));
     let bytes = match disk::read(folder.disk(), &path) {
         Ok(bytes) => bytes,
@@ -137,7 +139,7 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
             tracing::error!(log_type = %folder.log_type, batch.name = %name, %error, "a batch left by a crash can't be read; it is in quarantine");
             folder.move_to_quarantine(&path, &SpoolName::Open(name).to_string())?;
             folder.forget(name, found_bytes);
-            return Ok(());
+            return Ok(None);
         }
     };
     let Sorted { lines, records, foreign, torn } = sort(&bytes);
@@ -156,8 +158,7 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
     folder.usage().remove(folder.log_type, found_bytes.saturating_sub(kept));
     folder.count_recovered(records);
     let sha256 = Sha256::of(&lines);
-    drop((bytes, lines));
-    sealer::seal(folder, &Closed { name, bytes: kept, records, sha256, reason: SealReason::Recovery })
+    Ok(Some(Closed { name, bytes: kept, records, sha256, reason: SealReason::Recovery }))
 }
 
 /// The bytes of an `.open` file, told apart.

@@ -19,7 +19,7 @@ use crate::spool::disk::{DiskFile, READ_BUFFER_BYTES};
 use crate::spool::folder::Folder;
 
 /// The pause between tries to seal a batch that the disk refuses.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+const RETRY_AFTER: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_secs(1) };
 /// zstd's own default.
 const ZSTD_LEVEL: i32 = 3;
 
@@ -39,9 +39,6 @@ pub enum SealReason {
 }
 
 impl SealReason {
-    /// Every reason.
-    pub const ALL: [SealReason; 5] = [Self::Size, Self::Age, Self::Shutdown, Self::Recovery, Self::DiskError];
-
     /// The label's value.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -109,11 +106,12 @@ pub(super) fn seal(folder: &Folder, closed: &Closed) -> io::Result<()> {
     if !rewrite {
         let name = folder.seal(&open, closed.name, closed.records, closed.sha256)?;
         folder.count_sealed(closed.reason);
-        folder.announce(name, closed.bytes);
+        folder.announce(folder.hold(name, closed.bytes));
         return Ok(());
     }
-    let sealed = if let Some(sealed) = folder.sealed_already(closed.name)? {
-        sealed
+    let sealed = if let Some((name, bytes)) = folder.sealed_already(closed.name)? {
+        folder.finish_seal(&name)?;
+        (name, bytes)
     } else {
         let copy = folder.dir.join(format!("{}.tmp", closed.name));
         let Some((sha256, bytes)) = copy_checked(folder, &open, &copy, closed)? else {
@@ -128,7 +126,7 @@ pub(super) fn seal(folder: &Folder, closed: &Closed) -> io::Result<()> {
     folder.usage().remove(folder.log_type, closed.bytes);
     folder.usage().add(folder.log_type, bytes);
     folder.count_sealed(closed.reason);
-    folder.announce(name, bytes);
+    folder.announce(folder.hold(name, bytes));
     Ok(())
 }
 

@@ -1,1 +1,11 @@
+//! What the spool promises, tried on a disk that fails, dies and forgets.
 
+#![allow(clippy::unwrap_used)]
+
+mod disk_errors;
+mod durability;
+mod every_call;
+mod fault_disk;
+mod property;
+mod start;
+mod world;

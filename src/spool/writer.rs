@@ -72,10 +72,14 @@ impl BusyClock {
 }
 
 impl Writer {
-    /// Starts the log type's writer and sealer threads.
-    pub(super) fn start(folder: Arc<Folder>, settings: Settings) -> Writer {
+    /// Starts the log type's writer and sealer threads; what a crash left open is sealed first.
+    pub(super) fn start(folder: Arc<Folder>, settings: Settings, left_open: Vec<Closed>) -> Writer {
         let (requests, receiver) = mpsc::channel();
         let (seal, seal_receiver) = mpsc::channel();
+        for closed in left_open {
+            // Its receiver is here.
+            let _ = seal.send(sealer::Request::Seal(closed));
+        }
         let clock = Arc::new(BusyClock { start: Instant::now(), busy_since: AtomicU64::new(0) });
         let sealer_folder = folder.clone();
         let state = State { folder, settings, seal, open: None, closed: false, failing_since: None };
@@ -277,8 +281,12 @@ impl State {
                 }
             }
             Err(error) => {
-                if open.file.truncate(open.bytes).is_err() {
+                // Sealing fsyncs no bytes: what a later power cut could bring back has to go now.
+                if open.file.truncate(open.bytes).and_then(|()| open.file.sync()).is_err() {
                     self.close(SealReason::DiskError);
+                } else if error.kind() == io::ErrorKind::FileTooLarge {
+                    // It would be so until the batch is old enough.
+                    self.close(SealReason::Size);
                 }
                 self.refuse(staged, &error);
             }

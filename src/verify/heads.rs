@@ -125,8 +125,8 @@ mod tests {
         );
         let taken_at = Some("2026-11-22T21:05:05Z".parse().unwrap());
         let from_status = KnownHead { unsent: 2, taken_at, ..head.clone() };
-        assert_eq!(heads_in(status.clone()).unwrap(), [from_status.clone()]);
-        assert_eq!(heads_in(report.clone()).unwrap(), [head.clone()]);
+        assert_eq!(heads_in(status.clone()).unwrap(), std::slice::from_ref(&from_status));
+        assert_eq!(heads_in(report.clone()).unwrap(), std::slice::from_ref(&head));
         assert_eq!(heads_in(format!("{status}\n{report}")).unwrap(), [from_status, head]);
     }
 

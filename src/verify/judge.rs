@@ -116,10 +116,6 @@ impl Judge {
             error => (Kind::Altered, format!("its metadata was changed: {error}")),
         };
         let instance = metadata.get("env0-instance").cloned();
-        if let Some(chain) = instance.clone().and_then(|instance| self.chains.get_mut(&(*log_type, instance))) {
-            chain.counts.objects += 1;
-            chain.counts.add(kind, 1);
-        }
         let (log_type, key) = (Some(*log_type), Some(key.clone()));
         self.findings.add(Finding { kind, log_type, instance, sequences: None, key, detail });
     }

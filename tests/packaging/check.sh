@@ -30,7 +30,7 @@ check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSU
 check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 
 says "Kubernetes manifests: kustomize, then the schemas of Kubernetes"
-for rendered in base overlays/monitoring overlays/saas-audits drain; do
+for rendered in base overlays/ingest-tokens overlays/monitoring overlays/saas-audits drain; do
     kubectl kustomize "config/kubernetes/$rendered" >"$folder/rendered.yaml"
     # The two kinds of the Prometheus operator have no schema here.
     kubernetes-validate --strict --quiet --no-warn "$folder/rendered.yaml"

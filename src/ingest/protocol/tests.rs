@@ -200,6 +200,7 @@ fn paths_lead_to_protocols_and_may_begin_with_a_log_type() {
         "/env0-auditsx/v1/logs",
         "/receiver/v1/http/",
         "/receiver/v1/http/a/b",
+        "/other/receiver/v1/http/a",
         "/services",
         "//",
     ] {

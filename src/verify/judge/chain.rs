@@ -193,46 +193,48 @@ impl Note<'_> {
             let detail = format!("it names {} as the batch before it, the anchor {}", first.previous, anchor.sha256);
             self.object(Kind::Altered, first.sequence, &first.key, detail);
         }
-        let vouched = anchor.map_or(0, |anchor| anchor.sequence.min(last));
-        for range in self.chain.damaged.outside((1, last)) {
-            if range.0 > 1 {
-                self.gap(rules, range, first);
+        let vouched = anchor.map_or(0, |anchor| anchor.sequence);
+        for hole in self.chain.damaged.outside((1, last)) {
+            if hole.0 > 1 {
+                self.gap(rules, hole, first);
                 continue;
             }
-            if vouched > 0 {
-                let detail = "before the anchor that was given".to_owned();
-                self.add(Kind::Explained, (1, vouched.min(range.1)), None, detail);
-                if vouched < range.1 {
-                    self.gap(rules, (vouched + 1, range.1), first);
-                }
-                continue;
-            }
-            for range in self.chain.quarantined.within(range) {
+            for range in self.chain.quarantined.within(hole) {
                 self.quarantined(range);
             }
-            for range in self.chain.quarantined.outside(range) {
-                match rules.expired_before {
-                    Some(day) if first.opened < day.and_time(NaiveTime::MIN) => {
-                        self.add(Kind::Explained, range, None, format!("expired: opened before {day}"));
-                    }
-                    Some(day) => {
-                        let detail = format!(
-                            "may have expired: opened before {}; whether before {day} can't be told",
-                            first.opened
-                        );
-                        self.add(Kind::Explained, range, None, detail);
-                    }
-                    None => {
-                        let detail = format!(
-                            "the chain starts at number {}, {}: deleted, or expired (then give --expired-before or \
-                             --anchor)",
-                            first.sequence, first.key
-                        );
-                        self.add(Kind::Unanchored, range, None, detail);
-                    }
+            for range in self.chain.quarantined.outside(hole) {
+                if range.0 <= vouched {
+                    let detail = "before the anchor that was given".to_owned();
+                    self.add(Kind::Explained, (range.0, range.1.min(vouched)), None, detail);
+                }
+                if anchor.is_none() {
+                    self.unexplained_start(rules, range, first);
+                } else if range.1 > vouched {
+                    self.gap(rules, (range.0.max(vouched + 1), range.1), first);
                 }
             }
         }
+    }
+
+    fn unexplained_start(&mut self, rules: &Rules, range: Range, first: &Link) {
+        let Link { sequence, opened, key, .. } = first;
+        let (kind, detail) = match rules.expired_before {
+            Some(day) if *opened < day.and_time(NaiveTime::MIN) => {
+                (Kind::Explained, format!("expired: opened before {day}"))
+            }
+            Some(day) => {
+                let detail = format!("may have expired: opened before {opened}; whether before {day} can't be told");
+                (Kind::Explained, detail)
+            }
+            None => {
+                let detail = format!(
+                    "the chain starts at number {sequence}, {key}: deleted, or expired (then give --expired-before or \
+                     --anchor)"
+                );
+                (Kind::Unanchored, detail)
+            }
+        };
+        self.add(kind, range, None, detail);
     }
 
     /// Where one run ends and the next begins.

@@ -1,0 +1,223 @@
+//! The steps that ask nobody but this machine.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use super::Step;
+use crate::batch::LogType;
+use crate::chain::SigningKey;
+use crate::config::{Config, ConfigErrors, Loaded};
+use crate::exit_code::{CANT_CREATE, CONFIG, IO};
+use crate::spool::disk::OsDisk;
+use crate::spool::manifest::{Destination, Lock, Manifest, ManifestError};
+use crate::status::Status;
+use crate::{admin, volume};
+
+/// Less free disk than this is a failure, whatever the limit says.
+const LEAST_AVAILABLE_BYTES: u64 = 64 << 20;
+
+/// One step for each thing that is wrong, or one that says that nothing is.
+pub(super) fn configuration(loaded: &Result<Loaded, ConfigErrors>) -> Vec<Step> {
+    const NAME: &str = "configuration";
+    let (errors, unknown, warnings) = match loaded {
+        Ok(loaded) => (&[][..], &loaded.unknown, &loaded.warnings[..]),
+        Err(ConfigErrors { errors, unknown }) => (&errors[..], unknown, &[][..]),
+    };
+    let failures = errors.iter().map(|error| (error, "set it as in the example; --help tells all of them"));
+    let unknown = unknown.iter().map(|unknown| (unknown, "correct the name, or unset it"));
+    let mut steps: Vec<_> =
+        failures.chain(unknown).map(|(what, remedy)| Step::fail(NAME, CONFIG, what, remedy)).collect();
+    steps.extend(warnings.iter().map(|warning| Step::warn(NAME, warning, "see the command config for what counts")));
+    if steps.is_empty() {
+        steps.push(Step::ok(NAME, "every variable is known and valid"));
+    }
+    steps
+}
+
+/// What a daemon with this configuration says of itself, if one runs.
+pub(super) fn daemon(address: SocketAddr) -> Option<Status> {
+    admin::status(address).ok()
+}
+
+pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {
+    let running = match daemon {
+        Some(status) => Step::ok(
+            "daemon",
+            format!("version {} runs at {}, {:?}", status.version, config.admin_addr, status.phase).to_lowercase(),
+        ),
+        None => Step::skipped("daemon", format!("none answers at {}", config.admin_addr)),
+    };
+    vec![
+        files(config),
+        running,
+        spool(&config.spool_dir),
+        lock(&config.spool_dir, daemon),
+        manifest(config),
+        disk(config),
+    ]
+}
+
+/// The files that the configuration names and a start reads.
+fn files(config: &Config) -> Step {
+    const NAME: &str = "files";
+    let tls = config.tls.as_ref();
+    let named = [
+        ("ENV0_S3_LOG_INGEST_TOKEN_FILE", config.ingest_token_file.as_ref()),
+        ("ENV0_S3_LOG_TLS_CERT_FILE", tls.map(|tls| &tls.cert)),
+        ("ENV0_S3_LOG_TLS_KEY_FILE", tls.map(|tls| &tls.key)),
+        ("ENV0_S3_LOG_TLS_CLIENT_CA_FILE", tls.and_then(|tls| tls.client_ca.as_ref())),
+        ("ENV0_S3_LOG_SIGNING_KEY_FILE", config.signing_key_file.as_ref()),
+        ("AWS_CA_BUNDLE or SSL_CERT_FILE", config.network.ca_file.as_ref()),
+    ];
+    let named: Vec<_> = named.into_iter().filter_map(|(variable, path)| Some((variable, path?))).collect();
+    for (variable, path) in &named {
+        if let Err(error) = std::fs::File::open(path) {
+            let detail = format!("{variable}: {}: {error}", path.display());
+            return Step::fail(NAME, CONFIG, detail, "mount the file, or let this user read it");
+        }
+    }
+    if let Some(Err(error)) = config.signing_key_file.as_deref().map(SigningKey::from_pem_file) {
+        return Step::fail(NAME, CONFIG, error.to_string(), "make one with: openssl genpkey -algorithm ed25519");
+    }
+    match named.len() {
+        0 => Step::skipped(NAME, "none is configured"),
+        count => Step::ok(NAME, format!("{count} can be read")),
+    }
+}
+
+/// Whether the spool's directory can be written to, or made.
+fn spool(dir: &Path) -> Step {
+    const NAME: &str = "spool";
+    let remedy = format!(
+        "give ENV0_S3_LOG_SPOOL_DIR a directory that user {} may write to (Kubernetes: fsGroup; systemd: StateDirectory)",
+        rustix::process::getuid().as_raw()
+    );
+    let fail = |path: &Path, reason: &dyn std::fmt::Display| {
+        Step::fail(NAME, CANT_CREATE, format!("{} can't be written to: {reason}", path.display()), remedy.clone())
+    };
+    if dir.is_dir() {
+        return match Probe::write(dir, b"probe\n") {
+            Ok(_) => Step::ok(NAME, format!("{} can be written to", dir.display())),
+            Err(error) => fail(dir, &error),
+        };
+    }
+    let Some(above) = volume::nearest_existing(dir) else { return fail(dir, &"nothing above it exists") };
+    if above == dir || !above.is_dir() {
+        return fail(dir, &format!("{} is not a directory", above.display()));
+    }
+    use rustix::fs::Access;
+    match rustix::fs::access(&above, Access::WRITE_OK | Access::EXEC_OK) {
+        Ok(()) => Step::ok(NAME, format!("{} will be made at the first start", dir.display())),
+        Err(error) => fail(&above, &std::io::Error::from(error)),
+    }
+}
+
+/// A small file that goes when this does.
+pub(super) struct Probe(PathBuf);
+
+impl Probe {
+    pub(super) fn write(dir: &Path, bytes: &[u8]) -> std::io::Result<Probe> {
+        let path = dir.join(format!("check-{}.tmp", std::process::id()));
+        let mut file = std::fs::File::create(&path)?;
+        let probe = Probe(path);
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        Ok(probe)
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        // A spool ignores it, should it stay.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn lock(dir: &Path, daemon: Option<&Status>) -> Step {
+    const NAME: &str = "lock";
+    match (Lock::holder(dir), daemon) {
+        (Ok(None), _) => Step::ok(NAME, "no process uses the spool"),
+        (Ok(Some(holder)), Some(_)) => Step::ok(NAME, format!("the running daemon (process {holder}) uses the spool")),
+        (Ok(Some(holder)), None) => Step::warn(
+            NAME,
+            format!("process {holder} uses the spool, and no daemon answers at ENV0_S3_LOG_ADMIN_ADDR"),
+            "run check with the daemon's own variables, or end that process before a start",
+        ),
+        (Err(error), _) => {
+            Step::fail(NAME, CANT_CREATE, format!("the lock can't be read: {error}"), "let this user read the spool")
+        }
+    }
+}
+
+/// Whether what the spool holds goes where the configuration says.
+fn manifest(config: &Config) -> Step {
+    const NAME: &str = "manifest";
+    let dir = &config.spool_dir;
+    let configured = Destination {
+        endpoint: config.endpoint_url_s3.clone().unwrap_or_default(),
+        bucket: config.bucket_name.clone(),
+        region: config.aws_region.clone(),
+        path: config.bucket_path.clone(),
+    };
+    let found = match Manifest::read(&OsDisk, dir) {
+        Ok(None) => return Step::ok(NAME, "the spool is new"),
+        Ok(Some(manifest)) => manifest.destination,
+        Err(error @ ManifestError::Newer { .. }) => {
+            return Step::fail(NAME, CONFIG, error.to_string(), "run the newer version again");
+        }
+        Err(error) => {
+            return Step::fail(NAME, IO, error.to_string(), "let this user read the spool, or repair the file by hand");
+        }
+    };
+    let batches = batches_in(dir);
+    match found == configured {
+        true => Step::ok(NAME, format!("the spool belongs to {found}; {batches} batches wait")),
+        false if batches == 0 => Step::ok(NAME, format!("the spool is empty, and will belong to {configured}")),
+        false => Step::fail(
+            NAME,
+            CONFIG,
+            format!("the spool holds {batches} batches for {found}, and the configuration says {configured}"),
+            format!("run drain --spool {} first, or set the variables back", dir.display()),
+        ),
+    }
+}
+
+/// Files in the log types' folders that hold events, or may.
+fn batches_in(dir: &Path) -> usize {
+    let files =
+        LogType::ALL.iter().filter_map(|log_type| std::fs::read_dir(dir.join(log_type.as_str())).ok()).flatten();
+    let names = files.filter_map(|file| file.ok()?.file_name().into_string().ok());
+    names.filter(|name| [".open", ".sealed", ".sending"].iter().any(|ending| name.ends_with(ending))).count()
+}
+
+fn disk(config: &Config) -> Step {
+    const NAME: &str = "disk";
+    let dir = &config.spool_dir;
+    if let Some(words) = volume::forgets(dir) {
+        return Step::warn(NAME, words, "acknowledged events must outlive a restart of the machine or the pod");
+    }
+    let Some(available) = volume::nearest_existing(dir).and_then(|dir| volume::available_bytes(&dir)) else {
+        return Step::skipped(NAME, "the file system can't be asked");
+    };
+    let used: u64 = LogType::ALL.iter().map(|log_type| bytes_in(&dir.join(log_type.as_str()))).sum();
+    let (available_mib, limit_mib) = (available >> 20, config.spool_max_bytes >> 20);
+    let detail = format!("{available_mib} MiB are free, ENV0_S3_LOG_SPOOL_MAX_BYTES is {limit_mib} MiB");
+    let remedy = "enlarge the disk, or lower ENV0_S3_LOG_SPOOL_MAX_BYTES below what is free";
+    if available < LEAST_AVAILABLE_BYTES {
+        Step::fail(NAME, IO, detail, remedy)
+    } else if available.saturating_add(used) < config.spool_max_bytes {
+        Step::warn(NAME, format!("{detail}: the disk is full before the spool is"), remedy)
+    } else {
+        Step::ok(NAME, detail)
+    }
+}
+
+fn bytes_in(dir: &Path) -> u64 {
+    let files = std::fs::read_dir(dir).into_iter().flatten();
+    files.filter_map(|file| Some(file.ok()?.metadata().ok()?.len())).sum()
+}

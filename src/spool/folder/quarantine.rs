@@ -1,0 +1,131 @@
+//! Quarantine: where files go that can't be read or are not what their name says, and the gaps in the
+//! chain that this makes.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use super::Folder;
+use crate::batch::{BatchName, SealedName, SpoolName, Stage};
+use crate::spool::{Batch, QUARANTINE};
+
+/// Added to a quarantined batch's name when a delivered object has told of the gap.
+const TOLD: &str = ".told";
+
+impl Folder {
+    /// Sets a batch aside that is not what its name says. Its number becomes a gap that the objects
+    /// after it tell of.
+    ///
+    /// The chain's head leaves an empty `.sent` behind, so that its number is not given out again.
+    /// Repeated after an error it does what is left to do.
+    pub fn quarantine(&self, batch: &Batch) -> io::Result<()> {
+        if self.head().sequence == batch.name.sequence {
+            self.keep_head(SealedName { stage: Stage::Sent, ..batch.name })?;
+        }
+        self.move_to_quarantine(&self.batch_path(batch), &batch.name.to_string())?;
+        let mut state = self.state();
+        state.unsent.remove(&batch.name.batch.opened);
+        state.gaps.insert(batch.name.sequence);
+        drop(state);
+        self.gone(batch);
+        self.figures.quarantined.fetch_add(batch.name.records, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn keep_head(&self, head: SealedName) -> io::Result<()> {
+        let path = self.path(&SpoolName::Sealed(head));
+        self.with_reserve(|| {
+            match self.disk.create(&path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                other => drop(other?),
+            }
+            self.disk.sync_dir(&self.dir)
+        })?;
+        let mut state = self.state();
+        if state.head.sequence == head.sequence {
+            state.head.sent = Some(head);
+        }
+        Ok(())
+    }
+
+    /// Whether an earlier try got as far as moving the batch's file.
+    pub fn is_quarantined(&self, batch: &Batch) -> bool {
+        let moved = self.quarantine_path(&batch.name.to_string());
+        self.disk.open(&self.batch_path(batch)).is_err() && self.disk.open(&moved).is_ok()
+    }
+
+    fn quarantine_path(&self, name: &str) -> PathBuf {
+        self.quarantine_dir().join(format!("{}_{name}", self.log_type))
+    }
+
+    /// Moves a file to quarantine under the log type's and its own name, durably.
+    pub(in crate::spool) fn move_to_quarantine(&self, from: &Path, name: &str) -> io::Result<()> {
+        let to = self.quarantine_path(name);
+        self.with_reserve(|| {
+            match self.disk.rename(from, &to) {
+                // An earlier try got as far as the rename.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && self.disk.open(&to).is_ok() => {}
+                other => other?,
+            }
+            self.disk.sync_dir(&self.quarantine_dir())?;
+            self.disk.sync_dir(&self.dir)
+        })
+    }
+
+    /// The folder for what can't be read.
+    pub(in crate::spool) fn quarantine_dir(&self) -> PathBuf {
+        self.spool.join(QUARANTINE)
+    }
+
+    /// Size in bytes of all that is in quarantine, both log types.
+    pub fn quarantine_bytes(&self) -> u64 {
+        self.disk.list(&self.quarantine_dir()).map_or(0, |files| files.iter().map(|(_, bytes)| bytes).sum())
+    }
+
+    /// Reads the gaps that quarantine holds and no object has told of.
+    pub(in crate::spool) fn read_gaps(&self) -> io::Result<()> {
+        let prefix = format!("{}_", self.log_type);
+        let files = self.disk.list(&self.quarantine_dir())?;
+        let untold = files.iter().filter_map(|(name, _)| match name.strip_prefix(&prefix)?.parse() {
+            Ok(SpoolName::Sealed(name)) => Some(name.sequence),
+            _ => None,
+        });
+        self.state().gaps.extend(untold);
+        Ok(())
+    }
+
+    /// The quarantined sequence numbers that a PUT has to tell of, rising.
+    pub fn gaps(&self) -> Vec<u64> {
+        self.state().gaps.iter().copied().collect()
+    }
+
+    /// An object that was stored with certainty has told of these gaps.
+    pub fn gaps_told(&self, told: &[u64]) -> io::Result<()> {
+        if told.is_empty() {
+            return Ok(());
+        }
+        let folder = self.quarantine_dir();
+        let prefix = format!("{}_", self.log_type);
+        for (file, _) in self.disk.list(&folder)? {
+            let name = file.strip_prefix(&prefix).and_then(|name| name.parse().ok());
+            if let Some(SpoolName::Sealed(name)) = name
+                && told.contains(&name.sequence)
+            {
+                self.disk.rename(&folder.join(&file), &folder.join(format!("{file}{TOLD}")))?;
+            }
+        }
+        self.disk.sync_dir(&folder)?;
+        self.state().gaps.retain(|gap| !told.contains(gap));
+        Ok(())
+    }
+
+    /// Sets a batch aside that has no number yet; so it leaves no gap.
+    pub(in crate::spool) fn quarantine_unsealed(&self, name: BatchName, bytes: u64, records: u64) -> io::Result<()> {
+        let open = SpoolName::Open(name);
+        self.move_to_quarantine(&self.path(&open), &open.to_string())?;
+        self.forget(name, bytes);
+        self.figures.spooled.fetch_sub(records, Ordering::Relaxed);
+        self.figures.quarantined.fetch_add(records, Ordering::Relaxed);
+        Ok(())
+    }
+}

@@ -1,0 +1,262 @@
+//! Errors of the disk while the daemon runs: a refusal, never a loss, and all is well once they pass.
+
+use super::fault_disk::{Cut, Effect, Errno, Op};
+use super::property::ERRORS;
+use super::world::{Fate, TYPE, World, line};
+use crate::batch::{Codec, LogType, Stage};
+use crate::spool::AppendError;
+
+fn sealed() -> World {
+    let mut world = World::opened();
+    world.append(2).unwrap();
+    world.seal();
+    world
+}
+
+/// Sends until an append is taken; the sealer may still be bringing a file to safety.
+fn append_again(world: &mut World) {
+    world.wait_until("appends are taken again", |world| world.append(1).is_ok());
+}
+
+#[test]
+fn a_write_that_fails_leaves_nothing_and_the_next_one_is_taken() {
+    for errno in ERRORS {
+        let mut world = World::opened();
+        world.append(2).unwrap();
+        let file = world.file(".open");
+        world.disk.fail_once(Op::Write, ".open", errno);
+        assert!(matches!(world.append(3), Err(AppendError::Disk(_))), "{errno}");
+        let open = world.disk.bytes(&file);
+        assert!(errno == Errno::FBIG || open == Some((line(0) + &line(1)).into_bytes()), "{errno}: {open:?}");
+        append_again(&mut world);
+        world.deliver_all();
+    }
+}
+
+#[test]
+fn a_disk_that_fails_for_long_is_told_and_uploads_go_on() {
+    let mut world = sealed();
+    world.disk.fail(Op::Write, "", Errno::NOSPC);
+    world.append(1).unwrap_err();
+    assert!(world.spool().failing(TYPE).is_some());
+    world.upload(Fate::Stored).unwrap();
+    assert_eq!(world.bucket.len(), 1);
+    world.disk.heal();
+    append_again(&mut world);
+    assert_eq!(world.spool().failing(TYPE), None);
+    world.deliver_all();
+}
+
+#[test]
+fn after_a_failed_fsync_nothing_more_is_appended_and_what_was_acknowledged_is_salvaged() {
+    for errno in ERRORS {
+        let mut world = World::opened();
+        world.append(2).unwrap();
+        let poisoned = world.file(".open");
+        world.disk.fail_once(Op::Sync, ".open", errno);
+        world.append(3).unwrap_err();
+        append_again(&mut world);
+        world.seal();
+        assert_eq!(world.disk.bytes(&poisoned), None, "the poisoned file goes");
+        assert_eq!(world.waiting[0].name.records, 2, "only what was acknowledged is salvaged");
+        world.crash(Cut::Strict);
+        world.deliver_all();
+        assert_eq!((world.missing(), world.quarantine().len()), (0, 0));
+    }
+}
+
+#[test]
+fn while_a_salvage_fails_the_type_answers_503_and_the_other_goes_on() {
+    let mut world = World::opened();
+    world.append(2).unwrap();
+    let mut first = true;
+    world.disk.rule(move |op, path| {
+        let name = path.to_string_lossy();
+        let poison = first && op == Op::Sync && name.ends_with(".open");
+        first &= !poison;
+        if poison || name.ends_with(".tmp") && op == Op::Create { Effect::Fail(Errno::IO) } else { Effect::Pass }
+    });
+    world.append(1).unwrap_err();
+    for _ in 0..3 {
+        assert!(matches!(world.append(1), Err(AppendError::Disk(_))));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(world.spool().append(LogType::Audits, "{}\n".into(), 1)).unwrap();
+    world.disk.heal();
+    append_again(&mut world);
+    world.deliver_all();
+    assert_eq!(world.missing(), 0);
+}
+
+#[test]
+fn a_truncation_that_fails_leads_to_a_new_file_too() {
+    let mut world = World::opened();
+    world.append(2).unwrap();
+    world.disk.rule(|op, path| {
+        let open = path.to_string_lossy().ends_with(".open");
+        if open && matches!(op, Op::Write | Op::Truncate) { Effect::Fail(Errno::IO) } else { Effect::Pass }
+    });
+    world.append(3).unwrap_err();
+    world.disk.heal();
+    append_again(&mut world);
+    world.seal();
+    assert_eq!(world.waiting[0].name.records, 2);
+    world.crash(Cut::Strict);
+    world.deliver_all();
+    assert_eq!((world.missing(), world.quarantine().len()), (0, 0));
+}
+
+#[test]
+fn bytes_that_changed_before_a_salvage_go_to_quarantine_never_to_the_bucket() {
+    let mut world = World::opened();
+    world.append(2).unwrap();
+    let file = world.file(".open");
+    world.disk.flip_bit(&file);
+    world.disk.fail_once(Op::Sync, ".open", Errno::IO);
+    world.append(1).unwrap_err();
+    world.wait_until("it is in quarantine", |world| !world.quarantine().is_empty());
+    append_again(&mut world);
+    world.deliver_all();
+    assert_eq!(world.missing(), 2);
+    assert_eq!(world.folder().status("").events_quarantined, 2);
+}
+
+#[test]
+fn a_rename_that_meets_a_full_disk_gets_the_reserve() {
+    for errno in [Errno::NOSPC, Errno::DQUOT] {
+        let mut world = sealed();
+        let reserve = world.settings.dir.join("reserve");
+        assert_eq!(world.disk.bytes(&reserve).map(|bytes| bytes.len()), Some(64 * 1024));
+        // Full until something goes.
+        let mut full = true;
+        world.disk.rule(move |op, path| {
+            full &= !(op == Op::Remove && path.ends_with("reserve"));
+            if full && matches!(op, Op::Rename | Op::Write | Op::Create) { Effect::Fail(errno) } else { Effect::Pass }
+        });
+        world.upload(Fate::AnswerLost).unwrap();
+        assert_eq!(world.disk.bytes(&reserve), None);
+        world.disk.heal();
+        world.append(1).unwrap();
+        world.seal();
+        world.wait_until("the reserve is taken again", |world| world.disk.bytes(&reserve).is_some());
+        world.deliver_all();
+    }
+}
+
+#[test]
+fn a_delivery_goes_on_when_its_own_rename_meets_a_full_disk() {
+    let mut world = sealed();
+    let mut full = true;
+    world.disk.rule(move |op, path| {
+        full &= !(op == Op::Remove && path.ends_with("reserve"));
+        let sent = op == Op::Rename && path.to_string_lossy().ends_with(".sent");
+        if full && sent { Effect::Fail(Errno::NOSPC) } else { Effect::Pass }
+    });
+    world.upload(Fate::Stored).unwrap();
+    world.deliver_all();
+}
+
+#[test]
+fn a_seal_that_fails_is_repeated_and_gives_no_number_twice() {
+    for codec in [Codec::None, Codec::Gzip, Codec::Zstd] {
+        for op in [Op::Rename, Op::SyncDir, Op::Remove] {
+            let mut world = World::with_codec(codec);
+            world.open().unwrap();
+            world.append(2).unwrap();
+            world.disk.fail_once(op, TYPE.as_str(), Errno::IO);
+            world.seal();
+            world.append(2).unwrap();
+            world.seal();
+            assert_eq!(
+                world.waiting.iter().map(|batch| batch.name.sequence).collect::<Vec<_>>(),
+                [1, 2],
+                "{codec:?} {op:?}"
+            );
+            world.deliver_all();
+        }
+    }
+}
+
+#[test]
+fn an_attempt_that_was_never_made_is_not_taken_for_one_that_may_have_arrived() {
+    let mut world = sealed();
+    world.disk.fail_once(Op::SyncDir, TYPE.as_str(), Errno::IO);
+    world.upload(Fate::Stored).unwrap_err();
+    world.disk.heal();
+    // Another writer owns the name: the batch must take a new one, not vanish as delivered.
+    world.upload(Fate::NameTaken).unwrap();
+    world.deliver_all();
+    assert_eq!(world.missing(), 0);
+}
+
+#[test]
+fn an_attempt_that_may_have_arrived_stays_sending() {
+    for fate in [Fate::AnswerLost, Fate::LostOnTheWay] {
+        let mut world = sealed();
+        world.upload(fate).unwrap();
+        world.upload(Fate::Refused).unwrap();
+        assert_eq!(world.waiting[0].name.stage, Stage::Sending);
+        world.crash(Cut::Kill);
+        assert_eq!(world.waiting[0].name.stage, Stage::Sending);
+        world.deliver_all();
+        assert_eq!(world.bucket.len(), 1);
+    }
+}
+
+#[test]
+fn a_removal_that_fails_is_repeated_without_another_put() {
+    let mut world = sealed();
+    world.append(1).unwrap();
+    world.seal();
+    let mut batch = world.waiting.remove(0);
+    let folder = world.folder();
+    folder.set_stage(&mut batch, Stage::Sending).unwrap();
+    world.disk.fail(Op::Remove, ".sending", Errno::IO);
+    folder.delivered(&mut batch).unwrap_err();
+    world.disk.heal();
+    folder.delivered(&mut batch).unwrap();
+    assert_eq!(world.files().len(), 1, "{:?}", world.files());
+}
+
+#[test]
+fn a_quarantine_that_fails_half_way_is_finished_by_the_next_try() {
+    let mut world = sealed();
+    world.disk.flip_bit(&world.file(".sealed"));
+    let batch = world.waiting.remove(0);
+    let folder = world.folder();
+    world.disk.fail_once(Op::SyncDir, "quarantine", Errno::IO);
+    folder.quarantine(&batch).unwrap_err();
+    assert!(folder.is_quarantined(&batch));
+    world.disk.heal();
+    folder.quarantine(&batch).unwrap();
+    assert_eq!((world.quarantine().len(), folder.gaps()), (1, vec![1]));
+}
+
+#[test]
+fn a_batch_in_quarantine_keeps_its_number_and_the_next_object_tells_of_it() {
+    let mut world = sealed();
+    world.disk.flip_bit(&world.file(".sealed"));
+    world.upload(Fate::Stored).unwrap();
+    world.crash(Cut::Strict);
+    world.append(1).unwrap();
+    world.seal();
+    assert_eq!(world.waiting[0].name.sequence, 2);
+    world.upload(Fate::Stored).unwrap();
+    let told: Vec<_> = world.bucket.values().map(|object| object.gaps.clone()).collect();
+    assert_eq!(told, [vec![1]]);
+    assert!(world.quarantine()[0].ends_with(".told"));
+    world.crash(Cut::Strict);
+    assert_eq!(world.folder().gaps(), Vec::<u64>::new());
+    world.deliver_all();
+}
+
+#[test]
+fn after_the_file_size_limit_a_new_file_is_begun() {
+    let mut world = World::opened();
+    world.append(2).unwrap();
+    world.disk.fail_once(Op::Write, ".open", Errno::FBIG);
+    world.append(1).unwrap_err();
+    world.append(1).unwrap();
+    world.deliver_all();
+    assert_eq!(world.bucket.len(), 2);
+}

@@ -1,0 +1,399 @@
+//! A spool on a [`FaultDisk`], a bucket, a sender and a flusher's decisions, and the law that they keep.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::fault_disk::{Cut, FaultDisk};
+use crate::batch::{Codec, LogType, SealedName, Sha256, SpoolName, Stage, object_key};
+use crate::spool::folder::Folder;
+use crate::spool::manifest::Destination;
+use crate::spool::{AppendError, Batch, OpenError, QUARANTINE, Receipt, SealedBatches, Settings, Spool};
+
+pub(super) const TYPE: LogType = LogType::Deployments;
+/// How long a thread of the spool may take. Long, so that a busy machine fails no test.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// What becomes of a PUT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    Stored,
+    /// Stored, and the answer is lost.
+    AnswerLost,
+    /// Not stored, and nobody knows.
+    LostOnTheWay,
+    /// Refused by S3's own 4xx: known not to be stored.
+    Refused,
+    /// Another writer is quicker: 412 on the batch's first attempt.
+    NameTaken,
+}
+
+/// An object: its body and what its PUT said of it.
+pub(super) struct Object {
+    pub(super) body: Vec<u8>,
+    /// None for another writer's.
+    pub(super) name: Option<SealedName>,
+    pub(super) instance: String,
+    pub(super) gaps: Vec<u64>,
+}
+
+/// One life of the spool after the other, on one disk.
+pub(super) struct World {
+    pub(super) disk: FaultDisk,
+    pub(super) settings: Settings,
+    pub(super) spool: Option<Spool>,
+    receivers: Option<[SealedBatches; 2]>,
+    /// Sealed batches that are not delivered, oldest first.
+    pub(super) waiting: Vec<Batch>,
+    pub(super) bucket: BTreeMap<String, Object>,
+    /// Sequences of which an attempt may have arrived.
+    tried: BTreeSet<u64>,
+    pub(super) acknowledged: BTreeMap<u64, Receipt>,
+    next_event: u64,
+    _lock_dir: tempfile::TempDir,
+}
+
+pub(super) fn settings(dir: PathBuf) -> Settings {
+    let text = |text: &str| text.to_owned();
+    let destination =
+        Destination { endpoint: text(""), bucket: text("acme"), region: text("eu-west-1"), path: text("") };
+    Settings {
+        dir,
+        max_bytes: 1 << 20,
+        batch_max_bytes: 256,
+        batch_max_age: Duration::from_secs(3600),
+        codec: Codec::None,
+        destination,
+    }
+}
+
+impl World {
+    /// An empty disk; nothing is open yet.
+    pub(super) fn new() -> World {
+        World::with_codec(Codec::None)
+    }
+
+    pub(super) fn with_codec(codec: Codec) -> World {
+        // Only the lock is a real file.
+        let lock_dir = tempfile::tempdir().unwrap();
+        World {
+            disk: FaultDisk::new(),
+            settings: Settings { codec, ..settings(lock_dir.path().to_owned()) },
+            spool: None,
+            receivers: None,
+            waiting: Vec::new(),
+            bucket: BTreeMap::new(),
+            tried: BTreeSet::new(),
+            acknowledged: BTreeMap::new(),
+            next_event: 0,
+            _lock_dir: lock_dir,
+        }
+    }
+
+    /// A world with its spool open.
+    pub(super) fn opened() -> World {
+        let mut world = World::new();
+        world.open().unwrap();
+        world
+    }
+
+    pub(super) fn open(&mut self) -> Result<(), OpenError> {
+        self.open_without_settling()?;
+        self.settle();
+        Ok(())
+    }
+
+    pub(super) fn open_without_settling(&mut self) -> Result<(), OpenError> {
+        let (spool, receivers) = Spool::open(&self.settings, Arc::new(self.disk.clone()))?;
+        self.spool = Some(spool);
+        self.receivers = Some(receivers);
+        Ok(())
+    }
+
+    /// Ends this life in order; the disk stays as it is.
+    pub(super) fn end(&mut self) {
+        self.spool = None;
+        self.receivers = None;
+        self.waiting.clear();
+        self.disk = self.disk.after(Cut::Kill);
+    }
+
+    /// A world that nobody opens, on what a power cut now would leave.
+    pub(super) fn disk_after_power_cut(&self) -> World {
+        let mut left = World::new();
+        left.disk = self.disk.after(Cut::Strict);
+        left.settings = self.settings.clone();
+        left
+    }
+
+    /// Ends this life and opens the next; a fault at the start has passed at the second try.
+    pub(super) fn crash(&mut self, cut: Cut) {
+        let ended = self.disk.clone();
+        self.end();
+        self.disk = ended.after(cut);
+        self.forget_collisions();
+        self.open().unwrap();
+        self.check_stages();
+    }
+
+    /// A crash between another writer's 412 and the new name's fsync can't be told from one after a PUT
+    /// that arrived: by the contract `.sending` and 412 is our own. It takes a collision of names and a
+    /// crash in the same millisecond, and is outside the law.
+    fn forget_collisions(&mut self) {
+        for name in self.files() {
+            if let SpoolName::Sealed(name) = name
+                && name.stage == Stage::Sending
+            {
+                let key = object_key("", TYPE, &name.batch);
+                self.bucket.retain(|taken, object| *taken != key || object.name.is_some());
+            }
+        }
+    }
+
+    pub(super) fn spool(&self) -> &Spool {
+        self.spool.as_ref().unwrap()
+    }
+
+    pub(super) fn folder(&self) -> Arc<Folder> {
+        self.spool().folder(TYPE)
+    }
+
+    pub(super) fn dir(&self) -> PathBuf {
+        self.settings.dir.join(TYPE.as_str())
+    }
+
+    pub(super) fn quarantine(&self) -> Vec<String> {
+        self.disk.names(&self.settings.dir.join(QUARANTINE))
+    }
+
+    /// Names of the batches in the folder.
+    pub(super) fn files(&self) -> Vec<SpoolName> {
+        self.disk.names(&self.dir()).iter().filter_map(|name| name.parse().ok()).collect()
+    }
+
+    /// The path of the one file with this ending.
+    pub(super) fn file(&self, ending: &str) -> PathBuf {
+        let names = self.disk.names(&self.dir());
+        let mut found = names.iter().filter(|name| name.ends_with(ending));
+        let name = found.next().unwrap_or_else(|| panic!("no {ending} in {names:?}"));
+        assert_eq!(found.next(), None, "more than one {ending}");
+        self.dir().join(name)
+    }
+
+    fn receive(&mut self) {
+        let Some(receivers) = &mut self.receivers else { return };
+        while let Ok(batch) = receivers[TYPE.index()].try_recv() {
+            self.waiting.push(batch);
+        }
+    }
+
+    /// Sends `count` events in one request; the acknowledgement counts only if the machine still lives.
+    pub(super) fn append(&mut self, count: u64) -> Result<Receipt, AppendError> {
+        let ids = self.next_event..self.next_event + count;
+        self.next_event = ids.end;
+        let lines: String = ids.clone().map(line).collect();
+        let spool = self.spool().clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let answer = runtime.block_on(spool.append(TYPE, Bytes::from(lines), count));
+        if let Ok(receipt) = &answer
+            && !self.disk.died()
+        {
+            for (index, id) in ids.enumerate() {
+                self.acknowledged.insert(id, Receipt { line: receipt.line + index as u64, ..receipt.clone() });
+            }
+        }
+        answer
+    }
+
+    /// Seals what is open and waits until the sealer is done with it.
+    pub(super) fn seal(&mut self) {
+        self.spool().seal();
+        self.settle();
+    }
+
+    /// Waits until every batch that was closed is sealed and announced.
+    pub(super) fn settle(&mut self) {
+        self.wait_until("the sealer is done", |world| {
+            world.receive();
+            let files = world.files();
+            let sealed = files
+                .iter()
+                .filter(|name| matches!(name, SpoolName::Sealed(name) if name.stage != Stage::Sent))
+                .count();
+            files.iter().all(|name| matches!(name, SpoolName::Sealed(_))) && sealed <= world.waiting.len()
+        });
+    }
+
+    pub(super) fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&mut World) -> bool) {
+        let start = Instant::now();
+        while !condition(self) {
+            assert!(start.elapsed() < DEADLINE, "waited in vain until {what}: {:?}", self.disk.names(&self.dir()));
+            std::thread::yield_now();
+        }
+    }
+
+    /// One attempt at the oldest waiting batch, as the flusher makes it.
+    pub(super) fn upload(&mut self, fate: Fate) -> std::io::Result<()> {
+        self.receive();
+        if self.waiting.is_empty() {
+            return Ok(());
+        }
+        let mut batch = self.waiting.remove(0);
+        let result = self.attempt(&mut batch, fate);
+        if !matches!(result, Ok(true)) {
+            self.waiting.insert(0, batch);
+        }
+        result.map(drop)
+    }
+
+    /// True when the batch is out of the way.
+    fn attempt(&mut self, batch: &mut Batch, fate: Fate) -> std::io::Result<bool> {
+        let folder = self.folder();
+        let first = !batch.may_have_arrived;
+        folder.set_stage(batch, Stage::Sending)?;
+        if self.disk.died() {
+            return Ok(false);
+        }
+        batch.may_have_arrived = true;
+        let key = object_key("", TYPE, &batch.name.batch);
+        let body = self.disk.bytes(&folder.batch_path(batch)).unwrap();
+        if fate == Fate::NameTaken && first {
+            let theirs = Object { body: Vec::new(), name: None, instance: String::new(), gaps: Vec::new() };
+            self.bucket.entry(key.clone()).or_insert(theirs);
+        }
+        let taken = self.bucket.contains_key(&key);
+        if matches!(fate, Fate::Refused) {
+            if first {
+                batch.may_have_arrived = false;
+                folder.set_stage(batch, Stage::Sealed)?;
+            }
+            return Ok(false);
+        }
+        self.tried.insert(batch.name.sequence);
+        if taken && first {
+            batch.may_have_arrived = false;
+            self.tried.remove(&batch.name.sequence);
+            folder.rename(batch)?;
+            return Ok(false);
+        }
+        if !taken {
+            if Sha256::of(&body) != batch.name.sha256 {
+                assert_ne!(folder.rehash(batch)?, batch.name.sha256);
+                folder.quarantine(batch)?;
+                return Ok(true);
+            }
+            if fate == Fate::LostOnTheWay {
+                return Ok(false);
+            }
+            let gaps = folder.gaps();
+            let instance = self.spool().chain_instance(TYPE).to_owned();
+            self.bucket.insert(key, Object { body, name: Some(batch.name), instance, gaps: gaps.clone() });
+            if fate == Fate::AnswerLost {
+                return Ok(false);
+            }
+            folder.gaps_told(&gaps)?;
+        }
+        folder.delivered(batch)?;
+        Ok(true)
+    }
+
+    /// The disk works again; everything is delivered; the law holds.
+    pub(super) fn deliver_all(&mut self) {
+        self.disk.heal();
+        self.seal();
+        self.receive();
+        while !self.waiting.is_empty() {
+            self.upload(Fate::Stored).unwrap();
+        }
+        self.check_law();
+    }
+
+    /// No batch that an attempt may have brought to the bucket is taken for untried.
+    pub(super) fn check_stages(&self) {
+        for name in self.files() {
+            if let SpoolName::Sealed(name) = name
+                && name.stage == Stage::Sealed
+            {
+                assert!(!self.tried.contains(&name.sequence), "{name} may have arrived and is .sealed");
+            }
+        }
+    }
+
+    fn check_law(&self) {
+        let mut found = BTreeMap::<u64, (&SealedName, u64)>::new();
+        let mut chain = BTreeMap::<u64, &SealedName>::new();
+        let mut openings = BTreeSet::new();
+        let mut instances = BTreeSet::new();
+        for object in self.bucket.values() {
+            let Some(name) = &object.name else { continue };
+            instances.insert(&object.instance);
+            assert!(openings.insert(name.batch.opened), "an opening repeats: {name}");
+            assert!(chain.insert(name.sequence, name).is_none(), "number {} is there twice", name.sequence);
+            assert_eq!(Sha256::of(&object.body), name.sha256);
+            let lines = plain_lines(name, &object.body);
+            assert_eq!(lines.len() as u64, name.records, "{name}");
+            assert!(lines.is_sorted(), "the order of acceptance is lost in {name}: {lines:?}");
+            for (index, id) in (0..).zip(lines) {
+                assert!(found.insert(id, (name, index)).is_none(), "event {id} is there twice");
+            }
+        }
+        assert!(instances.len() <= 1, "the chain was broken off: {instances:?}");
+        let mut previous = Sha256::ZERO;
+        let mut told: BTreeSet<u64> = self.bucket.values().flat_map(|object| object.gaps.clone()).collect();
+        for (sequence, name) in &chain {
+            let last =
+                if *sequence == 1 { 0 } else { chain.range(..sequence).next_back().map_or(0, |(last, _)| *last) };
+            if last + 1 == *sequence {
+                assert_eq!(name.previous, previous, "the chain breaks at {sequence}");
+            }
+            previous = name.sha256;
+            for gap in last + 1..*sequence {
+                assert!(told.remove(&gap), "number {gap} is missing, and no object tells of it");
+            }
+        }
+        if !self.quarantine().is_empty() {
+            return;
+        }
+        for (id, receipt) in &self.acknowledged {
+            let (name, line) = found.get(id).unwrap_or_else(|| panic!("event {id} was acknowledged and is lost"));
+            assert_eq!(
+                (name.batch.opened, *line),
+                (receipt.batch.opened, receipt.line),
+                "event {id} is elsewhere than acknowledged"
+            );
+            let suffix = name.batch.renamed_from.unwrap_or(name.batch.suffix);
+            assert_eq!(suffix, receipt.batch.suffix, "event {id} is under another name than acknowledged");
+        }
+    }
+
+    /// How many acknowledged events are in no object.
+    pub(super) fn missing(&self) -> usize {
+        let objects =
+            self.bucket.values().filter_map(|object| object.name.as_ref().map(|name| plain_lines(name, &object.body)));
+        let found: BTreeSet<u64> = objects.flatten().collect();
+        self.acknowledged.keys().filter(|id| !found.contains(id)).count()
+    }
+}
+
+/// One event.
+pub(super) fn line(id: u64) -> String {
+    format!("{{\"id\":{id},\"message\":\"created\"}}\n")
+}
+
+fn plain_lines(name: &SealedName, body: &[u8]) -> Vec<u64> {
+    let plain = match name.batch.codec {
+        Codec::None => body.to_vec(),
+        Codec::Gzip => {
+            let mut plain = Vec::new();
+            std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(body), &mut plain).unwrap();
+            plain
+        }
+        Codec::Zstd => zstd::decode_all(body).unwrap(),
+    };
+    let text = String::from_utf8(plain).unwrap();
+    let id = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].as_u64().unwrap();
+    text.lines().map(id).collect()
+}

@@ -1,0 +1,213 @@
+//! `check` judges each step, and names code, request id and remedy of what fails.
+
+use std::net::TcpListener;
+
+use serde_json::{Value, json};
+
+use crate::harness::{DEPLOYMENTS, Finished, Setup, event, wait_until, wait_until_delivered};
+use crate::local_aws::sts::StsError;
+use crate::local_aws::{BUCKET, Fault, LocalAws};
+
+const UNAVAILABLE: Option<i32> = Some(69);
+const CANT_CREATE: Option<i32> = Some(73);
+const DENIED: Option<i32> = Some(77);
+const CONFIGURATION: Option<i32> = Some(78);
+
+fn setup(aws: &LocalAws) -> Setup {
+    Setup::new(aws).set("ENV0_S3_LOG_ADMIN_ADDR", format!("127.0.0.1:{}", free_port()))
+}
+
+/// For listeners whose address has to be known before they start.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// The step `name` of a report.
+fn step(finished: &Finished, name: &str) -> Value {
+    let report: Value = serde_json::from_str(&finished.stdout).unwrap_or_else(|_| panic!("{finished:?}"));
+    let steps = report["steps"].as_array().unwrap();
+    steps.iter().find(|step| step["name"] == name).unwrap_or_else(|| panic!("no {name} in {report}")).clone()
+}
+
+/// Asserts that `name` is the first step that fails, and returns its detail and remedy.
+fn failure(finished: &Finished, name: &str, code: Option<i32>) -> String {
+    let failed = step(finished, name);
+    assert_eq!((failed["verdict"].as_str(), finished.code), (Some("fail"), code), "{}", finished.stdout);
+    format!("{} -> {}", failed["detail"].as_str().unwrap(), failed["remedy"].as_str().unwrap())
+}
+
+#[track_caller]
+fn assert_has(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+}
+
+#[test]
+fn a_good_configuration_passes_every_step_with_the_two_statement_policy() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let finished = setup.run("check --write");
+    assert_eq!(finished.code, Some(0), "{}", finished.stdout);
+    assert_has(
+        &finished.stdout,
+        &["[ok]   configuration", "[ok]   token", "[ok]   sts", "[ok]   bucket", "[ok]   write"],
+    );
+    assert_eq!(aws.s3.objects().iter().filter(|object| object.key.ends_with("env0-s3-logs-check")).count(), 1);
+    assert!(!setup.spool().exists(), "a check makes no spool");
+    let again = setup.run("check --write --json");
+    assert_eq!(step(&again, "write")["verdict"], "ok", "an object that is there already passes");
+}
+
+#[test]
+fn offline_asks_nobody() {
+    let aws = LocalAws::start();
+    let finished = setup(&aws).run("check --offline --json");
+    assert_eq!(finished.code, Some(0), "{}", finished.stdout);
+    assert_eq!((aws.sts.exchanges().len(), aws.s3.requests().len()), (0, 0));
+}
+
+#[test]
+fn every_error_and_every_unknown_variable_is_a_failure() {
+    let aws = LocalAws::start();
+    let finished = setup(&aws).set("ENV0_S3_LOG_BATCH_MAX_AG", "1s").run("check --offline --json");
+    assert_has(&failure(&finished, "configuration", CONFIGURATION), &["ENV0_S3_LOG_BATCH_MAX_AGE"]);
+    let two = setup(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "x").unset("ENV0_S3_LOG_ROLE_ARN").run("check");
+    assert_eq!((two.code, two.stdout.matches("[fail] configuration").count()), (CONFIGURATION, 2), "{}", two.stdout);
+}
+
+#[test]
+fn a_spool_that_can_not_be_made_is_a_failure() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let file = setup.folder().join("file");
+    std::fs::write(&file, "").unwrap();
+    let finished =
+        setup.set("ENV0_S3_LOG_SPOOL_DIR", file.join("spool").to_str().unwrap()).run("check --offline --json");
+    assert_has(&failure(&finished, "spool", CANT_CREATE), &["is not a directory"]);
+}
+
+#[test]
+fn a_spool_of_another_bucket_is_a_failure_while_it_holds_a_batch() {
+    let aws = LocalAws::start();
+    aws.sts.set_down();
+    let setup = setup(&aws);
+    let daemon = setup.start();
+    daemon.post(DEPLOYMENTS, event("kept"));
+    daemon.kill();
+    let setup = setup.set("ENV0_S3_LOG_BUCKET_NAME", "another-bucket");
+    let finished = setup.run("check --offline --json");
+    assert_has(&failure(&finished, "manifest", CONFIGURATION), &[BUCKET, "another-bucket", "drain"]);
+}
+
+#[test]
+fn a_missing_an_expired_and_a_foreign_token_are_told_apart() {
+    let aws = LocalAws::start();
+    let missing = setup(&aws).unset("ENV0_OIDC_TOKEN").run("check --json");
+    assert_has(&failure(&missing, "token", CONFIGURATION), &["none is configured", "/v1/oidc-token"]);
+    let expired = setup(&aws).set("ENV0_OIDC_TOKEN", aws.issuer.expired_token(60)).run("check --json");
+    assert_has(&failure(&expired, "token", DENIED), &["ended at"]);
+    let foreign = setup(&aws).set("ENV0_S3_LOG_OIDC_ISSUER", "https://login.example.com/").run("check --json");
+    assert_has(&failure(&foreign, "token", DENIED), &["foreign", "login.example.com", &aws.issuer.url()]);
+    let no_token = setup(&aws).set("ENV0_OIDC_TOKEN", "not-a-token").run("check --json");
+    assert_has(&failure(&no_token, "token", DENIED), &["not an OIDC token"]);
+    for finished in [missing, expired, foreign] {
+        assert!(!finished.stdout.contains("eyJ"), "a token is shown: {}", finished.stdout);
+    }
+}
+
+#[test]
+fn a_refusal_of_sts_names_its_code_and_the_causes_with_the_trust_policys_lines() {
+    let aws = LocalAws::start();
+    aws.sts.fail_all(StsError::not_authorized());
+    let finished = setup(&aws).run("check --json");
+    let text = failure(&finished, "sts", DENIED);
+    assert_has(&text, &["maximum session", "sts:TagSession", ":sub\": \"", ":aud\": "]);
+    let failed = step(&finished, "sts");
+    assert_eq!(failed["code"], "AccessDenied");
+    assert!(failed["request_id"].is_string(), "{failed}");
+    assert_eq!(step(&finished, "bucket")["verdict"], "skipped");
+
+    let refusals = [
+        (
+            "InvalidIdentityToken",
+            "No OpenIDConnect provider found in your account for https://x",
+            "has no OIDC provider",
+        ),
+        ("InvalidIdentityToken", "Incorrect token audience", "add the audience"),
+        ("AccessDenied", "Not authorized to perform sts:TagSession", "allow sts:TagSession"),
+        ("ExpiredTokenException", "Token expired", "the token has ended"),
+    ];
+    for (code, message, remedy) in refusals {
+        aws.sts.heal();
+        aws.sts.fail_all(StsError::new(400, code, message));
+        let finished = setup(&aws).run("check --json");
+        assert_has(&failure(&finished, "sts", DENIED), &[message, remedy]);
+    }
+}
+
+#[test]
+fn a_role_whose_sessions_are_shorter_than_asked_is_a_warning() {
+    let aws = LocalAws::start();
+    let finished = setup(&aws).set("ENV0_S3_LOG_SESSION_DURATION", "7200").run("check --json");
+    let warned = step(&finished, "sts");
+    assert_eq!((warned["verdict"].as_str(), finished.code), (Some("warn"), Some(0)), "{warned}");
+    assert_has(warned["remedy"].as_str().unwrap(), &["ENV0_S3_LOG_SESSION_DURATION"]);
+}
+
+#[test]
+fn the_wrong_region_names_the_right_one() {
+    let aws = LocalAws::start();
+    aws.s3.set_region(Some("ap-southeast-2"));
+    let finished = setup(&aws).run("check --json");
+    assert_has(&failure(&finished, "bucket", CONFIGURATION), &["ENV0_S3_LOG_AWS_REGION=ap-southeast-2"]);
+}
+
+#[test]
+fn a_denied_write_names_code_and_permission() {
+    let aws = LocalAws::start();
+    aws.s3.inject(Fault::access_denied());
+    let finished = setup(&aws).run("check --write --json");
+    assert_has(&failure(&finished, "write", DENIED), &["s3:PutObject"]);
+    assert_eq!(step(&finished, "write")["code"], "AccessDenied");
+    aws.s3.heal();
+    aws.s3.inject(Fault::kms_denied());
+    assert_has(&failure(&setup(&aws).run("check --write --json"), "write", DENIED), &["kms:GenerateDataKey"]);
+}
+
+#[test]
+fn services_that_can_not_be_reached_are_told_apart_from_refusals() {
+    let aws = LocalAws::start();
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let finished = setup(&aws).set("AWS_ENDPOINT_URL_STS", nobody).run("check --json");
+    assert_has(&failure(&finished, "sts", UNAVAILABLE), &["firewall"]);
+    let unknown = setup(&aws).set("AWS_ENDPOINT_URL_STS", "https://sts.invalid").run("check --json");
+    assert_has(&failure(&unknown, "sts", UNAVAILABLE), &["DNS"]);
+}
+
+#[test]
+fn beside_a_running_daemon_its_token_lock_and_last_put_are_judged() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws).unset("ENV0_OIDC_TOKEN");
+    let token = setup.folder().join("token");
+    std::fs::write(&token, aws.issuer.token()).unwrap();
+    let setup = setup.set("ENV0_S3_LOG_OIDC_TOKEN_FILE", token.to_str().unwrap());
+    let daemon = setup.start();
+    daemon.post(DEPLOYMENTS, event("delivered"));
+    wait_until_delivered(&setup);
+
+    let setup = setup.unset("ENV0_S3_LOG_OIDC_TOKEN_FILE");
+    wait_until("the status names the object", || step(&setup.run("check --json"), "write")["verdict"] == "ok");
+    let finished = setup.run("check --json");
+    assert_eq!(finished.code, Some(0), "{}", finished.stdout);
+    assert_has(step(&finished, "lock")["detail"].as_str().unwrap(), &[&daemon.process_id().to_string()]);
+    assert_eq!(step(&finished, "token")["verdict"], "ok");
+    assert_has(step(&finished, "sts")["detail"].as_str().unwrap(), &["holds a session"]);
+
+    aws.s3.inject(Fault::access_denied());
+    daemon.post(DEPLOYMENTS, event("denied"));
+    wait_until("the status tells the denial", || step(&setup.run("check --json"), "write")["verdict"] == "fail");
+    let finished = setup.run("check --json");
+    assert_eq!((finished.code, &step(&finished, "write")["code"]), (DENIED, &json!("AccessDenied")));
+    daemon.kill();
+}

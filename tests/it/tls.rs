@@ -1,0 +1,167 @@
+//! TLS and mTLS on the ingest listener; certificates replaced while it runs.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+use crate::harness::{Books, DEPLOYMENTS, Daemon, Setup, TOKEN, wait_until};
+use crate::local_aws::LocalAws;
+
+type Tls = StreamOwned<ClientConnection, TcpStream>;
+
+/// A CA of the test's own.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Authority {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    /// Certificate and key for `localhost`, PEM.
+    fn issue(&self) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        (params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
+    }
+
+    /// A client that trusts this authority, with a certificate of its own where one is given.
+    fn connect(&self, daemon: &Daemon, own: Option<(String, String)>) -> Tls {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let builder = builder.unwrap().with_root_certificates(roots);
+        let config = match own {
+            None => builder.with_no_client_auth(),
+            Some((cert, key)) => {
+                let cert = CertificateDer::from_pem_slice(cert.as_bytes()).unwrap();
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+                builder.with_client_auth_cert(vec![cert], key).unwrap()
+            }
+        };
+        let connection = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
+        StreamOwned::new(connection, TcpStream::connect(daemon.listen).unwrap())
+    }
+}
+
+/// The files of the variables, and a setup that names them.
+struct Files {
+    cert: PathBuf,
+    key: PathBuf,
+}
+
+impl Files {
+    fn set_in(setup: Setup) -> (Setup, Files) {
+        let files = Files { cert: setup.folder().join("tls.crt"), key: setup.folder().join("tls.key") };
+        let setup = setup
+            .set("ENV0_S3_LOG_TLS_CERT_FILE", files.cert.to_str().unwrap())
+            .set("ENV0_S3_LOG_TLS_KEY_FILE", files.key.to_str().unwrap());
+        (setup, files)
+    }
+
+    fn write(&self, (cert, key): (String, String)) {
+        std::fs::write(&self.cert, cert).unwrap();
+        std::fs::write(&self.key, key).unwrap();
+    }
+}
+
+/// Posts events on a connection that stays open; the status, or the reason why there is none.
+fn post(tls: &mut Tls, body: &str) -> std::io::Result<u16> {
+    let length = body.len();
+    write!(
+        tls,
+        "POST {DEPLOYMENTS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {length}\r\n\r\n{body}"
+    )?;
+    let mut answer = Vec::new();
+    let mut buffer = [0; 4096];
+    // The answer's body is one line of JSON.
+    while !answer.ends_with(b"}") {
+        match tls.read(&mut buffer)? {
+            0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            read => answer.extend_from_slice(&buffer[..read]),
+        }
+    }
+    Ok(String::from_utf8(answer).unwrap().split(' ').nth(1).unwrap().parse().unwrap())
+}
+
+fn post_new(tls: &mut Tls, books: &Books) {
+    let ids = books.ids(2);
+    assert_eq!(post(tls, &Books::body(&ids)).unwrap(), 200);
+    books.acknowledge(ids);
+}
+
+#[test]
+fn a_replaced_certificate_is_used_without_a_restart_and_drops_no_connection() {
+    let aws = LocalAws::start();
+    let (setup, files) = Files::set_in(Setup::new(&aws));
+    let (old, new) = (Authority::new(), Authority::new());
+    files.write(old.issue());
+    let (daemon, books) = (setup.start(), Books::default());
+    let mut open = old.connect(&daemon, None);
+    post_new(&mut open, &books);
+    assert!(post(&mut new.connect(&daemon, None), "").is_err(), "a stranger's certificate was trusted");
+    assert!(daemon.metric("tls_expiry_timestamp_seconds").is_some());
+
+    files.write(new.issue());
+    wait_until("the new certificate is used", || post(&mut new.connect(&daemon, None), "").is_ok_and(|s| s == 200));
+    post_new(&mut new.connect(&daemon, None), &books);
+    post_new(&mut open, &books);
+
+    std::fs::write(&files.cert, "no certificate").unwrap();
+    wait_until("the broken one is told", || {
+        // A look at the files is taken when a connection comes.
+        post_new(&mut new.connect(&daemon, None), &books);
+        daemon.log().count("ERROR", "TLS certificate") == 1
+    });
+    post_new(&mut new.connect(&daemon, None), &books);
+    books.balance(&aws, &setup);
+}
+
+#[test]
+fn in_clear_nothing_gets_in() {
+    let aws = LocalAws::start();
+    let (setup, files) = Files::set_in(Setup::new(&aws));
+    files.write(Authority::new().issue());
+    let daemon = setup.start();
+    let answer = daemon.try_post(DEPLOYMENTS, crate::harness::event("in-clear"));
+    assert!(answer.is_err(), "{answer:?}");
+    assert!(!setup.spool_holds("in-clear"));
+}
+
+#[test]
+fn with_a_client_ca_only_its_clients_get_in() {
+    let aws = LocalAws::start();
+    let (setup, files) = Files::set_in(Setup::new(&aws));
+    let (servers, clients) = (Authority::new(), Authority::new());
+    files.write(servers.issue());
+    let ca = setup.folder().join("clients.crt");
+    std::fs::write(&ca, clients.0.pem()).unwrap();
+    let setup = setup.set("ENV0_S3_LOG_TLS_CLIENT_CA_FILE", ca.to_str().unwrap());
+    let (daemon, books) = (setup.start(), Books::default());
+    post_new(&mut servers.connect(&daemon, Some(clients.issue())), &books);
+    for own in [None, Some(servers.issue())] {
+        assert!(post(&mut servers.connect(&daemon, own), "").is_err(), "let in without a certificate of the client CA");
+    }
+    books.balance(&aws, &setup);
+}
+
+#[test]
+fn a_certificate_that_can_not_be_used_ends_the_start_and_is_named() {
+    let aws = LocalAws::start();
+    let (setup, files) = Files::set_in(Setup::new(&aws));
+    let (cert, _) = Authority::new().issue();
+    let (_, other_key) = Authority::new().issue();
+    files.write((cert, other_key));
+    let finished = setup.run("run");
+    assert_eq!(finished.code, Some(78), "{}", finished.stderr);
+    assert!(finished.stderr.contains("ENV0_S3_LOG_TLS_"), "{}", finished.stderr);
+}

@@ -1,0 +1,409 @@
+//! Who is let in by an env0 OIDC token, how tokens are handed over, and what becomes of them.
+
+use serde_json::{Value, json};
+
+use crate::harness::{
+    AUDITS, Answer, Books, DEPLOYMENTS, Daemon, Setup, TOKEN, Upload, event, wait_until, wait_until_delivered,
+};
+use crate::local_aws::issuer::{ORGANIZATION, SUBJECT, Signing, now_seconds};
+use crate::local_aws::{Fault, LocalAws};
+
+/// Where a token is handed over without events.
+const OIDC_TOKEN: &str = "/v1/oidc-token";
+/// A text in every refused request, to look for where it must not be.
+const REFUSED: &str = "refused-and-nowhere-kept";
+const DAY_SECONDS: u64 = 24 * 3600;
+
+/// A daemon that has no OIDC token and lets in those of the organization.
+fn setup(aws: &LocalAws) -> Setup {
+    Setup::new(aws).unset("ENV0_OIDC_TOKEN").set("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", ORGANIZATION)
+}
+
+fn post(daemon: &Daemon, path: &str, token: &str, body: impl AsRef<[u8]>) -> Answer {
+    daemon.send(Upload::post(path).bearer(token).body(body))
+}
+
+fn put(daemon: &Daemon, token: &str) -> Answer {
+    daemon.send(Upload::new("PUT", OIDC_TOKEN).bearer(token))
+}
+
+/// What `/status` tells of the tokens at hand.
+fn tokens(daemon: &Daemon) -> Vec<Value> {
+    let status = daemon.admin_get("/status").unwrap().json();
+    status["credentials"]["tokens"].as_array().unwrap().clone()
+}
+
+#[test]
+fn each_way_of_handing_over_delivers() {
+    type Way = fn(&str) -> Upload;
+    let ways: [(&str, Way, u16); 5] = [
+        ("bearer", |token| Upload::post(DEPLOYMENTS).bearer(token).body(event("by bearer")), 200),
+        ("header", |token| Upload::post(AUDITS).bearer(TOKEN).header("X-Env0-Oidc-Token", token).body(event("x")), 200),
+        ("PUT, Authorization", |token| Upload::new("PUT", OIDC_TOKEN).bearer(token), 204),
+        ("PUT, body", |token| Upload::new("PUT", OIDC_TOKEN).body(format!("{token}\n")), 204),
+        ("PUT, body beside a static token", |token| Upload::new("PUT", OIDC_TOKEN).bearer(TOKEN).body(token), 204),
+    ];
+    for (name, way, status) in ways {
+        let aws = LocalAws::start();
+        let setup = setup(&aws);
+        let (daemon, books) = (setup.start(), Books::default());
+        assert!(tokens(&daemon).is_empty(), "{name}");
+        let token = aws.issuer.token();
+        let answer = daemon.send(way(&token));
+        assert_eq!(answer.status, status, "{name}: {}", answer.text());
+        let ids = books.ids(3);
+        assert_eq!(daemon.post(DEPLOYMENTS, Books::body(&ids)).accepted(), 3);
+        books.acknowledge(ids);
+        books.balance(&aws, &setup);
+        assert_eq!(aws.sts.exchanges()[0].token, token, "{name}");
+        let tokens = tokens(&daemon);
+        assert_eq!((tokens.len(), &tokens[0]["source"]), (1, &json!("hand-over")), "{name}");
+        assert_eq!(daemon.metric("token_handovers_total{outcome=\"accepted\"}"), Some(1.0), "{name}");
+        assert!(!setup.spool_holds(&token), "{name}: tokens are kept in memory only");
+    }
+}
+
+#[test]
+fn a_token_by_es256_is_let_in_too() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let daemon = setup.start();
+    assert_eq!(put(&daemon, &aws.issuer.mint_signed(json!({}), Signing::Es256)).status, 204);
+}
+
+/// Sends `token` every way in; each must be refused without a trace.
+fn is_refused(name: &str, setup: &Setup, daemon: &Daemon, token: &str) {
+    let answers = [
+        post(daemon, DEPLOYMENTS, token, event(REFUSED)),
+        post(daemon, AUDITS, token, event(REFUSED)),
+        post(daemon, "/services/collector/event", token, event(REFUSED)),
+        put(daemon, token),
+        daemon.send(Upload::new("PUT", OIDC_TOKEN).body(token)),
+    ];
+    // Longer than any head may be is HTTP itself broken; longer than any token, a body refused by its length.
+    let allowed: &[u16] = if token.len() > 60_000 { &[401, 413, 431] } else { &[401] };
+    for (way, answer) in answers.iter().enumerate() {
+        assert!(allowed.contains(&answer.status), "{name}, way {way}: {} {}", answer.status, answer.text());
+        assert!(!answer.text().contains(token), "{name}: the answer repeats the token");
+        if answer.status == 401 && !answer.text().contains("code") {
+            assert_eq!(answer.header("www-authenticate"), Some("Bearer"), "{name}, way {way}");
+        }
+    }
+    assert_eq!(tokens(daemon), [] as [Value; 0], "{name} is among the credentials");
+    assert!(!setup.spool_holds(REFUSED), "{name}: the spool holds what was refused");
+}
+
+#[test]
+fn bad_tokens_are_refused_and_leave_no_trace() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let daemon = setup.start();
+    let mint = |claims| aws.issuer.mint(claims);
+    let now = now_seconds();
+    let good = mint(json!({}));
+    let [header, claims, _] = good.split('.').collect::<Vec<_>>()[..] else { panic!("three parts") };
+    // Another issuer's key under an id that ours never published.
+    let stranger = LocalAws::start();
+    stranger.issuer.rotate();
+    let foreign_organization = "00000000-1111-2222-3333-444444444444";
+    let bad = [
+        ("expired", aws.issuer.expired_token(120)),
+        ("not yet valid", mint(json!({ "nbf": now + 3600 }))),
+        ("wrong issuer", mint(json!({ "iss": "https://login.example.com/" }))),
+        ("issuer with a suffix", mint(json!({ "iss": format!("{}x", aws.issuer.url()) }))),
+        (
+            "another organization",
+            mint(
+                json!({ "organizationId": foreign_organization, "https://env0.com/organizationId": foreign_organization }),
+            ),
+        ),
+        ("two organizations", mint(json!({ "organizationId": foreign_organization }))),
+        ("no organization", mint(json!({ "organizationId": null, "https://env0.com/organizationId": null }))),
+        ("user login", mint(json!({ "apiKeyType": "user", "https://env0.com/apiKeyType": null }))),
+        ("user login, prefixed", mint(json!({ "apiKeyType": null, "https://env0.com/apiKeyType": "personal" }))),
+        ("no expiry", mint(json!({ "exp": null }))),
+        ("no subject", mint(json!({ "sub": null }))),
+        ("wrong key", aws.issuer.mint_signed(json!({}), Signing::Forged)),
+        ("alg none", aws.issuer.mint_signed(json!({}), Signing::None)),
+        ("HS256 by the public key", aws.issuer.mint_signed(json!({}), Signing::Hs256)),
+        ("without signature", format!("{header}.{claims}.")),
+        ("truncated", good[..good.len() - 10].to_owned()),
+        ("cut in the claims", good[..good.len() / 2].to_owned()),
+        ("no dots", "eyJhbGciOiJSUzI1NiJ9".to_owned()),
+        ("64 KiB", format!("{header}.{}.x", "A".repeat(64 * 1024))),
+        ("longer than any token", format!("{header}.{}.x", "A".repeat(30 * 1024))),
+        // Last: it makes the daemon ask for the keys again, which it does at most once a minute.
+        ("unknown kid", stranger.issuer.mint(json!({ "iss": aws.issuer.url() }))),
+    ];
+    for (name, token) in &bad {
+        is_refused(name, &setup, &daemon, token);
+    }
+    assert!(daemon.metric("auth_failures_total{reason=\"invalid\"}") >= Some(bad.len() as f64));
+
+    let beside = Upload::post(AUDITS).bearer(TOKEN).header("X-Env0-Oidc-Token", &bad[0].1).body(event("beside"));
+    assert_eq!(daemon.send(beside).accepted(), 1, "a bad token beside good credentials refuses no events");
+    assert!(tokens(&daemon).is_empty());
+    assert_eq!(put(&daemon, &good).status, 204);
+    wait_until_delivered(&setup);
+    assert_eq!(aws.s3.lines(), [event("beside")]);
+    assert!(aws.sts.exchanges().iter().all(|exchange| exchange.token == good), "STS saw a token that was refused");
+    assert!(bad.iter().all(|(_, token)| !daemon.log().text().contains(token)), "a token is in the log");
+}
+
+#[test]
+fn a_wrong_subject_is_refused_and_both_must_fit_where_both_are_configured() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws).set("ENV0_S3_LOG_OIDC_SUBJECT", format!("auth0|another,{SUBJECT}"));
+    let daemon = setup.start();
+    is_refused("wrong subject", &setup, &daemon, &aws.issuer.mint(json!({ "sub": "auth0|stranger" })));
+    let elsewhere = json!({ "organizationId": "elsewhere", "https://env0.com/organizationId": "elsewhere" });
+    is_refused("wrong organization", &setup, &daemon, &aws.issuer.mint(elsewhere));
+    assert_eq!(put(&daemon, &aws.issuer.token()).status, 204);
+}
+
+#[test]
+fn two_authorization_headers_are_refused_even_where_both_are_good() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let daemon = setup.start();
+    let token = aws.issuer.token();
+    for request in [Upload::post(DEPLOYMENTS).body(event(REFUSED)), Upload::new("PUT", OIDC_TOKEN).body(&token)] {
+        let answer = daemon.send(request.clone().bearer(&token).bearer(TOKEN));
+        assert!([400, 401].contains(&answer.status), "{}", answer.status);
+        let answer = daemon.send(request.bearer(&token).bearer(&token));
+        assert!([400, 401].contains(&answer.status), "{}", answer.status);
+    }
+    assert!(tokens(&daemon).is_empty());
+    assert!(!setup.spool_holds(REFUSED));
+}
+
+#[test]
+fn a_good_token_writes_deployments_only_whatever_the_path_or_the_sender_says() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let daemon = setup.start();
+    let token = aws.issuer.token();
+    for path in [AUDITS, "/env0-audits/services/collector/raw", "/env0-audits/loki/api/v1/push"] {
+        let answer = post(&daemon, path, &token, event(REFUSED));
+        assert_eq!(answer.status, 401, "{path}: {}", answer.text());
+    }
+    assert!(!setup.spool_holds(REFUSED));
+    let claims_audits = json!({ "event": { "id": "hec" }, "source": "env0-audits", "sourcetype": "env0-audits" });
+    let answer = post(&daemon, "/services/collector/event", &token, claims_audits.to_string());
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    wait_until_delivered(&setup);
+    assert_eq!((aws.s3.objects_with("env0-audits/").len(), aws.s3.objects_with("env0-deployments/").len()), (0, 1));
+}
+
+#[test]
+fn a_token_that_sts_refuses_never_stops_delivery_by_the_next_one() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let (daemon, books) = (setup.start(), Books::default());
+    // Good by its signature and organization, so it is let in; and the newest, so it is tried first.
+    let foreign = aws.issuer.mint(json!({ "sub": "auth0|another-user", "exp": now_seconds() + 2 * DAY_SECONDS }));
+    let wrong_audience = aws.issuer.mint(json!({ "aud": "another", "exp": now_seconds() + 3 * DAY_SECONDS }));
+    for token in [&foreign, &wrong_audience] {
+        let ids = books.ids(2);
+        assert_eq!(post(&daemon, DEPLOYMENTS, token, Books::body(&ids)).accepted(), 2);
+        books.acknowledge(ids);
+    }
+    wait_until("STS refused both", || tokens(&daemon).iter().filter(|token| token["set_aside"] == true).count() == 2);
+    assert_eq!(aws.s3.objects().len(), 0);
+    let good = aws.issuer.token();
+    assert_eq!(put(&daemon, &good).status, 204);
+    books.balance(&aws, &setup);
+    assert_eq!(aws.sts.exchanges().last().unwrap().token, good);
+
+    // Nor does one that comes later, when the session is fetched anew.
+    assert_eq!(
+        put(&daemon, &aws.issuer.mint(json!({ "aud": "x", "exp": now_seconds() + 4 * DAY_SECONDS }))).status,
+        204
+    );
+    aws.expire_all_sessions();
+    let ids = books.ids(2);
+    assert_eq!(daemon.post(DEPLOYMENTS, Books::body(&ids)).accepted(), 2);
+    books.acknowledge(ids);
+    books.balance(&aws, &setup);
+}
+
+#[test]
+fn a_token_is_handed_over_while_the_spool_is_full() {
+    for in_request_for_events in [true, false] {
+        let aws = LocalAws::start();
+        let setup = setup(&aws).set("ENV0_S3_LOG_SPOOL_MAX_BYTES", "2MiB").set("ENV0_S3_LOG_BATCH_MAX_BYTES", "256KiB");
+        let (daemon, books) = (setup.start(), Books::default());
+        for count in [500, 20, 1] {
+            wait_until("the spool is full", || {
+                let ids = books.ids(count);
+                let answer = daemon.post(DEPLOYMENTS, Books::body(&ids));
+                if answer.status == 200 {
+                    books.acknowledge(ids);
+                }
+                answer.status == 503
+            });
+        }
+        let token = aws.issuer.token();
+        let one = event("no room for it");
+        let answer = if in_request_for_events { post(&daemon, DEPLOYMENTS, &token, one) } else { put(&daemon, &token) };
+        assert_eq!(answer.status, if in_request_for_events { 503 } else { 204 }, "{}", answer.text());
+        books.balance(&aws, &setup);
+        wait_until("there is room again", || daemon.post(DEPLOYMENTS, "").status == 200);
+    }
+}
+
+#[test]
+fn a_restarted_daemon_with_a_backlog_and_no_token_says_in_one_line_what_it_waits_for() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let (daemon, books) = (setup.start(), Books::default());
+    let ids = books.ids(7);
+    assert_eq!(daemon.post(DEPLOYMENTS, Books::body(&ids)).accepted(), 7);
+    books.acknowledge(ids);
+    daemon.kill();
+    let daemon = setup.start();
+    wait_until("the log says it", || daemon.log().count("WARN", "waiting for an OIDC token") > 0);
+    let entries = daemon.log().entries();
+    let complaints: Vec<_> =
+        entries.iter().filter(|entry| entry["level"] == "WARN" || entry["level"] == "ERROR").collect();
+    assert_eq!(complaints.len(), 1, "{complaints:#?}");
+    let text = complaints[0].to_string();
+    assert!(text.contains("PUT /v1/oidc-token"), "it says how to end it: {text}");
+    let credentials = daemon.admin_get("/status").unwrap().json()["credentials"].clone();
+    assert!(credentials["waits_for"].as_str().is_some_and(|what| what.contains("OIDC token")), "{credentials}");
+    assert!(credentials["remedy"].is_string(), "{credentials}");
+    assert_eq!(put(&daemon, &aws.issuer.token()).status, 204);
+    books.balance(&aws, &setup);
+    assert_eq!(daemon.log().count("WARN", "waiting for an OIDC token"), 1, "once per change of state");
+}
+
+#[test]
+fn a_token_file_that_is_replaced_is_used_from_the_next_exchange_on() {
+    let aws = LocalAws::start();
+    aws.sts.set_session_lifetime(std::time::Duration::from_secs(3));
+    let setup = setup(&aws);
+    let file = setup.folder().join("token");
+    let setup = setup.set("ENV0_S3_LOG_OIDC_TOKEN_FILE", file.to_str().unwrap());
+    let (first, second) = (aws.issuer.token(), aws.issuer.mint(json!({ "exp": now_seconds() + 2 * DAY_SECONDS })));
+    std::fs::write(&file, format!("\n {first} \n")).unwrap();
+    let daemon = setup.start();
+    wait_until("the first token is exchanged", || aws.sts.exchanges().iter().any(|exchange| exchange.token == first));
+    let new = setup.folder().join("token.new");
+    std::fs::write(&new, &second).unwrap();
+    std::fs::rename(&new, &file).unwrap();
+    wait_until("the second token is exchanged", || aws.sts.exchanges().iter().any(|exchange| exchange.token == second));
+    assert_eq!(daemon.post(DEPLOYMENTS, event("after")).accepted(), 1);
+    wait_until_delivered(&setup);
+    assert_eq!(daemon.log().count("ERROR", ""), 0);
+}
+
+#[test]
+fn two_daemons_behind_one_name_both_deliver_after_a_couriers_round() {
+    let aws = LocalAws::start();
+    let setups = [setup(&aws), setup(&aws)];
+    let daemons = [setups[0].start(), setups[1].start()];
+    let books = Books::default();
+    for daemon in &daemons {
+        let ids = books.ids(4);
+        assert_eq!(daemon.post(AUDITS, Books::body(&ids)).accepted(), 4);
+        books.acknowledge(ids);
+    }
+    // The courier asks each address of the name in turn.
+    let token = aws.issuer.token();
+    for daemon in &daemons {
+        assert_eq!(put(daemon, &token).status, 204);
+    }
+    wait_until_delivered(&setups[1]);
+    books.balance(&aws, &setups[0]);
+    let instances: std::collections::BTreeSet<_> =
+        aws.s3.objects().iter().map(|object| object.metadata["env0-instance"].clone()).collect();
+    assert_eq!(instances.len(), 2, "each daemon has a chain of its own");
+}
+
+/// Puts a canary into each place that holds a secret, and lets everything go well and wrong once.
+#[test]
+fn a_canary_in_each_secret_place_appears_in_no_output_at_trace_level() {
+    const CANARY: &str = "canary7f3a";
+    let secret = |place: &str| format!("{CANARY}-{place}-0123456789");
+    for rust_log in ["", "trace"] {
+        let aws = LocalAws::start();
+        let issuer = aws.issuer.url();
+        let token_url =
+            issuer.replacen("://", &format!("://{CANARY}-user:{CANARY}-password@"), 1) + CANARY + "?secret=" + CANARY;
+        let setup = setup(&aws)
+            .set("ENV0_S3_LOG_INGEST_TOKEN", secret("static"))
+            .set("ENV0_S3_LOG_OIDC_TOKEN_URL", token_url)
+            .set("HTTPS_PROXY", format!("http://{CANARY}:{CANARY}@127.0.0.1:9"))
+            .set("HTTP_PROXY", format!("http://{CANARY}:{CANARY}@127.0.0.1:9"))
+            .set("NO_PROXY", "127.0.0.1")
+            .set("ENV0_S3_LOG_LOG_LEVEL", "trace")
+            .set("RUST_LOG", rust_log);
+        let mut daemon = setup.start();
+        let static_token = secret("static");
+        let oidc_token = aws.issuer.mint(json!({ "sub": SUBJECT, "note": CANARY, "exp": now_seconds() + DAY_SECONDS }));
+        let sts_refuses = aws.issuer.mint(json!({ "sub": format!("auth0|{CANARY}-stranger"), "note": CANARY }));
+        let not_let_in = aws.issuer.mint(json!({ "organizationId": CANARY }));
+
+        let body = event(&secret("body"));
+        let mut answers = vec![
+            post(&daemon, DEPLOYMENTS, &static_token, &body),
+            post(&daemon, DEPLOYMENTS, &static_token, format!("{body}\n{{\"{CANARY}\":}}")),
+            post(&daemon, DEPLOYMENTS, &static_token, [CANARY.as_bytes(), b"\xff"].concat()),
+            post(&daemon, DEPLOYMENTS, &secret("wrong"), &body),
+            post(&daemon, DEPLOYMENTS, &not_let_in, &body),
+            post(&daemon, &format!("{DEPLOYMENTS}?token={CANARY}"), &static_token, &body),
+            post(&daemon, &format!("/{CANARY}"), &static_token, &body),
+            daemon.send(Upload::post(&format!("/?token={}", secret("query"))).body(&body)),
+            daemon.send(Upload::post(&format!("/receiver/v1/http/{}", secret("path"))).body(&body)),
+            daemon.send(Upload::post(&format!("/receiver/v1/http/{static_token}")).body(&body)),
+            daemon.send(Upload::post("/services/collector").header("X-Canary", CANARY).body(&body)),
+            daemon.send(Upload::post(DEPLOYMENTS).bearer(&static_token).header("Content-Encoding", CANARY).body(&body)),
+            daemon.send(Upload::new(CANARY, "/").body(&body)),
+            put(&daemon, &sts_refuses),
+        ];
+        aws.s3.inject(Fault::access_denied().times(1));
+        wait_until("STS has refused a token", || !aws.sts.exchanges().is_empty());
+        answers.push(put(&daemon, &oidc_token));
+        wait_until_delivered(&setup);
+
+        let mut outputs = vec![("answers", answers.iter().map(|answer| answer.text() + "\n").collect::<String>())];
+        for path in ["/status", "/status?history", "/metrics", "/", "/readyz?verbose", "/livez?verbose"] {
+            outputs.push((path, daemon.admin_get(path).unwrap().text()));
+        }
+        let config = setup.run("config");
+        assert_eq!(config.code, Some(0), "{}", config.stderr);
+        outputs.push(("config", config.stdout + &config.stderr));
+        daemon.terminate();
+        outputs.push(("the log", daemon.log().text()));
+        for (name, output) in outputs {
+            for secret in [CANARY, &oidc_token, &sts_refuses, &not_let_in] {
+                let line = output.lines().find(|line| line.contains(secret));
+                assert!(line.is_none(), "RUST_LOG={rust_log}: a canary in {name}: {line:?}");
+            }
+        }
+        assert!(aws.s3.lines().iter().any(|line| line.contains(CANARY)), "the canary did go through");
+    }
+}
+
+#[test]
+fn a_canary_in_the_proxys_userinfo_stays_out_of_an_outages_log() {
+    const CANARY: &str = "canary7f3a";
+    let aws = LocalAws::start();
+    // Everything goes to a proxy where nobody listens.
+    let setup = Setup::new(&aws)
+        .set("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", ORGANIZATION)
+        .set("HTTP_PROXY", format!("http://{CANARY}:{CANARY}@127.0.0.1:9"))
+        .set("ENV0_S3_LOG_OIDC_TOKEN_URL", format!("http://{CANARY}:{CANARY}@127.0.0.1:9/{CANARY}?{CANARY}"))
+        .set("ENV0_S3_LOG_LOG_LEVEL", "trace")
+        .set("RUST_LOG", "trace");
+    let daemon = setup.start();
+    assert_eq!(daemon.post(DEPLOYMENTS, event("waits")).accepted(), 1);
+    assert_eq!(put(&daemon, &aws.issuer.token()).status, 503);
+    wait_until("the outage is told", || daemon.log().count("WARN", "no session from STS") > 0);
+    let status = daemon.admin_get("/status").unwrap().text();
+    for output in [daemon.log().text(), status, daemon.admin_get("/metrics").unwrap().text()] {
+        let line = output.lines().find(|line| line.contains(CANARY));
+        assert!(line.is_none(), "{line:?}");
+    }
+    assert!(aws.sts.exchanges().is_empty() && aws.issuer.discovery_fetches() == 0, "all goes through the proxy");
+}
