@@ -170,6 +170,18 @@ async fn a_token_that_names_no_key_is_tried_with_each() {
 }
 
 #[tokio::test]
+async fn a_header_that_asks_for_more_than_is_understood_or_for_the_keys_other_algorithm_is_refused() {
+    let case = Case::new().await;
+    let claims = case.issuer.claims(Utc::now() + chrono::TimeDelta::hours(1));
+    let kid = Some("key-1".to_owned());
+    let critical = Header { kid: kid.clone(), crit: Some(vec!["b64".to_owned()]), ..Header::new(Algorithm::RS256) };
+    let critical = case.issuer.sign_as(&critical, &claims);
+    assert_eq!(invalid(case.verify(&critical).await), "it has a critical extension");
+    let other_algorithm = Issuer::es256(&case.issuer.url, "key-1").sign(&claims);
+    assert_eq!(invalid(case.verify(&other_algorithm).await), "its signature doesn't hold");
+}
+
+#[tokio::test]
 async fn an_unknown_key_is_asked_for_once_a_minute_and_known_keys_go_on() {
     let case = Case::new().await;
     let verifier = case.verifier();
