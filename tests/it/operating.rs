@@ -398,7 +398,8 @@ fn compressed_objects_hold_the_lines_that_were_sent_even_after_a_kill() {
             assert!(text.ends_with('\n') && object.body.len() < text.len(), "{}", object.key);
             found.extend(text.lines().map(str::to_owned));
         }
-        (sent.sort(), found.sort());
+        sent.sort();
+        found.sort();
         assert!(sent == found, "{codec}: {} lines sent, {} found", sent.len(), found.len());
     }
 }
