@@ -19,7 +19,7 @@ fn only(number: u64) -> Value {
 /// A number of instance A's chain with untouched neighbours on both sides, and those.
 fn middle(vault: &Vault) -> [u64; 3] {
     let numbers = vault.numbers(&vault.a);
-    let three = numbers.windows(3).filter(|three| three[0] > 1 && three[0] + 2 == three[2]).next_back().unwrap();
+    let three = numbers.windows(3).rfind(|three| three[0] > 1 && three[0] + 2 == three[2]).unwrap();
     three.try_into().unwrap()
 }
 

@@ -94,7 +94,9 @@ impl Vault {
 
     fn restore(&self) {
         self.aws.s3.heal();
-        self.aws.s3.objects().iter().for_each(|object| drop(self.aws.s3.remove(&object.key)));
+        for object in self.aws.s3.objects() {
+            self.aws.s3.remove(&object.key);
+        }
         self.objects.iter().for_each(|object| self.put(object.clone()));
     }
 
