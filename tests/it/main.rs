@@ -17,6 +17,6 @@ mod s3_faults;
 mod sessions;
 mod shutdown;
 mod status_table;
-mod verify;
 mod tls;
 mod tokens;
+mod verify;
