@@ -122,10 +122,17 @@ pub(crate) async fn nobody() -> String {
     format!("http://{}", listener.local_addr().unwrap())
 }
 
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits for a future; fails after 20 s.
+pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it never came")
+}
+
 /// Waits until `condition` holds; fails after 20 s.
 pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let mut ticks = tokio::time::interval(Duration::from_millis(5));
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    let deadline = std::time::Instant::now() + PATIENCE;
     while !condition() {
         assert!(std::time::Instant::now() < deadline, "never happened: {what}");
         ticks.tick().await;

@@ -4,7 +4,7 @@ use axum::http::Response;
 use bytes::Bytes;
 
 use super::*;
-use crate::testing::{Issuer, Seen, Server, answer, config, nobody, sts_error, sts_session, until};
+use crate::testing::{Issuer, Seen, Server, answer, config, nobody, soon, sts_error, sts_session, until};
 
 /// STS, as far as it matters: answers an exchange by what `judge` says of the request.
 async fn sts(judge: impl Fn(&Seen) -> Response<Bytes> + Send + Sync + 'static) -> Server {
@@ -40,7 +40,7 @@ async fn the_exchange_names_role_session_duration_and_token() {
         ..config(&server.url())
     };
     let credentials = start(&config);
-    let session = credentials.wait_session().await;
+    let session = soon(credentials.wait_session()).await;
     assert_eq!((session.id, session.access_key_id.as_str()), (1, "AKIA1"));
     assert!(session.expires_at <= Utc::now() + TimeDelta::seconds(900), "no longer than asked for");
 
@@ -81,7 +81,7 @@ async fn without_a_token_it_says_what_it_waits_for_and_a_hand_over_ends_it() {
     assert!(server.seen().is_empty(), "there is nothing to ask STS");
 
     hand_over(&credentials, &issuer(), 60);
-    credentials.wait_session().await;
+    soon(credentials.wait_session()).await;
     let status = credentials.status();
     assert_eq!((status.waits_for, status.tokens.len(), status.tokens[0].source), (None, 1, "hand-over"));
 }
@@ -103,7 +103,7 @@ async fn a_token_that_sts_refuses_is_set_aside_and_the_next_one_delivers() {
     let config = Config { oidc_token: Some(useless.read().unwrap().as_str().into()), ..config(&server.url()) };
     let credentials = start(&config);
     hand_over(&credentials, &issuer, 60);
-    credentials.wait_session().await;
+    soon(credentials.wait_session()).await;
     let tried = exchanges(&server, "WebIdentityToken");
     assert_eq!(tried[0], *useless.read().unwrap());
     let set_aside: Vec<_> = credentials.status().tokens.iter().map(|token| (token.source, token.set_aside)).collect();
@@ -159,7 +159,7 @@ async fn a_refused_token_is_tried_again_once_the_trust_policy_is_mended() {
     let credentials = start(&Config { oidc_token: Some(issuer().token().as_str().into()), ..config(&server.url()) });
     until("a refusal", || credentials.status().last_error.is_some()).await;
     *mended.write().unwrap() = true;
-    credentials.wait_session().await;
+    soon(credentials.wait_session()).await;
     assert!(credentials.status().last_error.is_none());
 }
 
@@ -181,11 +181,11 @@ async fn a_session_longer_than_the_role_allows_is_stepped_down_to_an_hour() {
             ..config(&server.url())
         };
         let credentials = start(&config);
-        let first = credentials.wait_session().await;
+        let first = soon(credentials.wait_session()).await;
         assert_eq!(exchanges(&server, "DurationSeconds"), ["43200", "3600"]);
         assert_eq!(credentials.status().session_duration_seconds, 3600);
         credentials.refused(first.id, true);
-        credentials.wait_session().await;
+        soon(credentials.wait_session()).await;
         assert_eq!(exchanges(&server, "DurationSeconds"), ["43200", "3600", "3600"], "it stays so");
     }
 }
@@ -221,10 +221,10 @@ async fn an_answer_that_is_not_sts_is_no_refusal() {
 async fn a_session_that_s3_refuses_is_replaced_at_once_and_only_once() {
     let server = sts(|_| sts_session("AKIA1", TimeDelta::hours(1))).await;
     let credentials = start(&Config { oidc_token: Some(issuer().token().as_str().into()), ..config(&server.url()) });
-    let first = credentials.wait_session().await;
+    let first = soon(credentials.wait_session()).await;
     credentials.refused(first.id, true);
     credentials.refused(first.id, true);
-    let second = credentials.wait_session().await;
+    let second = soon(credentials.wait_session()).await;
     assert_eq!(second.id, 2);
     credentials.refused(first.id, true);
     assert_eq!(credentials.session().unwrap().id, 2, "the complaint was about the one before");
@@ -237,7 +237,7 @@ async fn a_session_that_s3_refuses_is_replaced_at_once_and_only_once() {
 async fn short_sessions_are_replaced_before_they_end() {
     let server = sts(|_| sts_session("AKIA1", TimeDelta::seconds(4))).await;
     let credentials = start(&Config { oidc_token: Some(issuer().token().as_str().into()), ..config(&server.url()) });
-    credentials.wait_session().await;
+    soon(credentials.wait_session()).await;
     until("the third session", || {
         let session = credentials.session();
         session.expect("never without a session").id >= 3
@@ -258,10 +258,10 @@ async fn the_token_file_is_read_at_each_exchange_and_trimmed() {
     assert!(waits_for.contains("ENV0_S3_LOG_OIDC_TOKEN_FILE: No such file"), "{waits_for}");
 
     std::fs::write(&path, format!("  {old}\n")).unwrap();
-    let session = credentials.wait_session().await;
+    let session = soon(credentials.wait_session()).await;
     std::fs::write(&path, format!("{new}\n")).unwrap();
     credentials.refused(session.id, true);
-    credentials.wait_session().await;
+    soon(credentials.wait_session()).await;
     assert_eq!(exchanges(&server, "WebIdentityToken"), [old, new]);
     assert_eq!(credentials.status().tokens.len(), 1, "the new one took the old one's place");
 }
@@ -276,7 +276,7 @@ async fn the_token_url_is_asked_and_never_told() {
     .await;
     let url = format!("{}/secret-path", server.url());
     let credentials = start(&Config { oidc_token_url: Some(url.into()), ..config(&server.url()) });
-    credentials.wait_session().await;
+    soon(credentials.wait_session()).await;
     let asked = server.seen();
     assert_eq!(asked[1].field("WebIdentityToken").as_deref(), Some("the.url.token"));
 

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::credentials::token::Verifier;
-use crate::testing::{Issuer, Seen, Server, answer, config, nobody, s3_error, sts_session};
+use crate::testing::{Issuer, Seen, Server, answer, config, nobody, s3_error, soon, sts_session};
 
 /// An S3 at `endpoint`, with a session.
 async fn s3_at(endpoint: &str) -> (S3, Server) {
@@ -27,7 +27,7 @@ async fn s3_with(config: Config) -> (S3, Server) {
     let config = Config { endpoint_url_sts: Some(sts.url()), oidc_token: Some("token".into()), ..config };
     let network = Network::new(&config.network).unwrap();
     let credentials = Credentials::start(&config, &network, "id", CancellationToken::new());
-    credentials.wait_session().await;
+    soon(credentials.wait_session()).await;
     (S3::new(&config, &network, credentials), sts)
 }
 
@@ -177,7 +177,7 @@ async fn an_answer_that_is_not_s3s_own_tells_nothing_about_the_object() {
     for (status, body, kind) in [
         (412, "", Other),
         (403, "<html><body>Access denied by the proxy</body></html>", Denied),
-        (400, "<Code>BadRequest</Code>", Other),
+        (400, "<html><Code>BadRequest</Code></html>", Other),
         (404, "not found", NoSuchBucket),
         (429, "", Throttled),
         (502, "<html>Bad gateway</html>", ServerError),
@@ -281,7 +281,7 @@ async fn an_expired_session_is_replaced_and_the_next_attempt_is_signed_by_the_ne
     let (s3, _sts) = s3_at(&server.url()).await;
     let error = s3.put(&put(&file())).await.unwrap_err();
     assert_eq!((error.kind, error.session), (PutErrorKind::SessionRejected, Some(1)));
-    let session = s3.0.credentials.wait_session().await;
+    let session = soon(s3.0.credentials.wait_session()).await;
     assert_eq!(session.id, 2);
     s3.put(&put(&file())).await.unwrap();
 }
@@ -309,7 +309,7 @@ async fn bucket_sts_issuer_and_token_url_are_all_reached_through_the_proxy() {
     };
     let network = Network::new(&config.network).unwrap();
     let credentials = Credentials::start(&config, &network, "id", CancellationToken::new());
-    credentials.wait_session().await;
+    soon(credentials.wait_session()).await;
     S3::new(&config, &network, credentials).put(&put(&file())).await.unwrap();
     Verifier::new(&config, &network).unwrap().verify(&token, Utc::now()).await.unwrap();
 }

@@ -84,8 +84,6 @@ pub struct Figures {
     pub spooled: AtomicU64,
     /// Batches sealed and not delivered.
     pub batches: AtomicU64,
-    /// By [`SealReason::ALL`].
-    pub sealed: [AtomicU64; SealReason::ALL.len()],
     /// Milliseconds of the Unix epoch; 0 before the first.
     pub last_accepted_millis: AtomicI64,
     /// Poisoned files that the sealer has not brought to safety yet; while there are, appends are refused.
@@ -254,9 +252,8 @@ impl Folder {
 
     /// Counts a sealed batch.
     pub(super) fn count_sealed(&self, reason: SealReason) {
-        if let Some(index) = SealReason::ALL.iter().position(|known| *known == reason) {
-            self.figures.sealed[index].fetch_add(1, Ordering::Relaxed);
-        }
+        let (log_type, reason) = (self.log_type.as_str(), reason.as_str());
+        metrics::counter!("env0_s3_logs_batches_sealed_total", "type" => log_type, "reason" => reason).increment(1);
     }
 
     /// Counts a sealed batch in.

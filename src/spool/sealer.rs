@@ -39,9 +39,6 @@ pub enum SealReason {
 }
 
 impl SealReason {
-    /// Every reason.
-    pub const ALL: [SealReason; 5] = [Self::Size, Self::Age, Self::Shutdown, Self::Recovery, Self::DiskError];
-
     /// The label's value.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -53,6 +53,8 @@ pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) 
 pub(crate) struct Setup {
     environment: BTreeMap<String, String>,
     folder: tempfile::TempDir,
+    /// Run by a shell before the daemon.
+    limit: Option<&'static str>,
 }
 
 impl Setup {
@@ -61,7 +63,7 @@ impl Setup {
         let environment = aws.environment().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let folder = tempfile::tempdir().unwrap();
         let spool = folder.path().join("spool").to_str().unwrap().to_owned();
-        Setup { environment, folder }
+        Setup { environment, folder, limit: None }
             .set("ENV0_S3_LOG_SPOOL_DIR", spool)
             .set("ENV0_S3_LOG_LISTEN_ADDR", "127.0.0.1:0")
             .set("ENV0_S3_LOG_ADMIN_ADDR", "127.0.0.1:0")
@@ -72,6 +74,11 @@ impl Setup {
     pub(crate) fn set(mut self, name: &str, value: impl Into<String>) -> Setup {
         self.environment.insert(name.into(), value.into());
         self
+    }
+
+    /// Starts the daemon under a limit of the shell's, for instance `ulimit -n 64`.
+    pub(crate) fn limit(self, limit: &'static str) -> Setup {
+        Setup { limit: Some(limit), ..self }
     }
 
     pub(crate) fn unset(mut self, name: &str) -> Setup {
@@ -155,7 +162,15 @@ impl Setup {
 
     /// `command` may hold arguments, parted by spaces.
     fn command(&self, command: &str) -> Command {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_env0-s3-logs"));
+        let binary = env!("CARGO_BIN_EXE_env0-s3-logs");
+        let mut process = match self.limit {
+            None => Command::new(binary),
+            Some(limit) => {
+                let mut shell = Command::new("/bin/sh");
+                shell.args(["-c", &format!("{limit}; exec \"$0\" \"$@\""), binary]);
+                shell
+            }
+        };
         process.args(command.split_whitespace()).env_clear().envs(&self.environment);
         process.stdin(Stdio::null()).stdout(Stdio::null());
         process

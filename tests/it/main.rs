@@ -6,13 +6,19 @@ mod harness;
 #[path = "../local_aws/mod.rs"]
 mod local_aws;
 
+mod backlog;
 mod check;
 mod configuration;
 mod crash;
+mod disk;
 mod floors;
+mod hostile_clients;
 mod local_aws_itself;
+mod long_run;
 mod malformed_http;
+mod network;
 mod operating;
+mod protocols;
 mod s3_faults;
 mod sessions;
 mod shutdown;

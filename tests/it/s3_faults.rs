@@ -86,6 +86,15 @@ fn a_response_lost_after_a_put_that_succeeded_makes_no_second_object() {
 }
 
 #[test]
+fn an_internal_error_after_a_put_that_succeeded_makes_no_second_object() {
+    let case = Case::new([Fault::internal_error_after_storing().times(1)]);
+    case.send(DEPLOYMENTS, 7);
+    case.balance();
+    assert_eq!((case.aws.s3.put_count(), case.aws.s3.objects().len()), (2, 1));
+    assert!(!case.aws.s3.objects()[0].metadata.contains_key("env0-renamed-from"));
+}
+
+#[test]
 fn a_response_lost_and_then_a_crash_makes_no_second_object() {
     let case = Case::new([Fault::lose_response().times(1), Fault::hang()]);
     case.send(DEPLOYMENTS, 7);

@@ -170,6 +170,18 @@ async fn a_token_that_names_no_key_is_tried_with_each() {
 }
 
 #[tokio::test]
+async fn a_header_that_asks_for_more_than_is_understood_or_for_the_keys_other_algorithm_is_refused() {
+    let case = Case::new().await;
+    let claims = case.issuer.claims(Utc::now() + chrono::TimeDelta::hours(1));
+    let kid = Some("key-1".to_owned());
+    let critical = Header { kid: kid.clone(), crit: Some(vec!["b64".to_owned()]), ..Header::new(Algorithm::RS256) };
+    let critical = case.issuer.sign_as(&critical, &claims);
+    assert_eq!(invalid(case.verify(&critical).await), "it has a critical extension");
+    let other_algorithm = Issuer::es256(&case.issuer.url, "key-1").sign(&claims);
+    assert_eq!(invalid(case.verify(&other_algorithm).await), "its signature doesn't hold");
+}
+
+#[tokio::test]
 async fn an_unknown_key_is_asked_for_once_a_minute_and_known_keys_go_on() {
     let case = Case::new().await;
     let verifier = case.verifier();
@@ -239,23 +251,30 @@ async fn an_issuer_out_of_reach_is_no_fault_of_the_token() {
     assert!(matches!(outcome, Err(VerifyError::Unavailable(_))), "{outcome:?}");
 }
 
-/// An issuer whose discovery document is what `discovery` makes of its address.
-async fn discovered(discovery: impl Fn(&str) -> Value) -> Result<OidcToken, VerifyError> {
+/// An issuer whose discovery document is made of its address and of that of another host, which has
+/// the same keys.
+async fn discovered(discovery: impl Fn(&str, &str) -> Value) -> Result<OidcToken, VerifyError> {
     let issuer = Issuer::rs256("", "key-1");
+    let keys = json!({ "keys": [issuer.jwk()] }).to_string();
+    let other_keys = keys.clone();
+    let other = Server::start(move |_| answer(200, other_keys.clone())).await;
     let document = Arc::new(RwLock::new(String::new()));
-    let (served, keys) = (Arc::clone(&document), json!({ "keys": [issuer.jwk()] }).to_string());
+    let (served, elsewhere) = (Arc::clone(&document), other.url());
+    let moved = |address: &str| {
+        let mut response = answer(302, "");
+        response.headers_mut().insert("location", address.parse().unwrap());
+        response
+    };
     let server = Server::start(move |request| match request.uri.as_str() {
         "/.well-known/openid-configuration" => answer(200, served.read().unwrap().clone()),
         "/keys" => answer(200, keys.clone()),
-        "/moved" => {
-            let mut response = answer(302, "");
-            response.headers_mut().insert("location", "http://127.0.0.2:9/keys".parse().unwrap());
-            response
-        }
+        "/moved" => moved("/keys"),
+        "/moved-away" => moved(&elsewhere),
+        "/moved-for-ever" => moved("/moved-for-ever"),
         _ => answer(404, ""),
     })
     .await;
-    *document.write().unwrap() = discovery(&server.url()).to_string();
+    *document.write().unwrap() = discovery(&server.url(), &other.url()).to_string();
     let issuer = issuer.at(&format!("{}/", server.url()));
     let config = config(&issuer.url);
     let verifier = Verifier::new(&config, &Network::new(&config.network).unwrap()).unwrap();
@@ -264,20 +283,24 @@ async fn discovered(discovery: impl Fn(&str) -> Value) -> Result<OidcToken, Veri
 
 #[tokio::test]
 async fn discovery_names_the_keys_and_a_trailing_slash_makes_no_difference() {
-    let outcome = discovered(|url| json!({ "issuer": url, "jwks_uri": format!("{url}/keys") })).await;
-    assert!(outcome.is_ok(), "{outcome:?}");
+    for path in ["keys", "moved"] {
+        let outcome = discovered(|url, _| json!({ "issuer": url, "jwks_uri": format!("{url}/{path}") })).await;
+        assert!(outcome.is_ok(), "{path}: {outcome:?}");
+    }
 }
 
 #[tokio::test]
 async fn discovery_that_leads_elsewhere_is_not_followed() {
     for (issuer, keys) in [
         ("https://login.example.com", "{url}/keys"),
-        ("{url}", "http://127.0.0.2:9/keys"),
-        ("{url}", "{url}/moved"),
+        ("{url}", "{other}/keys"),
+        ("{url}", "{url}/moved-away"),
+        ("{url}", "{url}/moved-for-ever"),
         ("{url}", "keys"),
     ] {
+        let fill = |text: &str, url: &str, other: &str| text.replace("{url}", url).replace("{other}", other);
         let outcome =
-            discovered(|url| json!({ "issuer": issuer.replace("{url}", url), "jwks_uri": keys.replace("{url}", url) }))
+            discovered(|url, other| json!({ "issuer": fill(issuer, url, other), "jwks_uri": fill(keys, url, other) }))
                 .await;
         assert!(matches!(outcome, Err(VerifyError::Unavailable(_))), "{issuer} {keys}: {outcome:?}");
     }

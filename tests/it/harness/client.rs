@@ -80,9 +80,8 @@ impl Upload {
             "{method} {path} HTTP/1.1\r\nHost: {to}\r\nContent-Length: {}\r\nConnection: close\r\n{headers}\r\n",
             body.len()
         );
-        raw.write(head)?;
-        // A server that has refused the request may close before all of the body is sent.
-        let sent = raw.write(body);
+        // A server that has refused the request may close before all of it is sent.
+        let sent = raw.write(head).and_then(|()| raw.write(body));
         raw.answer().and_then(|answer| answer.ok_or_else(|| sent.err().unwrap_or(ErrorKind::UnexpectedEof.into())))
     }
 }
@@ -135,6 +134,12 @@ impl Raw {
             answer.body = self.take(length)?;
         }
         Ok(Some(answer))
+    }
+
+    /// All that the server sends until it closes.
+    pub(crate) fn rest(&mut self) -> std::io::Result<String> {
+        while self.read_more()? {}
+        Ok(String::from_utf8_lossy(&std::mem::take(&mut self.unread)).into_owned())
     }
 
     /// Whether the server closes the connection, and sends nothing before it does.

@@ -19,6 +19,7 @@ pub(crate) struct Fault {
 enum Kind {
     Answer { status: u16, code: String, message: String, headers: Vec<(&'static str, String)> },
     LoseResponse,
+    StoreAndFail,
     DropConnection,
     Hang,
     Delay(Duration),
@@ -43,6 +44,11 @@ impl Fault {
     /// 500 InternalError: may have stored the object, though it did not.
     pub(crate) fn internal_error() -> Fault {
         Fault::answer(500, "InternalError", "We encountered an internal error. Please try again.")
+    }
+
+    /// 500 InternalError, and the object is stored nevertheless.
+    pub(crate) fn internal_error_after_storing() -> Fault {
+        Fault::new(Kind::StoreAndFail)
     }
 
     /// 403 AccessDenied.
@@ -176,6 +182,10 @@ impl Fault {
             Kind::LoseResponse => {
                 store.serve(service, request).await?;
                 Err(Drop)
+            }
+            Kind::StoreAndFail => {
+                store.serve(service, request).await?;
+                Ok(error_answer(500, "InternalError", "We encountered an internal error. Please try again."))
             }
             Kind::DropConnection => {
                 http::read_body(request).await?;

@@ -1,0 +1,72 @@
+//! A start with a large backlog: ready at once, small in memory, one type's trouble is not the other's.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use chrono::{TimeDelta, Utc};
+use env0_s3_logs::batch::{BatchName, Codec, SealedName, Sha256, Stage};
+
+use crate::harness::{Books, DEPLOYMENTS, Setup, event, wait_until};
+use crate::local_aws::{Fault, LocalAws};
+
+/// Batches that wait for each type.
+const BATCHES: u64 = 1000;
+const LINES: u64 = 100;
+const MEMORY_MAX_BYTES: u64 = 64 << 20;
+
+/// Writes sealed batches into a log type's folder, numbered from 1, as earlier runs would have left them.
+fn leave_backlog(folder: &Path, prefix: &str) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    let mut previous = Sha256::ZERO;
+    let mut opened = None;
+    for sequence in 1..=BATCHES {
+        let body: String = (0..LINES).map(|line| event(&format!("{prefix}-{sequence}-{line}")) + "\n").collect();
+        let batch = BatchName::open(Utc::now() - TimeDelta::days(1), opened, Codec::None);
+        opened = Some(batch.opened);
+        let sha256 = Sha256::of(body.as_bytes());
+        let name = SealedName { batch, sequence, records: LINES, sha256, previous, stage: Stage::Sealed };
+        std::fs::write(folder.join(name.to_string()), body).unwrap();
+        previous = sha256;
+    }
+}
+
+/// The most memory that a process has had, in bytes.
+fn peak_memory(process_id: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process_id}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+fn two_thousand_batches_drain_in_little_memory_while_one_type_is_denied() {
+    let aws = LocalAws::start();
+    aws.s3.inject(Fault::access_denied().where_key_has("env0-audits"));
+    let setup = Setup::new(&aws);
+    drop(setup.start());
+    for log_type in ["env0-deployments", "env0-audits"] {
+        leave_backlog(&setup.spool().join(log_type), log_type);
+    }
+    let started = Instant::now();
+    let daemon = setup.start();
+    println!("ready after {:?}", started.elapsed());
+    let books = Books::default();
+    let mut slowest = Duration::ZERO;
+    wait_until("the deployments are delivered", || {
+        let ids = books.ids(1);
+        let sent = Instant::now();
+        assert_eq!(daemon.post(DEPLOYMENTS, Books::body(&ids)).accepted(), 1);
+        slowest = slowest.max(sent.elapsed());
+        books.acknowledge(ids);
+        aws.s3.objects_with("env0-deployments").len() as u64 >= BATCHES
+    });
+    println!("slowest acknowledgement while it drains: {slowest:?}");
+    assert!(aws.s3.objects_with("env0-audits").is_empty());
+    aws.s3.heal();
+    books.balance(&aws, &setup);
+    let peak = peak_memory(daemon.process_id());
+    println!("peak memory: {} KiB", peak / 1024);
+    assert!(peak < MEMORY_MAX_BYTES, "{peak} bytes");
+    assert_eq!(aws.s3.line_count() as u64, 2 * BATCHES * LINES + books.acknowledged() as u64);
+}

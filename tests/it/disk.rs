@@ -1,0 +1,214 @@
+//! The disk under a running daemon: full, limited, gone, changed. Nothing acknowledged is lost, clients are
+//! told 503, and all is well again without a restart once the cause goes away.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::harness::{AUDITS, Answer, Books, DEPLOYMENTS, Daemon, Raw, Setup, TOKEN, wait_for, wait_until};
+use crate::local_aws::{Fault, LocalAws};
+
+/// A small file system in memory, unmounted when dropped.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    /// None where the machine does not allow a mount.
+    fn mount(folder: &Path, size: &str) -> Option<Tmpfs> {
+        std::fs::create_dir(folder).unwrap();
+        let arguments = ["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "tmpfs"];
+        let mounted = Command::new("mount").args(arguments).arg(folder).output();
+        let mounted = mounted.is_ok_and(|output| output.status.success());
+        if !mounted {
+            eprintln!("skipped: a tmpfs can't be mounted here (it takes root)");
+        }
+        mounted.then(|| Tmpfs(folder.to_owned()))
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        // Lazily: a daemon that a failed test left may still hold a file.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+/// Sends events until they are acknowledged, as a shipper does; the refusals on the way.
+fn send_until_taken(daemon: &Daemon, books: &Books, path: &str, count: usize) -> usize {
+    let ids = books.ids(count);
+    let mut refused = 0;
+    wait_until("the events are taken", || {
+        let answer = daemon.post(path, Books::body(&ids));
+        refused += usize::from(answer.status != 200);
+        is_taken_or_temporary(&answer)
+    });
+    books.acknowledge(ids);
+    refused
+}
+
+fn is_taken_or_temporary(answer: &Answer) -> bool {
+    if answer.status != 200 {
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        assert!(answer.header("retry-after").is_some());
+    }
+    answer.status == 200
+}
+
+/// Sends until a request is refused for want of room.
+fn fill(daemon: &Daemon, books: &Books, per_request: usize) {
+    wait_until("a request is refused", || {
+        let ids = books.ids(per_request);
+        let taken = is_taken_or_temporary(&daemon.post(DEPLOYMENTS, Books::body(&ids)));
+        if taken {
+            books.acknowledge(ids);
+        }
+        !taken
+    });
+}
+
+#[test]
+fn a_full_disk_answers_503_and_recovers_by_itself_and_what_came_in_goes_out() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_BYTES", "256KiB");
+    let folder = setup.folder().join("small");
+    let Some(_tmpfs) = Tmpfs::mount(&folder, "3m") else { return };
+    let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.join("spool").to_str().unwrap());
+    aws.s3.hold_puts();
+    let (daemon, books) = (setup.start(), Books::default());
+    fill(&daemon, &books, 200);
+    assert!(books.acknowledged() > 1000, "{} events fit", books.acknowledged());
+    assert!(daemon.admin_get("/livez").is_some_and(|answer| answer.status == 200));
+    // Uploads make room.
+    aws.s3.release_puts();
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 200);
+    send_until_taken(&daemon, &books, AUDITS, 10);
+    books.balance(&aws, &setup);
+    assert_eq!(aws.s3.line_count(), books.acknowledged());
+}
+
+#[test]
+fn a_disk_that_somebody_else_fills_is_taken_again_once_there_is_room_and_a_kill_in_between_loses_nothing() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let folder = setup.folder().join("small");
+    let Some(_tmpfs) = Tmpfs::mount(&folder, "3m") else { return };
+    let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.join("spool").to_str().unwrap());
+    let (daemon, books) = (setup.start(), Books::default());
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 10);
+    let ballast = folder.join("ballast");
+    // As much as fits; the write ends with the error that is wanted here.
+    assert!(std::fs::write(&ballast, vec![b'x'; 4 << 20]).is_err());
+    fill(&daemon, &books, 50);
+    daemon.kill();
+    let daemon = setup.start();
+    std::fs::remove_file(&ballast).unwrap();
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 10);
+    books.balance(&aws, &setup);
+}
+
+#[test]
+fn a_file_size_limit_ends_a_batch_not_the_process() {
+    let aws = LocalAws::start();
+    // 256 KiB in the shell's blocks of 512 bytes, half a batch.
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_BYTES", "512KiB").limit("ulimit -f 512");
+    let setup = setup.set("ENV0_S3_LOG_BATCH_MAX_AGE", "3600s");
+    let (mut daemon, books) = (setup.start(), Books::default());
+    let refused: usize = (0..20).map(|_| send_until_taken(&daemon, &books, DEPLOYMENTS, 500)).sum();
+    assert!(refused > 0, "the limit was never met");
+    assert!(daemon.is_running());
+    assert_eq!(daemon.terminate().code(), Some(0));
+    books.balance(&aws, &setup);
+}
+
+#[test]
+fn without_a_free_file_descriptor_nothing_is_lost_and_it_passes() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).limit("ulimit -n 48");
+    let (mut daemon, books) = (setup.start(), Books::default());
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
+    // One that is connected before the last descriptor goes.
+    let mut early = Raw::connect(daemon.listen).unwrap();
+    let ids = books.ids(1);
+    let body = Books::body(&ids);
+    let length = body.len();
+    let head = format!(
+        "POST {AUDITS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {length}\r\n\r\n"
+    );
+    let crowd: Vec<_> = (0..100).filter_map(|_| Raw::connect(daemon.listen).ok()).collect();
+    wait_until("the descriptors are used up", || {
+        let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.process_id())).unwrap().count();
+        open >= 46
+    });
+    // It may have been closed in favour of a new one; whoever is answered is told the truth.
+    if early.write(head + &body).is_ok()
+        && let Ok(Some(answer)) = early.answer()
+        && is_taken_or_temporary(&answer)
+    {
+        books.acknowledge(ids);
+    }
+    drop(crowd);
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
+    send_until_taken(&daemon, &books, AUDITS, 5);
+    books.balance(&aws, &setup);
+    assert!(daemon.is_running());
+}
+
+#[test]
+fn a_folder_that_is_removed_answers_503_until_it_is_back() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let (daemon, books) = (setup.start(), Books::default());
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
+    books.balance(&aws, &setup);
+    let folder = setup.spool().join("env0-deployments");
+    std::fs::remove_dir_all(&folder).unwrap();
+    let answer = daemon.post(DEPLOYMENTS, "{}");
+    assert!(!is_taken_or_temporary(&answer));
+    send_until_taken(&daemon, &books, AUDITS, 5);
+    std::fs::create_dir(&folder).unwrap();
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
+    books.balance(&aws, &setup);
+}
+
+#[test]
+fn one_flipped_bit_goes_to_quarantine_the_others_go_on_and_the_next_object_tells_of_it() {
+    let aws = LocalAws::start();
+    aws.s3.inject(Fault::slow_down());
+    let setup = Setup::new(&aws);
+    let (daemon, books) = (setup.start(), Books::default());
+    let sealed = || {
+        setup
+            .spool_files("env0-deployments")
+            .into_iter()
+            .filter(|name| !name.ends_with(".open") && !name.ends_with(".sent"))
+    };
+    for count in 1..=3 {
+        send_until_taken(&daemon, &books, DEPLOYMENTS, 4);
+        wait_until("the batch is sealed", || sealed().count() == count);
+    }
+    let stem = sealed().next().unwrap();
+    let stem = stem.rsplit_once('.').unwrap().0.to_owned();
+    // Its ending changes with every attempt.
+    wait_for("the file is changed", || {
+        let name = sealed().find(|name| name.starts_with(&stem))?;
+        let path = setup.spool().join("env0-deployments").join(name);
+        let mut bytes = std::fs::read(&path).ok()?;
+        bytes[10] ^= 1;
+        let file = std::fs::OpenOptions::new().write(true).open(&path).ok()?;
+        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).ok()
+    });
+    aws.s3.heal();
+    wait_until("the others are delivered", || aws.s3.objects().len() == 2);
+    let quarantine =
+        || std::fs::read_dir(setup.spool().join("quarantine")).unwrap().map(|entry| entry.unwrap().file_name());
+    wait_until("the changed one is in quarantine", || quarantine().count() == 1);
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 4);
+    wait_until("the next one too", || aws.s3.objects().len() == 3);
+    assert_eq!(aws.s3.line_count(), 12);
+    assert!(aws.s3.objects().iter().any(|object| object.metadata.get("env0-gaps").is_some_and(|gaps| gaps == "1")));
+    let name = quarantine().next().unwrap().into_string().unwrap();
+    assert!(name.contains(&stem), "{name}");
+    wait_until("it is noted that the gap is told", || {
+        quarantine().all(|name| name.to_string_lossy().ends_with(".told"))
+    });
+    assert_eq!(daemon.log().count("ERROR", "quarantine"), 1);
+    assert_eq!(daemon.metric("events_quarantined_total{type=\"env0-deployments\"}"), Some(4.0));
+}

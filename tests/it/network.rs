@@ -1,0 +1,135 @@
+//! A network that resets, stalls, cuts and trickles between the daemon and S3.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::harness::{AUDITS, Books, DEPLOYMENTS, Setup, wait_until};
+use crate::local_aws::LocalAws;
+
+/// What the proxy does to a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Weather {
+    Fair,
+    /// Closes at once.
+    Refuse,
+    /// Passes so many bytes to S3, then closes both sides.
+    CutAfter(usize),
+    /// Passes everything to S3 and nothing back, then closes.
+    NoWayBack,
+    /// Accepts and never moves a byte.
+    Stall,
+}
+
+/// Between a daemon and S3.
+struct Proxy {
+    address: SocketAddr,
+    weather: Arc<Mutex<Weather>>,
+    connections: Arc<AtomicUsize>,
+}
+
+impl Proxy {
+    fn start(aws: &LocalAws, weather: Weather) -> Proxy {
+        let target: SocketAddr = aws.s3.url().strip_prefix("http://").unwrap().parse().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (weather, connections) = (Arc::new(Mutex::new(weather)), Arc::new(AtomicUsize::new(0)));
+        let (now, count) = (weather.clone(), connections.clone());
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                count.fetch_add(1, Ordering::SeqCst);
+                let weather = *now.lock().unwrap();
+                std::thread::spawn(move || drop(carry(&client, target, weather)));
+            }
+        });
+        Proxy { address, weather, connections }
+    }
+
+    fn set(&self, weather: Weather) {
+        *self.weather.lock().unwrap() = weather;
+    }
+
+    fn wait_for_connections(&self, count: usize) {
+        wait_until("the daemon has tried again", || self.connections.load(Ordering::SeqCst) >= count);
+    }
+
+    /// A daemon's configuration with S3 behind the proxy.
+    fn setup(&self, aws: &LocalAws) -> Setup {
+        Setup::new(aws).set("AWS_ENDPOINT_URL_S3", format!("http://{}", self.address))
+    }
+}
+
+fn carry(client: &TcpStream, target: SocketAddr, weather: Weather) -> std::io::Result<()> {
+    match weather {
+        Weather::Refuse => return client.shutdown(Shutdown::Both),
+        Weather::Stall => {
+            // Until the daemon gives up; it never gets a byte.
+            std::io::copy(&mut &*client, &mut std::io::sink())?;
+            return Ok(());
+        }
+        _ => {}
+    }
+    let server = TcpStream::connect(target)?;
+    let (to_client, from_server) = (client.try_clone()?, server.try_clone()?);
+    let back = std::thread::spawn(move || {
+        let mut sink = std::io::sink();
+        let answers: &mut dyn Write = if weather == Weather::NoWayBack { &mut sink } else { &mut &to_client };
+        let mut buffer = [0; 4096];
+        while let Ok(read) = (&from_server).read(&mut buffer)
+            && read > 0
+            && answers.write_all(&buffer[..read]).is_ok()
+            // The answer was there, and is lost.
+            && weather != Weather::NoWayBack
+        {}
+        to_client.shutdown(Shutdown::Both)
+    });
+    let limit = if let Weather::CutAfter(bytes) = weather { bytes as u64 } else { u64::MAX };
+    let copied = std::io::copy(&mut client.take(limit), &mut &server);
+    if matches!(weather, Weather::CutAfter(_)) {
+        client.shutdown(Shutdown::Both)?;
+    }
+    server.shutdown(Shutdown::Both)?;
+    drop(back.join());
+    copied.map(drop)
+}
+
+#[test]
+fn a_network_that_breaks_every_connection_costs_no_event_and_doubles_none() {
+    for weather in
+        [Weather::Refuse, Weather::CutAfter(0), Weather::CutAfter(100), Weather::CutAfter(3000), Weather::NoWayBack]
+    {
+        let aws = LocalAws::start();
+        let proxy = Proxy::start(&aws, weather);
+        let setup = proxy.setup(&aws);
+        let (daemon, books) = (setup.start(), Books::default());
+        for path in [DEPLOYMENTS, AUDITS] {
+            let ids = books.ids(40);
+            assert_eq!(daemon.post(path, Books::body(&ids)).accepted(), 40, "{weather:?}");
+            books.acknowledge(ids);
+        }
+        proxy.wait_for_connections(4);
+        proxy.set(Weather::Fair);
+        books.balance(&aws, &setup);
+        assert_eq!(aws.s3.objects().len(), 2, "{weather:?}");
+    }
+}
+
+#[test]
+fn a_connection_that_stalls_stops_neither_ingest_nor_a_restart() {
+    let aws = LocalAws::start();
+    let proxy = Proxy::start(&aws, Weather::Stall);
+    let setup = proxy.setup(&aws).set("ENV0_S3_LOG_SHUTDOWN_GRACE", "4s");
+    let (mut daemon, books) = (setup.start(), Books::default());
+    for _ in 0..3 {
+        let ids = books.ids(10);
+        assert_eq!(daemon.post(DEPLOYMENTS, Books::body(&ids)).accepted(), 10);
+        books.acknowledge(ids);
+    }
+    proxy.wait_for_connections(1);
+    assert_eq!(daemon.terminate().code(), Some(0));
+    assert_eq!(aws.s3.objects().len(), 0);
+    proxy.set(Weather::Fair);
+    let _daemon = setup.start();
+    books.balance(&aws, &setup);
+}

@@ -1,0 +1,447 @@
+//! Every protocol that env0 and common shippers speak, over a socket: what is accepted, and what is
+//! refused, is answered as that protocol does, and nothing of what is refused is kept. (The native
+//! protocol's answers are in `status_table`.)
+
+use flate2::write::GzEncoder;
+use serde_json::{Value, json};
+
+use crate::harness::books::check_bucket;
+use crate::harness::{Answer, DEPLOYMENTS, Daemon, Setup, TOKEN, Upload, wait_until_delivered};
+use crate::local_aws::{Fault, LocalAws};
+
+/// May write `env0-audits` only.
+const AUDITS_TOKEN: &str = "token-for-audits-only";
+const WRONG_TOKEN: &str = "wrong-token-of-some-length";
+/// In every event that must be refused, to look for where it must not be.
+const REFUSED: &str = "refused-and-nowhere-kept";
+const MAX_EVENT_BYTES: usize = 64 * 1024;
+
+/// How a client of one protocol sends, and what it expects to be told.
+struct Dialect {
+    name: &'static str,
+    path: fn(token: &str) -> String,
+    /// The header that carries the token, where one does.
+    credentials: fn(token: &str) -> Option<(&'static str, String)>,
+    content_type: &'static str,
+    /// A body of one event with this text, whose source is called so. Bodies can be put end to end.
+    body: fn(text: &str, source: &str) -> Vec<u8>,
+    /// What is done to a body at the end.
+    packed: fn(body: &[u8]) -> Vec<u8>,
+    /// Where the text is in the stored line, as a JSON pointer.
+    text_at: &'static str,
+    /// Status and body of an acknowledgement.
+    accepted: fn(&Answer) -> bool,
+    /// Whether a refusal is worded as the protocol does.
+    refused: fn(&Answer) -> bool,
+}
+
+fn dialects() -> [Dialect; 9] {
+    [
+        Dialect {
+            name: "splunk",
+            path: |_| "/services/collector/event/1.0".into(),
+            credentials: |token| Some(("Authorization", format!("Splunk {token}"))),
+            content_type: "application/x-www-form-urlencoded",
+            body: |text, source| json_bytes(&json!({ "source": source, "event": { "message": text } })),
+            packed: <[u8]>::to_vec,
+            text_at: "/event/message",
+            accepted: |answer| answer.status == 200 && answer.json() == json!({"text": "Success", "code": 0}),
+            refused: splunk_refused,
+        },
+        Dialect {
+            name: "splunk raw",
+            path: |token| format!("/services/collector/raw?token={token}&source=env0-audits"),
+            credentials: |_| None,
+            content_type: "text/plain",
+            // The query names the source; an event that is no JSON object is text, so only bytes can be wrong.
+            body: |text, _| format!("{text}\n").into_bytes(),
+            packed: <[u8]>::to_vec,
+            text_at: "/event",
+            accepted: |answer| answer.status == 200 && answer.json() == json!({"text": "Success", "code": 0}),
+            refused: splunk_refused,
+        },
+        Dialect {
+            name: "loki protobuf",
+            path: |_| "/loki/api/v1/push".into(),
+            credentials: |token| Some(("Authorization", format!("Basic {}", base64(&format!("env0:{token}"))))),
+            content_type: "application/x-protobuf",
+            body: loki_protobuf,
+            packed: |body| snap::raw::Encoder::new().compress_vec(body).unwrap(),
+            text_at: "/line",
+            accepted: |answer| answer.status == 204 && answer.body.is_empty(),
+            refused: |answer| answer.text().ends_with('\n'),
+        },
+        Dialect {
+            name: "loki json",
+            path: |_| "/loki/api/v1/push".into(),
+            credentials: |token| Some(("Authorization", format!("Basic {}", base64(&format!("env0:{token}"))))),
+            content_type: "application/json",
+            body: |text, source| {
+                let stream = json!({ "stream": { "app": source }, "values": [["1795382237825000000", text]] });
+                json_bytes(&json!({ "streams": [stream] }))
+            },
+            packed: <[u8]>::to_vec,
+            text_at: "/line",
+            accepted: |answer| answer.status == 204 && answer.body.is_empty(),
+            refused: |answer| answer.text().ends_with('\n'),
+        },
+        Dialect {
+            name: "otlp protobuf",
+            path: |_| "/v1/logs".into(),
+            credentials: |token| Some(("Authorization", format!("Bearer {token}"))),
+            content_type: "application/x-protobuf",
+            body: otlp_protobuf,
+            packed: <[u8]>::to_vec,
+            text_at: "/resourceLogs/0/scopeLogs/0/logRecords/0/body/stringValue",
+            // An `ExportLogsServiceResponse` without members has no bytes.
+            accepted: |answer| answer.status == 200 && answer.body.is_empty() && media_type(answer) == "x-protobuf",
+            // `google.rpc.Status`: field 1, a varint, is the code; field 2 the message.
+            refused: |answer| {
+                answer.body.starts_with(&[0x08, rpc_code(answer.status), 0x12]) && media_type(answer) == "x-protobuf"
+            },
+        },
+        Dialect {
+            name: "otlp json",
+            path: |_| "/v1/logs".into(),
+            credentials: |token| Some(("Authorization", format!("Bearer {token}"))),
+            content_type: "application/json",
+            body: |text, source| {
+                let resource = json!({ "attributes": [{ "key": "service.name", "value": { "stringValue": source } }] });
+                let records = json!([{ "logRecords": [{ "body": { "stringValue": text } }] }]);
+                json_bytes(&json!({ "resourceLogs": [{ "resource": resource, "scopeLogs": records }] }))
+            },
+            packed: <[u8]>::to_vec,
+            text_at: "/resourceLogs/0/scopeLogs/0/logRecords/0/body/stringValue",
+            accepted: |answer| answer.status == 200 && answer.json() == json!({}),
+            refused: |answer| answer.json()["code"] == rpc_code(answer.status) && answer.json()["message"].is_string(),
+        },
+        Dialect {
+            name: "logz.io",
+            path: |token| format!("/?token={token}"),
+            credentials: |_| None,
+            content_type: "text/plain",
+            body: |text, source| [json_bytes(&json!({ "message": text, "name": source })), b"\n".into()].concat(),
+            packed: <[u8]>::to_vec,
+            text_at: "/message",
+            accepted: |answer| answer.status == 200 && answer.body.is_empty(),
+            // Counts, where it's about events; else words.
+            refused: |answer| match (media_type(answer), answer.status) {
+                ("json", 400) => answer.json()["malformedLines"] == 1 && answer.json()["successfulLines"] == 0,
+                ("json", 413) => answer.json()["oversizedLines"] == 1 && answer.json()["successfulLines"] == 0,
+                (kind, _) => kind == "plain",
+            },
+        },
+        Dialect {
+            name: "sumo logic",
+            path: |token| format!("/receiver/v1/http/{token}"),
+            credentials: |_| None,
+            content_type: "text/plain",
+            body: |text, _| [json_bytes(&json!({ "level": "info", "message": text })), b"\n".into()].concat(),
+            packed: <[u8]>::to_vec,
+            text_at: "/message",
+            accepted: |answer| answer.status == 200 && answer.body.is_empty(),
+            refused: |answer| answer.json()["message"].is_string(),
+        },
+        Dialect {
+            name: "new relic",
+            path: |_| "/log/v1/log/v1".into(),
+            credentials: |token| Some(("Api-Key", token.into())),
+            content_type: "application/json",
+            body: |text, source| json_bytes(&json!({ "message": text, "service": source })),
+            packed: <[u8]>::to_vec,
+            text_at: "/message",
+            accepted: |answer| answer.status == 202 && answer.json()["requestId"].is_string(),
+            refused: |answer| answer.json()["requestId"].is_string(),
+        },
+    ]
+}
+
+impl Dialect {
+    /// A request with this token and body, to the path behind `prefix`.
+    fn upload(&self, prefix: &str, token: &str, body: &[u8], source: &str) -> Upload {
+        let upload = Upload::post(&format!("{prefix}{}", (self.path)(token)))
+            .header("Content-Type", self.content_type)
+            .header("X-Sumo-Category", source)
+            .body((self.packed)(body));
+        match (self.credentials)(token) {
+            Some((name, value)) => upload.header(name, &value),
+            None => upload,
+        }
+    }
+
+    /// A request with one good event.
+    fn event(&self, prefix: &str, token: &str, text: &str, source: &str) -> Upload {
+        self.upload(prefix, token, &(self.body)(text, source), source)
+    }
+
+    /// A body that is good up to its last event.
+    fn malformed(&self) -> Vec<u8> {
+        let good = (self.body)(REFUSED, "env0-deployments");
+        if self.name == "splunk raw" {
+            return [&good[..], b"\xff\xfe\n"].concat();
+        }
+        [&good[..], &good[..good.len() - 3]].concat()
+    }
+}
+
+/// A daemon that every dialect talks to.
+struct Listener {
+    aws: LocalAws,
+    setup: Setup,
+    daemon: Daemon,
+}
+
+impl Listener {
+    fn new() -> Listener {
+        Listener::with(|setup| setup)
+    }
+
+    fn with(change: impl FnOnce(Setup) -> Setup) -> Listener {
+        let aws = LocalAws::start();
+        let setup = Setup::new(&aws).set("ENV0_S3_LOG_MAX_EVENT_BYTES", MAX_EVENT_BYTES.to_string());
+        let tokens = setup.folder().join("tokens");
+        std::fs::write(&tokens, format!("{AUDITS_TOKEN} env0-audits\n")).unwrap();
+        let setup = change(setup.set("ENV0_S3_LOG_INGEST_TOKEN_FILE", tokens.to_str().unwrap()));
+        let daemon = setup.start();
+        Listener { aws, setup, daemon }
+    }
+
+    fn accepted(&self, dialect: &Dialect, upload: Upload) {
+        let answer = self.daemon.send(upload);
+        assert!((dialect.accepted)(&answer), "{}: {} {}", dialect.name, answer.status, answer.text());
+    }
+
+    fn refused(&self, dialect: &Dialect, status: u16, upload: Upload) -> Answer {
+        let answer = self.daemon.send(upload);
+        let about = format!("{}: {} {:?}", dialect.name, answer.status, answer.text());
+        assert_eq!(answer.status, status, "{about}");
+        assert!((dialect.refused)(&answer), "{about}");
+        assert!(!answer.text().contains(REFUSED), "the answer repeats the event: {about}");
+        assert!(!self.setup.spool_holds(REFUSED), "the spool holds what was refused: {about}");
+        answer
+    }
+
+    /// Waits until all is delivered; the log type and the stored line of the event with `text`.
+    fn stored(&self, text: &str) -> (String, Value) {
+        wait_until_delivered(&self.setup);
+        let mut found = Vec::new();
+        for object in self.aws.s3.objects() {
+            let lines = object.text_lines().into_iter().filter(|line| line.contains(&format!("\"{text}\"")));
+            let log_type = object.key.split('/').find(|part| part.starts_with("env0-")).unwrap();
+            found.extend(lines.map(|line| (log_type.to_owned(), serde_json::from_str(&line).unwrap())));
+        }
+        assert_eq!(found.len(), 1, "{text} is in the bucket {} times", found.len());
+        found.remove(0)
+    }
+
+    /// Everything that was accepted arrives, and nothing that was refused.
+    fn finish(self) {
+        wait_until_delivered(&self.setup);
+        assert!(self.aws.s3.lines().iter().all(|line| !line.contains(REFUSED)));
+        let log = self.daemon.log().text();
+        for secret in [REFUSED, TOKEN, AUDITS_TOKEN, WRONG_TOKEN] {
+            assert!(!log.contains(secret), "the log holds {secret}");
+        }
+        check_bucket(&self.aws);
+    }
+}
+
+#[test]
+fn every_protocol_is_acknowledged_in_its_own_words_and_stored_under_its_own_names() {
+    let listener = Listener::new();
+    for (index, dialect) in dialects().iter().enumerate() {
+        listener.accepted(dialect, dialect.event("", TOKEN, &format!("said-{index}"), "env0-audits"));
+    }
+    for (index, dialect) in dialects().iter().enumerate() {
+        let text = format!("said-{index}");
+        let (log_type, line) = listener.stored(&text);
+        assert_eq!(line.pointer(dialect.text_at), Some(&json!(text)), "{}: {line}", dialect.name);
+        assert_eq!(log_type, "env0-audits", "{}: what the sender says decides", dialect.name);
+    }
+    listener.finish();
+}
+
+#[test]
+fn a_path_prefix_names_the_log_type_for_a_sender_that_cannot_and_a_typed_token_for_all() {
+    let listener = Listener::new();
+    for (index, dialect) in dialects().iter().enumerate() {
+        let other = "env0-audits";
+        listener.accepted(dialect, dialect.event("/env0-deployments", TOKEN, &format!("path-{index}"), other));
+        let other = "env0-deployments";
+        listener.accepted(dialect, dialect.event("", AUDITS_TOKEN, &format!("token-{index}"), other));
+    }
+    for index in 0..dialects().len() {
+        assert_eq!(listener.stored(&format!("path-{index}")).0, "env0-deployments");
+        assert_eq!(listener.stored(&format!("token-{index}")).0, "env0-audits");
+    }
+    listener.finish();
+}
+
+#[test]
+fn every_protocol_is_refused_in_its_own_words_and_nothing_of_it_is_kept() {
+    let listener = Listener::new();
+    for dialect in &dialects() {
+        let (own, event) =
+            ("env0-deployments", |prefix: &str, token: &str| dialect.event(prefix, token, REFUSED, "env0-deployments"));
+        listener.refused(dialect, 400, dialect.upload("", TOKEN, &dialect.malformed(), own));
+
+        let wrong = listener.refused(dialect, 401, event("", WRONG_TOKEN));
+        assert_eq!(wrong.header("www-authenticate"), Some("Bearer"), "{}", dialect.name);
+        listener.refused(dialect, 401, event("/env0-deployments", AUDITS_TOKEN));
+
+        let long = [(dialect.body)(REFUSED, own), (dialect.body)(&"x".repeat(MAX_EVENT_BYTES + 1), own)].concat();
+        listener.refused(dialect, 413, dialect.upload("", TOKEN, &long, own));
+
+        for encoding in ["br", "snappy"] {
+            let unknown = listener.refused(dialect, 415, event("", TOKEN).header("Content-Encoding", encoding));
+            assert_eq!(unknown.header("accept-encoding"), Some("gzip, deflate, zstd"), "{}", dialect.name);
+        }
+        let not_gzip = event("", TOKEN).header("Content-Encoding", "gzip");
+        listener.refused(dialect, 400, not_gzip);
+    }
+    listener.finish();
+}
+
+#[test]
+fn every_protocol_may_be_compressed_by_gzip() {
+    let listener = Listener::new();
+    for (index, dialect) in dialects().iter().enumerate() {
+        let event = (dialect.packed)(&(dialect.body)(&format!("gzip-{index}"), "env0-audits"));
+        let mut gzip = GzEncoder::new(Vec::new(), flate2::Compression::default());
+        std::io::Write::write_all(&mut gzip, &event).unwrap();
+        let upload = dialect.event("", TOKEN, "", "env0-audits").body(gzip.finish().unwrap());
+        listener.accepted(dialect, upload.header("Content-Encoding", "gzip"));
+    }
+    for index in 0..dialects().len() {
+        listener.stored(&format!("gzip-{index}"));
+    }
+    listener.finish();
+}
+
+#[test]
+fn a_snappy_block_that_declares_4_gib_is_refused_before_any_of_it_is_made() {
+    let listener = Listener::new();
+    let [_, _, loki, ..] = dialects();
+    // The declared length is a varint before the block.
+    let bombs: [(&[u8], u16); 3] = [
+        (b"\xff\xff\xff\xff\x0f", 413),
+        (b"\x80\x80\x80\x80\x10", 413),
+        (b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", 400),
+    ];
+    for (declared, status) in bombs {
+        let block = [declared, b"\x00", REFUSED.as_bytes()].concat();
+        listener.refused(&loki, status, loki.event("", TOKEN, "", "env0").body(block));
+    }
+    listener.accepted(&loki, loki.event("", TOKEN, "after", "env0"));
+    listener.stored("after");
+    listener.finish();
+}
+
+#[test]
+fn while_the_spool_is_full_every_protocol_is_told_to_come_back() {
+    let listener = Listener::with(|setup| {
+        setup.set("ENV0_S3_LOG_SPOOL_MAX_BYTES", "2MiB").set("ENV0_S3_LOG_BATCH_MAX_BYTES", "256KiB")
+    });
+    listener.aws.s3.inject(Fault::slow_down());
+    for event_bytes in [32_000, 1_000, 10] {
+        let event = json!({ "m": "x".repeat(event_bytes) }).to_string();
+        let full = (0..10_000).any(|_| listener.daemon.post(DEPLOYMENTS, &event).status == 503);
+        assert!(full, "the spool never gets full");
+    }
+    let events = |dialect: &Dialect, text: &str| dialect.event("/env0-deployments", TOKEN, text, "env0-deployments");
+    for dialect in &dialects() {
+        let answer = listener.refused(dialect, 503, events(dialect, REFUSED));
+        let seconds = answer.header("retry-after").and_then(|seconds| seconds.parse::<u64>().ok());
+        assert!(seconds.is_some_and(|seconds| seconds > 0), "{}", dialect.name);
+    }
+    listener.aws.s3.heal();
+    wait_until_delivered(&listener.setup);
+    for dialect in &dialects() {
+        listener.accepted(dialect, events(dialect, "afterwards"));
+    }
+    listener.finish();
+}
+
+#[test]
+fn a_client_that_asks_whether_anyone_is_there_needs_no_token() {
+    let listener = Listener::new();
+    for (method, path) in [("GET", "/"), ("HEAD", "/"), ("GET", "/env0-audits/"), ("HEAD", "/env0-audits")] {
+        let answer = listener.daemon.send(Upload::new(method, path));
+        assert_eq!((answer.status, answer.text()), (200, String::new()), "{method} {path}");
+    }
+    for path in
+        ["/services/collector/health", "/services/collector/health/1.0", "/env0-audits/services/collector/health"]
+    {
+        let answer = listener.daemon.send(Upload::new("GET", path));
+        assert_eq!((answer.status, answer.json()["code"].clone()), (200, json!(17)), "{path}");
+    }
+    for (path, allowed) in [("/loki/api/v1/push", "POST"), ("/", "GET, HEAD, POST")] {
+        let answer = listener.daemon.send(Upload::new("DELETE", path));
+        assert_eq!((answer.status, answer.header("allow")), (405, Some(allowed)), "{path}");
+    }
+    listener.finish();
+}
+
+#[test]
+fn an_empty_logzio_body_as_its_client_sends_when_it_closes_is_fine() {
+    let listener = Listener::new();
+    let answer = listener.daemon.send(Upload::post(&format!("/?token={TOKEN}")));
+    assert_eq!((answer.status, answer.body.len()), (200, 0));
+    listener.finish();
+}
+
+fn json_bytes(value: &Value) -> Vec<u8> {
+    value.to_string().into_bytes()
+}
+
+fn base64(text: &str) -> String {
+    base64::Engine::encode(&base64::engine::general_purpose::STANDARD, text)
+}
+
+/// The media type without `application/` or `text/` and parameters.
+fn media_type(answer: &Answer) -> &str {
+    let value = answer.header("content-type").unwrap_or_default();
+    value.split(';').next().unwrap_or_default().rsplit('/').next().unwrap_or_default()
+}
+
+fn splunk_refused(answer: &Answer) -> bool {
+    let code = match answer.status {
+        400 | 415 => 6,
+        401 => 4,
+        413 => 27,
+        _ => 9,
+    };
+    answer.json()["code"] == code && answer.json()["text"].is_string()
+}
+
+/// `google.rpc.Code` for a status.
+fn rpc_code(status: u16) -> u8 {
+    match status {
+        400 | 415 => 3,
+        401 => 16,
+        413 => 8,
+        _ => 14,
+    }
+}
+
+/// A length-delimited protobuf field.
+fn field(tag: u32, parts: &[&[u8]]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    prost::encoding::bytes::encode(tag, &parts.concat(), &mut bytes);
+    bytes
+}
+
+/// `logproto.PushRequest`: one stream, one entry.
+fn loki_protobuf(text: &str, source: &str) -> Vec<u8> {
+    let labels = field(1, &[format!("{{app={source:?}}}").as_bytes()]);
+    let entry = field(2, &[&field(1, &[]), &field(2, &[text.as_bytes()])]);
+    field(1, &[&labels, &entry])
+}
+
+/// `ExportLogsServiceRequest`: one resource, one scope, one record.
+fn otlp_protobuf(text: &str, source: &str) -> Vec<u8> {
+    let any = |tag, text: &str| field(tag, &[&field(1, &[text.as_bytes()])]);
+    let resource = field(1, &[&field(1, &[&field(1, &[b"service.name"]), &any(2, source)])]);
+    let scope = field(2, &[&field(2, &[&any(5, text)])]);
+    field(1, &[&resource, &scope])
+}
