@@ -86,4 +86,3 @@ fn a_batch_in_quarantine_is_explained_by_the_objects_after_it() {
     let judged = bucket().with_object(forged).judge();
     judged.is(1, &[("unsigned", "a", json!([7, 7])), ("unanchored", "a", json!([1, 1])), ("gap", "a", json!([5, 5]))]);
 }
-

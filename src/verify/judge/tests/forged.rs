@@ -128,4 +128,3 @@ fn a_wrong_key_and_a_rotated_key_are_told_apart_by_giving_both() {
     rotated().judge().is(1, &altered).complete(A, json!([[1, 5]]));
     rotated().rules(|rules| rules.public_keys.push(other_public)).judge().is(0, &[]).complete(A, json!([[1, 10]]));
 }
-
