@@ -149,7 +149,7 @@ fn verify(options: &VerifyOptions) -> u8 {
         Ok(Ok(code)) => code,
         Ok(Err(error)) => {
             complain(format!("error: {error}"));
-            exit_code::FAILED
+            error.exit_code()
         }
         Err(code) => code,
     }

@@ -20,6 +20,8 @@ use chain::{Chain, Link, Note, Suspect};
 
 /// Objects whose keys are remembered, to name the original of a duplicate; twice as many at times.
 const REMEMBERED_MAX: usize = 100_000;
+/// Doubtful objects that are held against their chain at its end; beyond it they are judged at sight.
+const SUSPECTS_MAX: usize = 10_000;
 
 /// What to judge by.
 #[derive(Debug, Default)]
@@ -87,6 +89,8 @@ pub(super) struct Judge {
     findings: Findings,
     foreign: [u64; 2],
     archived: u64,
+    /// Suspects of all chains together.
+    suspected: usize,
 }
 
 impl Judge {
@@ -94,7 +98,7 @@ impl Judge {
         let (remembered, findings) = Default::default();
         let heads = rules.heads.iter().filter(|head| rules.judges(&head.instance));
         let chains = heads.map(|head| ((head.log_type, head.instance.clone()), Chain::default())).collect();
-        Judge { rules, chains, remembered, findings, foreign: [0; 2], archived: 0 }
+        Judge { rules, chains, remembered, findings, foreign: [0; 2], archived: 0, suspected: 0 }
     }
 
     /// Takes in one object.
@@ -162,7 +166,13 @@ impl Judge {
                 Some(damage) => (damage.kind, format!("{}; {detail}", damage.detail)),
                 None => (kind, detail),
             };
-            note.suspect(Suspect { kind, sequence: entry.sequence, key: entry.key.clone(), detail });
+            let suspect = Suspect { kind, sequence: entry.sequence, key: entry.key.clone(), detail };
+            if self.suspected < SUSPECTS_MAX {
+                self.suspected += 1;
+                note.chain.suspects.push(suspect);
+            } else {
+                note.condemn(suspect);
+            }
             return;
         }
         if let Some(Doubt { kind, detail }) = damage {

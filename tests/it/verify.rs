@@ -1,6 +1,7 @@
 //! `verify` judges a bucket that was filled through crashes and then damaged in every way; the verifier that was
 //! written from the specification alone, in Python, says the same wherever `VERIFIER_PYTHON` names an interpreter.
 
+mod figures;
 mod vault;
 
 use chrono::{TimeDelta, Utc};

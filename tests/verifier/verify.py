@@ -20,6 +20,8 @@ import botocore.exceptions
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
+from receipts import holds
+
 TYPES = ("env0-deployments", "env0-audits")
 REQUIRED = ("env0-instance", "env0-sequence", "env0-records", "env0-sha256", "env0-previous-sha256")
 FORMS = {
@@ -397,49 +399,6 @@ class Verifier:
         young = opened and self.now - opened < HOUR
         kind = "altered" if objects else "pending" if young else "missing"
         self.find(kind, log_type, key=key)
-
-
-def holds(receipt, text, entry, lines, archived):
-    count = entry.records if archived else len(lines or [])
-    if receipt["line"] + receipt["accepted"] > count:
-        return False
-    if archived or "events" not in receipt:
-        return True
-    sent, stored = dict(exactly(text))["events"], lines[receipt["line"]:receipt["line"] + receipt["accepted"]]
-    return len(sent) == len(stored) and all(map(stands_for, sent, stored))
-
-
-class Number(str):
-    """A number's own text."""
-
-
-def exactly(text):
-    """JSON with objects as pairs and numbers as their text: what differs in the text differs here."""
-    return json.loads(text, parse_float=Number, parse_int=Number, object_pairs_hook=list)
-
-
-def stands_for(sent, stored):
-    """Whether a stored line is the event that was sent."""
-    try:
-        line = exactly(stored)
-    except ValueError:
-        return False
-    if not isinstance(sent, str):
-        return same(sent, line)
-    try:
-        if same(exactly(sent), line):
-            return True
-    except ValueError:
-        pass
-    return dict(line).get("message") == sent
-
-
-def same(sent, stored):
-    if stored == "[redacted]":
-        return type(sent) is str
-    if isinstance(sent, (list, tuple)) and type(sent) is type(stored):
-        return len(sent) == len(stored) and all(map(same, sent, stored))
-    return type(sent) is type(stored) and sent == stored
 
 
 def complete(chain):

@@ -12,8 +12,6 @@ use super::{Name, Rules};
 
 /// A gap is `pending` while its successor is younger: the daemon may still be trying.
 const PENDING_FOR: TimeDelta = TimeDelta::hours(1);
-/// Objects of doubtful origin that are held against the chain at its end; beyond it they are judged at sight.
-const SUSPECTS_MAX: usize = 10_000;
 
 /// An object's place in its chain.
 #[derive(Debug, Clone)]
@@ -65,7 +63,8 @@ pub(super) struct Chain {
     pub(super) damaged: Ranges,
     /// Numbers that the chain itself says are in quarantine.
     pub(super) quarantined: Ranges,
-    suspects: Vec<Suspect>,
+    /// Held back until the whole chain is known: where it has the true object, they are copies.
+    pub(super) suspects: Vec<Suspect>,
     /// The last object before the window.
     pub(super) before: Option<Link>,
     /// The first object after the window.
@@ -146,16 +145,8 @@ impl Note<'_> {
         self.findings.add(Finding { kind, log_type, instance, sequences: Some(sequences), key, detail });
     }
 
-    /// Holds a doubtful object back: where the chain has the true one, it is a copy.
-    pub(super) fn suspect(&mut self, suspect: Suspect) {
-        if self.chain.suspects.len() < SUSPECTS_MAX {
-            self.chain.suspects.push(suspect);
-        } else {
-            self.condemn(suspect);
-        }
-    }
-
-    fn condemn(&mut self, Suspect { kind, sequence, key, detail }: Suspect) {
+    /// Takes a doubtful object for what its metadata says, and names what is wrong with it.
+    pub(super) fn condemn(&mut self, Suspect { kind, sequence, key, detail }: Suspect) {
         self.chain.damaged.insert((sequence, sequence));
         self.object(kind, sequence, &key, detail);
     }

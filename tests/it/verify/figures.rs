@@ -1,0 +1,161 @@
+//! What a verification takes: a bucket of any size, made up as it is read.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use chrono::DateTime;
+use env0_s3_logs::batch::{Sha256, Sha256Hasher};
+
+use crate::harness::wait_for;
+use crate::local_aws::http::{self, HttpRequest, HttpResponse, answer, percent_decode};
+
+/// What a verification may hold in memory, whatever the bucket's size.
+const MEMORY_MAX_KIB: u64 = 128 * 1024;
+const PAGE: u64 = 1000;
+/// When the first batch was opened; one a second follows.
+const START_SECONDS: i64 = 1_700_000_000;
+
+/// A chain of `objects` batches whose bodies are some filler and a line of their own.
+struct MadeUp {
+    objects: u64,
+    filler: Bytes,
+    filler_hash: Sha256Hasher,
+    filler_lines: u64,
+}
+
+impl MadeUp {
+    fn new(objects: u64, bytes: usize) -> MadeUp {
+        let filler =
+            b"{\"message\":\"Apply complete! Resources: 12 added, 0 changed, 3 destroyed.\",\"level\":\"info\"}\n";
+        let filler = filler.repeat(bytes / filler.len());
+        let mut filler_hash = Sha256Hasher::default();
+        filler_hash.update(&filler);
+        let filler_lines = memchr::memchr_iter(b'\n', &filler).count() as u64;
+        MadeUp { objects, filler: filler.into(), filler_hash, filler_lines }
+    }
+
+    fn last_line(number: u64) -> String {
+        format!("{{\"number\":{number}}}\n")
+    }
+
+    fn sha256(&self, number: u64) -> Sha256 {
+        if number == 0 {
+            return Sha256::ZERO;
+        }
+        let mut hash = self.filler_hash.clone();
+        hash.update(MadeUp::last_line(number).as_bytes());
+        hash.finish()
+    }
+
+    fn key(number: u64) -> String {
+        let opened = DateTime::from_timestamp(START_SECONDS + number as i64, 0).unwrap();
+        format!("env0-audits/{}_aaaaa.log", opened.format("%Y/%m/%d/%H:%M:%S"))
+    }
+
+    fn number(key: &str) -> u64 {
+        let time = key.trim_start_matches("env0-audits/").trim_end_matches("_aaaaa.log");
+        let opened = chrono::NaiveDateTime::parse_from_str(time, "%Y/%m/%d/%H:%M:%S").unwrap();
+        (opened.and_utc().timestamp() - START_SECONDS) as u64
+    }
+
+    fn answer(&self, request: &HttpRequest) -> HttpResponse {
+        let query = request.uri().query().unwrap_or_default();
+        if query.contains("list-type=2") {
+            return answer(200, "application/xml", self.page(query));
+        }
+        let (_, key) = request.uri().path()[1..].split_once('/').unwrap();
+        let number = MadeUp::number(&percent_decode(key));
+        let parts = [self.filler.clone(), MadeUp::last_line(number).into()];
+        let body = futures_util::stream::iter(parts.map(Ok::<_, std::io::Error>));
+        hyper::Response::builder()
+            .header("content-length", self.filler.len() + MadeUp::last_line(number).len())
+            .header("x-amz-meta-env0-instance", "made-up")
+            .header("x-amz-meta-env0-sequence", number)
+            .header("x-amz-meta-env0-records", self.filler_lines + 1)
+            .header("x-amz-meta-env0-sha256", self.sha256(number).to_string())
+            .header("x-amz-meta-env0-previous-sha256", self.sha256(number - 1).to_string())
+            .body(s3s::Body::from(s3s::dto::StreamingBlob::wrap(body)))
+            .unwrap()
+    }
+
+    /// A page of the listing; its token is the number of its first object.
+    fn page(&self, query: &str) -> String {
+        let token = query.split('&').find_map(|pair| pair.strip_prefix("continuation-token="));
+        let first = token.map_or(1, |token| token.parse().unwrap());
+        let objects = if query.contains("env0-audits") { self.objects } else { 0 };
+        let last = (first + PAGE - 1).min(objects);
+        let size = self.filler.len();
+        let contents = (first..=last).map(|number| {
+            let (key, tag) = (MadeUp::key(number), number);
+            format!(
+                "<Contents><Key>{key}</Key><Size>{size}</Size><ETag>\"{tag}\"</ETag>\
+                 <LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+            )
+        });
+        let contents: String = contents.collect();
+        let next = last + 1;
+        let more = if last < objects {
+            format!("<IsTruncated>true</IsTruncated><NextContinuationToken>{next}</NextContinuationToken>")
+        } else {
+            "<IsTruncated>false</IsTruncated>".to_owned()
+        };
+        format!("<?xml version=\"1.0\"?><ListBucketResult>{more}{contents}</ListBucketResult>")
+    }
+}
+
+/// Has the bucket verified and tells its peak of memory; prints what it took.
+fn verify(bucket: MadeUp) -> u64 {
+    let (objects, bytes) = (bucket.objects, bucket.objects * bucket.filler.len() as u64);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let bucket = Arc::new(bucket);
+    let address = runtime.block_on(http::serve(move |request| {
+        let bucket = bucket.clone();
+        async move { Ok(bucket.answer(&request)) }
+    }));
+    let binary = std::env::var("VERIFY_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_env0-s3-logs").to_owned());
+    let environment = [
+        ("ENV0_S3_LOG_BUCKET_NAME", "made-up".to_owned()),
+        ("ENV0_S3_LOG_AWS_REGION", "eu-west-1".to_owned()),
+        ("ENV0_S3_LOG_FORCE_PATH_STYLE", "true".to_owned()),
+        ("AWS_ENDPOINT_URL_S3", format!("http://{address}")),
+        ("AWS_ACCESS_KEY_ID", "any".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "any".to_owned()),
+    ];
+    let started = Instant::now();
+    let mut process = Command::new(binary);
+    process.arg("verify").env_clear().envs(environment).stdout(Stdio::piped()).stdin(Stdio::null());
+    let mut process = process.spawn().unwrap();
+    let status = format!("/proc/{}/status", process.id());
+    let mut peak_kib = 0;
+    let code = wait_for("the verification ends", || {
+        let status = std::fs::read_to_string(&status).unwrap_or_default();
+        let peak =
+            status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+        peak_kib = peak.unwrap_or(peak_kib);
+        process.try_wait().unwrap()
+    });
+    let seconds = started.elapsed().as_secs_f64();
+    let lines: Vec<_> = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok).collect();
+    assert!(code.success(), "{lines:?}");
+    assert!(lines[0].ends_with(&format!("complete from 1 to {objects}")), "{lines:?}");
+    let megabytes_per_second = bytes as f64 / 1e6 / seconds;
+    eprintln!("{objects} objects, {bytes} bytes: {seconds:.1} s, {megabytes_per_second:.0} MB/s, peak {peak_kib} KiB");
+    peak_kib
+}
+
+#[test]
+fn memory_stays_bounded_with_many_objects_and_with_large_ones() {
+    assert!(verify(MadeUp::new(5_000, 100)) < MEMORY_MAX_KIB);
+    assert!(verify(MadeUp::new(40, 16 << 20)) < MEMORY_MAX_KIB);
+}
+
+/// `VERIFY_BINARY=target/release/env0-s3-logs cargo test --test it -- --ignored --nocapture figures` on a quiet machine.
+#[test]
+#[ignore = "measures; for a quiet machine and a release build"]
+fn figures() {
+    assert!(verify(MadeUp::new(100_000, 100)) < MEMORY_MAX_KIB);
+    assert!(verify(MadeUp::new(300, 16 << 20)) < MEMORY_MAX_KIB);
+}
