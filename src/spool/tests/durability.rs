@@ -208,6 +208,29 @@ fn the_chains_first_head_is_durable_before_the_first_acknowledgement() {
 }
 
 #[test]
+fn the_chains_first_head_is_durable_before_the_manifest_that_names_the_chain() {
+    let mut world = World::new();
+    let mut named = false;
+    world.disk.rule(move |op, path| {
+        let die = named && op == Op::SyncDir && path.ends_with(TYPE.as_str());
+        named |= op == Op::Rename && path.ends_with("manifest.json");
+        if die { Effect::Die(Cut::Strict) } else { Effect::Pass }
+    });
+    world.open().unwrap();
+    let chain = world.spool().chain_instance(TYPE).to_owned();
+    assert!(world.disk.died());
+    world.crash(Cut::Strict);
+    assert_eq!(world.spool().chain_instance(TYPE), chain, "the chain lost its head");
+}
+
+#[test]
+fn the_spools_folders_are_fsynced_at_every_start() {
+    let mut world = World::opened();
+    world.crash(Cut::Kill);
+    assert!(world.disk.trace().contains(&(Op::SyncDir, world.settings.dir.clone())));
+}
+
+#[test]
 fn the_folders_above_a_new_spool_are_fsynced() {
     let world = World::opened();
     for folder in world.settings.dir.ancestors() {
