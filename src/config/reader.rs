@@ -366,6 +366,13 @@ impl Reader {
                 config.listen_addr
             ));
         }
+        if oidc && config.tls.is_none() && !config.listen_addr.ip().is_loopback() {
+            self.warnings.push(format!(
+                "OIDC tokens can be handed over in clear on {}: each opens every role that trusts the organization; set \
+                 ENV0_S3_LOG_TLS_CERT_FILE and ENV0_S3_LOG_TLS_KEY_FILE, or let only a network that you trust reach it",
+                config.listen_addr
+            ));
+        }
         if config.listen_addr == config.admin_addr && config.listen_addr.port() != 0 {
             self.refuse("ENV0_S3_LOG_ADMIN_ADDR", "the same as ENV0_S3_LOG_LISTEN_ADDR; expected another port");
         }

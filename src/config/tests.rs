@@ -298,6 +298,18 @@ fn every_example_and_every_default_of_the_table_is_accepted() {
 }
 
 #[test]
+fn tokens_that_can_be_handed_over_in_clear_are_warned_of() {
+    let everywhere = ("ENV0_S3_LOG_LISTEN_ADDR", "0.0.0.0:8080");
+    let tls = [("ENV0_S3_LOG_TLS_CERT_FILE", "/c.pem"), ("ENV0_S3_LOG_TLS_KEY_FILE", "/k.pem")];
+    let oidc = ("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", "org");
+    let warnings = with(&[everywhere, oidc]).unwrap().warnings;
+    assert!(warnings.iter().any(|warning| warning.contains("in clear on 0.0.0.0:8080")), "{warnings:?}");
+    let in_clear = |changes: &[(&str, &str)]| with(changes).unwrap().warnings.iter().any(|w| w.contains("in clear"));
+    assert!(!in_clear(&[oidc]));
+    assert!(!in_clear(&[everywhere, oidc, tls[0], tls[1]]));
+}
+
+#[test]
 fn the_effective_values_are_shown_with_their_source() {
     let described = with(&[("ENV0_S3_LOG_BATCH_MAX_AGE", "5m")]).unwrap().describe();
     assert!(described.contains("ENV0_S3_LOG_BATCH_MAX_AGE=5m  # environment\n"), "{described}");
