@@ -4,6 +4,7 @@
 
 mod candidates;
 mod keys;
+mod meters;
 mod sources;
 mod status;
 pub mod token;
@@ -26,6 +27,7 @@ use crate::backoff::full_jitter;
 use crate::config::Config;
 use crate::network::{Network, causes};
 use candidates::{Candidates, refresh_at};
+use meters::Meters;
 use sources::Sources;
 pub use status::{CredentialsStatus, ExchangeError, TokenStatus};
 use status::{NO_TOKEN_REMEDY, Phase, REFUSAL_CAUSES, UNREACHABLE_REMEDY, rfc3339};
@@ -59,7 +61,7 @@ struct Inner {
     state: Mutex<State>,
     session: watch::Sender<Option<Arc<Session>>>,
     wake: Notify,
-    metrics: Metrics,
+    meters: Meters,
 }
 
 /// Temporary AWS credentials. Secrets never show in `Debug`.
@@ -94,27 +96,6 @@ struct State {
     /// The session may be the reason for a 403.
     suspect: bool,
     last_suspicion: Option<DateTime<Utc>>,
-}
-
-struct Metrics {
-    succeeded: metrics::Counter,
-    refused: metrics::Counter,
-    failed: metrics::Counter,
-    session_expiry: metrics::Gauge,
-    token_expiry: metrics::Gauge,
-}
-
-impl Metrics {
-    fn new() -> Metrics {
-        let exchanges = |outcome| metrics::counter!("env0_s3_logs_sts_exchanges_total", "outcome" => outcome);
-        Metrics {
-            succeeded: exchanges("succeeded"),
-            refused: exchanges("refused"),
-            failed: exchanges("failed"),
-            session_expiry: metrics::gauge!("env0_s3_logs_credentials_expiry_timestamp_seconds"),
-            token_expiry: metrics::gauge!("env0_s3_logs_oidc_token_expiry_timestamp_seconds"),
-        }
-    }
 }
 
 impl Credentials {
@@ -155,7 +136,7 @@ impl Credentials {
             }),
             session: watch::Sender::new(None),
             wake: Notify::new(),
-            metrics: Metrics::new(),
+            meters: Meters::new(),
         }));
         let inner = Arc::clone(&credentials.0);
         tokio::spawn(async move {
@@ -199,7 +180,7 @@ impl Credentials {
             };
             state.not_before = Instant::now() + wait;
             self.0.session.send_replace(None);
-            self.0.metrics.session_expiry.set(0.0);
+            self.0.meters.session_expiry.set(0.0);
         } else {
             let lately = state.last_suspicion.is_some_and(|last| now - last < SUSPECT_AGE);
             if age < SUSPECT_AGE || lately || state.suspect {
@@ -218,7 +199,7 @@ impl Credentials {
         if !state.candidates.add(token, Utc::now()) {
             return false;
         }
-        self.0.metrics.show_tokens(&state);
+        self.0.meters.show_tokens(&state.candidates);
         state.offered = true;
         drop(state);
         self.0.wake.notify_one();
@@ -270,12 +251,6 @@ fn no_token(state: &State) -> String {
     let expired = if state.candidates.all().next().is_some() { " (every one at hand has expired)" } else { "" };
     let problems = state.source_problems.iter().map(|problem| format!("; {problem}")).collect::<String>();
     format!("an OIDC token{expired}{problems}")
-}
-
-impl Metrics {
-    fn show_tokens(&self, state: &State) {
-        self.token_expiry.set(state.candidates.last_expiry().map_or(0.0, |end| end.timestamp() as f64));
-    }
 }
 
 impl Inner {
@@ -344,7 +319,7 @@ impl Inner {
             state.failures = state.failures.saturating_add(1);
             state.not_before = Instant::now() + full_jitter(state.failures, rand::random());
         }
-        self.metrics.show_tokens(&state);
+        self.meters.show_tokens(&state.candidates);
         if state.phase != phase {
             state.phase = phase;
             self.log(&state);
@@ -409,11 +384,11 @@ impl Inner {
     }
 
     fn hold(&self, mut session: Session, token: &OidcToken) {
-        self.metrics.succeeded.increment(1);
-        self.metrics.session_expiry.set(session.expires_at.timestamp() as f64);
+        self.meters.succeeded.increment(1);
+        self.meters.session_expiry.set(session.expires_at.timestamp() as f64);
         let mut state = self.lock();
         state.candidates.judged(token, false);
-        self.metrics.show_tokens(&state);
+        self.meters.show_tokens(&state.candidates);
         state.sessions += 1;
         session.id = state.sessions;
         state.last_error = None;
@@ -432,7 +407,7 @@ impl Inner {
     }
 
     fn note(&self, token: &OidcToken, mut error: ExchangeError) {
-        if error.refused { &self.metrics.refused } else { &self.metrics.failed }.increment(1);
+        if error.refused { &self.meters.refused } else { &self.meters.failed }.increment(1);
         let mut state = self.lock();
         if error.refused {
             state.candidates.judged(token, true);
