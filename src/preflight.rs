@@ -19,7 +19,7 @@ pub struct CheckOptions {
     /// Configuration and spool alone: asks nobody
     #[arg(long, conflicts_with = "write")]
     offline: bool,
-    /// Writes one tiny object, <bucketPath>/env0-s3-logs-check
+    /// Writes one tiny object, `env0-s3-logs-check` under the bucket path
     #[arg(long)]
     write: bool,
     /// One JSON object in place of lines
