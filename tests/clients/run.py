@@ -108,13 +108,14 @@ class Client:
         self.process = subprocess.Popen(
             self.command + arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment
         )
-        self.sent_at = None
+        self.sent, self.sent_at = False, None
         os.set_blocking(self.process.stdout.fileno(), False)
 
     def is_done(self, proxy):
         """Whether everything is acknowledged, or nothing more is to be expected."""
         if self.sent_at is None:
-            if b"sent" in (self.process.stdout.read() or b"") or self.process.poll() is not None:
+            self.sent = b"sent" in (self.process.stdout.read() or b"")
+            if self.sent or self.process.poll() is not None:
                 self.sent_at = time.monotonic()
             return False
         waited = time.monotonic() - max(self.sent_at, proxy.last_acknowledgement.get(self.name, 0))
@@ -189,7 +190,8 @@ def report(clients, skipped, proxy, in_bucket):
         acknowledged = proxy.acknowledged_of(client.name)
         stored = {number for name, number in in_bucket if name == client.name}
         lost |= {(client.name, number) for number in acknowledged - stored}
-        print(line.format(client.name, EVENTS, len(acknowledged), len(stored), EVENTS - len(acknowledged)))
+        sent, dropped = (EVENTS, EVENTS - len(acknowledged)) if client.sent else ("?", "? (it ended early)")
+        print(line.format(client.name, sent, len(acknowledged), len(stored), dropped))
     for name in skipped:
         print(f"{name:<28} SKIPPED: it could not be installed")
     silent = [client.name for client in clients if not proxy.acknowledged_of(client.name)]

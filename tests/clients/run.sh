@@ -18,7 +18,8 @@ if [[ ! -x "$daemon" ]]; then
 fi
 
 cp package.json package-lock.json "$folder/"
-(cd "$folder" && npm ci --silent --ignore-scripts --no-audit --no-fund) || echo "npm's packages can't be installed"
+(cd "$folder" && npm ci --silent --ignore-scripts --no-audit --no-fund) &
+npm_install=$!
 
 python3 -m venv "$folder/venv"
 "$folder/venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r requirements.txt ||
@@ -41,4 +42,5 @@ if ! command -v syslog-ng >/dev/null; then
     fi
 fi
 
+wait "$npm_install" || echo "npm's packages can't be installed"
 python3 run.py "$target/debug/examples/local-aws" "$daemon" "$folder"
