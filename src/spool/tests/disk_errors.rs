@@ -43,7 +43,8 @@ fn a_disk_that_fails_for_long_is_told_and_uploads_go_on() {
     assert_eq!(world.bucket.len(), 1);
     world.disk.heal();
     append_again(&mut world);
-    assert_eq!(world.spool().failing(TYPE), None);
+    // The acknowledgement doesn't wait for the status.
+    world.wait_until("the status says so", |world| world.spool().failing(TYPE).is_none());
     world.deliver_all();
 }
 

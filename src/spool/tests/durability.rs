@@ -247,3 +247,21 @@ fn a_batch_in_quarantine_is_durable_there_before_an_object_tells_of_it() {
     assert_eq!(left.quarantine().len(), 1);
     assert!(stages(&left).iter().all(|stage| *stage == Stage::Sent), "{:?}", left.files());
 }
+
+#[test]
+fn the_number_that_quarantine_leaves_behind_is_durable_before_its_file_moves() {
+    let mut world = sealed();
+    let chain = world.spool().chain_instance(TYPE).to_owned();
+    world.disk.flip_bit(&world.file(".sealed"));
+    let mut moved = false;
+    world.disk.rule(move |op, path| {
+        let die = moved && op == Op::SyncDir && path.ends_with(TYPE.as_str());
+        moved |= op == Op::Rename && path.parent().is_some_and(|folder| folder.ends_with("quarantine"));
+        if die { Effect::Die(Cut::Strict) } else { Effect::Pass }
+    });
+    world.upload(Fate::Stored).unwrap();
+    assert!(world.disk.died());
+    world.crash(Cut::Strict);
+    assert_eq!(world.spool().chain_instance(TYPE), chain, "the chain lost its head");
+    assert_eq!((world.folder().head().sequence, world.folder().gaps()), (1, vec![1]));
+}
