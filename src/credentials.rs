@@ -10,7 +10,7 @@ mod status;
 pub mod token;
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aws_sdk_sts::error::SdkError;
 use aws_sdk_sts::operation::RequestId;
@@ -21,6 +21,7 @@ use aws_smithy_types::retry::RetryConfig;
 use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::full_jitter;
@@ -52,7 +53,11 @@ const LONGEST_NAP: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct Credentials(Arc<Inner>);
 
+/// The time of day; tests bring one that they move.
+type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
+
 struct Inner {
+    clock: Clock,
     sts: aws_sdk_sts::Client,
     role_arn: String,
     session_name: String,
@@ -101,6 +106,16 @@ struct State {
 impl Credentials {
     /// Starts the background exchange, which ends with `shutdown`. Needs a Tokio runtime.
     pub fn start(config: &Config, network: &Network, instance_id: &str, shutdown: CancellationToken) -> Credentials {
+        Credentials::start_by(Arc::new(Utc::now), config, network, instance_id, shutdown)
+    }
+
+    fn start_by(
+        clock: Clock,
+        config: &Config,
+        network: &Network,
+        instance_id: &str,
+        shutdown: CancellationToken,
+    ) -> Credentials {
         let endpoint = config.endpoint_url_sts.as_deref();
         let mut sts = aws_sdk_sts::Config::builder()
             .behavior_version(BehaviorVersion::latest())
@@ -111,9 +126,10 @@ impl Credentials {
         let mut candidates = Candidates::default();
         if let Some(token) = &config.oidc_token {
             let token = OidcToken::own(token.expose_secret(), Source::Environment);
-            token.map(|token| candidates.add(token, Utc::now()));
+            token.map(|token| candidates.add(token, clock()));
         }
         let credentials = Credentials(Arc::new(Inner {
+            clock,
             sts: aws_sdk_sts::Client::from_conf(sts.build()),
             role_arn: config.role_arn.clone(),
             session_name: format!("env0-s3-logs-{instance_id}"),
@@ -147,7 +163,7 @@ impl Credentials {
 
     /// The current session, unless it has ended by our clock.
     pub fn session(&self) -> Option<Arc<Session>> {
-        self.0.session.borrow().clone().filter(|session| Utc::now() < session.expires_at)
+        self.0.session.borrow().clone().filter(|session| (self.0.clock)() < session.expires_at)
     }
 
     /// Resolves as soon as there is a session.
@@ -166,7 +182,7 @@ impl Credentials {
     /// S3 refused a request signed with the session `session_id`: `explicit`ly as expired or invalid,
     /// or by any other 403. A session that was replaced meanwhile is left alone.
     pub fn refused(&self, session_id: u64, explicit: bool) {
-        let now = Utc::now();
+        let now = (self.0.clock)();
         let Some(session) = self.0.session.borrow().clone().filter(|session| session.id == session_id) else { return };
         let age = now - session.obtained_at;
         let mut state = self.0.lock();
@@ -196,7 +212,7 @@ impl Credentials {
     /// Takes in a token that was handed over and verified. False when it is at hand already.
     pub fn offer(&self, token: OidcToken) -> bool {
         let mut state = self.0.lock();
-        if !state.candidates.add(token, Utc::now()) {
+        if !state.candidates.add(token, (self.0.clock)()) {
             return false;
         }
         self.0.meters.show_tokens(&state.candidates);
@@ -285,7 +301,7 @@ impl Inner {
             Some(session) => refresh_at(session.obtained_at, session.expires_at, state.candidates.last_expiry()),
             None => return backoff,
         };
-        backoff.max((refresh - Utc::now()).to_std().unwrap_or_default())
+        backoff.max((refresh - (self.clock)()).to_std().unwrap_or_default())
     }
 
     /// Asks STS about each token in turn, until one is taken or STS can't be asked.
@@ -296,7 +312,7 @@ impl Inner {
             let now = Instant::now();
             let whole = now >= state.not_before;
             (state.offered, state.last_round) = (false, now);
-            (state.candidates.in_order(Utc::now(), whole), whole)
+            (state.candidates.in_order((self.clock)(), whole), whole)
         };
         if tokens.is_empty() && !whole {
             return;
@@ -331,7 +347,7 @@ impl Inner {
         let (tokens, problems) = self.sources.read().await;
         let mut state = self.lock();
         for token in tokens {
-            state.candidates.add(token, Utc::now());
+            state.candidates.add(token, (self.clock)());
         }
         if state.source_problems != problems && !problems.is_empty() {
             tracing::warn!("a configured source gives no OIDC token: {}", problems.join("; "));
@@ -369,7 +385,7 @@ impl Inner {
             Err(_) => return Err(ExchangeError::unreachable("no answer from STS within 30 s".to_owned())),
         };
         let keys = answer.credentials().ok_or_else(|| ExchangeError::unreachable("STS sent no session".to_owned()))?;
-        let obtained_at = Utc::now();
+        let obtained_at = (self.clock)();
         let asked_end = obtained_at + duration;
         // An end that is over already means that our clock is ahead: what was asked is what counts then.
         let end = DateTime::from_timestamp(keys.expiration().secs(), 0).filter(|end| *end > obtained_at);

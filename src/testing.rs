@@ -141,7 +141,11 @@ pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 
 /// A session from STS that ends after `lifetime`.
 pub(crate) fn sts_session(access_key_id: &str, lifetime: TimeDelta) -> Response<Bytes> {
-    let end = (Utc::now() + lifetime).to_rfc3339_opts(SecondsFormat::Secs, true);
+    sts_session_until(access_key_id, Utc::now() + lifetime)
+}
+
+pub(crate) fn sts_session_until(access_key_id: &str, end: DateTime<Utc>) -> Response<Bytes> {
+    let end = end.to_rfc3339_opts(SecondsFormat::Secs, true);
     answer(
         200,
         format!(

@@ -1,3 +1,5 @@
+mod days;
+
 use std::sync::RwLock;
 
 use axum::http::Response;
