@@ -22,7 +22,7 @@ use crate::spool::{AppendError, Receipt, Settings};
 /// Appends up to this size are gathered into one write.
 const GATHER_BYTES: usize = 256 * 1024;
 /// An fsync covers at most this many bytes and a bit, so that no acknowledgement waits for all of a flood.
-const GROUP_MAX_BYTES: usize = 16 * 1024 * 1024;
+const GROUP_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// How often a disk that fails is tried again while nobody appends.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -43,7 +43,34 @@ struct Append {
     lines: Bytes,
     records: u64,
     reservation: Reservation,
-    reply: oneshot::Sender<Result<Receipt, AppendError>>,
+    reply: oneshot::Sender<Answer>,
+}
+
+type Outcome = Result<Receipt, AppendError>;
+
+/// What became of an append. The first of a group carries the others' answers and gives them on when it
+/// is dropped, read or not: so a group wakes one task from this thread, and that one the rest from within
+/// the runtime, where a wake-up is no system call and no change of threads.
+struct Answer {
+    outcome: Outcome,
+    _others: Others,
+}
+
+#[derive(Default)]
+struct Others(Vec<(oneshot::Sender<Answer>, Outcome)>);
+
+impl Drop for Others {
+    fn drop(&mut self) {
+        for (reply, outcome) in self.0.drain(..) {
+            let _ = reply.send(Answer { outcome, _others: Others::default() });
+        }
+    }
+}
+
+fn answer(outcomes: impl IntoIterator<Item = (oneshot::Sender<Answer>, Outcome)>) {
+    let mut outcomes = outcomes.into_iter();
+    let Some((first, outcome)) = outcomes.next() else { return };
+    let _ = first.send(Answer { outcome, _others: Others(outcomes.collect()) });
 }
 
 /// Since when the thread has been at one piece of work; read by the liveness probe.
@@ -99,7 +126,7 @@ impl Writer {
         let (reply, answer) = oneshot::channel();
         let append = Append { lines, records, reservation, reply };
         self.requests.send(Request::Append(append)).map_err(|_| AppendError::Closed)?;
-        answer.await.unwrap_or(Err(AppendError::Closed))
+        answer.await.map_or(Err(AppendError::Closed), |answer| answer.outcome)
     }
 
     pub(super) fn seal(&self) {
@@ -168,7 +195,7 @@ impl State {
         age.into_iter().chain(probe).min()
     }
 
-    /// Takes what is in the channel as one group.
+    /// Takes what is in the channel, and what is about to come, as one group.
     fn serve(&mut self, first: Request, requests: &Receiver<Request>) {
         let mut group = Vec::new();
         let mut bytes = 0;
@@ -190,7 +217,16 @@ impl State {
                     let _ = self.seal.send(sealer::Request::Drained(reply));
                 }
             }
-            next = if bytes < GROUP_MAX_BYTES { requests.try_recv().ok() } else { None };
+            next = match bytes {
+                GROUP_MAX_BYTES.. => None,
+                GATHER_BYTES.. => requests.try_recv().ok(),
+                // Small appends are about to come where others can run now; where the processor has
+                // nothing else to do, asking costs no time.
+                _ => requests.try_recv().ok().or_else(|| {
+                    std::thread::yield_now();
+                    requests.try_recv().ok()
+                }),
+            };
         }
         self.commit(group);
     }
@@ -205,7 +241,7 @@ impl State {
                 continue;
             }
             if let Err(refusal) = self.ready() {
-                let _ = append.reply.send(Err(refusal));
+                answer([(append.reply, Err(refusal))]);
                 continue;
             }
             let len = append.lines.len() as u64;
@@ -264,12 +300,13 @@ impl State {
                         open.hasher = hasher;
                         open.bytes += bytes;
                         let mut line = open.records;
-                        for append in staged {
+                        let outcomes = staged.into_iter().map(|append| {
                             append.reservation.keep();
                             let receipt = Receipt { batch: open.name, line };
                             line += append.records;
-                            let _ = append.reply.send(Ok(receipt));
-                        }
+                            (append.reply, Ok(receipt))
+                        });
+                        answer(outcomes);
                         self.folder.accepted(line - open.records);
                         open.records = line;
                         self.recovered();
@@ -310,9 +347,7 @@ impl State {
             tracing::error!(log_type = %self.folder.log_type, %error, "the spool's disk refuses writes; events are answered 503 until it takes them again");
         }
         self.folder.set_failing(Some(error.to_string()));
-        for append in appends {
-            let _ = append.reply.send(Err(AppendError::Disk(error.to_string())));
-        }
+        answer(appends.into_iter().map(|append| (append.reply, Err(AppendError::Disk(error.to_string())))));
     }
 
     fn recovered(&mut self) {
