@@ -254,7 +254,9 @@ fn help_names_every_variable_and_command_and_version_the_version() {
         assert!(help.stdout.contains(&format!("  {command} ")), "--help lacks {command}");
     }
     let version = setup.run("--version");
-    assert_eq!((version.code, version.stdout.trim()), (Some(0), concat!("env0-s3-logs ", env!("CARGO_PKG_VERSION"))));
+    let revision = env0_s3_logs::telemetry::metrics::REVISION;
+    let expected = format!("env0-s3-logs {} (revision {revision})\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!((version.code, version.stdout), (Some(0), expected));
 }
 
 #[test]
