@@ -103,7 +103,7 @@ fn run() -> u8 {
     match in_runtime(daemon::run(loaded)) {
         Ok(Ok(())) => exit_code::OK,
         Ok(Err(failure)) => {
-            tracing::error!("{:#}", failure.error);
+            tracing::error!("{:#}; see README#it-does-not-start", failure.error);
             failure.exit_code
         }
         Err(code) => code,

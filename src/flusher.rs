@@ -469,7 +469,7 @@ fn quarantine_if_changed(folder: &Folder, batch: &mut Batch) -> std::io::Result<
         }
     }
     folder.quarantine(batch)?;
-    tracing::error!(log_type = %batch.log_type, batch.name = %batch.name.batch, batch.sequence = batch.name.sequence, batch.events = batch.name.records, "a sealed batch's bytes have changed on disk; it is in quarantine");
+    tracing::error!(log_type = %batch.log_type, batch.name = %batch.name.batch, batch.sequence = batch.name.sequence, batch.events = batch.name.records, "a sealed batch's bytes have changed on disk; it is in quarantine, see README#quarantined");
     Ok(true)
 }
 

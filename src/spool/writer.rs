@@ -307,7 +307,7 @@ impl State {
     fn refuse(&mut self, appends: impl IntoIterator<Item = Append>, error: &io::Error) {
         if self.failing_since.is_none() {
             self.failing_since = Some(Instant::now());
-            tracing::error!(log_type = %self.folder.log_type, %error, "the spool's disk refuses writes; events are answered 503 until it takes them again");
+            tracing::error!(log_type = %self.folder.log_type, %error, "the spool's disk refuses writes; events are answered 503 until it takes them again; see README#disk-refuses-writes");
         }
         self.folder.set_failing(Some(error.to_string()));
         for append in appends {
