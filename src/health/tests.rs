@@ -210,6 +210,8 @@ async fn idle_connections_never_keep_a_probe_waiting_and_the_oldest_is_closed_fo
     let asked = tokio::task::spawn_blocking(move || {
         crate::admin::healthy(address).unwrap();
         let mut oldest = idle.remove(0);
+        // Sooner than it would be closed for its silence.
+        oldest.set_read_timeout(Some(HEADER_TIMEOUT / 2)).unwrap();
         std::io::Read::read(&mut oldest, &mut [0])
     });
     assert_eq!(asked.await.unwrap().unwrap(), 0, "it was closed");

@@ -151,10 +151,11 @@ impl State {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            if self.open.as_ref().is_some_and(|open| open.since.elapsed() >= self.settings.batch_max_age) {
+            let old = self.open.as_ref().is_some_and(|open| open.since.elapsed() >= self.settings.batch_max_age);
+            if old {
                 self.close(SealReason::Age);
             }
-            if idle || self.failing_since.is_some() {
+            if (idle && !old) || self.failing_since.is_some() {
                 self.probe();
             }
             clock.end();

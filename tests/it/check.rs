@@ -254,6 +254,8 @@ fn a_proxy_in_the_way_is_named_in_place_of_what_is_behind_it() {
         assert_has(&text, &["HTTPS_PROXY", "the proxy"]);
         assert!(!text.contains("address for STS:"), "{text}");
     }
+    let plain = setup(&aws).set("HTTP_PROXY", "http://proxy.invalid:3128").run("check --json");
+    assert_has(&failure(&plain, "sts", UNAVAILABLE), &["HTTP_PROXY", "the proxy"]);
 }
 
 /// A server that handles each connection by `handle`; ends with the process.

@@ -10,7 +10,7 @@ use env0_s3_logs::config::LogFormat;
 use env0_s3_logs::s3::PutErrorKind;
 use env0_s3_logs::{cli, telemetry};
 
-use crate::harness::{Setup, field};
+use crate::harness::{Setup, field, wait_for};
 use crate::local_aws::LocalAws;
 
 #[test]
@@ -84,9 +84,10 @@ fn systemd_is_told_of_the_start_and_of_the_end() {
     let setup = Setup::new(&aws);
     let path = setup.folder().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_nonblocking(true).unwrap();
     let told = || {
         let mut buffer = [0; 64];
-        let length = socket.recv(&mut buffer).unwrap();
+        let length = wait_for("systemd is told", || socket.recv(&mut buffer).ok());
         String::from_utf8(buffer[..length].to_vec()).unwrap()
     };
     let setup = setup.set("NOTIFY_SOCKET", path.to_str().unwrap());
