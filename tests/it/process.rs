@@ -4,11 +4,17 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
+use std::time::Duration;
 
 use env0_s3_logs::config::LogFormat;
+use env0_s3_logs::health::{Health, Sources};
 use env0_s3_logs::s3::PutErrorKind;
+use env0_s3_logs::status::Status;
+use env0_s3_logs::telemetry::metrics::Exporter;
 use env0_s3_logs::{cli, telemetry};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Setup, field, wait_for};
 use crate::local_aws::LocalAws;
@@ -40,28 +46,79 @@ fn each_file_that_is_set_aside_has_a_line_and_whatever_its_name_holds_the_line_i
     assert_eq!(told, BTreeSet::from(names));
 }
 
-/// Runs in a process of its own, see the test below.
+/// What needs a process of its own, run by [`alone`].
 #[test]
-fn a_bug_of_the_command_line() {
-    let Ok(log) = std::env::var("BUG_OF_THE_COMMAND_LINE") else { return };
-    if log == "started" {
-        telemetry::init("info", None, LogFormat::Json);
+fn in_a_process_of_its_own() {
+    match std::env::var("IN_A_PROCESS_OF_ITS_OWN").unwrap_or_default().as_str() {
+        "bug" => fail_in_the_command_line(),
+        "bug with a log" => {
+            telemetry::init("info", None, LogFormat::Json);
+            fail_in_the_command_line();
+        }
+        "unscraped" => measure_without_a_scrape(),
+        _ => {}
     }
+}
+
+fn alone(part: &str) -> Output {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "process::in_a_process_of_its_own", "--nocapture"]);
+    child.env("IN_A_PROCESS_OF_ITS_OWN", part).output().unwrap()
+}
+
+fn fail_in_the_command_line() {
     let _ = cli::main_from(std::iter::from_fn(|| -> Option<OsString> { panic!("first\nsecond") }));
+}
+
+/// 40 MB of samples in eight minutes by a clock that jumps.
+fn measure_without_a_scrape() {
+    const SAMPLES_A_TURN: usize = 100_000;
+    const MOST_GROWTH_KIB: u64 = 16 * 1024;
+    let exporter = Exporter::install();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let status = || serde_json::from_str::<Status>(STATUS).unwrap();
+        let sources = Sources { status: Box::new(status), live: Box::new(Vec::new), ready: Box::new(Vec::new) };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        tokio::spawn(Health::new(sources, exporter).serve(listener, CancellationToken::new()));
+        let fsyncs = metrics::histogram!("env0_s3_logs_fsync_duration_seconds");
+        let before = resident_kib();
+        for _ in 0..50 {
+            (0..SAMPLES_A_TURN).for_each(|_| fsyncs.record(0.001));
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+        let growth = resident_kib().saturating_sub(before);
+        assert!(growth < MOST_GROWTH_KIB, "grew by {growth} KiB");
+    });
+}
+
+const STATUS: &str = r#"{"version":"","instance":"","phase":"running","started_at":"2026-11-22T21:04:05Z",
+    "now":"2026-11-22T21:04:05Z","destination":{"bucket":"","region":"","path":"","endpoint":null},
+    "spool":{"dir":"","bytes":0,"limit_bytes":0,"disk_available_bytes":null,"quarantine_bytes":0},
+    "types":[],"credentials":null}"#;
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 #[test]
 fn a_bug_is_one_line_and_exit_code_70_whether_the_log_is_started_or_not() {
-    for log in ["started", "not started"] {
-        let mut child = Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", "process::a_bug_of_the_command_line", "--nocapture"]);
-        let ended = child.env("BUG_OF_THE_COMMAND_LINE", log).output().unwrap();
+    for part in ["bug", "bug with a log"] {
+        let ended = alone(part);
         let stderr = String::from_utf8(ended.stderr).unwrap();
-        assert_eq!(ended.status.code(), Some(70), "{log}: {stderr}");
-        assert_eq!(stderr.lines().count(), 1, "{log}: {stderr}");
-        assert!(stderr.contains("a bug ended the process") && stderr.contains("first\\nsecond"), "{log}: {stderr}");
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&stderr).is_ok(), log == "started", "{stderr}");
+        assert_eq!(ended.status.code(), Some(70), "{part}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{part}: {stderr}");
+        assert!(stderr.contains("a bug ended the process") && stderr.contains("first\\nsecond"), "{part}: {stderr}");
+        assert_eq!(serde_json::from_str::<Value>(&stderr).is_ok(), part == "bug with a log", "{stderr}");
     }
+}
+
+#[test]
+fn memory_does_not_grow_when_nobody_scrapes() {
+    let ended = alone("unscraped");
+    assert!(ended.status.success(), "{ended:?}");
 }
 
 #[test]
