@@ -25,6 +25,8 @@ const GATHER_BYTES: usize = 256 * 1024;
 const GROUP_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// How often a disk that fails is tried again while nobody appends.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a disk is tried while nobody appends, so that a full one is known before an event meets it.
+const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The handle of a writer's thread.
 pub(super) struct Writer {
@@ -168,31 +170,30 @@ struct State {
 impl State {
     fn run(mut self, requests: &Receiver<Request>, clock: &BusyClock) {
         loop {
-            let request = match self.wait() {
-                None => requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(timeout) => requests.recv_timeout(timeout),
-            };
+            let request = requests.recv_timeout(self.wait());
             clock.begin();
+            let idle = matches!(request, Err(RecvTimeoutError::Timeout));
             match request {
                 Ok(first) => self.serve(first, requests),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            if self.open.as_ref().is_some_and(|open| open.since.elapsed() >= self.settings.batch_max_age) {
+            let old = self.open.as_ref().is_some_and(|open| open.since.elapsed() >= self.settings.batch_max_age);
+            if old {
                 self.close(SealReason::Age);
             }
-            if self.failing_since.is_some() {
+            if (idle && !old) || self.failing_since.is_some() {
                 self.probe();
             }
             clock.end();
         }
     }
 
-    /// How long to wait for a request; for ever when there is nothing else to do.
-    fn wait(&self) -> Option<Duration> {
+    /// How long to wait for a request.
+    fn wait(&self) -> Duration {
+        let probe = if self.failing_since.is_some() { PROBE_INTERVAL } else { IDLE_PROBE_INTERVAL };
         let age = self.open.as_ref().map(|open| self.settings.batch_max_age.saturating_sub(open.since.elapsed()));
-        let probe = self.failing_since.map(|_| PROBE_INTERVAL);
-        age.into_iter().chain(probe).min()
+        age.map_or(probe, |age| age.min(probe))
     }
 
     /// Takes what is in the channel, and what is about to come, as one group.
@@ -344,7 +345,7 @@ impl State {
     fn refuse(&mut self, appends: impl IntoIterator<Item = Append>, error: &io::Error) {
         if self.failing_since.is_none() {
             self.failing_since = Some(Instant::now());
-            tracing::error!(log_type = %self.folder.log_type, %error, "the spool's disk refuses writes; events are answered 503 until it takes them again");
+            tracing::error!(log_type = %self.folder.log_type, %error, "the spool's disk refuses writes; events are answered 503 until it takes them again; see README#disk-refuses-writes");
         }
         self.folder.set_failing(Some(error.to_string()));
         answer(appends.into_iter().map(|append| (append.reply, Err(AppendError::Disk(error.to_string())))));
@@ -358,10 +359,14 @@ impl State {
         }
     }
 
-    /// Finds out whether a failing disk works again, without an event at stake.
+    /// Finds out whether the disk works, without an event at stake.
     fn probe(&mut self) {
-        if self.ready().is_ok() && self.folder.probe().is_ok() {
-            self.recovered();
+        if self.ready().is_err() {
+            return;
+        }
+        match self.folder.probe() {
+            Ok(()) => self.recovered(),
+            Err(error) => self.refuse([], &error),
         }
     }
 }
