@@ -181,8 +181,9 @@ class StatusPage(unittest.TestCase):
         self.shows(counts, "recovered")
         before = int(re.search(r"([\d,]+) in, ", counts.inner_text())[1].replace(",", ""))
         page.evaluate("window.stayed = true")
-        self.send("env0-audits", *["again"] * 5)
-        self.shows(counts, f"{before + 5} in, {before + 5} out")
+        key = self.send("env0-audits", *["again"] * 5)
+        self.shows(counts, f"{before + 5} in, ")
+        self.shows(self.card(page, "env0-audits").locator(".objects"), key)
         self.assertTrue(page.evaluate("window.stayed"))
 
     def test_an_outage_shows_what_s3_said_and_the_remedy_until_it_is_over(self):
