@@ -78,7 +78,7 @@ echo "image: $bytes bytes (at most $max_bytes)"
 ((bytes <= max_bytes))
 [[ "$("${engine[@]}" image inspect --format '{{.Config.User}}' "$image")" == 65532:65532 ]]
 
-trap '"${engine[@]}" rm --force --volumes "$container" >/dev/null; rm -rf "$folder"' EXIT
+trap '"${engine[@]}" rm --force --volumes "$container" >/dev/null 2>&1 || true; rm -rf "$folder"' EXIT
 "${engine[@]}" "${run[@]}" --detach --name "$container" --read-only --cap-drop ALL --security-opt no-new-privileges --network none \
     --env ENV0_S3_LOG_ROLE_ARN=arn:aws:iam::000000000000:role/env0-logs \
     --env ENV0_S3_LOG_BUCKET_NAME=my-env0-logs \
