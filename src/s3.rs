@@ -198,7 +198,9 @@ impl PutErrorKind {
             }
             PutErrorKind::KmsDenied => "allow the role kms:GenerateDataKey on the key, and see that the key is enabled",
             PutErrorKind::NoSuchBucket => "see ENV0_S3_LOG_BUCKET_NAME, or make the bucket",
-            PutErrorKind::WrongRegion => "set ENV0_S3_LOG_AWS_REGION to the bucket's region",
+            PutErrorKind::WrongRegion => {
+                "set ENV0_S3_LOG_AWS_REGION to the bucket's region, run `env0-s3-logs drain` once, and start again"
+            }
             PutErrorKind::ClockSkew => "set this machine's clock right",
             PutErrorKind::Throttled | PutErrorKind::ServerError => "nothing: it is tried again",
             PutErrorKind::ChecksumRefused => "look at the disk and the network: the bytes changed on the way",
