@@ -44,12 +44,6 @@ impl Folder {
         Ok(())
     }
 
-    /// Whether an earlier try got as far as moving the batch's file.
-    pub fn is_quarantined(&self, batch: &Batch) -> bool {
-        let moved = self.quarantine_path(&batch.name.to_string());
-        self.disk.open(&self.batch_path(batch)).is_err() && self.disk.open(&moved).is_ok()
-    }
-
     fn quarantine_path(&self, name: &str) -> PathBuf {
         self.quarantine_dir().join(format!("{}_{name}", self.log_type))
     }
