@@ -155,17 +155,19 @@ fn without_a_free_file_descriptor_nothing_is_lost_and_it_passes() {
 #[test]
 fn a_folder_that_is_removed_is_made_again_and_the_chain_goes_on() {
     let aws = LocalAws::start();
-    let setup = Setup::new(&aws);
-    let (daemon, books) = (setup.start(), Books::default());
-    send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
-    books.balance(&aws, &setup);
-    std::fs::remove_dir_all(setup.spool().join("env0-deployments")).unwrap();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "1h");
+    let (mut daemon, books) = (setup.start(), Books::default());
     send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
     send_until_taken(&daemon, &books, AUDITS, 5);
-    wait_until("all is delivered", || aws.s3.line_count() == 15);
-    daemon.kill();
+    assert_eq!(daemon.terminate().code(), Some(0));
     let daemon = setup.start();
+    std::fs::remove_dir_all(setup.spool().join("env0-deployments")).unwrap();
     send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
+    // Nothing that was sealed since then tells the next life of the chain.
+    daemon.kill();
+    let mut daemon = setup.start();
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
+    assert_eq!(daemon.terminate().code(), Some(0));
     books.balance(&aws, &setup);
     assert_eq!(chains(&aws).len(), 2, "one a log type");
 }
