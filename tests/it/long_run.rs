@@ -73,50 +73,51 @@ struct Misses {
 }
 
 impl Sender {
-    /// Sends what is kept, or new events; whether it was acknowledged.
-    fn send(&self, daemon: &Daemon, books: &Books, misses: &Misses) -> bool {
+    /// Sends what is kept, or new events; whether they were acknowledged, or refused with a 503.
+    fn send(&self, daemon: &Daemon, books: &Books, misses: &Misses) -> std::io::Result<bool> {
         let mut unanswered = self.unanswered.lock().unwrap();
         if unanswered.is_empty() {
             *unanswered = books.ids(rand::random_range(1..400));
         }
-        match daemon.try_post(self.path, Books::body(&unanswered)) {
-            Ok(answer) if answer.status == 200 => {
-                books.acknowledge(std::mem::take(&mut unanswered));
-                return true;
-            }
-            Ok(answer) => {
-                assert_eq!(answer.status, 503, "{}", answer.text());
-                misses.refused.fetch_add(1, Ordering::SeqCst);
-            }
-            Err(_) => {
-                books.repeat(&unanswered);
-                misses.broken_off.fetch_add(1, Ordering::SeqCst);
-            }
+        let answer = daemon.try_post(self.path, Books::body(&unanswered)).inspect_err(|_| {
+            books.repeat(&unanswered);
+            misses.broken_off.fetch_add(1, Ordering::SeqCst);
+        })?;
+        if answer.status == 200 {
+            books.acknowledge(std::mem::take(&mut unanswered));
+        } else {
+            assert_eq!(answer.status, 503, "{}", answer.text());
+            misses.refused.fetch_add(1, Ordering::SeqCst);
         }
-        false
+        Ok(answer.status == 200)
     }
 }
 
-/// Loads a daemon from all clients until `acknowledgements` more are acknowledged, then ends it.
+/// Loads a daemon from all clients until `acknowledgements` more are acknowledged, then ends it; they go on until
+/// it is gone.
 fn round(mut daemon: Daemon, senders: &[Sender], books: &Books, acknowledgements: usize, kill: bool) -> Misses {
     let target = books.acknowledged() + acknowledgements;
-    let (ended, misses) = (AtomicBool::new(false), Misses::default());
+    let (ending, misses) = (AtomicBool::new(false), Misses::default());
     std::thread::scope(|scope| {
         for sender in senders {
-            let (daemon, ended, misses) = (&daemon, &ended, &misses);
+            let (daemon, ending, misses) = (&daemon, &ending, &misses);
             scope.spawn(move || {
-                while !ended.load(Ordering::SeqCst) {
-                    sender.send(daemon, books, misses);
+                loop {
+                    match sender.send(daemon, books, misses) {
+                        Ok(true) => {}
+                        // A shipper backs off.
+                        Ok(false) => std::thread::park_timeout(Duration::from_millis(50)),
+                        Err(error) => {
+                            assert!(ending.load(Ordering::SeqCst), "broken off while the daemon runs: {error}");
+                            return;
+                        }
+                    }
                 }
             });
         }
         wait_until("enough is acknowledged", || books.acknowledged() >= target);
-        if kill {
-            daemon.signal_kill()
-        } else {
-            daemon.signal_terminate()
-        }
-        ended.store(true, Ordering::SeqCst);
+        ending.store(true, Ordering::SeqCst);
+        if kill { daemon.signal_kill() } else { daemon.signal_terminate() }
     });
     daemon.wait();
     misses
@@ -174,7 +175,7 @@ fn long_run() {
     let daemon = setup.start();
     let misses = Misses::default();
     for sender in senders.iter().filter(|sender| !sender.unanswered.lock().unwrap().is_empty()) {
-        wait_until("what was refused is taken", || sender.send(&daemon, &books, &misses));
+        wait_until("what was refused is taken", || sender.send(&daemon, &books, &misses).unwrap());
     }
     wait_until_delivered(&setup);
     check_law(&daemon);
