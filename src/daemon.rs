@@ -163,15 +163,15 @@ impl Probe {
     }
 }
 
-/// What the admin listener reads.
-fn sources(probe: &Arc<Probe>) -> Sources {
+/// What the admin listener reads. A writer is stalled when it is at one piece of work for longer than `stalled_after`.
+fn sources(probe: &Arc<Probe>, stalled_after: Duration) -> Sources {
     let (status, live, ready) = (Arc::clone(probe), Arc::clone(probe), Arc::clone(probe));
     Sources {
         status: Box::new(move || status.status()),
         live: Box::new(move || {
             let busy = live.writers_busy_for();
             let stalled =
-                (busy > WRITER_STALLED).then(|| format!("a writer has been at one write for {} s", busy.as_secs()));
+                (busy > stalled_after).then(|| format!("a writer has been at one write for {} s", busy.as_secs()));
             vec![Check { name: "writers", failure: stalled }]
         }),
         ready: Box::new(move || {
@@ -220,7 +220,9 @@ pub async fn run(loaded: Loaded) -> Result<(), Failure> {
 
     let probe = Probe::new(config.clone());
     let stop_admin = CancellationToken::new();
-    let admin = tokio::spawn(Health::new(sources(&probe), Exporter::install()).serve(admin_socket, stop_admin.clone()));
+    let admin = tokio::spawn(
+        Health::new(sources(&probe, WRITER_STALLED), Exporter::install()).serve(admin_socket, stop_admin.clone()),
+    );
 
     let settings = spool_settings(&config);
     let opened = tokio::task::spawn_blocking(move || Spool::open(&settings, Arc::new(OsDisk))).await;
@@ -259,7 +261,9 @@ pub async fn run(loaded: Loaded) -> Result<(), Failure> {
         // A type that can't be sealed leaves the other, and its own sealed batches, time for their attempt.
         let sealing = deadline.saturating_duration_since(Instant::now()) / 2;
         if tokio::time::timeout(sealing, spool.close()).await.is_err() {
-            tracing::warn!("a batch can't be sealed in time; it stays in the spool, and is sealed by the next start");
+            tracing::warn!(
+                "a batch can't be sealed in time; it stays in the spool, and is sealed by the next start; see README#disk-refuses-writes"
+            );
         }
         flusher.drain(deadline).await;
         stop_credentials.cancel();
@@ -347,3 +351,6 @@ impl Signals {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

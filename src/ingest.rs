@@ -20,8 +20,8 @@ mod protobuf;
 pub mod splunk;
 pub mod sumologic;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -34,7 +34,7 @@ use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::batch::{LogType, object_key};
+use crate::batch::{BatchName, LogType, object_key};
 use crate::config::Config;
 use crate::ingest::auth::{AuthError, Authenticator, Identity, OIDC_TOKEN_HEADER};
 use crate::ingest::body::{Limits, Lines};
@@ -45,7 +45,7 @@ use crate::ingest::receive::{Budget, Encoding, HOLD, Received};
 use crate::spool::{AppendError, Spool};
 
 /// A body from this size on is scanned where it can't hold up other requests.
-const SCAN_ASIDE_BYTES: usize = 256 * 1024;
+const SCAN_ASIDE_BYTES: usize = 1024 * 1024;
 /// A body that nobody wants is read and forgotten up to here, so that its sender reads the answer
 /// instead of a reset.
 const LINGER_MAX_BYTES: usize = 64 * 1024 * 1024;
@@ -66,6 +66,7 @@ pub struct Ingest {
     max_body_bytes: usize,
     default_type: LogType,
     bucket_path: String,
+    last_keys: [Mutex<Option<(BatchName, Arc<str>)>>; 2],
     meters: IngestMeters,
     draining: AtomicBool,
     stop_bodies: CancellationToken,
@@ -87,6 +88,7 @@ impl Ingest {
             max_body_bytes: config.max_body_bytes,
             default_type: config.default_type,
             bucket_path: config.bucket_path.clone(),
+            last_keys: Default::default(),
             meters: IngestMeters::new(),
             draining: AtomicBool::new(false),
             stop_bodies: CancellationToken::new(),
@@ -224,10 +226,22 @@ impl Ingest {
             };
             self.meters.accepted(log_type, lines);
             accepted.records += lines.records;
-            let key = || object_key(&self.bucket_path, log_type, &receipt.batch);
-            accepted.receipt.get_or_insert_with(|| (key(), receipt.line));
+            accepted.receipt.get_or_insert_with(|| (self.key(log_type, &receipt.batch), receipt.line));
         }
         Ok(accepted)
+    }
+
+    /// The batch's object key; made once for all the requests that a batch takes.
+    fn key(&self, log_type: LogType, batch: &BatchName) -> Arc<str> {
+        let mut last = self.last_keys[log_type.index()].lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((name, key)) if name == batch => key.clone(),
+            _ => {
+                let key: Arc<str> = object_key(&self.bucket_path, log_type, batch).into();
+                *last = Some((*batch, key.clone()));
+                key
+            }
+        }
     }
 }
 

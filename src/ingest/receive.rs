@@ -72,10 +72,15 @@ impl Budget {
 
     async fn charge(&self, held: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Refusal> {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let acquire = self.0.clone().acquire_many_owned(bytes);
-        let Ok(Ok(permit)) = tokio::time::timeout(HOLD, acquire).await else {
-            let reason = "the memory for requests is in use (ENV0_S3_LOG_MAX_INFLIGHT_BYTES)".to_owned();
-            return Err(Refusal::Unavailable { reason, retry_after_seconds: 1 });
+        let permit = match self.0.clone().try_acquire_many_owned(bytes) {
+            Ok(permit) => permit,
+            Err(_) => match tokio::time::timeout(HOLD, self.0.clone().acquire_many_owned(bytes)).await {
+                Ok(Ok(permit)) => permit,
+                _ => {
+                    let reason = "the memory for requests is in use (ENV0_S3_LOG_MAX_INFLIGHT_BYTES)".to_owned();
+                    return Err(Refusal::Unavailable { reason, retry_after_seconds: 1 });
+                }
+            },
         };
         match held {
             Some(held) => held.merge(permit),
