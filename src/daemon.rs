@@ -257,13 +257,20 @@ pub async fn run(loaded: Loaded) -> Result<(), Failure> {
         ingest.refuse_new_requests();
         let _ = tokio::time::timeout_at(started + grace / BODIES_SHARE, ingest.idle()).await;
         ingest.refuse_bodies();
-        spool.close().await;
-        flusher.drain(started + grace.saturating_sub(EXIT_RESERVE)).await;
-        stop_ingest.cancel();
-        let _ = tokio::time::timeout(LAST_ANSWERS, serving).await;
+        let deadline = started + grace.saturating_sub(EXIT_RESERVE);
+        // A type that can't be sealed leaves the other, and its own sealed batches, time for their attempt.
+        let sealing = deadline.saturating_duration_since(Instant::now()) / 2;
+        if tokio::time::timeout(sealing, spool.close()).await.is_err() {
+            tracing::warn!(
+                "a batch can't be sealed in time; it stays in the spool, and is sealed by the next start; see README#disk-refuses-writes"
+            );
+        }
+        flusher.drain(deadline).await;
         stop_credentials.cancel();
         stop_admin.cancel();
         let _ = tokio::time::timeout(LAST_ANSWERS, admin).await;
+        stop_ingest.cancel();
+        let _ = tokio::time::timeout(LAST_ANSWERS, serving).await;
     };
     tokio::select! {
         _ = tokio::time::timeout_at(started + grace, shutdown) => {

@@ -14,9 +14,9 @@ use crate::credentials::Credentials;
 use crate::daemon::{self, Failure};
 use crate::exit_code;
 use crate::network::Network;
-use crate::spool::Spool;
 use crate::spool::disk::OsDisk;
 use crate::spool::manifest::Manifest;
+use crate::spool::{self, Spool};
 
 /// How often the progress is shown.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -49,16 +49,24 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
         let error = anyhow::anyhow!("{} is not a spool: it has no manifest", config.spool_dir.display());
         return Err(Failure::new(exit_code::IO, error));
     };
+    let endpoint = Some(destination.endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
+    // A bucket has one region: what is configured now mends the wrong one that events were accepted under.
+    let same_bucket = config.endpoint_url_s3 == endpoint && config.bucket_name == destination.bucket;
+    if !same_bucket {
+        config.aws_region.clone_from(&destination.region);
+    }
+    config.bucket_name.clone_from(&destination.bucket);
+    config.bucket_path.clone_from(&destination.path);
+    config.endpoint_url_s3 = endpoint;
     show(&format!("draining {} to {destination}", config.spool_dir.display()));
-    config.bucket_name = destination.bucket;
-    config.aws_region = destination.region;
-    config.bucket_path = destination.path;
-    config.endpoint_url_s3 = Some(destination.endpoint).filter(|endpoint| !endpoint.is_empty());
+    if config.aws_region != destination.region {
+        show(&format!("the bucket is asked in the region that is configured now, {}", config.aws_region));
+    }
 
     let network = Network::new(&config.network).map_err(|error| Failure::new(exit_code::CONFIG, error))?;
     let signing_key = config.signing_key_file.as_deref().map(SigningKey::from_pem_file).transpose();
     let signing_key = signing_key.map_err(|error| Failure::new(exit_code::CONFIG, error))?;
-    let settings = daemon::spool_settings(&config);
+    let settings = spool::Settings { destination, ..daemon::spool_settings(&config) };
     let opened = tokio::task::spawn_blocking(move || Spool::open(&settings, Arc::new(OsDisk))).await;
     let (spool, sealed) = opened.map_err(|error| Failure::new(exit_code::SOFTWARE, error))??;
     let credentials = Credentials::start(&config, &network, spool.instance(), CancellationToken::new());
@@ -68,7 +76,8 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
     let mut next_show = Instant::now();
     loop {
         let Left { batches, events, bytes } = left(&spool);
-        if batches == 0 {
+        // What a crash left open is events before it is a batch.
+        if batches == 0 && events == 0 {
             show("the spool is empty");
             return Ok(());
         }

@@ -2,8 +2,10 @@
 //! share nothing, so that one type's failures never delay the other.
 
 mod meters;
+mod queue;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +18,7 @@ use crate::batch::{LogType, Stage, object_key};
 use crate::chain::{ChainEntry, Gaps, SigningKey};
 use crate::credentials::{Credentials, Session};
 use crate::flusher::meters::UploadMeters;
+use crate::flusher::queue::{Queue, Waiting};
 use crate::s3::{Put, PutError, PutErrorKind, S3};
 use crate::spool::folder::Folder;
 use crate::spool::{Batch, SealedBatches, Spool};
@@ -24,9 +27,6 @@ use crate::status::{DeliveryStatus, LAST_OBJECTS, ObjectStatus, Outage, Timestam
 /// An attempt may take this long, and its size at [`SLOWEST_BYTES_PER_SECOND`] on top (contract section 5).
 const ATTEMPT_BASE: Duration = Duration::from_secs(30);
 const SLOWEST_BYTES_PER_SECOND: u64 = 64 * 1024;
-/// After this many failures in a row the type sends one batch at a time, with a pause before each,
-/// so that a backlog of thousands doesn't knock on a closed door thousands of times a minute.
-const OUTAGE_AFTER_FAILURES: u32 = 16;
 /// New suffixes tried at once when another writer owns the name; more is left to the next attempt.
 const RENAMES_MAX: usize = 8;
 /// How long a shutdown waits for a session when there is none.
@@ -46,7 +46,7 @@ pub struct Shared {
     pub concurrency: usize,
     /// Signs each object's chain entry.
     pub signing_key: Option<SigningKey>,
-    /// Time of each PUT, failed ones included.
+    /// Time of each PUT that S3 confirmed.
     pub upload_duration: metrics::Histogram,
 }
 
@@ -68,14 +68,10 @@ impl Flusher {
             let lane = Lane {
                 shared: shared.clone(),
                 log_type,
-                waiting: BTreeMap::new(),
+                queue: Queue::new(shared.concurrency, Instant::now()),
                 in_flight: JoinSet::new(),
-                retries_in_flight: 0,
-                one_at_a_time: false,
-                failures: 0,
-                not_before: Instant::now(),
                 failing: 0,
-                draining: false,
+                told: BTreeSet::new(),
                 state: states[log_type.index()].clone(),
                 meters: UploadMeters::new(log_type),
             };
@@ -98,31 +94,15 @@ impl Flusher {
     }
 }
 
-/// A batch that is not in flight.
-struct Waiting {
-    batch: Batch,
-    attempts: u32,
-    not_before: Instant,
-    /// S3 has it; only its file is left to go.
-    stored: bool,
-}
-
 struct Lane {
     shared: Arc<Shared>,
     log_type: LogType,
-    /// By sequence.
-    waiting: BTreeMap<u64, Waiting>,
+    queue: Queue,
     in_flight: JoinSet<(Waiting, Result<Stored, Failure>)>,
-    retries_in_flight: usize,
-    /// After a time-out, until an attempt succeeds.
-    one_at_a_time: bool,
-    /// In a row.
-    failures: u32,
-    /// In an outage: when the next attempt may be.
-    not_before: Instant,
     /// Batches that failed and are not delivered yet.
     failing: usize,
-    draining: bool,
+    /// Kinds of failures that this outage has logged.
+    told: BTreeSet<&'static str>,
     state: Arc<Mutex<DeliveryStatus>>,
     meters: UploadMeters,
 }
@@ -137,30 +117,45 @@ enum Stored {
 enum Failure {
     Put(PutError),
     /// The spool's disk failed; says nothing about S3.
-    Disk(std::io::Error),
+    Disk(io::Error),
+}
+
+impl Failure {
+    /// Whether the file may not be there any more, or not be what it was.
+    fn doubts_the_file(&self) -> bool {
+        match self {
+            Failure::Put(error) => matches!(error.kind, PutErrorKind::ChecksumRefused | PutErrorKind::FileUnreadable),
+            Failure::Disk(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
 }
 
 impl Lane {
     async fn run(mut self, mut sealed: SealedBatches, mut drain: watch::Receiver<Option<Instant>>) {
         loop {
-            self.fill_slots();
-            if self.draining && self.in_flight.is_empty() && self.waiting.is_empty() {
+            let session = self.shared.credentials.session().is_some();
+            if session {
+                while let Some(waiting) = self.queue.next(Instant::now()) {
+                    self.in_flight.spawn(attempt(self.shared.clone(), waiting));
+                }
+            }
+            if self.queue.is_drained() {
                 return;
             }
-            let wake = self.next_wake();
-            let needs_session = !self.waiting.is_empty() && self.shared.credentials.session().is_none();
+            let wake = self.queue.next_wake(Instant::now());
+            let needs_session = !session && self.queue.waiting().len() > 0;
             tokio::select! {
-                Some(batch) = sealed.recv() => self.take(batch),
+                Some(batch) = sealed.recv() => self.queue.add(batch, Instant::now()),
                 Some(ended) = self.in_flight.join_next() => match ended {
                     Ok((waiting, result)) => self.settle(waiting, result),
                     // A panic ends the process; nothing else ends a task early.
                     Err(_) => return,
                 },
-                () = tokio::time::sleep_until(wake), if !needs_session => {}
+                () = sleep_until(wake), if !needs_session => {}
                 session = self.shared.credentials.wait_session(), if needs_session => self.session_came(&session),
                 Ok(()) = drain.changed() => {
                     while let Ok(batch) = sealed.try_recv() {
-                        self.take(batch);
+                        self.queue.add(batch, Instant::now());
                     }
                     let deadline = *drain.borrow_and_update();
                     if let Some(deadline) = deadline && !self.begin_drain(deadline).await {
@@ -171,101 +166,44 @@ impl Lane {
         }
     }
 
-    fn take(&mut self, batch: Batch) {
-        let waiting = Waiting { batch, attempts: 0, not_before: Instant::now(), stored: false };
-        self.waiting.insert(waiting.batch.name.sequence, waiting);
-    }
-
     /// The end of an outage that no PUT has met.
     fn session_came(&self, session: &Session) {
         if let Some(outage) = session.outage_seconds
             && self.state().error.is_none()
         {
-            tracing::info!(log_type = %self.log_type, outage.seconds = outage, backlog.bytes = self.backlog_bytes(), backlog.batches = self.waiting.len(), "there is a session again, and uploads go on");
+            tracing::info!(log_type = %self.log_type, outage.seconds = outage, backlog.bytes = self.backlog_bytes(), backlog.batches = self.queue.waiting().len(), "there is a session again, and uploads go on");
         }
     }
 
     fn backlog_bytes(&self) -> u64 {
-        self.waiting.values().map(|waiting| waiting.batch.bytes).sum()
+        self.queue.waiting().map(|waiting| waiting.batch.bytes).sum()
     }
 
     /// Every waiting batch becomes due, once. False when there is no session to send them with.
     async fn begin_drain(&mut self, deadline: Instant) -> bool {
         let now = Instant::now();
-        self.draining = true;
-        self.not_before = now;
-        for waiting in self.waiting.values_mut() {
-            waiting.not_before = now;
-        }
+        self.queue.drain(now);
         let patience = deadline.min(now + DRAIN_SESSION_WAIT);
-        self.waiting.is_empty()
+        self.queue.waiting().len() == 0
             || tokio::time::timeout_at(patience, self.shared.credentials.wait_session()).await.is_ok()
     }
 
-    fn slots(&self) -> usize {
-        let in_outage = self.failures >= OUTAGE_AFTER_FAILURES && !self.draining;
-        if self.one_at_a_time || in_outage { 1 } else { self.shared.concurrency }
-    }
-
-    fn fill_slots(&mut self) {
-        while self.in_flight.len() < self.slots() {
-            let Some(sequence) = self.next_due() else { return };
-            let Some(waiting) = self.waiting.remove(&sequence) else { return };
-            self.retries_in_flight += usize::from(waiting.attempts > 0);
-            self.in_flight.spawn(attempt(self.shared.clone(), waiting));
-        }
-    }
-
-    /// The oldest batch that may be tried now. One slot is left to those not tried yet.
-    fn next_due(&self) -> Option<u64> {
-        let now = Instant::now();
-        if self.shared.credentials.session().is_none() || (now < self.not_before && !self.draining) {
-            return None;
-        }
-        let slots = self.slots();
-        let retry_may_go = slots == 1 || self.retries_in_flight + 1 < slots || self.draining;
-        let due = |waiting: &&Waiting| waiting.not_before <= now && (waiting.attempts == 0 || retry_may_go);
-        self.waiting.values().find(due).map(|waiting| waiting.batch.name.sequence)
-    }
-
-    /// When something becomes due by time alone.
-    fn next_wake(&self) -> Instant {
-        const FAR: Duration = Duration::from_secs(3600);
-        let now = Instant::now();
-        if self.in_flight.len() >= self.slots() {
-            return now + FAR;
-        }
-        let next =
-            self.waiting.values().map(|waiting| waiting.not_before.max(self.not_before)).filter(|due| *due > now).min();
-        next.unwrap_or(now + FAR)
-    }
-
-    fn settle(&mut self, mut waiting: Waiting, result: Result<Stored, Failure>) {
-        if waiting.attempts > 0 {
-            self.retries_in_flight -= 1;
-        }
-        match result {
-            Ok(stored) => self.succeeded(&waiting, &stored),
-            Err(failure) => {
-                waiting.attempts += 1;
-                if waiting.attempts == 1 {
-                    self.failing += 1;
-                }
-                let mut pause = backoff::full_jitter(waiting.attempts, rand::random());
-                match failure {
-                    Failure::Disk(error) => {
-                        tracing::warn!(log_type = %self.log_type, batch.name = %waiting.batch.name.batch, %error, "the spool's disk fails a batch on its way; trying again");
-                    }
-                    Failure::Put(error) => {
-                        pause = self.failed(&waiting, &error).unwrap_or(pause);
-                    }
-                }
-                waiting.not_before = Instant::now() + pause;
-                if !self.draining || waiting.stored {
-                    self.waiting.insert(waiting.batch.name.sequence, waiting);
-                }
+    fn settle(&mut self, waiting: Waiting, result: Result<Stored, Failure>) {
+        let failure = match result {
+            Ok(stored) => return self.succeeded(&waiting, &stored),
+            Err(failure) => failure,
+        };
+        self.failing += usize::from(waiting.attempts == 0);
+        let pause = backoff::full_jitter(waiting.attempts + 1, rand::random());
+        let (kind, pause) = match &failure {
+            Failure::Disk(_) => (None, pause),
+            Failure::Put(error) => {
+                self.meters.failed(error.kind);
+                (Some(error.kind), pause_after(error, &waiting, pause))
             }
-        }
+        };
+        self.note_trouble(&failure);
+        self.queue.failed(waiting, kind, pause, Instant::now(), rand::random());
     }
 
     fn succeeded(&mut self, waiting: &Waiting, stored: &Stored) {
@@ -283,14 +221,7 @@ impl Lane {
             );
             state.last_objects.truncate(LAST_OBJECTS);
         }
-        if self.failures >= OUTAGE_AFTER_FAILURES || self.one_at_a_time {
-            // The door is open again: nobody waits for a pause that the outage set.
-            let now = Instant::now();
-            self.waiting.values_mut().for_each(|waiting| waiting.not_before = waiting.not_before.min(now));
-        }
-        self.failures = 0;
-        self.one_at_a_time = false;
-        self.not_before = Instant::now();
+        self.queue.succeeded(waiting, Instant::now());
         if waiting.attempts > 0 {
             self.failing -= 1;
         }
@@ -303,56 +234,63 @@ impl Lane {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn outage_ended(&self) {
+    fn outage_ended(&mut self) {
+        self.told.clear();
         let mut state = self.state();
         let Some(Trouble { since, message, .. }) = state.error.take() else { return };
         let until = Timestamp::now();
         state.last_outage = Some(Outage { since, until, message });
-        tracing::info!(log_type = %self.log_type, outage.seconds = until.seconds_since(since), backlog.bytes = self.backlog_bytes(), backlog.batches = self.waiting.len(), "uploads work again");
+        tracing::info!(log_type = %self.log_type, outage.seconds = until.seconds_since(since), backlog.bytes = self.backlog_bytes(), backlog.batches = self.queue.waiting().len(), "uploads work again");
     }
 
-    /// Takes note of a failed PUT; a pause that the error asks for.
-    fn failed(&mut self, waiting: &Waiting, error: &PutError) -> Option<Duration> {
-        self.meters.failed(error.kind);
-        self.failures = self.failures.saturating_add(1);
-        self.one_at_a_time |= error.kind == PutErrorKind::Timeout;
-        if self.failures >= OUTAGE_AFTER_FAILURES {
-            self.not_before =
-                Instant::now() + backoff::full_jitter(self.failures - OUTAGE_AFTER_FAILURES + 1, rand::random());
-        }
-        if self.note_trouble(error) && error.kind != PutErrorKind::NoSession {
+    /// Puts a failure into the status, and into the log when this outage has had none of its kind.
+    fn note_trouble(&mut self, failure: &Failure) {
+        let (kind, message, remedy) = match failure {
+            Failure::Put(error) => (error.kind.as_str(), error.message.clone(), error.kind.remedy()),
+            Failure::Disk(error) => {
+                ("disk", format!("the spool's disk: {error}"), PutErrorKind::FileUnreadable.remedy())
+            }
+        };
+        let (code, request_id) = match failure {
+            Failure::Put(error) => (error.code.clone(), error.request_id.clone()),
+            Failure::Disk(_) => (None, None),
+        };
+        // Without a session, the credentials say it.
+        if self.told.insert(kind) && kind != PutErrorKind::NoSession.as_str() {
             tracing::warn!(
-                log_type = %self.log_type, error.kind = error.kind.as_str(), error.code = error.code, aws.request_id = error.request_id,
-                remedy = error.kind.remedy(), "uploads fail: {}; events stay in the spool and are tried again", error.message
+                log_type = %self.log_type, error.kind = kind, error.code = code, aws.request_id = request_id, remedy,
+                "uploads fail: {message}; events stay in the spool and are tried again"
             );
         }
-        match error.kind {
-            // A new session is on its way; the first time nothing else needs to pass.
-            PutErrorKind::SessionRejected | PutErrorKind::NoSession if waiting.attempts <= 1 => Some(Duration::ZERO),
-            _ => error.retry_after,
-        }
-    }
-}
-
-impl Lane {
-    /// Puts the error into the status; whether that is a change worth a log line.
-    fn note_trouble(&self, error: &PutError) -> bool {
         let now = Timestamp::now();
         let mut state = self.state();
         let before = state.error.take();
-        let changed = before
-            .as_ref()
-            .is_none_or(|before| before.code != error.code || before.remedy.as_deref() != Some(error.kind.remedy()));
         state.error = Some(Trouble {
             since: before.as_ref().map_or(now, |before| before.since),
             latest: now,
             attempts: before.map_or(0, |before| before.attempts) + 1,
-            message: error.message.clone(),
-            remedy: Some(error.kind.remedy().to_owned()),
-            code: error.code.clone(),
-            request_id: error.request_id.clone(),
+            message,
+            remedy: Some(remedy.to_owned()),
+            code,
+            request_id,
         });
-        changed
+    }
+}
+
+/// The pause that the error asks for, `backoff` at least; none the first time that a session is the reason: a new
+/// one is on its way.
+fn pause_after(error: &PutError, waiting: &Waiting, backoff: Duration) -> Duration {
+    match error.kind {
+        PutErrorKind::SessionRejected | PutErrorKind::NoSession if waiting.attempts == 0 => Duration::ZERO,
+        _ => error.retry_after.unwrap_or_default().max(backoff),
+    }
+}
+
+/// Never ends without a moment.
+async fn sleep_until(wake: Option<Instant>) {
+    match wake {
+        Some(wake) => tokio::time::sleep_until(wake).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -373,12 +311,10 @@ async fn try_attempt(shared: &Shared, waiting: &mut Waiting) -> Result<Stored, F
                 on_disk(&folder, batch, move |folder, _| folder.gaps_told(&gaps)).await.map_err(Failure::Disk)?;
             }
             Ok(Sent::Before) => waiting.stored = true,
-            Err(Failure::Put(error))
-                if matches!(error.kind, PutErrorKind::ChecksumRefused | PutErrorKind::FileUnreadable) =>
-            {
+            Err(failure) if failure.doubts_the_file() => {
                 return match on_disk(&folder, batch, quarantine_if_changed).await {
                     Ok(true) => Ok(Stored::Quarantined),
-                    Ok(false) => Err(Failure::Put(error)),
+                    Ok(false) => Err(failure),
                     Err(error) => Err(Failure::Disk(error)),
                 };
             }
@@ -406,14 +342,18 @@ async fn send(shared: &Shared, folder: &Arc<Folder>, batch: &mut Batch, gaps: &[
         on_disk(folder, batch, |folder, batch| folder.set_stage(batch, Stage::Sending)).await.map_err(Failure::Disk)?;
         batch.may_have_arrived = true;
         let started = Instant::now();
-        let outcome = shared.s3.put(&put(shared, folder, batch, gaps)).await;
-        shared.upload_duration.record(started.elapsed());
-        let Err(error) = outcome else { return Ok(Sent::Now) };
-        if error.kind == PutErrorKind::NameTaken && !first {
+        let Err(error) = shared.s3.put(&put(shared, folder, batch, gaps)).await else {
+            shared.upload_duration.record(started.elapsed());
+            return Ok(Sent::Now);
+        };
+        // Without S3's document or request id, anything in between may have said so: nothing is delivered on its
+        // word, and the batch is kept and tried again.
+        if error.kind == PutErrorKind::NameTaken && !first && (error.code.is_some() || error.request_id.is_some()) {
             tracing::info!(log_type = %batch.log_type, batch.name = %batch.name.batch, "the object is in the bucket already: an earlier attempt had arrived");
             return Ok(Sent::Before);
         }
-        if error.kind == PutErrorKind::NameTaken && renames < RENAMES_MAX {
+        // Whoever says so of a first attempt: a new name can only help.
+        if error.kind == PutErrorKind::NameTaken && first && renames < RENAMES_MAX {
             renames += 1;
             batch.may_have_arrived = false;
             tracing::info!(log_type = %batch.log_type, batch.name = %batch.name.batch, "another writer owns the object's name; the batch takes a new suffix");
@@ -461,15 +401,17 @@ fn put(shared: &Shared, folder: &Folder, batch: &Batch, gaps: &[u64]) -> Put {
     }
 }
 
-/// Two readings, so that one bad read doesn't condemn a good file.
-fn quarantine_if_changed(folder: &Folder, batch: &mut Batch) -> std::io::Result<bool> {
+/// Two readings, so that one bad read doesn't condemn a good file. One that somebody removed is beyond reading.
+fn quarantine_if_changed(folder: &Folder, batch: &mut Batch) -> io::Result<bool> {
     for _ in 0..2 {
-        if !folder.is_quarantined(batch) && folder.rehash(batch)? == batch.name.sha256 {
-            return Ok(false);
+        match folder.rehash(batch) {
+            Ok(sha256) if sha256 == batch.name.sha256 => return Ok(false),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
     }
     folder.quarantine(batch)?;
-    tracing::error!(log_type = %batch.log_type, batch.name = %batch.name.batch, batch.sequence = batch.name.sequence, batch.events = batch.name.records, "a sealed batch's bytes have changed on disk; it is in quarantine, see README#quarantined");
+    tracing::error!(log_type = %batch.log_type, batch.name = %batch.name.batch, batch.sequence = batch.name.sequence, batch.events = batch.name.records, "a sealed batch's file is gone or its bytes have changed on disk; what is left of it is in quarantine, see README#quarantined");
     Ok(true)
 }
 
@@ -478,15 +420,15 @@ fn quarantine_if_changed(folder: &Folder, batch: &mut Batch) -> std::io::Result<
 async fn on_disk<T: Send + 'static>(
     folder: &Arc<Folder>,
     batch: &mut Batch,
-    operation: impl FnOnce(&Folder, &mut Batch) -> std::io::Result<T> + Send + 'static,
-) -> std::io::Result<T> {
+    operation: impl FnOnce(&Folder, &mut Batch) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
     let folder = folder.clone();
     let mut moved = batch.clone();
     let run = move || {
         let result = operation(&folder, &mut moved);
         (moved, result)
     };
-    let (moved, result) = tokio::task::spawn_blocking(run).await.map_err(std::io::Error::other)?;
+    let (moved, result) = tokio::task::spawn_blocking(run).await.map_err(io::Error::other)?;
     *batch = moved;
     result
 }

@@ -35,6 +35,8 @@ use crate::network::{Network, causes, chain, never_connected};
 const READ_BUFFER_BYTES: usize = 256 * 1024;
 /// Of S3's words.
 const MAX_MESSAGE_CHARS: usize = 500;
+/// A `Retry-After` beyond it is no throttling but a mistake, and would look like a standstill.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
 /// For the small question of `check`.
 const LOCATE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -78,7 +80,7 @@ pub struct PutError {
     pub kind: PutErrorKind,
     /// Whether the object may be in the bucket nevertheless (contract section 1).
     pub may_have_arrived: bool,
-    /// What the answer's `Retry-After` asks for.
+    /// What the answer's `Retry-After` asks for, an hour at most.
     pub retry_after: Option<Duration>,
     /// HTTP status, where there was an answer.
     pub status: Option<u16>,
@@ -206,7 +208,10 @@ impl PutErrorKind {
                 "allow the role kms:GenerateDataKey on the key, and see that the key is enabled; see README#not-uploading"
             }
             PutErrorKind::NoSuchBucket => "see ENV0_S3_LOG_BUCKET_NAME, or make the bucket; see README#not-uploading",
-            PutErrorKind::WrongRegion => "set ENV0_S3_LOG_AWS_REGION to the bucket's region; see README#not-uploading",
+            PutErrorKind::WrongRegion => {
+                "set ENV0_S3_LOG_AWS_REGION to the bucket's region, run `env0-s3-logs drain` once, and start again; \
+                 see README#not-uploading"
+            }
             PutErrorKind::ClockSkew => "set this machine's clock right; see README#not-uploading",
             PutErrorKind::Throttled | PutErrorKind::ServerError => {
                 "nothing: it is tried again; see README#not-uploading"
@@ -446,8 +451,8 @@ impl PutError {
         let named = code.as_deref().unwrap_or("an answer that isn't S3's");
         PutError {
             kind,
-            may_have_arrived: !(code.is_some()
-                && (matches!(status, 400..=499) || is_slow_down(status, code.as_deref()))),
+            may_have_arrived: !(kind == PutErrorKind::NameTaken
+                || code.is_some() && (matches!(status, 400..=499) || is_slow_down(status, code.as_deref()))),
             retry_after: header("retry-after").and_then(|value| retry_after(value, Utc::now())),
             status: Some(status),
             message: format!("{named}, HTTP {status}: {words}{region}"),
@@ -490,17 +495,18 @@ fn classify(status: u16, code: Option<&str>, message: &str) -> PutErrorKind {
         (403, _) => Denied,
         (404, _) => NoSuchBucket,
         (409, _) => Conflict,
-        // Without S3's document, a 412 is not S3's word on who owns the name.
-        (412, code) if !code.is_empty() => NameTaken,
+        // Some stores send it without a document.
+        (412, _) => NameTaken,
         (500.., _) => ServerError,
         _ => Other,
     }
 }
 
-/// Seconds or a date.
+/// Seconds or a date; [`RETRY_AFTER_MAX`] at most.
 fn retry_after(value: &str, now: DateTime<Utc>) -> Option<Duration> {
     let seconds = value.trim().parse().map(Duration::from_secs).ok();
-    seconds.or_else(|| (DateTime::parse_from_rfc2822(value.trim()).ok()?.to_utc() - now).to_std().ok())
+    let asked = seconds.or_else(|| (DateTime::parse_from_rfc2822(value.trim()).ok()?.to_utc() - now).to_std().ok());
+    asked.map(|asked| asked.min(RETRY_AFTER_MAX))
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,7 +33,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use crate::batch::{Codec, LogType, SealedName, SpoolName};
 use crate::spool::disk::Disk;
 use crate::spool::folder::Folder;
-use crate::spool::manifest::{Destination, Lock, LockError, Manifest, ManifestError};
+use crate::spool::manifest::{Destination, Home, Lock, LockError, Manifest, ManifestError};
 use crate::spool::usage::Usage;
 use crate::spool::writer::Writer;
 
@@ -146,12 +146,10 @@ pub struct Spool {
 }
 
 struct Inner {
-    instance: String,
-    chains: [String; 2],
+    home: Arc<Home>,
     folders: [Arc<Folder>; 2],
     writers: [Writer; 2],
     usage: Arc<Usage>,
-    _lock: Lock,
 }
 
 /// The sealed batches of one log type, oldest first: those found at the start, then each as it is sealed.
@@ -197,22 +195,23 @@ impl Spool {
         let folders: [Arc<Folder>; 2] = folders.try_into().unwrap_or_else(|_| unreachable!("one folder a log type"));
         let receivers: [SealedBatches; 2] = receivers.try_into().unwrap_or_else(|_| unreachable!("one a log type"));
         folders[0].reserve();
+        let home = Arc::new(Home { manifest, lock: Mutex::new(lock) });
+        folders.iter().for_each(|folder| folder.set_home(&home));
         let mut left_open = left_open.into_iter();
         let writers = folders
             .each_ref()
             .map(|folder| Writer::start(folder.clone(), settings.clone(), left_open.next().unwrap_or_default()));
-        let Manifest { instance, chains, .. } = manifest;
-        Ok((Spool { inner: Arc::new(Inner { instance, chains, folders, writers, usage, _lock: lock }) }, receivers))
+        Ok((Spool { inner: Arc::new(Inner { home, folders, writers, usage }) }, receivers))
     }
 
     /// Names this spool in the STS session.
     pub fn instance(&self) -> &str {
-        &self.inner.instance
+        &self.inner.home.manifest.instance
     }
 
     /// The instance id of a log type's chain.
     pub fn chain_instance(&self, log_type: LogType) -> &str {
-        &self.inner.chains[log_type.index()]
+        self.inner.home.manifest.chain(log_type)
     }
 
     /// Says whether `bytes` more would be taken now, without taking any.
@@ -228,11 +227,11 @@ impl Spool {
         self.inner.writers[log_type.index()].append(lines, records, reservation).await
     }
 
-    /// Seals the open batches and refuses all that comes after; returns when they are sealed.
+    /// Seals the open batches and refuses all that comes after; returns when both are sealed. Both are asked
+    /// before either is waited for.
     pub async fn close(&self) {
-        for writer in &self.inner.writers {
-            writer.close().await;
-        }
+        let [deployments, audits] = self.inner.writers.each_ref().map(Writer::close);
+        tokio::join!(deployments, audits);
     }
 
     /// Seals the open batch of each log type now.

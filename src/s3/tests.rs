@@ -175,7 +175,6 @@ async fn each_answer_has_its_meaning_and_tells_whether_the_object_may_be_there()
 async fn an_answer_that_is_not_s3s_own_tells_nothing_about_the_object() {
     use PutErrorKind::*;
     for (status, body, kind) in [
-        (412, "", Other),
         (403, "<html><body>Access denied by the proxy</body></html>", Denied),
         (400, "<html><Code>BadRequest</Code></html>", Other),
         (404, "not found", NoSuchBucket),
@@ -185,6 +184,22 @@ async fn an_answer_that_is_not_s3s_own_tells_nothing_about_the_object() {
     ] {
         let error = refused_by(move |_| answer(status, body)).await;
         assert_eq!((error.kind, error.may_have_arrived, error.code), (kind, true, None), "{status} {body}");
+    }
+}
+
+#[tokio::test]
+async fn a_412_without_a_document_says_that_the_name_is_taken_and_only_a_request_id_that_the_store_says_so() {
+    for request_id in [None, Some("store-request")] {
+        let error = refused_by(move |_| {
+            let mut response = answer(412, "");
+            if let Some(id) = request_id {
+                response.headers_mut().insert("x-amz-request-id", id.parse().unwrap());
+            }
+            response
+        })
+        .await;
+        assert_eq!((error.kind, error.may_have_arrived, error.code), (PutErrorKind::NameTaken, false, None));
+        assert_eq!(error.request_id.as_deref(), request_id);
     }
 }
 
@@ -200,6 +215,9 @@ async fn retry_after_is_passed_on() {
     let now = DateTime::parse_from_rfc2822("Sun, 22 Nov 2026 21:00:00 GMT").unwrap().to_utc();
     assert_eq!(retry_after("Sun, 22 Nov 2026 21:00:30 GMT", now), Some(Duration::from_secs(30)));
     assert_eq!(retry_after("soon", now), None);
+    for far in [u64::MAX.to_string(), "86400".to_owned(), "Sun, 22 Nov 2099 21:00:00 GMT".to_owned()] {
+        assert_eq!(retry_after(&far, now), Some(Duration::from_secs(3600)), "{far}");
+    }
 }
 
 #[tokio::test]

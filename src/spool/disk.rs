@@ -4,8 +4,8 @@
 //! created, renamed or removed is after [`Disk::sync_dir`] of its folder.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// Rights of every file that the daemon makes; the umask can only narrow them. The group's are there
@@ -39,7 +39,7 @@ pub trait DiskFile: Send {
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Cuts the file to `len` bytes.
     fn truncate(&mut self, len: u64) -> io::Result<()>;
-    /// Makes the bytes and the length durable.
+    /// Makes the bytes and the length durable. An error when the file has no name any more: nobody would find it again.
     fn sync(&mut self) -> io::Result<()>;
 }
 
@@ -102,17 +102,70 @@ impl DiskFile for File {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.sync_data()
+        self.sync_data()?;
+        match self.metadata()?.nlink() {
+            0 => Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the file was removed from its folder while it was written",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Reads and writes an open file from its start on.
+pub struct Cursor<'a> {
+    file: &'a mut dyn DiskFile,
+    offset: u64,
+}
+
+impl<'a> Cursor<'a> {
+    /// At the file's start.
+    pub fn new(file: &'a mut dyn DiskFile) -> Cursor<'a> {
+        Cursor { file, offset: 0 }
+    }
+}
+
+impl Read for Cursor<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
+    }
+}
+
+impl Write for Cursor<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write_at(bytes, self.offset)?;
+        self.offset += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 
 /// Writes a small file as a whole: other readers see the old one or the new one, and after `Ok` the
 /// new one stays.
 pub fn replace(disk: &dyn Disk, folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    replace_with(disk, folder, name, |file| file.write_all(bytes))
+}
+
+/// [`replace`] for bytes that are not all in memory at once.
+pub fn replace_with(
+    disk: &dyn Disk,
+    folder: &Path,
+    name: &str,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
     let temporary = folder.join(format!("{name}.tmp"));
     disk.remove(&temporary)?;
     let mut file = disk.create(&temporary)?;
-    file.write_at(bytes, 0)?;
+    let mut buffered = BufWriter::with_capacity(READ_BUFFER_BYTES, Cursor::new(&mut *file));
+    write(&mut buffered)?;
+    buffered.flush()?;
+    drop(buffered);
     file.sync()?;
     disk.rename(&temporary, &folder.join(name))?;
     disk.sync_dir(folder)
@@ -122,14 +175,9 @@ pub fn replace(disk: &dyn Disk, folder: &Path, name: &str, bytes: &[u8]) -> io::
 pub fn read(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
     let mut file = disk.open(path)?;
     let mut bytes = Vec::new();
-    let mut buffer = vec![0; READ_BUFFER_BYTES];
-    loop {
-        match file.read_at(&mut buffer, bytes.len() as u64)? {
-            0 => return Ok(bytes),
-            read => bytes.extend_from_slice(&buffer[..read]),
-        }
-    }
+    Cursor::new(&mut *file).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
-/// How much of a file is read at once.
+/// How much of a file is read, or gathered for it, at once.
 pub const READ_BUFFER_BYTES: usize = 256 * 1024;

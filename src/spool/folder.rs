@@ -6,12 +6,13 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use chrono::{DateTime, Utc};
 
 use crate::batch::{BatchName, Codec, LogType, SealedName, Sha256, Sha256Hasher, SpoolName, Stage};
 use crate::spool::disk::{Disk, DiskFile, READ_BUFFER_BYTES};
+use crate::spool::manifest::Home;
 use crate::spool::sealer::SealReason;
 use crate::spool::usage::Usage;
 use crate::spool::{Batch, SealedSender, Settings};
@@ -34,7 +35,13 @@ pub struct Folder {
     spool: PathBuf,
     disk: Arc<dyn Disk>,
     usage: Arc<Usage>,
+    /// Never held over I/O: the status and the ingest ask here.
     state: Mutex<State>,
+    /// Held, I/O included, while the chain's head is delivered or set aside, so that no seal moves it on meanwhile.
+    /// Taken before `state`.
+    head_transition: Mutex<()>,
+    /// Empty until the spool is open.
+    home: OnceLock<Weak<Home>>,
     sealed: SealedSender,
     figures: Figures,
     fsync_duration: metrics::Histogram,
@@ -107,6 +114,8 @@ impl Folder {
             disk,
             usage,
             state: Mutex::default(),
+            head_transition: Mutex::default(),
+            home: OnceLock::new(),
             sealed,
             figures: Figures::default(),
             fsync_duration: metrics::histogram!("env0_s3_logs_fsync_duration_seconds"),
@@ -130,6 +139,15 @@ impl Folder {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn head_transition(&self) -> MutexGuard<'_, ()> {
+        self.head_transition.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What has to be there again when the whole spool is removed.
+    pub(super) fn set_home(&self, home: &Arc<Home>) {
+        let _ = self.home.set(Arc::downgrade(home));
     }
 
     /// For `/status`.
@@ -184,7 +202,7 @@ impl Folder {
         // Given out, whatever becomes of it: a file that can't be removed again keeps its name for itself.
         self.state().last_opened = Some(name.opened);
         let path = self.path(&SpoolName::Open(name));
-        let file = self.with_reserve(|| {
+        let file = self.with_remedy(|| {
             let file = self.disk.create(&path)?;
             self.disk.sync_dir(&self.dir).inspect_err(|_| drop(self.disk.remove(&path)))?;
             Ok(file)
@@ -222,7 +240,7 @@ impl Folder {
         let Head { sequence, sha256: previous, .. } = self.head();
         let name = SealedName { batch, sequence: sequence + 1, records, sha256, previous, stage: Stage::Sealed };
         let to = self.path(&SpoolName::Sealed(name));
-        self.with_reserve(|| match self.disk.rename(from, &to) {
+        self.with_remedy(|| match self.disk.rename(from, &to) {
             // An earlier try got as far as the rename.
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.disk.open(&to).is_ok() => Ok(()),
             other => other,
@@ -235,14 +253,15 @@ impl Folder {
     ///
     /// Repeated after an error it does what is left to do.
     pub(super) fn finish_seal(&self, name: &SealedName) -> io::Result<()> {
-        self.with_reserve(|| self.disk.sync_dir(&self.dir))?;
-        let mut state = self.state();
-        if name.sequence <= state.head.sequence {
-            return Ok(());
-        }
-        let before =
-            std::mem::replace(&mut state.head, Head { sequence: name.sequence, sha256: name.sha256, sent: None });
-        drop(state);
+        self.with_remedy(|| self.disk.sync_dir(&self.dir))?;
+        let before = {
+            let _transition = self.head_transition();
+            let head = &mut self.state().head;
+            if name.sequence <= head.sequence {
+                return Ok(());
+            }
+            std::mem::replace(head, Head { sequence: name.sequence, sha256: name.sha256, sent: None })
+        };
         if let Some(sent) = before.sent {
             // A head that stays too long is removed at the next start.
             let _ = self.disk.remove(&self.path(&SpoolName::Sealed(sent)));
@@ -279,7 +298,7 @@ impl Folder {
     }
 
     fn rename_to(&self, batch: &mut Batch, name: SealedName) -> io::Result<()> {
-        self.with_reserve(|| {
+        self.with_remedy(|| {
             if batch.name != name {
                 self.disk.rename(&self.batch_path(batch), &self.path(&SpoolName::Sealed(name)))?;
                 batch.name = name;
@@ -297,16 +316,23 @@ impl Folder {
     ///
     /// A file that comes back after a power cut is `.sending`, and its repeated PUT meets our own object.
     pub fn delivered(&self, batch: &mut Batch) -> io::Result<()> {
-        let mut state = self.state();
-        if state.head.sequence == batch.name.sequence {
-            self.rename_to(batch, SealedName { stage: Stage::Sent, ..batch.name })?;
-            self.disk.open(&self.batch_path(batch))?.truncate(0)?;
-            state.head.sent = Some(batch.name);
-        } else {
-            self.disk.remove(&self.batch_path(batch))?;
+        {
+            let _transition = self.head_transition();
+            if self.head().sequence == batch.name.sequence {
+                let sent = SealedName { stage: Stage::Sent, ..batch.name };
+                let emptied =
+                    self.rename_to(batch, sent).and_then(|()| self.disk.open(&self.batch_path(batch))?.truncate(0));
+                match emptied {
+                    // Somebody removed the file; its bytes are in the bucket.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => self.keep_head(sent)?,
+                    emptied => emptied?,
+                }
+                self.state().head.sent = Some(sent);
+            } else {
+                self.disk.remove(&self.batch_path(batch))?;
+            }
         }
-        state.unsent.remove(&batch.name.batch.opened);
-        drop(state);
+        self.state().unsent.remove(&batch.name.batch.opened);
         self.gone(batch);
         self.figures.uploaded.fetch_add(batch.name.records, Ordering::Relaxed);
         Ok(())
@@ -320,7 +346,7 @@ impl Folder {
 
     /// The sealed copy of a batch that was rewritten, when an earlier try got that far.
     pub(super) fn sealed_already(&self, name: BatchName) -> io::Result<Option<(SealedName, u64)>> {
-        let files = self.disk.list(&self.dir)?;
+        let files = self.with_remedy(|| self.disk.list(&self.dir))?;
         Ok(files.into_iter().find_map(|(file, bytes)| match file.parse() {
             Ok(SpoolName::Sealed(sealed)) if sealed.batch.same_batch(&name) => Some((sealed, bytes)),
             _ => None,
@@ -347,6 +373,7 @@ impl Folder {
 
     /// Writes, fsyncs and removes a small file, to find out whether the disk works.
     pub(super) fn probe(&self) -> io::Result<()> {
+        self.restore()?;
         let path = self.dir.join("probe.tmp");
         self.disk.remove(&path)?;
         let written = self.disk.create(&path).and_then(|mut file| {
@@ -374,15 +401,49 @@ impl Folder {
         }
     }
 
-    /// Runs `operation`; when the disk is full, gives up the reserve and runs it once more.
-    pub(super) fn with_reserve<T>(&self, mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    /// Runs `operation`, and once more after what can be mended: a full disk by giving up the reserve, a
+    /// folder that was removed by making it again.
+    pub(super) fn with_remedy<T>(&self, mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         match operation() {
             Err(error) if is_full(&error) => {
                 self.disk.remove(&self.spool.join(RESERVE))?;
                 operation()
             }
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.restore()? => operation(),
             result => result,
         }
+    }
+
+    /// Makes the folders again that somebody removed under the daemon, with the chain's head in them; whether
+    /// one was missing.
+    fn restore(&self) -> io::Result<bool> {
+        let folders = [&self.dir, &self.quarantine_dir()];
+        let is_missing =
+            |folder: &&PathBuf| self.disk.sync_dir(folder).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if !folders.iter().any(is_missing) {
+            return Ok(false);
+        }
+        self.disk.create_dir(&self.spool)?;
+        // First of all: nothing may be written into a spool that another daemon has taken meanwhile.
+        if let Some(home) = self.home.get().and_then(Weak::upgrade) {
+            home.restore(&*self.disk, &self.spool)?;
+        }
+        folders.into_iter().try_for_each(|folder| self.disk.create_dir(folder))?;
+        self.disk.sync_dir(&self.spool)?;
+        if let Some(sent) = self.head().sent {
+            self.create_head(sent)?;
+        }
+        tracing::error!(log_type = %self.log_type, spool.dir = %self.spool.display(), "a folder of the spool was removed while the daemon runs; it is made again; what was uploaded or is still open is safe, see README#quarantined");
+        Ok(true)
+    }
+
+    /// Makes the empty file that keeps a head, durably; it may be there.
+    fn create_head(&self, head: SealedName) -> io::Result<()> {
+        match self.disk.create(&self.path(&SpoolName::Sealed(head))) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            created => drop(created?),
+        }
+        self.disk.sync_dir(&self.dir)
     }
 
     /// Takes the reserve when it is missing; on a full disk it is tried again later.

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -149,6 +150,30 @@ fn holder_in(file: &mut File) -> String {
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
+}
+
+/// What makes a folder this daemon's spool, for as long as it is open.
+#[derive(Debug)]
+pub(super) struct Home {
+    pub(super) manifest: Manifest,
+    pub(super) lock: Mutex<Lock>,
+}
+
+impl Home {
+    /// Takes the lock and writes the manifest again where somebody removed them.
+    ///
+    /// # Errors
+    /// Another daemon has the spool by now, or the disk refuses.
+    pub(super) fn restore(&self, disk: &dyn Disk, spool: &Path) -> io::Result<()> {
+        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if !spool.join(LOCK).exists() {
+            *lock = Lock::take(spool).map_err(io::Error::other)?;
+        }
+        match Manifest::read(disk, spool).map_err(io::Error::other)? {
+            Some(_) => Ok(()),
+            None => self.manifest.write(disk, spool).map_err(io::Error::other),
+        }
+    }
 }
 
 /// Why a spool can't be locked.

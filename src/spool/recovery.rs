@@ -4,13 +4,13 @@
 //! acknowledged), any other bytes go to quarantine, and the rest is fsynced and sealed with the
 //! SHA-256 of the bytes read back. Sealed batches are taken as their names say; S3 checks their bytes.
 
-use std::io;
+use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use crate::batch::{BatchName, SealedName, Sha256, SpoolName, Stage};
+use crate::batch::{BatchName, SealedName, Sha256, Sha256Hasher, SpoolName, Stage};
 use crate::spool::Found;
-use crate::spool::disk::{self, Disk};
+use crate::spool::disk::{self, Cursor, Disk, DiskFile, READ_BUFFER_BYTES};
 use crate::spool::folder::Folder;
 use crate::spool::sealer::{Closed, SealReason};
 
@@ -67,7 +67,7 @@ pub(super) fn recover(folder: &Folder, names: Vec<Found>) -> io::Result<Vec<Clos
             Some(SpoolName::Sealed(name)) => sealed.push((name, bytes)),
             Some(SpoolName::Open(name)) => open.push((name, bytes)),
             None if file_name.ends_with(TEMPORARY) => folder.disk().remove(&folder.dir.join(&file_name))?,
-            None => set_aside(folder, &file_name, "it is not a batch that this daemon wrote")?,
+            None => set_aside(folder, &file_name, "it is not a batch that this daemon wrote"),
         }
     }
     sealed.sort_by_key(|(name, _)| name.sequence);
@@ -119,70 +119,138 @@ impl Folder {
         Ok(())
     }
 
+    /// Lines that were found and are no events.
+    fn count_set_aside(&self, lines: u64) {
+        self.figures().recovered.fetch_add(lines, Ordering::Relaxed);
+        self.figures().quarantined.fetch_add(lines, Ordering::Relaxed);
+    }
+
     fn count_recovered(&self, records: u64) {
         self.figures().recovered.fetch_add(records, Ordering::Relaxed);
         self.figures().spooled.fetch_add(records, Ordering::Relaxed);
     }
 }
 
-fn set_aside(folder: &Folder, file_name: &str, why: &str) -> io::Result<()> {
-    tracing::error!(log_type = %folder.log_type, file = file_name, "a file is set aside in quarantine: {why}; see README#quarantined");
-    folder.move_to_quarantine(&folder.dir.join(file_name), file_name)
+/// Moves a stray file out of the way. One that can't be moved is in nobody's way.
+fn set_aside(folder: &Folder, file_name: &str, why: &str) {
+    let path = folder.dir.join(file_name);
+    let moved = match folder.disk().open(&path) {
+        // Its name is not UTF-8, and this is not quite it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
+        _ => folder.move_to_quarantine(&path, file_name),
+    };
+    match moved {
+        Ok(()) => {
+            tracing::error!(log_type = %folder.log_type, file = file_name, "a file is set aside in quarantine: {why}; see README#quarantined");
+        }
+        Err(error) => {
+            tracing::error!(log_type = %folder.log_type, file = file_name, %error, "a file can't be moved to quarantine and is left where it is: {why}; see README#quarantined");
+        }
+    }
 }
 
 /// What is left of an `.open` file, durable; none when it can't be read.
 fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Result<Option<Closed>> {
     let path = folder.path(&SpoolName::Open(name));
-    let bytes = match disk::read(folder.disk(), &path) {
-        Ok(bytes) => bytes,
+    let mut survey = Survey::default();
+    let read = folder.disk().open(&path).and_then(|mut file| {
+        survey.read(&mut *file, |_, _| Ok(()))?;
+        Ok(file)
+    });
+    let mut file = match read {
+        Ok(file) => file,
         Err(error) => {
-            tracing::error!(log_type = %folder.log_type, batch.name = %name, %error, "a batch left by a crash can't be read; it is in quarantine, see README#quarantined");
+            // Nobody knows how many lines there are behind the place that can't be read.
+            let lines = survey.records + survey.foreign + 1;
+            tracing::error!(log_type = %folder.log_type, batch.name = %name, %error, events = lines, "a batch left by a crash can't be read; it is in quarantine, counted as the lines before the error and one more; see README#quarantined");
             folder.move_to_quarantine(&path, &SpoolName::Open(name).to_string())?;
             folder.forget(name, found_bytes);
+            folder.count_set_aside(lines);
             return Ok(None);
         }
     };
-    let Sorted { lines, records, foreign, torn } = sort(&bytes);
-    if !foreign.is_empty() {
-        tracing::error!(log_type = %folder.log_type, batch.name = %name, foreign.bytes = foreign.len(), "a batch left by a crash holds bytes that are no events; they are in quarantine, see README#quarantined");
-        disk::replace(folder.disk(), &folder.quarantine_dir(), &format!("{}_{name}.bytes", folder.log_type), &foreign)?;
-        disk::replace(folder.disk(), &folder.dir, &SpoolName::Open(name).to_string(), &lines)?;
+    if survey.foreign > 0 {
+        let foreign = survey.foreign;
+        disk::replace_with(
+            folder.disk(),
+            &folder.quarantine_dir(),
+            &format!("{}_{name}.bytes", folder.log_type),
+            |aside| {
+                let aside_only =
+                    |line: Line, bytes: &[u8]| if line == Line::Foreign { aside.write_all(bytes) } else { Ok(()) };
+                Survey::default().read(&mut *file, aside_only)
+            },
+        )?;
+        survey = Survey::default();
+        disk::replace_with(folder.disk(), &folder.dir, &SpoolName::Open(name).to_string(), |kept| {
+            survey.read(&mut *file, |line, bytes| if line == Line::Event { kept.write_all(bytes) } else { Ok(()) })
+        })?;
+        tracing::error!(log_type = %folder.log_type, batch.name = %name, events = foreign, "a batch left by a crash holds lines that are no events; they are in quarantine, see README#quarantined");
+        folder.count_set_aside(foreign);
     } else {
-        let mut file = folder.disk().open(&path)?;
-        if torn {
-            file.truncate(lines.len() as u64)?;
+        if survey.torn {
+            file.truncate(survey.bytes)?;
         }
         file.sync()?;
     }
-    let kept = lines.len() as u64;
-    folder.usage().remove(folder.log_type, found_bytes.saturating_sub(kept));
+    let Survey { bytes, records, hasher, .. } = survey;
+    folder.usage().remove(folder.log_type, found_bytes.saturating_sub(bytes));
     folder.count_recovered(records);
-    let sha256 = Sha256::of(&lines);
-    Ok(Some(Closed { name, bytes: kept, records, sha256, reason: SealReason::Recovery }))
+    Ok(Some(Closed { name, bytes, records, sha256: hasher.finish(), reason: SealReason::Recovery, file: None }))
 }
 
-/// The bytes of an `.open` file, told apart.
-struct Sorted {
-    /// Whole lines that are JSON objects.
-    lines: Vec<u8>,
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Line {
+    /// A whole line that is a JSON object.
+    Event,
+    /// A whole line that is not.
+    Foreign,
+    /// The last line, without its newline.
+    Torn,
+}
+
+impl Line {
+    fn of(bytes: &[u8]) -> Line {
+        if bytes.last() != Some(&b'\n') {
+            Line::Torn
+        } else if bytes.first() == Some(&b'{') && serde_json::from_slice::<&serde_json::value::RawValue>(bytes).is_ok()
+        {
+            Line::Event
+        } else {
+            Line::Foreign
+        }
+    }
+}
+
+/// What an `.open` file holds; its events' bytes, number and hash, the number of foreign lines.
+#[derive(Default)]
+struct Survey {
+    bytes: u64,
     records: u64,
-    /// Whole lines that are not.
-    foreign: Vec<u8>,
-    /// Whether a last line without its newline was left out.
+    hasher: Sha256Hasher,
+    foreign: u64,
     torn: bool,
 }
 
-fn sort(bytes: &[u8]) -> Sorted {
-    let mut sorted = Sorted { lines: Vec::with_capacity(bytes.len()), records: 0, foreign: Vec::new(), torn: false };
-    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
-        if line.last() != Some(&b'\n') {
-            sorted.torn = true;
-        } else if line.first() == Some(&b'{') && serde_json::from_slice::<&serde_json::value::RawValue>(line).is_ok() {
-            sorted.lines.extend_from_slice(line);
-            sorted.records += 1;
-        } else {
-            sorted.foreign.extend_from_slice(line);
+impl Survey {
+    /// Reads the file line by line, and hands each on; no more than a line and a buffer are in memory at once.
+    fn read(&mut self, file: &mut dyn DiskFile, mut each: impl FnMut(Line, &[u8]) -> io::Result<()>) -> io::Result<()> {
+        let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, Cursor::new(file));
+        let mut bytes = Vec::new();
+        while reader.read_until(b'\n', &mut bytes)? > 0 {
+            let line = Line::of(&bytes);
+            each(line, &bytes)?;
+            match line {
+                Line::Event => {
+                    self.bytes += bytes.len() as u64;
+                    self.records += 1;
+                    self.hasher.update(&bytes);
+                }
+                Line::Foreign => self.foreign += 1,
+                Line::Torn => self.torn = true,
+            }
+            bytes.clear();
         }
+        Ok(())
     }
-    sorted
 }

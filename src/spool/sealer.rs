@@ -61,6 +61,8 @@ pub(super) struct Closed {
     /// Of the plain bytes.
     pub(super) sha256: Sha256,
     pub(super) reason: SealReason,
+    /// Where the writer had it open: the bytes are there even when somebody removes the name.
+    pub(super) file: Option<Box<dyn DiskFile>>,
 }
 
 /// What the sealer is asked for.
@@ -75,9 +77,9 @@ pub(super) fn run(folder: &Arc<Folder>, requests: &Receiver<Request>) {
     for request in requests {
         match request {
             Request::Drained(reply) => drop(reply.send(())),
-            Request::Seal(closed) => {
+            Request::Seal(mut closed) => {
                 let mut told = false;
-                while let Err(error) = seal(folder, &closed) {
+                while let Err(error) = seal(folder, &mut closed) {
                     if !told {
                         tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, %error, "a batch can't be sealed; trying again every second");
                         told = true;
@@ -97,17 +99,23 @@ pub(super) fn run(folder: &Arc<Folder>, requests: &Receiver<Request>) {
 }
 
 /// Seals one batch and hands it to the flusher. Repeated after an error it does what is left to do.
-pub(super) fn seal(folder: &Folder, closed: &Closed) -> io::Result<()> {
+pub(super) fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
     let open = folder.path(&SpoolName::Open(closed.name));
     if closed.records == 0 {
         return folder.remove_empty(closed.name);
     }
     let rewrite = closed.name.codec != Codec::None || closed.reason == SealReason::DiskError;
     if !rewrite {
-        let name = folder.seal(&open, closed.name, closed.records, closed.sha256)?;
-        folder.count_sealed(closed.reason);
-        folder.announce(folder.hold(name, closed.bytes));
-        return Ok(());
+        match folder.seal(&open, closed.name, closed.records, closed.sha256) {
+            // Somebody removed it; what the writer had open is left to copy from.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            sealed => {
+                let name = sealed?;
+                folder.count_sealed(closed.reason);
+                folder.announce(folder.hold(name, closed.bytes));
+                return Ok(());
+            }
+        }
     }
     let sealed = if let Some((name, bytes)) = folder.sealed_already(closed.name)? {
         folder.finish_seal(&name)?;
@@ -115,7 +123,7 @@ pub(super) fn seal(folder: &Folder, closed: &Closed) -> io::Result<()> {
     } else {
         let copy = folder.dir.join(format!("{}.tmp", closed.name));
         let Some((sha256, bytes)) = copy_checked(folder, &open, &copy, closed)? else {
-            tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, events = closed.records, "a batch's bytes are not those that were written; it is in quarantine, see README#quarantined");
+            tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, events = closed.records, "a batch's file is gone or its bytes are not those that were written; what is left of it is in quarantine, see README#quarantined");
             return folder.quarantine_unsealed(closed.name, closed.bytes, closed.records);
         };
         (folder.seal(&copy, closed.name, closed.records, sha256)?, bytes)
@@ -130,12 +138,18 @@ pub(super) fn seal(folder: &Folder, closed: &Closed) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies the batch's plain bytes through its codec; durable on return. `None` when they are not the
+/// Copies the batch's plain bytes through its codec; durable on return. `None` when they are gone, or not the
 /// bytes that were hashed as they were appended.
-fn copy_checked(folder: &Folder, from: &Path, to: &Path, closed: &Closed) -> io::Result<Option<(Sha256, u64)>> {
+fn copy_checked(folder: &Folder, from: &Path, to: &Path, closed: &mut Closed) -> io::Result<Option<(Sha256, u64)>> {
     let disk = folder.disk();
     disk.remove(to)?;
-    let mut source = disk.open(from)?;
+    if closed.file.is_none() {
+        match disk.open(from) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => closed.file = Some(opened?),
+        }
+    }
+    let Some(source) = &mut closed.file else { return Ok(None) };
     let mut encoder =
         Encoder::new(closed.name.codec, Target { file: disk.create(to)?, bytes: 0, hasher: Sha256Hasher::default() })?;
     let mut plain = Sha256Hasher::default();

@@ -136,10 +136,11 @@ impl Writer {
         let _ = self.requests.send(Request::Seal);
     }
 
-    pub(super) async fn close(&self) {
+    /// Asks at once; the future it returns is done when all is sealed.
+    pub(super) fn close(&self) -> impl Future<Output = ()> + use<> {
         let (reply, closed) = oneshot::channel();
         let _ = self.requests.send(Request::Close(reply));
-        let _ = closed.await;
+        async { drop(closed.await) }
     }
 
     pub(super) fn busy_for(&self) -> Duration {
@@ -333,11 +334,11 @@ impl State {
 
     fn close(&mut self, reason: SealReason) {
         let Some(open) = self.open.take() else { return };
-        let Open { name, bytes, records, hasher, .. } = open;
+        let Open { name, bytes, records, hasher, file, .. } = open;
         if reason == SealReason::DiskError {
             self.folder.figures().salvages.fetch_add(1, Ordering::Release);
         }
-        let closed = Closed { name, bytes, records, sha256: hasher.finish(), reason };
+        let closed = Closed { name, bytes, records, sha256: hasher.finish(), reason, file: Some(file) };
         // The sealer ends after the writer.
         let _ = self.seal.send(sealer::Request::Seal(closed));
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use chrono::{TimeDelta, Utc};
-use env0_s3_logs::batch::{BatchName, Codec, SealedName, Sha256, Stage};
+use env0_s3_logs::batch::{BatchName, Codec, SealedName, Sha256, SpoolName, Stage};
 
 use crate::harness::{Books, DEPLOYMENTS, Setup, event, wait_until};
 use crate::local_aws::{Fault, LocalAws};
@@ -69,4 +69,28 @@ fn two_thousand_batches_drain_in_little_memory_while_one_type_is_denied() {
     println!("peak memory: {} KiB", peak / 1024);
     assert!(peak < MEMORY_MAX_BYTES, "{peak} bytes");
     assert_eq!(aws.s3.line_count() as u64, 2 * BATCHES * LINES + books.acknowledged() as u64);
+}
+
+#[test]
+fn a_large_batch_that_a_crash_left_open_is_recovered_in_little_memory() {
+    const LINE_BYTES: usize = 1 << 20;
+    const LARGE_LINES: usize = 160;
+    let aws = LocalAws::start();
+    aws.s3.measure_only();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_BYTES", "1GiB");
+    drop(setup.start());
+    let name = SpoolName::Open(BatchName::open(Utc::now(), None, Codec::None)).to_string();
+    let line = format!("{{\"id\":\"large\",\"message\":\"{}\"}}\n", "x".repeat(LINE_BYTES));
+    let mut file = std::fs::File::create(setup.spool().join("env0-deployments").join(name)).unwrap();
+    for index in 0..LARGE_LINES {
+        // One line that is no event, so that the file has to be parted in two.
+        let line = if index == 7 { "not JSON\n" } else { &line };
+        std::io::Write::write_all(&mut file, line.as_bytes()).unwrap();
+    }
+    let daemon = setup.start();
+    let peak = peak_memory(daemon.process_id());
+    assert!(peak < MEMORY_MAX_BYTES, "{peak} bytes");
+    assert_eq!(daemon.metric("events_recovered_total{type=\"env0-deployments\"}"), Some(LARGE_LINES as f64));
+    assert_eq!(daemon.metric("events_quarantined_total{type=\"env0-deployments\"}"), Some(1.0));
+    wait_until("it is delivered", || aws.s3.line_count() == LARGE_LINES - 1);
 }

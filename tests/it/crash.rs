@@ -85,3 +85,57 @@ fn a_start_on_a_spool_that_a_crash_left_delivers_it_without_a_new_event() {
     books.balance(&aws, &setup);
     assert_eq!(aws.s3.line_count(), 10);
 }
+
+/// Leaves a batch that is still open, large enough that compressing it takes a while.
+fn left_open(setup: &Setup, books: &Books) {
+    let ids = books.ids(20_000);
+    let daemon = setup.start();
+    assert_eq!(daemon.post(DEPLOYMENTS, Books::body(&ids)).accepted(), 20_000);
+    books.acknowledge(ids);
+    daemon.kill();
+}
+
+#[test]
+fn a_drain_of_a_batch_that_a_kill_left_open_ends_well_only_when_the_bucket_has_it() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "1h").set("ENV0_S3_LOG_COMPRESSION", "gzip");
+    left_open(&setup, &Books::default());
+    aws.sts.set_down();
+    let finished = setup.run("drain --timeout 1s");
+    assert_eq!(finished.code, Some(69), "{finished:?}");
+    assert!(finished.stderr.contains("20000 events"), "{}", finished.stderr);
+    aws.sts.heal();
+    let finished = setup.run("drain");
+    assert_eq!((finished.code, aws.s3.objects().len()), (Some(0), 1), "{finished:?}");
+}
+
+#[test]
+fn a_drain_with_the_open_batch_still_to_be_sealed_waits_for_its_upload() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "1h").set("ENV0_S3_LOG_COMPRESSION", "gzip");
+    left_open(&setup, &Books::default());
+    let finished = setup.run("drain");
+    assert_eq!((finished.code, aws.s3.objects().len()), (Some(0), 1), "{finished:?}");
+}
+
+#[test]
+fn events_accepted_under_a_wrong_region_are_drained_to_the_right_one() {
+    let aws = LocalAws::start();
+    aws.s3.inject(Fault::permanent_redirect("eu-west-1"));
+    let wrong = Setup::new(&aws).set("ENV0_S3_LOG_AWS_REGION", "us-west-2");
+    let books = Books::default();
+    let mut daemon = wrong.start();
+    let ids = books.ids(5);
+    assert_eq!(daemon.post(DEPLOYMENTS, Books::body(&ids)).accepted(), 5);
+    books.acknowledge(ids);
+    wait_until("S3 refuses the region", || aws.s3.put_count() > 0);
+    daemon.terminate();
+    aws.s3.heal();
+    let right = wrong.set("ENV0_S3_LOG_AWS_REGION", "eu-west-1");
+    assert_eq!(right.run("run").code, Some(78));
+    assert_eq!(right.run("drain").code, Some(0));
+    let signed = aws.s3.objects()[0].headers["authorization"].to_str().unwrap().to_owned();
+    assert!(signed.contains("/eu-west-1/s3/"), "{signed}");
+    let _daemon = right.start();
+    books.balance(&aws, &right);
+}

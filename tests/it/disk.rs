@@ -1,6 +1,7 @@
 //! The disk under a running daemon: full, limited, gone, changed. Nothing acknowledged is lost, clients are
 //! told 503, and all is well again without a restart once the cause goes away.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -174,20 +175,91 @@ fn without_a_free_file_descriptor_nothing_is_lost_and_it_passes() {
 }
 
 #[test]
-fn a_folder_that_is_removed_answers_503_until_it_is_back() {
+fn a_folder_that_is_removed_is_made_again_and_the_chain_goes_on() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "1h");
+    let (mut daemon, books) = (setup.start(), Books::default());
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
+    send_until_taken(&daemon, &books, AUDITS, 5);
+    assert_eq!(daemon.terminate().code(), Some(0));
+    let daemon = setup.start();
+    std::fs::remove_dir_all(setup.spool().join("env0-deployments")).unwrap();
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
+    // Nothing that was sealed since then tells the next life of the chain.
+    daemon.kill();
+    let mut daemon = setup.start();
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
+    assert_eq!(daemon.terminate().code(), Some(0));
+    books.balance(&aws, &setup);
+    assert_eq!(chains(&aws).len(), 2, "one a log type");
+}
+
+/// The instance ids in the bucket.
+fn chains(aws: &LocalAws) -> std::collections::BTreeSet<(String, bool)> {
+    let objects = aws.s3.objects().into_iter();
+    objects.map(|object| (object.metadata["env0-instance"].clone(), object.key.contains("env0-audits/"))).collect()
+}
+
+#[test]
+fn a_folder_that_is_removed_while_a_batch_is_open_costs_no_event() {
+    for codec in ["none", "gzip"] {
+        // Whether the removal is met by an append or by the sealing alone.
+        for goes_on in [true, false] {
+            let aws = LocalAws::start();
+            let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "1h").set("ENV0_S3_LOG_COMPRESSION", codec);
+            let (mut daemon, books) = (setup.start(), Books::default());
+            send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
+            send_until_taken(&daemon, &books, AUDITS, 5);
+            std::fs::remove_dir_all(setup.spool().join("env0-deployments")).unwrap();
+            if goes_on {
+                send_until_taken(&daemon, &books, DEPLOYMENTS, 3);
+            }
+            assert_eq!(daemon.terminate().code(), Some(0));
+            let lines: usize =
+                aws.s3.objects().iter().map(|object| object.metadata["env0-records"].parse::<usize>().unwrap()).sum();
+            assert_eq!(lines, books.acknowledged(), "{codec}, {}", daemon.log().text());
+        }
+    }
+}
+
+#[test]
+fn a_spool_that_is_removed_as_a_whole_under_the_daemon_is_one_again_and_costs_no_open_event() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "1h");
+    let (mut daemon, books) = (setup.start(), Books::default());
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
+    send_until_taken(&daemon, &books, AUDITS, 5);
+    std::fs::remove_dir_all(setup.spool()).unwrap();
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 3);
+    assert_eq!(setup.run("drain").code, Some(73), "the lock is held again");
+    assert_eq!(daemon.terminate().code(), Some(0));
+    let mut daemon = setup.start();
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 3);
+    assert_eq!(daemon.terminate().code(), Some(0));
+    books.balance(&aws, &setup);
+    assert_eq!(aws.s3.line_count(), books.acknowledged());
+}
+
+#[test]
+fn files_that_do_not_belong_there_stop_no_start_and_overwrite_nothing() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws);
+    drop(setup.start());
+    let (folder, quarantine) = (setup.spool().join("env0-deployments"), setup.spool().join("quarantine"));
+    std::fs::write(folder.join("notes.txt"), "second").unwrap();
+    std::fs::write(quarantine.join("env0-deployments_notes.txt"), "first").unwrap();
+    std::fs::write(folder.join("x".repeat(250)), "too long a name for quarantine").unwrap();
+    std::fs::write(folder.join(std::ffi::OsStr::from_bytes(b"not\xffutf-8")), "not UTF-8").unwrap();
     let (daemon, books) = (setup.start(), Books::default());
     send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
-    books.balance(&aws, &setup);
-    let folder = setup.spool().join("env0-deployments");
-    std::fs::remove_dir_all(&folder).unwrap();
-    let answer = daemon.post(DEPLOYMENTS, "{}");
-    assert!(!is_taken_or_temporary(&answer));
-    send_until_taken(&daemon, &books, AUDITS, 5);
-    std::fs::create_dir(&folder).unwrap();
-    send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
-    books.balance(&aws, &setup);
+    wait_until("they are delivered", || aws.s3.line_count() == 5);
+    let read = |name: &str| std::fs::read_to_string(quarantine.join(name)).unwrap();
+    assert_eq!(
+        (read("env0-deployments_notes.txt"), read("env0-deployments_notes.txt.1")),
+        ("first".into(), "second".into())
+    );
+    assert!(folder.join("x".repeat(250)).exists());
+    assert_eq!(daemon.log().count("ERROR", "left where it is"), 2, "{}", daemon.log().text());
 }
 
 #[test]

@@ -4,13 +4,14 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crate::harness::{AUDITS, Books, DEPLOYMENTS, Setup, wait_until};
 use crate::local_aws::LocalAws;
 
 /// What the proxy does to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Weather {
+pub(crate) enum Weather {
     Fair,
     /// Closes at once.
     Refuse,
@@ -20,17 +21,19 @@ enum Weather {
     NoWayBack,
     /// Accepts and never moves a byte.
     Stall,
+    /// Passes so many bytes a second to S3.
+    Slow(usize),
 }
 
 /// Between a daemon and S3.
-struct Proxy {
+pub(crate) struct Proxy {
     address: SocketAddr,
     weather: Arc<Mutex<Weather>>,
     connections: Arc<AtomicUsize>,
 }
 
 impl Proxy {
-    fn start(aws: &LocalAws, weather: Weather) -> Proxy {
+    pub(crate) fn start(aws: &LocalAws, weather: Weather) -> Proxy {
         let target: SocketAddr = aws.s3.url().strip_prefix("http://").unwrap().parse().unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -46,7 +49,7 @@ impl Proxy {
         Proxy { address, weather, connections }
     }
 
-    fn set(&self, weather: Weather) {
+    pub(crate) fn set(&self, weather: Weather) {
         *self.weather.lock().unwrap() = weather;
     }
 
@@ -55,7 +58,7 @@ impl Proxy {
     }
 
     /// A daemon's configuration with S3 behind the proxy.
-    fn setup(&self, aws: &LocalAws) -> Setup {
+    pub(crate) fn setup(&self, aws: &LocalAws) -> Setup {
         Setup::new(aws).set("AWS_ENDPOINT_URL_S3", format!("http://{}", self.address))
     }
 }
@@ -85,13 +88,49 @@ fn carry(client: &TcpStream, target: SocketAddr, weather: Weather) -> std::io::R
         to_client.shutdown(Shutdown::Both)
     });
     let limit = if let Weather::CutAfter(bytes) = weather { bytes as u64 } else { u64::MAX };
-    let copied = std::io::copy(&mut client.take(limit), &mut &server);
+    let copied = match weather {
+        Weather::Slow(bytes_per_second) => trickle(client, &server, bytes_per_second),
+        _ => std::io::copy(&mut client.take(limit), &mut &server),
+    };
     if matches!(weather, Weather::CutAfter(_)) {
         client.shutdown(Shutdown::Both)?;
     }
     server.shutdown(Shutdown::Both)?;
     drop(back.join());
     copied.map(drop)
+}
+
+/// Copies until the end, `bytes_per_second` at most; the bytes copied.
+fn trickle(mut from: &TcpStream, mut to: &TcpStream, bytes_per_second: usize) -> std::io::Result<u64> {
+    const STEPS_PER_SECOND: usize = 20;
+    let mut buffer = vec![0; bytes_per_second / STEPS_PER_SECOND];
+    let mut copied = 0;
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return Ok(copied),
+            read => to.write_all(&buffer[..read])?,
+        }
+        copied += buffer.len() as u64;
+        std::thread::sleep(Duration::from_secs(1) / STEPS_PER_SECOND as u32);
+    }
+}
+
+#[test]
+fn a_slow_uplink_still_drains_what_comes_in() {
+    for kibibytes_per_second in [64, 1024] {
+        let aws = LocalAws::start();
+        let proxy = Proxy::start(&aws, Weather::Slow(kibibytes_per_second << 10));
+        let setup = proxy.setup(&aws).set("ENV0_S3_LOG_BATCH_MAX_BYTES", "64KiB");
+        let (daemon, books) = (setup.start(), Books::default());
+        // 600 KiB: some seconds on the slowest of them.
+        for path in [DEPLOYMENTS, AUDITS].repeat(4) {
+            let ids = books.ids(800);
+            assert_eq!(daemon.post(path, Books::body(&ids)).accepted(), 800);
+            books.acknowledge(ids);
+        }
+        books.balance(&aws, &setup);
+        assert_eq!(aws.s3.put_count(), aws.s3.objects().len(), "nothing was sent twice");
+    }
 }
 
 #[test]

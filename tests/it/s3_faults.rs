@@ -63,6 +63,7 @@ fn every_refusal_is_retried_until_it_is_mended() {
         Fault::no_such_bucket(),
         Fault::kms_denied(),
         Fault::permanent_redirect("us-west-2"),
+        Fault::request_time_too_skewed(),
         Fault::conflict(),
         Fault::bad_digest(),
         Fault::answer(400, "InvalidRequest", "what nobody thought of"),
@@ -198,4 +199,91 @@ fn a_failing_store_is_logged_once_a_change_of_state_and_without_the_events() {
     case.aws.s3.heal();
     case.balance();
     assert!(!case.daemon.log().text().contains("event-0000"), "{}", case.daemon.log().text());
+}
+
+#[test]
+fn answers_that_come_late_cost_no_event_and_double_none() {
+    let case = Case::new([Fault::delay(Duration::from_secs(2)).times(2)]);
+    case.send(DEPLOYMENTS, 7);
+    case.send(AUDITS, 7);
+    case.balance();
+    assert_eq!((case.aws.s3.put_count(), case.aws.s3.objects().len()), (2, 2));
+}
+
+#[test]
+fn a_412_without_a_document_is_another_writers_name_at_first_and_our_own_object_after_a_lost_answer() {
+    let bare = || Fault::bare_answer(412);
+    // Another writer's name.
+    let case = Case::new([bare().times(1)]);
+    case.send(DEPLOYMENTS, 3);
+    case.balance();
+    assert!(case.aws.s3.objects()[0].metadata.contains_key("env0-renamed-from"));
+    // Our own.
+    let case = Case::new([Fault::lose_response().times(1), bare().times(1)]);
+    case.send(DEPLOYMENTS, 3);
+    case.balance();
+    assert_eq!((case.aws.s3.put_count(), case.aws.s3.objects().len()), (2, 1));
+}
+
+#[test]
+fn a_retry_after_beyond_all_measure_ends_no_lane() {
+    let case = Case::new([Fault::slow_down().header("retry-after", &u64::MAX.to_string()).times(1)]);
+    case.send(DEPLOYMENTS, 1);
+    case.wait_for_puts(1);
+    case.send(DEPLOYMENTS, 1);
+    wait_until("the next batch arrives", || case.aws.s3.objects().len() == 1);
+}
+
+#[test]
+fn new_batches_wait_for_no_failing_one_however_many_fail() {
+    let case = Case::new([]);
+    let refusals = || case.aws.s3.requests().into_iter().filter(|request| request.status == Some(403)).count();
+    for _ in 0..5 {
+        let ids = case.books.ids(1);
+        let answer = case.daemon.post(DEPLOYMENTS, Books::body(&ids)).json();
+        case.books.acknowledge(ids);
+        let before = refusals();
+        // For ever, whatever its suffix.
+        let key = answer["object"].as_str().unwrap();
+        case.aws.s3.inject(Fault::access_denied().where_key_has(&key[..key.len() - "aB3dE.log".len()]));
+        wait_until("it is refused", || refusals() > before);
+    }
+    wait_until("the failures are an outage", || refusals() >= 20);
+    let outage = refusals();
+    case.send(DEPLOYMENTS, 1);
+    wait_until("the new batch arrives", || case.aws.s3.objects().len() == 1);
+    assert!(refusals() - outage < 20, "{outage} refusals, then {}", refusals());
+    case.aws.s3.heal();
+    case.balance();
+}
+
+#[test]
+fn an_outage_with_changing_errors_is_logged_once_a_kind() {
+    let case = Case::new([]);
+    for _ in 0..2 {
+        case.aws.s3.inject(Fault::slow_down().times(1));
+        case.aws.s3.inject(Fault::internal_error().times(1));
+    }
+    case.send(DEPLOYMENTS, 1);
+    case.balance();
+    assert_eq!(case.aws.s3.put_count(), 5);
+    assert_eq!(case.daemon.log().count("WARN", "uploads fail"), 2, "{}", case.daemon.log().text());
+    let count = "upload_duration_seconds_count";
+    let objects = case.aws.s3.objects().len();
+    assert_eq!(case.daemon.metric(count), Some(objects as f64), "confirmed PUTs alone are timed");
+}
+
+#[test]
+fn sealed_batches_that_somebody_removes_are_counted_as_quarantined_and_hold_nothing_up() {
+    let case = Case::new([Fault::access_denied()]);
+    case.send(DEPLOYMENTS, 3);
+    case.wait_for_puts(1);
+    std::fs::remove_dir_all(case.setup.spool().join("env0-deployments")).unwrap();
+    let quarantined = "events_quarantined_total{type=\"env0-deployments\"}";
+    wait_until("they are given up", || case.daemon.metric(quarantined) == Some(3.0));
+    case.aws.s3.heal();
+    let ids = case.books.ids(2);
+    wait_until("the events are taken", || case.daemon.post(DEPLOYMENTS, Books::body(&ids)).status == 200);
+    wait_until("they are delivered", || case.aws.s3.line_count() == 2);
+    assert_eq!(case.aws.s3.objects()[0].metadata["env0-gaps"], "1");
 }

@@ -1,5 +1,7 @@
 //! SIGTERM: sealed, uploaded, exit 0; what can't be uploaded stays in the spool.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
 use crate::harness::{AUDITS, Books, DEPLOYMENTS, Raw, Setup, TOKEN, Upload, wait_until};
 use crate::local_aws::{Fault, LocalAws};
 
@@ -104,6 +106,70 @@ fn a_second_signal_ends_at_once_and_loses_nothing() {
     daemon.signal_terminate();
     daemon.wait();
     aws.s3.release_puts();
+    let _daemon = setup.start();
+    books.balance(&aws, &setup);
+}
+
+#[test]
+fn one_type_that_can_not_be_sealed_keeps_no_other_batch_from_its_attempt() {
+    let aws = LocalAws::start();
+    // Only the end makes it due again.
+    aws.s3.inject(Fault::slow_down().header("retry-after", "3600").where_key_has("env0-audits").times(1));
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_SHUTDOWN_GRACE", "8s");
+    let mut daemon = setup.start();
+    assert_eq!(daemon.post(AUDITS, "{}").accepted(), 1);
+    wait_until("its first attempt is refused", || aws.s3.put_count() == 1);
+    assert_eq!(daemon.post(DEPLOYMENTS, "{}").accepted(), 1);
+    // Where the folder is a file, no name can be given.
+    let folder = setup.spool().join("env0-deployments");
+    std::fs::rename(&folder, setup.folder().join("moved away")).unwrap();
+    std::fs::write(&folder, "").unwrap();
+    wait_until("the seal fails", || daemon.log().count("ERROR", "can't be sealed") == 1);
+    assert_eq!(daemon.terminate().code(), Some(0));
+    assert_eq!(aws.s3.objects_with("env0-audits").len(), 1, "{}", daemon.log().text());
+}
+
+#[test]
+fn a_shutdown_under_load_answers_everyone_until_the_end_and_loses_nothing() {
+    const SENDERS: usize = 6;
+    const REFUSALS: usize = 200;
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_BYTES", "64KiB").set("ENV0_S3_LOG_SHUTDOWN_GRACE", "60s");
+    let (mut daemon, books) = (setup.start(), Books::default());
+    let (refused, released) = (AtomicUsize::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let (daemon, books, refused, released) = (&daemon, &books, &refused, &released);
+        for sender in 0..SENDERS {
+            scope.spawn(move || {
+                let path = if sender % 3 == 0 { AUDITS } else { DEPLOYMENTS };
+                loop {
+                    let ids = books.ids(1 + sender * 20);
+                    let may_end = released.load(Ordering::SeqCst);
+                    match daemon.try_post(path, Books::body(&ids)) {
+                        Ok(answer) if answer.status == 200 => books.acknowledge(ids),
+                        Ok(answer) => {
+                            assert_eq!(answer.status, 503, "{}", answer.text());
+                            assert!(answer.header("retry-after").is_some());
+                            refused.fetch_add(1, Ordering::SeqCst);
+                        }
+                        // The end of the process, and nothing before it.
+                        Err(error) => {
+                            assert!(may_end || released.load(Ordering::SeqCst), "{error}");
+                            return;
+                        }
+                    }
+                }
+            });
+        }
+        wait_until("enough is acknowledged", || books.acknowledged() > 5000);
+        // The uploads hang, so that the shutdown lasts as long as the test wants.
+        aws.s3.hold_puts();
+        daemon.signal_terminate();
+        wait_until("many are refused", || refused.load(Ordering::SeqCst) > REFUSALS);
+        released.store(true, Ordering::SeqCst);
+        aws.s3.release_puts();
+    });
+    assert_eq!(daemon.wait().code(), Some(0));
     let _daemon = setup.start();
     books.balance(&aws, &setup);
 }

@@ -11,6 +11,8 @@ use crate::spool::{Batch, QUARANTINE};
 
 /// Added to a quarantined batch's name when a delivered object has told of the gap.
 const TOLD: &str = ".told";
+/// Files of one name that quarantine takes.
+const TAKEN_NAMES_MAX: u32 = 1000;
 
 impl Folder {
     /// Sets a batch aside that is not what its name says. Its number becomes a gap that the objects
@@ -19,8 +21,11 @@ impl Folder {
     /// The chain's head leaves an empty `.sent` behind, so that its number is not given out again.
     /// Repeated after an error it does what is left to do.
     pub fn quarantine(&self, batch: &Batch) -> io::Result<()> {
-        if self.head().sequence == batch.name.sequence {
-            self.keep_head(SealedName { stage: Stage::Sent, ..batch.name })?;
+        {
+            let _transition = self.head_transition();
+            if self.head().sequence == batch.name.sequence {
+                self.keep_head(SealedName { stage: Stage::Sent, ..batch.name })?;
+            }
         }
         self.move_to_quarantine(&self.batch_path(batch), &batch.name.to_string())?;
         let mut state = self.state();
@@ -32,39 +37,32 @@ impl Folder {
         Ok(())
     }
 
-    fn keep_head(&self, head: SealedName) -> io::Result<()> {
-        let path = self.path(&SpoolName::Sealed(head));
-        self.with_reserve(|| {
-            match self.disk.create(&path) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                other => drop(other?),
-            }
-            self.disk.sync_dir(&self.dir)
-        })?;
-        let mut state = self.state();
-        if state.head.sequence == head.sequence {
-            state.head.sent = Some(head);
-        }
+    /// The chain's head without its bytes; the caller holds the head's transition.
+    pub(super) fn keep_head(&self, head: SealedName) -> io::Result<()> {
+        self.with_remedy(|| self.create_head(head))?;
+        self.state().head.sent = Some(head);
         Ok(())
-    }
-
-    /// Whether an earlier try got as far as moving the batch's file.
-    pub fn is_quarantined(&self, batch: &Batch) -> bool {
-        let moved = self.quarantine_path(&batch.name.to_string());
-        self.disk.open(&self.batch_path(batch)).is_err() && self.disk.open(&moved).is_ok()
     }
 
     fn quarantine_path(&self, name: &str) -> PathBuf {
         self.quarantine_dir().join(format!("{}_{name}", self.log_type))
     }
 
-    /// Moves a file to quarantine under the log type's and its own name, durably.
+    /// Moves a file to quarantine under the log type's and its own name, durably; a name that is taken gets a
+    /// number. For a file that somebody removed an empty one stands there, so that a gap is told after a crash too.
     pub(in crate::spool) fn move_to_quarantine(&self, from: &Path, name: &str) -> io::Result<()> {
-        let to = self.quarantine_path(name);
-        self.with_reserve(|| {
+        let first = self.quarantine_path(name);
+        let numbered = (1..TAKEN_NAMES_MAX).map(|number| self.quarantine_path(&format!("{name}.{number}")));
+        let is_free = |path: &PathBuf| self.disk.open(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        let to = std::iter::once(first.clone()).chain(numbered).find(is_free).ok_or(io::ErrorKind::AlreadyExists)?;
+        self.with_remedy(|| {
             match self.disk.rename(from, &to) {
-                // An earlier try got as far as the rename.
-                Err(error) if error.kind() == io::ErrorKind::NotFound && self.disk.open(&to).is_ok() => {}
+                // An earlier try may have got as far as the rename.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    if is_free(&first) {
+                        self.disk.create(&first)?;
+                    }
+                }
                 other => other?,
             }
             self.disk.sync_dir(&self.quarantine_dir())?;
@@ -106,7 +104,7 @@ impl Folder {
         }
         let folder = self.quarantine_dir();
         let prefix = format!("{}_", self.log_type);
-        for (file, _) in self.disk.list(&folder)? {
+        for (file, _) in self.with_remedy(|| self.disk.list(&folder))? {
             let name = file.strip_prefix(&prefix).and_then(|name| name.parse().ok());
             if let Some(SpoolName::Sealed(name)) = name
                 && told.contains(&name.sequence)

@@ -1,10 +1,14 @@
 //! Errors of the disk while the daemon runs: a refusal, never a loss, and all is well once they pass.
 
+use std::sync::mpsc;
+use std::time::Duration;
+
 use super::fault_disk::{Cut, Effect, Errno, Op};
 use super::property::ERRORS;
 use super::world::{Fate, TYPE, World, line};
 use crate::batch::{Codec, LogType, Stage};
 use crate::spool::AppendError;
+use crate::spool::disk::{Disk, OsDisk};
 
 fn sealed() -> World {
     let mut world = World::opened();
@@ -227,7 +231,6 @@ fn a_quarantine_that_fails_half_way_is_finished_by_the_next_try() {
     let folder = world.folder();
     world.disk.fail_once(Op::SyncDir, "quarantine", Errno::IO);
     folder.quarantine(&batch).unwrap_err();
-    assert!(folder.is_quarantined(&batch));
     world.disk.heal();
     folder.quarantine(&batch).unwrap();
     assert_eq!((world.quarantine().len(), folder.gaps()), (1, vec![1]));
@@ -260,4 +263,79 @@ fn after_the_file_size_limit_a_new_file_is_begun() {
     world.append(1).unwrap();
     world.deliver_all();
     assert_eq!(world.bucket.len(), 2);
+}
+
+#[test]
+fn a_batch_whose_file_is_removed_while_it_is_open_is_sealed_from_what_the_writer_has_open() {
+    for codec in [Codec::None, Codec::Gzip, Codec::Zstd] {
+        let mut world = World::with_codec(codec);
+        world.open().unwrap();
+        let batch = world.append(2).unwrap().batch;
+        world.disk.take(&world.file(".open"));
+        world.spool().seal();
+        world.wait_until("it is sealed", |world| world.folder().sealed_already(batch).unwrap().is_some());
+        world.append(1).unwrap();
+        world.crash(Cut::Strict);
+        world.deliver_all();
+        assert_eq!((world.missing(), world.bucket.len(), world.quarantine().len()), (0, 2, 0), "{codec:?}");
+    }
+}
+
+#[test]
+fn a_batch_of_which_nothing_is_left_is_counted_as_quarantined_and_holds_nothing_up() {
+    let mut world = World::with_codec(Codec::Gzip);
+    world.open().unwrap();
+    world.append(2).unwrap();
+    world.end();
+    // So that the sealer has not opened it either.
+    world.disk.fail(Op::Remove, ".tmp", Errno::IO);
+    world.open_without_settling().unwrap();
+    let open = world.file(".open");
+    world.disk.take(&open);
+    world.disk.heal();
+    world.wait_until("it is given up", |world| world.folder().status("").events_quarantined == 2);
+    assert_eq!(world.quarantine().len(), 1, "an empty file tells of it");
+    world.append(1).unwrap();
+    world.deliver_all();
+    let status = world.folder().status("");
+    assert_eq!((status.events_spooled, status.oldest_unsent, world.bucket.len()), (0, None, 1));
+}
+
+#[test]
+fn while_a_delivery_waits_for_the_disk_the_status_is_told() {
+    let mut world = sealed();
+    let mut batch = world.waiting.remove(0);
+    let folder = world.folder();
+    folder.set_stage(&mut batch, Stage::Sending).unwrap();
+    let (reached, at_the_rename) = mpsc::channel();
+    let (go_on, may_go_on) = mpsc::channel();
+    world.disk.rule(move |op, path| {
+        if op == Op::Rename && path.to_string_lossy().ends_with(".sent") {
+            reached.send(()).unwrap();
+            let _ = may_go_on.recv();
+        }
+        Effect::Pass
+    });
+    let delivering = folder.clone();
+    let delivery = std::thread::spawn(move || delivering.delivered(&mut batch));
+    at_the_rename.recv().unwrap();
+    let (answer, answered) = mpsc::channel();
+    std::thread::spawn(move || answer.send((folder.failing(), folder.status("").batches)));
+    let answer = answered.recv_timeout(Duration::from_secs(20));
+    go_on.send(()).unwrap();
+    assert_eq!(answer, Ok((None, 1)));
+    delivery.join().unwrap().unwrap();
+    world.disk.heal();
+    world.append(1).unwrap();
+}
+
+#[test]
+fn a_file_that_was_removed_while_it_is_open_fails_its_fsync() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("batch");
+    let mut file = OsDisk.create(&path).unwrap();
+    file.write_at(b"{}\n", 0).unwrap();
+    file.sync().unwrap();
+    OsDisk.remove(&path).unwrap();
+    assert_eq!(file.sync().unwrap_err().kind(), std::io::ErrorKind::NotFound);
 }

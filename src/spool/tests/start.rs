@@ -51,6 +51,8 @@ fn other_bytes_go_to_quarantine_and_the_lines_around_them_are_delivered() {
     assert_eq!(aside.len(), 1);
     let path = world.settings.dir.join("quarantine").join(&aside[0]);
     assert_eq!(world.disk.bytes(&path).unwrap(), foreign.as_bytes());
+    let status = world.folder().status("");
+    assert_eq!((status.events_recovered, status.events_quarantined, status.events_spooled), (6, 4, 0));
 }
 
 #[test]
@@ -77,6 +79,8 @@ fn a_file_that_can_not_be_read_goes_to_quarantine_and_the_start_goes_on() {
     world.open().unwrap();
     world.disk.heal();
     assert_eq!(world.quarantine().len(), 1);
+    let status = world.folder().status("");
+    assert_eq!((status.events_recovered, status.events_quarantined, status.events_spooled), (1, 1, 0));
     world.append(1).unwrap();
     world.deliver_all();
 }
@@ -89,6 +93,28 @@ fn a_foreign_file_goes_to_quarantine_and_an_unfinished_one_goes() {
     world.open().unwrap();
     assert_eq!(world.quarantine(), ["env0-deployments_notes.txt"]);
     assert_eq!(world.files().len(), 1, "the head alone: {:?}", world.disk.names(&world.dir()));
+}
+
+#[test]
+fn a_foreign_file_whose_name_quarantine_has_already_gets_a_number() {
+    let mut world = with_file("notes.txt", b"second");
+    let quarantine = world.settings.dir.join("quarantine");
+    world.disk.put(&quarantine.join("env0-deployments_notes.txt"), b"first");
+    world.open().unwrap();
+    assert_eq!(world.quarantine(), ["env0-deployments_notes.txt", "env0-deployments_notes.txt.1"]);
+    assert_eq!(world.disk.bytes(&quarantine.join("env0-deployments_notes.txt")).unwrap(), b"first");
+    assert_eq!(world.disk.bytes(&quarantine.join("env0-deployments_notes.txt.1")).unwrap(), b"second");
+}
+
+#[test]
+fn a_foreign_file_that_can_not_be_moved_stays_and_the_start_goes_on() {
+    let mut world = with_file("notes.txt", b"hello");
+    world.disk.fail(Op::Rename, "quarantine", Errno::NAMETOOLONG);
+    world.open().unwrap();
+    assert_eq!(world.disk.bytes(&world.dir().join("notes.txt")).unwrap(), b"hello");
+    world.disk.heal();
+    world.append(1).unwrap();
+    world.deliver_all();
 }
 
 #[test]

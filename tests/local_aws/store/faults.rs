@@ -18,6 +18,7 @@ pub(crate) struct Fault {
 #[derive(Debug, Clone)]
 enum Kind {
     Answer { status: u16, code: String, message: String, headers: Vec<(&'static str, String)> },
+    BareAnswer(u16),
     LoseResponse,
     StoreAndFail,
     DropConnection,
@@ -34,6 +35,11 @@ impl Fault {
     /// S3's own error document, after the body was read, without storing.
     pub(crate) fn answer(status: u16, code: &str, message: &str) -> Fault {
         Fault::new(Kind::Answer { status, code: code.into(), message: message.into(), headers: Vec::new() })
+    }
+
+    /// A status without a document, after the body was read, without storing.
+    pub(crate) fn bare_answer(status: u16) -> Fault {
+        Fault::new(Kind::BareAnswer(status))
     }
 
     /// 503 SlowDown: known not to have stored anything.
@@ -68,6 +74,12 @@ impl Fault {
         let message = "The bucket you are attempting to access must be addressed using the specified endpoint. \
                        Please send all future requests to this endpoint.";
         Fault::answer(301, "PermanentRedirect", message).header("x-amz-bucket-region", region)
+    }
+
+    /// 403 because the daemon's clock is wrong.
+    pub(crate) fn request_time_too_skewed() -> Fault {
+        let message = "The difference between the request time and the current time is too large.";
+        Fault::answer(403, "RequestTimeTooSkewed", message)
     }
 
     /// 403 for want of the KMS key.
@@ -178,6 +190,10 @@ impl Fault {
                     response.headers_mut().insert(name, value.parse().unwrap());
                 }
                 Ok(response)
+            }
+            Kind::BareAnswer(status) => {
+                http::read_body(request).await?;
+                Ok(answer(status, "text/plain", ""))
             }
             Kind::LoseResponse => {
                 store.serve(service, request).await?;
