@@ -237,7 +237,7 @@ pub async fn run(loaded: Loaded) -> Result<(), Failure> {
     let stop_ingest = CancellationToken::new();
     let listener = Listener { tcp: ingest_socket, tls, max_connections: config.max_connections };
     let handler = ingest.clone();
-    let handler = Arc::new(move |request| handler.clone().handle(request));
+    let handler = Arc::new(move |request, guest| handler.clone().handle(request, guest));
     let serving = tokio::spawn(listener.serve(handler, stop_ingest.clone()));
     probe.enter(Phase::Running);
     tracing::info!(listen.addr = %addresses.0, admin.addr = %addresses.1, instance = spool.instance(), "listening");

@@ -28,6 +28,10 @@ impl Protocol for Loki {
         "loki"
     }
 
+    fn unpacked_bytes(&self, headers: &HeaderMap, body: &[u8]) -> usize {
+        if protocol::is_json(headers, body) { 0 } else { snap::raw::decompress_len(body).unwrap_or_default() }
+    }
+
     fn parse(
         &self,
         _uri: &Uri,

@@ -150,6 +150,12 @@ pub trait Protocol: Send + Sync + 'static {
         None
     }
 
+    /// The bytes that [`Protocol::parse`] unpacks `body` to before it makes lines of them: 0 where it
+    /// reads `body` itself.
+    fn unpacked_bytes(&self, _headers: &HeaderMap, _body: &[u8]) -> usize {
+        0
+    }
+
     /// The request's events; `body` is already inflated (HTTP `Content-Encoding`).
     fn parse(
         &self,

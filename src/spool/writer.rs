@@ -44,6 +44,8 @@ struct Append {
     records: u64,
     reservation: Reservation,
     reply: oneshot::Sender<Result<Receipt, AppendError>>,
+    /// Given back when the lines no longer need memory.
+    _held: Box<dyn Send>,
 }
 
 /// Since when the thread has been at one piece of work; read by the liveness probe.
@@ -95,9 +97,10 @@ impl Writer {
         lines: Bytes,
         records: u64,
         reservation: Reservation,
+        held: Box<dyn Send>,
     ) -> Result<Receipt, AppendError> {
         let (reply, answer) = oneshot::channel();
-        let append = Append { lines, records, reservation, reply };
+        let append = Append { lines, records, reservation, reply, _held: held };
         self.requests.send(Request::Append(append)).map_err(|_| AppendError::Closed)?;
         answer.await.unwrap_or(Err(AppendError::Closed))
     }
