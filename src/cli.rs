@@ -38,6 +38,11 @@ enum Command {
 
 /// Runs the command line `arguments` (the program's name first).
 pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // Tokens are in memory; a core dump would write them down.
+    let _ = rustix::process::setrlimit(
+        rustix::process::Resource::Core,
+        rustix::process::Rlimit { current: Some(0), maximum: Some(0) },
+    );
     let command = Arguments::command().after_long_help(config::help_text()).after_help(config::help_text());
     let arguments = match command
         .try_get_matches_from(arguments)
@@ -85,11 +90,6 @@ fn run() -> u8 {
     };
     telemetry::init(&loaded.config.log_level, loaded.config.log_filter.as_deref(), loaded.config.log_format);
     telemetry::metrics::Exporter::install();
-    // Tokens are in memory; a core dump would write them down.
-    let _ = rustix::process::setrlimit(
-        rustix::process::Resource::Core,
-        rustix::process::Rlimit { current: Some(0), maximum: Some(0) },
-    );
     let forgets = volume::forgets(&loaded.config.spool_dir);
     for warning in loaded.unknown.iter().chain(&loaded.warnings).chain(&forgets) {
         tracing::warn!("{warning}");

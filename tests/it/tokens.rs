@@ -459,3 +459,32 @@ fn a_canary_in_the_proxys_userinfo_stays_out_of_an_outages_log() {
     }
     assert!(aws.sts.exchanges().is_empty() && aws.issuer.discovery_fetches() == 0, "all goes through the proxy");
 }
+
+/// Whether a process may leave no core dump behind.
+fn leaves_no_core(process_id: u32) -> bool {
+    let limits = std::fs::read_to_string(format!("/proc/{process_id}/limits")).unwrap_or_default();
+    limits.lines().any(|line| line.starts_with("Max core file size") && line.split_whitespace().nth(5) == Some("0"))
+}
+
+#[test]
+fn no_command_that_holds_tokens_leaves_a_core_dump_behind() {
+    let aws = LocalAws::start();
+    aws.s3.hold_puts();
+    let never_answers = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let setup = Setup::new(&aws)
+        .set("ENV0_S3_LOG_BATCH_MAX_AGE", "3600s")
+        .set("ENV0_S3_LOG_OIDC_TOKEN_URL", format!("http://{}/", never_answers.local_addr().unwrap()));
+    let daemon = setup.start();
+    assert_eq!(daemon.post(DEPLOYMENTS, event("waits")).accepted(), 1);
+    assert!(leaves_no_core(daemon.process_id()), "run");
+    daemon.kill();
+    for command in ["check", "drain"] {
+        let mut process = std::process::Command::new(env!("CARGO_BIN_EXE_env0-s3-logs"));
+        process.arg(command).env_clear().envs(setup.environment()).stdout(std::process::Stdio::null());
+        let mut process = process.stderr(std::process::Stdio::null()).spawn().unwrap();
+        wait_until(command, || leaves_no_core(process.id()));
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+    aws.s3.release_puts();
+}
