@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, Config, ConfigErrors, Loaded, Purpose};
+use crate::daemon::Files;
 use crate::drain::{self, DrainOptions};
 use crate::network::Network;
 use crate::preflight::{self, CheckOptions};
@@ -84,17 +85,29 @@ fn configuration(purpose: Purpose) -> Result<Loaded, u8> {
 }
 
 fn run() -> u8 {
-    let loaded = match configuration(Purpose::Daemon) {
+    let loaded = match Config::from_env(Purpose::Daemon) {
         Ok(loaded) => loaded,
-        Err(code) => return code,
+        Err(mut errors) => {
+            let files = errors.so_far.as_deref().and_then(|config| Files::read(config).err());
+            errors.errors.extend(files.into_iter().flatten());
+            complain(errors);
+            return exit_code::CONFIG;
+        }
     };
     telemetry::init(&loaded.config.log_level, loaded.config.log_filter.as_deref(), loaded.config.log_format);
     telemetry::metrics::Exporter::install();
+    let files = match Files::read(&loaded.config) {
+        Ok(files) => files,
+        Err(errors) => {
+            complain(ConfigErrors { errors, unknown: loaded.unknown, so_far: None });
+            return exit_code::CONFIG;
+        }
+    };
     let forgets = volume::forgets(&loaded.config.spool_dir);
     for warning in loaded.unknown.iter().chain(&loaded.warnings).chain(&forgets) {
         tracing::warn!("{warning}");
     }
-    match in_runtime(daemon::run(loaded)) {
+    match in_runtime(daemon::run(loaded.config, files)) {
         Ok(Ok(())) => exit_code::OK,
         Ok(Err(failure)) => {
             tracing::error!("{:#}", failure.error);

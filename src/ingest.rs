@@ -31,6 +31,7 @@ use bytes::Bytes;
 use chrono::Utc;
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -40,7 +41,6 @@ use crate::ingest::auth::{AuthError, Authenticator, Identity, OIDC_TOKEN_HEADER}
 use crate::ingest::body::{BodyError, Limits, Lines};
 use crate::ingest::listener::Guest;
 use crate::ingest::meters::IngestMeters;
-use crate::ingest::native::Native;
 use crate::ingest::protocol::{Accepted, Part, Protocol, Refusal, Route, by_type, empty_answer, route};
 use crate::ingest::receive::{Budget, Charge, Encoding, HOLD, Received};
 use crate::spool::{AppendError, Spool};
@@ -65,6 +65,7 @@ const MAX_GROWTH: usize = 4;
 const RETRY_FULL_SECONDS: u64 = 10;
 const RETRY_DISK_SECONDS: u64 = 5;
 const RETRY_ISSUER_SECONDS: u64 = 5;
+const RETRY_STARTING_SECONDS: u64 = 5;
 
 /// The front's shared state.
 pub struct Ingest {
@@ -135,17 +136,19 @@ impl Ingest {
         let (head, mut body) = request.into_parts();
         let (uri, headers) = (head.uri, head.headers);
         let mut log_type = None;
-        let (protocol, outcome): (&dyn Protocol, _) = match route(&head.method, uri.path()) {
-            Route::Alive { protocol } => (protocol, Ok(protocol.alive())),
-            Route::Refused { protocol, refusal } => (protocol, Err(refusal)),
+        let route = route(&head.method, uri.path());
+        let protocol = route.protocol();
+        let outcome = match route {
+            Route::Alive { protocol } => Ok(protocol.alive()),
+            Route::Refused { refusal, .. } => Err(refusal),
             Route::OidcToken => {
                 let taken = self.take_token(&headers, &mut body).await;
-                (&Native, taken.map(|()| empty_answer(StatusCode::NO_CONTENT)))
+                taken.map(|()| empty_answer(StatusCode::NO_CONTENT))
             }
             Route::Events { protocol, log_type: named } => {
                 let sender = Sender { protocol, named, uri: &uri, headers: &headers };
                 let accepted = self.take_events(&sender, &mut body, &guest, &mut log_type).await;
-                (protocol, accepted.map(|accepted| protocol.accepted(&uri, &headers, &accepted)))
+                accepted.map(|accepted| protocol.accepted(&uri, &headers, &accepted))
             }
         };
         // Whatever the request was; only the token that it may have carried was taken.
@@ -320,6 +323,27 @@ struct Held {
     _lines: Charge,
 }
 
+/// [`Ingest::handle`], as soon as there is a front; 503 where that takes more than 5 s.
+pub async fn answer_once_started(
+    mut front: watch::Receiver<Option<Arc<Ingest>>>,
+    request: Request<Incoming>,
+    guest: Guest,
+) -> Response<Body> {
+    let _ = tokio::time::timeout(HOLD, front.wait_for(Option::is_some)).await;
+    let started = front.borrow().clone();
+    match started {
+        Some(ingest) => ingest.handle(request, guest).await,
+        None => {
+            let (head, body) = request.into_parts();
+            linger(body, &head.headers);
+            let protocol = route(&head.method, head.uri.path()).protocol();
+            let reason = "starting: the spool is being recovered".to_owned();
+            let refusal = Refusal::Unavailable { reason, retry_after_seconds: RETRY_STARTING_SECONDS };
+            protocol.refused(&head.uri, &head.headers, &refusal)
+        }
+    }
+}
+
 /// Who sends events, and by which way.
 #[derive(Clone, Copy)]
 struct Sender<'a> {
@@ -372,3 +396,6 @@ fn linger(mut body: Incoming, headers: &HeaderMap) {
         }
     }));
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 
 use super::watched::Watched;
 use crate::batch::{LogType, Sha256};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::credentials::Credentials;
 use crate::credentials::token::{OidcToken, Verifier, VerifyError, looks_like_jwt};
 
@@ -108,12 +108,17 @@ impl From<VerifyError> for AuthError {
 
 /// The file of static tokens can't be used: an error at start, later the tokens before it stay.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "ENV0_S3_LOG_INGEST_TOKEN_FILE: {path}: {reason}; expected one token of {MIN_TOKEN_CHARS} characters or more a line, as <token> or <token> <log type>"
-)]
+#[error("{}", config::file_error("ENV0_S3_LOG_INGEST_TOKEN_FILE", path, format_args!(
+    "{reason}; expected one token of {MIN_TOKEN_CHARS} characters or more a line, as <token> or <token> <log type>"
+)))]
 pub struct TokenFileError {
     path: PathBuf,
     reason: String,
+}
+
+/// What keeps a start from using the file of static tokens.
+pub fn token_file_problem(config: &Config) -> Option<TokenFileError> {
+    config.ingest_token_file.as_deref().and_then(|path| load(path).err())
 }
 
 /// Judges credentials. Cheap to clone.

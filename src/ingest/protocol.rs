@@ -203,6 +203,16 @@ pub enum Route {
     },
 }
 
+impl Route {
+    /// In whose words the request is answered.
+    pub fn protocol(&self) -> &'static dyn Protocol {
+        match self {
+            Route::Events { protocol, .. } | Route::Alive { protocol } | Route::Refused { protocol, .. } => *protocol,
+            Route::OidcToken => &Native,
+        }
+    }
+}
+
 /// The paths of the ingest listener. All but the first three may stand behind `/<log type>`.
 pub const KNOWN_PATHS: [&str; 12] = [
     "POST /v1/logs/env0-deployments",
