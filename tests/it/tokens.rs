@@ -377,7 +377,7 @@ fn two_daemons_behind_one_name_both_deliver_after_a_couriers_round() {
 fn a_canary_in_each_secret_place_appears_in_no_output_at_trace_level() {
     const CANARY: &str = "canary7f3a";
     let secret = |place: &str| format!("{CANARY}-{place}-0123456789");
-    for rust_log in ["", "trace"] {
+    for (rust_log, log_format) in [("", "json"), ("trace", "json"), ("trace", "text")] {
         let aws = LocalAws::start();
         let issuer = aws.issuer.url();
         let token_url =
@@ -389,6 +389,7 @@ fn a_canary_in_each_secret_place_appears_in_no_output_at_trace_level() {
             .set("HTTP_PROXY", format!("http://{CANARY}:{CANARY}@127.0.0.1:9"))
             .set("NO_PROXY", "127.0.0.1")
             .set("ENV0_S3_LOG_LOG_LEVEL", "trace")
+            .set("ENV0_S3_LOG_LOG_FORMAT", log_format)
             .set("RUST_LOG", rust_log);
         let mut daemon = setup.start();
         let static_token = secret("static");
@@ -425,6 +426,11 @@ fn a_canary_in_each_secret_place_appears_in_no_output_at_trace_level() {
         let config = setup.run("config");
         assert_eq!(config.code, Some(0), "{}", config.stderr);
         outputs.push(("config", config.stdout + &config.stderr));
+        for command in ["check", "check --json"] {
+            let check = setup.run(command);
+            assert!(check.stdout.contains("token"), "{}", check.stdout);
+            outputs.push((command, check.stdout + &check.stderr));
+        }
         daemon.terminate();
         outputs.push(("the log", daemon.log().text()));
         for (name, output) in outputs {
