@@ -329,8 +329,8 @@ fn a_request_with_events_of_both_types_is_taken_whole_or_not_at_all_while_the_sp
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
-                // Deployments are larger, so that at the limit one of the two often fits.
-                let both = said("env0-audits", "a") + &said("env0-deployments", &long);
+                // Audits, which come second, are larger: at the limit only deployments would fit.
+                let both = said("env0-audits", &long) + &said("env0-deployments", "a");
                 wait_until("the spool is full", || {
                     table.daemon.send(authorized("/services/collector/event").body(&both)).status == 503
                 });
