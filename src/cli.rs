@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -14,8 +15,12 @@ use crate::preflight::{self, CheckOptions};
 use crate::verify::{self, VerifyOptions};
 use crate::{admin, daemon, exit_code, telemetry, volume};
 
+/// Of `--version`.
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{} (revision {})", telemetry::metrics::VERSION, telemetry::metrics::REVISION));
+
 #[derive(Parser)]
-#[command(name = "env0-s3-logs", version, about, disable_help_subcommand = true)]
+#[command(name = "env0-s3-logs", version = VERSION.as_str(), about, disable_help_subcommand = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
@@ -44,6 +49,7 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         rustix::process::Resource::Core,
         rustix::process::Rlimit { current: Some(0), maximum: Some(0) },
     );
+    telemetry::exit_on_panic();
     let command = Arguments::command().after_long_help(config::help_text()).after_help(config::help_text());
     let arguments = match command
         .try_get_matches_from(arguments)
@@ -110,7 +116,7 @@ fn run() -> u8 {
     match in_runtime(daemon::run(loaded.config, files)) {
         Ok(Ok(())) => exit_code::OK,
         Ok(Err(failure)) => {
-            tracing::error!("{:#}", failure.error);
+            tracing::error!("{:#}; see README#it-does-not-start", failure.error);
             failure.exit_code
         }
         Err(code) => code,

@@ -83,11 +83,15 @@ pub struct Session {
     obtained_at: DateTime<Utc>,
     /// The end, by our clock.
     pub expires_at: DateTime<Utc>,
+    /// Seconds of the outage that it ended, if one had been told of.
+    pub outage_seconds: Option<u64>,
 }
 
 struct State {
     candidates: Candidates,
     phase: Phase,
+    /// While no session can be had.
+    outage_since: Option<DateTime<Utc>>,
     last_error: Option<ExchangeError>,
     source_problems: Vec<String>,
     duration: Duration,
@@ -138,6 +142,7 @@ impl Credentials {
             state: Mutex::new(State {
                 candidates,
                 phase: Phase::Starting,
+                outage_since: None,
                 last_error: None,
                 source_problems: Vec::new(),
                 duration: config.session_duration,
@@ -339,6 +344,7 @@ impl Inner {
             state.not_before = Instant::now() + full_jitter(state.failures, rand::random());
         }
         self.meters.show_tokens(&state.candidates);
+        state.outage_since.get_or_insert_with(|| (self.clock)());
         if state.phase != phase {
             state.phase = phase;
             self.log(&state);
@@ -399,6 +405,7 @@ impl Inner {
             session_token: keys.session_token().into(),
             obtained_at,
             expires_at: end.map_or(asked_end, |end| end.min(asked_end)),
+            outage_seconds: None,
         })
     }
 
@@ -410,6 +417,9 @@ impl Inner {
         self.meters.show_tokens(&state.candidates);
         state.sessions += 1;
         session.id = state.sessions;
+        let outage = state.outage_since.take().map(|since| session.obtained_at - since);
+        session.outage_seconds = outage.map(|outage| u64::try_from(outage.num_seconds()).unwrap_or_default());
+        let outage_seconds = session.outage_seconds;
         state.last_error = None;
         state.failures = 0;
         state.suspect = false;
@@ -421,7 +431,7 @@ impl Inner {
         } else {
             state.phase = Phase::Holding;
             let source = token.source.as_str();
-            tracing::info!(session.expires_at = %expires_at, token.source = source, "STS gave a session for the role");
+            tracing::info!(session.expires_at = %expires_at, token.source = source, outage.seconds = outage_seconds, "STS gave a session for the role");
         }
     }
 

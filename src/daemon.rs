@@ -164,15 +164,15 @@ impl Probe {
     }
 }
 
-/// What the admin listener reads.
-fn sources(probe: &Arc<Probe>) -> Sources {
+/// What the admin listener reads. A writer is stalled when it is at one piece of work for longer than `stalled_after`.
+fn sources(probe: &Arc<Probe>, stalled_after: Duration) -> Sources {
     let (status, live, ready) = (Arc::clone(probe), Arc::clone(probe), Arc::clone(probe));
     Sources {
         status: Box::new(move || status.status()),
         live: Box::new(move || {
             let busy = live.writers_busy_for();
             let stalled =
-                (busy > WRITER_STALLED).then(|| format!("a writer has been at one write for {} s", busy.as_secs()));
+                (busy > stalled_after).then(|| format!("a writer has been at one write for {} s", busy.as_secs()));
             vec![Check { name: "writers", failure: stalled }]
         }),
         ready: Box::new(move || {
@@ -249,7 +249,9 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
 
     let probe = Probe::new(config.clone());
     let stop_admin = CancellationToken::new();
-    let admin = tokio::spawn(Health::new(sources(&probe), Exporter::install()).serve(admin_socket, stop_admin.clone()));
+    let admin = tokio::spawn(
+        Health::new(sources(&probe, WRITER_STALLED), Exporter::install()).serve(admin_socket, stop_admin.clone()),
+    );
 
     let (open_front, front) = watch::channel(None);
     let stop_ingest = CancellationToken::new();
@@ -373,3 +375,6 @@ impl Signals {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::backoff;
 use crate::batch::{LogType, Stage, object_key};
 use crate::chain::{ChainEntry, Gaps, SigningKey};
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, Session};
 use crate::flusher::meters::UploadMeters;
 use crate::s3::{Put, PutError, PutErrorKind, S3};
 use crate::spool::folder::Folder;
@@ -157,7 +157,7 @@ impl Lane {
                     Err(_) => return,
                 },
                 () = tokio::time::sleep_until(wake), if !needs_session => {}
-                _ = self.shared.credentials.wait_session(), if needs_session => {}
+                session = self.shared.credentials.wait_session(), if needs_session => self.session_came(&session),
                 Ok(()) = drain.changed() => {
                     while let Ok(batch) = sealed.try_recv() {
                         self.take(batch);
@@ -174,6 +174,19 @@ impl Lane {
     fn take(&mut self, batch: Batch) {
         let waiting = Waiting { batch, attempts: 0, not_before: Instant::now(), stored: false };
         self.waiting.insert(waiting.batch.name.sequence, waiting);
+    }
+
+    /// The end of an outage that no PUT has met.
+    fn session_came(&self, session: &Session) {
+        if let Some(outage) = session.outage_seconds
+            && self.state().error.is_none()
+        {
+            tracing::info!(log_type = %self.log_type, outage.seconds = outage, backlog.bytes = self.backlog_bytes(), backlog.batches = self.waiting.len(), "there is a session again, and uploads go on");
+        }
+    }
+
+    fn backlog_bytes(&self) -> u64 {
+        self.waiting.values().map(|waiting| waiting.batch.bytes).sum()
     }
 
     /// Every waiting batch becomes due, once. False when there is no session to send them with.
@@ -295,8 +308,7 @@ impl Lane {
         let Some(Trouble { since, message, .. }) = state.error.take() else { return };
         let until = Timestamp::now();
         state.last_outage = Some(Outage { since, until, message });
-        let backlog: u64 = self.waiting.values().map(|waiting| waiting.batch.bytes).sum();
-        tracing::info!(log_type = %self.log_type, outage.seconds = until.seconds_since(since), backlog.bytes = backlog, backlog.batches = self.waiting.len(), "uploads work again");
+        tracing::info!(log_type = %self.log_type, outage.seconds = until.seconds_since(since), backlog.bytes = self.backlog_bytes(), backlog.batches = self.waiting.len(), "uploads work again");
     }
 
     /// Takes note of a failed PUT; a pause that the error asks for.
@@ -457,7 +469,7 @@ fn quarantine_if_changed(folder: &Folder, batch: &mut Batch) -> std::io::Result<
         }
     }
     folder.quarantine(batch)?;
-    tracing::error!(log_type = %batch.log_type, batch.name = %batch.name.batch, batch.sequence = batch.name.sequence, batch.events = batch.name.records, "a sealed batch's bytes have changed on disk; it is in quarantine");
+    tracing::error!(log_type = %batch.log_type, batch.name = %batch.name.batch, batch.sequence = batch.name.sequence, batch.events = batch.name.records, "a sealed batch's bytes have changed on disk; it is in quarantine, see README#quarantined");
     Ok(true)
 }
 

@@ -2,6 +2,7 @@
 
 mod history;
 
+use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -32,7 +33,7 @@ use history::History;
 
 /// A connection that is idle, or sends no whole header, for so long is closed.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Probes, a scraper and a few pages; above it, new connections wait.
+/// Probes, a scraper and a few pages; above it, the oldest connection is closed: a probe is never refused.
 const CONNECTIONS_MAX: usize = 64;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often gathered metrics and counts of repeated log lines are worked off.
@@ -97,16 +98,20 @@ impl Health {
     /// Serves `listener` until `stop`; then closes it and what is open.
     pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
         let mut connections = JoinSet::new();
+        let mut oldest_first = VecDeque::new();
         let serve = async {
             loop {
                 match listener.accept().await {
-                    Ok((stream, _)) => drop(connections.spawn(connection(stream, self.router()))),
+                    Ok((stream, _)) => oldest_first.push_back(connections.spawn(connection(stream, self.router()))),
                     // Out of file descriptors, as a rule: it passes when a connection ends.
                     Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
                 }
                 while connections.try_join_next().is_some() {}
-                if connections.len() >= CONNECTIONS_MAX {
-                    connections.join_next().await;
+                oldest_first.retain(|connection: &AbortHandle| !connection.is_finished());
+                if oldest_first.len() > CONNECTIONS_MAX
+                    && let Some(oldest) = oldest_first.pop_front()
+                {
+                    oldest.abort();
                 }
             }
         };

@@ -20,8 +20,8 @@ mod protobuf;
 pub mod splunk;
 pub mod sumologic;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -35,7 +35,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::batch::{LogType, object_key};
+use crate::batch::{BatchName, LogType, object_key};
 use crate::config::Config;
 use crate::ingest::auth::{AuthError, Authenticator, Identity, OIDC_TOKEN_HEADER};
 use crate::ingest::body::{BodyError, Limits, Lines};
@@ -46,7 +46,7 @@ use crate::ingest::receive::{Budget, Charge, Encoding, HOLD, Received};
 use crate::spool::{AppendError, Spool};
 
 /// A body from this size on is scanned where it can't hold up other requests.
-const SCAN_ASIDE_BYTES: usize = 256 * 1024;
+const SCAN_ASIDE_BYTES: usize = 1024 * 1024;
 /// A body that nobody wants is read and forgotten up to here, so that its sender reads the answer
 /// instead of a reset.
 const LINGER_MAX_BYTES: usize = 64 * 1024 * 1024;
@@ -81,6 +81,7 @@ pub struct Ingest {
     max_body_bytes: usize,
     default_type: LogType,
     bucket_path: String,
+    last_keys: [Mutex<Option<(BatchName, Arc<str>)>>; 2],
     meters: IngestMeters,
     draining: AtomicBool,
     stop_bodies: CancellationToken,
@@ -105,6 +106,7 @@ impl Ingest {
             max_body_bytes: config.max_body_bytes,
             default_type: config.default_type,
             bucket_path: config.bucket_path.clone(),
+            last_keys: Default::default(),
             meters: IngestMeters::new(),
             draining: AtomicBool::new(false),
             stop_bodies: CancellationToken::new(),
@@ -309,10 +311,22 @@ impl Ingest {
             Ok(outcome) => outcome.map_err(not_taken)?,
             Err(_) => return Err(not_taken(AppendError::Disk("it takes longer than 5 s to write".to_owned()))),
         };
-        let receipt = receipts
-            .first()
-            .map(|(log_type, _, receipt)| (object_key(&self.bucket_path, *log_type, &receipt.batch), receipt.line));
+        let receipt =
+            receipts.first().map(|(log_type, _, receipt)| (self.key(*log_type, &receipt.batch), receipt.line));
         Ok(Accepted { records: receipts.iter().map(|(_, records, _)| records).sum(), receipt })
+    }
+
+    /// The batch's object key; made once for all the requests that a batch takes.
+    fn key(&self, log_type: LogType, batch: &BatchName) -> Arc<str> {
+        let mut last = self.last_keys[log_type.index()].lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((name, key)) if name == batch => key.clone(),
+            _ => {
+                let key: Arc<str> = object_key(&self.bucket_path, log_type, batch).into();
+                *last = Some((*batch, key.clone()));
+                key
+            }
+        }
     }
 }
 

@@ -83,7 +83,9 @@ pub struct Receipt {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
     /// The limit would be passed.
-    #[error("the spool is full ({used_bytes} of {limit_bytes} bytes, ENV0_S3_LOG_SPOOL_MAX_BYTES)")]
+    #[error(
+        "the spool is full ({used_bytes} of {limit_bytes} bytes, ENV0_S3_LOG_SPOOL_MAX_BYTES); see README#spool-high"
+    )]
     Full {
         /// In the spool, both log types.
         used_bytes: u64,

@@ -17,7 +17,7 @@ pub use repeats::report_suppressed;
 /// What this project's own log lines have as the beginning of their target.
 const OWN_TARGET: &str = "env0_s3_logs";
 
-/// Starts the log and makes a panic one line of it and exit code 70. For once in a process; a second call changes nothing.
+/// Starts the log. For once in a process; a second call changes nothing.
 ///
 /// `filter` (`RUST_LOG`) wins over `level`. Other crates' lines below INFO are never shown: they hold requests and headers.
 pub fn init(level: &str, filter: Option<&str>, format: LogFormat) {
@@ -31,13 +31,8 @@ pub fn init(level: &str, filter: Option<&str>, format: LogFormat) {
     let invalid = matches!(parsed, Some(Err(_)));
     let filter = parsed.and_then(Result::ok).unwrap_or_else(default);
     let started = tracing_subscriber::registry().with(filter).with(repeats::Repeats).with(lines).try_init();
-    if started.is_ok() {
-        std::panic::set_hook(Box::new(exit_on_panic));
-        if invalid {
-            tracing::warn!(
-                "RUST_LOG is not a list of filters, and is ignored: expected one such as env0_s3_logs=debug"
-            );
-        }
+    if started.is_ok() && invalid {
+        tracing::warn!("RUST_LOG is not a list of filters, and is ignored: expected one such as env0_s3_logs=debug");
     }
 }
 
@@ -49,11 +44,21 @@ fn default_directives(level: &str) -> String {
     }
 }
 
+/// Makes a panic one line, of the log where it is started, and exit code 70.
+pub fn exit_on_panic() {
+    std::panic::set_hook(Box::new(exit_at_once));
+}
+
 /// A broken invariant ends the process, whichever thread it is found in: what is acknowledged is on disk.
-fn exit_on_panic(panic: &PanicHookInfo<'_>) {
+fn exit_at_once(panic: &PanicHookInfo<'_>) {
     let reason = panic.payload_as_str().unwrap_or("no reason given");
     let place = panic.location().map(ToString::to_string).unwrap_or_default();
-    tracing::error!(panic.location = place, "a bug ended the process, nothing acknowledged is lost: {reason}");
+    if tracing::dispatcher::has_been_set() {
+        tracing::error!(panic.location = place, "a bug ended the process, nothing acknowledged is lost: {reason}");
+    } else {
+        let line = format!("error: a bug ended the process, at {place}: {reason}");
+        let _ = OneLine(io::stderr()).write_all(line.as_bytes());
+    }
     std::process::exit(exit_code::SOFTWARE.into());
 }
 
@@ -65,7 +70,6 @@ impl<W: Write> Write for OneLine<W> {
         let text = String::from_utf8_lossy(event);
         let text = text.trim_end_matches('\n');
         if text.contains(char::is_control) {
-            let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
             writeln!(self.0, "{}", text.chars().map(escape).collect::<String>())?;
         } else {
             writeln!(self.0, "{text}")?;
@@ -78,6 +82,15 @@ impl<W: Write> Write for OneLine<W> {
     }
 }
 
+/// As JSON has it, so that a line of JSON stays one.
+fn escape(c: char) -> String {
+    match c {
+        '\n' | '\r' | '\t' => c.escape_default().to_string(),
+        c if c.is_control() => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -85,8 +98,8 @@ mod tests {
     #[test]
     fn an_event_stays_on_one_line_whatever_its_values_hold() {
         let mut out = OneLine(Vec::new());
-        out.write_all(b"WARN refused error=first\nsecond \x1b[31m\r\n").unwrap();
-        assert_eq!(out.0, b"WARN refused error=first\\nsecond \\u{1b}[31m\\r\n");
+        out.write_all("WARN refused error=first\nsecond \x1b[31m\u{85}\r\n".as_bytes()).unwrap();
+        assert_eq!(out.0, b"WARN refused error=first\\nsecond \\u001b[31m\\u0085\\r\n");
     }
 
     #[test]

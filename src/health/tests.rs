@@ -201,15 +201,20 @@ async fn a_served_daemon_can_be_asked_for_its_health_and_its_status_until_it_sto
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn more_connections_than_the_limit_wait_and_are_served_in_the_end() {
+async fn idle_connections_never_keep_a_probe_waiting_and_the_oldest_is_closed_for_it() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();
     let serving = tokio::spawn(health(&Arc::default()).serve(listener, stop.clone()));
-    let idle: Vec<_> = (0..CONNECTIONS_MAX).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
-    let asked = tokio::task::spawn_blocking(move || crate::admin::healthy(address));
-    drop(idle);
-    asked.await.unwrap().unwrap();
+    let mut idle: Vec<_> = (0..CONNECTIONS_MAX).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+    let asked = tokio::task::spawn_blocking(move || {
+        crate::admin::healthy(address).unwrap();
+        let mut oldest = idle.remove(0);
+        // Sooner than it would be closed for its silence.
+        oldest.set_read_timeout(Some(HEADER_TIMEOUT / 2)).unwrap();
+        std::io::Read::read(&mut oldest, &mut [0])
+    });
+    assert_eq!(asked.await.unwrap().unwrap(), 0, "it was closed");
     stop.cancel();
     serving.await.unwrap();
 }

@@ -5,6 +5,7 @@
 //! that already is NDJSON is not copied.
 
 mod events;
+mod line;
 mod redact;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -122,11 +123,12 @@ pub fn is_blank(body: &[u8]) -> bool {
 }
 
 fn scan_json(body: Bytes, limits: &Limits) -> Result<Lines, BodyError> {
-    let to_redact = limits.redact && redact::may_hold_secret(&body);
     // As long as the body is what is to be stored, nothing is copied: `stored` bytes, `records` lines.
-    let (mut stored, mut records) = (0, 0);
+    let (mut stored, mut records) = plain_lines(&body, limits);
+    let rest = &body[stored..];
+    let to_redact = limits.redact && redact::may_hold_secret(rest);
     let mut copy: Option<LineWriter> = None;
-    for event in Events::new(&body) {
+    for event in Events::after(&body, stored, records) {
         let event = event?;
         let bytes = event.bytes();
         if copy.is_none() {
@@ -146,6 +148,24 @@ fn scan_json(body: Bytes, limits: &Limits) -> Result<Lines, BodyError> {
         Some(copy) => Ok(copy.finish_lines()),
         None => Ok(Lines { bytes: body.slice(..stored), records, redacted: 0 }),
     }
+}
+
+/// How far `body` is stored as it came, and how many lines that is; what is left needs a closer look.
+fn plain_lines(body: &[u8], limits: &Limits) -> (usize, u64) {
+    let (mut stored, mut records) = (0, 0);
+    let mut rest = match std::str::from_utf8(body) {
+        Ok(_) => body,
+        Err(error) => &body[..error.valid_up_to()],
+    };
+    while let Some(len) = line::plain_object_len(rest)
+        && len <= limits.max_event_bytes
+        && rest.get(len) == Some(&b'\n')
+    {
+        rest = &rest[len + 1..];
+        stored += len + 1;
+        records += 1;
+    }
+    (stored, records)
 }
 
 fn scan_text(body: &[u8], received: DateTime<Utc>, limits: &Limits) -> Result<Lines, BodyError> {

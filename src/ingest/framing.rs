@@ -8,13 +8,16 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::LazyLock;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use memchr::memchr;
-use memchr::memmem;
+use memchr::memmem::Finder;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
+
+static HEAD_END: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\r\n\r\n"));
 
 /// From a head's first byte to its last.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -181,7 +184,7 @@ enum HeadRead {
 fn take_head(earlier: &mut Vec<u8>, bytes: &mut &[u8]) -> HeadRead {
     let whole;
     let head = if earlier.is_empty() {
-        let Some(end) = memmem::find(bytes, b"\r\n\r\n") else {
+        let Some(end) = HEAD_END.find(bytes) else {
             if has_bare_lf(bytes) {
                 return HeadRead::Ambiguous;
             }
@@ -194,16 +197,13 @@ fn take_head(earlier: &mut Vec<u8>, bytes: &mut &[u8]) -> HeadRead {
     } else {
         let seen = earlier.len().saturating_sub(3);
         earlier.extend_from_slice(bytes);
-        let Some(end) = memmem::find(&earlier[seen..], b"\r\n\r\n").map(|end| seen + end) else {
+        let Some(end) = HEAD_END.find(&earlier[seen..]).map(|end| seen + end) else {
             return if has_bare_lf(earlier) { HeadRead::Ambiguous } else { HeadRead::Partial };
         };
         *bytes = &bytes[bytes.len() - (earlier.len() - (end + 4))..];
         whole = std::mem::take(earlier);
         &whole[..end + 2]
     };
-    if has_bare_lf(head) {
-        return HeadRead::Ambiguous;
-    }
     body_framing(head).map_or(HeadRead::Ambiguous, HeadRead::Whole)
 }
 
@@ -221,14 +221,14 @@ fn has_bare_lf(bytes: &[u8]) -> bool {
     false
 }
 
-/// How the body after a head (all its lines, each with its CRLF) is framed; `None` when that is ambiguous.
+/// How the body after a head (all its lines, up to the last one's CRLF) is framed; `None` when that is ambiguous.
 fn body_framing(head: &[u8]) -> Option<Framing> {
     let mut length = None;
     let mut chunked = false;
     let mut rest = head;
     let mut request_line = true;
     while let Some(at) = memchr(b'\n', rest) {
-        let line = &rest[..at - 1];
+        let line = rest[..at].strip_suffix(b"\r")?;
         rest = &rest[at + 1..];
         if std::mem::take(&mut request_line) {
             continue;

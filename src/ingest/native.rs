@@ -4,6 +4,7 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Response, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use serde_json::json;
 
 use crate::ingest::body::{self, BodyError, Limits};
@@ -11,6 +12,16 @@ use crate::ingest::protocol::{Accepted, JSON, KNOWN_PATHS, Part, Protocol, Refus
 
 /// The native protocol.
 pub struct Native;
+
+/// The answer to accepted events.
+#[derive(Serialize)]
+struct Receipt<'a> {
+    accepted: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    object: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<u64>,
+}
 
 impl Protocol for Native {
     fn name(&self) -> &'static str {
@@ -30,11 +41,9 @@ impl Protocol for Native {
 
     /// `{"accepted":<n>,"object":"<key>","line":<index of the first>}`, or `{"accepted":0}`.
     fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, accepted: &Accepted) -> Response<Body> {
-        let records = accepted.records;
-        let receipt = match &accepted.receipt {
-            Some((key, line)) => format!(r#"{{"accepted":{records},"object":{},"line":{line}}}"#, json!(key)),
-            None => format!(r#"{{"accepted":{records}}}"#),
-        };
+        let (object, line) = accepted.receipt.as_ref().map(|(key, line)| (&**key, *line)).unzip();
+        let receipt = Receipt { accepted: accepted.records, object, line };
+        let receipt = serde_json::to_vec(&receipt).expect("a struct of numbers and text is JSON");
         answer(StatusCode::OK, JSON, receipt)
     }
 

@@ -1,6 +1,8 @@
 //! What every protocol of the ingest listener has in common: a path leads to a protocol, a request
 //! becomes lines, an outcome becomes that protocol's own answer.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::http::header::{self, HeaderName};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
@@ -26,7 +28,7 @@ pub struct Accepted {
     /// How many events were accepted.
     pub records: u64,
     /// Key of the batch and index of the first line there; `None` when there was no event.
-    pub receipt: Option<(String, u64)>,
+    pub receipt: Option<(Arc<str>, u64)>,
 }
 
 /// `Content-Encoding`s that are inflated, for `Accept-Encoding` and messages.

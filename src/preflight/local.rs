@@ -186,9 +186,7 @@ fn batches_in(dir: &Path) -> usize {
 fn disk(config: &Config) -> Step {
     const NAME: &str = "disk";
     let dir = &config.spool_dir;
-    if let Some(words) = volume::forgets(dir) {
-        return Step::warn(NAME, words, "acknowledged events must outlive a restart of the machine or the pod");
-    }
+    let forgets = volume::forgets(dir);
     let Some(available) = volume::nearest_existing(dir).and_then(|dir| volume::available_bytes(&dir)) else {
         return Step::skipped(NAME, "the file system can't be asked");
     };
@@ -198,6 +196,9 @@ fn disk(config: &Config) -> Step {
     let remedy = "enlarge the disk, or lower ENV0_S3_LOG_SPOOL_MAX_BYTES below what is free";
     if available < LEAST_AVAILABLE_BYTES {
         Step::fail(NAME, IO, detail, remedy)
+    } else if let Some(words) = forgets {
+        let remedy = "acknowledged events must outlive a restart of the machine or the pod";
+        Step::warn(NAME, format!("{words}; {detail}"), remedy)
     } else if available.saturating_add(used) < config.spool_max_bytes {
         Step::warn(NAME, format!("{detail}: the disk is full before the spool is"), remedy)
     } else {

@@ -30,8 +30,10 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(45);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// A token from further in the future means that a clock is wrong.
 const CLOCK_LEEWAY_SECONDS: i64 = 60;
+/// Where a bucket is when AWS answers `GetBucketLocation` with nothing.
+const UNTOLD_REGION: &str = "us-east-1";
 const HAND_OVER: &str = "hand one over from an env0 deployment: PUT /v1/oidc-token with ENV0_OIDC_TOKEN as bearer token; or set \
-    ENV0_OIDC_TOKEN, ENV0_S3_LOG_OIDC_TOKEN_FILE or ENV0_S3_LOG_OIDC_TOKEN_URL";
+    ENV0_OIDC_TOKEN, ENV0_S3_LOG_OIDC_TOKEN_FILE or ENV0_S3_LOG_OIDC_TOKEN_URL; see README#no-token";
 
 pub(super) async fn steps(config: &Config, daemon: Option<&Status>, write: bool) -> Vec<Step> {
     let network = match Network::new(&config.network) {
@@ -41,13 +43,21 @@ pub(super) async fn steps(config: &Config, daemon: Option<&Status>, write: bool)
     let (tokens, problems) = credentials::own_tokens(config, &network).await;
     let newest = tokens.into_iter().max_by_key(|token| token.expires_at);
     let mut steps = vec![issuer(config, &network).await];
-    match newest {
-        Some(token) => {
+    match (newest, daemon) {
+        (Some(token), Some(status)) if has_ended(&token) && holds_session(status) => {
+            steps.push(Step::warn("token", token_ended(&token), "not needed: the running daemon holds a session"));
+            steps.extend(of_daemon(config, status, write));
+        }
+        (Some(token), _) => {
             let claims = Claims::of(&token);
             steps.push(own_token(config, &token, &claims));
             steps.extend(with_own_token(config, &network, &claims, daemon, write).await);
         }
-        None => steps.extend(without_own_token(&problems, daemon, write)),
+        (None, Some(status)) => {
+            steps.push(daemon_token(status));
+            steps.extend(of_daemon(config, status, write));
+        }
+        (None, None) => steps.extend(without_token(&problems)),
     }
     steps
 }
@@ -67,7 +77,7 @@ async fn issuer(config: &Config, network: &Network) -> Step {
                 NAME,
                 UNAVAILABLE,
                 format!("{} can't be asked: {words}", config.oidc_issuer),
-                way_out(&words, "the issuer"),
+                way_out(config, &words, "the issuer"),
             )
         }
     }
@@ -121,23 +131,19 @@ fn own_token(config: &Config, token: &OidcToken, claims: &Claims) -> Step {
             "use a token of env0 (ENV0_OIDC_TOKEN in a deployment), or set ENV0_S3_LOG_OIDC_ISSUER",
         );
     }
-    let end = token.expires_at.map(Timestamp);
-    match end {
-        Some(end) if end.0 <= now => {
-            let detail = format!("the token of the {source} ended at {end}");
-            Step::fail(
-                NAME,
-                DENIED,
-                detail,
-                format!("{HAND_OVER}; or set this machine's clock right, which says {}", Timestamp(now)),
-            )
-        }
+    match token.expires_at.map(Timestamp) {
+        _ if has_ended(token) => Step::fail(
+            NAME,
+            DENIED,
+            token_ended(token),
+            format!("{HAND_OVER}; or set this machine's clock right, which says {}", Timestamp(now)),
+        ),
         _ if claims.iat.is_some_and(|issued| issued as i64 > now.timestamp() + CLOCK_LEEWAY_SECONDS) => Step::warn(
             NAME,
             format!("the token of the {source} was issued in the future, by this machine's clock ({})", Timestamp(now)),
             "set this machine's clock right",
         ),
-        _ => {
+        end => {
             let end = end.map_or("without an end".to_owned(), |end| format!("until {end}"));
             Step::ok(
                 NAME,
@@ -145,6 +151,15 @@ fn own_token(config: &Config, token: &OidcToken, claims: &Claims) -> Step {
             )
         }
     }
+}
+
+fn has_ended(token: &OidcToken) -> bool {
+    token.expires_at.is_some_and(|end| end <= Utc::now())
+}
+
+fn token_ended(token: &OidcToken) -> String {
+    let end = token.expires_at.map(|end| Timestamp(end).to_string());
+    format!("the token of the {} ended at {}", token.source.as_str(), end.unwrap_or_default())
 }
 
 /// The exchange, the bucket and the write, as the daemon does them.
@@ -200,12 +215,12 @@ fn exchange(config: &Config, claims: &Claims, credentials: &Credentials) -> Step
         }
         Some(error) => {
             let detail = format!("STS can't be asked: {}", error.message);
-            Step::fail(NAME, UNAVAILABLE, detail, way_out(&error.message, "STS"))
+            Step::fail(NAME, UNAVAILABLE, detail, way_out(config, &error.message, "STS"))
                 .of_service(error.code, error.request_id)
         }
         None => match status.waits_for {
             Some(what) => Step::fail(NAME, DENIED, format!("no exchange without {what}"), HAND_OVER),
-            None => Step::fail(NAME, UNAVAILABLE, "no answer from STS in time", way_out("timeout", "STS")),
+            None => Step::fail(NAME, UNAVAILABLE, "no answer from STS in time", way_out(config, "timeout", "STS")),
         },
     }
 }
@@ -255,7 +270,17 @@ async fn bucket(config: &Config, s3: &S3) -> Step {
         Ok(BucketRegion::Known(region)) => {
             wrong_region(&region, format!("{bucket} is in {region}, not in {}", config.aws_region))
         }
-        Ok(BucketRegion::NotTold) => Step::ok(NAME, format!("{bucket} is there; the store tells no region")),
+        Ok(BucketRegion::NotTold) => {
+            let detail = format!("{bucket} is there; the store tells no region, by which AWS means {UNTOLD_REGION}");
+            match config.aws_region.as_str() {
+                UNTOLD_REGION => Step::ok(NAME, detail),
+                other => Step::warn(
+                    NAME,
+                    format!("{detail}, and ENV0_S3_LOG_AWS_REGION is {other}"),
+                    format!("nothing where the store is not AWS; else set ENV0_S3_LOG_AWS_REGION={UNTOLD_REGION}"),
+                ),
+            }
+        }
         Err(error) => {
             let expected = error.message.split_once("expecting '").and_then(|(_, rest)| rest.split_once('\''));
             let step = match expected {
@@ -268,7 +293,7 @@ async fn bucket(config: &Config, s3: &S3) -> Step {
                         "allow the role s3:GetBucketLocation on arn:aws:s3:::{bucket}; see that the bucket is yours and its policy denies nothing"
                     ),
                 ),
-                None => of_kind(NAME, error.kind, &error.message),
+                None => of_kind(config, NAME, error.kind, &error.message),
             };
             step.of_service(error.code, error.request_id)
         }
@@ -303,12 +328,12 @@ async fn write_object(config: &Config, s3: &S3) -> Step {
         Err(error) if error.kind == PutErrorKind::NameTaken => {
             Step::ok(NAME, format!("{key} is there already, from an earlier check"))
         }
-        Err(error) => of_kind(NAME, error.kind, &error.message).of_service(error.code, error.request_id),
+        Err(error) => of_kind(config, NAME, error.kind, &error.message).of_service(error.code, error.request_id),
     }
 }
 
 /// A failure at S3.
-fn of_kind(name: &'static str, kind: PutErrorKind, message: &str) -> Step {
+fn of_kind(config: &Config, name: &'static str, kind: PutErrorKind, message: &str) -> Step {
     use PutErrorKind::*;
     let exit_code = match kind {
         Denied | KmsDenied | SessionRejected | NoSession | ClockSkew => DENIED,
@@ -316,22 +341,32 @@ fn of_kind(name: &'static str, kind: PutErrorKind, message: &str) -> Step {
         FileUnreadable => IO,
         Timeout | Unreachable | Throttled | ServerError | Conflict | NameTaken | ChecksumRefused | Other => UNAVAILABLE,
     };
-    let remedy = if matches!(kind, Timeout | Unreachable) { way_out(message, "S3") } else { kind.remedy().to_owned() };
+    let remedy = match kind {
+        Timeout | Unreachable => way_out(config, message, "S3"),
+        _ => kind.remedy().to_owned(),
+    };
     Step::fail(name, exit_code, message, remedy)
 }
 
 /// Why a service is out of reach, told from the words of the failure.
-fn way_out(words: &str, service: &str) -> String {
+fn way_out(config: &Config, words: &str, service: &str) -> String {
     let words = words.to_lowercase();
     let has = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
-    if has(&["dns", "resolve", "lookup", "name or service"]) {
+    let proxied = config.network.https_proxy.is_some() || config.network.http_proxy.is_some();
+    if has(&["proxy", "tunnel"]) {
+        format!(
+            "the proxy does not let {service} be reached: look at HTTPS_PROXY, HTTP_PROXY and NO_PROXY, and at the proxy"
+        )
+    } else if has(&["dns", "resolve", "lookup", "name or service"]) && proxied {
+        format!(
+            "DNS gives no address for the proxy, or for {service} where NO_PROXY names it: look at HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
+        )
+    } else if has(&["dns", "resolve", "lookup", "name or service"]) {
         format!(
             "DNS gives no address for {service}: look at the resolver, and at ENV0_S3_LOG_AWS_REGION and the URLs that are set"
         )
     } else if has(&["certificate", "tls", "handshake", "unknownissuer"]) {
         format!("TLS to {service} fails: name a private CA in AWS_CA_BUNDLE, and see that the clock is right")
-    } else if has(&["proxy", "tunnel"]) {
-        "the proxy refuses: look at HTTPS_PROXY and NO_PROXY".to_owned()
     } else {
         format!(
             "nothing answers: let this machine reach {service} through firewall, VPC endpoint or proxy (HTTPS_PROXY, NO_PROXY)"
@@ -339,39 +374,49 @@ fn way_out(words: &str, service: &str) -> String {
     }
 }
 
-/// What the running daemon's status tells.
-fn without_own_token(problems: &[String], daemon: Option<&Status>, write: bool) -> Vec<Step> {
-    let Some(status) = daemon else {
-        let detail = if problems.is_empty() {
-            "none is configured, and no daemon runs that was handed one".to_owned()
-        } else {
-            problems.join("; ")
-        };
-        let skipped = |name| Step::skipped(name, "there is no token");
-        return vec![
-            Step::fail("token", CONFIG, detail, HAND_OVER),
-            skipped("sts"),
-            skipped("bucket"),
-            skipped("write"),
-        ];
+/// Nobody to ask with, and nobody to ask.
+fn without_token(problems: &[String]) -> Vec<Step> {
+    let detail = if problems.is_empty() {
+        "none is configured, and no daemon runs that was handed one".to_owned()
+    } else {
+        problems.join("; ")
     };
+    let skipped = |name| Step::skipped(name, "there is no token");
+    vec![Step::fail("token", CONFIG, detail, HAND_OVER), skipped("sts"), skipped("bucket"), skipped("write")]
+}
+
+fn holds_session(status: &Status) -> bool {
+    status.credentials["session_expires_at"].is_string()
+}
+
+/// The running daemon's tokens.
+fn daemon_token(status: &Status) -> Step {
+    const NAME: &str = "token";
+    let tokens = status.credentials["tokens"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let last_end = tokens.iter().filter_map(|token| token["expires_at"].as_str()).max().unwrap_or_default();
+    if tokens.is_empty() {
+        return Step::fail(NAME, CONFIG, "the running daemon has none", HAND_OVER);
+    }
+    if last_end >= status.now.to_string().as_str() {
+        return Step::ok(NAME, format!("the running daemon has {}; the last ends at {last_end}", tokens.len()));
+    }
+    let detail = format!("the last token of the running daemon ended at {last_end}");
+    match status.credentials["session_expires_at"].as_str() {
+        Some(end) => Step::warn(NAME, format!("{detail}; its session lasts until {end}"), HAND_OVER),
+        None => Step::fail(NAME, DENIED, detail, HAND_OVER),
+    }
+}
+
+/// What the running daemon's status tells of STS, bucket and writing.
+fn of_daemon(config: &Config, status: &Status, write: bool) -> [Step; 3] {
     let credentials = &status.credentials;
     let text = |value: &Value| value.as_str().map(str::to_owned);
-    let ends = credentials["tokens"].as_array().into_iter().flatten().filter_map(|token| token["expires_at"].as_str());
-    let last_end = ends.max().unwrap_or_default();
-    let token = match credentials["tokens"].as_array().map_or(0, Vec::len) {
-        0 => Step::fail("token", CONFIG, "the running daemon has none", HAND_OVER),
-        _ if last_end < status.now.to_string().as_str() => {
-            Step::fail("token", DENIED, format!("the last token of the running daemon ended at {last_end}"), HAND_OVER)
-        }
-        count => Step::ok("token", format!("the running daemon has {count}; the last ends at {last_end}")),
-    };
     let state = text(&credentials["state"]).unwrap_or_default();
     let error = &credentials["last_error"];
     let sts = if error.is_object() {
         let message = text(&error["message"]).unwrap_or_default();
         let refused = error["refused"] == true;
-        let remedy = text(&credentials["remedy"]).unwrap_or_else(|| way_out(&message, "STS"));
+        let remedy = text(&credentials["remedy"]).unwrap_or_else(|| way_out(config, &message, "STS"));
         let exit_code = if refused { DENIED } else { UNAVAILABLE };
         Step::fail("sts", exit_code, format!("the running daemon {state}: {message}"), remedy)
             .of_service(text(&error["code"]), text(&error["request_id"]))
@@ -387,9 +432,11 @@ fn without_own_token(problems: &[String], daemon: Option<&Status>, write: bool) 
     };
     let bucket =
         Step::skipped("bucket", "there is no token of its own to ask with; the step write tells what the daemon met");
-    let write =
-        if write { Step::skipped("write", "there is no token of its own to write with") } else { last_put(daemon) };
-    vec![token, sts, bucket, write]
+    let write = match write {
+        true => Step::skipped("write", "there is no token of its own to write with"),
+        false => last_put(Some(status)),
+    };
+    [sts, bucket, write]
 }
 
 /// How the running daemon's last PUTs went.

@@ -112,7 +112,7 @@ impl Folder {
         self.count_recovered(name.records);
         let batch = self.hold(*name, bytes);
         if bytes == 0 {
-            tracing::error!(log_type = %self.log_type, batch.name = %name.batch, batch.sequence = name.sequence, events = name.records, "a sealed batch is empty; it is in quarantine");
+            tracing::error!(log_type = %self.log_type, batch.name = %name.batch, batch.sequence = name.sequence, events = name.records, "a sealed batch is empty; it is in quarantine, see README#quarantined");
             return self.quarantine(&batch);
         }
         self.announce(batch);
@@ -126,7 +126,7 @@ impl Folder {
 }
 
 fn set_aside(folder: &Folder, file_name: &str, why: &str) -> io::Result<()> {
-    tracing::error!(log_type = %folder.log_type, file = file_name, "a file is set aside in quarantine: {why}");
+    tracing::error!(log_type = %folder.log_type, file = file_name, "a file is set aside in quarantine: {why}; see README#quarantined");
     folder.move_to_quarantine(&folder.dir.join(file_name), file_name)
 }
 
@@ -136,7 +136,7 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
     let bytes = match disk::read(folder.disk(), &path) {
         Ok(bytes) => bytes,
         Err(error) => {
-            tracing::error!(log_type = %folder.log_type, batch.name = %name, %error, "a batch left by a crash can't be read; it is in quarantine");
+            tracing::error!(log_type = %folder.log_type, batch.name = %name, %error, "a batch left by a crash can't be read; it is in quarantine, see README#quarantined");
             folder.move_to_quarantine(&path, &SpoolName::Open(name).to_string())?;
             folder.forget(name, found_bytes);
             return Ok(None);
@@ -144,7 +144,7 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
     };
     let Sorted { lines, records, foreign, torn } = sort(&bytes);
     if !foreign.is_empty() {
-        tracing::error!(log_type = %folder.log_type, batch.name = %name, foreign.bytes = foreign.len(), "a batch left by a crash holds bytes that are no events; they are in quarantine");
+        tracing::error!(log_type = %folder.log_type, batch.name = %name, foreign.bytes = foreign.len(), "a batch left by a crash holds bytes that are no events; they are in quarantine, see README#quarantined");
         disk::replace(folder.disk(), &folder.quarantine_dir(), &format!("{}_{name}.bytes", folder.log_type), &foreign)?;
         disk::replace(folder.disk(), &folder.dir, &SpoolName::Open(name).to_string(), &lines)?;
     } else {

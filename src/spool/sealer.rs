@@ -115,7 +115,7 @@ pub(super) fn seal(folder: &Folder, closed: &Closed) -> io::Result<()> {
     } else {
         let copy = folder.dir.join(format!("{}.tmp", closed.name));
         let Some((sha256, bytes)) = copy_checked(folder, &open, &copy, closed)? else {
-            tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, events = closed.records, "a batch's bytes are not those that were written; it is in quarantine");
+            tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, events = closed.records, "a batch's bytes are not those that were written; it is in quarantine, see README#quarantined");
             return folder.quarantine_unsealed(closed.name, closed.bytes, closed.records);
         };
         (folder.seal(&copy, closed.name, closed.records, sha256)?, bytes)

@@ -22,9 +22,11 @@ use crate::spool::{AppendError, Receipt, Settings};
 /// Appends up to this size are gathered into one write.
 const GATHER_BYTES: usize = 256 * 1024;
 /// An fsync covers at most this many bytes and a bit, so that no acknowledgement waits for all of a flood.
-const GROUP_MAX_BYTES: usize = 16 * 1024 * 1024;
+const GROUP_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// How often a disk that fails is tried again while nobody appends.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a disk is tried while nobody appends, so that a full one is known before an event meets it.
+const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The handle of a writer's thread.
 pub(super) struct Writer {
@@ -43,9 +45,36 @@ struct Append {
     lines: Bytes,
     records: u64,
     reservation: Reservation,
-    reply: oneshot::Sender<Result<Receipt, AppendError>>,
+    reply: oneshot::Sender<Answer>,
     /// Given back when the lines no longer need memory.
     _held: Box<dyn Send>,
+}
+
+type Outcome = Result<Receipt, AppendError>;
+
+/// What became of an append. The first of a group carries the others' answers and gives them on when it
+/// is dropped, read or not: so a group wakes one task from this thread, and that one the rest from within
+/// the runtime, where a wake-up is no system call and no change of threads.
+struct Answer {
+    outcome: Outcome,
+    _others: Others,
+}
+
+#[derive(Default)]
+struct Others(Vec<(oneshot::Sender<Answer>, Outcome)>);
+
+impl Drop for Others {
+    fn drop(&mut self) {
+        for (reply, outcome) in self.0.drain(..) {
+            let _ = reply.send(Answer { outcome, _others: Others::default() });
+        }
+    }
+}
+
+fn answer(outcomes: impl IntoIterator<Item = (oneshot::Sender<Answer>, Outcome)>) {
+    let mut outcomes = outcomes.into_iter();
+    let Some((first, outcome)) = outcomes.next() else { return };
+    let _ = first.send(Answer { outcome, _others: Others(outcomes.collect()) });
 }
 
 /// Since when the thread has been at one piece of work; read by the liveness probe.
@@ -102,7 +131,7 @@ impl Writer {
         let (reply, answer) = oneshot::channel();
         let append = Append { lines, records, reservation, reply, _held: held };
         self.requests.send(Request::Append(append)).map_err(|_| AppendError::Closed)?;
-        answer.await.unwrap_or(Err(AppendError::Closed))
+        answer.await.map_or(Err(AppendError::Closed), |answer| answer.outcome)
     }
 
     pub(super) fn seal(&self) {
@@ -144,34 +173,33 @@ struct State {
 impl State {
     fn run(mut self, requests: &Receiver<Request>, clock: &BusyClock) {
         loop {
-            let request = match self.wait() {
-                None => requests.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(timeout) => requests.recv_timeout(timeout),
-            };
+            let request = requests.recv_timeout(self.wait());
             clock.begin();
+            let idle = matches!(request, Err(RecvTimeoutError::Timeout));
             match request {
                 Ok(first) => self.serve(first, requests),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            if self.open.as_ref().is_some_and(|open| open.since.elapsed() >= self.settings.batch_max_age) {
+            let old = self.open.as_ref().is_some_and(|open| open.since.elapsed() >= self.settings.batch_max_age);
+            if old {
                 self.close(SealReason::Age);
             }
-            if self.failing_since.is_some() {
+            if (idle && !old) || self.failing_since.is_some() {
                 self.probe();
             }
             clock.end();
         }
     }
 
-    /// How long to wait for a request; for ever when there is nothing else to do.
-    fn wait(&self) -> Option<Duration> {
+    /// How long to wait for a request.
+    fn wait(&self) -> Duration {
+        let probe = if self.failing_since.is_some() { PROBE_INTERVAL } else { IDLE_PROBE_INTERVAL };
         let age = self.open.as_ref().map(|open| self.settings.batch_max_age.saturating_sub(open.since.elapsed()));
-        let probe = self.failing_since.map(|_| PROBE_INTERVAL);
-        age.into_iter().chain(probe).min()
+        age.map_or(probe, |age| age.min(probe))
     }
 
-    /// Takes what is in the channel as one group.
+    /// Takes what is in the channel, and what is about to come, as one group.
     fn serve(&mut self, first: Request, requests: &Receiver<Request>) {
         let mut group = Vec::new();
         let mut bytes = 0;
@@ -193,7 +221,16 @@ impl State {
                     let _ = self.seal.send(sealer::Request::Drained(reply));
                 }
             }
-            next = if bytes < GROUP_MAX_BYTES { requests.try_recv().ok() } else { None };
+            next = match bytes {
+                GROUP_MAX_BYTES.. => None,
+                GATHER_BYTES.. => requests.try_recv().ok(),
+                // Small appends are about to come where others can run now; where the processor has
+                // nothing else to do, asking costs no time.
+                _ => requests.try_recv().ok().or_else(|| {
+                    std::thread::yield_now();
+                    requests.try_recv().ok()
+                }),
+            };
         }
         self.commit(group);
     }
@@ -208,7 +245,7 @@ impl State {
                 continue;
             }
             if let Err(refusal) = self.ready() {
-                let _ = append.reply.send(Err(refusal));
+                answer([(append.reply, Err(refusal))]);
                 continue;
             }
             let len = append.lines.len() as u64;
@@ -267,12 +304,13 @@ impl State {
                         open.hasher = hasher;
                         open.bytes += bytes;
                         let mut line = open.records;
-                        for append in staged {
+                        let outcomes = staged.into_iter().map(|append| {
                             append.reservation.keep();
                             let receipt = Receipt { batch: open.name, line };
                             line += append.records;
-                            let _ = append.reply.send(Ok(receipt));
-                        }
+                            (append.reply, Ok(receipt))
+                        });
+                        answer(outcomes);
                         self.folder.accepted(line - open.records);
                         open.records = line;
                         self.recovered();
@@ -310,12 +348,10 @@ impl State {
     fn refuse(&mut self, appends: impl IntoIterator<Item = Append>, error: &io::Error) {
         if self.failing_since.is_none() {
             self.failing_since = Some(Instant::now());
-            tracing::error!(log_type = %self.folder.log_type, %error, "the spool's disk refuses writes; events are answered 503 until it takes them again");
+            tracing::error!(log_type = %self.folder.log_type, %error, "the spool's disk refuses writes; events are answered 503 until it takes them again; see README#disk-refuses-writes");
         }
         self.folder.set_failing(Some(error.to_string()));
-        for append in appends {
-            let _ = append.reply.send(Err(AppendError::Disk(error.to_string())));
-        }
+        answer(appends.into_iter().map(|append| (append.reply, Err(AppendError::Disk(error.to_string())))));
     }
 
     fn recovered(&mut self) {
@@ -326,10 +362,14 @@ impl State {
         }
     }
 
-    /// Finds out whether a failing disk works again, without an event at stake.
+    /// Finds out whether the disk works, without an event at stake.
     fn probe(&mut self) {
-        if self.ready().is_ok() && self.folder.probe().is_ok() {
-            self.recovered();
+        if self.ready().is_err() {
+            return;
+        }
+        match self.folder.probe() {
+            Ok(()) => self.recovered(),
+            Err(error) => self.refuse([], &error),
         }
     }
 }

@@ -1,39 +1,61 @@
 //! Repeats are counted, not printed: a storm of one warning must not fill a disk or hide the others.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::callsite::Identifier;
+use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
 use super::OWN_TARGET;
 
-/// Warnings and errors that one place in the code prints within [`WINDOW`]; one for each log type, and some to spare.
-const PRINTED_PER_WINDOW: u32 = 4;
+/// A warning or error is printed once within this time.
 const WINDOW: Duration = Duration::from_secs(10);
+/// Different lines that one place in the code prints within [`WINDOW`]: beyond it they are a storm as well.
+const LINES_PER_WINDOW: usize = 200;
 
 /// Bounded by the number of places in the code that log.
 static PLACES: LazyLock<Mutex<HashMap<Identifier, Place>>> = LazyLock::new(Mutex::default);
 
 struct Place {
     since: Instant,
-    printed: u32,
+    /// Hashes of the lines printed since then.
+    printed: HashSet<u64>,
     suppressed: u64,
     metadata: &'static Metadata<'static>,
 }
 
 impl Place {
-    /// Whether one more line may be printed at `now`.
-    fn admit(&mut self, now: Instant) -> bool {
+    /// Whether the line with this hash may be printed at `now`.
+    fn admit(&mut self, line: u64, now: Instant) -> bool {
         if now.duration_since(self.since) >= WINDOW {
-            (self.since, self.printed) = (now, 0);
+            self.since = now;
+            self.printed.clear();
         }
-        let admitted = self.printed < PRINTED_PER_WINDOW;
-        self.printed += u32::from(admitted);
+        let admitted = self.printed.len() < LINES_PER_WINDOW && self.printed.insert(line);
         self.suppressed += u64::from(!admitted);
         admitted
+    }
+}
+
+/// Message and fields, as printed.
+struct LineHash(DefaultHasher);
+
+impl LineHash {
+    fn of(event: &Event<'_>) -> u64 {
+        let mut hash = LineHash(DefaultHasher::new());
+        event.record(&mut hash);
+        hash.0.finish()
+    }
+}
+
+impl Visit for LineHash {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        (field.name(), format!("{value:?}")).hash(&mut self.0);
     }
 }
 
@@ -50,10 +72,10 @@ impl<S: Subscriber> Layer<S> for Repeats {
         if *metadata.level() > Level::WARN {
             return true;
         }
-        let now = Instant::now();
+        let (line, now) = (LineHash::of(event), Instant::now());
         let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = Place { since: now, printed: 0, suppressed: 0, metadata };
-        places.entry(metadata.callsite()).or_insert(new).admit(now)
+        let new = || Place { since: now, printed: HashSet::new(), suppressed: 0, metadata };
+        places.entry(metadata.callsite()).or_insert_with(new).admit(line, now)
     }
 }
 
@@ -78,13 +100,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_that_repeats_itself_is_held_back_until_the_window_ends() {
+    fn a_place_prints_each_of_its_lines_once_in_a_window_and_no_storm_of_different_ones() {
         let start = Instant::now();
         let metadata = tracing::callsite::Callsite::metadata(place_of_this_test());
-        let mut place = Place { since: start, printed: 0, suppressed: 0, metadata };
-        let admitted = (0..100).filter(|_| place.admit(start)).count();
-        assert_eq!((admitted, place.suppressed), (4, 96));
-        assert!(place.admit(start + WINDOW));
+        let mut place = Place { since: start, printed: HashSet::new(), suppressed: 0, metadata };
+        let admitted = (0..100).filter(|repeat| place.admit(repeat % 7, start)).count();
+        assert_eq!((admitted, place.suppressed), (7, 93));
+        assert!(place.admit(0, start + WINDOW));
+        let admitted = (0..1000).filter(|line| place.admit(*line, start + WINDOW)).count();
+        assert_eq!(admitted, LINES_PER_WINDOW - 1);
     }
 
     fn place_of_this_test() -> &'static dyn tracing::callsite::Callsite {

@@ -1,14 +1,20 @@
 //! `check` judges each step, and names code, request id and remedy of what fails.
 
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 
+use rustls::pki_types::PrivateKeyDer;
+use rustls::{ServerConfig, ServerConnection};
 use serde_json::{Value, json};
 
+use crate::disk::Tmpfs;
 use crate::harness::{DEPLOYMENTS, Finished, Setup, event, wait_until, wait_until_delivered};
 use crate::local_aws::sts::StsError;
-use crate::local_aws::{BUCKET, Fault, LocalAws};
+use crate::local_aws::{BUCKET, Fault, LocalAws, Operation};
 
 const UNAVAILABLE: Option<i32> = Some(69);
+const DISK: Option<i32> = Some(74);
 const CANT_CREATE: Option<i32> = Some(73);
 const DENIED: Option<i32> = Some(77);
 const CONFIGURATION: Option<i32> = Some(78);
@@ -164,6 +170,55 @@ fn the_wrong_region_names_the_right_one() {
 }
 
 #[test]
+fn a_region_that_is_not_told_or_told_in_the_old_way_is_read_as_aws_means_it() {
+    let aws = LocalAws::start();
+    aws.s3.set_region(Some("EU"));
+    let told = step(&setup(&aws).run("check --json"), "bucket");
+    assert_eq!(
+        (told["verdict"].as_str(), told["detail"].as_str()),
+        (Some("ok"), Some("acme-env0-logs is in eu-west-1"))
+    );
+    for nothing in [None, Some("")] {
+        aws.s3.set_region(nothing);
+        let finished = setup(&aws).run("check --json");
+        let warned = step(&finished, "bucket");
+        assert_eq!((warned["verdict"].as_str(), finished.code), (Some("warn"), Some(0)), "{warned}");
+        assert_has(warned["detail"].as_str().unwrap(), &["us-east-1", "ENV0_S3_LOG_AWS_REGION is eu-west-1"]);
+        let fits = step(&setup(&aws).set("ENV0_S3_LOG_AWS_REGION", "us-east-1").run("check --json"), "bucket");
+        assert_eq!(fits["verdict"], "ok", "{fits}");
+        assert_has(fits["detail"].as_str().unwrap(), &["us-east-1"]);
+    }
+}
+
+#[test]
+fn a_missing_bucket_and_a_wrong_clock_are_told_apart() {
+    let aws = LocalAws::start();
+    let missing = setup(&aws).set("ENV0_S3_LOG_BUCKET_NAME", "no-such-bucket").run("check --json");
+    assert_has(&failure(&missing, "bucket", CONFIGURATION), &["ENV0_S3_LOG_BUCKET_NAME", "make the bucket"]);
+    assert_eq!(step(&missing, "bucket")["code"], "NoSuchBucket");
+    let skewed =
+        Fault::answer(403, "RequestTimeTooSkewed", "The difference between the request time and ours is too large");
+    aws.s3.inject(skewed.clone().on(Operation::GetBucketLocation));
+    let finished = setup(&aws).run("check --json");
+    assert_has(&failure(&finished, "bucket", DENIED), &["set this machine's clock right"]);
+    assert_eq!(step(&finished, "bucket")["code"], "RequestTimeTooSkewed");
+    aws.s3.heal();
+    aws.s3.inject(skewed);
+    let finished = setup(&aws).run("check --write --json");
+    assert_has(&failure(&finished, "write", DENIED), &["set this machine's clock right"]);
+}
+
+#[test]
+fn a_disk_with_little_room_is_a_failure_even_where_it_forgets() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let folder = setup.folder().join("small");
+    let Some(_tmpfs) = Tmpfs::mount(&folder, "3m") else { return };
+    let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.to_str().unwrap());
+    assert_has(&failure(&setup.run("check --offline --json"), "disk", DISK), &["MiB are free", "enlarge the disk"]);
+}
+
+#[test]
 fn a_denied_write_names_code_and_permission() {
     let aws = LocalAws::start();
     aws.s3.inject(Fault::access_denied());
@@ -183,6 +238,53 @@ fn services_that_can_not_be_reached_are_told_apart_from_refusals() {
     assert_has(&failure(&finished, "sts", UNAVAILABLE), &["firewall"]);
     let unknown = setup(&aws).set("AWS_ENDPOINT_URL_STS", "https://sts.invalid").run("check --json");
     assert_has(&failure(&unknown, "sts", UNAVAILABLE), &["DNS"]);
+    let untrusted = format!("https://{}", serve(tls_of_nobody()));
+    let finished = setup(&aws).set("AWS_ENDPOINT_URL_STS", untrusted).run("check --json");
+    assert_has(&failure(&finished, "sts", UNAVAILABLE), &["TLS to STS fails", "AWS_CA_BUNDLE"]);
+}
+
+#[test]
+fn a_proxy_in_the_way_is_named_in_place_of_what_is_behind_it() {
+    let aws = LocalAws::start();
+    let refusing = format!("http://{}", serve(refuse_to_proxy));
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    for proxy in [&refusing, &nobody, "http://proxy.invalid:3128"] {
+        let setup = setup(&aws).set("HTTPS_PROXY", proxy).set("AWS_ENDPOINT_URL_STS", "https://sts.example.com");
+        let text = failure(&setup.run("check --json"), "sts", UNAVAILABLE);
+        assert_has(&text, &["HTTPS_PROXY", "the proxy"]);
+        assert!(!text.contains("address for STS:"), "{text}");
+    }
+    let plain = setup(&aws).set("HTTP_PROXY", "http://proxy.invalid:3128").run("check --json");
+    assert_has(&failure(&plain, "sts", UNAVAILABLE), &["HTTP_PROXY", "the proxy"]);
+}
+
+/// A server that handles each connection by `handle`; ends with the process.
+fn serve(handle: impl Fn(TcpStream) + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || listener.incoming().map_while(Result::ok).for_each(handle));
+    address
+}
+
+fn refuse_to_proxy(mut stream: TcpStream) {
+    // Whoever hangs up early has failed to connect as well.
+    let _ = stream.read(&mut [0; 1024]);
+    let _ = stream.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n");
+}
+
+/// TLS with a certificate that no authority issued.
+fn tls_of_nobody() -> impl Fn(TcpStream) + Send + 'static {
+    let own = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let key = PrivateKeyDer::try_from(own.signing_key.serialize_der()).unwrap();
+    let config = config.with_no_client_auth().with_single_cert(vec![own.cert.der().clone()], key).unwrap();
+    let config = Arc::new(config);
+    move |mut stream| {
+        let mut connection = ServerConnection::new(config.clone()).unwrap();
+        // The client breaks it off.
+        let _ = connection.complete_io(&mut stream);
+    }
 }
 
 #[test]
@@ -210,4 +312,23 @@ fn beside_a_running_daemon_its_token_lock_and_last_put_are_judged() {
     let finished = setup.run("check --json");
     assert_eq!((finished.code, &step(&finished, "write")["code"]), (DENIED, &json!("AccessDenied")));
     daemon.kill();
+}
+
+#[test]
+fn a_token_of_its_own_that_has_ended_is_a_warning_beside_a_daemon_that_holds_a_session() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let daemon = setup.start();
+    daemon.post(DEPLOYMENTS, event("delivered"));
+    wait_until_delivered(&setup);
+    let setup = setup.set("ENV0_OIDC_TOKEN", aws.issuer.expired_token(60));
+    wait_until("the status names the object", || step(&setup.run("check --json"), "write")["verdict"] == "ok");
+    let finished = setup.run("check --json");
+    assert_eq!(finished.code, Some(0), "{}", finished.stdout);
+    let warned = step(&finished, "token");
+    assert_eq!(warned["verdict"], "warn", "{warned}");
+    assert_has(warned["detail"].as_str().unwrap(), &["the token of the environment ended at"]);
+    assert_has(step(&finished, "sts")["detail"].as_str().unwrap(), &["the running daemon holds a session"]);
+    daemon.kill();
+    assert_has(&failure(&setup.run("check --json"), "token", DENIED), &["ended at"]);
 }

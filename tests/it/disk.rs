@@ -8,11 +8,11 @@ use crate::harness::{AUDITS, Answer, Books, DEPLOYMENTS, Daemon, Raw, Setup, TOK
 use crate::local_aws::{Fault, LocalAws};
 
 /// A small file system in memory, unmounted when dropped.
-struct Tmpfs(PathBuf);
+pub(crate) struct Tmpfs(PathBuf);
 
 impl Tmpfs {
     /// None where the machine does not allow a mount.
-    fn mount(folder: &Path, size: &str) -> Option<Tmpfs> {
+    pub(crate) fn mount(folder: &Path, size: &str) -> Option<Tmpfs> {
         std::fs::create_dir(folder).unwrap();
         let arguments = ["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "tmpfs"];
         let mounted = Command::new("mount").args(arguments).arg(folder).output();
@@ -102,6 +102,28 @@ fn a_disk_that_somebody_else_fills_is_taken_again_once_there_is_room_and_a_kill_
     std::fs::remove_file(&ballast).unwrap();
     send_until_taken(&daemon, &books, DEPLOYMENTS, 10);
     books.balance(&aws, &setup);
+}
+
+#[test]
+fn a_full_disk_is_not_ready_before_an_event_meets_it_and_is_ready_again_by_itself() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let folder = setup.folder().join("small");
+    let Some(_tmpfs) = Tmpfs::mount(&folder, "3m") else { return };
+    let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.join("spool").to_str().unwrap());
+    let daemon = setup.start();
+    let ballast = folder.join("ballast");
+    // As much as fits; the write ends with the error that is wanted here.
+    assert!(std::fs::write(&ballast, vec![b'x'; 4 << 20]).is_err());
+    let ready = || daemon.admin_get("/readyz?verbose").unwrap();
+    wait_until("it is not ready", || ready().status == 503);
+    assert!(ready().text().contains("[-]disk: "), "{}", ready().text());
+    assert_eq!(daemon.admin_get("/livez").unwrap().status, 200);
+    std::fs::remove_file(&ballast).unwrap();
+    wait_until("it is ready again", || ready().status == 200);
+    for level in ["ERROR", "INFO"] {
+        assert_eq!(daemon.log().count(level, "the spool's disk"), 2, "{level}: one line for each log type");
+    }
 }
 
 #[test]

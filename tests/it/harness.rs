@@ -314,10 +314,11 @@ impl Log {
         self.lines.lock().unwrap().join("\n")
     }
 
-    /// Every line that is JSON.
+    /// Every line of a log in JSON; one that isn't fails the test.
     pub(crate) fn entries(&self) -> Vec<Value> {
-        let lines = self.lines.lock().unwrap();
-        lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
+        let lines = self.lines.lock().unwrap().clone();
+        let parse = |line: &String| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        lines.iter().map(parse).collect()
     }
 
     /// The first entry with exactly this message.

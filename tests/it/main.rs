@@ -18,6 +18,7 @@ mod long_run;
 mod malformed_http;
 mod network;
 mod operating;
+mod process;
 mod protocols;
 mod s3_faults;
 mod sessions;

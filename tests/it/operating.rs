@@ -5,7 +5,8 @@ use std::io::Read;
 use serde_json::Value;
 
 use crate::harness::{
-    AUDITS, Answer, Books, DEPLOYMENTS, Daemon, Setup, TOKEN, Upload, event, wait_for, wait_until, wait_until_delivered,
+    AUDITS, Answer, Books, DEPLOYMENTS, Daemon, Setup, TOKEN, Upload, event, field, wait_for, wait_until,
+    wait_until_delivered,
 };
 use crate::local_aws::{BUCKET, Fault, LocalAws};
 
@@ -116,12 +117,27 @@ fn while_sts_is_down_the_probes_hold_and_the_status_says_what_is_waited_for() {
         status(&daemon)["credentials"]["waits_for"].as_str().is_some_and(|what| what.contains("STS"))
     });
     assert_eq!(probes(&daemon), [200; 3]);
+    wait_until("the batch is sealed", || {
+        setup.spool_files("env0-deployments").iter().any(|name| name.ends_with(".sealed"))
+    });
     aws.sts.heal();
     books.balance(&aws, &setup);
     let credentials = status(&daemon)["credentials"].clone();
     assert_eq!((&credentials["waits_for"], &credentials["last_error"]), (&Value::Null, &Value::Null), "{credentials}");
     assert!(credentials["session_expires_at"].is_string(), "{credentials}");
     assert!(daemon.metric("credentials_expiry_timestamp_seconds") > Some(0.0));
+    assert_eq!(daemon.log().count("WARN", "no session from STS for now"), 1);
+    let end = daemon.log().find("STS gave a session for the role").unwrap();
+    assert!(field(&end, "outage.seconds").is_u64(), "{end}");
+    let resumed = daemon.log().find("there is a session again, and uploads go on").unwrap();
+    assert_eq!(
+        (field(&resumed, "log_type"), field(&resumed, "backlog.batches")),
+        (&"env0-deployments".into(), &1.into())
+    );
+    assert!(
+        field(&resumed, "backlog.bytes").as_u64() > Some(0) && field(&resumed, "outage.seconds").is_u64(),
+        "{resumed}"
+    );
 }
 
 #[test]
@@ -254,7 +270,9 @@ fn help_names_every_variable_and_command_and_version_the_version() {
         assert!(help.stdout.contains(&format!("  {command} ")), "--help lacks {command}");
     }
     let version = setup.run("--version");
-    assert_eq!((version.code, version.stdout.trim()), (Some(0), concat!("env0-s3-logs ", env!("CARGO_PKG_VERSION"))));
+    let revision = env0_s3_logs::telemetry::metrics::REVISION;
+    let expected = format!("env0-s3-logs {} (revision {revision})\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!((version.code, version.stdout), (Some(0), expected));
 }
 
 #[test]

@@ -52,6 +52,14 @@ impl<'a> Events<'a> {
         }
     }
 
+    /// The events of `body` behind its first `position` bytes, which hold `found` of them, one a line.
+    pub(super) fn after(body: &'a [u8], position: usize, found: u64) -> Self {
+        match found {
+            0 => Events::new(body),
+            _ => Events { body, position, array: Array::None, found },
+        }
+    }
+
     /// The events of `body`, which may begin with a BOM.
     pub fn new(body: &'a [u8]) -> Self {
         let position = if body.starts_with(BOM) { BOM.len() } else { 0 };

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-const HOLDER: &str = "customEnv0EnvironmentVariables";
+pub(super) const HOLDER: &str = "customEnv0EnvironmentVariables";
 const SECRETS: [&str; 2] = ["oidcToken", "vcsAccessToken"];
 const REPLACEMENT: &[u8] = br#""[redacted]""#;
 

@@ -58,7 +58,7 @@ impl Sent {
     }
 
     pub(crate) fn accepted(&self, records: u64) -> Answer {
-        let receipt = (records > 0).then(|| ("env0-audits/2026/11/22/21:04:05_aB3dE.log".to_owned(), 7));
+        let receipt = (records > 0).then(|| ("env0-audits/2026/11/22/21:04:05_aB3dE.log".into(), 7));
         Answer::of(self.protocol().accepted(&self.uri, &self.headers, &Accepted { records, receipt }))
     }
 

@@ -1,0 +1,171 @@
+//! The usual event, a JSON object on a line of its own, judged in one pass.
+//!
+//! What is not accepted here is not refused: serde_json has the last word, so that this only has to be
+//! right where it says yes.
+
+use super::redact::HOLDER;
+
+/// Containers within each other that are followed, one bit each.
+const DEPTH_MAX: u32 = u64::BITS;
+/// Bytes of a string that are looked at together once it turns out to be long.
+const WIDE_BYTES: usize = 32;
+
+/// Length of the JSON object that `json`, which is UTF-8, begins with; `None` unless it is valid, on one
+/// line, at most 64 deep and surely without a secret that is to be redacted.
+pub(super) fn plain_object_len(json: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    let mut depth = 0;
+    // The lowest bit is the innermost container; set for an object.
+    let mut objects = 0_u64;
+    loop {
+        // A value is due.
+        let opened = *json.get(at)?;
+        at = match opened {
+            b'{' | b'[' => {
+                if depth == DEPTH_MAX {
+                    return None;
+                }
+                depth += 1;
+                objects = objects << 1 | u64::from(opened == b'{');
+                let first = skip_blanks(json, at + 1);
+                match (opened, json.get(first)?) {
+                    (b'{', b'}') | (b'[', b']') => first,
+                    (b'{', _) => {
+                        at = key_end(json, first)?;
+                        continue;
+                    }
+                    _ => {
+                        at = first;
+                        continue;
+                    }
+                }
+            }
+            b'"' => string_end(json, at + 1)?.0,
+            b't' => literal_end(json, at, b"true")?,
+            b'f' => literal_end(json, at, b"false")?,
+            b'n' => literal_end(json, at, b"null")?,
+            _ => number_end(json, at)?,
+        };
+        // A value is behind; the ends of containers may be next.
+        loop {
+            at = skip_blanks(json, at);
+            let in_object = objects & 1 == 1;
+            match (json.get(at)?, in_object) {
+                (b',', true) => {
+                    at = key_end(json, skip_blanks(json, at + 1))?;
+                    break;
+                }
+                (b',', false) => {
+                    at = skip_blanks(json, at + 1);
+                    break;
+                }
+                (b'}', true) | (b']', false) => {
+                    at += 1;
+                    depth -= 1;
+                    objects >>= 1;
+                    if depth == 0 {
+                        return Some(at);
+                    }
+                }
+                _ => return None,
+            }
+        }
+    }
+}
+
+fn skip_blanks(json: &[u8], mut at: usize) -> usize {
+    while matches!(json.get(at), Some(b' ' | b'\t')) {
+        at += 1;
+    }
+    at
+}
+
+/// Where the value of the key at `at` begins.
+fn key_end(json: &[u8], at: usize) -> Option<usize> {
+    if *json.get(at)? != b'"' {
+        return None;
+    }
+    let (end, has_escape) = string_end(json, at + 1)?;
+    let key = &json[at + 1..end - 1];
+    if has_escape || key == HOLDER.as_bytes() {
+        return None;
+    }
+    let colon = skip_blanks(json, end);
+    (*json.get(colon)? == b':').then(|| skip_blanks(json, colon + 1))
+}
+
+/// Behind the closing quote of the string whose first character is at `at`; whether it has an escape.
+fn string_end(json: &[u8], mut at: usize) -> Option<(usize, bool)> {
+    let mut has_escape = false;
+    loop {
+        at = plain_end(json, at);
+        match *json.get(at)? {
+            b'"' => return Some((at + 1, has_escape)),
+            b'\\' => {
+                has_escape = true;
+                at += match *json.get(at + 1)? {
+                    b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't' => 2,
+                    b'u' if json.get(at + 2..at + 6)?.iter().all(u8::is_ascii_hexdigit) => 6,
+                    _ => return None,
+                };
+            }
+            _ => return None,
+        }
+    }
+}
+
+/// The first byte from `at` on that ends a run of plain characters: quote, backslash, control character.
+fn plain_end(json: &[u8], mut at: usize) -> usize {
+    let is_special = |byte: u8| byte == b'"' || byte == b'\\' || byte < b' ';
+    let mut words = 0;
+    while let Some(word) = json.get(at..).and_then(|rest| rest.first_chunk()) {
+        let special = special_bytes(u64::from_le_bytes(*word));
+        if special != 0 {
+            return at + special.trailing_zeros() as usize / 8;
+        }
+        at += word.len();
+        words += 1;
+        if words == 2 {
+            while let Some(wide) = json.get(at..).and_then(|rest| rest.first_chunk::<WIDE_BYTES>()) {
+                if wide.iter().fold(false, |any, &byte| any | is_special(byte)) {
+                    break;
+                }
+                at += WIDE_BYTES;
+            }
+        }
+    }
+    json[at..].iter().position(|&byte| is_special(byte)).map_or(json.len(), |further| at + further)
+}
+
+/// The high bit of each byte that is a quote, a backslash or a control character; the lowest one set is
+/// exact, those above it may be carried over.
+fn special_bytes(word: u64) -> u64 {
+    const EACH: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = EACH << 7;
+    let below = |word: u64, limit: u8| word.wrapping_sub(EACH * u64::from(limit)) & !word & HIGH;
+    below(word ^ EACH * u64::from(b'"'), 1) | below(word ^ EACH * u64::from(b'\\'), 1) | below(word, b' ')
+}
+
+fn literal_end(json: &[u8], at: usize, literal: &[u8]) -> Option<usize> {
+    json[at..].starts_with(literal).then_some(at + literal.len())
+}
+
+/// RFC 8259 section 6.
+fn number_end(json: &[u8], mut at: usize) -> Option<usize> {
+    let digits_end = |from: usize| {
+        let digits = json.get(from..)?.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        (digits > 0).then_some(from + digits)
+    };
+    if json[at] == b'-' {
+        at += 1;
+    }
+    at = if *json.get(at)? == b'0' { at + 1 } else { digits_end(at)? };
+    if json.get(at) == Some(&b'.') {
+        at = digits_end(at + 1)?;
+    }
+    if matches!(json.get(at), Some(b'e' | b'E')) {
+        let sign = usize::from(matches!(json.get(at + 1), Some(b'+' | b'-')));
+        at = digits_end(at + 1 + sign)?;
+    }
+    Some(at)
+}

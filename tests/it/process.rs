@@ -1,0 +1,194 @@
+//! What the process tells: its log, its exit codes, systemd.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use env0_s3_logs::config::LogFormat;
+use env0_s3_logs::health::{Health, Sources};
+use env0_s3_logs::s3::PutErrorKind;
+use env0_s3_logs::status::Status;
+use env0_s3_logs::telemetry::metrics::Exporter;
+use env0_s3_logs::{cli, telemetry};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use crate::harness::{Setup, field, wait_for};
+use crate::local_aws::LocalAws;
+
+#[test]
+fn every_warning_of_a_start_is_printed() {
+    let aws = LocalAws::start();
+    let unknown: Vec<String> = (0..6).map(|number| format!("ENV0_S3_LOG_UNKNOWN_{number}")).collect();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_INGEST_AUTH", "none").set("ENV0_S3_LOG_LISTEN_ADDR", "0.0.0.0:0");
+    let daemon = unknown.iter().fold(setup, |setup, name| setup.set(name, "x")).start();
+    for words in unknown.iter().map(String::as_str).chain(["ENV0_S3_LOG_INGEST_AUTH=none"]) {
+        assert_eq!(daemon.log().count("WARN", words), 1, "{words}");
+    }
+}
+
+#[test]
+fn each_file_that_is_set_aside_has_a_line_and_whatever_its_name_holds_the_line_is_json() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    setup.start().kill();
+    let names = ["1", "2", "3", "4", "5", "delete \u{7f}", "next line \u{85}", "two\nlines \u{1b}[31m \"quoted\""];
+    for name in names {
+        std::fs::write(setup.spool().join("env0-audits").join(name), "what is this").unwrap();
+    }
+    let daemon = setup.start();
+    let entries = daemon.log().entries();
+    let lines = entries.iter().filter(|entry| entry["level"] == "ERROR");
+    let told: BTreeSet<_> = lines.filter_map(|entry| field(entry, "file").as_str()).collect();
+    assert_eq!(told, BTreeSet::from(names));
+}
+
+/// What needs a process of its own, run by [`alone`].
+#[test]
+fn in_a_process_of_its_own() {
+    match std::env::var("IN_A_PROCESS_OF_ITS_OWN").unwrap_or_default().as_str() {
+        "bug" => fail_in_the_command_line(),
+        "bug with a log" => {
+            telemetry::init("info", None, LogFormat::Json);
+            fail_in_the_command_line();
+        }
+        "unscraped" => measure_without_a_scrape(),
+        _ => {}
+    }
+}
+
+fn alone(part: &str) -> Output {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", "process::in_a_process_of_its_own", "--nocapture"]);
+    child.env("IN_A_PROCESS_OF_ITS_OWN", part).output().unwrap()
+}
+
+fn fail_in_the_command_line() {
+    let _ = cli::main_from(std::iter::from_fn(|| -> Option<OsString> { panic!("first\nsecond") }));
+}
+
+/// 40 MB of samples in eight minutes by a clock that jumps.
+fn measure_without_a_scrape() {
+    const SAMPLES_A_TURN: usize = 100_000;
+    const MOST_GROWTH_KIB: u64 = 16 * 1024;
+    let exporter = Exporter::install();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let status = || serde_json::from_str::<Status>(STATUS).unwrap();
+        let sources = Sources { status: Box::new(status), live: Box::new(Vec::new), ready: Box::new(Vec::new) };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        tokio::spawn(Health::new(sources, exporter).serve(listener, CancellationToken::new()));
+        let fsyncs = metrics::histogram!("env0_s3_logs_fsync_duration_seconds");
+        let before = resident_kib();
+        for _ in 0..50 {
+            (0..SAMPLES_A_TURN).for_each(|_| fsyncs.record(0.001));
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+        let growth = resident_kib().saturating_sub(before);
+        assert!(growth < MOST_GROWTH_KIB, "grew by {growth} KiB");
+    });
+}
+
+const STATUS: &str = r#"{"version":"","instance":"","phase":"running","started_at":"2026-11-22T21:04:05Z",
+    "now":"2026-11-22T21:04:05Z","destination":{"bucket":"","region":"","path":"","endpoint":null},
+    "spool":{"dir":"","bytes":0,"limit_bytes":0,"disk_available_bytes":null,"quarantine_bytes":0},
+    "types":[],"credentials":null}"#;
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[test]
+fn a_bug_is_one_line_and_exit_code_70_whether_the_log_is_started_or_not() {
+    for part in ["bug", "bug with a log"] {
+        let ended = alone(part);
+        let stderr = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(70), "{part}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{part}: {stderr}");
+        assert!(stderr.contains("a bug ended the process") && stderr.contains("first\\nsecond"), "{part}: {stderr}");
+        assert_eq!(serde_json::from_str::<Value>(&stderr).is_ok(), part == "bug with a log", "{stderr}");
+    }
+}
+
+#[test]
+fn memory_does_not_grow_when_nobody_scrapes() {
+    let ended = alone("unscraped");
+    assert!(ended.status.success(), "{ended:?}");
+}
+
+#[test]
+fn a_spool_that_can_not_be_read_exits_74_and_says_so_in_one_line() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    std::fs::create_dir(setup.spool()).unwrap();
+    std::fs::write(setup.spool().join("manifest.json"), "not JSON").unwrap();
+    for command in ["run", "drain"] {
+        let finished = setup.run(command);
+        assert_eq!(finished.code, Some(74), "{command}: {finished:?}");
+        let told = finished.stderr.lines().filter(|line| line.contains("is not a manifest of this daemon"));
+        assert_eq!(told.count(), 1, "{command}: {finished:?}");
+    }
+}
+
+#[test]
+fn systemd_is_told_of_the_start_and_of_the_end() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let path = setup.folder().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let told = || {
+        let mut buffer = [0; 64];
+        let length = wait_for("systemd is told", || socket.recv(&mut buffer).ok());
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    };
+    let setup = setup.set("NOTIFY_SOCKET", path.to_str().unwrap());
+    let mut daemon = setup.spawn();
+    assert_eq!(told(), "READY=1");
+    assert_eq!(daemon.admin_get("/readyz").unwrap().status, 200, "it is ready once it says so");
+    daemon.signal_terminate();
+    assert_eq!(told(), "STOPPING=1");
+    assert_eq!(daemon.wait().code(), Some(0));
+}
+
+/// The sections of the README, as its links name them.
+fn anchors() -> BTreeSet<String> {
+    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let headings = readme.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+    headings.map(|heading| heading.to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")).collect()
+}
+
+#[test]
+fn every_section_of_the_readme_that_an_error_names_is_there_and_each_failed_upload_names_one() {
+    let anchors = anchors();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
+    let mut named = BTreeSet::new();
+    while let Some(folder) = folders.pop() {
+        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let after = text.split("README#").skip(1);
+                named.extend(after.map(|rest| {
+                    rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect::<String>()
+                }));
+            }
+        }
+    }
+    let missing: Vec<_> = named.difference(&anchors).collect();
+    assert!(missing.is_empty(), "not in the README: {missing:?}");
+    for anchor in ["not-uploading", "no-token", "it-does-not-start", "spool-high", "quarantined", "disk-refuses-writes"]
+    {
+        assert!(named.contains(anchor), "no error names {anchor}");
+    }
+    for kind in PutErrorKind::ALL {
+        assert!(kind.remedy().contains("README#"), "{}: {}", kind.as_str(), kind.remedy());
+    }
+}
