@@ -226,7 +226,7 @@ impl Ingest {
         if self.draining.load(Ordering::Relaxed) {
             return Err(receive::draining());
         }
-        let encoding = Encoding::of(sender.headers)?;
+        let encoding = sender.protocol.encoding(sender.headers)?;
         let length = sender.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if length.is_some_and(|length| length > self.max_body_bytes as u64) {
             return Err(Refusal::TooLarge { limit: self.max_body_bytes, variable: receive::BODY_VARIABLE });

@@ -32,7 +32,7 @@ const FETCH_MAX_REDIRECTS: usize = 5;
 #[derive(Clone)]
 pub struct Network {
     proxies: config::Network,
-    trust_store: TrustStore,
+    trust_store: Arc<TrustStore>,
     web: reqwest::Client,
 }
 
@@ -109,7 +109,7 @@ impl Network {
             web = web.proxy(proxy.map_err(|_| NetworkError::Proxy { variable: "HTTP_PROXY" })?.no_proxy(exceptions));
         }
         let web = web.build().map_err(|error| NetworkError::Client(causes(&error.without_url())))?;
-        let network = Network { proxies: config.clone(), trust_store, web };
+        let network = Network { proxies: config.clone(), trust_store: Arc::new(trust_store), web };
         for scheme in ["https", "http"] {
             network.proxy(scheme)?;
         }
@@ -120,7 +120,10 @@ impl Network {
     pub fn aws(&self, endpoint: Option<&str>) -> SharedHttpClient {
         let plain = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
         let proxy = self.proxy(if plain { "http" } else { "https" }).expect("checked in new()");
-        let tls_context = TlsContext::builder().with_trust_store(self.trust_store.clone()).build();
+        // Only where TLS may be spoken: a system's roots take half a megabyte a client.
+        let speaks_tls = !plain || self.proxies.http_proxy.is_some();
+        let trust_store = if speaks_tls { TrustStore::clone(&self.trust_store) } else { TrustStore::empty() };
+        let tls_context = TlsContext::builder().with_trust_store(trust_store).build();
         let connector = aws_smithy_http_client::Connector::builder()
             .connector_settings(HttpConnectorSettings::builder().connect_timeout(CONNECT_TIMEOUT).build())
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)

@@ -1,14 +1,15 @@
 //! Logz.io's bulk listener: `POST /?token=<token>[&type=<type>]`, NDJSON.
 //!
 //! Specification: "Ship logs over HTTP" in Logz.io's documentation
-//! (<https://docs.logz.io/docs/shipping/Code/HTTP>). The stored line is the event as sent. As there,
-//! a `type` in the query is the type of events that have none: it is added to them, but where it is
-//! one of env0's names, which the object's key tells. env0 names the log type in `name` or `type`.
+//! (<https://docs.logz.io/docs/shipping/Code/HTTP>). The stored line is the event as sent, or a line
+//! of text as in the native protocol. As there, a `type` in the query is the type of events that have
+//! none: it is added to them, but where it is one of env0's names, which the object's key tells. env0 names the log type in `name` or `type`.
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Response, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use serde_json::json;
 
 use crate::batch::LogType;
@@ -17,6 +18,15 @@ use crate::ingest::protocol::{self, Accepted, JSON, Part, Protocol, Refusal, TEX
 
 /// Logz.io.
 pub struct Logzio;
+
+/// A line of text, with the query's type.
+#[derive(Serialize)]
+struct TextLine<'a> {
+    timestamp: &'a str,
+    message: &'a str,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'a str>,
+}
 
 impl Protocol for Logzio {
     fn name(&self) -> &'static str {
@@ -27,8 +37,7 @@ impl Protocol for Logzio {
         query_parameter(uri, "token")
     }
 
-    /// Anything that is not JSON is taken as in the native protocol. An empty body is fine:
-    /// logzio-nodejs sends one when it closes.
+    /// An empty body is fine: logzio-nodejs sends one when it closes.
     fn parse(
         &self,
         uri: &Uri,
@@ -39,12 +48,16 @@ impl Protocol for Logzio {
     ) -> Result<Vec<Part>, BodyError> {
         let default_type = query_parameter(uri, "type");
         let default_said = default_type.as_deref().and_then(protocol::log_type_of);
-        if !Events::sniff(&body) {
-            return Ok(vec![Part { said: default_said, lines: body::scan(body, received, limits)? }]);
-        }
-        let addition =
-            default_type.filter(|_| default_said.is_none()).map(|value| format!(r#""type":{}}}"#, json!(value)));
+        let added_type = default_type.filter(|_| default_said.is_none());
         let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
+        if !Events::sniff(&body) {
+            let (timestamp, kind) = (&*body::rfc3339(received), added_type.as_deref());
+            body::for_each_text_line(&body, |message, _| {
+                writer.serialize(default_said, &TextLine { timestamp, message, kind })
+            })?;
+            return Ok(writer.finish());
+        }
+        let addition = added_type.map(|value| format!(r#""type":{}}}"#, json!(value)));
         for event in Events::new(&body) {
             let event = event?.bytes();
             let [name, own_type] = body::members(event, ["name", "type"]);
@@ -110,6 +123,10 @@ mod tests {
     fn logzio_gives_events_without_a_type_that_of_the_query() {
         let sent = post("/?type=my%20type", &[], r#"{"message":"a"}{"type":5}{ }"#);
         assert_eq!(sent.lines(), [r#"{"message":"a","type":"my type"}"#, r#"{"type":5}"#, r#"{ "type":"my type"}"#]);
+        let text = |kind| format!(r#"{{"timestamp":"2026-11-22T21:00:00.123Z","message":"a \"line\""{kind}}}"#);
+        assert_eq!(post("/?type=apache", &[], "a \"line\"\n").lines(), [text(r#","type":"apache""#)]);
+        assert_eq!(post("/?type=env0-audits", &[], "a \"line\"").stored(), [(AUDITS, text(""))]);
+        assert_eq!(post("/?type=apache", &[], "").lines(), [""; 0]);
     }
 
     #[test]

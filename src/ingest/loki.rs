@@ -18,7 +18,8 @@ use serde_json::value::{RawValue, Value};
 use crate::batch::LogType;
 use crate::ingest::body::{self, BodyError, Events, Limits, LineWriter};
 use crate::ingest::protobuf::embedded;
-use crate::ingest::protocol::{self, Accepted, Part, Protocol, Refusal, TEXT, empty_answer};
+use crate::ingest::protocol::{self, Accepted, Part, Protocol, Refusal, TEXT, empty_answer, header_text};
+use crate::ingest::receive::Encoding;
 
 /// Loki.
 pub struct Loki;
@@ -30,6 +31,14 @@ impl Protocol for Loki {
 
     fn unpacked_bytes(&self, headers: &HeaderMap, body: &[u8]) -> usize {
         if protocol::is_json(headers, body) { 0 } else { snap::raw::decompress_len(body).unwrap_or_default() }
+    }
+
+    /// `snappy` names what the protocol itself does to a protobuf body; Loki takes it as identity, too.
+    fn encoding(&self, headers: &HeaderMap) -> Result<Encoding, Refusal> {
+        match header_text(headers, "content-encoding") {
+            Some(encoding) if encoding.trim().eq_ignore_ascii_case("snappy") => Ok(Encoding::Identity),
+            _ => Encoding::of(headers),
+        }
     }
 
     fn parse(

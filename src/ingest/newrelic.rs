@@ -2,7 +2,7 @@
 //!
 //! Specification: "Introduction to the Log API" in New Relic's documentation. The simple form (an
 //! object, or an array of them) is stored as sent. Of the detailed form
-//! (`[{"common":{…},"logs":[{…},…]}]`) each log becomes a line of the same form with one log, so
+//! (`[{"common":{…},"logs":[{…},…]}]`, no other member) each log becomes a line of the same form with one log, so
 //! that nothing is said in other words. Neither documents how env0 names the log type; `logtype`,
 //! `service`, `name`, `source` and `type`, of the log or common to all, are looked at.
 
@@ -10,16 +10,26 @@ use axum::body::Body;
 use axum::http::{HeaderMap, Response, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::batch::LogType;
 use crate::ingest::body::{self, BodyError, Events, Limits, LineWriter};
-use crate::ingest::protocol::{self, Accepted, JSON, Part, Protocol, Refusal, answer, header_text};
+use crate::ingest::protocol::{self, Accepted, JSON, Part, Protocol, Refusal, answer, header_text, query_parameter};
 
 /// New Relic.
 pub struct NewRelic;
+
+/// The detailed form as it is sent.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Batch<'a> {
+    #[serde(borrow)]
+    common: Option<&'a RawValue>,
+    #[serde(borrow)]
+    logs: &'a RawValue,
+}
 
 /// One log in the detailed form.
 #[derive(Serialize)]
@@ -34,9 +44,10 @@ impl Protocol for NewRelic {
         "newrelic"
     }
 
-    fn token(&self, _uri: &Uri, headers: &HeaderMap) -> Option<String> {
+    fn token(&self, uri: &Uri, headers: &HeaderMap) -> Option<String> {
         let names = ["api-key", "x-license-key", "license-key", "x-insert-key"];
-        names.into_iter().find_map(|name| header_text(headers, name)).map(str::to_owned)
+        let in_header = names.into_iter().find_map(|name| header_text(headers, name)).map(str::to_owned);
+        in_header.or_else(|| ["Api-Key", "License-Key"].into_iter().find_map(|name| query_parameter(uri, name)))
     }
 
     fn parse(
@@ -50,10 +61,9 @@ impl Protocol for NewRelic {
         let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
         for object in Events::new(&body) {
             let object = object?.bytes();
-            let [common, logs] = body::members(object, ["common", "logs"]);
-            match logs.filter(|logs| logs.get().starts_with('[')) {
-                Some(logs) => detailed(&body, common, logs, &mut writer)?,
-                None => writer.push(said(object), object)?,
+            match serde_json::from_slice::<Batch<'_>>(object) {
+                Ok(batch) if batch.logs.get().starts_with('[') => detailed(&body, &batch, &mut writer)?,
+                _ => writer.push(said(object), object)?,
             }
         }
         Ok(writer.finish())
@@ -70,8 +80,8 @@ impl Protocol for NewRelic {
     }
 }
 
-/// Stores each of `logs` with what is `common` to them.
-fn detailed(body: &[u8], common: Option<&RawValue>, logs: &RawValue, writer: &mut LineWriter) -> Result<(), BodyError> {
+/// Stores each of the logs with what is common to them.
+fn detailed(body: &[u8], &Batch { common, logs }: &Batch<'_>, writer: &mut LineWriter) -> Result<(), BodyError> {
     let said_by_common = common.and_then(|common| said(common.get().as_bytes()));
     for log in Events::new(logs.get().as_bytes()) {
         let log = log.map_err(|error| error.within(body, logs.get().as_bytes(), writer.records()))?;
@@ -126,12 +136,26 @@ mod tests {
         );
         assert_eq!(sent.token().as_deref(), Some("k"));
         assert_eq!(post("/log/v1", &[("x-license-key", "l")], "").token().as_deref(), Some("l"));
+        assert_eq!(post("/log/v1?Api-Key=q%2B", &[], "").token().as_deref(), Some("q+"));
+        assert_eq!(post("/log/v1?a=b&License-Key=r", &[], "").token().as_deref(), Some("r"));
         let accepted = sent.accepted(3);
         assert_eq!(accepted.status, 202);
         let id = accepted.json()["requestId"].as_str().unwrap().to_owned();
         assert_eq!((id.len(), id.as_bytes()[14], id.matches('-').count()), (36, b'4', 4));
         for body in ["text", r#"{"logs":[1]}"#, r#"[{"message":1},"#] {
             assert_eq!(post("/log/v1", &[], body).refused_body().status, 400, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_newrelic_log_that_has_logs_beside_other_members_is_stored_as_sent() {
+        for body in [
+            r#"{"message":"m","logs":[]}"#,
+            r#"{"message":"m","logs":[{"x":1}]}"#,
+            r#"{"logs":[{"x":1}],"logs":[{"y":2}]}"#,
+            r#"{"logs":"l"}"#,
+        ] {
+            assert_eq!(post("/log/v1", &[], body).lines(), [body]);
         }
     }
 }

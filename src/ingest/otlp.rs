@@ -148,10 +148,36 @@ mod tests {
         assert!(refused["message"].as_str().unwrap().contains("full"));
     }
 
+    #[test]
+    fn otlp_json_may_name_its_members_as_protobuf_does() {
+        let body = r#"{"resource_logs":[{"schema_url":"r","scope_logs":[{"log_records":[{"severity_text":"INFO"}]}],
+            "resource":{"attributes":[{"key":"service.name","value":{"string_value":"env0-audits"}}]}}]}"#;
+        let stored = r#"{"resourceLogs":[{"resource":{"attributes":[{"key":"service.name","value":{"string_value":"env0-audits"}}]},"scopeLogs":[{"logRecords":[{"severity_text":"INFO"}]}],"schemaUrl":"r"}]}"#;
+        assert_eq!(post("/v1/logs", &[], body).stored(), [(AUDITS, stored.to_owned())]);
+    }
+
+    #[test]
+    fn otlp_json_without_resource_logs_is_refused_unless_it_is_empty() {
+        let json = [("content-type", "application/json")];
+        for body in ["{}", "[{ }]", r#"{"resourceLogs":null}"#, r#"{"resourceLogs":[],"x":1}"#] {
+            assert_eq!(post("/v1/logs", &json, body).lines(), [""; 0], "{body}");
+        }
+        for body in [r#"{"message":"x"}"#, r#"{} {"resourcelogs":[]}"#] {
+            let answer = post("/v1/logs", &json, body).refused_body();
+            assert_eq!((answer.status, &answer.json()["code"]), (400, &3.into()), "{body}");
+            assert!(answer.json()["message"].as_str().unwrap().contains("`resourceLogs` is missing"));
+        }
+    }
+
     /// A resource with a service name.
     fn otlp_resource(service: &str) -> Vec<u8> {
+        field(1, &otlp_attributes(service))
+    }
+
+    /// The attributes of a resource with a service name.
+    fn otlp_attributes(service: &str) -> Vec<u8> {
         let name = field(2, &field(1, service.as_bytes()));
-        field(1, &field(1, &[field(1, b"service.name"), name].concat()))
+        field(1, &[field(1, b"service.name"), name].concat())
     }
 
     #[test]
@@ -173,13 +199,16 @@ mod tests {
         ];
         let scope =
             [field(1, &field(1, b"scope")), field(2, &record.concat()), field(2, b""), field(3, b"url")].concat();
-        let body = field(1, &[field(2, &scope), otlp_resource("env0-deployments")].concat());
+        let entity = [field(1, b"u"), field(2, b"service"), field(3, b"service.name"), field(4, b"d")].concat();
+        let resource = field(1, &[otlp_attributes("env0-deployments"), field(3, &entity)].concat());
+        let body = field(1, &[field(2, &scope), resource].concat());
         let sent = post("/v1/logs", &[PROTOBUF_TYPE], body);
         let stored = sent.stored();
         assert_eq!(stored.len(), 2);
         assert_eq!(stored[0].0, DEPLOYMENTS);
         let expected = r#"{"resourceLogs":[{
-            "resource":{"attributes":[{"key":"service.name","value":{"stringValue":"env0-deployments"}}]},
+            "resource":{"attributes":[{"key":"service.name","value":{"stringValue":"env0-deployments"}}],
+                "entityRefs":[{"schemaUrl":"u","type":"service","idKeys":["service.name"],"descriptionKeys":["d"]}]},
             "scopeLogs":[{"scope":{"name":"scope"},"logRecords":[{
                 "timeUnixNano":"1795382237933000001","severityNumber":9,"severityText":"INFO","body":{"stringValue":"é\n"},
                 "attributes":[

@@ -19,6 +19,7 @@ use crate::ingest::loki::Loki;
 use crate::ingest::native::Native;
 use crate::ingest::newrelic::NewRelic;
 use crate::ingest::otlp::Otlp;
+use crate::ingest::receive::Encoding;
 use crate::ingest::splunk::Splunk;
 use crate::ingest::sumologic::{self, SumoLogic};
 
@@ -158,6 +159,11 @@ pub trait Protocol: Send + Sync + 'static {
         0
     }
 
+    /// How the body is compressed by HTTP.
+    fn encoding(&self, headers: &HeaderMap) -> Result<Encoding, Refusal> {
+        Encoding::of(headers)
+    }
+
     /// The request's events; `body` is already inflated (HTTP `Content-Encoding`).
     fn parse(
         &self,
@@ -292,8 +298,8 @@ pub fn query_parameter(uri: &Uri, name: &str) -> Option<String> {
     pairs.into_iter().find(|(key, _)| *key == name).and_then(|(_, value)| percent_decode(&value.replace('+', " ")))
 }
 
-/// `None` where an escape is broken or the outcome is not UTF-8.
-fn percent_decode(text: &str) -> Option<String> {
+/// `text` with `%XX` decoded; `None` where an escape is broken or the outcome is not UTF-8.
+pub fn percent_decode(text: &str) -> Option<String> {
     let mut decoded = Vec::with_capacity(text.len());
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {

@@ -3,7 +3,7 @@
 //! Specification: "Upload data to an HTTP Source" in Sumo Logic's documentation. Events are taken as
 //! in the native protocol. What the `X-Sumo-…` headers say of them is kept under Sumo Logic's names
 //! for it (`_sourceName`, `_sourceHost`, `_sourceCategory`, `_fields`) beside the event, which then
-//! is `message`; a name or category of env0's own is not repeated there: the object's key tells it.
+//! is `message`.
 
 use axum::body::Body;
 use axum::http::{HeaderMap, Response, StatusCode, Uri};
@@ -54,7 +54,7 @@ impl Protocol for SumoLogic {
     }
 
     fn token(&self, uri: &Uri, _headers: &HeaderMap) -> Option<String> {
-        secret(uri.path()).map(str::to_owned)
+        protocol::percent_decode(secret(uri.path())?)
     }
 
     fn parse(
@@ -68,7 +68,6 @@ impl Protocol for SumoLogic {
         let [name, host, category, fields] =
             ["x-sumo-name", "x-sumo-host", "x-sumo-category", "x-sumo-fields"].map(|name| header_text(headers, name));
         let said = [category, name].into_iter().flatten().find_map(protocol::log_type_of);
-        let [name, category] = [name, category].map(|word| word.filter(|word| protocol::log_type_of(word).is_none()));
         let source = Source { name, host, category, fields };
         if source == Source::default() {
             return Ok(vec![Part { said, lines: body::scan(body, received, limits)? }]);
@@ -110,9 +109,11 @@ mod tests {
         let plain = post(uri, &[], json);
         assert_eq!(plain.lines(), [json]);
         assert_eq!(plain.token().as_deref(), Some("ZaVnC4dhaV1"));
+        assert_eq!(post("/receiver/v1/http/a%2Fb+c==", &[], "").token().as_deref(), Some("a/b+c=="));
         assert_eq!(plain.accepted(1).status, 200);
         let audits = post(uri, &[("x-sumo-category", "env0-audits")], json);
-        assert_eq!(audits.stored(), [(AUDITS, json.to_owned())]);
+        let line = format!(r#"{{"message":{json},"_sourceCategory":"env0-audits"}}"#);
+        assert_eq!(audits.stored(), [(AUDITS, line)]);
         let described =
             [("x-sumo-name", "n"), ("x-sumo-host", "h"), ("x-sumo-category", "c/d"), ("x-sumo-fields", "a=b")];
         let source = r#""_sourceName":"n","_sourceHost":"h","_sourceCategory":"c/d","_fields":"a=b""#;

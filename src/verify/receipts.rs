@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Take};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -51,15 +52,15 @@ struct ReceiptLine<'a> {
     events: Option<&'a RawValue>,
 }
 
-/// One acknowledgement. Its events stay in the file until its object is read.
-#[derive(Debug, Clone, Copy)]
+/// One acknowledgement. Its events stay in the file, and are read from there beside its object, one at a time: many
+/// objects are read at once, and each may have megabytes of them.
+#[derive(Debug, Clone)]
 struct Receipt {
     file: usize,
-    /// Where its line starts in the file, in bytes.
-    offset: u64,
     first: u64,
     accepted: u64,
-    has_events: bool,
+    /// Where in the file the elements of its `events` are, in bytes.
+    events: Option<Range<u64>>,
 }
 
 /// All receipts, by the key that they name.
@@ -93,21 +94,27 @@ impl Receipts {
                 let wrong = |reason: String| ReceiptsError::Line { path: path.to_owned(), line, reason };
                 let parsed: ReceiptLine<'_> =
                     serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
-                self.add(file, offset, &parsed).map_err(|reason| wrong(reason.to_owned()))?;
+                let events = parsed.events.map(|events| {
+                    let start = offset + (events.get().as_ptr() as usize - text.as_ptr() as usize) as u64;
+                    let elements = start + 1..start + events.get().len() as u64 - 1;
+                    events.get().starts_with('[').then_some(elements).ok_or("`events` is not an array")
+                });
+                let added = events.transpose().and_then(|events| self.add(file, &parsed, events));
+                added.map_err(|reason| wrong(reason.to_owned()))?;
             }
             offset += length as u64;
         }
         Ok(())
     }
 
-    fn add(&mut self, file: usize, offset: u64, line: &ReceiptLine<'_>) -> Result<(), &'static str> {
+    fn add(&mut self, file: usize, line: &ReceiptLine<'_>, events: Option<Range<u64>>) -> Result<(), &'static str> {
         let accepted = line.accepted;
         if accepted == 0 {
             return Ok(());
         }
         let key = line.object.as_ref().ok_or("`object` is missing")?;
         let first = line.line.ok_or("`line` is missing")?;
-        let receipt = Receipt { file, offset, first, accepted, has_events: line.events.is_some() };
+        let receipt = Receipt { file, first, accepted, events };
         self.by_key.entry(key.clone()).or_default().push(self.receipts.len());
         self.receipts.push(receipt);
         Ok(())
@@ -119,15 +126,14 @@ impl Receipts {
 
     /// Whether judging an object takes its lines, not only their number.
     pub(super) fn want_lines_of(&self, keys: &[String]) -> bool {
-        self.indexes(keys).any(|index| self.receipts[index].has_events)
+        self.indexes(keys).any(|index| self.receipts[index].events.is_some())
     }
 
     /// The checks for an object that stands at the first of `keys` and was acknowledged under any of them.
     pub(super) fn checks(&self, keys: &[String]) -> Vec<Check> {
         let check = |index: usize| {
-            let receipt = self.receipts[index];
-            let path = receipt.has_events.then(|| self.files[receipt.file].clone());
-            Check { index, receipt, path, events: Vec::new(), wrong: None }
+            let receipt = self.receipts[index].clone();
+            Check { index, path: self.files[receipt.file].clone(), receipt, events: None, wrong: None }
         };
         self.indexes(keys).map(check).collect()
     }
@@ -141,10 +147,9 @@ impl Receipts {
 pub(super) struct Check {
     index: usize,
     receipt: Receipt,
-    /// Where its events are; none where the client kept none.
-    path: Option<PathBuf>,
-    /// Loaded when its first line comes, dropped after its last.
-    events: Vec<Box<RawValue>>,
+    path: PathBuf,
+    /// Opened when its first line comes, closed after its last.
+    events: Option<SentEvents>,
     wrong: Option<String>,
 }
 
@@ -159,8 +164,8 @@ pub(super) struct Outcome {
 impl Check {
     /// Whether the line with this index, from 0, is one of the receipt's events.
     pub(super) fn wants(&self, line: u64) -> bool {
-        let Receipt { first, accepted, .. } = self.receipt;
-        self.path.is_some() && self.wrong.is_none() && line >= first && line - first < accepted
+        let Receipt { first, accepted, ref events, .. } = self.receipt;
+        events.is_some() && self.wrong.is_none() && line >= first && line - first < accepted
     }
 
     /// Takes in a line, without its `\n`.
@@ -168,40 +173,32 @@ impl Check {
         if !self.wants(line) {
             return;
         }
-        let Receipt { first, accepted, .. } = self.receipt;
-        let position = line - first;
-        if position == 0 {
-            match self.load() {
-                Ok(events) if events.len() as u64 == accepted => self.events = events,
-                Ok(events) => {
-                    self.wrong = Some(format!("it holds {} events and says accepted {accepted}", events.len()))
-                }
-                Err(error) => self.wrong = Some(format!("its events can't be read again: {error}")),
-            }
-        }
-        let sent = usize::try_from(position).ok().and_then(|position| self.events.get(position));
-        if let Some(sent) = sent
-            && !stands_for(sent.get(), stored)
-        {
-            self.wrong = Some(format!("line {line} is not event {position} as it was sent"));
-        }
-        if position + 1 == accepted || self.wrong.is_some() {
-            self.events = Vec::new();
+        let position = line - self.receipt.first;
+        self.wrong = self
+            .compare(position, stored)
+            .unwrap_or_else(|error| Some(format!("its events can't be read again: {error}")));
+        if position + 1 == self.receipt.accepted || self.wrong.is_some() {
+            self.events = None;
         }
     }
 
-    fn load(&self) -> io::Result<Vec<Box<RawValue>>> {
-        #[derive(Deserialize)]
-        struct Events {
-            events: Vec<Box<RawValue>>,
+    /// Why a stored line is not the event at this position; none where it is.
+    fn compare(&mut self, position: u64, stored: &[u8]) -> io::Result<Option<String>> {
+        let Receipt { first, accepted, ref events, .. } = self.receipt;
+        if let (0, Some(range)) = (position, events) {
+            self.events = Some(SentEvents::open(&self.path, range)?);
         }
-        let path = self.path.as_deref().unwrap_or(Path::new(""));
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::Start(self.receipt.offset))?;
-        let mut text = Vec::new();
-        BufReader::new(file).read_until(b'\n', &mut text)?;
-        let Events { events } = serde_json::from_slice(&text)?;
-        Ok(events)
+        let Some(events) = &mut self.events else { return Ok(None) };
+        let Some(sent) = events.next()? else {
+            return Ok(Some(format!("it holds {position} events and says accepted {accepted}")));
+        };
+        if !stands_for(&sent, stored) {
+            return Ok(Some(format!("line {} is not event {position} as it was sent", first + position)));
+        }
+        if position + 1 == accepted && events.next()?.is_some() {
+            return Ok(Some(format!("it holds more events than the {accepted} that it says were accepted")));
+        }
+        Ok(None)
     }
 
     /// The outcome at an object with this many lines.
@@ -212,6 +209,38 @@ impl Check {
             format!("lines {first} to {} are not there: it has {records}", first.saturating_add(accepted) - 1)
         });
         Outcome { index: self.index, wrong: short.or(self.wrong) }
+    }
+}
+
+/// The elements of a JSON array in a file, which was read once and found to be JSON.
+struct SentEvents(Take<BufReader<File>>);
+
+impl SentEvents {
+    /// `elements` is what stands between the brackets, in bytes.
+    fn open(path: &Path, elements: &Range<u64>) -> io::Result<SentEvents> {
+        let mut file = File::open(path)?;
+        file.seek(SeekFrom::Start(elements.start))?;
+        Ok(SentEvents(BufReader::new(file).take(elements.end - elements.start)))
+    }
+
+    /// The next element, without space around it; none after the last.
+    fn next(&mut self) -> io::Result<Option<String>> {
+        let mut element = Vec::new();
+        let (mut depth, mut in_string, mut escaped) = (0_u64, false, false);
+        for byte in self.0.by_ref().bytes() {
+            let byte = byte?;
+            match byte {
+                b',' if depth == 0 && !in_string => break,
+                b'{' | b'[' if !in_string => depth += 1,
+                b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
+                b'"' if !escaped => in_string = !in_string,
+                _ => {}
+            }
+            escaped = in_string && !escaped && byte == b'\\';
+            element.push(byte);
+        }
+        let element = String::from_utf8(element).map_err(io::Error::other)?;
+        Ok(Some(element.trim().to_owned()).filter(|element| !element.is_empty()))
     }
 }
 
@@ -339,6 +368,18 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sent_events_are_read_one_at_a_time() {
+        let array = r#"[ {"a":"x, \"]} \\","b":[1,{"c":2}]} , "text, \"t\\" ,[],{}]"#;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), format!("before{array}after")).unwrap();
+        let elements = 7..5 + array.len() as u64;
+        let mut events = SentEvents::open(file.path(), &elements).unwrap();
+        let elements: Vec<String> = std::iter::from_fn(|| events.next().unwrap()).collect();
+        let expected: Vec<Box<RawValue>> = serde_json::from_str(array).unwrap();
+        assert_eq!(elements, expected.iter().map(|element| element.get()).collect::<Vec<_>>());
+    }
 
     #[test]
     fn an_event_stands_for_itself_whatever_the_space_between_its_tokens() {

@@ -21,9 +21,10 @@ cp package.json package-lock.json "$folder/"
 (cd "$folder" && npm ci --silent --ignore-scripts --no-audit --no-fund) &
 npm_install=$!
 
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r requirements.txt ||
-    echo "PyPI's packages can't be installed"
+{
+    python3 -m venv "$folder/venv" &&
+        "$folder/venv/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+} || echo "PyPI's packages can't be installed"
 
 # Debian's packages are unpacked, not installed: that needs no root and starts no service.
 if ! command -v syslog-ng >/dev/null; then

@@ -138,7 +138,8 @@ fn dialects() -> [Dialect; 9] {
             content_type: "text/plain",
             body: |text, _| [json_bytes(&json!({ "level": "info", "message": text })), b"\n".into()].concat(),
             packed: <[u8]>::to_vec,
-            text_at: "/message",
+            // What the headers say stands beside the event.
+            text_at: "/message/message",
             accepted: |answer| answer.status == 200 && answer.body.is_empty(),
             refused: |answer| answer.json()["message"].is_string(),
         },
@@ -292,7 +293,10 @@ fn every_protocol_is_refused_in_its_own_words_and_nothing_of_it_is_kept() {
         let long = [(dialect.body)(REFUSED, own), (dialect.body)(&"x".repeat(MAX_EVENT_BYTES + 1), own)].concat();
         listener.refused(dialect, 413, dialect.upload("", TOKEN, &long, own));
 
-        for encoding in ["br", "snappy"] {
+        // Loki's clients name their protocol's own compression so.
+        let unsupported =
+            ["br", "snappy"].into_iter().filter(|name| *name == "br" || !dialect.name.starts_with("loki"));
+        for encoding in unsupported {
             let unknown = listener.refused(dialect, 415, event("", TOKEN).header("Content-Encoding", encoding));
             assert_eq!(unknown.header("accept-encoding"), Some("gzip, deflate, zstd"), "{}", dialect.name);
         }
@@ -314,6 +318,18 @@ fn every_protocol_may_be_compressed_by_gzip() {
     }
     for index in 0..dialects().len() {
         listener.stored(&format!("gzip-{index}"));
+    }
+    listener.finish();
+}
+
+#[test]
+fn loki_takes_snappy_as_its_content_encoding() {
+    let listener = Listener::new();
+    let [_, _, protobuf, json, ..] = dialects();
+    for (dialect, encoding) in [(&protobuf, "snappy"), (&protobuf, " Snappy"), (&json, "snappy")] {
+        let text = format!("{}{encoding}", dialect.name);
+        listener.accepted(dialect, dialect.event("", TOKEN, &text, "env0").header("Content-Encoding", encoding));
+        listener.stored(&text);
     }
     listener.finish();
 }

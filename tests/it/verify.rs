@@ -373,6 +373,10 @@ fn receipts_show_what_is_not_where_it_was_acknowledged() {
     };
     change(&|receipt| receipt["events"][1]["n"] = json!(3)).is(1, &[("altered", "-", Value::Null)]);
     change(&|receipt| receipt["line"] = json!(9)).is(1, &[("altered", "-", Value::Null)]);
+    let one_less = |receipt: &mut Value| drop(receipt["events"].as_array_mut().unwrap().pop());
+    change(&one_less).is(1, &[("altered", "-", Value::Null)]);
+    let one_more = |receipt: &mut Value| receipt["events"].as_array_mut().unwrap().push(json!({}));
+    change(&one_more).is(1, &[("altered", "-", Value::Null)]);
     let no_events = |receipt: &mut Value| drop(receipt.as_object_mut().unwrap().remove("events"));
     change(&no_events).is(0, &[]);
     change(&|receipt| receipt["object"] = json!(format!("logs/{TYPE}/2026/01/01/00:00:00_aaaaa.log")))

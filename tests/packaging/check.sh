@@ -60,3 +60,16 @@ python tests/packaging/test_consistency.py
 
 says "the released binary: live.py"
 python tests/packaging/live.py
+
+says "the status page, in Chromium: status_page.py"
+if ! command -v chromium google-chrome >/dev/null; then
+    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
+fi >/dev/null 2>&1 || true
+if browser="$(command -v chromium || command -v google-chrome)"; then
+    cargo build --quiet --locked --example local-aws
+    target="${CARGO_TARGET_DIR:-target}"
+    PYTHONPATH=tests/clients PYTHONDONTWRITEBYTECODE=1 timeout 300 python tests/packaging/status_page.py \
+        "$target/debug/examples/local-aws" "$target/release/env0-s3-logs" "$browser"
+else
+    says "SKIPPED: Chromium could not be installed"
+fi

@@ -37,6 +37,26 @@ struct Resource {
     #[prost(uint32, tag = "2")]
     #[serde(skip_serializing_if = "is_default")]
     dropped_attributes_count: u32,
+    #[prost(message, repeated, tag = "3")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    entity_refs: Vec<EntityRef>,
+}
+
+#[derive(Clone, PartialEq, Message, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EntityRef {
+    #[prost(string, tag = "1")]
+    #[serde(skip_serializing_if = "String::is_empty")]
+    schema_url: String,
+    #[prost(string, tag = "2")]
+    #[serde(rename = "type", skip_serializing_if = "String::is_empty")]
+    kind: String,
+    #[prost(string, repeated, tag = "3")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    id_keys: Vec<String>,
+    #[prost(string, repeated, tag = "4")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    description_keys: Vec<String>,
 }
 
 #[derive(Clone, PartialEq, Message, Serialize)]

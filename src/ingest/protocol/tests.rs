@@ -339,3 +339,32 @@ fn no_protocol_stores_an_event_that_is_too_long() {
         assert_eq!(sent.refused_body_with(&limits).status, 413);
     }
 }
+
+#[test]
+fn the_readme_shows_events_as_they_are_stored() {
+    const TEXT: &str = "Apply complete!";
+    let secret = "/receiver/v1/http/secret";
+    let loki = format!(r#"{{"streams":[{{"stream":{{"app":"env0"}},"values":[["1795381200123000000","{TEXT}"]]}}]}}"#);
+    let splunk =
+        r#"{"time":1795381200.123,"source":"env0-deployment-logs-source","event":{"message":"Apply complete!"}}"#;
+    let sumo = r#"{"level":"info","message":"Apply complete!"}"#;
+    let detailed = r#"[{"common":{"attributes":{"service":"env0"}},"logs":[{"message":"Apply complete!"}]}]"#;
+    let record = r#"{"logRecords":[{"body":{"stringValue":"Apply complete!"}}]}"#;
+    let readme = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
+    for sent in [
+        post("/loki/api/v1/push", &[], loki),
+        post("/services/collector", &[], splunk),
+        post("/services/collector/raw?source=env0", &[], TEXT),
+        post(secret, &[], sumo),
+        post(secret, &[], TEXT),
+        post(secret, &[("x-sumo-name", "env0"), ("x-sumo-category", "prod/env0")], sumo),
+        post("/", &[], r#"{"message":"Apply complete!","name":"env0-deployment-logs"}"#),
+        post("/?type=env0", &[], r#"{"message":"Apply complete!"}"#),
+        post("/log/v1", &[], r#"{"message":"Apply complete!","timestamp":1795381200123}"#),
+        post("/log/v1", &[], detailed),
+        post("/v1/logs", &[], format!(r#"{{"resourceLogs":[{{"scopeLogs":[{record}]}}]}}"#)),
+    ] {
+        let [(_, line)] = &sent.stored()[..] else { panic!("one line") };
+        assert!(readme.contains(&format!("`{line}`")), "the README does not show {line}");
+    }
+}

@@ -1,6 +1,6 @@
 //! What a verification takes: a bucket of any size, made up as it is read.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Instant;
@@ -106,8 +106,24 @@ impl MadeUp {
     }
 }
 
+/// A receipt for each object, with all its events.
+fn receipts(bucket: &MadeUp) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    let filler = String::from_utf8(bucket.filler.to_vec()).unwrap().replace('\n', ",");
+    for number in 1..=bucket.objects {
+        let (key, accepted, last) = (MadeUp::key(number), bucket.filler_lines + 1, MadeUp::last_line(number));
+        let head = format!("{{\"accepted\":{accepted},\"object\":\"{key}\",\"line\":0,\"events\":[");
+        writeln!(file, "{head}{filler}{}]}}", last.trim_end()).unwrap();
+    }
+    file
+}
+
 /// Has the bucket verified and tells its peak of memory; prints what it took.
 fn verify(bucket: MadeUp) -> u64 {
+    verify_with(&[], bucket)
+}
+
+fn verify_with(arguments: &[&str], bucket: MadeUp) -> u64 {
     let (objects, bytes) = (bucket.objects, bucket.objects * bucket.filler.len() as u64);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let bucket = Arc::new(bucket);
@@ -126,7 +142,7 @@ fn verify(bucket: MadeUp) -> u64 {
     ];
     let started = Instant::now();
     let mut process = Command::new(binary);
-    process.arg("verify").env_clear().envs(environment).stdout(Stdio::piped()).stdin(Stdio::null());
+    process.arg("verify").args(arguments).env_clear().envs(environment).stdout(Stdio::piped()).stdin(Stdio::null());
     let mut process = process.spawn().unwrap();
     let status = format!("/proc/{}/status", process.id());
     let mut peak_kib = 0;
@@ -150,6 +166,14 @@ fn verify(bucket: MadeUp) -> u64 {
 fn memory_stays_bounded_with_many_objects_and_with_large_ones() {
     assert!(verify(MadeUp::new(5_000, 100)) < MEMORY_MAX_KIB);
     assert!(verify(MadeUp::new(40, 16 << 20)) < MEMORY_MAX_KIB);
+}
+
+#[test]
+fn memory_stays_bounded_with_receipts_that_hold_all_events() {
+    let bucket = MadeUp::new(40, 4 << 20);
+    let receipts = receipts(&bucket);
+    let peak_kib = verify_with(&["--receipts", receipts.path().to_str().unwrap()], bucket);
+    assert!(peak_kib < MEMORY_MAX_KIB, "{peak_kib} KiB");
 }
 
 /// `VERIFY_BINARY=target/release/env0-s3-logs cargo test --test it -- --ignored --nocapture figures` on a quiet machine.

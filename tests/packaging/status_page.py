@@ -1,0 +1,256 @@
+"""The status page, in a browser, before a daemon whose S3 can be told to fail.
+
+Usage: status_page.py <local-aws> <daemon> <chromium>; tests/clients on PYTHONPATH.
+"""
+
+import base64
+import contextlib
+import http.client
+import http.server
+import json
+import pathlib
+import re
+import sys
+import tempfile
+import threading
+import time
+import unittest
+from xml.sax.saxutils import escape
+
+from playwright.sync_api import expect, sync_playwright
+from run import TOKEN, Daemon, LocalAws
+
+# The page asks every 2 s; a failing upload is tried again within a few.
+WITHIN_MS = 60_000
+EXECUTES = "<img src=x onerror=window.executed=1><script>window.executed=1</script>"
+PHONE = {"width": 360, "height": 740}
+CHROMIUM_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# The contrast that WCAG 2.2 asks of text (criterion 1.4.3).
+CONTRAST_MIN = 4.5
+CONTRAST = """element => {
+  const channels = color => color.match(/[\\d.]+/g).slice(0, 3).map(Number);
+  const luminance = color => channels(color)
+    .map(c => c / 255).map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  let behind = element;
+  while (/, 0\\)$/.test(getComputedStyle(behind).backgroundColor)) behind = behind.parentElement;
+  const [dark, light] = [element, behind]
+    .map((of, i) => luminance(getComputedStyle(of)[i ? 'backgroundColor' : 'color'])).sort((a, b) => a - b);
+  return (light + 0.05) / (dark + 0.05);
+}"""
+
+
+class Store:
+    """Stands before the local AWS's S3: hands every request on, or refuses it with `fault`."""
+
+    def __init__(self, address):
+        self.fault = None
+        store = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_):
+                pass
+
+            def do_PUT(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                fault = store.fault
+                if fault is None:
+                    status, headers, answer = self.forward(body)
+                else:
+                    status, headers, answer = 403, [("x-amz-request-id", fault["request_id"])], error_document(fault)
+                self.send_response_only(status)
+                for name, value in headers:
+                    if name.lower() not in ("content-length", "transfer-encoding", "connection"):
+                        self.send_header(name, value)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def forward(self, body):
+                connection = http.client.HTTPConnection(address, timeout=30)
+                with contextlib.closing(connection):
+                    # The signature covers the headers, the host among them.
+                    connection.putrequest("PUT", self.path, skip_host=True, skip_accept_encoding=True)
+                    for name, value in self.headers.items():
+                        connection.putheader(name, value)
+                    connection.endheaders(body)
+                    answer = connection.getresponse()
+                    return answer.status, answer.getheaders(), answer.read()
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def error_document(fault):
+    code, message, request_id = (escape(fault[name]) for name in ("code", "message", "request_id"))
+    return f"<Error><Code>{code}</Code><Message>{message}</Message><RequestId>{request_id}</RequestId></Error>".encode()
+
+
+def fault(code, message, request_id="4442587FB7D0A2F9"):
+    return {"code": code, "message": message, "request_id": request_id}
+
+
+def unsigned_token(subject):
+    """An OIDC token that nobody signed. It ends before the local AWS's own, so that that one is tried first."""
+    def part(value):
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+    return ".".join([part({"alg": "RS256", "kid": "any"}), part({"sub": subject, "exp": int(time.time()) + 3600}), "c2ln"])
+
+
+class StatusPage(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        local_aws, program, chromium = sys.argv[1:4]
+        cls.folder = pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory(prefix="<b>spool")))
+        (cls.folder / "token").write_text(unsigned_token(EXECUTES))
+        cls.aws = LocalAws(local_aws)
+        cls.addClassCleanup(cls.aws.bucket)
+        cls.store = Store(cls.aws.environment["AWS_ENDPOINT_URL_S3"].removeprefix("http://"))
+        cls.addClassCleanup(cls.store.close)
+        cls.aws.environment |= {
+            "AWS_ENDPOINT_URL_S3": cls.store.url,
+            "ENV0_S3_LOG_BUCKET_PATH": EXECUTES.replace("/", ""),
+            "ENV0_S3_LOG_OIDC_TOKEN_FILE": str(cls.folder / "token"),
+        }
+        cls.daemon = Daemon(program, cls.folder, cls.aws)
+        cls.addClassCleanup(cls.daemon.kill)
+        playwright = cls.enterClassContext(sync_playwright())
+        cls.browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_ARGUMENTS)
+        cls.addClassCleanup(cls.browser.close)
+
+    def setUp(self):
+        self.store.fault = None
+        self.complaints, self.hosts = [], set()
+
+    def open(self, **options):
+        page = self.enterContext(contextlib.closing(self.browser.new_page(**options)))
+        page.set_default_timeout(WITHIN_MS)
+        page.on("console", lambda message: self.complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
+        self.policy = page.goto(f"http://127.0.0.1:{self.daemon.admin_port}/").headers["content-security-policy"]
+        return page
+
+    def tearDown(self):
+        self.assertEqual(self.complaints, [], "the console is clean")
+        self.assertLessEqual(self.hosts, {f"127.0.0.1:{self.daemon.admin_port}"}, "nothing comes from elsewhere")
+
+    def send(self, log_type, *messages):
+        connection = http.client.HTTPConnection("127.0.0.1", self.daemon.port, timeout=30)
+        with contextlib.closing(connection):
+            body = "\n".join(json.dumps({"message": message}) for message in messages)
+            connection.request("POST", f"/v1/logs/{log_type}", body, {"Authorization": f"Bearer {TOKEN}"})
+            answer = connection.getresponse()
+            self.assertEqual(answer.status, 200)
+            return json.load(answer)["object"]
+
+    def card(self, page, log_type):
+        return page.locator(f"[data-type={log_type}]")
+
+    def shows(self, locator, text):
+        expect(locator).to_contain_text(text, timeout=WITHIN_MS)
+
+    def test_it_shows_both_types_and_the_objects_that_their_events_are_in(self):
+        page = self.open()
+        for log_type in ("env0-deployments", "env0-audits"):
+            key = self.send(log_type, "one")
+            self.shows(self.card(page, log_type).locator(".objects"), key)
+        self.shows(page.locator("#verdict"), "Everything accepted is in S3.")
+        self.shows(page.locator("#credentials"), self.aws.environment["ENV0_S3_LOG_ROLE_ARN"])
+        self.shows(page.locator("#heads"), "env0-audits")
+
+    def test_the_figures_follow_without_a_reload(self):
+        page = self.open()
+        counts = self.card(page, "env0-audits").locator("dl")
+        self.shows(counts, "recovered")
+        before = int(re.search(r"([\d,]+) in, ", counts.inner_text())[1].replace(",", ""))
+        page.evaluate("window.stayed = true")
+        key = self.send("env0-audits", *["again"] * 5)
+        self.shows(counts, f"{before + 5} in, ")
+        self.shows(self.card(page, "env0-audits").locator(".objects"), key)
+        self.assertTrue(page.evaluate("window.stayed"))
+
+    def test_an_outage_shows_what_s3_said_and_the_remedy_until_it_is_over(self):
+        page = self.open()
+        trouble = self.card(page, "env0-deployments").locator(".trouble")
+        self.store.fault = fault("AccessDenied", "User is not authorized to perform: s3:PutObject")
+        self.send("env0-deployments", "one")
+        self.shows(page.locator("#verdict"), "Uploads fail: env0-deployments")
+        self.shows(page.locator("#verdict"), "1 event is safe on disk.")
+        for told in ("Uploads fail for", "AccessDenied", "4442587FB7D0A2F9", "allow the role s3:PutObject"):
+            self.shows(trouble, told)
+        self.store.fault = None
+        self.shows(trouble, "The last outage ended")
+        self.shows(page.locator("#verdict"), "Events flow")
+
+    def test_hostile_words_are_shown_and_never_run(self):
+        page = self.open()
+        self.store.fault = fault(f"Code{EXECUTES}", f"Message{EXECUTES}", f"Request{EXECUTES}")
+        self.send("env0-audits", EXECUTES)
+        trouble = self.card(page, "env0-audits").locator(".trouble")
+        for told in ("Code", "Message", "Request"):
+            self.shows(trouble, told + EXECUTES)
+        self.shows(page.locator("#destination"), EXECUTES.replace("/", ""))
+        self.shows(page.locator("#spool"), str(self.folder))
+        self.shows(page.locator("#tokens"), EXECUTES[:8])
+        self.assertEqual(page.locator("img, b:not([data-of]), script:not(body > script)").count(), 0)
+        self.assertIsNone(page.evaluate("window.executed || null"))
+
+    def test_the_policy_stops_a_script_that_got_in(self):
+        page = self.open()
+        self.assertIn("default-src 'none'", self.policy)
+        page.evaluate(
+            """html => {
+              document.body.insertAdjacentHTML('beforeend', html);
+              const script = document.createElement('script');
+              script.textContent = 'window.executed = 1';
+              document.body.append(script);
+            }""",
+            EXECUTES,
+        )
+        self.assertIsNone(page.evaluate("window.executed || null"))
+        self.assertTrue(any("Content Security Policy" in complaint for complaint in self.complaints), self.complaints)
+        self.complaints.clear()
+        self.hosts.clear()
+
+    def test_it_is_readable_on_a_phone_by_day_and_by_night(self):
+        self.store.fault = fault("AccessDenied", "x" * 300)
+        self.send("env0-deployments", "one")
+        for scheme in ("light", "dark"):
+            page = self.open(viewport=PHONE, color_scheme=scheme)
+            self.shows(page.locator("#verdict"), "x" * 300)
+            wider = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+            self.assertEqual(wider, 0, f"{scheme}: it has to be scrolled sideways")
+            for selector in ("h1", "#verdict", ".note", "h2", "dt", "dd", "td.key-cell"):
+                contrast = page.locator(selector).first.evaluate(CONTRAST)
+                self.assertGreaterEqual(contrast, CONTRAST_MIN, f"{scheme}: {selector}")
+
+    def test_it_says_when_the_daemon_is_gone_and_goes_on_when_it_is_back(self):
+        page = self.open()
+        self.shows(page.locator("#verdict"), "Events flow")
+        self.daemon.kill()
+        self.shows(page.locator("#verdict"), "The daemon does not answer")
+        self.daemon.start()
+        self.shows(page.locator("#verdict"), "Events flow")
+        # Chromium itself tells the console of every request that failed.
+        self.complaints = [complaint for complaint in self.complaints if "ERR_CONNECTION" not in complaint]
+
+
+if __name__ == "__main__":
+    unittest.main(argv=sys.argv[:1])
