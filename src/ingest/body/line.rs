@@ -13,6 +13,9 @@ const WIDE_BYTES: usize = 32;
 /// Length of the JSON object that `json`, which is UTF-8, begins with; `None` unless it is valid, on one
 /// line, at most 64 deep and surely without a secret that is to be redacted.
 pub(super) fn plain_object_len(json: &[u8]) -> Option<usize> {
+    if json.first() != Some(&b'{') {
+        return None;
+    }
     let mut at = 0;
     let mut depth = 0;
     // The lowest bit is the innermost container; set for an object.

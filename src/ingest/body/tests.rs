@@ -180,6 +180,14 @@ fn the_size_of_an_event_is_that_of_its_stored_line() {
 }
 
 #[test]
+fn an_array_on_a_line_of_its_own_is_its_events_or_none() {
+    assert_eq!(stored("[{\"a\":1},{\"b\":2}]\n"), "{\"a\":1}\n{\"b\":2}");
+    for line in ["[1]", "[]", "[{\"a\":1}]", "1", "\"text\""] {
+        assert_eq!(refused_at(format!("{{\"a\":1}}\n{line}\n")).0, 1, "{line}");
+    }
+}
+
+#[test]
 fn the_lines_of_a_request_have_a_limit_together() {
     let limits = Limits { max_lines_bytes: 100, ..LIMITS };
     let refused = Err(BodyError::LinesTooLarge { limit_bytes: 100 });
