@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::config::{self, Config, ConfigErrors, Loaded, Purpose};
+use crate::daemon::Files;
 use crate::drain::{self, DrainOptions};
 use crate::network::Network;
 use crate::preflight::{self, CheckOptions};
@@ -43,6 +44,11 @@ enum Command {
 
 /// Runs the command line `arguments` (the program's name first).
 pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    // Tokens are in memory; a core dump would write them down.
+    let _ = rustix::process::setrlimit(
+        rustix::process::Resource::Core,
+        rustix::process::Rlimit { current: Some(0), maximum: Some(0) },
+    );
     telemetry::exit_on_panic();
     let command = Arguments::command().after_long_help(config::help_text()).after_help(config::help_text());
     let arguments = match command
@@ -85,22 +91,29 @@ fn configuration(purpose: Purpose) -> Result<Loaded, u8> {
 }
 
 fn run() -> u8 {
-    let loaded = match configuration(Purpose::Daemon) {
+    let loaded = match Config::from_env(Purpose::Daemon) {
         Ok(loaded) => loaded,
-        Err(code) => return code,
+        Err(mut errors) => {
+            let files = errors.so_far.as_deref().and_then(|config| Files::read(config).err());
+            errors.errors.extend(files.into_iter().flatten());
+            complain(errors);
+            return exit_code::CONFIG;
+        }
     };
     telemetry::init(&loaded.config.log_level, loaded.config.log_filter.as_deref(), loaded.config.log_format);
     telemetry::metrics::Exporter::install();
-    // Tokens are in memory; a core dump would write them down.
-    let _ = rustix::process::setrlimit(
-        rustix::process::Resource::Core,
-        rustix::process::Rlimit { current: Some(0), maximum: Some(0) },
-    );
+    let files = match Files::read(&loaded.config) {
+        Ok(files) => files,
+        Err(errors) => {
+            complain(ConfigErrors { errors, unknown: loaded.unknown, so_far: None });
+            return exit_code::CONFIG;
+        }
+    };
     let forgets = volume::forgets(&loaded.config.spool_dir);
     for warning in loaded.unknown.iter().chain(&loaded.warnings).chain(&forgets) {
         tracing::warn!("{warning}");
     }
-    match in_runtime(daemon::run(loaded)) {
+    match in_runtime(daemon::run(loaded.config, files)) {
         Ok(Ok(())) => exit_code::OK,
         Ok(Err(failure)) => {
             tracing::error!("{:#}; see README#it-does-not-start", failure.error);

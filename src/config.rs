@@ -7,7 +7,7 @@ mod variables;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -210,6 +210,9 @@ pub struct ConfigErrors {
     pub errors: Vec<String>,
     /// Unknown variables: a typo is often the reason why another one is missing.
     pub unknown: Vec<String>,
+    /// The values that are good, and defaults for the others: to say at once what is wrong with the
+    /// files, too.
+    pub so_far: Option<Box<Config>>,
 }
 
 impl fmt::Display for ConfigErrors {
@@ -238,7 +241,7 @@ impl Config {
         if read.errors.is_empty() {
             Ok(Loaded { config, settings: read.settings(), unknown: read.unknown, warnings: read.warnings })
         } else {
-            Err(ConfigErrors { errors: read.errors, unknown: read.unknown })
+            Err(ConfigErrors { errors: read.errors, unknown: read.unknown, so_far: Some(Box::new(config)) })
         }
     }
 }
@@ -246,6 +249,12 @@ impl Config {
 /// A duration as the variables take it: `90s`, `5m`, `2h`; a bare number is seconds.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     values::duration(Duration::ZERO, Duration::from_secs(366 * 86_400))(text)
+}
+
+/// What is wrong with the file that `variable` names, in the words of every error of a configuration.
+pub fn file_error(variable: &str, path: &Path, problem: impl fmt::Display) -> String {
+    let example = variables::find(variable).map_or("/path", |variable| variable.example);
+    format!("{variable}={path:?}: {problem}; example: {variable}={example}")
 }
 
 /// systemd's socket for `Type=notify` (`sd_notify(3)`); its own variable, not an operator's.
@@ -262,7 +271,10 @@ pub fn admin_addr_from_env() -> Result<SocketAddr, ConfigErrors> {
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
     }
-    if read.errors.is_empty() { Ok(address) } else { Err(ConfigErrors { errors: read.errors, unknown: Vec::new() }) }
+    if !read.errors.is_empty() {
+        return Err(ConfigErrors { errors: read.errors, unknown: Vec::new(), so_far: None });
+    }
+    Ok(address)
 }
 
 /// Variables with the project's prefix, as text; the fields are their names without it.

@@ -327,9 +327,12 @@ impl Inner {
             match self.exchange(&token).await {
                 Ok(session) => return self.hold(session, &token),
                 Err(error) => {
-                    phase = if error.refused { Phase::Refused } else { Phase::Unreachable };
+                    let out_of_reach = !error.refused && !error.of_this_token;
+                    // A token that may be good is at hand as soon as one was not refused.
+                    let all_refused = error.refused && phase != Phase::Unreachable;
+                    phase = if all_refused { Phase::Refused } else { Phase::Unreachable };
                     self.note(&token, error);
-                    if phase == Phase::Unreachable {
+                    if out_of_reach {
                         break;
                     }
                 }
@@ -473,7 +476,8 @@ impl Inner {
 
 impl ExchangeError {
     fn unreachable(message: String) -> ExchangeError {
-        ExchangeError { refused: false, code: None, request_id: None, message, since: rfc3339(Utc::now()) }
+        let since = rfc3339(Utc::now());
+        ExchangeError { refused: false, of_this_token: false, code: None, request_id: None, message, since }
     }
 
     fn new(error: &SdkError<AssumeRoleWithWebIdentityError>, token: &OidcToken) -> ExchangeError {
@@ -485,17 +489,20 @@ impl ExchangeError {
         let words = refusal.message().map_or_else(|| causes(refusal), str::to_owned);
         // A validation error repeats what it was given.
         let message: String = words.replace(token.expose(), "[token]").chars().take(MAX_MESSAGE_CHARS).collect();
-        let transient = match code.as_deref() {
-            Some("IDPCommunicationError" | "IDPCommunicationErrorException" | "Throttling" | "ThrottlingException") => {
-                true
-            }
-            Some("RequestLimitExceeded" | "TooManyRequestsException" | "RegionDisabledException") => true,
+        // STS can't reach the issuer that this token names.
+        let of_this_token = match code.as_deref() {
+            Some("IDPCommunicationError" | "IDPCommunicationErrorException") => true,
             Some("InvalidIdentityToken" | "InvalidIdentityTokenException") => message.contains("verification key"),
-            None => true,
+            _ => false,
+        };
+        let out_of_reach = match code.as_deref() {
+            Some("Throttling" | "ThrottlingException" | "RequestLimitExceeded" | "TooManyRequestsException") => true,
+            Some("RegionDisabledException") | None => true,
             Some(_) => status == 429 || status >= 500,
         };
         let request_id = error.request_id().map(str::to_owned);
-        ExchangeError { refused: !transient, code, request_id, message, since: rfc3339(Utc::now()) }
+        let refused = !of_this_token && !out_of_reach;
+        ExchangeError { refused, of_this_token, code, request_id, message, since: rfc3339(Utc::now()) }
     }
 
     /// The words don't always name the duration.

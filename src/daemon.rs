@@ -10,21 +10,22 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::LogType;
 use crate::chain::SigningKey;
-use crate::config::{self, Config, Loaded};
+use crate::config::{self, Config};
 use crate::credentials::Credentials;
 use crate::credentials::token::Verifier;
 use crate::exit_code;
 use crate::flusher::{self, Flusher};
 use crate::health::{Check, Health, Sources};
-use crate::ingest::Ingest;
-use crate::ingest::auth::Authenticator;
+use crate::ingest::auth::{self, Authenticator};
 use crate::ingest::listener::Listener;
-use crate::ingest::tls::Tls;
+use crate::ingest::tls::{self, Tls};
+use crate::ingest::{self, Ingest};
 use crate::network::Network;
 use crate::s3::S3;
 use crate::spool::disk::OsDisk;
@@ -205,15 +206,43 @@ pub fn spool_settings(config: &Config) -> spool::Settings {
     }
 }
 
+/// What the files hold that a configuration names, but for the tokens of ingest, which are read again.
+pub struct Files {
+    network: Network,
+    verifier: Verifier,
+    tls: Option<Tls>,
+    signing_key: Option<SigningKey>,
+}
+
+impl Files {
+    /// Reads every file that a start needs.
+    ///
+    /// # Errors
+    /// All that is wrong with them, one line each.
+    pub fn read(config: &Config) -> Result<Files, Vec<String>> {
+        let mut errors = Vec::new();
+        let network = Network::new(&config.network).map_err(|error| errors.push(error.to_string())).ok();
+        let verifier = network.as_ref().map(|network| Verifier::new(config, network)).transpose();
+        let verifier = verifier.map_err(|error| errors.push(error.to_string())).ok().flatten();
+        errors.extend(auth::token_file_problem(config).map(|error| error.to_string()));
+        let tls = config.tls.as_ref().map(|files| Tls::new(files).map_err(|_| tls::problems(files))).transpose();
+        let tls = tls.map_err(|problems| errors.extend(problems.iter().map(ToString::to_string))).unwrap_or_default();
+        let signing_key = config.signing_key_file.as_deref().map(|path| {
+            let key = SigningKey::from_pem_file(path);
+            key.map_err(|error| config::file_error("ENV0_S3_LOG_SIGNING_KEY_FILE", path, error))
+        });
+        let signing_key = signing_key.transpose().map_err(|error| errors.push(error)).unwrap_or_default();
+        match (network, verifier) {
+            (Some(network), Some(verifier)) if errors.is_empty() => Ok(Files { network, verifier, tls, signing_key }),
+            _ => Err(errors),
+        }
+    }
+}
+
 /// Runs the daemon until a signal ends it.
-pub async fn run(loaded: Loaded) -> Result<(), Failure> {
-    let config = loaded.config;
+pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    let network = Network::new(&config.network).map_err(|error| Failure::new(exit_code::CONFIG, error))?;
-    let verifier = Verifier::new(&config, &network).map_err(|error| Failure::new(exit_code::CONFIG, error))?;
-    let tls = config.tls.as_ref().map(Tls::new).transpose().map_err(|error| Failure::new(exit_code::CONFIG, error))?;
-    let signing_key = config.signing_key_file.as_deref().map(SigningKey::from_pem_file).transpose();
-    let signing_key = signing_key.map_err(|error| Failure::new(exit_code::CONFIG, error))?;
+    let Files { network, verifier, tls, signing_key } = files;
     let ingest_socket = bind("ENV0_S3_LOG_LISTEN_ADDR", config.listen_addr).await?;
     let admin_socket = bind("ENV0_S3_LOG_ADMIN_ADDR", config.admin_addr).await?;
     let addresses = (local_address(&ingest_socket)?, local_address(&admin_socket)?);
@@ -223,6 +252,12 @@ pub async fn run(loaded: Loaded) -> Result<(), Failure> {
     let admin = tokio::spawn(
         Health::new(sources(&probe, WRITER_STALLED), Exporter::install()).serve(admin_socket, stop_admin.clone()),
     );
+
+    let (open_front, front) = watch::channel(None);
+    let stop_ingest = CancellationToken::new();
+    let listener = Listener { tcp: ingest_socket, tls, max_connections: config.max_connections };
+    let handler = Arc::new(move |request, guest| ingest::answer_once_started(front.clone(), request, guest));
+    let serving = tokio::spawn(listener.serve(handler, stop_ingest.clone()));
 
     let settings = spool_settings(&config);
     let opened = tokio::task::spawn_blocking(move || Spool::open(&settings, Arc::new(OsDisk))).await;
@@ -236,11 +271,7 @@ pub async fn run(loaded: Loaded) -> Result<(), Failure> {
     *probe.parts.lock().unwrap_or_else(PoisonError::into_inner) = Some(parts);
 
     let ingest = Ingest::new(&config, spool.clone(), authenticator);
-    let stop_ingest = CancellationToken::new();
-    let listener = Listener { tcp: ingest_socket, tls, max_connections: config.max_connections };
-    let handler = ingest.clone();
-    let handler = Arc::new(move |request| handler.clone().handle(request));
-    let serving = tokio::spawn(listener.serve(handler, stop_ingest.clone()));
+    open_front.send_replace(Some(ingest.clone()));
     probe.enter(Phase::Running);
     tracing::info!(listen.addr = %addresses.0, admin.addr = %addresses.1, instance = spool.instance(), "listening");
 

@@ -30,18 +30,19 @@ use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::Utc;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::batch::{BatchName, LogType, object_key};
 use crate::config::Config;
 use crate::ingest::auth::{AuthError, Authenticator, Identity, OIDC_TOKEN_HEADER};
-use crate::ingest::body::{Limits, Lines};
+use crate::ingest::body::{BodyError, Limits, Lines};
+use crate::ingest::listener::Guest;
 use crate::ingest::meters::IngestMeters;
-use crate::ingest::native::Native;
 use crate::ingest::protocol::{Accepted, Part, Protocol, Refusal, Route, by_type, empty_answer, route};
-use crate::ingest::receive::{Budget, Encoding, HOLD, Received};
+use crate::ingest::receive::{Budget, Charge, Encoding, HOLD, Received};
 use crate::spool::{AppendError, Spool};
 
 /// A body from this size on is scanned where it can't hold up other requests.
@@ -50,23 +51,40 @@ const SCAN_ASIDE_BYTES: usize = 1024 * 1024;
 /// instead of a reset.
 const LINGER_MAX_BYTES: usize = 64 * 1024 * 1024;
 const LINGER_TIME: Duration = Duration::from_secs(30);
-/// Of a body that is a token.
+/// Of a body that is a token; anyone may send one.
 const TOKEN_BODY_MAX_BYTES: usize = 64 * 1024;
+const TOKEN_BODY_TIME: Duration = Duration::from_secs(10);
+/// Of all bodies that are tokens, at once.
+const TOKEN_BODIES_MAX_BYTES: usize = 16 * TOKEN_BODY_MAX_BYTES;
+/// What the lines of almost every request fit in: so many times its body, and a bit for small ones.
+const USUAL_GROWTH: usize = 4;
+const USUAL_LINES_LEAST_BYTES: usize = 16 * 1024;
+/// What all lines of one request may take, in bodies of the largest size.
+const MAX_GROWTH: usize = 4;
 
 const RETRY_FULL_SECONDS: u64 = 10;
 const RETRY_DISK_SECONDS: u64 = 5;
 const RETRY_ISSUER_SECONDS: u64 = 5;
+const RETRY_STARTING_SECONDS: u64 = 5;
+
+/// The key that was made last, and of which batch.
+type LastKey = Option<(BatchName, Arc<str>)>;
 
 /// The front's shared state.
 pub struct Ingest {
     spool: Spool,
     authenticator: Authenticator,
-    budget: Budget,
+    /// What was received, with and without its `Content-Encoding`.
+    bodies: Budget,
+    /// What is built of it and not yet durable. Apart from the bodies, so that no request waits for
+    /// lines that wait for bodies.
+    lines: Budget,
+    tokens: Budget,
     limits: Limits,
     max_body_bytes: usize,
     default_type: LogType,
     bucket_path: String,
-    last_keys: [Mutex<Option<(BatchName, Arc<str>)>>; 2],
+    last_keys: [Mutex<LastKey>; 2],
     meters: IngestMeters,
     draining: AtomicBool,
     stop_bodies: CancellationToken,
@@ -79,10 +97,13 @@ impl Ingest {
         Arc::new(Ingest {
             spool,
             authenticator,
-            budget: Budget::new(config.max_inflight_bytes),
+            bodies: Budget::new(config.max_inflight_bytes),
+            lines: Budget::new(config.max_inflight_bytes),
+            tokens: Budget::new(TOKEN_BODIES_MAX_BYTES),
             limits: Limits {
                 max_event_bytes: config.max_event_bytes,
                 max_body_bytes: config.max_body_bytes,
+                max_lines_bytes: config.max_inflight_bytes.max(config.max_body_bytes.saturating_mul(MAX_GROWTH)),
                 redact: config.redact,
             },
             max_body_bytes: config.max_body_bytes,
@@ -113,30 +134,32 @@ impl Ingest {
     }
 
     /// Answers one request of the ingest listener.
-    pub async fn handle(self: Arc<Self>, request: Request<Incoming>) -> Response<Body> {
+    pub async fn handle(self: Arc<Self>, request: Request<Incoming>, guest: Guest) -> Response<Body> {
         let _under_way = self.requests.token();
         let started = Instant::now();
+        let came_too_late = self.draining.load(Ordering::Relaxed);
         let (head, mut body) = request.into_parts();
         let (uri, headers) = (head.uri, head.headers);
         let mut log_type = None;
-        let mut answer = match route(&head.method, uri.path()) {
-            Route::Alive { protocol } => protocol.alive(),
-            Route::Refused { protocol, refusal } => protocol.refused(&uri, &headers, &refusal),
-            Route::OidcToken => match self.take_token(&headers, &mut body).await {
-                Ok(()) => empty_answer(StatusCode::NO_CONTENT),
-                Err(refusal) => Native.refused(&uri, &headers, &refusal),
-            },
+        let route = route(&head.method, uri.path());
+        let protocol = route.protocol();
+        let outcome = match route {
+            Route::Alive { protocol } => Ok(protocol.alive()),
+            Route::Refused { refusal, .. } => Err(refusal),
+            Route::OidcToken => {
+                let taken = self.take_token(&headers, &mut body).await;
+                taken.map(|()| empty_answer(StatusCode::NO_CONTENT))
+            }
             Route::Events { protocol, log_type: named } => {
                 let sender = Sender { protocol, named, uri: &uri, headers: &headers };
-                match self.take_events(&sender, &mut body, &mut log_type).await {
-                    Ok(accepted) => protocol.accepted(&uri, &headers, &accepted),
-                    Err(refusal) => protocol.refused(&uri, &headers, &refusal),
-                }
+                let accepted = self.take_events(&sender, &mut body, &guest, &mut log_type).await;
+                accepted.map(|accepted| protocol.accepted(&uri, &headers, &accepted))
             }
         };
-        if !answer.status().is_success() {
-            linger(body, &headers);
-        }
+        // Whatever the request was; only the token that it may have carried was taken.
+        let outcome = if came_too_late { Err(receive::draining()) } else { outcome };
+        let mut answer = outcome.unwrap_or_else(|refusal| protocol.refused(&uri, &headers, &refusal));
+        linger(body, &headers);
         if self.draining.load(Ordering::Relaxed) {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
@@ -146,8 +169,22 @@ impl Ingest {
 
     /// `PUT /v1/oidc-token`. Never depends on the spool.
     async fn take_token(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<(), Refusal> {
-        let body = receive::read(body, TOKEN_BODY_MAX_BYTES, &self.budget, &self.stop_bodies).await?;
-        self.authenticator.hand_over_request(headers, &body.bytes).await.map_err(unauthorized)
+        let body = async {
+            if body.size_hint().lower() > TOKEN_BODY_MAX_BYTES as u64 {
+                return Ok(None);
+            }
+            let read = receive::read(body, TOKEN_BODY_MAX_BYTES, &self.tokens, &self.stop_bodies);
+            match tokio::time::timeout(TOKEN_BODY_TIME, read).await {
+                Ok(Ok(received)) => Ok(Some(received.bytes)),
+                Ok(Err(Refusal::TooLarge { .. })) => Ok(None),
+                Ok(Err(refusal)) => Err(refusal),
+                Err(_) => {
+                    let reason = format!("the token did not arrive within {} s", TOKEN_BODY_TIME.as_secs());
+                    Err(Refusal::Unavailable { reason, retry_after_seconds: 1 })
+                }
+            }
+        };
+        self.authenticator.hand_over_request(headers, body).await
     }
 
     /// `log_type` tells the meters what the events are, as soon as that is known.
@@ -155,6 +192,7 @@ impl Ingest {
         &self,
         sender: &Sender<'_>,
         body: &mut Incoming,
+        guest: &Guest,
         log_type: &mut Option<LogType>,
     ) -> Result<Accepted, Refusal> {
         let Sender { protocol, named, uri, headers } = *sender;
@@ -163,21 +201,28 @@ impl Ingest {
             self.authenticator.hand_over_beside(headers).await;
         }
         let carried = protocol.token(uri, headers);
-        let identity = self.authenticator.authenticate(headers, carried.as_deref()).await.map_err(unauthorized)?;
-        *log_type = identity.log_type().or(named);
-        let encoding = self.judge_head(&identity, sender, log_type.unwrap_or(self.default_type))?;
-
-        let received = receive::read(body, self.max_body_bytes, &self.budget, &self.stop_bodies).await?;
-        let received = received.inflate(encoding, self.max_body_bytes, &self.budget).await?;
-        let parts = self.parse(sender, &received).await?;
+        let identity = self.authenticator.authenticate(headers, carried.as_deref(), named).await?;
         let decided = identity.log_type().or(named);
+        *log_type = decided;
+        let encoding = self.judge_head(&identity, sender, decided)?;
+        guest.let_in();
+
+        let received = receive::read(body, self.max_body_bytes, &self.bodies, &self.stop_bodies).await?;
+        let received = received.inflate(encoding, self.max_body_bytes, &self.bodies).await?;
+        let (parts, held) = self.parse(sender, received).await?;
         let lines = by_type(parts, |said| decided.or(said).unwrap_or(self.default_type));
         *log_type = Some(main_type(&lines));
-        self.append(lines).await
+        self.append(lines, held).await
     }
 
-    /// What the head alone can be refused for, before any memory is taken.
-    fn judge_head(&self, identity: &Identity, sender: &Sender<'_>, log_type: LogType) -> Result<Encoding, Refusal> {
+    /// What the head alone can be refused for, before any memory is taken. Where it doesn't tell the
+    /// log type, a spool that would take one of them is no reason.
+    fn judge_head(
+        &self,
+        identity: &Identity,
+        sender: &Sender<'_>,
+        decided: Option<LogType>,
+    ) -> Result<Encoding, Refusal> {
         if sender.named.is_some_and(|named| !identity.may_write(named)) {
             return Err(Refusal::Unauthorized { wrong_type: true });
         }
@@ -191,44 +236,87 @@ impl Ingest {
         }
         // Any event has bytes; how many a compressed body has is not known yet.
         let least = if encoding == Encoding::Identity { length.unwrap_or(1) } else { 1 };
-        self.spool.check_room(log_type, least).map_err(not_taken)?;
-        if let Some(reason) = self.spool.failing(log_type) {
-            return Err(not_taken(AppendError::Disk(reason)));
+        let takes = |log_type| match self.spool.failing(log_type) {
+            Some(reason) => Err(AppendError::Disk(reason)),
+            None => self.spool.check_room(log_type, least),
+        };
+        match decided {
+            None if LogType::ALL.into_iter().any(|log_type| takes(log_type).is_ok()) => {}
+            _ => takes(decided.unwrap_or(self.default_type)).map_err(not_taken)?,
         }
         Ok(encoding)
     }
 
-    async fn parse(&self, sender: &Sender<'_>, received: &Received) -> Result<Vec<Part>, Refusal> {
-        let Sender { protocol, uri, headers, .. } = *sender;
-        let (body, limits) = (received.bytes.clone(), self.limits);
-        if body.len() < SCAN_ASIDE_BYTES {
-            return Ok(protocol.parse(uri, headers, body, Utc::now(), &limits)?);
+    /// The request's events. Few grow more than usual on their way to lines; those are parsed again,
+    /// with room for the most that is allowed.
+    async fn parse(&self, sender: &Sender<'_>, body: Received) -> Result<(Vec<Part>, Held), Refusal> {
+        let unpacked = sender.protocol.unpacked_bytes(sender.headers, &body.bytes).min(self.max_body_bytes);
+        let most = self.limits.max_lines_bytes;
+        let usual = USUAL_LINES_LEAST_BYTES + USUAL_GROWTH * body.bytes.len().max(unpacked);
+        let body = Arc::new(body);
+        match self.parse_within(usual.min(most), unpacked, sender, &body).await {
+            Err(Refusal::Body(BodyError::LinesTooLarge { .. })) if usual < most => {
+                self.parse_within(most, unpacked, sender, &body).await
+            }
+            outcome => outcome,
         }
-        let (uri, headers) = (uri.clone(), headers.clone());
-        let scan = move || protocol.parse(&uri, &headers, body, Utc::now(), &limits);
-        let parts = tokio::task::spawn_blocking(scan).await;
-        Ok(parts.map_err(|error| Refusal::Unavailable { reason: error.to_string(), retry_after_seconds: 1 })??)
     }
 
-    /// Appends to each log type's batch; refused as a whole when one of them is full. (Where a request
-    /// has events of both types and the disk fails between the two, its sender repeats both.)
-    async fn append(&self, lines: [Lines; 2]) -> Result<Accepted, Refusal> {
-        let mut accepted = Accepted { records: 0, receipt: None };
-        let filled = || LogType::ALL.into_iter().zip(&lines).filter(|(_, lines)| lines.records > 0);
-        for (log_type, lines) in filled() {
-            self.spool.check_room(log_type, lines.bytes.len() as u64).map_err(not_taken)?;
+    /// The request's events, where lines that have to be built take at most `max_lines_bytes`. Those
+    /// are charged first; what they turn out not to need is given back.
+    async fn parse_within(
+        &self,
+        max_lines_bytes: usize,
+        unpacked_bytes: usize,
+        sender: &Sender<'_>,
+        body: &Arc<Received>,
+    ) -> Result<(Vec<Part>, Held), Refusal> {
+        let Sender { protocol, uri, headers, .. } = *sender;
+        let mut lines = Charge::default();
+        self.lines.charge(&mut lines, unpacked_bytes + max_lines_bytes).await?;
+        let (body, limits) = (Arc::clone(body), Limits { max_lines_bytes, ..self.limits });
+        let aside = body.bytes.len().max(unpacked_bytes) >= SCAN_ASIDE_BYTES;
+        let scan = move |uri: &Uri, headers: &HeaderMap| {
+            let parts = protocol.parse(uri, headers, body.bytes.clone(), Utc::now(), &limits)?;
+            let as_sent = |part: &&Part| body.bytes.as_ptr_range().contains(&part.lines.bytes.as_ptr());
+            let built = parts.iter().filter(|part| !as_sent(part)).map(|part| part.lines.bytes.len()).sum();
+            lines.shrink_to(built);
+            let body = parts.iter().any(|part| as_sent(&part)).then_some(body);
+            Ok((parts, Held { _body: body, _lines: lines }))
+        };
+        if !aside {
+            return scan(uri, headers);
         }
-        for (log_type, lines) in filled() {
-            let append = self.spool.append(log_type, lines.bytes.clone(), lines.records);
-            let receipt = match tokio::time::timeout(HOLD, append).await {
-                Ok(outcome) => outcome.map_err(not_taken)?,
-                Err(_) => return Err(not_taken(AppendError::Disk("it takes longer than 5 s to write".to_owned()))),
-            };
-            self.meters.accepted(log_type, lines);
-            accepted.records += lines.records;
-            accepted.receipt.get_or_insert_with(|| (self.key(log_type, &receipt.batch), receipt.line));
+        let (uri, headers) = (uri.clone(), headers.clone());
+        let parts = tokio::task::spawn_blocking(move || scan(&uri, &headers)).await;
+        parts.map_err(|error| Refusal::Unavailable { reason: error.to_string(), retry_after_seconds: 1 })?
+    }
+
+    /// Appends to each log type's batch at the same time; refused as a whole, before anything is
+    /// written, when one of them is full or its disk fails.
+    async fn append(&self, lines: [Lines; 2], held: Held) -> Result<Accepted, Refusal> {
+        let mut filled = Vec::new();
+        for (log_type, lines) in LogType::ALL.into_iter().zip(lines).filter(|(_, lines)| lines.records > 0) {
+            if let Some(reason) = self.spool.failing(log_type) {
+                return Err(not_taken(AppendError::Disk(reason)));
+            }
+            let room = self.spool.reserve(log_type, lines.bytes.len() as u64).map_err(not_taken)?;
+            filled.push((log_type, lines, room));
         }
-        Ok(accepted)
+        let held = Arc::new(held);
+        let appends = filled.into_iter().map(async |(log_type, lines, room)| {
+            let held = Box::new(Arc::clone(&held));
+            let receipt = self.spool.append_reserved(room, lines.bytes.clone(), lines.records, held).await?;
+            self.meters.accepted(log_type, &lines);
+            Ok((log_type, lines.records, receipt))
+        });
+        let receipts = match tokio::time::timeout(HOLD, futures_util::future::try_join_all(appends)).await {
+            Ok(outcome) => outcome.map_err(not_taken)?,
+            Err(_) => return Err(not_taken(AppendError::Disk("it takes longer than 5 s to write".to_owned()))),
+        };
+        let receipt =
+            receipts.first().map(|(log_type, _, receipt)| (self.key(*log_type, &receipt.batch), receipt.line));
+        Ok(Accepted { records: receipts.iter().map(|(_, records, _)| records).sum(), receipt })
     }
 
     /// The batch's object key; made once for all the requests that a batch takes.
@@ -241,6 +329,34 @@ impl Ingest {
                 *last = Some((*batch, key.clone()));
                 key
             }
+        }
+    }
+}
+
+/// What a request's events are charged for, until they are durable.
+struct Held {
+    /// Where lines are stored as they were sent.
+    _body: Option<Arc<Received>>,
+    _lines: Charge,
+}
+
+/// [`Ingest::handle`], as soon as there is a front; 503 where that takes more than 5 s.
+pub async fn answer_once_started(
+    mut front: watch::Receiver<Option<Arc<Ingest>>>,
+    request: Request<Incoming>,
+    guest: Guest,
+) -> Response<Body> {
+    let _ = tokio::time::timeout(HOLD, front.wait_for(Option::is_some)).await;
+    let started = front.borrow().clone();
+    match started {
+        Some(ingest) => ingest.handle(request, guest).await,
+        None => {
+            let (head, body) = request.into_parts();
+            linger(body, &head.headers);
+            let protocol = route(&head.method, head.uri.path()).protocol();
+            let reason = "starting: the spool is being recovered".to_owned();
+            let refusal = Refusal::Unavailable { reason, retry_after_seconds: RETRY_STARTING_SECONDS };
+            protocol.refused(&head.uri, &head.headers, &refusal)
         }
     }
 }
@@ -260,12 +376,15 @@ fn main_type(lines: &[Lines; 2]) -> LogType {
     most.unwrap_or(LogType::Deployments)
 }
 
-fn unauthorized(error: AuthError) -> Refusal {
-    match error {
-        AuthError::Missing | AuthError::Invalid => Refusal::Unauthorized { wrong_type: false },
-        AuthError::Malformed(reason) => Refusal::BrokenBody { reason: reason.to_owned() },
-        AuthError::Unavailable { .. } => {
-            Refusal::Unavailable { reason: error.to_string(), retry_after_seconds: RETRY_ISSUER_SECONDS }
+impl From<AuthError> for Refusal {
+    fn from(error: AuthError) -> Refusal {
+        match error {
+            AuthError::Missing | AuthError::Invalid | AuthError::Malformed(_) => {
+                Refusal::Unauthorized { wrong_type: false }
+            }
+            AuthError::Unavailable { .. } => {
+                Refusal::Unavailable { reason: error.to_string(), retry_after_seconds: RETRY_ISSUER_SECONDS }
+            }
         }
     }
 }
@@ -278,10 +397,10 @@ fn not_taken(error: AppendError) -> Refusal {
     Refusal::Unavailable { reason: error.to_string(), retry_after_seconds }
 }
 
-/// Reads what is left of a refused body, in the background. A client that waits for `100 Continue`
+/// Reads what is left of a body that nobody waits for, in the background. A client that waits for `100 Continue`
 /// sends none.
 fn linger(mut body: Incoming, headers: &HeaderMap) {
-    if hyper::body::Body::is_end_stream(&body) || headers.contains_key(EXPECT) {
+    if body.is_end_stream() || headers.contains_key(EXPECT) {
         return;
     }
     tokio::spawn(tokio::time::timeout(LINGER_TIME, async move {
@@ -294,3 +413,6 @@ fn linger(mut body: Incoming, headers: &HeaderMap) {
         }
     }));
 }
+
+#[cfg(test)]
+mod tests;

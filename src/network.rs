@@ -40,7 +40,10 @@ pub struct Network {
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
     /// The file of `AWS_CA_BUNDLE` or `SSL_CERT_FILE`.
-    #[error("AWS_CA_BUNDLE or SSL_CERT_FILE: {path}: {reason}; expected a file of PEM certificates")]
+    #[error(
+        "AWS_CA_BUNDLE or SSL_CERT_FILE={path:?}: {reason}; expected a file of PEM certificates; \
+         example: AWS_CA_BUNDLE=/etc/ssl/private-ca.pem"
+    )]
     CaFile {
         /// The file as configured.
         path: PathBuf,

@@ -150,7 +150,14 @@ fn one_line(text: &str) -> String {
 /// Judges every step. Changes nothing but for a probe file in the spool, which goes again, and what `--write` says.
 pub async fn run(loaded: Result<Loaded, ConfigErrors>, options: CheckOptions) -> Report {
     let mut steps = local::configuration(&loaded);
-    let Ok(Loaded { config, .. }) = loaded else { return Report::new(steps) };
+    let config = match loaded {
+        Ok(loaded) => loaded.config,
+        Err(errors) => {
+            let files = errors.so_far.map(|config| local::files(&config)).unwrap_or_default();
+            steps.extend(files.into_iter().filter(|step| step.verdict == Verdict::Fail));
+            return Report::new(steps);
+        }
+    };
     let address = config.admin_addr;
     let daemon = tokio::task::spawn_blocking(move || local::daemon(address)).await.ok().flatten();
     steps.extend(local::steps(&config, daemon.as_ref()));

@@ -34,7 +34,7 @@ use crate::batch::{Codec, LogType, SealedName, SpoolName};
 use crate::spool::disk::Disk;
 use crate::spool::folder::Folder;
 use crate::spool::manifest::{Destination, Home, Lock, LockError, Manifest, ManifestError};
-use crate::spool::usage::Usage;
+use crate::spool::usage::{Reservation, Usage};
 use crate::spool::writer::Writer;
 
 /// What the spool is told by the configuration.
@@ -219,12 +219,30 @@ impl Spool {
         self.inner.usage.check_room(log_type, bytes)
     }
 
+    /// Takes room for `bytes` of events that [`Spool::append_reserved`] then appends.
+    pub fn reserve(&self, log_type: LogType, bytes: u64) -> Result<Reservation, AppendError> {
+        self.inner.usage.clone().take_room(log_type, bytes)
+    }
+
     /// Appends whole lines to the log type's batch; returns after the fsync that covers them.
     ///
     /// Events that the writer has begun with are written even if the caller stops waiting.
     pub async fn append(&self, log_type: LogType, lines: Bytes, records: u64) -> Result<Receipt, AppendError> {
-        let reservation = self.inner.usage.clone().take_room(log_type, lines.len() as u64)?;
-        self.inner.writers[log_type.index()].append(lines, records, reservation).await
+        let reservation = self.reserve(log_type, lines.len() as u64)?;
+        self.append_reserved(reservation, lines, records, Box::new(())).await
+    }
+
+    /// [`Spool::append`] into room taken before. `held` is dropped with the lines, however long the
+    /// disk takes and whether or not the caller still waits.
+    pub async fn append_reserved(
+        &self,
+        reservation: Reservation,
+        lines: Bytes,
+        records: u64,
+        held: Box<dyn Send>,
+    ) -> Result<Receipt, AppendError> {
+        let writer = &self.inner.writers[reservation.log_type().index()];
+        writer.append(lines, records, reservation, held).await
     }
 
     /// Seals the open batches and refuses all that comes after; returns when both are sealed. Both are asked

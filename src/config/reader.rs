@@ -15,6 +15,8 @@ use crate::batch::{Codec, LogType};
 const REDACTED: &str = "[redacted]";
 /// A longer value is cut in an error: it is a mistake, and one line stays one line.
 const SHOWN_VALUE_MAX_CHARS: usize = 120;
+/// Variables whose values may hold a user name and password, though these are refused.
+const URLS: [&str; 4] = ["ENV0_S3_LOG_OIDC_ISSUER", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS", "NO_PROXY"];
 const PROXIES: [&str; 3] = ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"];
 
 /// Text by the name of its variable; trimmed, never empty.
@@ -75,7 +77,8 @@ impl Reader {
     }
 
     fn refuse(&mut self, name: &'static str, problem: &str) {
-        let value = self.shown.get(name).map(|value| format!("={value:?}")).unwrap_or_default();
+        let cut = |value: &String| value.chars().take(SHOWN_VALUE_MAX_CHARS).collect::<String>();
+        let value = self.shown.get(name).map(|value| format!("={:?}", cut(value))).unwrap_or_default();
         let example = variables::find(name).map(example).unwrap_or_default();
         self.errors.push(format!("{name}{value}: {problem}; example: {example}"));
     }
@@ -327,6 +330,16 @@ impl Reader {
                 }
             }
         }
+        if config.compression != Codec::None && config.spool_max_bytes <= config.batch_max_bytes {
+            let batch = values::show_size(config.batch_max_bytes);
+            self.refuse(
+                "ENV0_S3_LOG_SPOOL_MAX_BYTES",
+                &format!(
+                    "leaves no room for events: with ENV0_S3_LOG_COMPRESSION, room for the compressed copy of one batch is \
+                     always kept; expected more than ENV0_S3_LOG_BATCH_MAX_BYTES={batch}"
+                ),
+            );
+        }
         config.max_body_bytes = self.at_most(
             ("ENV0_S3_LOG_MAX_BODY_BYTES", config.max_body_bytes),
             ("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", config.max_inflight_bytes),
@@ -380,9 +393,8 @@ impl Reader {
 }
 
 fn unknown(name: &str) -> String {
-    let meant = variables::nearest(name);
-    let advice = meant.map_or_else(|| "see --help for all".to_owned(), |known| format!("did you mean {known}?"));
-    format!("{}: unknown variable; {advice}", name.escape_debug())
+    let nearest = variables::nearest(name);
+    format!("{}: unknown variable; did you mean {nearest}? --help tells all of them", name.escape_debug())
 }
 
 fn example(variable: &Variable) -> String {
@@ -392,6 +404,6 @@ fn example(variable: &Variable) -> String {
 /// A value as it may be shown: not a secret's, and no user name and password inside a URL.
 fn shown(name: &str, value: &str) -> String {
     let secret = variables::find(name).is_none_or(|variable| variable.secret);
-    let userinfo = value.contains("://") && value.contains('@');
-    if secret || userinfo { REDACTED.to_owned() } else { value.chars().take(SHOWN_VALUE_MAX_CHARS).collect() }
+    let userinfo = value.contains('@') && (value.contains("://") || URLS.contains(&name));
+    if secret || userinfo { REDACTED.to_owned() } else { value.to_owned() }
 }

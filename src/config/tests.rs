@@ -80,12 +80,18 @@ fn every_problem_is_reported_at_once_with_variable_value_expectation_and_example
 
 #[test]
 fn an_unknown_variable_is_named_with_the_nearest_known_one_even_beside_errors() {
-    let loaded = with(&[("ENV0_S3_LOG_BATCH_MAX_AG", "1s"), ("ENV0_S3_LOG_SOMETHING_ELSE_ENTIRELY", "1")]).unwrap();
-    assert_eq!(
-        loaded.unknown[0],
-        "ENV0_S3_LOG_BATCH_MAX_AG: unknown variable; did you mean ENV0_S3_LOG_BATCH_MAX_AGE?"
-    );
-    assert_eq!(loaded.unknown[1], "ENV0_S3_LOG_SOMETHING_ELSE_ENTIRELY: unknown variable; see --help for all");
+    for (unknown, nearest) in [
+        ("ENV0_S3_LOG_BATCH_MAX_AG", "ENV0_S3_LOG_BATCH_MAX_AGE"),
+        ("ENV0_S3_LOG_BUCKET", "ENV0_S3_LOG_BUCKET_NAME"),
+        ("ENV0_S3_LOG_REGION", "ENV0_S3_LOG_AWS_REGION"),
+        ("ENV0_S3_LOG_SPOOL_DIRECTORY", "ENV0_S3_LOG_SPOOL_DIR"),
+        ("ENV0_S3_LOG_CONCURRENCY", "ENV0_S3_LOG_UPLOAD_CONCURRENCY"),
+    ] {
+        let told = &with(&[(unknown, "1")]).unwrap().unknown[0];
+        assert!(told.starts_with(&format!("{unknown}: unknown variable; did you mean {nearest}?")), "{told}");
+    }
+    let told = &with(&[("ENV0_S3_LOG_SOMETHING_ELSE_ENTIRELY", "1")]).unwrap().unknown[0];
+    assert!(told.contains("did you mean ENV0_"), "{told}");
     let errors = read(&[("ENV0_S3_LOG_BUCKET", "logs")]).expect_err("accepted");
     assert!(errors.to_string().contains("warning: ENV0_S3_LOG_BUCKET: unknown variable"));
 }
@@ -98,6 +104,7 @@ fn no_error_warning_or_description_holds_a_secret() {
         ("ENV0_S3_LOG_OIDC_TOKEN_URL", "hunter2"),
         ("HTTPS_PROXY", "ftp://user:hunter2@proxy"),
         ("AWS_ENDPOINT_URL_S3", "http://user:hunter2@store"),
+        ("AWS_ENDPOINT_URL_STS", "user:hunter2@store"),
         ("ENV0_S3_LOG_OIDC_ISSUER", "https://hunter2@issuer"),
     ];
     let errors = with(&vars).expect_err("accepted");
@@ -316,6 +323,22 @@ fn the_effective_values_are_shown_with_their_source() {
     assert!(described.contains("ENV0_S3_LOG_SPOOL_MAX_BYTES=10GiB  # default\n"), "{described}");
     assert!(described.contains("ENV0_S3_LOG_BUCKET_PATH=  # not set\n"), "{described}");
     assert_eq!(described.lines().count(), VARIABLES.len());
+}
+
+#[test]
+fn an_effective_value_is_shown_whole_and_in_an_error_cut() {
+    let path = "p".repeat(300);
+    assert!(with(&[("ENV0_S3_LOG_BUCKET_PATH", &path)]).unwrap().describe().contains(&path));
+    let long = format!("//{path}//{path}//{path}//{path}");
+    assert!(refused(&[("ENV0_S3_LOG_BUCKET_PATH", &long)]).len() < 600);
+}
+
+#[test]
+fn a_spool_that_holds_no_more_than_the_copy_of_one_batch_is_refused() {
+    let sizes = [("ENV0_S3_LOG_SPOOL_MAX_BYTES", "16MiB"), ("ENV0_S3_LOG_BATCH_MAX_BYTES", "16MiB")];
+    assert!(with(&sizes).is_ok());
+    let error = refused(&[sizes[0], sizes[1], ("ENV0_S3_LOG_COMPRESSION", "zstd")]);
+    assert!(error.contains("ENV0_S3_LOG_SPOOL_MAX_BYTES=\"16MiB\"") && error.contains("BATCH_MAX_BYTES"), "{error}");
 }
 
 #[test]

@@ -209,12 +209,13 @@ pub(super) fn find(name: &str) -> Option<&'static Variable> {
     VARIABLES.iter().find(|variable| variable.name == name)
 }
 
-/// The known variable whose name is nearest to `name`, where one is near enough to be meant.
-pub(super) fn nearest(name: &str) -> Option<&'static str> {
-    const FAR: usize = 4;
+/// The known variable whose name is nearest to `name`: one that begins with it or holds its words
+/// was cut short, and comes before others that are fewer letters away.
+pub(super) fn nearest(name: &str) -> &'static str {
+    let words = name.strip_prefix(PREFIX).unwrap_or(name);
     let own = VARIABLES.iter().map(|variable| variable.name).filter(|known| known.starts_with("ENV0_"));
-    let (distance, known) = own.map(|known| (edit_distance(name, known), known)).min()?;
-    (distance <= FAR).then_some(known)
+    let rank = |known: &&str| (!known.starts_with(name), !known.contains(words), edit_distance(name, known));
+    own.min_by_key(rank).unwrap_or_default()
 }
 
 /// Levenshtein's distance, in bytes: variable names are ASCII.

@@ -89,7 +89,7 @@ struct Known {
 struct History {
     /// The last refresh; the first fetch that brought keys doesn't count.
     refreshed: Option<Instant>,
-    /// Which `kid`s the last answer lacked.
+    /// Which `kid`s the last answer lacked; empty where the last refresh failed.
     lacking: BTreeSet<Option<String>>,
     failing: bool,
 }
@@ -196,6 +196,7 @@ impl Inner {
                     tracing::warn!("the OIDC issuer's keys are out of reach, those at hand stay in use: {reason}");
                 }
                 history.failing = true;
+                history.lacking.clear();
                 Err(reason)
             }
         }

@@ -37,6 +37,9 @@ pub struct CredentialsStatus {
 pub struct ExchangeError {
     /// The token or the role is at fault, rather than the network or STS's load.
     pub refused: bool,
+    /// Passes by itself, but may not concern another token.
+    #[serde(skip)]
+    pub(super) of_this_token: bool,
     /// STS's own code.
     pub code: Option<String>,
     /// For AWS support.

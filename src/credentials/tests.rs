@@ -213,6 +213,34 @@ async fn what_passes_by_itself_is_no_fault_of_the_token() {
 }
 
 #[tokio::test]
+async fn a_token_whose_issuer_sts_cannot_reach_does_not_keep_the_next_one_waiting() {
+    for (code, message) in [
+        ("IDPCommunicationError", "Could not reach the identity provider"),
+        ("InvalidIdentityToken", "Couldn't retrieve verification key from your identity provider"),
+    ] {
+        let issuer = issuer();
+        let own = issuer.sign(&issuer.claims(Utc::now() + TimeDelta::hours(5)));
+        let useless = own.clone();
+        let server = sts(move |request| match request.field("WebIdentityToken") {
+            Some(token) if token == useless => sts_error(400, code, message),
+            _ => sts_session("AKIA1", TimeDelta::hours(1)),
+        })
+        .await;
+        let credentials = start(&Config { oidc_token: Some(own.as_str().into()), ..config(&server.url()) });
+        let good = hand_over(&credentials, &issuer, 60);
+        soon(credentials.wait_session()).await;
+        let tried = exchanges(&server, "WebIdentityToken");
+        assert_eq!((tried.first(), tried.last()), (Some(&own), Some(&good)), "{code}");
+        assert!(credentials.status().tokens.iter().all(|token| !token.set_aside), "{code}: it may be good yet");
+        // Well into an outage of that issuer: the next whole round, at a session's end, asks both again.
+        let session = credentials.session().unwrap();
+        credentials.refused(session.id, true);
+        soon(credentials.wait_session()).await;
+        assert_eq!(exchanges(&server, "WebIdentityToken").last(), Some(&good), "{code}");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_that_is_not_sts_is_no_refusal() {
     let server = sts(|_| answer(403, "<html>Access denied by the proxy</html>")).await;
     let credentials = start(&Config { oidc_token: Some("token".into()), ..config(&server.url()) });

@@ -10,15 +10,16 @@ use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, HeaderName};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use bytes::Bytes;
 use chrono::Utc;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Semaphore;
 
 use super::watched::Watched;
 use crate::batch::{LogType, Sha256};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::credentials::Credentials;
-use crate::credentials::token::{Verifier, VerifyError, looks_like_jwt};
+use crate::credentials::token::{OidcToken, Verifier, VerifyError, looks_like_jwt};
 
 /// Where an OIDC token travels beside other credentials.
 pub const OIDC_TOKEN_HEADER: HeaderName = HeaderName::from_static("x-env0-oidc-token");
@@ -70,7 +71,7 @@ pub enum AuthError {
     /// 401: wrong ones.
     #[error("wrong credentials")]
     Invalid,
-    /// 400: not HTTP as it should be.
+    /// 401: they contradict each other.
     #[error("{0}")]
     Malformed(&'static str),
     /// 503: nothing can be said now.
@@ -107,12 +108,17 @@ impl From<VerifyError> for AuthError {
 
 /// The file of static tokens can't be used: an error at start, later the tokens before it stay.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "ENV0_S3_LOG_INGEST_TOKEN_FILE: {path}: {reason}; expected one token of {MIN_TOKEN_CHARS} characters or more a line, as <token> or <token> <log type>"
-)]
+#[error("{}", config::file_error("ENV0_S3_LOG_INGEST_TOKEN_FILE", path, format_args!(
+    "{reason}; expected one token of {MIN_TOKEN_CHARS} characters or more a line, as <token> or <token> <log type>"
+)))]
 pub struct TokenFileError {
     path: PathBuf,
     reason: String,
+}
+
+/// What keeps a start from using the file of static tokens.
+pub fn token_file_problem(config: &Config) -> Option<TokenFileError> {
+    config.ingest_token_file.as_deref().and_then(|path| load(path).err())
 }
 
 /// Judges credentials. Cheap to clone.
@@ -149,9 +155,15 @@ impl Authenticator {
 
     /// Judges the credentials of a request for events: the token in `Authorization` (`Bearer`,
     /// `Splunk`, or `Basic`, whose password is the token), or `carried`, the one that the request's
-    /// protocol carries elsewhere. An OIDC token that holds is handed over too.
-    pub async fn authenticate(&self, headers: &HeaderMap, carried: Option<&str>) -> Result<Identity, AuthError> {
-        let identity = self.judge_all(headers, carried).await;
+    /// protocol carries elsewhere. An OIDC token that holds is handed over too, unless the request is
+    /// for the log type `named`, which it may not write.
+    pub async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        carried: Option<&str>,
+        named: Option<LogType>,
+    ) -> Result<Identity, AuthError> {
+        let identity = self.judge_all(headers, carried, named).await;
         let identity = match identity {
             Ok(Identity::Oidc) | Err(AuthError::Missing | AuthError::Invalid | AuthError::Unavailable { .. })
                 if !self.0.required =>
@@ -163,14 +175,19 @@ impl Authenticator {
         identity.inspect_err(count_failure)
     }
 
-    async fn judge_all(&self, headers: &HeaderMap, carried: Option<&str>) -> Result<Identity, AuthError> {
+    async fn judge_all(
+        &self,
+        headers: &HeaderMap,
+        carried: Option<&str>,
+        named: Option<LogType>,
+    ) -> Result<Identity, AuthError> {
         let presented = match token_of(headers) {
             Err(AuthError::Invalid) if carried.is_some() => None,
             presented => presented?,
         };
         let mut outcome = Err(AuthError::Missing);
         for token in presented.as_deref().into_iter().chain(carried) {
-            match self.judge(token).await {
+            match self.judge(token, named).await {
                 Err(AuthError::Invalid) if matches!(outcome, Err(AuthError::Unavailable { .. })) => {}
                 judged => outcome = judged,
             }
@@ -199,6 +216,12 @@ impl Authenticator {
     /// Verifies an OIDC token and gives it to the credentials. Needed whatever
     /// `ENV0_S3_LOG_INGEST_AUTH` says.
     pub async fn hand_over(&self, token: &str) -> Result<(), AuthError> {
+        let verified = self.verify(token).await?;
+        self.offer(verified);
+        Ok(())
+    }
+
+    async fn verify(&self, token: &str) -> Result<OidcToken, AuthError> {
         let token = token.trim();
         let verified = match looks_like_jwt(token) {
             true => self.0.verifier.verify(token, Utc::now()).await.map_err(AuthError::from),
@@ -212,32 +235,46 @@ impl Authenticator {
         if let Some(outcome) = outcome {
             hand_overs(outcome).increment(1);
         }
-        let is_new = self.0.credentials.offer(verified?);
+        verified
+    }
+
+    fn offer(&self, token: OidcToken) {
+        let is_new = self.0.credentials.offer(token);
         hand_overs(if is_new { "accepted" } else { "known" }).increment(1);
-        Ok(())
     }
 
-    /// Hands over the token of a `PUT /v1/oidc-token`: in `Authorization`, or else the `body`.
-    pub async fn hand_over_request(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), AuthError> {
-        let body = String::from_utf8_lossy(body);
-        let body = body.trim();
-        let outcome = match token_of(headers) {
-            Err(error @ AuthError::Malformed(_)) => Err(error),
-            Ok(Some(token)) if looks_like_jwt(&token) || body.is_empty() => self.hand_over(&token).await,
-            Ok(None) if body.is_empty() => Err(AuthError::Missing),
-            _ => self.hand_over(body).await,
+    /// Hands over the token of a `PUT /v1/oidc-token`: a JWT in `Authorization`, which needs no body;
+    /// else `body`, which is read only then. `None` is one that is too long for a token.
+    pub async fn hand_over_request<E: From<AuthError>>(
+        &self,
+        headers: &HeaderMap,
+        body: impl Future<Output = Result<Option<Bytes>, E>>,
+    ) -> Result<(), E> {
+        let presented = token_of(headers);
+        let outcome = match &presented {
+            Err(error @ AuthError::Malformed(_)) => Err(error.clone()),
+            Ok(Some(token)) if looks_like_jwt(token) => self.hand_over(token).await,
+            _ => match body.await?.map(|body| String::from_utf8_lossy(&body).trim().to_owned()) {
+                None => Err(AuthError::Invalid),
+                Some(body) if body.is_empty() && presented == Ok(None) => Err(AuthError::Missing),
+                Some(body) => self.hand_over(&body).await,
+            },
         };
-        outcome.inspect_err(count_failure)
+        Ok(outcome.inspect_err(count_failure)?)
     }
 
-    async fn judge(&self, token: &str) -> Result<Identity, AuthError> {
+    async fn judge(&self, token: &str, named: Option<LogType>) -> Result<Identity, AuthError> {
         if let Some(log_type) = self.static_token(token) {
             return Ok(Identity::Static { log_type });
         }
         if !looks_like_jwt(token) {
             return Err(AuthError::Invalid);
         }
-        self.hand_over(token).await.map(|()| Identity::Oidc)
+        let verified = self.verify(token).await?;
+        if !self.0.required || named.is_none_or(|named| Identity::Oidc.may_write(named)) {
+            self.offer(verified);
+        }
+        Ok(Identity::Oidc)
     }
 
     /// Compares with every token, by digests: neither which one nor how much of it fits shows in

@@ -25,20 +25,13 @@ pub struct Limits {
     /// `ENV0_S3_LOG_MAX_BODY_BYTES`: the body without its `Content-Encoding` and, in Loki's
     /// protocol, without snappy.
     pub max_body_bytes: usize,
+    /// All lines together that have to be built, because they aren't stored as they were sent. Text
+    /// and foreign protocols grow on their way to JSON: 16 MiB of empty OTLP records would be gigabytes.
+    pub max_lines_bytes: usize,
     /// `ENV0_S3_LOG_MAX_EVENT_BYTES`: one stored line, without its newline.
     pub max_event_bytes: usize,
     /// `ENV0_S3_LOG_REDACT`.
     pub redact: bool,
-}
-
-/// How many times [`Limits::max_body_bytes`] all stored lines of a request may take. Text and foreign
-/// protocols grow on their way to JSON: 16 MiB of empty OTLP records would be gigabytes.
-const MAX_GROWTH: usize = 4;
-
-impl Limits {
-    fn max_lines_bytes(&self) -> usize {
-        self.max_body_bytes.saturating_mul(MAX_GROWTH)
-    }
 }
 
 /// Events as they are stored: `records` lines of JSON objects, each ended by `\n`.
@@ -92,11 +85,11 @@ pub enum BodyError {
     },
     /// 413
     #[error(
-        "the events take more than {limit_bytes} bytes as lines of JSON, the limit that follows from \
-         ENV0_S3_LOG_MAX_BODY_BYTES; send fewer in one request"
+        "the events take more than {limit_bytes} bytes as lines of JSON, the larger of \
+         ENV0_S3_LOG_MAX_INFLIGHT_BYTES and four times ENV0_S3_LOG_MAX_BODY_BYTES; send fewer in one request"
     )]
     LinesTooLarge {
-        /// All stored lines of a request together.
+        /// [`Limits::max_lines_bytes`].
         limit_bytes: usize,
     },
 }
@@ -153,9 +146,6 @@ fn scan_json(body: Bytes, limits: &Limits) -> Result<Lines, BodyError> {
     }
     match copy {
         Some(copy) => Ok(copy.finish_lines()),
-        None if stored > limits.max_lines_bytes() => {
-            Err(BodyError::LinesTooLarge { limit_bytes: limits.max_lines_bytes() })
-        }
         None => Ok(Lines { bytes: body.slice(..stored), records, redacted: 0 }),
     }
 }
@@ -254,7 +244,7 @@ struct Run {
 impl LineWriter {
     /// `capacity` is a guess at the bytes to come.
     pub fn with_capacity(limits: &Limits, capacity: usize) -> Self {
-        let bytes = Vec::with_capacity(capacity.min(limits.max_lines_bytes()));
+        let bytes = Vec::with_capacity(capacity.min(limits.max_lines_bytes));
         LineWriter { limits: *limits, bytes, records: 0, runs: Vec::new() }
     }
 
@@ -302,8 +292,8 @@ impl LineWriter {
             !secrets.is_empty()
         };
         self.bytes.push(b'\n');
-        if self.bytes.len() > self.limits.max_lines_bytes() {
-            return Err(BodyError::LinesTooLarge { limit_bytes: self.limits.max_lines_bytes() });
+        if self.bytes.len() > self.limits.max_lines_bytes {
+            return Err(BodyError::LinesTooLarge { limit_bytes: self.limits.max_lines_bytes });
         }
         self.records += 1;
         let end = self.bytes.len();

@@ -45,7 +45,7 @@ impl Listener {
     /// returns when the last connection is closed.
     pub async fn serve<H, F>(self, handler: Arc<H>, stop: CancellationToken)
     where
-        H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+        H: Fn(Request<Incoming>, Guest) -> F + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
         let connections = TaskTracker::new();
@@ -99,7 +99,17 @@ impl Listener {
     }
 }
 
-/// All connections, and since when each has had no request.
+/// The connection of a request. At the limit of connections it may be closed, until the request is let in.
+pub struct Guest(Arc<Connection>);
+
+impl Guest {
+    /// The request is one to be served: its connection stays until it is answered.
+    pub fn let_in(&self) {
+        self.0.without_request_since.store(0, Ordering::Relaxed);
+    }
+}
+
+/// All connections, and since when each has had no request that was let in.
 #[derive(Default)]
 struct Registry {
     open: Mutex<Open>,
@@ -120,11 +130,8 @@ struct Connection {
 }
 
 impl Connection {
-    fn request_begins(&self) {
-        self.without_request_since.store(0, Ordering::Relaxed);
-    }
-
-    fn request_ends(&self) {
+    /// As the last one, for now.
+    fn may_be_closed(&self) {
         let since = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
         self.without_request_since.store(since, Ordering::Relaxed);
     }
@@ -193,7 +200,7 @@ async fn connection<H, F>(
     handler: Arc<H>,
     stop: CancellationToken,
 ) where
-    H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    H: Fn(Request<Incoming>, Guest) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     // Answers are small and whole; waiting for more to send only costs time.
@@ -221,16 +228,16 @@ async fn connection<H, F>(
 async fn serve<S, H, F>(stream: S, connection: &Arc<Connection>, handler: Arc<H>, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin,
-    H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    H: Fn(Request<Incoming>, Guest) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
     let service = service_fn(|request| {
-        connection.request_begins();
-        let answer = handler(request);
+        connection.may_be_closed();
+        let answer = handler(request, Guest(connection.clone()));
         let connection = connection.clone();
         async move {
             let answer = answer.await;
-            connection.request_ends();
+            connection.may_be_closed();
             Ok::<_, std::convert::Infallible>(answer)
         }
     });

@@ -29,6 +29,10 @@ impl Protocol for Loki {
         "loki"
     }
 
+    fn unpacked_bytes(&self, headers: &HeaderMap, body: &[u8]) -> usize {
+        if protocol::is_json(headers, body) { 0 } else { snap::raw::decompress_len(body).unwrap_or_default() }
+    }
+
     /// `snappy` names what the protocol itself does to a protobuf body; Loki takes it as identity, too.
     fn encoding(&self, headers: &HeaderMap) -> Result<Encoding, Refusal> {
         match header_text(headers, "content-encoding") {

@@ -250,7 +250,7 @@ mod tests {
         let record = field(2, b"");
         let body = field(1, &[otlp_resource(&"x".repeat(100_000)), field(2, &record.repeat(1000))].concat());
         let sent = post("/v1/logs", &[PROTOBUF_TYPE], body.clone());
-        assert_eq!(sent.parse_with(&LIMITS), Err(BodyError::LinesTooLarge { limit_bytes: 4 * LIMITS.max_body_bytes }));
+        assert_eq!(sent.parse_with(&LIMITS), Err(BodyError::LinesTooLarge { limit_bytes: LIMITS.max_lines_bytes }));
         let limits = Limits { max_event_bytes: 100_000, ..LIMITS };
         assert_eq!(sent.parse_with(&limits), Err(BodyError::EventTooLarge { event: 0, limit_bytes: 100_000 }));
     }

@@ -153,6 +153,12 @@ pub trait Protocol: Send + Sync + 'static {
         None
     }
 
+    /// The bytes that [`Protocol::parse`] unpacks `body` to before it makes lines of them: 0 where it
+    /// reads `body` itself.
+    fn unpacked_bytes(&self, _headers: &HeaderMap, _body: &[u8]) -> usize {
+        0
+    }
+
     /// How the body is compressed by HTTP.
     fn encoding(&self, headers: &HeaderMap) -> Result<Encoding, Refusal> {
         Encoding::of(headers)
@@ -203,6 +209,16 @@ pub enum Route {
         /// Which of the two.
         refusal: Refusal,
     },
+}
+
+impl Route {
+    /// In whose words the request is answered.
+    pub fn protocol(&self) -> &'static dyn Protocol {
+        match self {
+            Route::Events { protocol, .. } | Route::Alive { protocol } | Route::Refused { protocol, .. } => *protocol,
+            Route::OidcToken => &Native,
+        }
+    }
 }
 
 /// The paths of the ingest listener. All but the first three may stand behind `/<log type>`.

@@ -60,31 +60,54 @@ impl Encoding {
     }
 }
 
-/// The memory that bodies share. Beyond it, bodies wait unread.
+/// Memory that requests share. Beyond it, they wait.
 #[derive(Clone)]
-pub struct Budget(Arc<Semaphore>);
+pub struct Budget {
+    free: Arc<Semaphore>,
+    bytes: u32,
+}
 
-impl Budget {
-    /// For `bytes` in all.
-    pub fn new(bytes: usize) -> Budget {
-        Budget(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
+/// What a request has of a [`Budget`]; given back on drop.
+#[derive(Default)]
+pub struct Charge(Option<OwnedSemaphorePermit>);
+
+impl Charge {
+    fn bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
     }
 
-    async fn charge(&self, held: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Refusal> {
+    /// Gives back what goes beyond `bytes`.
+    pub fn shrink_to(&mut self, bytes: usize) {
+        let surplus = self.bytes().saturating_sub(bytes);
+        drop(self.0.as_mut().and_then(|permit| permit.split(surplus)));
+    }
+}
+
+impl Budget {
+    /// For `bytes` in all, 4 GiB at most.
+    pub fn new(bytes: usize) -> Budget {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let permit = match self.0.clone().try_acquire_many_owned(bytes) {
+        Budget { free: Arc::new(Semaphore::new(bytes as usize)), bytes }
+    }
+
+    /// Charges `bytes` more; no request is charged more than all there is, so that any one fits alone.
+    pub async fn charge(&self, held: &mut Charge, bytes: usize) -> Result<(), Refusal> {
+        let left = (self.bytes as usize).saturating_sub(held.bytes());
+        let bytes = u32::try_from(bytes.min(left)).unwrap_or(u32::MAX);
+        let permit = match Arc::clone(&self.free).try_acquire_many_owned(bytes) {
             Ok(permit) => permit,
-            Err(_) => match tokio::time::timeout(HOLD, self.0.clone().acquire_many_owned(bytes)).await {
-                Ok(Ok(permit)) => permit,
-                _ => {
+            Err(_) => {
+                let acquire = Arc::clone(&self.free).acquire_many_owned(bytes);
+                let Ok(Ok(permit)) = tokio::time::timeout(HOLD, acquire).await else {
                     let reason = "the memory for requests is in use (ENV0_S3_LOG_MAX_INFLIGHT_BYTES)".to_owned();
                     return Err(Refusal::Unavailable { reason, retry_after_seconds: 1 });
-                }
-            },
+                };
+                permit
+            }
         };
-        match held {
+        match &mut held.0 {
             Some(held) => held.merge(permit),
-            None => *held = Some(permit),
+            None => held.0 = Some(permit),
         }
         Ok(())
     }
@@ -94,7 +117,7 @@ impl Budget {
 pub struct Received {
     /// The body.
     pub bytes: Bytes,
-    _charge: Option<OwnedSemaphorePermit>,
+    charge: Charge,
 }
 
 /// Reads all of a body of at most `limit` bytes; `stop` ends the reading of one that is still arriving.
@@ -109,7 +132,7 @@ pub async fn read(
     let declared = body.size_hint().lower();
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
-    let mut charge = None;
+    let mut charge = Charge::default();
     loop {
         let deadline = end.min(Instant::now() + STALL_TIMEOUT);
         let frame = tokio::select! {
@@ -135,7 +158,7 @@ pub async fn read(
         all.extend_from_slice(&data);
     }
     let bytes = if all.is_empty() { first } else { all.freeze() };
-    Ok(Received { bytes, _charge: charge })
+    Ok(Received { bytes, charge })
 }
 
 /// The refusal of everything that comes too late.
@@ -149,7 +172,7 @@ impl Received {
         if encoding == Encoding::Identity || self.bytes.is_empty() {
             return Ok(self);
         }
-        let mut charge = None;
+        let mut charge = self.charge;
         let mut decoder = Decoder::new(encoding, self.bytes).map_err(broken)?;
         let mut inflated = BytesMut::new();
         let step_bytes = INFLATE_STEP_BYTES.min(limit);
@@ -169,7 +192,9 @@ impl Received {
             }
             inflated.extend_from_slice(&step);
             if step.len() < step_bytes {
-                return Ok(Received { bytes: inflated.freeze(), _charge: charge });
+                drop(decoder);
+                charge.shrink_to(inflated.len());
+                return Ok(Received { bytes: inflated.freeze(), charge });
             }
         }
     }

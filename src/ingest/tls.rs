@@ -12,11 +12,11 @@ use rustls::server::{ServerConfig, WebPkiClientVerifier};
 use tokio_rustls::TlsAcceptor;
 
 use super::watched::Watched;
-use crate::config::TlsFiles;
+use crate::config::{self, TlsFiles};
 
 /// The files of certificate, key or client CA can't be used; at start only, later the ones before stay.
 #[derive(Debug, thiserror::Error)]
-#[error("{variable}: {path}: {reason}")]
+#[error("{}", config::file_error(variable, path, format_args!("{reason}; expected {}", expected(variable))))]
 pub struct TlsError {
     variable: &'static str,
     path: PathBuf,
@@ -48,13 +48,30 @@ impl Tls {
     }
 }
 
+const CERT: &str = "ENV0_S3_LOG_TLS_CERT_FILE";
+const KEY: &str = "ENV0_S3_LOG_TLS_KEY_FILE";
+const CLIENT_CA: &str = "ENV0_S3_LOG_TLS_CLIENT_CA_FILE";
+
+fn expected(variable: &str) -> &'static str {
+    match variable {
+        KEY => "the certificate's private key (PEM)",
+        CLIENT_CA => "the certificates of one or more CAs (PEM)",
+        _ => "a certificate (PEM), followed by those that it was issued by, and its own key beside it",
+    }
+}
+
+/// All that keeps a start from using the files: each for itself, and then together.
+pub fn problems(files: &TlsFiles) -> Vec<TlsError> {
+    let client_ca = files.client_ca.as_deref().and_then(|path| roots(path).err());
+    let apart = [certificates(CERT, &files.cert).err(), private_key(&files.key).err(), client_ca];
+    let apart: Vec<_> = apart.into_iter().flatten().collect();
+    if apart.is_empty() { load(files).err().into_iter().collect() } else { apart }
+}
+
 fn load(files: &TlsFiles) -> Result<TlsAcceptor, TlsError> {
-    const CERT: &str = "ENV0_S3_LOG_TLS_CERT_FILE";
-    const KEY: &str = "ENV0_S3_LOG_TLS_KEY_FILE";
-    const CLIENT_CA: &str = "ENV0_S3_LOG_TLS_CLIENT_CA_FILE";
     let chain = certificates(CERT, &files.cert)?;
     let ends = expiry::not_after(&chain[0]).map_or(0.0, |ends| ends.timestamp() as f64);
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| refuse(KEY, &files.key, error))?;
+    let key = private_key(&files.key)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -62,11 +79,7 @@ fn load(files: &TlsFiles) -> Result<TlsAcceptor, TlsError> {
     let builder = match &files.client_ca {
         None => builder.with_no_client_auth(),
         Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(CLIENT_CA, path)? {
-                roots.add(certificate).map_err(|error| refuse(CLIENT_CA, path, error))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(path)?), provider).build();
             builder.with_client_cert_verifier(verifier.map_err(|error| refuse(CLIENT_CA, path, error))?)
         }
     };
@@ -74,6 +87,18 @@ fn load(files: &TlsFiles) -> Result<TlsAcceptor, TlsError> {
     metrics::gauge!("env0_s3_logs_tls_expiry_timestamp_seconds").set(ends);
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_file(path).map_err(|error| refuse(KEY, path, error))
+}
+
+fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(CLIENT_CA, path)? {
+        roots.add(certificate).map_err(|error| refuse(CLIENT_CA, path, error))?;
+    }
+    Ok(roots)
 }
 
 fn certificates(variable: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use super::Step;
 use crate::batch::LogType;
-use crate::chain::SigningKey;
 use crate::config::{Config, ConfigErrors, Loaded};
+use crate::daemon::Files;
 use crate::exit_code::{CANT_CREATE, CONFIG, IO};
 use crate::spool::disk::OsDisk;
 use crate::spool::manifest::{Destination, Lock, Manifest, ManifestError};
@@ -22,7 +22,7 @@ pub(super) fn configuration(loaded: &Result<Loaded, ConfigErrors>) -> Vec<Step> 
     const NAME: &str = "configuration";
     let (errors, unknown, warnings) = match loaded {
         Ok(loaded) => (&[][..], &loaded.unknown, &loaded.warnings[..]),
-        Err(ConfigErrors { errors, unknown }) => (&errors[..], unknown, &[][..]),
+        Err(ConfigErrors { errors, unknown, .. }) => (&errors[..], unknown, &[][..]),
     };
     let failures = errors.iter().map(|error| (error, "set it as in the example; --help tells all of them"));
     let unknown = unknown.iter().map(|unknown| (unknown, "correct the name, or unset it"));
@@ -48,41 +48,29 @@ pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {
         ),
         None => Step::skipped("daemon", format!("none answers at {}", config.admin_addr)),
     };
-    vec![
-        files(config),
-        running,
-        spool(&config.spool_dir),
-        lock(&config.spool_dir, daemon),
-        manifest(config),
-        disk(config),
-    ]
+    let mut steps = files(config);
+    steps.extend([running, spool(&config.spool_dir), lock(&config.spool_dir, daemon), manifest(config), disk(config)]);
+    steps
 }
 
-/// The files that the configuration names and a start reads.
-fn files(config: &Config) -> Step {
+/// The files that the configuration names, read as a start reads them: one step for each that can't be
+/// used, or one that says that all can.
+pub(super) fn files(config: &Config) -> Vec<Step> {
     const NAME: &str = "files";
     let tls = config.tls.as_ref();
     let named = [
-        ("ENV0_S3_LOG_INGEST_TOKEN_FILE", config.ingest_token_file.as_ref()),
-        ("ENV0_S3_LOG_TLS_CERT_FILE", tls.map(|tls| &tls.cert)),
-        ("ENV0_S3_LOG_TLS_KEY_FILE", tls.map(|tls| &tls.key)),
-        ("ENV0_S3_LOG_TLS_CLIENT_CA_FILE", tls.and_then(|tls| tls.client_ca.as_ref())),
-        ("ENV0_S3_LOG_SIGNING_KEY_FILE", config.signing_key_file.as_ref()),
-        ("AWS_CA_BUNDLE or SSL_CERT_FILE", config.network.ca_file.as_ref()),
+        config.ingest_token_file.as_ref(),
+        tls.map(|tls| &tls.cert),
+        tls.map(|tls| &tls.key),
+        tls.and_then(|tls| tls.client_ca.as_ref()),
+        config.signing_key_file.as_ref(),
+        config.network.ca_file.as_ref(),
     ];
-    let named: Vec<_> = named.into_iter().filter_map(|(variable, path)| Some((variable, path?))).collect();
-    for (variable, path) in &named {
-        if let Err(error) = std::fs::File::open(path) {
-            let detail = format!("{variable}: {}: {error}", path.display());
-            return Step::fail(NAME, CONFIG, detail, "mount the file, or let this user read it");
-        }
-    }
-    if let Some(Err(error)) = config.signing_key_file.as_deref().map(SigningKey::from_pem_file) {
-        return Step::fail(NAME, CONFIG, error.to_string(), "make one with: openssl genpkey -algorithm ed25519");
-    }
-    match named.len() {
-        0 => Step::skipped(NAME, "none is configured"),
-        count => Step::ok(NAME, format!("{count} can be read")),
+    let remedy = "mount the file, let this user read it, or make it as is said";
+    match (Files::read(config), named.into_iter().flatten().count()) {
+        (Err(errors), _) => errors.into_iter().map(|error| Step::fail(NAME, CONFIG, error, remedy)).collect(),
+        (Ok(_), 0) => vec![Step::skipped(NAME, "none is configured")],
+        (Ok(_), count) => vec![Step::ok(NAME, format!("{count} can be used"))],
     }
 }
 

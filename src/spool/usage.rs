@@ -84,6 +84,11 @@ pub struct Reservation {
 }
 
 impl Reservation {
+    /// Whose room it is.
+    pub fn log_type(&self) -> LogType {
+        self.log_type
+    }
+
     /// The bytes are in a file now and count until that goes.
     pub fn keep(mut self) {
         self.bytes = 0;

@@ -46,6 +46,8 @@ struct Append {
     records: u64,
     reservation: Reservation,
     reply: oneshot::Sender<Answer>,
+    /// Given back when the lines no longer need memory.
+    _held: Box<dyn Send>,
 }
 
 type Outcome = Result<Receipt, AppendError>;
@@ -124,9 +126,10 @@ impl Writer {
         lines: Bytes,
         records: u64,
         reservation: Reservation,
+        held: Box<dyn Send>,
     ) -> Result<Receipt, AppendError> {
         let (reply, answer) = oneshot::channel();
-        let append = Append { lines, records, reservation, reply };
+        let append = Append { lines, records, reservation, reply, _held: held };
         self.requests.send(Request::Append(append)).map_err(|_| AppendError::Closed)?;
         answer.await.map_or(Err(AppendError::Closed), |answer| answer.outcome)
     }

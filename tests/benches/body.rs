@@ -10,7 +10,8 @@ use env0_s3_logs::ingest::body::{Limits, scan};
 
 const EVENTS: &str = include_str!("../fixtures/deployment-events.ndjson");
 const TEXT: &str = include_str!("../fixtures/terraform-apply.ansi.txt");
-const LIMITS: Limits = Limits { max_body_bytes: 16 << 20, max_event_bytes: 1 << 20, redact: true };
+const LIMITS: Limits =
+    Limits { max_body_bytes: 16 << 20, max_lines_bytes: 64 << 20, max_event_bytes: 1 << 20, redact: true };
 
 fn scanner(criterion: &mut Criterion) {
     let lines: Vec<&str> = EVENTS.lines().collect();

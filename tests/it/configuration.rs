@@ -46,6 +46,42 @@ fn missing_variables_are_named_at_once_and_an_empty_one_is_missing() {
 }
 
 #[test]
+fn files_that_can_not_be_used_are_named_together_with_the_variables() {
+    let setup = setup();
+    let file = |name: &str, content: &str| {
+        let path = setup.folder().join(name);
+        std::fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (tokens, key, ca) = (file("tokens", "shortsecret\n"), file("key.pem", ""), file("ca.pem", "no certificate"));
+    let files = [
+        ("ENV0_S3_LOG_INGEST_TOKEN_FILE", tokens),
+        ("ENV0_S3_LOG_TLS_CERT_FILE", "/nowhere/cert.pem".to_owned()),
+        ("ENV0_S3_LOG_TLS_KEY_FILE", key.clone()),
+        ("ENV0_S3_LOG_TLS_CLIENT_CA_FILE", ca.clone()),
+        ("ENV0_S3_LOG_SIGNING_KEY_FILE", key),
+        ("AWS_CA_BUNDLE", ca),
+    ];
+    let setup = files.iter().fold(setup, |setup, (variable, path)| setup.set(variable, path));
+    let mut setup = setup;
+    for (max_age, errors) in [("1s", 6), ("5 minuts", 7)] {
+        setup = setup.set("ENV0_S3_LOG_BATCH_MAX_AGE", max_age);
+        let (started, checked) = (setup.run("run"), setup.run("check --offline"));
+        assert_eq!((started.code, checked.code), (CONFIGURATION, CONFIGURATION), "{}", started.stderr);
+        let lines = started.stderr.lines().filter(|line| line.starts_with("error: ")).count();
+        assert_eq!(lines, errors, "{}", started.stderr);
+        assert_eq!(checked.stdout.matches("[fail] files").count(), 6, "{}", checked.stdout);
+        for (variable, path) in &files {
+            let line = about(&started, variable)[0];
+            assert!(line.contains(&format!("{path:?}")) && line.contains("expected"), "{line}");
+            assert!(line.contains(&format!("example: {variable}=")), "{line}");
+            assert!(checked.stdout.contains(line.trim_start_matches("error: ")), "{}", checked.stdout);
+        }
+        assert!(!(started.stderr + &checked.stdout).contains("shortsecret"));
+    }
+}
+
+#[test]
 fn a_secret_is_never_shown() {
     let setup = setup().set("ENV0_S3_LOG_INGEST_TOKEN", "shortsecret").set("ENV0_S3_LOG_BATCH_MAX_AGE", "x");
     let finished = setup.run("run");

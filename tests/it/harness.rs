@@ -144,9 +144,15 @@ impl Setup {
             if let Some(status) = daemon.child.try_wait().unwrap() {
                 panic!("the daemon ended with {status} in place of listening:\n{}", daemon.log.text());
             }
-            daemon.log.find("listening")
+            let text = daemon.log.text();
+            text.lines().find(|line| line.contains("listening")).map(str::to_owned)
         });
-        let address = |name: &str| field(&listening, name).as_str().unwrap().parse().unwrap();
+        // In either format of the log: `listen.addr=…` or `"listen.addr":"…"`.
+        let address = |name: &str| {
+            let (_, value) = listening.split_once(name).unwrap();
+            let value = value.trim_start_matches(['"', ':', '=']);
+            value.split(['"', ' ']).next().unwrap().parse().unwrap()
+        };
         (daemon.listen, daemon.admin) = (address("listen.addr"), address("admin.addr"));
         daemon
     }

@@ -156,6 +156,49 @@ fn gzip_bombs_are_refused_with_413_in_bounded_memory() {
 }
 
 #[test]
+fn text_that_grows_many_times_over_as_lines_of_json_stays_within_bounded_memory() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", "8MiB");
+    let daemon = setup.start();
+    // A quarter of a MiB becomes seven.
+    let text = "a\n".repeat(MIB / 8);
+    let before = peak_memory_bytes(&daemon);
+    let accepted = std::thread::scope(|scope| {
+        let send = || {
+            (0..3)
+                .filter(|_| match daemon.post(DEPLOYMENTS, &text).status {
+                    200 => true,
+                    status => {
+                        assert_eq!(status, 503);
+                        false
+                    }
+                })
+                .count()
+        };
+        let senders: Vec<_> = (0..16).map(|_| scope.spawn(send)).collect();
+        senders.into_iter().map(|sender| sender.join().unwrap()).sum::<usize>()
+    });
+    assert!(accepted > 0);
+    let grown = peak_memory_bytes(&daemon) - before;
+    assert!(grown < 96 * MIB, "{} MiB more in memory, at a limit of 8 MiB", grown / MIB);
+    assert_eq!(daemon.post(DEPLOYMENTS, event("after")).accepted(), 1);
+}
+
+#[test]
+fn a_compressed_body_may_take_all_of_the_memory_for_bodies() {
+    let aws = LocalAws::start();
+    let setup = small_memory(&aws);
+    let daemon = setup.start();
+    // 256 KiB exactly, of lines that don't compress well.
+    let mut lines: String = (0..20_000).map(|n| format!("{{\"n\":\"{:x}\"}}\n", 0x9e37_79b9_u64 * n)).collect();
+    lines.truncate(lines[..255 * 1024].rfind('\n').unwrap() + 1);
+    lines += &" ".repeat(256 * 1024 - lines.len());
+    let upload = Upload::post(DEPLOYMENTS).bearer(TOKEN).header("Content-Encoding", "gzip");
+    let upload = upload.body(gzip(std::iter::once(lines.clone().into_bytes())));
+    assert_eq!(daemon.send(upload).accepted(), lines.lines().count() as u64 - 1);
+}
+
+#[test]
 fn zstd_and_deflate_bombs_are_refused_too() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws).set("ENV0_S3_LOG_MAX_BODY_BYTES", "2MiB");

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::harness::{AUDITS, Books, DEPLOYMENTS, Raw, Setup, TOKEN, Upload, wait_until};
+use crate::local_aws::issuer::ORGANIZATION;
 use crate::local_aws::{Fault, LocalAws};
 
 /// A batch that only a shutdown seals.
@@ -172,4 +173,37 @@ fn a_shutdown_under_load_answers_everyone_until_the_end_and_loses_nothing() {
     assert_eq!(daemon.wait().code(), Some(0));
     let _daemon = setup.start();
     books.balance(&aws, &setup);
+}
+
+#[test]
+fn while_draining_every_new_request_is_refused_but_a_good_token_is_taken() {
+    let aws = LocalAws::start();
+    aws.s3.hold_puts();
+    let setup = setup(&aws).set("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", ORGANIZATION);
+    let mut daemon = setup.start();
+    assert_eq!(daemon.post(DEPLOYMENTS, "{}").accepted(), 1);
+    daemon.signal_terminate();
+    wait_until("requests are refused", || daemon.post(DEPLOYMENTS, "").status == 503);
+    let token = aws.issuer.mint(serde_json::json!({ "sub": "auth0|while-draining" }));
+    let requests = [
+        Upload::new("GET", "/"),
+        Upload::new("GET", "/services/collector/health"),
+        Upload::post("/nowhere"),
+        Upload::new("DELETE", DEPLOYMENTS),
+        Upload::post(DEPLOYMENTS).bearer("wrong-token-of-some-length").body("{}"),
+        Upload::post(DEPLOYMENTS).body("{}"),
+        Upload::post("/loki/api/v1/push").bearer(TOKEN).body("not its protocol"),
+        Upload::new("PUT", "/v1/oidc-token").bearer("not.a.token"),
+        Upload::new("PUT", "/v1/oidc-token").bearer(&token),
+    ];
+    for request in requests {
+        let answer = daemon.send(request.clone());
+        assert_eq!((answer.status, answer.header("connection")), (503, Some("close")), "{request:?}");
+        assert!(answer.header("retry-after").is_some(), "{request:?}");
+    }
+    let status = daemon.admin_get("/status").unwrap().json();
+    let tokens = status["credentials"]["tokens"].as_array().unwrap();
+    assert!(tokens.iter().any(|token| token["source"] == "hand-over"), "{tokens:?}");
+    aws.s3.release_puts();
+    assert_eq!(daemon.wait().code(), Some(0));
 }

@@ -290,6 +290,60 @@ fn status_503_while_the_spool_is_full_and_200_once_it_is_not() {
     books.balance(&table.aws, &table.setup);
 }
 
+/// A HEC event that says which type it is.
+fn said(source: &str, id: &str) -> String {
+    json!({ "event": { "id": id }, "source": source }).to_string()
+}
+
+#[test]
+fn a_full_type_keeps_out_no_event_whose_sender_says_the_other_one() {
+    let table = Table::with(|setup| {
+        setup.set("ENV0_S3_LOG_SPOOL_MAX_BYTES", "2MiB").set("ENV0_S3_LOG_BATCH_MAX_BYTES", "256KiB")
+    });
+    let books = Books::default();
+    table.aws.s3.inject(Fault::slow_down());
+    for count in [500, 20, 1] {
+        wait_until("deployments are full", || {
+            let ids = books.ids(count);
+            table.daemon.post(DEPLOYMENTS, Books::body(&ids)).status == 503
+        });
+    }
+    let hec = |body: String| table.daemon.send(authorized("/services/collector/event").body(body)).status;
+    assert_eq!(hec(said("env0-audits", "audit")), 200, "a tenth is kept for audits");
+    assert_eq!(hec(said("elsewhere", REFUSED)), 503);
+    let both = said("env0-audits", REFUSED) + &said("env0-deployments", REFUSED);
+    assert_eq!(hec(both), 503, "one that is full refuses the events of both");
+    assert!(!table.setup.spool_holds(REFUSED));
+    table.aws.s3.heal();
+    wait_until_delivered(&table.setup);
+    assert_eq!(table.aws.s3.objects_with("env0-audits/").len(), 1);
+}
+
+#[test]
+fn a_request_with_events_of_both_types_is_taken_whole_or_not_at_all_while_the_spool_fills() {
+    let table = Table::with(|setup| {
+        setup.set("ENV0_S3_LOG_SPOOL_MAX_BYTES", "2MiB").set("ENV0_S3_LOG_BATCH_MAX_BYTES", "256KiB")
+    });
+    table.aws.s3.inject(Fault::slow_down());
+    let long = "x".repeat(10 * 1024);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                // Audits, which come second, are larger: at the limit only deployments would fit.
+                let both = said("env0-audits", &long) + &said("env0-deployments", "a");
+                wait_until("the spool is full", || {
+                    table.daemon.send(authorized("/services/collector/event").body(&both)).status == 503
+                });
+            });
+        }
+    });
+    let accepted = |log_type: &str| table.daemon.metric(&format!("events_accepted_total{{type=\"{log_type}\"}}"));
+    assert!(accepted("env0-audits") > Some(0.0));
+    assert_eq!(accepted("env0-audits"), accepted("env0-deployments"));
+    table.aws.s3.heal();
+    wait_until_delivered(&table.setup);
+}
+
 #[test]
 fn status_503_while_the_issuers_keys_are_out_of_reach() {
     let organization = crate::local_aws::issuer::ORGANIZATION;

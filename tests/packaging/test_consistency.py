@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import subprocess
+import tempfile
 import threading
 import time
 import unittest
@@ -254,6 +255,25 @@ class CustomFlows(unittest.TestCase):
             self.assertEqual(outcome.returncode, code, outcome.stderr)
             self.assertEqual(seen, [("PUT", "/v1/oidc-token", None, self.TOKEN.encode())])
             self.assertNotIn(self.TOKEN, outcome.stdout + outcome.stderr)
+
+    def test_the_courier_asks_each_address_by_the_name_that_the_certificate_is_for(self):
+        ((_, script),) = scripts(yaml.safe_load(read("config/token-courier/env0.yml")))
+        with tempfile.TemporaryDirectory() as folder:
+            curl = pathlib.Path(folder, "curl")
+            curl.write_text('#!/bin/sh\ncat >/dev/null; echo "$@" >>"$CALLS"; printf 204\n')
+            curl.chmod(0o755)
+            calls = pathlib.Path(folder, "calls")
+            outcome = self.run_step(
+                script,
+                PATH=f"{folder}:{os.environ['PATH']}",
+                CALLS=str(calls),
+                LOG_FORWARDER_HOST="localhost",
+                LOG_FORWARDER_SCHEME="https",
+            )
+            self.assertEqual(outcome.returncode, 0, outcome.stderr)
+            for call in calls.read_text().splitlines():
+                self.assertRegex(call, r"--connect-to localhost:8080:(127\.0\.0\.1|\[::1\]):8080 ")
+                self.assertTrue(call.endswith("https://localhost:8080/v1/oidc-token"), call)
 
     def test_nothing_sets_the_daemons_own_variables_in_env0(self):
         for path in ("config/env0.yml", "config/token-courier/env0.yml"):

@@ -111,3 +111,27 @@ async fn an_hour_without_sts_costs_few_questions_and_ends_by_itself() {
     *days.out_of_order.write().unwrap() = false;
     assert!(days.pass(60).await <= 2, "it is asked again within a minute");
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_old_session_that_s3_denies_is_replaced_at_most_once_in_five_minutes() {
+    let days = Days::begin().await;
+    days.first_session().await;
+    let session = || days.credentials.session().unwrap().id;
+    let denied_for = async |minutes: u32| {
+        for _ in 0..minutes {
+            days.credentials.refused(session(), false);
+            assert_eq!(days.pass(1).await, 0, "the session at hand stays in use until there is a new one");
+        }
+    };
+    let first = session();
+    denied_for(4).await;
+    assert_eq!(session(), first, "a young session is not the reason");
+    days.pass(2).await;
+    denied_for(1).await;
+    assert_eq!(session(), first + 1);
+    denied_for(3).await;
+    assert_eq!(session(), first + 1, "not twice in five minutes");
+    days.pass(3).await;
+    denied_for(1).await;
+    assert_eq!(session(), first + 2);
+}

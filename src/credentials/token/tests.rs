@@ -243,6 +243,33 @@ async fn a_new_key_of_the_issuer_is_found_and_the_old_ones_outlast_an_outage() {
 }
 
 #[tokio::test]
+async fn what_the_issuer_lacked_is_open_again_once_it_is_out_of_reach() {
+    let known = Issuer::rs256("", "known");
+    let out_of_order = Arc::new(RwLock::new(false));
+    let (keys, broken) = (json!({ "keys": [known.jwk()] }).to_string(), Arc::clone(&out_of_order));
+    let server = Server::start(move |request| match request.uri.as_str() {
+        "/.well-known/jwks.json" if !*broken.read().unwrap() => answer(200, keys.clone()),
+        "/.well-known/jwks.json" => answer(500, ""),
+        _ => answer(404, ""),
+    })
+    .await;
+    let config = config(&server.url());
+    let verifier = Verifier::new(&config, &Network::new(&config.network).unwrap()).unwrap();
+    let gap = std::time::Duration::from_millis(500);
+    let verifier = Verifier { keys: verifier.keys.refresh_gap(gap), ..verifier };
+    let verify = async |name: &str| verifier.verify(&Issuer::rs256(&server.url(), name).token(), Utc::now()).await;
+    assert!(verifier.verify(&known.at(&server.url()).token(), Utc::now()).await.is_ok());
+    assert_eq!(invalid(verify("lacking").await), "its key is not one of the issuer's");
+    *out_of_order.write().unwrap() = true;
+    let asked = server.seen().len();
+    while server.seen().len() == asked {
+        assert!(verify("another").await.is_err());
+    }
+    let outcome = verify("lacking").await;
+    assert!(matches!(outcome, Err(VerifyError::Unavailable(_))), "{outcome:?}");
+}
+
+#[tokio::test]
 async fn an_issuer_out_of_reach_is_no_fault_of_the_token() {
     let url = nobody().await;
     let config = config(&url);

@@ -43,7 +43,7 @@ impl Lane {
     }
 
     /// Lets every attempt fail until the type is in an outage with nothing in flight.
-    fn into_outage(&mut self) {
+    fn enter_outage(&mut self) {
         for _ in 0..OUTAGE_AFTER_FAILURES {
             let waiting = loop {
                 match self.queue.next(self.now) {
@@ -131,7 +131,7 @@ fn after_a_time_out_one_batch_goes_at_a_time_until_one_arrives() {
 #[test]
 fn in_an_outage_a_new_batch_waits_for_no_failing_one() {
     let mut lane = Lane::with(SLOTS, 1..=20);
-    lane.into_outage();
+    lane.enter_outage();
     lane.add([21]);
     let mut tried = Vec::new();
     let started = lane.now;
@@ -151,7 +151,7 @@ fn in_an_outage_a_new_batch_waits_for_no_failing_one() {
 #[test]
 fn in_an_outage_the_retries_of_all_batches_share_one_growing_pause() {
     let mut lane = Lane::with(SLOTS, 1..=16);
-    lane.into_outage();
+    lane.enter_outage();
     let mut pauses = Vec::new();
     for _ in 0..9 {
         lane.now = lane.queue.next_wake(lane.now).unwrap_or(lane.now);
@@ -189,7 +189,7 @@ fn two_thousand_untried_batches_and_a_dead_s3_make_few_attempts_and_all_get_one(
 #[test]
 fn an_object_that_arrives_ends_the_outage_and_every_pause() {
     let mut lane = Lane::with(SLOTS, 1..=20);
-    lane.into_outage();
+    lane.enter_outage();
     lane.now += UNTRIED_PAUSE;
     let [waiting] = lane.go().try_into().ok().unwrap();
     lane.queue.succeeded(&waiting, lane.now);
@@ -213,7 +213,7 @@ fn a_failing_disk_is_no_outage_of_s3s() {
 #[test]
 fn a_drain_tries_every_batch_once_more_whatever_its_pause_and_no_more() {
     let mut lane = Lane::with(SLOTS, 1..=20);
-    lane.into_outage();
+    lane.enter_outage();
     lane.queue.drain(lane.now);
     assert!(!lane.queue.is_drained());
     let mut tried = Vec::new();

@@ -38,7 +38,7 @@ impl Case {
     }
 
     async fn judge(&self, authorization: &str) -> Result<Identity, AuthError> {
-        self.auth.authenticate(&headers(&[("authorization", authorization)]), None).await
+        self.auth.authenticate(&headers(&[("authorization", authorization)]), None, None).await
     }
 
     fn tokens(&self) -> usize {
@@ -76,9 +76,9 @@ async fn a_static_token_is_let_in_by_every_scheme() {
     ] {
         assert_eq!(case.judge(&authorization).await, PLAIN, "{authorization}");
     }
-    assert_eq!(case.auth.authenticate(&HeaderMap::new(), Some(TOKEN)).await, PLAIN, "carried by the protocol");
+    assert_eq!(case.auth.authenticate(&HeaderMap::new(), Some(TOKEN), None).await, PLAIN, "carried by the protocol");
     let foreign = headers(&[("authorization", "ApiKey something")]);
-    assert_eq!(case.auth.authenticate(&foreign, Some(TOKEN)).await, PLAIN);
+    assert_eq!(case.auth.authenticate(&foreign, Some(TOKEN), None).await, PLAIN);
 }
 
 #[tokio::test]
@@ -99,11 +99,11 @@ async fn anything_else_stays_out() {
     ] {
         assert_eq!(case.judge(&authorization).await, Err(AuthError::Invalid), "{authorization}");
     }
-    assert_eq!(case.auth.authenticate(&HeaderMap::new(), None).await, Err(AuthError::Missing));
-    assert_eq!(case.auth.authenticate(&HeaderMap::new(), Some("wrong")).await, Err(AuthError::Invalid));
+    assert_eq!(case.auth.authenticate(&HeaderMap::new(), None, None).await, Err(AuthError::Missing));
+    assert_eq!(case.auth.authenticate(&HeaderMap::new(), Some("wrong"), None).await, Err(AuthError::Invalid));
     let bearer = format!("Bearer {TOKEN}");
     let twice = headers(&[("authorization", &bearer), ("authorization", &bearer)]);
-    assert!(matches!(case.auth.authenticate(&twice, None).await, Err(AuthError::Malformed(_))));
+    assert!(matches!(case.auth.authenticate(&twice, None, None).await, Err(AuthError::Malformed(_))));
     assert!(case.server.seen().is_empty(), "none of these is worth asking the issuer");
 }
 
@@ -165,7 +165,7 @@ async fn a_token_file_that_cannot_be_used_is_told_at_start_without_its_words() {
         }
         let message = load(&path).err().unwrap().to_string();
         assert!(message.contains(problem) && message.contains("ENV0_S3_LOG_INGEST_TOKEN_FILE"), "{message}");
-        assert!(!message.contains("secret"), "{message}");
+        assert!(!message.contains("secret-"), "{message}");
     }
 }
 
@@ -196,16 +196,19 @@ async fn a_hand_over_takes_the_token_from_the_header_or_the_body() {
     let bearer = headers(&[("authorization", &format!("Bearer {token}"))]);
     let own = headers(&[("authorization", &format!("Bearer {TOKEN}"))]);
     let none = HeaderMap::new();
-    assert_eq!(case.auth.hand_over_request(&bearer, b"").await, Ok(()));
-    assert_eq!(case.auth.hand_over_request(&none, format!("{token}\n").as_bytes()).await, Ok(()));
-    assert_eq!(case.auth.hand_over_request(&own, token.as_bytes()).await, Ok(()));
-    assert_eq!(case.auth.hand_over_request(&none, b" ").await, Err(AuthError::Missing));
-    assert_eq!(case.auth.hand_over_request(&none, b"\xff").await, Err(AuthError::Invalid));
-    assert_eq!(
-        case.auth.hand_over_request(&own, b"").await,
-        Err(AuthError::Invalid),
-        "a static token is none to hand over"
-    );
+    let with_body = async |headers: &HeaderMap, body: &str| {
+        let body = Bytes::copy_from_slice(body.as_bytes());
+        case.auth.hand_over_request(headers, async { Ok::<_, AuthError>(Some(body)) }).await
+    };
+    let never = std::future::pending::<Result<Option<Bytes>, AuthError>>();
+    assert_eq!(case.auth.hand_over_request(&bearer, never).await, Ok(()), "no body is waited for");
+    assert_eq!(with_body(&none, &format!("{token}\n")).await, Ok(()));
+    assert_eq!(with_body(&own, &token).await, Ok(()));
+    assert_eq!(with_body(&none, " ").await, Err(AuthError::Missing));
+    assert_eq!(with_body(&none, "\u{fffd}").await, Err(AuthError::Invalid));
+    assert_eq!(with_body(&own, "").await, Err(AuthError::Invalid), "a static token is none to hand over");
+    let too_long = async { Ok::<_, AuthError>(None) };
+    assert_eq!(case.auth.hand_over_request(&none, too_long).await, Err(AuthError::Invalid));
     assert_eq!(case.tokens(), 1);
 }
 
@@ -222,8 +225,8 @@ async fn an_issuer_out_of_reach_is_told_apart_from_a_wrong_token() {
     assert!(matches!(case.auth.hand_over(&token).await, Err(AuthError::Unavailable { .. })));
     assert_eq!(case.judge(&format!("Bearer {TOKEN}")).await, PLAIN, "static tokens don't need the issuer");
     let beside = headers(&[("authorization", &format!("Bearer {token}"))]);
-    assert_eq!(case.auth.authenticate(&beside, Some(TOKEN)).await, PLAIN);
-    assert!(matches!(case.auth.authenticate(&beside, Some("wrong")).await, Err(AuthError::Unavailable { .. })));
+    assert_eq!(case.auth.authenticate(&beside, Some(TOKEN), None).await, PLAIN);
+    assert!(matches!(case.auth.authenticate(&beside, Some("wrong"), None).await, Err(AuthError::Unavailable { .. })));
 }
 
 #[tokio::test]
@@ -241,7 +244,7 @@ async fn events_do_not_wait_for_an_issuer_that_does_not_answer() {
 async fn without_required_credentials_everybody_is_let_in_but_hand_overs_are_judged() {
     let case = Case::with(|config| config.ingest_auth_required = false).await;
     assert!(!case.config.ingest_auth_required);
-    assert_eq!(case.auth.authenticate(&HeaderMap::new(), None).await, Ok(Identity::Anonymous));
+    assert_eq!(case.auth.authenticate(&HeaderMap::new(), None, None).await, Ok(Identity::Anonymous));
     assert_eq!(case.judge("Bearer wrong").await, Ok(Identity::Anonymous));
     assert_eq!(case.judge(&format!("Bearer {}", case.issuer.token())).await, Ok(Identity::Anonymous));
     until("the hand-over", || case.tokens() == 1).await;

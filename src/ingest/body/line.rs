@@ -13,6 +13,9 @@ const WIDE_BYTES: usize = 32;
 /// Length of the JSON object that `json`, which is UTF-8, begins with; `None` unless it is valid, on one
 /// line, at most 64 deep and surely without a secret that is to be redacted.
 pub(super) fn plain_object_len(json: &[u8]) -> Option<usize> {
+    if json.first() != Some(&b'{') {
+        return None;
+    }
     let mut at = 0;
     let mut depth = 0;
     // The lowest bit is the innermost container; set for an object.
@@ -26,7 +29,7 @@ pub(super) fn plain_object_len(json: &[u8]) -> Option<usize> {
                     return None;
                 }
                 depth += 1;
-                objects = objects << 1 | u64::from(opened == b'{');
+                objects = (objects << 1) | u64::from(opened == b'{');
                 let first = skip_blanks(json, at + 1);
                 match (opened, json.get(first)?) {
                     (b'{', b'}') | (b'[', b']') => first,
@@ -143,7 +146,7 @@ fn special_bytes(word: u64) -> u64 {
     const EACH: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = EACH << 7;
     let below = |word: u64, limit: u8| word.wrapping_sub(EACH * u64::from(limit)) & !word & HIGH;
-    below(word ^ EACH * u64::from(b'"'), 1) | below(word ^ EACH * u64::from(b'\\'), 1) | below(word, b' ')
+    below(word ^ (EACH * u64::from(b'"')), 1) | below(word ^ (EACH * u64::from(b'\\')), 1) | below(word, b' ')
 }
 
 fn literal_end(json: &[u8], at: usize, literal: &[u8]) -> Option<usize> {

@@ -5,7 +5,8 @@ use serde_json::Value;
 
 use super::*;
 
-const LIMITS: Limits = Limits { max_body_bytes: 16 << 20, max_event_bytes: 1 << 20, redact: true };
+const LIMITS: Limits =
+    Limits { max_body_bytes: 16 << 20, max_lines_bytes: 64 << 20, max_event_bytes: 1 << 20, redact: true };
 const DEPLOYMENTS: &[u8] = include_bytes!("../../../tests/fixtures/deployment-events.ndjson");
 const AUDITS: &[u8] = include_bytes!("../../../tests/fixtures/audit-events.ndjson");
 
@@ -179,13 +180,22 @@ fn the_size_of_an_event_is_that_of_its_stored_line() {
 }
 
 #[test]
+fn an_array_on_a_line_of_its_own_is_its_events_or_none() {
+    assert_eq!(stored("[{\"a\":1},{\"b\":2}]\n"), "{\"a\":1}\n{\"b\":2}");
+    for line in ["[1]", "[]", "[{\"a\":1}]", "1", "\"text\""] {
+        assert_eq!(refused_at(format!("{{\"a\":1}}\n{line}\n")).0, 1, "{line}");
+    }
+}
+
+#[test]
 fn the_lines_of_a_request_have_a_limit_together() {
-    let limits = Limits { max_body_bytes: 25, ..LIMITS };
+    let limits = Limits { max_lines_bytes: 100, ..LIMITS };
     let refused = Err(BodyError::LinesTooLarge { limit_bytes: 100 });
-    for body in ["a\nb\nc\nd\n".to_owned(), "{}".repeat(34), "{}\n".repeat(34)] {
+    for body in ["a\nb\nc\nd\n".to_owned(), "{}".repeat(34)] {
         assert_eq!(scan(body.clone().into(), received(), &limits), refused, "{body:?}");
     }
     assert!(scan("{}".repeat(33).into(), received(), &limits).is_ok());
+    assert!(scan("{}\n".repeat(34).into(), received(), &limits).is_ok(), "what is stored as sent is not built");
 }
 
 #[test]

@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use super::*;
 
-pub(crate) const LIMITS: Limits = Limits { max_body_bytes: 16 << 20, max_event_bytes: 1 << 20, redact: true };
+pub(crate) const LIMITS: Limits =
+    Limits { max_body_bytes: 16 << 20, max_lines_bytes: 64 << 20, max_event_bytes: 1 << 20, redact: true };
 
 fn received() -> DateTime<Utc> {
     DateTime::from_timestamp_millis(1_795_381_200_123).unwrap()

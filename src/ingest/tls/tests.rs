@@ -115,11 +115,11 @@ fn files_that_cannot_be_used_are_named_with_their_variable() {
     let directory = tempfile::tempdir().unwrap();
     let files = files(&directory);
     let message = |files: &TlsFiles| Tls::new(files).err().unwrap().to_string();
-    assert!(message(&files).starts_with("ENV0_S3_LOG_TLS_CERT_FILE: "), "{}", message(&files));
+    assert!(message(&files).starts_with("ENV0_S3_LOG_TLS_CERT_FILE=\""), "{}", message(&files));
     Authority::new().write(&files);
     std::fs::write(&files.key, "").unwrap();
-    assert!(message(&files).starts_with("ENV0_S3_LOG_TLS_KEY_FILE: "), "{}", message(&files));
+    assert!(message(&files).starts_with("ENV0_S3_LOG_TLS_KEY_FILE=\""), "{}", message(&files));
     Authority::new().write(&files);
     let files = TlsFiles { client_ca: Some(files.cert.with_extension("none")), ..files };
-    assert!(message(&files).starts_with("ENV0_S3_LOG_TLS_CLIENT_CA_FILE: "), "{}", message(&files));
+    assert!(message(&files).starts_with("ENV0_S3_LOG_TLS_CLIENT_CA_FILE=\""), "{}", message(&files));
 }

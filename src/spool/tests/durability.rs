@@ -1,5 +1,9 @@
 //! One test for each fsync: what is lost when it is left out.
 
+use std::sync::{Arc, mpsc};
+
+use futures_util::FutureExt;
+
 use super::fault_disk::{Cut, Effect, Errno, Op};
 use super::world::{Fate, TYPE, World};
 use crate::batch::{Codec, SpoolName, Stage};
@@ -264,4 +268,27 @@ fn the_number_that_quarantine_leaves_behind_is_durable_before_its_file_moves() {
     world.crash(Cut::Strict);
     assert_eq!(world.spool().chain_instance(TYPE), chain, "the chain lost its head");
     assert_eq!((world.folder().head().sequence, world.folder().gaps()), (1, vec![1]));
+}
+
+#[test]
+fn what_lines_hold_is_given_back_when_they_are_durable_however_soon_their_sender_left() {
+    let mut world = appended();
+    let ((stalls, is_stalled), (resume, resumes)) = (mpsc::channel(), mpsc::channel::<()>());
+    world.disk.rule(move |op, _| {
+        if op == Op::Sync {
+            let _ = stalls.send(());
+            let _ = resumes.recv();
+        }
+        Effect::Pass
+    });
+    let held = Arc::new(());
+    let spool = world.spool().clone();
+    let room = spool.reserve(TYPE, 3).unwrap();
+    let mut append = Box::pin(spool.append_reserved(room, "{}\n".into(), 1, Box::new(Arc::clone(&held))));
+    assert!((&mut append).now_or_never().is_none());
+    is_stalled.recv().unwrap();
+    drop(append);
+    assert_eq!(Arc::strong_count(&held), 2, "the lines are in memory still");
+    drop(resume);
+    world.wait_until("it is given back", |_| Arc::strong_count(&held) == 1);
 }

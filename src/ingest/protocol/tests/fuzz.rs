@@ -9,7 +9,8 @@ use super::*;
 use crate::ingest::body::{self, tests::assert_verdict_of_serde_json};
 
 const FEW_FOR_EVERY_TEST_RUN: u64 = 3_000;
-const SMALL: Limits = Limits { max_body_bytes: 4 << 10, max_event_bytes: 1 << 10, redact: true };
+const SMALL: Limits =
+    Limits { max_body_bytes: 4 << 10, max_lines_bytes: 16 << 10, max_event_bytes: 1 << 10, redact: true };
 
 const DICTIONARY: [&[u8]; 24] = [
     b"{",

@@ -1,0 +1,33 @@
+use futures_util::future::join_all;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+use crate::ingest::listener::Listener;
+
+#[tokio::test]
+async fn while_the_daemon_starts_a_request_is_held_and_then_refused_in_its_protocols_words() {
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = tcp.local_addr().unwrap();
+    let (_never_open, front) = watch::channel(None);
+    let handler = Arc::new(move |request, guest| answer_once_started(front.clone(), request, guest));
+    let listener = Listener { tcp, tls: None, max_connections: 8 };
+    tokio::spawn(listener.serve(handler, CancellationToken::new()));
+    let ask = async |head: &str| {
+        let sent = Instant::now();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(format!("{head} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(sent.elapsed() >= HOLD, "{head}: {answer}");
+        answer
+    };
+    let heads =
+        ["POST /v1/logs/env0-audits", "POST /services/collector", "PUT /v1/oidc-token", "GET /", "GET /nowhere"];
+    let answers = join_all(heads.map(ask)).await;
+    for answer in &answers {
+        assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("retry-after: 5"), "{answer}");
+    }
+    assert!(answers[0].contains("starting"), "{}", answers[0]);
+    assert!(answers[1].contains("\"code\":9"), "as a busy HEC says it: {}", answers[1]);
+}
