@@ -20,6 +20,8 @@ const BATCH_MAX_AGE: &str = "2s";
 const DELIVERY_DEADLINE: Duration = Duration::from_secs(300);
 /// For the threads to rest before memory is read.
 const SETTLE: Duration = Duration::from_millis(300);
+/// Of the threads of S3, STS and issuer.
+const YIELDING_NICENESS: i32 = 15;
 /// How long the pass at half load sends.
 const HALF_LOAD_SECONDS: f64 = 2.0;
 const HALF_LOAD_REQUESTS_MIN: f64 = 200.0;
@@ -69,7 +71,7 @@ impl Run {
 impl Bench {
     pub(crate) fn run(&self, point: &Point) -> Result<Run> {
         let requests = Arc::new(events::requests(point)?);
-        let aws = LocalAws::start();
+        let aws = local_aws()?;
         let mut run = self.runtime.block_on(self.daemon(point, &requests, &aws))?;
         if !self.alone {
             run.discard = Some(self.runtime.block_on(self.discard(point, &requests))?);
@@ -177,6 +179,16 @@ impl Bench {
         let events = (count * point.events_per_request) as f64;
         Ok((events / outcome.elapsed.as_secs_f64(), (server.cpu_seconds()? - before) / events * 1e6))
     }
+}
+
+/// On threads that leave the client's core to the client: while S3 hashes an object, answers that have come
+/// must not wait to be noticed.
+fn local_aws() -> Result<LocalAws> {
+    let start = || {
+        rustix::process::nice(YIELDING_NICENESS)?;
+        anyhow::Ok(LocalAws::start())
+    };
+    std::thread::spawn(start).join().map_err(|_| anyhow::anyhow!("the local AWS does not start"))?
 }
 
 /// Waits until the bucket has as many events as were acknowledged, and counts them.
