@@ -266,7 +266,7 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     let credentials = Credentials::start(&config, &network, spool.instance(), stop_credentials.clone());
     let authenticator = Authenticator::new(&config, verifier, credentials.clone())
         .map_err(|error| Failure::new(exit_code::CONFIG, error))?;
-    let flusher = start_flusher(&config, &network, &spool, &credentials, signing_key, sealed);
+    let flusher = start_flusher(&config, &network, &spool, &credentials, signing_key, sealed)?;
     let parts = Parts { spool: spool.clone(), credentials, deliveries: flusher.states() };
     *probe.parts.lock().unwrap_or_else(PoisonError::into_inner) = Some(parts);
 
@@ -321,7 +321,7 @@ pub fn start_flusher(
     credentials: &Credentials,
     signing_key: Option<SigningKey>,
     sealed: [spool::SealedBatches; 2],
-) -> Flusher {
+) -> Result<Flusher, Failure> {
     let shared = flusher::Shared {
         spool: spool.clone(),
         s3: S3::new(config, network, credentials.clone()),
@@ -331,7 +331,7 @@ pub fn start_flusher(
         signing_key,
         upload_duration: metrics::histogram!("env0_s3_logs_upload_duration_seconds"),
     };
-    Flusher::start(shared, sealed)
+    Flusher::start(shared, sealed).map_err(|error| Failure::new(exit_code::SOFTWARE, error))
 }
 
 /// `sd_notify(3)`; without systemd nothing happens.

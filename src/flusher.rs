@@ -9,6 +9,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::{self, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -29,6 +30,9 @@ const ATTEMPT_BASE: Duration = Duration::from_secs(30);
 const SLOWEST_BYTES_PER_SECOND: u64 = 64 * 1024;
 /// New suffixes tried at once when another writer owns the name; more is left to the next attempt.
 const RENAMES_MAX: usize = 8;
+/// Of the threads that upload: acknowledgements come first, and a quarter of a busy processor, which is more
+/// than sending what was taken needs, is left to uploads.
+const NICENESS: i32 = 5;
 /// How long a shutdown waits for a session when there is none.
 const DRAIN_SESSION_WAIT: Duration = Duration::from_secs(5);
 
@@ -50,16 +54,27 @@ pub struct Shared {
     pub upload_duration: metrics::Histogram,
 }
 
-/// The running lanes.
+/// The running lanes. They have a thread of their own: who sends events shares the processor with an upload
+/// as the system shares it between threads, and doesn't wait while an object is sent.
 pub struct Flusher {
+    runtime: Option<Runtime>,
     lanes: JoinSet<()>,
     drain: watch::Sender<Option<Instant>>,
     states: [Arc<Mutex<DeliveryStatus>>; 2],
 }
 
 impl Flusher {
-    /// Starts a lane for each log type.
-    pub fn start(shared: Shared, sealed: [SealedBatches; 2]) -> Flusher {
+    /// Starts a lane for each log type. Fails where no thread can be had.
+    pub fn start(shared: Shared, sealed: [SealedBatches; 2]) -> io::Result<Flusher> {
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("uploads")
+            .on_thread_start(|| {
+                // Where the system refuses, uploads are only less considerate.
+                let _ = rustix::process::nice(NICENESS);
+            })
+            .enable_all()
+            .build()?;
         let shared = Arc::new(shared);
         let (drain, drain_receiver) = watch::channel(None);
         let states: [Arc<Mutex<DeliveryStatus>>; 2] = Default::default();
@@ -75,9 +90,9 @@ impl Flusher {
                 state: states[log_type.index()].clone(),
                 meters: UploadMeters::new(log_type),
             };
-            lanes.spawn(lane.run(sealed, drain_receiver.clone()));
+            lanes.spawn_on(lane.run(sealed, drain_receiver.clone()), runtime.handle());
         }
-        Flusher { lanes, drain, states }
+        Ok(Flusher { runtime: Some(runtime), lanes, drain, states })
     }
 
     /// Gives each waiting batch one more attempt; returns when all had it, or at `deadline`. What is not
@@ -91,6 +106,13 @@ impl Flusher {
     /// What a log type's lane tells of itself.
     pub fn states(&self) -> [Arc<Mutex<DeliveryStatus>>; 2] {
         self.states.clone()
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        // An attempt that is under way, or hangs in the file system, must not hold up the exit.
+        self.runtime.take().map(Runtime::shutdown_background);
     }
 }
 
