@@ -403,3 +403,25 @@ fn write(file: &mut dyn DiskFile, offset: u64, appends: &[Append], hasher: &mut 
     }
     Ok(end - offset)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everyone_in_a_group_is_answered_whether_the_first_hangs_up_before_or_after() {
+        for before in [true, false] {
+            let pairs: Vec<_> = (0..3).map(|_| oneshot::channel()).collect();
+            let (replies, mut waiting): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
+            let mut first = Some(waiting.remove(0));
+            if before {
+                first = None;
+            }
+            answer(replies.into_iter().map(|reply| (reply, Err(AppendError::Closed))));
+            drop(first);
+            for mut other in waiting {
+                assert!(other.try_recv().is_ok(), "no answer where the first hung up before: {before}");
+            }
+        }
+    }
+}
