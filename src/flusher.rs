@@ -112,7 +112,9 @@ impl Flusher {
 impl Drop for Flusher {
     fn drop(&mut self) {
         // An attempt that is under way, or hangs in the file system, must not hold up the exit.
-        self.runtime.take().map(Runtime::shutdown_background);
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
