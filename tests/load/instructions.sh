@@ -43,8 +43,8 @@ done | sed 's/( *[0-9.]*%)//' | awk '
     /orchestrator::try_attempt::/ { request += $1 }
     END {
         if (!total || !signature) { print "nothing was counted" > "/dev/stderr"; exit 70 }
-        printf "instructions        %14d\n", total
-        printf "the signed text     %14d  %.4f %%\n", text, 100 * text / total
-        printf "the signature       %14d  %.4f %%\n", signature, 100 * signature / total
-        printf "each PUT, all of it %14d  %.4f %%\n", request, 100 * request / total
+        printf "instructions        %14.0f\n", total
+        printf "the signed text     %14.0f  %.4f %%\n", text, 100 * text / total
+        printf "the signature       %14.0f  %.4f %%\n", signature, 100 * signature / total
+        printf "each PUT, all of it %14.0f  %.4f %%\n", request, 100 * request / total
     }'
