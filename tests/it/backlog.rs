@@ -14,20 +14,21 @@ const BATCHES: u64 = 1000;
 const LINES: u64 = 100;
 const MEMORY_MAX_BYTES: u64 = 64 << 20;
 
-/// Writes sealed batches into a log type's folder, numbered from 1, as earlier runs would have left them.
-fn leave_backlog(folder: &Path, prefix: &str) {
+/// Leaves sealed batches in a log type's folder, numbered from 1, as earlier runs would have left them.
+/// `body` writes one batch's file, and says how many lines and which hash it has.
+fn leave_backlog(folder: &Path, mut body: impl FnMut(u64, &Path) -> (u64, Sha256)) {
     for entry in std::fs::read_dir(folder).unwrap() {
         std::fs::remove_file(entry.unwrap().path()).unwrap();
     }
+    let written = folder.join("being written.tmp");
     let mut previous = Sha256::ZERO;
     let mut opened = None;
     for sequence in 1..=BATCHES {
-        let body: String = (0..LINES).map(|line| event(&format!("{prefix}-{sequence}-{line}")) + "\n").collect();
+        let (records, sha256) = body(sequence, &written);
         let batch = BatchName::open(Utc::now() - TimeDelta::days(1), opened, Codec::None);
         opened = Some(batch.opened);
-        let sha256 = Sha256::of(body.as_bytes());
-        let name = SealedName { batch, sequence, records: LINES, sha256, previous, stage: Stage::Sealed };
-        std::fs::write(folder.join(name.to_string()), body).unwrap();
+        let name = SealedName { batch, sequence, records, sha256, previous, stage: Stage::Sealed };
+        std::fs::rename(&written, folder.join(name.to_string())).unwrap();
         previous = sha256;
     }
 }
@@ -46,7 +47,12 @@ fn two_thousand_batches_drain_in_little_memory_while_one_type_is_denied() {
     let setup = Setup::new(&aws);
     drop(setup.start());
     for log_type in ["env0-deployments", "env0-audits"] {
-        leave_backlog(&setup.spool().join(log_type), log_type);
+        leave_backlog(&setup.spool().join(log_type), |sequence, file| {
+            let lines = (0..LINES).map(|line| event(&format!("{log_type}-{sequence}-{line}")) + "\n");
+            let body: String = lines.collect();
+            std::fs::write(file, &body).unwrap();
+            (LINES, Sha256::of(body.as_bytes()))
+        });
     }
     let started = Instant::now();
     let daemon = setup.start();
@@ -69,6 +75,39 @@ fn two_thousand_batches_drain_in_little_memory_while_one_type_is_denied() {
     println!("peak memory: {} KiB", peak / 1024);
     assert!(peak < MEMORY_MAX_BYTES, "{peak} bytes");
     assert_eq!(aws.s3.line_count() as u64, 2 * BATCHES * LINES + books.acknowledged() as u64);
+}
+
+#[test]
+#[ignore = "uploads 20 GiB, which takes minutes: cargo test --test it -- --ignored --nocapture twenty_gib"]
+fn twenty_gib_in_two_thousand_batches_drain_in_little_memory() {
+    const BATCH_BYTES: u64 = 10 << 20;
+    let aws = LocalAws::start();
+    aws.s3.measure_only();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_SPOOL_MAX_BYTES", "64GiB");
+    drop(setup.start());
+    // Holes: as large as any file to whoever reads them, and nothing on the disk.
+    let hash = Sha256::of(&vec![0; BATCH_BYTES as usize]);
+    for log_type in ["env0-deployments", "env0-audits"] {
+        leave_backlog(&setup.spool().join(log_type), |_, file| {
+            std::fs::File::create(file).unwrap().set_len(BATCH_BYTES).unwrap();
+            (1, hash)
+        });
+    }
+    let started = Instant::now();
+    let daemon = setup.start();
+    println!("ready after {:?}", started.elapsed());
+    let (mut acknowledged, mut slowest) = (0, Duration::ZERO);
+    let started = Instant::now();
+    let delivered = || aws.s3.objects().iter().filter(|object| object.size as u64 == BATCH_BYTES).count() as u64;
+    while delivered() < 2 * BATCHES {
+        let sent = Instant::now();
+        acknowledged += daemon.post(DEPLOYMENTS, "{}").accepted();
+        slowest = slowest.max(sent.elapsed());
+    }
+    let peak = peak_memory(daemon.process_id());
+    println!("drained in {:?}, peak memory {} MiB", started.elapsed(), peak >> 20);
+    println!("{acknowledged} events acknowledged meanwhile, the slowest in {slowest:?}");
+    assert!(peak < MEMORY_MAX_BYTES, "{peak} bytes");
 }
 
 #[test]
