@@ -2,12 +2,13 @@ use std::sync::Mutex;
 
 use axum::http::Response;
 use bytes::Bytes;
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use super::error::retry_after;
 use super::*;
 use crate::credentials::token::Verifier;
 use crate::testing::{Issuer, Seen, Server, answer, config, nobody, s3_error, soon, sts_session};
