@@ -118,6 +118,16 @@ fn a_dropped_connection_that_stored_nothing_is_sent_again_under_the_same_key() {
 }
 
 #[test]
+fn a_refused_batch_is_sent_again_under_the_key_that_its_events_were_acknowledged_with() {
+    let case = Case::new([Fault::slow_down().times(1), Fault::access_denied().times(1)]);
+    let ids = case.books.ids(3);
+    let acknowledged = case.daemon.post(DEPLOYMENTS, Books::body(&ids)).json();
+    wait_until("it is delivered", || case.aws.s3.objects().len() == 1);
+    assert_eq!(case.aws.s3.put_count(), 3);
+    assert_eq!(case.aws.s3.objects()[0].key, acknowledged["object"].as_str().unwrap());
+}
+
+#[test]
 fn a_taken_key_gets_a_new_suffix_and_the_object_says_so() {
     let case = Case::new([Fault::take_key().times(1)]);
     let ids = case.books.ids(4);
