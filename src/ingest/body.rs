@@ -153,10 +153,7 @@ fn scan_json(body: Bytes, limits: &Limits) -> Result<Lines, BodyError> {
 /// How far `body` is stored as it came, and how many lines that is; what is left needs a closer look.
 fn plain_lines(body: &[u8], limits: &Limits) -> (usize, u64) {
     let (mut stored, mut records) = (0, 0);
-    let mut rest = match std::str::from_utf8(body) {
-        Ok(_) => body,
-        Err(error) => &body[..error.valid_up_to()],
-    };
+    let mut rest = body;
     while let Some(len) = line::plain_object_len(rest)
         && len <= limits.max_event_bytes
         && rest.get(len) == Some(&b'\n')

@@ -10,8 +10,8 @@ const DEPTH_MAX: u32 = u64::BITS;
 /// Bytes of a string that are looked at together once it turns out to be long.
 const WIDE_BYTES: usize = 32;
 
-/// Length of the JSON object that `json`, which is UTF-8, begins with; `None` unless it is valid, on one
-/// line, at most 64 deep and surely without a secret that is to be redacted.
+/// Length of the JSON object that `json` begins with; `None` unless it is valid, UTF-8, on one line, at most
+/// 64 deep and surely without a secret that is to be redacted.
 pub(super) fn plain_object_len(json: &[u8]) -> Option<usize> {
     if json.first() != Some(&b'{') {
         return None;
@@ -67,7 +67,7 @@ pub(super) fn plain_object_len(json: &[u8]) -> Option<usize> {
                     depth -= 1;
                     objects >>= 1;
                     if depth == 0 {
-                        return Some(at);
+                        return std::str::from_utf8(&json[..at]).is_ok().then_some(at);
                     }
                 }
                 _ => return None,
