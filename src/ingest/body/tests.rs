@@ -146,6 +146,12 @@ fn a_refusal_names_the_event_and_the_byte() {
 }
 
 #[test]
+fn a_plain_line_that_is_not_utf8_is_refused_at_its_byte() {
+    assert_eq!(refused_at(b"{}\n{\"a\":\"\xff\"}\n{}\n"), (1, 9));
+    assert_eq!(refused_at(b"{}\n{\"\xc3\":1}\n"), (1, 5));
+}
+
+#[test]
 fn depth_has_no_limit() {
     let depth = 1_000_000;
     for (open, close) in [("[", "]"), ("{\"a\":", "}"), ("{\"customEnv0EnvironmentVariables\":", "}")] {
