@@ -1,8 +1,9 @@
 //! The long run: a million acknowledged events through hundreds of kills under every fault in turn, with a
-//! table of what was tried, how often, and what was lost.
+//! table of what was tried, how often, and what was lost. The spool's own long run tries what only a file system in
+//! memory can.
 //!
 //! ```sh
-//! cargo test --test it -- --ignored --nocapture long_run
+//! cargo test -- --ignored --nocapture long_run
 //! ```
 //!
 //! `LONG_RUN_KILLS` and `LONG_RUN_EVENTS` make it longer or shorter.
@@ -12,8 +13,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::harness::{AUDITS, Books, DEPLOYMENTS, Daemon, wait_until, wait_until_delivered};
+use rustix::io::Errno;
+
+use crate::harness::{AUDITS, Books, DEPLOYMENTS, Daemon, Setup, wait_until, wait_until_delivered};
 use crate::local_aws::{Fault, LocalAws, sts::StsError};
+use crate::machine::{self, Machine};
 use crate::network::{Proxy, Weather};
 
 const KILLS: usize = 220;
@@ -22,36 +26,76 @@ const EVENTS: usize = 1_050_000;
 const SENDERS: usize = 8;
 /// Every so many rounds the end is a SIGTERM in place of a SIGKILL.
 const TERMINATE_EVERY: usize = 10;
-
-type Plan = fn(&LocalAws, &Proxy);
+/// Of a spool that is to be full: under what a round sends.
+const SMALL_SPOOL: &str = "768KiB";
 
 /// What goes wrong in a round, beside the kill.
-const FAULTS: [(&str, Plan); 21] = [
-    ("nothing else", |_, _| {}),
-    ("lost answers after the PUT", |aws, _| aws.s3.inject(Fault::lose_response().times(4))),
-    ("connections dropped before the PUT", |aws, _| aws.s3.inject(Fault::drop_connection().times(4))),
-    ("500 InternalError after the PUT", |aws, _| aws.s3.inject(Fault::internal_error_after_storing().times(4))),
-    ("500 InternalError", |aws, _| aws.s3.inject(Fault::internal_error().times(4))),
-    ("503 SlowDown", |aws, _| aws.s3.inject(Fault::slow_down())),
-    ("403 AccessDenied, one type", |aws, _| aws.s3.inject(Fault::access_denied().where_key_has("env0-audits"))),
-    ("404 NoSuchBucket", |aws, _| aws.s3.inject(Fault::no_such_bucket().times(8))),
-    ("403 KMS denied", |aws, _| aws.s3.inject(Fault::kms_denied().times(8))),
-    ("409 conflict", |aws, _| aws.s3.inject(Fault::conflict().times(4))),
-    ("400 BadDigest", |aws, _| aws.s3.inject(Fault::bad_digest().times(4))),
-    ("301 wrong region", |aws, _| aws.s3.inject(Fault::permanent_redirect("us-west-2").times(8))),
-    ("403 RequestTimeTooSkewed", |aws, _| aws.s3.inject(Fault::request_time_too_skewed().times(8))),
-    ("answers that never come", |aws, _| aws.s3.inject(Fault::hang().times(2))),
-    ("answers that come late", |aws, _| aws.s3.inject(Fault::delay(Duration::from_secs(1)).times(8))),
-    ("400 ExpiredToken, all sessions ended", |aws, _| {
-        aws.expire_all_sessions();
-        aws.s3.inject(Fault::expired_token().times(2));
-    }),
-    ("STS throttles", |aws, _| aws.sts.fail_next(3, StsError::throttling())),
-    ("STS down", |aws, _| aws.sts.set_down()),
-    ("proxy: connections reset", |_, proxy| proxy.set(Weather::CutAfter(3000))),
-    ("proxy: connections stall", |_, proxy| proxy.set(Weather::Stall)),
-    ("proxy: the answers are lost", |_, proxy| proxy.set(Weather::NoWayBack)),
+enum Trouble {
+    /// At S3, at STS or on the way there, from before the start on.
+    Away(fn(&LocalAws, &Proxy)),
+    /// S3 takes nothing, and the spool holds little.
+    FullSpool,
+    /// With the spool of a daemon that runs and has nothing to do.
+    Idle(fn(&Setup)),
+    /// With a loaded daemon or what it runs on.
+    Loaded(fn(&Machine, &Daemon)),
+    /// The same, and only the next start finds the disk well again.
+    Broken(fn(&Machine)),
+    /// The same; to accept new connections, the daemon may close others.
+    Crowded(fn(&Daemon)),
+}
+
+use Trouble::{Away, Broken, Crowded, FullSpool, Idle, Loaded};
+
+const TROUBLES: [(&str, Trouble); 33] = [
+    ("nothing else", Away(|_, _| {})),
+    ("lost answers after the PUT", Away(|aws, _| aws.s3.inject(Fault::lose_response().times(4)))),
+    ("connections dropped before the PUT", Away(|aws, _| aws.s3.inject(Fault::drop_connection().times(4)))),
+    ("500 InternalError after the PUT", Away(|aws, _| aws.s3.inject(Fault::internal_error_after_storing().times(4)))),
+    ("500 InternalError", Away(|aws, _| aws.s3.inject(Fault::internal_error().times(4)))),
+    ("503 SlowDown", Away(|aws, _| aws.s3.inject(Fault::slow_down()))),
+    ("403 AccessDenied, one type", Away(|aws, _| aws.s3.inject(Fault::access_denied().where_key_has("env0-audits")))),
+    ("404 NoSuchBucket", Away(|aws, _| aws.s3.inject(Fault::no_such_bucket().times(8)))),
+    ("403 KMS denied", Away(|aws, _| aws.s3.inject(Fault::kms_denied().times(8)))),
+    ("409 conflict", Away(|aws, _| aws.s3.inject(Fault::conflict().times(4)))),
+    ("400 BadDigest", Away(|aws, _| aws.s3.inject(Fault::bad_digest().times(4)))),
+    ("301 wrong region", Away(|aws, _| aws.s3.inject(Fault::permanent_redirect("us-west-2").times(8)))),
+    ("403 RequestTimeTooSkewed", Away(|aws, _| aws.s3.inject(Fault::request_time_too_skewed().times(8)))),
+    ("answers that never come", Away(|aws, _| aws.s3.inject(Fault::hang().times(2)))),
+    ("answers that come late", Away(|aws, _| aws.s3.inject(Fault::delay(Duration::from_secs(1)).times(8)))),
+    (
+        "400 ExpiredToken, all sessions ended",
+        Away(|aws, _| {
+            aws.expire_all_sessions();
+            aws.s3.inject(Fault::expired_token().times(2));
+        }),
+    ),
+    ("STS throttles", Away(|aws, _| aws.sts.fail_next(3, StsError::throttling()))),
+    ("STS down", Away(|aws, _| aws.sts.set_down())),
+    ("network: connections refused", Away(|_, proxy| proxy.set(Weather::Refuse))),
+    ("network: connections cut", Away(|_, proxy| proxy.set(Weather::CutAfter(3000)))),
+    ("network: connections stall", Away(|_, proxy| proxy.set(Weather::Stall))),
+    ("network: the answers are lost", Away(|_, proxy| proxy.set(Weather::NoWayBack))),
+    ("network: 64 KiB a second", Away(|_, proxy| proxy.set(Weather::Slow(64 << 10)))),
+    ("the spool is full", FullSpool),
+    ("disk: full", Loaded(|machine, _| machine.fill_disk())),
+    ("disk: fsync fails, EIO", Loaded(|machine, _| machine.fail_fsyncs(Errno::IO))),
+    ("disk: over quota, EDQUOT at fsync", Loaded(|machine, _| machine.fail_fsyncs(Errno::DQUOT))),
+    ("disk: turns read-only", Broken(Machine::make_read_only)),
+    ("disk: power cut, unsynced bytes forgotten", Broken(Machine::cut_power)),
+    ("the folders are removed", Idle(remove_folders)),
+    ("a limit of 100 KiB a file", Loaded(|_, daemon| machine::limit_file_size(daemon, 100 << 10))),
+    ("hardly a free file descriptor", Crowded(|daemon| machine::limit_descriptors(daemon, 4))),
+    ("the clock jumps by hours", Loaded(|machine, _| machine.set_clock(rand::random_range(-4 * 3600..4 * 3600)))),
 ];
+
+/// Not while they hold a batch: what was sealed is gone with its folder.
+fn remove_folders(setup: &Setup) {
+    wait_until_delivered(setup);
+    for log_type in ["env0-deployments", "env0-audits"] {
+        std::fs::remove_dir_all(setup.spool().join(log_type)).unwrap();
+    }
+}
 
 fn number(variable: &str, otherwise: usize) -> usize {
     std::env::var(variable).map_or(otherwise, |value| value.parse().unwrap())
@@ -93,34 +137,58 @@ impl Sender {
     }
 }
 
-/// Loads a daemon from all clients until `acknowledgements` more are acknowledged, then ends it; they go on until
-/// it is gone.
-fn round(mut daemon: Daemon, senders: &[Sender], books: &Books, acknowledgements: usize, kill: bool) -> Misses {
-    let target = books.acknowledged() + acknowledgements;
-    let (ending, misses) = (AtomicBool::new(false), Misses::default());
-    std::thread::scope(|scope| {
-        for sender in senders {
-            let (daemon, ending, misses) = (&daemon, &ending, &misses);
-            scope.spawn(move || {
-                loop {
-                    match sender.send(daemon, books, misses) {
-                        Ok(true) => {}
-                        // A shipper backs off.
-                        Ok(false) => std::thread::park_timeout(Duration::from_millis(50)),
-                        Err(error) => {
-                            assert!(ending.load(Ordering::SeqCst), "broken off while the daemon runs: {error}");
-                            return;
+/// A daemon's life under load.
+struct Round<'a> {
+    senders: &'a [Sender],
+    books: &'a Books,
+    /// How many events of it are to be acknowledged.
+    events: usize,
+    /// By SIGKILL; by SIGTERM otherwise.
+    kill: bool,
+    /// Whether connections may break while the daemon runs.
+    breaks: bool,
+}
+
+impl Round<'_> {
+    /// Loads a daemon from all clients. Trouble `strikes` at half of the events; it goes on until all of them are
+    /// acknowledged or as many requests as there are clients were refused; where it `passes` then, until all are
+    /// acknowledged. Then ends the daemon; the clients go on until it is gone.
+    fn run(&self, mut daemon: Daemon, strikes: impl FnOnce(&Daemon), passes: Option<impl FnOnce()>) -> Misses {
+        let before = self.books.acknowledged();
+        let acknowledged = |events| self.books.acknowledged() >= before + events;
+        let (ending, misses) = (AtomicBool::new(false), Misses::default());
+        std::thread::scope(|scope| {
+            for sender in self.senders {
+                let (daemon, ending, misses) = (&daemon, &ending, &misses);
+                scope.spawn(move || {
+                    loop {
+                        match sender.send(daemon, self.books, misses) {
+                            Ok(true) => {}
+                            Err(_) if ending.load(Ordering::SeqCst) => return,
+                            Err(error) if !self.breaks => panic!("broken off while the daemon runs: {error}"),
+                            // A shipper backs off.
+                            Ok(false) | Err(_) => std::thread::park_timeout(Duration::from_millis(50)),
                         }
                     }
-                }
-            });
-        }
-        wait_until("enough is acknowledged", || books.acknowledged() >= target);
-        ending.store(true, Ordering::SeqCst);
-        if kill { daemon.signal_kill() } else { daemon.signal_terminate() }
-    });
-    daemon.wait();
-    misses
+                });
+            }
+            wait_until("half is acknowledged", || acknowledged(self.events / 2) || self.refuses(&misses));
+            strikes(&daemon);
+            wait_until("all is acknowledged or enough refused", || acknowledged(self.events) || self.refuses(&misses));
+            if let Some(passes) = passes {
+                passes();
+                wait_until("all is acknowledged", || acknowledged(self.events));
+            }
+            ending.store(true, Ordering::SeqCst);
+            if self.kill { daemon.signal_kill() } else { daemon.signal_terminate() }
+        });
+        daemon.wait();
+        misses
+    }
+
+    fn refuses(&self, misses: &Misses) -> bool {
+        misses.refused.load(Ordering::SeqCst) >= self.senders.len()
+    }
 }
 
 /// At rest, per type: accepted + recovered = uploaded + spooled + quarantined (contract section 7).
@@ -142,9 +210,15 @@ fn check_law(daemon: &Daemon) {
 fn long_run() {
     let (kills, events) = (number("LONG_RUN_KILLS", KILLS), number("LONG_RUN_EVENTS", EVENTS));
     let started = Instant::now();
+    let folder = tempfile::tempdir().unwrap();
+    let Some(machine) = Machine::start(folder.path()) else { return };
     let aws = LocalAws::start();
     let proxy = Proxy::start(&aws, Weather::Fair);
-    let setup = proxy.setup(&aws).set("ENV0_S3_LOG_BATCH_MAX_BYTES", "256KiB").set("ENV0_S3_LOG_SHUTDOWN_GRACE", "4s");
+    let setup = || {
+        let setup = proxy.setup(&aws).set("ENV0_S3_LOG_BATCH_MAX_BYTES", "256KiB");
+        machine.setup(setup.set("ENV0_S3_LOG_SHUTDOWN_GRACE", "4s"))
+    };
+    let (setup, small) = (setup(), setup().set("ENV0_S3_LOG_SPOOL_MAX_BYTES", SMALL_SPOOL));
     let books = Books::default();
     let path = |sender: usize| if sender.is_multiple_of(3) { AUDITS } else { DEPLOYMENTS };
     let senders: Vec<_> =
@@ -153,17 +227,42 @@ fn long_run() {
     let mut killed = 0;
     let mut rounds = 0;
     while killed < kills || books.acknowledged() < events {
-        let (name, plan) = FAULTS[rounds % FAULTS.len()];
-        plan(&aws, &proxy);
-        let kill = !rounds.is_multiple_of(TERMINATE_EVERY);
+        let (name, trouble) = &TROUBLES[rounds % TROUBLES.len()];
+        match trouble {
+            Away(plan) => plan(&aws, &proxy),
+            FullSpool => aws.s3.hold_puts(),
+            _ => {}
+        }
+        let daemon = if matches!(trouble, FullSpool) { small.start() } else { setup.start() };
+        if let Idle(plan) = trouble {
+            plan(&setup);
+        }
+        let strikes = |daemon: &Daemon| match trouble {
+            Loaded(plan) => plan(&machine, daemon),
+            Broken(plan) => plan(&machine),
+            Crowded(plan) => plan(daemon),
+            Away(_) | FullSpool | Idle(_) => {}
+        };
+        let heal = || {
+            aws.s3.heal();
+            aws.sts.heal();
+            proxy.set(Weather::Fair);
+            machine.heal();
+        };
         let before = books.acknowledged();
-        let most = 2 * events / kills;
-        let misses = round(setup.start(), &senders, &books, rand::random_range(1..most), kill);
-        aws.s3.heal();
-        aws.sts.heal();
-        proxy.set(Weather::Fair);
+        let round = Round {
+            senders: &senders,
+            books: &books,
+            events: rand::random_range(1..2 * events / kills),
+            kill: !rounds.is_multiple_of(TERMINATE_EVERY),
+            breaks: matches!(trouble, Crowded(_)),
+        };
+        let passes = (!matches!(trouble, Broken(_)) && rand::random()).then_some(heal);
+        let misses = round.run(daemon, strikes, passes);
+        heal();
+        machine.remount();
         rounds += 1;
-        killed += usize::from(kill);
+        killed += usize::from(round.kill);
         let row = table.entry(name).or_default();
         let more = [1, books.acknowledged() - before, misses.refused.into_inner(), misses.broken_off.into_inner()];
         row.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);

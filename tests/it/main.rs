@@ -15,6 +15,7 @@ mod floors;
 mod hostile_clients;
 mod local_aws_itself;
 mod long_run;
+mod machine;
 mod malformed_http;
 mod network;
 mod operating;

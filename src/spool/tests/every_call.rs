@@ -1,5 +1,8 @@
 //! One fixed run of the spool's life, with a fault at every call of the file system in turn.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::fault_disk::{Cut, Effect, Errno};
 use super::property::ERRORS;
 use super::world::{Fate, World};
@@ -28,15 +31,25 @@ fn scenario(world: &mut World) {
     }
 }
 
-/// Runs the scenario once for each call that it makes, with `effect` at that call; how many there were.
-fn at_every_call(codec: Codec, effect: fn() -> Effect, and_then: fn(&mut World)) -> u64 {
-    for call in 0.. {
+/// What was tried.
+#[derive(Default)]
+struct Tried {
+    /// File system calls, each of them once the one with the fault.
+    calls: u64,
+    /// Events acknowledged in all of it; each was delivered once.
+    acknowledged: usize,
+}
+
+/// Runs the scenario once for each call that it makes, with `effect` at that call. Panics where an acknowledged event
+/// is lost or doubled.
+fn at_every_call(codec: Codec, effect: fn() -> Effect, and_then: fn(&mut World)) -> Tried {
+    let mut tried = Tried::default();
+    loop {
         let mut world = World::with_codec(codec);
-        let (reached, hit) =
-            (std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)), std::sync::atomic::Ordering::SeqCst);
+        let reached = Arc::new(AtomicBool::new(false));
         let sign = reached.clone();
-        world.disk.at_call(call, move || {
-            sign.store(true, hit);
+        world.disk.at_call(tried.calls, move || {
+            sign.store(true, Ordering::SeqCst);
             effect()
         });
         // A start that fails is tried again, as a supervisor does.
@@ -46,28 +59,37 @@ fn at_every_call(codec: Codec, effect: fn() -> Effect, and_then: fn(&mut World))
         if !world.disk.died() {
             scenario(&mut world);
         }
-        let reached = reached.load(hit);
+        let reached = reached.load(Ordering::SeqCst);
         and_then(&mut world);
         world.deliver_all();
         world.crash(Cut::Strict);
         world.deliver_all();
+        tried.acknowledged += world.acknowledged.len();
         if !reached {
-            return call;
+            return tried;
         }
+        tried.calls += 1;
     }
-    unreachable!()
 }
 
 const CODECS: [Codec; 2] = [Codec::None, Codec::Gzip];
 
+fn fail<const INDEX: usize>() -> Effect {
+    Effect::Fail(ERRORS[INDEX])
+}
+
+/// One for each of [`ERRORS`].
+const FAILURES: [fn() -> Effect; 5] = [fail::<0>, fail::<1>, fail::<2>, fail::<3>, fail::<4>];
+
+fn lose_some() -> Effect {
+    Effect::Die(Cut::Torn(rand::random()))
+}
+
 #[test]
 fn an_error_at_any_call_loses_nothing_and_passes_by_itself() {
-    fn fail<const INDEX: usize>() -> Effect {
-        Effect::Fail(ERRORS[INDEX])
-    }
     for codec in CODECS {
-        for effect in [fail::<0>, fail::<1>, fail::<2>, fail::<3>, fail::<4>] {
-            assert!(at_every_call(codec, effect, |_| {}) > 40);
+        for effect in FAILURES {
+            assert!(at_every_call(codec, effect, |_| {}).calls > 40);
         }
     }
 }
@@ -75,14 +97,14 @@ fn an_error_at_any_call_loses_nothing_and_passes_by_itself() {
 #[test]
 fn an_error_at_any_call_and_then_a_power_cut_loses_nothing() {
     for codec in CODECS {
-        assert!(at_every_call(codec, || Effect::Fail(Errno::IO), |world| world.crash(Cut::Strict)) > 40);
+        assert!(at_every_call(codec, || Effect::Fail(Errno::IO), |world| world.crash(Cut::Strict)).calls > 40);
     }
 }
 
 #[test]
 fn a_power_cut_at_any_call_loses_nothing() {
     for codec in CODECS {
-        assert!(at_every_call(codec, || Effect::Die(Cut::Strict), |world| world.crash(Cut::Strict)) > 40);
+        assert!(at_every_call(codec, || Effect::Die(Cut::Strict), |world| world.crash(Cut::Strict)).calls > 40);
     }
 }
 
@@ -90,9 +112,7 @@ fn a_power_cut_at_any_call_loses_nothing() {
 fn a_power_cut_at_any_call_that_keeps_some_of_what_was_not_fsynced_loses_nothing() {
     for codec in CODECS {
         for _ in 0..4 {
-            assert!(
-                at_every_call(codec, || Effect::Die(Cut::Torn(rand::random())), |world| world.crash(Cut::Strict)) > 40
-            );
+            assert!(at_every_call(codec, lose_some, |world| world.crash(Cut::Strict)).calls > 40);
         }
     }
 }
@@ -100,6 +120,31 @@ fn a_power_cut_at_any_call_that_keeps_some_of_what_was_not_fsynced_loses_nothing
 #[test]
 fn a_kill_at_any_call_loses_nothing() {
     for codec in CODECS {
-        assert!(at_every_call(codec, || Effect::Die(Cut::Kill), |world| world.crash(Cut::Strict)) > 40);
+        assert!(at_every_call(codec, || Effect::Die(Cut::Kill), |world| world.crash(Cut::Strict)).calls > 40);
     }
+}
+
+/// `cargo test -- --ignored --nocapture long_run`: all of the above again and again, and what it came to.
+#[test]
+#[ignore = "takes minutes"]
+fn long_run() {
+    const TIMES: usize = 40;
+    println!("\n| at a file system call | faults | events acknowledged | lost | doubled |");
+    println!("| --- | ---: | ---: | ---: | ---: |");
+    let row = |name: &str, effect: fn() -> Effect, and_then: fn(&mut World)| {
+        let mut sum = Tried::default();
+        for codec in CODECS.repeat(TIMES) {
+            let tried = at_every_call(codec, effect, and_then);
+            sum = Tried { calls: sum.calls + tried.calls, acknowledged: sum.acknowledged + tried.acknowledged };
+        }
+        println!("| {name} | {} | {} | 0 | 0 |", sum.calls, sum.acknowledged);
+    };
+    for (effect, error) in FAILURES.into_iter().zip(ERRORS) {
+        let error = std::io::Error::from(error);
+        row(&format!("{error}"), effect, |_| {});
+        row(&format!("{error}, and then a power cut"), effect, |world| world.crash(Cut::Strict));
+    }
+    row("kill -9", || Effect::Die(Cut::Kill), |world| world.crash(Cut::Strict));
+    row("power cut, what was not fsynced is lost", || Effect::Die(Cut::Strict), |world| world.crash(Cut::Strict));
+    row("power cut, some of it is lost, torn and out of order", lose_some, |world| world.crash(Cut::Strict));
 }
