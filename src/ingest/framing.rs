@@ -8,13 +8,14 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::LazyLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use memchr::memchr;
 use memchr::memmem::Finder;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 static HEAD_END: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\r\n\r\n"));
@@ -24,15 +25,17 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A connection whose requests are framed without ambiguity.
 pub struct FramingGuard<S> {
-    stream: S,
+    stream: Take<S>,
+    read_max_bytes: Arc<AtomicUsize>,
     framing: Framing,
     head_deadline: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> FramingGuard<S> {
-    /// Guards a connection from its first byte on.
-    pub fn new(stream: S) -> FramingGuard<S> {
-        FramingGuard { stream, framing: Framing::default(), head_deadline: None }
+impl<S: AsyncRead> FramingGuard<S> {
+    /// Guards a connection from its first byte on. No read of it takes more than `read_max_bytes`, at least 1, has at
+    /// the time: hyper's buffer of a connection grows with what its reads bring.
+    pub fn new(stream: S, read_max_bytes: Arc<AtomicUsize>) -> FramingGuard<S> {
+        FramingGuard { stream: stream.take(0), read_max_bytes, framing: Framing::default(), head_deadline: None }
     }
 }
 
@@ -44,6 +47,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for FramingGuard<S> {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buffer.filled().len();
+        this.stream.set_limit(this.read_max_bytes.load(Ordering::Relaxed) as u64);
         match Pin::new(&mut this.stream).poll_read(context, buffer) {
             Poll::Pending => match this.head_deadline.as_mut().map(|deadline| deadline.as_mut().poll(context)) {
                 Some(Poll::Ready(())) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
@@ -68,9 +72,9 @@ impl<S: AsyncRead + Unpin> AsyncRead for FramingGuard<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for FramingGuard<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for FramingGuard<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        Pin::new(self.stream.get_mut()).poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -78,19 +82,19 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for FramingGuard<S> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        Pin::new(self.stream.get_mut()).poll_write_vectored(context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.stream.get_ref().is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        Pin::new(self.stream.get_mut()).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        Pin::new(self.stream.get_mut()).poll_shutdown(context)
     }
 }
 
@@ -329,6 +333,20 @@ mod tests {
         for step in [1, 2, 3, 7, 64, 4096] {
             assert!(kept(stream.as_bytes(), step) < stream.len(), "{stream:?} in steps of {step}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_read_takes_no_more_than_its_share_at_the_time() {
+        let (mut client, server) = tokio::io::duplex(1024);
+        tokio::io::AsyncWriteExt::write_all(&mut client, &[b'x'; 100]).await.unwrap();
+        let share = Arc::new(AtomicUsize::new(10));
+        let mut guard = FramingGuard::new(server, share.clone());
+        let mut buffer = [0; 64];
+        assert_eq!(guard.read(&mut buffer).await.unwrap(), 10);
+        share.store(30, Ordering::Relaxed);
+        assert_eq!(guard.read(&mut buffer).await.unwrap(), 30);
+        share.store(1000, Ordering::Relaxed);
+        assert_eq!(guard.read(&mut buffer).await.unwrap(), 60);
     }
 
     #[test]

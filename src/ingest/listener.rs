@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,6 +26,10 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Read buffer of a connection, and the most that a request's head may have.
 const BUFFER_MAX_BYTES: usize = 64 * 1024;
+/// What the reads of all connections may bring at once, shared by those that are open.
+const READS_BYTES: usize = 3 * 1024 * 1024;
+/// Of one connection, however many there are.
+const READ_LEAST_BYTES: usize = 4 * 1024;
 const HEADERS_MAX: usize = 100;
 /// After an accept that failed, for instance for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -114,6 +118,8 @@ impl Guest {
 struct Registry {
     open: Mutex<Open>,
     left: tokio::sync::Notify,
+    /// Each connection's share of [`READS_BYTES`].
+    read_max_bytes: Arc<AtomicUsize>,
 }
 
 #[derive(Default)]
@@ -163,7 +169,13 @@ impl Registry {
         open.last_id += 1;
         let id = open.last_id;
         open.connections.insert(id, connection.clone());
+        self.share_reads(&open);
         Membership { registry: self.clone(), id, connection }
+    }
+
+    fn share_reads(&self, open: &Open) {
+        let share = READS_BYTES / open.connections.len().max(1);
+        self.read_max_bytes.store(share.clamp(READ_LEAST_BYTES, BUFFER_MAX_BYTES), Ordering::Relaxed);
     }
 
     /// Closes the connection that has been longest without a request; false when all are at work.
@@ -188,7 +200,10 @@ struct Membership {
 
 impl Drop for Membership {
     fn drop(&mut self) {
-        self.registry.open().connections.remove(&self.id);
+        let mut open = self.registry.open();
+        open.connections.remove(&self.id);
+        self.registry.share_reads(&open);
+        drop(open);
         self.registry.left.notify_waiters();
     }
 }
@@ -208,11 +223,11 @@ async fn connection<H, F>(
     let close = membership.connection.close.clone();
     let served = async {
         match tls {
-            None => serve(stream, &membership.connection, handler, stop).await,
+            None => serve(stream, &membership, handler, stop).await,
             Some(tls) => {
                 let handshake = tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.acceptor().accept(stream));
                 match handshake.await {
-                    Ok(Ok(stream)) => serve(stream, &membership.connection, handler, stop).await,
+                    Ok(Ok(stream)) => serve(stream, &membership, handler, stop).await,
                     Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
                     Err(_) => tracing::debug!("a TLS handshake took too long"),
                 }
@@ -225,12 +240,14 @@ async fn connection<H, F>(
     }
 }
 
-async fn serve<S, H, F>(stream: S, connection: &Arc<Connection>, handler: Arc<H>, stop: CancellationToken)
+async fn serve<S, H, F>(stream: S, membership: &Membership, handler: Arc<H>, stop: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Fn(Request<Incoming>, Guest) -> F + Send + Sync + 'static,
     F: Future<Output = Response<Body>> + Send + 'static,
 {
+    let Membership { connection, registry, .. } = membership;
+    let stream = FramingGuard::new(stream, registry.read_max_bytes.clone());
     let service = service_fn(|request| {
         connection.may_be_closed();
         let answer = handler(request, Guest(connection.clone()));
@@ -247,7 +264,7 @@ where
             .header_read_timeout(IDLE_TIMEOUT)
             .max_buf_size(BUFFER_MAX_BYTES)
             .max_headers(HEADERS_MAX)
-            .serve_connection(TokioIo::new(FramingGuard::new(stream)), service)
+            .serve_connection(TokioIo::new(stream), service)
     );
     let outcome = tokio::select! {
         outcome = served.as_mut() => outcome,
@@ -258,5 +275,24 @@ where
     };
     if let Err(error) = outcome {
         tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_share_what_their_reads_may_bring_and_each_has_a_least_and_a_most() {
+        let registry = Arc::new(Registry::default());
+        let share = || registry.read_max_bytes.load(Ordering::Relaxed);
+        let mut members = vec![registry.enter()];
+        assert_eq!(share(), BUFFER_MAX_BYTES);
+        members.resize_with(256, || registry.enter());
+        assert_eq!(share(), READS_BYTES / 256);
+        members.resize_with(4096, || registry.enter());
+        assert_eq!(share(), READ_LEAST_BYTES);
+        members.truncate(1);
+        assert_eq!(share(), BUFFER_MAX_BYTES);
     }
 }

@@ -128,7 +128,7 @@ fn a_kill_at_any_call_loses_nothing() {
 #[test]
 #[ignore = "takes minutes"]
 fn long_run() {
-    const TIMES: usize = 40;
+    const TIMES: usize = 10;
     println!("\n| at a file system call | faults | events acknowledged | lost | doubled |");
     println!("| --- | ---: | ---: | ---: | ---: |");
     let row = |name: &str, effect: fn() -> Effect, and_then: fn(&mut World)| {
