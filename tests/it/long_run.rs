@@ -6,11 +6,12 @@
 //! cargo test -- --ignored --nocapture long_run
 //! ```
 //!
-//! `LONG_RUN_KILLS` and `LONG_RUN_EVENTS` make it longer or shorter.
+//! `LONG_RUN_KILLS` and `LONG_RUN_EVENTS` make it longer or shorter; `LONG_RUN_ONLY=disk` leaves out what hasn't that
+//! in its name.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
@@ -39,13 +40,16 @@ enum Trouble {
     Idle(fn(&Setup)),
     /// With a loaded daemon or what it runs on.
     Loaded(fn(&Machine, &Daemon)),
-    /// The same, and only the next start finds the disk well again.
+    /// With the disk of a daemon that is under load and has no request in flight, until the next start: while a journal
+    /// is being aborted, ext4 says yes to an fsync that stored nothing, whoever asks.
     Broken(fn(&Machine)),
+    /// With the machine itself, at the daemon's end.
+    PowerCut,
     /// The same; to accept new connections, the daemon may close others.
     Crowded(fn(&Daemon)),
 }
 
-use Trouble::{Away, Broken, Crowded, FullSpool, Idle, Loaded};
+use Trouble::{Away, Broken, Crowded, FullSpool, Idle, Loaded, PowerCut};
 
 const TROUBLES: [(&str, Trouble); 33] = [
     ("nothing else", Away(|_, _| {})),
@@ -82,7 +86,7 @@ const TROUBLES: [(&str, Trouble); 33] = [
     ("disk: fsync fails, EIO", Loaded(|machine, _| machine.fail_fsyncs(Errno::IO))),
     ("disk: over quota, EDQUOT at fsync", Loaded(|machine, _| machine.fail_fsyncs(Errno::DQUOT))),
     ("disk: turns read-only", Broken(Machine::make_read_only)),
-    ("disk: power cut, unsynced bytes forgotten", Broken(Machine::cut_power)),
+    ("power cut, what was not fsynced is forgotten", PowerCut),
     ("the folders are removed", Idle(remove_folders)),
     ("a limit of 100 KiB a file", Loaded(|_, daemon| machine::limit_file_size(daemon, 100 << 10))),
     ("hardly a free file descriptor", Crowded(|daemon| machine::limit_descriptors(daemon, 4))),
@@ -147,6 +151,8 @@ struct Round<'a> {
     kill: bool,
     /// Whether connections may break while the daemon runs.
     breaks: bool,
+    /// Whether trouble waits until no request is in flight.
+    between_requests: bool,
 }
 
 impl Round<'_> {
@@ -157,12 +163,16 @@ impl Round<'_> {
         let before = self.books.acknowledged();
         let acknowledged = |events| self.books.acknowledged() >= before + events;
         let (ending, misses) = (AtomicBool::new(false), Misses::default());
+        let in_flight = RwLock::new(());
         std::thread::scope(|scope| {
             for sender in self.senders {
-                let (daemon, ending, misses) = (&daemon, &ending, &misses);
+                let (daemon, ending, misses, in_flight) = (&daemon, &ending, &misses, &in_flight);
                 scope.spawn(move || {
                     loop {
-                        match sender.send(daemon, self.books, misses) {
+                        let request = in_flight.read().unwrap();
+                        let sent = sender.send(daemon, self.books, misses);
+                        drop(request);
+                        match sent {
                             Ok(true) => {}
                             Err(_) if ending.load(Ordering::SeqCst) => return,
                             Err(error) if !self.breaks => panic!("broken off while the daemon runs: {error}"),
@@ -173,7 +183,9 @@ impl Round<'_> {
                 });
             }
             wait_until("half is acknowledged", || acknowledged(self.events / 2) || self.refuses(&misses));
+            let none = self.between_requests.then(|| in_flight.write().unwrap());
             strikes(&daemon);
+            drop(none);
             wait_until("all is acknowledged or enough refused", || acknowledged(self.events) || self.refuses(&misses));
             if let Some(passes) = passes {
                 passes();
@@ -191,17 +203,18 @@ impl Round<'_> {
     }
 }
 
-/// At rest, per type: accepted + recovered = uploaded + spooled + quarantined (contract section 7).
+/// Once at rest, per type: accepted + recovered = uploaded + spooled + quarantined (contract section 7).
 fn check_law(daemon: &Daemon) {
     for log_type in ["env0-deployments", "env0-audits"] {
         let count = |name: &str| {
             let sample = format!("{name}{{type=\"{log_type}\"}}");
             daemon.metric(&sample).unwrap_or_else(|| panic!("no {sample}"))
         };
+        // It is counted just after its file is out of the way.
+        wait_until("all of it is counted as delivered", || count("events_spooled") == 0.0);
         let came = count("events_accepted_total") + count("events_recovered_total");
-        let went = count("events_uploaded_total") + count("events_quarantined_total");
-        assert_eq!(came, went + count("events_spooled"), "{log_type}");
-        assert_eq!((count("events_spooled"), count("events_quarantined_total")), (0.0, 0.0), "{log_type}");
+        assert_eq!(came, count("events_uploaded_total"), "{log_type}");
+        assert_eq!(count("events_quarantined_total"), 0.0, "{log_type}");
     }
 }
 
@@ -209,6 +222,8 @@ fn check_law(daemon: &Daemon) {
 #[ignore = "takes minutes"]
 fn long_run() {
     let (kills, events) = (number("LONG_RUN_KILLS", KILLS), number("LONG_RUN_EVENTS", EVENTS));
+    let only = std::env::var("LONG_RUN_ONLY").unwrap_or_default();
+    let troubles: Vec<_> = TROUBLES.iter().filter(|(name, _)| name.contains(&only)).collect();
     let started = Instant::now();
     let folder = tempfile::tempdir().unwrap();
     let Some(machine) = Machine::start(folder.path()) else { return };
@@ -227,7 +242,7 @@ fn long_run() {
     let mut killed = 0;
     let mut rounds = 0;
     while killed < kills || books.acknowledged() < events {
-        let (name, trouble) = &TROUBLES[rounds % TROUBLES.len()];
+        let (name, trouble) = troubles[rounds % troubles.len()];
         match trouble {
             Away(plan) => plan(&aws, &proxy),
             FullSpool => aws.s3.hold_puts(),
@@ -241,7 +256,7 @@ fn long_run() {
             Loaded(plan) => plan(&machine, daemon),
             Broken(plan) => plan(&machine),
             Crowded(plan) => plan(daemon),
-            Away(_) | FullSpool | Idle(_) => {}
+            Away(_) | FullSpool | Idle(_) | PowerCut => {}
         };
         let heal = || {
             aws.s3.heal();
@@ -256,9 +271,13 @@ fn long_run() {
             events: rand::random_range(1..2 * events / kills),
             kill: !rounds.is_multiple_of(TERMINATE_EVERY),
             breaks: matches!(trouble, Crowded(_)),
+            between_requests: matches!(trouble, Broken(_)),
         };
         let passes = (!matches!(trouble, Broken(_)) && rand::random()).then_some(heal);
         let misses = round.run(daemon, strikes, passes);
+        if matches!(trouble, PowerCut) {
+            machine.cut_power();
+        }
         heal();
         machine.remount();
         rounds += 1;

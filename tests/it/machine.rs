@@ -69,12 +69,13 @@ impl Machine {
         assert_eq!(all.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
     }
 
-    /// The file system turns read-only, as after an error of its disk. [`Machine::heal`] mounts it again.
+    /// The file system turns read-only, as after an error of its disk, until [`Machine::remount`].
     pub(crate) fn make_read_only(&self) {
         run("mount", &["-o", "remount,abort", path(&self.disk())]);
     }
 
-    /// The disk takes nothing more, and forgets what it was not told to keep. [`Machine::heal`] mounts it again.
+    /// What the disk was not told to keep is forgotten, and it takes nothing more until [`Machine::remount`]. Only
+    /// after the daemon's end, as a power cut is: what it is told after that is nothing that a machine could tell.
     pub(crate) fn cut_power(&self) {
         run("python3", &["-c", SHUT_DOWN, path(&self.disk())]);
     }
