@@ -33,10 +33,9 @@ impl Machine {
         let machine = Machine { folder: folder.to_owned(), control };
         std::fs::create_dir(machine.disk()).unwrap();
         std::fs::File::create(machine.image()).unwrap().set_len(IMAGE_BYTES).unwrap();
-        run("mkfs.ext4", &["-q", path(&machine.image())]);
-        let mounted = machine.try_mount();
+        let mounted = succeeds("mkfs.ext4", &["-q", path(&machine.image())]) && machine.try_mount();
         if !mounted {
-            eprintln!("skipped: a file can't be mounted here (it takes root and a loop device)");
+            eprintln!("skipped: a file can't be mounted here (it takes root, mkfs.ext4 and a loop device)");
         }
         mounted.then_some(machine)
     }
@@ -58,8 +57,7 @@ impl Machine {
     }
 
     fn try_mount(&self) -> bool {
-        let mounted = Command::new("mount").args(["-o", "loop"]).args([self.image(), self.disk()]).output();
-        mounted.is_ok_and(|output| output.status.success())
+        succeeds("mount", &["-o", "loop", path(&self.image()), path(&self.disk())])
     }
 
     /// Takes all of the disk's room.
@@ -133,6 +131,10 @@ fn limit(daemon: &Daemon, resource: Resource, value: u64) {
 
 fn path(path: &Path) -> &str {
     path.to_str().unwrap()
+}
+
+fn succeeds(command: &str, arguments: &[&str]) -> bool {
+    Command::new(command).args(arguments).output().is_ok_and(|output| output.status.success())
 }
 
 fn run(command: &str, arguments: &[&str]) {
