@@ -456,3 +456,6 @@ async fn on_disk<T: Send + 'static>(
     *batch = moved;
     result
 }
+
+#[cfg(test)]
+mod tests;
