@@ -190,6 +190,7 @@ fn two_thousand_untried_batches_and_a_dead_s3_make_few_attempts_and_all_get_one(
 fn an_object_that_arrives_ends_the_outage_and_every_pause() {
     let mut lane = Lane::with(SLOTS, 1..=20);
     lane.enter_outage();
+    lane.queue.waiting.values_mut().for_each(|waiting| waiting.not_before += 60 * SECOND * waiting.attempts);
     lane.now += UNTRIED_PAUSE;
     let [waiting] = lane.go().try_into().ok().unwrap();
     lane.queue.succeeded(&waiting, lane.now);
@@ -197,6 +198,37 @@ fn an_object_that_arrives_ends_the_outage_and_every_pause() {
     let gone = lane.go();
     assert_eq!(gone.iter().filter(|waiting| waiting.attempts > 0).count(), SLOTS - 1);
     assert_eq!(gone.len(), SLOTS);
+}
+
+#[test]
+fn an_object_that_arrives_after_a_time_out_ends_every_pause() {
+    let mut lane = Lane::with(SLOTS, [1, 2]);
+    let [first, second] = lane.go().try_into().ok().unwrap();
+    lane.queue.failed(first, Some(PutErrorKind::Timeout), 60 * SECOND, lane.now, 0.5);
+    assert!(lane.go().is_empty());
+    lane.queue.succeeded(&second, lane.now);
+    assert_eq!(sequences(&lane.go()), [1]);
+}
+
+#[test]
+fn outside_of_an_outage_an_object_that_arrives_ends_no_pause() {
+    let mut lane = Lane::with(SLOTS, [1, 2]);
+    let [first, second] = lane.go().try_into().ok().unwrap();
+    lane.queue.failed(first, Some(PutErrorKind::Denied), 60 * SECOND, lane.now, 0.5);
+    lane.queue.succeeded(&second, lane.now);
+    assert!(lane.go().is_empty());
+}
+
+#[test]
+fn a_retry_that_is_due_and_waits_for_a_slot_is_no_reason_to_wake() {
+    let mut lane = Lane::with(SLOTS, 1..=4);
+    for waiting in lane.go() {
+        lane.queue.failed(waiting, Some(PutErrorKind::Denied), SECOND, lane.now, 0.5);
+    }
+    lane.now += SECOND;
+    // The fourth slot is left to a batch not tried yet.
+    assert_eq!(sequences(&lane.go()), [1, 2, 3]);
+    assert_eq!(lane.queue.next_wake(lane.now), None);
 }
 
 #[test]
