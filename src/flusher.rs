@@ -158,15 +158,17 @@ impl Lane {
     async fn run(mut self, mut sealed: SealedBatches, mut drain: watch::Receiver<Option<Instant>>) {
         loop {
             let session = self.shared.credentials.session().is_some();
+            // One moment for both: what becomes due between two would neither go nor wake.
+            let now = Instant::now();
             if session {
-                while let Some(waiting) = self.queue.next(Instant::now()) {
+                while let Some(waiting) = self.queue.next(now) {
                     self.in_flight.spawn(attempt(self.shared.clone(), waiting));
                 }
             }
             if self.queue.is_drained() {
                 return;
             }
-            let wake = self.queue.next_wake(Instant::now());
+            let wake = self.queue.next_wake(now);
             let needs_session = !session && self.queue.waiting().len() > 0;
             tokio::select! {
                 Some(batch) = sealed.recv() => self.queue.add(batch, Instant::now()),
