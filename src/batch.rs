@@ -425,11 +425,36 @@ mod tests {
     }
 
     #[test]
+    fn every_log_type_reads_back_as_it_was_written_and_there_is_no_other() {
+        for log_type in LogType::ALL {
+            assert_eq!(log_type.to_string().parse(), Ok(log_type));
+        }
+        for text in ["", "env0", "env0-audit", "ENV0-AUDITS", " env0-audits"] {
+            assert_eq!(text.parse::<LogType>(), Err(ParseError("log type")), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_hash_is_64_lower_case_hex_digits_and_nothing_else() {
+        let good = Sha256::of(b"body").to_string();
+        assert_eq!(good.parse(), Ok(Sha256::of(b"body")));
+        for text in ["", &good[1..], &format!("{good}0"), &good.to_uppercase(), &format!("+{}", &good[1..])] {
+            assert_eq!(text.parse::<Sha256>(), Err(ParseError("SHA-256")), "{text}");
+        }
+    }
+
+    #[test]
     fn the_opening_never_goes_back_or_repeats_when_the_clock_does() {
         let first = name().opened;
         let second = BatchName::open(first - chrono::TimeDelta::hours(1), Some(first), Codec::None).opened;
         let third = BatchName::open(second, Some(second), Codec::None).opened;
         assert!(first < second && second < third);
+    }
+
+    #[test]
+    fn a_renamed_batch_has_another_key() {
+        let [before, after] = [name(), name().renamed()].map(|batch| object_key("", LogType::Audits, &batch));
+        assert_ne!(before, after);
     }
 
     #[test]
