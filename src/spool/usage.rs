@@ -100,3 +100,64 @@ impl Drop for Reservation {
         self.usage.remove(self.log_type, self.bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::spool::manifest::Destination;
+
+    const MINE: LogType = LogType::Deployments;
+    const OTHER: LogType = LogType::Audits;
+
+    /// Of a spool that may hold 100 bytes in batches of 16.
+    fn usage(codec: Codec) -> Arc<Usage> {
+        let [endpoint, bucket, region, path] = [const { String::new() }; 4];
+        let destination = Destination { endpoint, bucket, region, path };
+        let (dir, batch_max_age) = ("spool".into(), Duration::MAX);
+        Arc::new(Usage::new(&Settings { dir, max_bytes: 100, batch_max_bytes: 16, batch_max_age, codec, destination }))
+    }
+
+    #[test]
+    fn a_tenth_is_kept_for_the_other_type_whatever_that_holds() {
+        let usage = usage(Codec::None);
+        assert_eq!(usage.check_room(MINE, 90), Ok(()));
+        assert_eq!(usage.check_room(MINE, 91), Err(AppendError::Full { used_bytes: 0, limit_bytes: 100 }));
+        usage.add(OTHER, 10);
+        assert_eq!(usage.check_room(MINE, 90), Ok(()));
+        usage.add(OTHER, 1);
+        assert_eq!(usage.check_room(MINE, 89), Ok(()));
+        assert_eq!(usage.check_room(MINE, 90), Err(AppendError::Full { used_bytes: 11, limit_bytes: 100 }));
+    }
+
+    #[test]
+    fn room_that_is_asked_for_is_not_taken_by_asking() {
+        let usage = usage(Codec::None);
+        usage.check_room(MINE, 90).unwrap();
+        assert_eq!(usage.used_bytes(MINE), 0);
+    }
+
+    #[test]
+    fn room_that_was_taken_is_given_back_when_it_is_not_kept() {
+        let usage = usage(Codec::None);
+        let kept = usage.clone().take_room(MINE, 30).unwrap();
+        let dropped = usage.clone().take_room(MINE, 20).unwrap();
+        assert_eq!(
+            usage.clone().take_room(MINE, 41).unwrap_err(),
+            AppendError::Full { used_bytes: 50, limit_bytes: 100 }
+        );
+        assert_eq!((usage.used_bytes(MINE), usage.used_bytes(OTHER)), (50, 0));
+        kept.keep();
+        drop(dropped);
+        assert_eq!(usage.used_bytes(MINE), 30);
+        usage.remove(MINE, 30);
+        assert_eq!(usage.used_bytes(MINE), 0);
+    }
+
+    #[test]
+    fn with_compression_room_for_the_copy_of_one_batch_is_kept() {
+        let limits = [Codec::None, Codec::Gzip, Codec::Zstd].map(|codec| usage(codec).limit_bytes());
+        assert_eq!(limits, [100, 84, 84]);
+    }
+}
