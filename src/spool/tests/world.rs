@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -322,6 +323,7 @@ impl World {
             self.upload(Fate::Stored).unwrap();
         }
         self.check_law();
+        self.check_figures();
     }
 
     /// No batch that an attempt may have brought to the bucket is taken for untried.
@@ -333,6 +335,17 @@ impl World {
                 assert!(!self.tried.contains(&name.sequence), "{name} may have arrived and is .sealed");
             }
         }
+    }
+
+    /// Whatever happened, an empty spool says that it is empty, and every event is counted once on its way in
+    /// and once on its way out.
+    fn check_figures(&mut self) {
+        let folder = self.folder();
+        self.wait_until("a batch without events is gone", |_| folder.status("").oldest_unsent.is_none());
+        let status = folder.status("");
+        assert_eq!((status.spool_bytes, status.batches, status.events_spooled), (0, 0, 0));
+        let uploaded = folder.figures().uploaded.load(Ordering::Relaxed);
+        assert_eq!(status.events_accepted + status.events_recovered, uploaded + status.events_quarantined);
     }
 
     fn check_law(&self) {
