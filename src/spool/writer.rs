@@ -80,24 +80,26 @@ fn answer(outcomes: impl IntoIterator<Item = (oneshot::Sender<Answer>, Outcome)>
 /// Since when the thread has been at one piece of work; read by the liveness probe.
 struct BusyClock {
     start: Instant,
-    /// Milliseconds after `start`, plus one; 0 when idle.
+    /// Milliseconds after `start`, or [`IDLE`].
     busy_since: AtomicU64,
 }
 
+const IDLE: u64 = u64::MAX;
+
 impl BusyClock {
     fn begin(&self) {
-        let since = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
+        let since = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(IDLE);
         self.busy_since.store(since, Ordering::Relaxed);
     }
 
     fn end(&self) {
-        self.busy_since.store(0, Ordering::Relaxed);
+        self.busy_since.store(IDLE, Ordering::Relaxed);
     }
 
     fn busy_for(&self) -> Duration {
         match self.busy_since.load(Ordering::Relaxed) {
-            0 => Duration::ZERO,
-            since => self.start.elapsed().saturating_sub(Duration::from_millis(since - 1)),
+            IDLE => Duration::ZERO,
+            since => self.start.elapsed().saturating_sub(Duration::from_millis(since)),
         }
     }
 }
@@ -111,7 +113,7 @@ impl Writer {
             // Its receiver is here.
             let _ = seal.send(sealer::Request::Seal(closed));
         }
-        let clock = Arc::new(BusyClock { start: Instant::now(), busy_since: AtomicU64::new(0) });
+        let clock = Arc::new(BusyClock { start: Instant::now(), busy_since: AtomicU64::new(IDLE) });
         let sealer_folder = folder.clone();
         let state = State { folder, settings, seal, open: None, closed: false, failing_since: None };
         let busy = clock.clone();
