@@ -64,6 +64,8 @@ struct State {
     left: Option<Tree>,
     /// What was asked for, in order.
     trace: Vec<(Op, PathBuf)>,
+    /// Whether bytes were changed or could not be read, in this life or one before.
+    damaged: bool,
 }
 
 #[derive(Default, Clone)]
@@ -243,7 +245,10 @@ impl FaultDisk {
     pub(super) fn after(&self, cut: Cut) -> FaultDisk {
         let state = self.state();
         let tree = state.left.clone().unwrap_or_else(|| state.tree.after(cut));
-        FaultDisk(Arc::new(Mutex::new(State { tree, ..State::default() })))
+        // The next life reads what a failed fsync gave up, and fsyncs it in vain: a power cut would take it yet. It
+        // takes a failed fsync, a kill before the salvage and a power cut before the upload.
+        let given_up = tree.names.values().any(|file| tree.files[*file].given_up);
+        FaultDisk(Arc::new(Mutex::new(State { tree, damaged: state.damaged || given_up, ..State::default() })))
     }
 
     /// The calls so far.
@@ -264,6 +269,11 @@ impl FaultDisk {
         state.tree.names.get(path).map(|file| state.tree.files[*file].now().clone())
     }
 
+    /// Whether acknowledged events may be in quarantine.
+    pub(super) fn is_damaged(&self) -> bool {
+        self.state().damaged
+    }
+
     /// Puts a file there, durably, as somebody else would.
     pub(super) fn put(&self, path: &Path, bytes: &[u8]) {
         let tree = &mut self.state().tree;
@@ -275,14 +285,18 @@ impl FaultDisk {
 
     /// Takes a file away, durably.
     pub(super) fn take(&self, path: &Path) {
-        let tree = &mut self.state().tree;
+        let state = &mut *self.state();
+        state.damaged = true;
+        let tree = &mut state.tree;
         tree.names.remove(path);
         tree.durable_names.remove(path);
     }
 
     /// Flips one bit of a file, on the disk itself.
     pub(super) fn flip_bit(&self, path: &Path) {
-        let tree = &mut self.state().tree;
+        let state = &mut *self.state();
+        state.damaged = true;
+        let tree = &mut state.tree;
         let file = tree.names[path];
         let bytes = &mut tree.files[file];
         let middle = bytes.now().len() / 2;
@@ -304,6 +318,7 @@ impl FaultDisk {
         let effect = state.rule.as_mut().map_or(Effect::Pass, |rule| rule(op, path));
         match effect {
             Effect::Fail(errno) => {
+                state.damaged |= matches!(op, Op::Open | Op::Read);
                 failed(&mut state.tree);
                 return Err(errno.into());
             }
