@@ -9,3 +9,4 @@ mod fault_disk;
 mod property;
 mod start;
 mod world;
+mod writer;

@@ -1,0 +1,135 @@
+//! How a writer groups what comes in, when it closes a batch by itself, and what is told of it meanwhile.
+
+use std::path::PathBuf;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::join_all;
+
+use super::fault_disk::{Effect, Errno, Op};
+use super::world::{TYPE, World};
+
+/// Stops the thread at its next fsync of an open batch, until the second channel's sender is dropped.
+fn stall_fsyncs(world: &World) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let ((stalls, is_stalled), (resume, resumes)) = (mpsc::channel(), mpsc::channel::<()>());
+    world.disk.rule(move |op, path| {
+        if op == Op::Sync && path.to_string_lossy().ends_with(".open") {
+            let _ = stalls.send(());
+            let _ = resumes.recv();
+        }
+        Effect::Pass
+    });
+    (is_stalled, resume)
+}
+
+/// What is appended in requests of these sizes while an earlier fsync runs: the calls in the log type's folder
+/// for them, and the batches.
+fn append_at_once(batch_max_bytes: u64, sizes: &[usize]) -> (Vec<Op>, World) {
+    let mut world = World::new();
+    (world.settings.max_bytes, world.settings.batch_max_bytes) = (1 << 30, batch_max_bytes);
+    world.open().unwrap();
+    let (is_stalled, resume) = stall_fsyncs(&world);
+    let spool = world.spool().clone();
+    let append = |lines: String| Box::pin(spool.append(TYPE, lines.into(), 1));
+    let mut first = append("first\n".to_owned());
+    assert!((&mut first).now_or_never().is_none());
+    is_stalled.recv().unwrap();
+    let lines = |(index, size): (usize, &usize)| format!("{}\n", index.to_string().repeat(size - 1));
+    let lines: Vec<String> = sizes.iter().enumerate().map(lines).collect();
+    let mut others: Vec<_> = lines.iter().cloned().map(append).collect();
+    assert!(others.iter_mut().all(|other| other.now_or_never().is_none()));
+    drop(resume);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let receipts = runtime.block_on(join_all(others));
+    assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
+    let calls = world.disk.trace().into_iter().filter(|(_, path)| path.starts_with(world.dir()));
+    let for_the_first =
+        |(op, path): &(Op, PathBuf)| *op != Op::Sync || path.extension().is_none_or(|end| end != "open");
+    let calls = calls.skip_while(for_the_first).skip(1).map(|(op, _)| op).collect();
+    world.disk.heal();
+    world.seal();
+    let written = world.waiting.iter().map(|batch| world.disk.bytes(&world.folder().batch_path(batch)).unwrap());
+    assert_eq!(written.collect::<Vec<_>>().concat(), format!("first\n{}", lines.concat()).as_bytes());
+    (calls, world)
+}
+
+const KIB: usize = 1024;
+
+#[test]
+fn requests_that_arrive_while_an_fsync_runs_share_the_next_one_and_small_ones_a_write() {
+    let writes_for = [
+        (1, vec![KIB; 10]),
+        (1, vec![200 * KIB, 56 * KIB]),
+        (2, vec![200 * KIB, 56 * KIB + 1]),
+        (2, vec![100 * KIB; 3]),
+        (2, vec![128 * KIB; 4]),
+        (2, vec![10, 10, 300 * KIB]),
+        (3, vec![10, 300 * KIB, 10]),
+    ];
+    for (writes, sizes) in writes_for {
+        let expected = [vec![Op::Write; writes], vec![Op::Sync]].concat();
+        assert_eq!(append_at_once(1 << 30, &sizes).0, expected, "{sizes:?}");
+    }
+}
+
+#[test]
+fn of_a_flood_an_fsync_covers_four_mebibytes_so_that_nobody_waits_for_all_of_it() {
+    let (calls, _) = append_at_once(1 << 30, &[2048 * KIB; 5]);
+    assert_eq!(calls, [Op::Write, Op::Write, Op::Sync, Op::Write, Op::Write, Op::Sync, Op::Write, Op::Sync]);
+}
+
+#[test]
+fn a_batch_is_sealed_at_its_size_and_a_request_that_does_not_fit_begins_the_next() {
+    // The first has six bytes.
+    let batches_of = [
+        (vec![94], vec![100]),
+        (vec![95], vec![6, 95]),
+        (vec![40, 54, 10], vec![100, 10]),
+        (vec![40, 55, 10], vec![46, 65]),
+        (vec![150, 10], vec![6, 150, 10]),
+    ];
+    for (sizes, expected) in batches_of {
+        let (_, world) = append_at_once(100, &sizes);
+        let batches: Vec<u64> = world.waiting.iter().map(|batch| batch.bytes).collect();
+        assert_eq!(batches, expected, "{sizes:?}");
+    }
+}
+
+#[test]
+fn a_batch_is_sealed_at_its_age() {
+    let mut world = World::new();
+    world.settings.batch_max_age = Duration::from_millis(20);
+    world.open().unwrap();
+    world.append(1).unwrap();
+    world.settle();
+    assert_eq!(world.waiting.len(), 1);
+    world.deliver_all();
+}
+
+#[test]
+fn a_writer_tells_how_long_it_has_been_at_one_piece_of_work() {
+    const AT_LEAST: Duration = Duration::from_millis(20);
+    let mut world = World::opened();
+    world.append(1).unwrap();
+    world.wait_until("it is idle", |world| world.spool().busy_for() == Duration::ZERO);
+    let (is_stalled, resume) = stall_fsyncs(&world);
+    let spool = world.spool().clone();
+    let append = spool.append(TYPE, "{}\n".into(), 1);
+    let mut append = Box::pin(append);
+    assert!((&mut append).now_or_never().is_none());
+    is_stalled.recv().unwrap();
+    world.wait_until("the time goes on", |world| world.spool().busy_for() >= AT_LEAST);
+    drop(resume);
+    world.wait_until("it is idle again", |world| world.spool().busy_for() == Duration::ZERO);
+}
+
+#[test]
+fn a_disk_that_works_again_is_found_out_without_an_event() {
+    let mut world = World::opened();
+    world.disk.fail(Op::Write, "", Errno::NOSPC);
+    world.append(1).unwrap_err();
+    assert!(world.spool().failing(TYPE).is_some());
+    world.disk.heal();
+    world.wait_until("the status says so", |world| world.spool().failing(TYPE).is_none());
+}
