@@ -31,7 +31,7 @@ impl Found {
 /// Gives an empty folder a head with number 0, so that a head that is lost later is missed.
 pub(super) fn restart_chain(disk: &dyn Disk, dir: &Path, names: &mut Vec<Found>) -> io::Result<()> {
     let last = names.iter().filter_map(|found| match found.name {
-        Some(SpoolName::Sealed(name)) if name.stage == Stage::Sent => Some(name.batch.opened),
+        Some(SpoolName::Sealed(name)) => Some(name.batch.opened),
         _ => None,
     });
     let batch = BatchName::open(chrono::Utc::now(), last.max(), crate::batch::Codec::None);
