@@ -233,6 +233,32 @@ fn an_empty_spool_takes_on_another_bucket_with_new_chains() {
 }
 
 #[test]
+fn an_open_file_without_an_event_ties_no_spool_to_its_bucket() {
+    let mut world = with_file(&open_name(), b"");
+    world.settings.destination.bucket = "other".to_owned();
+    world.open().unwrap();
+    world.append(1).unwrap();
+    world.deliver_all();
+}
+
+#[test]
+fn the_time_in_a_key_does_not_go_back_when_a_spool_takes_on_another_bucket() {
+    let mut world = World::opened();
+    world.append(1).unwrap();
+    world.deliver_all();
+    world.end();
+    let [SpoolName::Sealed(head)] = world.files()[..] else { panic!("{:?}", world.files()) };
+    // The clock goes back by an hour.
+    let opened = head.batch.opened + chrono::TimeDelta::hours(1);
+    let later = SealedName { batch: BatchName { opened, ..head.batch }, ..head };
+    world.disk.take(&world.dir().join(head.to_string()));
+    world.disk.put(&world.dir().join(later.to_string()), b"");
+    world.settings.destination.bucket = "other".to_owned();
+    world.open().unwrap();
+    assert!(world.append(1).unwrap().batch.opened > opened);
+}
+
+#[test]
 fn a_newer_format_and_a_manifest_that_is_none_are_refused_and_stay() {
     let mut world = World::opened();
     world.end();
