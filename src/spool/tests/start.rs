@@ -1,5 +1,8 @@
 //! What a start makes of everything that can lie in a spool.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use super::fault_disk::{Cut, Errno, Op};
 use super::world::{Fate, TYPE, World, line};
 use crate::batch::{BatchName, Codec, LogType, SealedName, Sha256, SpoolName, Stage};
@@ -113,6 +116,39 @@ fn a_foreign_file_that_can_not_be_moved_stays_and_the_start_goes_on() {
     world.open().unwrap();
     assert_eq!(world.disk.bytes(&world.dir().join("notes.txt")).unwrap(), b"hello");
     world.disk.heal();
+    world.append(1).unwrap();
+    world.deliver_all();
+}
+
+#[test]
+fn a_foreign_file_that_can_not_be_opened_goes_to_quarantine_too() {
+    let mut world = with_file("notes.txt", b"hello");
+    world.disk.fail(Op::Open, "env0-deployments/notes.txt", Errno::ACCESS);
+    world.open().unwrap();
+    assert_eq!(world.quarantine(), ["env0-deployments_notes.txt"]);
+}
+
+#[test]
+fn a_foreign_file_whose_name_is_not_utf8_stays_and_leaves_nothing_in_quarantine() {
+    let mut world = World::opened();
+    world.end();
+    let path = world.dir().join(OsStr::from_bytes(b"notes\xff"));
+    world.disk.put(&path, b"hello");
+    world.open().unwrap();
+    assert_eq!(world.disk.bytes(&path).unwrap(), b"hello");
+    assert!(world.quarantine().is_empty());
+}
+
+#[test]
+fn a_delivered_batch_that_kept_its_bytes_is_emptied() {
+    let mut world = World::opened();
+    world.append(1).unwrap();
+    world.deliver_all();
+    world.end();
+    let head = world.file(".sent");
+    world.disk.put(&head, line(0).as_bytes());
+    world.open().unwrap();
+    assert_eq!(world.disk.bytes(&head).unwrap(), b"");
     world.append(1).unwrap();
     world.deliver_all();
 }
