@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-use super::fault_disk::{Cut, Errno, Op};
+use super::fault_disk::{Cut, Effect, Errno, Op};
 use super::world::{Fate, TYPE, World, line};
 use crate::batch::{BatchName, Codec, LogType, SealedName, Sha256, SpoolName, Stage};
 use crate::spool::OpenError;
@@ -86,6 +86,22 @@ fn a_file_that_can_not_be_read_goes_to_quarantine_and_the_start_goes_on() {
     assert_eq!((status.events_recovered, status.events_quarantined, status.events_spooled), (1, 1, 0));
     world.append(1).unwrap();
     world.deliver_all();
+}
+
+#[test]
+fn a_file_of_which_the_end_can_not_be_read_counts_as_the_lines_before_it_and_one_more() {
+    let mut world = with_file(&open_name(), format!("{}[1]\n{}", line(0), line(1)).as_bytes());
+    let mut reads = 0;
+    world.disk.rule(move |op, path| {
+        let read = op == Op::Read && path.to_string_lossy().ends_with(".open");
+        reads += u32::from(read);
+        if read && reads == 2 { Effect::Fail(Errno::IO) } else { Effect::Pass }
+    });
+    world.open().unwrap();
+    world.disk.heal();
+    let status = world.folder().status("");
+    assert_eq!((status.events_recovered, status.events_quarantined, status.events_spooled), (4, 4, 0));
+    assert_eq!((world.quarantine().len(), status.spool_bytes, status.oldest_unsent), (1, 0, None));
 }
 
 #[test]
