@@ -6,6 +6,7 @@ mod disk_errors;
 mod durability;
 mod every_call;
 mod fault_disk;
+mod os_disk;
 mod property;
 mod start;
 mod world;

@@ -8,7 +8,6 @@ use super::property::ERRORS;
 use super::world::{Fate, TYPE, World, line};
 use crate::batch::{Codec, LogType, Stage};
 use crate::spool::AppendError;
-use crate::spool::disk::{Disk, OsDisk};
 
 fn sealed() -> World {
     let mut world = World::opened();
@@ -327,15 +326,4 @@ fn while_a_delivery_waits_for_the_disk_the_status_is_told() {
     delivery.join().unwrap().unwrap();
     world.disk.heal();
     world.append(1).unwrap();
-}
-
-#[test]
-fn a_file_that_was_removed_while_it_is_open_fails_its_fsync() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("batch");
-    let mut file = OsDisk.create(&path).unwrap();
-    file.write_at(b"{}\n", 0).unwrap();
-    file.sync().unwrap();
-    OsDisk.remove(&path).unwrap();
-    assert_eq!(file.sync().unwrap_err().kind(), std::io::ErrorKind::NotFound);
 }

@@ -1,0 +1,132 @@
+//! The operating system's file system keeps what the seam promises, and its lock tells who has it.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt;
+
+use crate::spool::disk::{self, Disk, OsDisk};
+use crate::spool::manifest::{Lock, LockError};
+
+#[test]
+fn files_and_folders_are_the_users_alone() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join("above/spool");
+    OsDisk.create_dir(&folder).unwrap();
+    OsDisk.create_dir(&folder).unwrap();
+    OsDisk.create(&folder.join("batch")).unwrap();
+    let _lock = Lock::take(&folder).unwrap();
+    let mode = |path: &str| fs::metadata(home.path().join(path)).unwrap().permissions().mode() & 0o777;
+    assert_eq!(
+        ["above", "above/spool", "above/spool/batch", "above/spool/lock"].map(mode),
+        [0o700, 0o700, 0o600, 0o600]
+    );
+}
+
+#[test]
+fn a_file_is_created_only_where_there_is_none_and_opened_only_where_there_is_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("batch");
+    assert_eq!(OsDisk.open(&path).err().unwrap().kind(), ErrorKind::NotFound);
+    OsDisk.create(&path).unwrap().write_at(b"{}\n", 0).unwrap();
+    assert_eq!(OsDisk.create(&path).err().unwrap().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(disk::read(&OsDisk, &path).unwrap(), b"{}\n");
+}
+
+#[test]
+fn a_file_is_written_read_and_cut_at_any_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("batch");
+    let mut file = OsDisk.create(&path).unwrap();
+    file.write_at(b"one two", 0).unwrap();
+    file.write_at(b"six", 4).unwrap();
+    file.sync().unwrap();
+    let mut buffer = [0; 16];
+    assert_eq!(file.read_at(&mut buffer, 4).unwrap(), 3);
+    assert_eq!(&buffer[..3], b"six");
+    file.truncate(3).unwrap();
+    assert_eq!(file.read_at(&mut buffer, 3).unwrap(), 0);
+    assert_eq!(fs::read(&path).unwrap(), b"one");
+}
+
+#[test]
+fn a_file_that_was_removed_while_it_is_open_fails_its_fsync() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("batch");
+    let mut file = OsDisk.create(&path).unwrap();
+    file.write_at(b"{}\n", 0).unwrap();
+    file.sync().unwrap();
+    OsDisk.remove(&path).unwrap();
+    assert_eq!(file.sync().unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_rename_replaces_and_a_removal_is_done_where_the_file_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let [old, new] = ["old", "new"].map(|name| folder.path().join(name));
+    fs::write(&old, "old").unwrap();
+    fs::write(&new, "new").unwrap();
+    OsDisk.rename(&old, &new).unwrap();
+    assert_eq!(fs::read_to_string(&new).unwrap(), "old");
+    for _ in 0..2 {
+        OsDisk.remove(&new).unwrap();
+        assert!(!new.exists());
+    }
+    assert!(OsDisk.remove(folder.path()).is_err(), "a folder is no file");
+}
+
+#[test]
+fn a_list_holds_files_alone_and_their_sizes() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("batch"), "{}\n").unwrap();
+    fs::create_dir(folder.path().join("lost+found")).unwrap();
+    assert_eq!(OsDisk.list(folder.path()).unwrap(), [("batch".to_owned(), 3)]);
+}
+
+#[test]
+fn a_folder_that_is_gone_is_found_out_by_its_fsync() {
+    let folder = tempfile::tempdir().unwrap();
+    OsDisk.sync_dir(folder.path()).unwrap();
+    let gone = OsDisk.sync_dir(&folder.path().join("gone")).unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_small_file_is_replaced_as_a_whole_whatever_an_earlier_try_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("manifest.json");
+    fs::write(&path, "the older and longer one").unwrap();
+    fs::write(folder.path().join("manifest.json.tmp"), "half of one").unwrap();
+    disk::replace(&OsDisk, folder.path(), "manifest.json", b"new").unwrap();
+    assert_eq!(OsDisk.list(folder.path()).unwrap(), [("manifest.json".to_owned(), 3)]);
+    assert_eq!(fs::read(&path).unwrap(), b"new");
+}
+
+#[test]
+fn who_has_a_spool_is_told_without_taking_it() {
+    let spool = tempfile::tempdir().unwrap();
+    assert_eq!(Lock::holder(spool.path()).unwrap(), None);
+    let lock = Lock::take(spool.path()).unwrap();
+    let process = Some(std::process::id().to_string());
+    assert_eq!(Lock::holder(spool.path()).unwrap(), process);
+    let refusal = Lock::take(spool.path()).unwrap_err();
+    assert!(matches!(&refusal, LockError::Held { holder, .. } if Some(holder) == process.as_ref()), "{refusal}");
+    drop(lock);
+    assert_eq!(Lock::holder(spool.path()).unwrap(), None);
+    Lock::take(spool.path()).unwrap();
+}
+
+#[test]
+fn a_holder_that_could_not_write_its_number_is_unknown() {
+    let spool = tempfile::tempdir().unwrap();
+    let file = File::create(spool.path().join("lock")).unwrap();
+    file.lock().unwrap();
+    assert_eq!(Lock::holder(spool.path()).unwrap().as_deref(), Some("unknown"));
+}
+
+#[test]
+fn a_lock_that_can_not_be_asked_for_is_an_error_not_a_free_spool() {
+    let spool = tempfile::tempdir().unwrap();
+    let file = spool.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert_eq!(Lock::holder(&file).unwrap_err().kind(), ErrorKind::NotADirectory);
+}
