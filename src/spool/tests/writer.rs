@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::join_all;
+use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::fault_disk::{Effect, Errno, Op};
 use super::world::{TYPE, World};
+use crate::spool::sealer::SealReason;
 
 /// Stops the thread at its next fsync of an open batch, until the second channel's sender is dropped.
 fn stall_fsyncs(world: &World) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
@@ -132,4 +134,23 @@ fn a_disk_that_works_again_is_found_out_without_an_event() {
     assert!(world.spool().failing(TYPE).is_some());
     world.disk.heal();
     world.wait_until("the status says so", |world| world.spool().failing(TYPE).is_none());
+}
+
+#[test]
+fn every_fsync_and_every_sealed_batch_is_measured_under_the_reason_that_the_metrics_list() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let mut world = World::new();
+    metrics::with_local_recorder(&recorder, || world.open().unwrap());
+    world.append(1).unwrap();
+    world.append(1).unwrap();
+    let folder = world.folder();
+    let reasons =
+        [SealReason::Size, SealReason::Age, SealReason::Shutdown, SealReason::Recovery, SealReason::DiskError];
+    metrics::with_local_recorder(&recorder, || reasons.into_iter().for_each(|reason| folder.count_sealed(reason)));
+    let text = recorder.handle().render();
+    assert!(text.contains("_fsync_duration_seconds_count 2\n"), "{text}");
+    for reason in ["size", "age", "shutdown", "recovery", "disk_error"] {
+        let series = format!("_batches_sealed_total{{type=\"env0-deployments\",reason=\"{reason}\"}} 1\n");
+        assert!(text.contains(&series), "{series} is not in {text}");
+    }
 }
