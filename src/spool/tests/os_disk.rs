@@ -3,9 +3,76 @@
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use super::world::{TYPE, settings};
+use crate::batch::{SpoolName, Stage};
 use crate::spool::disk::{self, Disk, OsDisk};
-use crate::spool::manifest::{Lock, LockError};
+use crate::spool::manifest::{Lock, LockError, Manifest};
+use crate::spool::{AppendError, QUARANTINE, Receipt, Spool};
+
+/// A spool on a real disk, whose first batch was delivered in an earlier life: nothing is at work in it.
+fn delivered_once() -> (tempfile::TempDir, PathBuf, Spool) {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("spool");
+    let open = || Spool::open(&settings(dir.clone()), Arc::new(OsDisk)).unwrap();
+    let (spool, mut sealed) = open();
+    append(&spool).unwrap();
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(spool.close());
+    let mut batch = sealed[TYPE.index()].try_recv().unwrap();
+    spool.folder(TYPE).set_stage(&mut batch, Stage::Sending).unwrap();
+    spool.folder(TYPE).delivered(&mut batch).unwrap();
+    drop(spool);
+    let (spool, _) = open();
+    (home, dir, spool)
+}
+
+fn append(spool: &Spool) -> Result<Receipt, AppendError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(spool.append(TYPE, "{}\n".into(), 1))
+}
+
+/// Whether the log type's folder holds the open batch and, empty, the head of its chain.
+fn has_head_and_batch(dir: &Path, batch: &Receipt) -> bool {
+    let files = OsDisk.list(&dir.join(TYPE.as_str())).unwrap();
+    let names: Vec<(SpoolName, u64)> = files.iter().map(|(name, bytes)| (name.parse().unwrap(), *bytes)).collect();
+    let is_head = |(name, bytes): &(SpoolName, u64)| match name {
+        SpoolName::Sealed(name) => (name.stage, name.sequence, *bytes) == (Stage::Sent, 1, 0),
+        SpoolName::Open(_) => false,
+    };
+    names.len() == 2 && names.iter().any(is_head) && names.contains(&(SpoolName::Open(batch.batch), 3))
+}
+
+#[test]
+fn a_log_types_folder_that_is_removed_is_made_again_with_the_chains_head() {
+    let (_home, dir, spool) = delivered_once();
+    fs::remove_dir_all(dir.join(TYPE.as_str())).unwrap();
+    let receipt = append(&spool).unwrap();
+    assert!(has_head_and_batch(&dir, &receipt));
+}
+
+#[test]
+fn a_quarantine_that_is_removed_is_made_again_by_what_has_to_go_there() {
+    let (_home, dir, spool) = delivered_once();
+    let quarantine = dir.join(QUARANTINE);
+    fs::remove_dir_all(&quarantine).unwrap();
+    let stray = dir.join(TYPE.as_str()).join("notes.txt");
+    fs::write(&stray, "hello").unwrap();
+    spool.folder(TYPE).move_to_quarantine(&stray, "notes.txt").unwrap();
+    assert_eq!(OsDisk.list(&quarantine).unwrap(), [("env0-deployments_notes.txt".to_owned(), 5)]);
+}
+
+#[test]
+fn a_spool_that_is_removed_as_a_whole_is_the_same_one_again() {
+    let (_home, dir, spool) = delivered_once();
+    fs::remove_dir_all(&dir).unwrap();
+    let receipt = append(&spool).unwrap();
+    assert!(has_head_and_batch(&dir, &receipt));
+    assert!(dir.join(QUARANTINE).is_dir());
+    assert_eq!(Lock::holder(&dir).unwrap(), Some(std::process::id().to_string()));
+    assert_eq!(Manifest::read(&OsDisk, &dir).unwrap().unwrap().instance, spool.instance());
+}
 
 #[test]
 fn files_and_folders_are_the_users_alone() {
