@@ -1,9 +1,9 @@
 //! The spool's lock, and its manifest: format, instances, and the bucket that its events were
 //! accepted for.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -149,7 +149,7 @@ fn holder_in(file: &mut File) -> String {
 /// Held for as long as the daemon uses a spool; the kernel gives it back when the process ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
 }
 
 /// What makes a folder this daemon's spool, for as long as it is open.
@@ -166,7 +166,7 @@ impl Home {
     /// Another daemon has the spool by now, or the disk refuses.
     pub(super) fn restore(&self, disk: &dyn Disk, spool: &Path) -> io::Result<()> {
         let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        if !spool.join(LOCK).exists() {
+        if !lock.is_in_place(spool) {
             *lock = Lock::take(spool).map_err(io::Error::other)?;
         }
         match Manifest::read(disk, spool).map_err(io::Error::other)? {
@@ -211,6 +211,13 @@ impl Lock {
         }
     }
 
+    /// Whether the file that is locked is the one that others find: theirs may have taken its place.
+    fn is_in_place(&self, spool: &Path) -> bool {
+        let found = [self.file.metadata(), fs::metadata(spool.join(LOCK))];
+        let [locked, there] = found.map(|found| found.ok().map(|file| (file.dev(), file.ino())));
+        locked == there
+    }
+
     /// Takes the lock of a spool, without waiting.
     pub fn take(spool: &Path) -> Result<Lock, LockError> {
         let path = spool.join(LOCK);
@@ -226,6 +233,6 @@ impl Lock {
         }
         // The process id only helps people; a full disk must not keep the daemon from starting.
         let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
-        Ok(Lock { _file: file })
+        Ok(Lock { file })
     }
 }

@@ -75,6 +75,17 @@ fn a_spool_that_is_removed_as_a_whole_is_the_same_one_again() {
 }
 
 #[test]
+fn nothing_is_written_into_a_spool_that_another_daemon_has_taken_meanwhile() {
+    let (_home, dir, spool) = delivered_once();
+    fs::remove_dir_all(&dir).unwrap();
+    fs::create_dir(&dir).unwrap();
+    let _theirs = Lock::take(&dir).unwrap();
+    assert!(matches!(append(&spool), Err(AppendError::Disk(_))));
+    let names: Vec<_> = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["lock"]);
+}
+
+#[test]
 fn files_and_folders_are_the_users_alone() {
     let home = tempfile::tempdir().unwrap();
     let folder = home.path().join("above/spool");
