@@ -330,6 +330,20 @@ fn a_newer_format_and_a_manifest_that_is_none_are_refused_and_stay() {
 }
 
 #[test]
+fn a_manifest_that_can_not_be_read_is_not_taken_for_a_missing_one() {
+    let mut world = World::opened();
+    world.end();
+    let path = world.settings.dir.join("manifest.json");
+    let manifest = world.disk.bytes(&path);
+    for op in [Op::Open, Op::Read] {
+        world.disk.fail(op, "manifest.json", Errno::IO);
+        let refusal = world.open().unwrap_err();
+        assert!(matches!(&refusal, OpenError::Manifest(ManifestError::Io { .. })), "{refusal}");
+        assert_eq!(world.disk.bytes(&path), manifest);
+    }
+}
+
+#[test]
 fn a_copy_and_its_original_are_one_batch() {
     let mut world = World::opened();
     world.append(1).unwrap();
