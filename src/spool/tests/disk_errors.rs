@@ -8,6 +8,7 @@ use super::property::ERRORS;
 use super::world::{Fate, TYPE, World, line};
 use crate::batch::{Codec, LogType, Stage};
 use crate::spool::AppendError;
+use crate::spool::disk::READ_BUFFER_BYTES;
 
 fn sealed() -> World {
     let mut world = World::opened();
@@ -233,6 +234,88 @@ fn a_quarantine_that_fails_half_way_is_finished_by_the_next_try() {
     world.disk.heal();
     folder.quarantine(&batch).unwrap();
     assert_eq!((world.quarantine().len(), folder.gaps()), (1, vec![1]));
+}
+
+#[test]
+fn a_head_whose_file_can_not_be_made_keeps_its_batch_out_of_quarantine_until_it_can() {
+    let mut world = sealed();
+    world.disk.flip_bit(&world.file(".sealed"));
+    let batch = world.waiting.remove(0);
+    let folder = world.folder();
+    world.disk.fail_once(Op::Create, ".sent", Errno::IO);
+    folder.quarantine(&batch).unwrap_err();
+    assert!(world.quarantine().is_empty());
+    folder.quarantine(&batch).unwrap();
+    assert_eq!(world.quarantine().len(), 1);
+    assert_eq!(folder.quarantine_bytes(), batch.bytes);
+    world.crash(Cut::Strict);
+    assert_eq!(world.folder().head().sequence, 1);
+}
+
+#[test]
+fn a_delivery_that_the_disk_refuses_is_told_and_one_whose_file_is_gone_is_done() {
+    let mut world = sealed();
+    let mut batch = world.waiting.remove(0);
+    let folder = world.folder();
+    folder.set_stage(&mut batch, Stage::Sending).unwrap();
+    world.disk.fail_once(Op::Rename, ".sent", Errno::IO);
+    folder.delivered(&mut batch).unwrap_err();
+    world.disk.take(&world.file(".sending"));
+    folder.delivered(&mut batch).unwrap();
+    world.crash(Cut::Strict);
+    assert_eq!((world.folder().head().sequence, world.waiting.len()), (1, 0));
+}
+
+#[test]
+fn a_rename_that_fails_at_sealing_is_repeated_and_nothing_is_copied() {
+    let mut world = World::opened();
+    world.append(2).unwrap();
+    world.disk.fail_once(Op::Rename, ".sealed", Errno::IO);
+    world.seal();
+    let trace = world.disk.trace();
+    assert_eq!(trace.iter().filter(|(op, path)| *op == Op::Rename && path.starts_with(world.dir())).count(), 2);
+    let copies = trace.iter().filter(|(_, path)| path.starts_with(world.dir()) && !path.ends_with("probe.tmp"));
+    assert_eq!(copies.filter(|(_, path)| path.to_string_lossy().ends_with(".tmp")).count(), 0);
+    world.deliver_all();
+}
+
+#[test]
+fn a_batch_that_a_crash_left_and_that_can_not_be_opened_to_be_compressed_is_tried_again() {
+    let mut world = World::with_codec(Codec::Gzip);
+    world.open().unwrap();
+    world.append(2).unwrap();
+    world.end();
+    // The start reads it, then the sealer.
+    let mut opens = 0;
+    world.disk.rule(move |op, path| {
+        let open = op == Op::Open && path.to_string_lossy().ends_with(".open");
+        opens += u32::from(open);
+        if open && opens == 2 { Effect::Fail(Errno::IO) } else { Effect::Pass }
+    });
+    world.open().unwrap();
+    assert_eq!((world.waiting.len(), world.quarantine().len()), (1, 0));
+    world.deliver_all();
+    assert_eq!(world.missing(), 0);
+}
+
+#[test]
+fn of_a_large_batch_a_salvage_takes_what_was_acknowledged_and_no_byte_more() {
+    let mut world = World::new();
+    world.settings.batch_max_bytes = 1 << 20;
+    world.open().unwrap();
+    for _ in 0..10 {
+        world.append(1000).unwrap();
+    }
+    let open = world.disk.bytes(&world.file(".open")).unwrap();
+    assert!(open.len() > READ_BUFFER_BYTES, "{} bytes are read at once", open.len());
+    let acknowledged = world.acknowledged.len() as u64;
+    world.disk.fail_once(Op::Sync, ".open", Errno::IO);
+    world.append(3).unwrap_err();
+    append_again(&mut world);
+    world.seal();
+    assert_eq!(world.waiting[0].name.records, acknowledged);
+    world.deliver_all();
+    assert_eq!((world.missing(), world.quarantine().len()), (0, 0));
 }
 
 #[test]
