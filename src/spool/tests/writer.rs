@@ -10,7 +10,10 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 
 use super::fault_disk::{Effect, Errno, Op};
 use super::world::{TYPE, World};
+use crate::batch::SpoolName;
+use crate::spool::AppendError;
 use crate::spool::sealer::SealReason;
+use crate::status::{ChainHead, Timestamp};
 
 /// Stops the thread at its next fsync of an open batch, until the second channel's sender is dropped.
 fn stall_fsyncs(world: &World) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
@@ -127,13 +130,56 @@ fn a_writer_tells_how_long_it_has_been_at_one_piece_of_work() {
 }
 
 #[test]
-fn a_disk_that_works_again_is_found_out_without_an_event() {
+fn a_disk_is_tried_without_an_event_until_it_works_again() {
     let mut world = World::opened();
     world.disk.fail(Op::Write, "", Errno::NOSPC);
     world.append(1).unwrap_err();
-    assert!(world.spool().failing(TYPE).is_some());
+    let is_probe = |(op, path): &(Op, PathBuf)| *op == Op::Write && path.ends_with("probe.tmp");
+    world.wait_until("the disk is tried", |world| world.disk.trace().iter().any(is_probe));
+    let told = world.spool().failing(TYPE);
+    assert_eq!(told, Some(std::io::Error::from(Errno::NOSPC).to_string()));
     world.disk.heal();
     world.wait_until("the status says so", |world| world.spool().failing(TYPE).is_none());
+}
+
+#[test]
+fn a_spool_that_is_closed_seals_what_is_open_and_takes_nothing_more() {
+    let mut world = World::opened();
+    world.append(1).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(world.spool().close());
+    let names = world.files();
+    assert!(names.iter().all(|name| matches!(name, SpoolName::Sealed(_))), "{names:?}");
+    assert_eq!(world.append(1), Err(AppendError::Closed));
+    assert_eq!(world.files(), names);
+}
+
+#[test]
+fn a_full_spool_says_so_before_anything_is_sent_to_it() {
+    let world = World::opened();
+    let spool = world.spool();
+    let room = spool.usage().limit_bytes() / 10 * 9;
+    assert_eq!(spool.check_room(TYPE, room), Ok(()));
+    assert!(matches!(spool.check_room(TYPE, room + 10), Err(AppendError::Full { used_bytes: 0, .. })));
+}
+
+#[test]
+fn a_status_tells_of_the_last_event_the_oldest_batch_and_the_chains_head_once_there_is_one() {
+    let mut world = World::opened();
+    let status = world.folder().status("");
+    assert_eq!((status.last_accepted, status.oldest_unsent, status.head), (None, None, None));
+    let before = chrono::Utc::now().timestamp_millis();
+    let receipt = world.append(1).unwrap();
+    // The acknowledgement doesn't wait for the status.
+    world.wait_until("it is counted", |world| world.folder().status("").events_spooled == 1);
+    let status = world.folder().status("chain");
+    assert!(status.last_accepted.is_some_and(|Timestamp(at)| at.timestamp_millis() >= before));
+    assert_eq!((status.oldest_unsent, status.head), (Some(Timestamp(receipt.batch.opened)), None));
+    assert_eq!((status.chain_instance.as_str(), status.events_accepted, status.batches), ("chain", 1, 0));
+    world.seal();
+    let status = world.folder().status("");
+    let head = ChainHead { sequence: 1, sha256: world.waiting[0].name.sha256.to_string() };
+    assert_eq!((status.head, status.batches, status.spool_bytes), (Some(head), 1, world.waiting[0].bytes));
 }
 
 #[test]
