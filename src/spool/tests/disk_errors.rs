@@ -253,6 +253,19 @@ fn a_head_whose_file_can_not_be_made_keeps_its_batch_out_of_quarantine_until_it_
 }
 
 #[test]
+fn a_batch_that_can_not_be_moved_to_quarantine_leaves_nothing_there_until_it_can() {
+    let mut world = sealed();
+    world.disk.flip_bit(&world.file(".sealed"));
+    let batch = world.waiting.remove(0);
+    let folder = world.folder();
+    world.disk.fail_once(Op::Rename, "quarantine", Errno::IO);
+    folder.quarantine(&batch).unwrap_err();
+    assert!(world.quarantine().is_empty());
+    folder.quarantine(&batch).unwrap();
+    assert_eq!((world.quarantine().len(), folder.quarantine_bytes()), (1, batch.bytes));
+}
+
+#[test]
 fn a_delivery_that_the_disk_refuses_is_told_and_one_whose_file_is_gone_is_done() {
     let mut world = sealed();
     let mut batch = world.waiting.remove(0);
