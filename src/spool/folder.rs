@@ -234,17 +234,11 @@ impl Folder {
     }
 
     /// Gives the closed batch its number and its sealed name, by one durable rename from `from`.
-    ///
-    /// Repeated after an error it does what is left to do.
     pub(super) fn seal(&self, from: &Path, batch: BatchName, records: u64, sha256: Sha256) -> io::Result<SealedName> {
         let Head { sequence, sha256: previous, .. } = self.head();
         let name = SealedName { batch, sequence: sequence + 1, records, sha256, previous, stage: Stage::Sealed };
         let to = self.path(&SpoolName::Sealed(name));
-        self.with_remedy(|| match self.disk.rename(from, &to) {
-            // An earlier try got as far as the rename.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.disk.open(&to).is_ok() => Ok(()),
-            other => other,
-        })?;
+        self.with_remedy(|| self.disk.rename(from, &to))?;
         self.finish_seal(&name)?;
         Ok(name)
     }

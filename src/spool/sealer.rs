@@ -107,7 +107,7 @@ pub(super) fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
     let rewrite = closed.name.codec != Codec::None || closed.reason == SealReason::DiskError;
     if !rewrite {
         match folder.seal(&open, closed.name, closed.records, closed.sha256) {
-            // Somebody removed it; what the writer had open is left to copy from.
+            // An earlier try got as far as the rename; or somebody removed it, and what the writer had open is left.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             sealed => {
                 let name = sealed?;
