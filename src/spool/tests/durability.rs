@@ -87,6 +87,7 @@ fn the_new_suffix_is_fsynced_before_the_next_put() {
     let mut world = sealed();
     world.upload(Fate::NameTaken).unwrap();
     let renamed = world.waiting[0].name;
+    assert_eq!(renamed.stage, Stage::Sealed, "nothing was tried under this name");
     assert!(world.disk_after_power_cut().files().contains(&SpoolName::Sealed(renamed)));
 }
 
