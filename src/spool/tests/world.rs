@@ -16,7 +16,7 @@ use crate::spool::{AppendError, Batch, OpenError, QUARANTINE, Receipt, SealedBat
 
 pub(super) const TYPE: LogType = LogType::Deployments;
 /// How long a thread of the spool may take. Long, so that a busy machine fails no test.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What becomes of a PUT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
