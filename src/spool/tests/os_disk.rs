@@ -180,6 +180,15 @@ fn a_small_file_is_replaced_as_a_whole_whatever_an_earlier_try_left() {
 }
 
 #[test]
+fn a_file_that_is_replaced_by_more_than_is_gathered_at_once_has_all_of_it_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let parts = [b'a', b'b', b'c'].map(|byte| vec![byte; disk::READ_BUFFER_BYTES / 2 + 1]);
+    disk::replace_with(&OsDisk, folder.path(), "batch", |file| parts.iter().try_for_each(|part| file.write_all(part)))
+        .unwrap();
+    assert_eq!(fs::read(folder.path().join("batch")).unwrap(), parts.concat());
+}
+
+#[test]
 fn who_has_a_spool_is_told_without_taking_it() {
     let spool = tempfile::tempdir().unwrap();
     assert_eq!(Lock::holder(spool.path()).unwrap(), None);
