@@ -452,6 +452,6 @@ impl Folder {
 }
 
 /// Whether an error says that there is no room: the disk's, or a quota's.
-fn is_full(error: &io::Error) -> bool {
+pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

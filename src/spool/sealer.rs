@@ -1,9 +1,9 @@
 //! One thread a log type: closed batch → sealed batch.
 //!
 //! A batch is sealed by one rename. Where its bytes have to change first (compression) or its file
-//! can't be trusted any more (a failed fsync), they are copied to a new file, which is hashed as it
-//! is written, made durable and takes the sealed name; then the old file goes, and only then does the
-//! flusher hear of the batch. So a crash leaves either the old file, or both with the same opening.
+//! can't be trusted any more (a failed fsync, maybe in a life before), they are copied to a new file, which is
+//! hashed as it is written, made durable and takes the sealed name; then the old file goes, and only then does
+//! the flusher hear of the batch. So a crash leaves either the old file, or both with the same opening.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use crate::batch::{BatchName, Codec, Sha256, Sha256Hasher, SpoolName};
 use crate::spool::disk::{DiskFile, READ_BUFFER_BYTES};
-use crate::spool::folder::Folder;
+use crate::spool::folder::{Folder, is_full};
 
 /// The pause between tries to seal a batch that the disk refuses.
 const RETRY_AFTER: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_secs(1) };
@@ -104,29 +104,30 @@ pub(super) fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
     if closed.records == 0 {
         return folder.remove_empty(closed.name);
     }
-    let rewrite = closed.name.codec != Codec::None || closed.reason == SealReason::DiskError;
-    if !rewrite {
-        match folder.seal(&open, closed.name, closed.records, closed.sha256) {
-            // An earlier try got as far as the rename; or somebody removed it, and what the writer had open is left.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            sealed => {
-                let name = sealed?;
-                folder.count_sealed(closed.reason);
-                folder.announce(folder.hold(name, closed.bytes));
-                return Ok(());
-            }
-        }
+    // The system shows a later life what a failed fsync gave up, and no fsync of the same file brings it to the disk.
+    let trusted = !matches!(closed.reason, SealReason::DiskError | SealReason::Recovery);
+    let plain = closed.name.codec == Codec::None;
+    if plain && trusted && seal_in_place(folder, closed, &open)? {
+        return Ok(());
     }
     let sealed = if let Some((name, bytes)) = folder.sealed_already(closed.name)? {
         folder.finish_seal(&name)?;
         (name, bytes)
     } else {
         let copy = folder.dir.join(format!("{}.tmp", closed.name));
-        let Some((sha256, bytes)) = copy_checked(folder, &open, &copy, closed)? else {
-            tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, events = closed.records, "a batch's file is gone or its bytes are not those that were written; what is left of it is in quarantine, see README#quarantined");
-            return folder.quarantine_unsealed(closed.name, closed.bytes, closed.records);
-        };
-        (folder.seal(&copy, closed.name, closed.records, sha256)?, bytes)
+        match copy_checked(folder, &open, &copy, closed) {
+            Ok(Some((sha256, bytes))) => (folder.seal(&copy, closed.name, closed.records, sha256)?, bytes),
+            Ok(None) => {
+                tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, events = closed.records, "a batch's file is gone or its bytes are not those that were written; what is left of it is in quarantine, see README#quarantined");
+                return folder.quarantine_unsealed(closed.name, closed.bytes, closed.records);
+            }
+            // It may be that nothing but its delivery makes room for a copy.
+            Err(error) if plain && closed.reason == SealReason::Recovery && is_full(&error) => {
+                folder.disk().remove(&copy)?;
+                return if seal_in_place(folder, closed, &open)? { Ok(()) } else { Err(error) };
+            }
+            Err(error) => return Err(error),
+        }
     };
     folder.disk().remove(&open)?;
     folder.disk().sync_dir(&folder.dir)?;
@@ -136,6 +137,20 @@ pub(super) fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
     folder.count_sealed(closed.reason);
     folder.announce(folder.hold(name, bytes));
     Ok(())
+}
+
+/// Gives the batch's own file its sealed name and hands it to the flusher. False when somebody removed the file; what
+/// the writer had open is left to copy from.
+fn seal_in_place(folder: &Folder, closed: &Closed, open: &Path) -> io::Result<bool> {
+    match folder.seal(open, closed.name, closed.records, closed.sha256) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        sealed => {
+            let name = sealed?;
+            folder.count_sealed(closed.reason);
+            folder.announce(folder.hold(name, closed.bytes));
+            Ok(true)
+        }
+    }
 }
 
 /// Copies the batch's plain bytes through its codec; durable on return. `None` when they are gone, or not the

@@ -71,6 +71,22 @@ fn after_a_failed_fsync_nothing_more_is_appended_and_what_was_acknowledged_is_sa
 }
 
 #[test]
+fn what_a_failed_fsync_spoiled_outlives_a_kill_before_its_salvage_and_a_power_cut_after_it() {
+    let mut world = World::opened();
+    world.append(2).unwrap();
+    world.disk.rule(|op, path| {
+        let fails = (op == Op::Sync && path.extension().is_some_and(|ending| ending == "open"))
+            || (op == Op::Create && path.extension().is_some_and(|ending| ending == "tmp"));
+        if fails { Effect::Fail(Errno::IO) } else { Effect::Pass }
+    });
+    world.append(1).unwrap_err();
+    world.crash(Cut::Kill);
+    world.crash(Cut::Strict);
+    world.deliver_all();
+    assert_eq!((world.missing(), world.quarantine()), (0, Vec::new()));
+}
+
+#[test]
 fn while_a_salvage_fails_the_type_answers_503_and_the_other_goes_on() {
     let mut world = World::opened();
     world.append(2).unwrap();

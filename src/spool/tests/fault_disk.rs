@@ -66,6 +66,8 @@ struct State {
     trace: Vec<(Op, PathBuf)>,
     /// Whether bytes were changed or could not be read, in this life or one before.
     damaged: bool,
+    /// Whether a life before left a file with bytes that a failed fsync gave up.
+    gave_up: bool,
 }
 
 #[derive(Default, Clone)]
@@ -245,10 +247,8 @@ impl FaultDisk {
     pub(super) fn after(&self, cut: Cut) -> FaultDisk {
         let state = self.state();
         let tree = state.left.clone().unwrap_or_else(|| state.tree.after(cut));
-        // The next life reads what a failed fsync gave up, and fsyncs it in vain: a power cut would take it yet. It
-        // takes a failed fsync, a kill before the salvage and a power cut before the upload.
-        let given_up = tree.names.values().any(|file| tree.files[*file].given_up);
-        FaultDisk(Arc::new(Mutex::new(State { tree, damaged: state.damaged || given_up, ..State::default() })))
+        let gave_up = state.gave_up || tree.names.values().any(|file| tree.files[*file].given_up);
+        FaultDisk(Arc::new(Mutex::new(State { tree, damaged: state.damaged, gave_up, ..State::default() })))
     }
 
     /// The calls so far.
@@ -319,6 +319,8 @@ impl FaultDisk {
         match effect {
             Effect::Fail(errno) => {
                 state.damaged |= matches!(op, Op::Open | Op::Read);
+                // Without room for a copy, only luck saves what a failed fsync and then a kill left.
+                state.damaged |= state.gave_up && matches!(errno, Errno::NOSPC | Errno::DQUOT);
                 failed(&mut state.tree);
                 return Err(errno.into());
             }

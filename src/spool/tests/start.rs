@@ -376,6 +376,20 @@ fn a_disk_that_is_full_at_the_start_keeps_nothing_from_running() {
 }
 
 #[test]
+fn without_room_for_a_copy_what_a_crash_left_is_sealed_as_it_is_and_its_delivery_makes_room() {
+    for errno in [Errno::NOSPC, Errno::DQUOT] {
+        let mut world = World::opened();
+        world.append(2).unwrap();
+        world.end();
+        world.disk.fail(Op::Write, ".tmp", errno);
+        world.open().unwrap();
+        world.upload(Fate::Stored).unwrap();
+        assert_eq!((world.missing(), world.disk.names(&world.dir()).len()), (0, 1), "only the head is left");
+        world.deliver_all();
+    }
+}
+
+#[test]
 fn two_spools_never_share_a_folder() {
     let world = World::opened();
     let second = crate::spool::Spool::open(&world.settings, std::sync::Arc::new(world.disk.clone()));
