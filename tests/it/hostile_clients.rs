@@ -229,9 +229,9 @@ fn small_memory(aws: &LocalAws) -> Setup {
         .set("ENV0_S3_LOG_MAX_EVENT_BYTES", "256KiB")
 }
 
-/// A request that needs more memory than is left.
+/// A request that needs more memory than is left, by so little that the holder of the rest never waits for it.
 fn needs_memory() -> Upload {
-    Upload::post(AUDITS).bearer(TOKEN).body(format!("{{\"id\":\"waits\",\"message\":\"{}\"}}", "y".repeat(64 * 1024)))
+    Upload::post(AUDITS).bearer(TOKEN).body(format!("{{\"id\":\"waits\",\"message\":\"{}\"}}", "y".repeat(18 * 1024)))
 }
 
 #[test]
