@@ -121,8 +121,12 @@ pub(super) fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
                 tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, events = closed.records, "a batch's file is gone or its bytes are not those that were written; what is left of it is in quarantine, see README#quarantined");
                 return folder.quarantine_unsealed(closed.name, closed.bytes, closed.records);
             }
-            // It may be that nothing but its delivery makes room for a copy.
-            Err(error) if plain && closed.reason == SealReason::Recovery && is_full(&error) => {
+            // It may be that nothing but its delivery makes room for a copy, or that a file may not be so large any more.
+            Err(error)
+                if plain
+                    && closed.reason == SealReason::Recovery
+                    && (is_full(&error) || error.kind() == io::ErrorKind::FileTooLarge) =>
+            {
                 folder.disk().remove(&copy)?;
                 return if seal_in_place(folder, closed, &open)? { Ok(()) } else { Err(error) };
             }

@@ -320,7 +320,7 @@ impl FaultDisk {
             Effect::Fail(errno) => {
                 state.damaged |= matches!(op, Op::Open | Op::Read);
                 // Without room for a copy, only luck saves what a failed fsync and then a kill left.
-                state.damaged |= state.gave_up && matches!(errno, Errno::NOSPC | Errno::DQUOT);
+                state.damaged |= state.gave_up && matches!(errno, Errno::NOSPC | Errno::DQUOT | Errno::FBIG);
                 failed(&mut state.tree);
                 return Err(errno.into());
             }
