@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -156,6 +157,16 @@ pub(crate) fn sts_session_until(access_key_id: &str, end: DateTime<Utc>) -> Resp
              <ResponseMetadata><RequestId>sts-request</RequestId></ResponseMetadata></AssumeRoleWithWebIdentityResponse>"
         ),
     )
+}
+
+/// An STS that gives a session of an hour to whoever asks, each with another access key: `AKIA1`, `AKIA2`, …
+pub(crate) async fn sts_that_gives_sessions() -> Server {
+    let given = AtomicUsize::new(0);
+    Server::start(move |_| {
+        let number = given.fetch_add(1, Ordering::SeqCst) + 1;
+        sts_session(&format!("AKIA{number}"), TimeDelta::hours(1))
+    })
+    .await
 }
 
 pub(crate) fn sts_error(status: u16, code: &str, message: &str) -> Response<Bytes> {

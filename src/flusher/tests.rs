@@ -12,7 +12,6 @@ use axum::http::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use chrono::TimeDelta;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +23,7 @@ use crate::network::Network;
 use crate::spool::disk::OsDisk;
 use crate::spool::manifest::Destination;
 use crate::spool::{QUARANTINE, Settings};
-use crate::testing::{self, Seen, Server, answer, s3_error, soon, sts_session, until};
+use crate::testing::{self, Seen, Server, answer, s3_error, soon, sts_that_gives_sessions, until};
 
 const TYPE: LogType = LogType::Deployments;
 /// In two parts, as a test reads the sources for who feeds each metric.
@@ -76,12 +75,7 @@ impl Case {
         let judge: Arc<Mutex<Judge>> = Arc::new(Mutex::new(Box::new(judge)));
         let judged_by = judge.clone();
         let s3 = Server::start(move |request| (judged_by.lock().unwrap())(request)).await;
-        let sessions = Mutex::new(0);
-        let sts = Server::start(move |_| {
-            *sessions.lock().unwrap() += 1;
-            sts_session(&format!("AKIA{}", sessions.lock().unwrap()), TimeDelta::hours(1))
-        })
-        .await;
+        let sts = sts_that_gives_sessions().await;
         let dir = tempfile::tempdir().unwrap();
         let config = change(Config {
             endpoint_url_sts: Some(sts.url()),

@@ -1,5 +1,3 @@
-use std::sync::Mutex;
-
 use axum::http::Response;
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
@@ -11,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 use super::error::retry_after;
 use super::*;
 use crate::credentials::token::Verifier;
-use crate::testing::{Issuer, Seen, Server, answer, config, nobody, s3_error, soon, sts_session};
+use crate::testing::{
+    Issuer, Seen, Server, answer, config, nobody, s3_error, soon, sts_session, sts_that_gives_sessions,
+};
 
 /// An S3 at `endpoint`, with a session.
 async fn s3_at(endpoint: &str) -> (S3, Server) {
@@ -19,12 +19,7 @@ async fn s3_at(endpoint: &str) -> (S3, Server) {
 }
 
 async fn s3_with(config: Config) -> (S3, Server) {
-    let sessions = Mutex::new(0);
-    let sts = Server::start(move |_| {
-        *sessions.lock().unwrap() += 1;
-        sts_session(&format!("AKIA{}", sessions.lock().unwrap()), TimeDelta::hours(1))
-    })
-    .await;
+    let sts = sts_that_gives_sessions().await;
     let config = Config { endpoint_url_sts: Some(sts.url()), oidc_token: Some("token".into()), ..config };
     let network = Network::new(&config.network).unwrap();
     let credentials = Credentials::start(&config, &network, "id", CancellationToken::new());

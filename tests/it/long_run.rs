@@ -230,7 +230,7 @@ fn long_run() {
 fn each_trouble_of_the_machine_and_a_kill_lose_nothing() {
     let of_the_machine = |_: &str, trouble: &Trouble| !matches!(trouble, Away(_));
     let each = TROUBLES.iter().filter(|(name, trouble)| of_the_machine(name, trouble)).count();
-    // One more, since the first round ends otherwise.
+    // The first round ends by a SIGTERM: its trouble has another one.
     run(each, each * 1000, of_the_machine);
 }
 
