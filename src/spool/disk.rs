@@ -12,6 +12,9 @@ use std::path::Path;
 /// for volumes that are shared by their group (`fsGroup`), and are taken away elsewhere.
 const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
+/// Files are cut and removed in steps of this size: the blocks that a step gives back are discarded at once on some
+/// volumes, and an fsync then waits for as long as the disk takes for that.
+const CUT_STEP_BYTES: u64 = 512 * 1024;
 
 /// A file system, as far as the spool uses one.
 pub trait Disk: Send + Sync {
@@ -65,9 +68,18 @@ impl Disk for OsDisk {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
+        let large = open_large(path);
         match fs::remove_file(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
+            Err(error) => Err(error),
+            Ok(()) => {
+                // Under another name somebody may still want the bytes.
+                if let Some(file) = large.filter(|file| file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)) {
+                    // What fails here, the system does at once when the file is closed.
+                    let _ = cut(&file, 0);
+                }
+                Ok(())
+            }
         }
     }
 
@@ -98,7 +110,7 @@ impl DiskFile for File {
     }
 
     fn truncate(&mut self, len: u64) -> io::Result<()> {
-        self.set_len(len)
+        cut(self, len)
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -111,6 +123,22 @@ impl DiskFile for File {
             _ => Ok(()),
         }
     }
+}
+
+/// A file that is to be removed, where that takes more than one step; `None`, too, without a descriptor to spare.
+fn open_large(path: &Path) -> Option<File> {
+    let metadata = fs::symlink_metadata(path).ok()?;
+    (metadata.is_file() && metadata.len() > CUT_STEP_BYTES).then(|| OpenOptions::new().write(true).open(path).ok())?
+}
+
+/// Brings a file to `len` bytes; what goes, goes in steps.
+fn cut(file: &File, len: u64) -> io::Result<()> {
+    let mut end = file.metadata()?.len();
+    while end > len + CUT_STEP_BYTES {
+        end = (end - 1) / CUT_STEP_BYTES * CUT_STEP_BYTES;
+        file.set_len(end)?;
+    }
+    file.set_len(len)
 }
 
 /// Reads and writes an open file from its start on.

@@ -217,3 +217,31 @@ fn a_lock_that_can_not_be_asked_for_is_an_error_not_a_free_spool() {
     fs::write(&file, "").unwrap();
     assert_eq!(Lock::holder(&file).unwrap_err().kind(), ErrorKind::NotADirectory);
 }
+
+#[test]
+fn a_large_file_is_cut_to_the_byte() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("file");
+    let bytes: Vec<u8> = (0..3_000_001_u32).map(|index| (index % 251) as u8).collect();
+    for len in [2_999_999, 1_048_576, 524_289, 1, 0] {
+        fs::write(&path, &bytes).unwrap();
+        OsDisk.open(&path).unwrap().truncate(len).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), bytes[..len as usize], "cut to {len}");
+    }
+}
+
+#[test]
+fn a_large_file_that_is_removed_keeps_its_bytes_under_another_name() {
+    let home = tempfile::tempdir().unwrap();
+    let (path, backup, link) = (home.path().join("file"), home.path().join("backup"), home.path().join("link"));
+    let bytes = vec![b'x'; 3_000_001];
+    fs::write(&path, &bytes).unwrap();
+    fs::hard_link(&path, &backup).unwrap();
+    std::os::unix::fs::symlink(&backup, &link).unwrap();
+    OsDisk.remove(&path).unwrap();
+    OsDisk.remove(&link).unwrap();
+    assert!(!path.exists() && fs::symlink_metadata(&link).is_err());
+    assert_eq!(fs::read(&backup).unwrap(), bytes);
+    OsDisk.remove(&backup).unwrap();
+    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+}
