@@ -3,12 +3,16 @@
 //! What is not accepted here is not refused: serde_json has the last word, so that this only has to be
 //! right where it says yes.
 
+use wide::u8x16;
+
 use super::redact::HOLDER;
 
 /// Containers within each other that are followed, one bit each.
 const DEPTH_MAX: u32 = u64::BITS;
-/// Bytes of a string that are looked at together once it turns out to be long.
-const WIDE_BYTES: usize = 32;
+/// Of a string, looked at together.
+const BLOCK_BYTES: usize = 16;
+/// Up to here no byte may stand in a string (RFC 8259 section 7).
+const LAST_CONTROL: u8 = 0x1f;
 
 /// Length of the JSON object that `json` begins with; `None` unless it is valid, UTF-8, on one line, at most
 /// 64 deep and surely without a secret that is to be redacted.
@@ -119,34 +123,17 @@ fn string_end(json: &[u8], mut at: usize) -> Option<(usize, bool)> {
 
 /// The first byte from `at` on that ends a run of plain characters: quote, backslash, control character.
 fn plain_end(json: &[u8], mut at: usize) -> usize {
-    let is_special = |byte: u8| byte == b'"' || byte == b'\\' || byte < b' ';
-    let mut words = 0;
-    while let Some(word) = json.get(at..).and_then(|rest| rest.first_chunk()) {
-        let special = special_bytes(u64::from_le_bytes(*word));
-        if special != 0 {
-            return at + special.trailing_zeros() as usize / 8;
-        }
-        at += word.len();
-        words += 1;
-        if words == 2 {
-            while let Some(wide) = json.get(at..).and_then(|rest| rest.first_chunk::<WIDE_BYTES>()) {
-                if wide.iter().fold(false, |any, &byte| any | is_special(byte)) {
-                    break;
-                }
-                at += WIDE_BYTES;
-            }
+    while let Some(block) = json.get(at..).and_then(|rest| rest.first_chunk::<BLOCK_BYTES>()) {
+        let block = u8x16::new(*block);
+        let is_control = block.simd_eq(block.min(u8x16::splat(LAST_CONTROL)));
+        let is_special = block.simd_eq(u8x16::splat(b'"')) | block.simd_eq(u8x16::splat(b'\\')) | is_control;
+        match is_special.to_bitmask() {
+            0 => at += BLOCK_BYTES,
+            special => return at + special.trailing_zeros() as usize,
         }
     }
-    json[at..].iter().position(|&byte| is_special(byte)).map_or(json.len(), |further| at + further)
-}
-
-/// The high bit of each byte that is a quote, a backslash or a control character; the lowest one set is
-/// exact, those above it may be carried over.
-fn special_bytes(word: u64) -> u64 {
-    const EACH: u64 = u64::from_ne_bytes([1; 8]);
-    const HIGH: u64 = EACH << 7;
-    let below = |word: u64, limit: u8| word.wrapping_sub(EACH * u64::from(limit)) & !word & HIGH;
-    below(word ^ (EACH * u64::from(b'"')), 1) | below(word ^ (EACH * u64::from(b'\\')), 1) | below(word, b' ')
+    let is_special = |byte: &u8| matches!(byte, b'"' | b'\\' | ..=LAST_CONTROL);
+    json[at..].iter().position(is_special).map_or(json.len(), |further| at + further)
 }
 
 fn literal_end(json: &[u8], at: usize, literal: &[u8]) -> Option<usize> {
