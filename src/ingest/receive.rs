@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_ENCODING;
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -134,11 +135,17 @@ pub async fn read(
     let mut all = BytesMut::new();
     let mut charge = Charge::default();
     loop {
-        let deadline = end.min(Instant::now() + STALL_TIMEOUT);
-        let frame = tokio::select! {
-            biased;
-            frame = timeout_at(deadline, body.frame()) => frame.map_err(|_| Refusal::BodyTimeout)?,
-            () = stop.cancelled() => return Err(draining()),
+        // What is here already needs no clock.
+        let frame = match body.frame().now_or_never() {
+            Some(frame) => frame,
+            None => {
+                let deadline = end.min(Instant::now() + STALL_TIMEOUT);
+                tokio::select! {
+                    biased;
+                    frame = timeout_at(deadline, body.frame()) => frame.map_err(|_| Refusal::BodyTimeout)?,
+                    () = stop.cancelled() => return Err(draining()),
+                }
+            }
         };
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|error| Refusal::BrokenBody { reason: error.to_string() })?;
