@@ -98,7 +98,13 @@ impl Sha256 {
 
     /// Hash of `bytes`.
     pub fn of(bytes: &[u8]) -> Sha256 {
-        Sha256Hasher::new_with(bytes).finish()
+        Sha256::from_digest(&aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes))
+    }
+
+    fn from_digest(digest: &aws_lc_rs::digest::Digest) -> Sha256 {
+        let mut bytes = [0; 32];
+        bytes.copy_from_slice(digest.as_ref());
+        Sha256(bytes)
     }
 }
 
@@ -142,12 +148,6 @@ impl Default for Sha256Hasher {
 }
 
 impl Sha256Hasher {
-    fn new_with(bytes: &[u8]) -> Self {
-        let mut hasher = Self::default();
-        hasher.update(bytes);
-        hasher
-    }
-
     /// Takes in `bytes`.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
@@ -155,10 +155,7 @@ impl Sha256Hasher {
 
     /// The hash of all that was taken in.
     pub fn finish(self) -> Sha256 {
-        let digest = self.0.finish();
-        let mut bytes = [0; 32];
-        bytes.copy_from_slice(digest.as_ref());
-        Sha256(bytes)
+        Sha256::from_digest(&self.0.finish())
     }
 }
 
