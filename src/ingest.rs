@@ -24,9 +24,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, EXPECT};
-use axum::http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::Utc;
 use http_body_util::BodyExt;
@@ -41,8 +40,9 @@ use crate::ingest::auth::{AuthError, Authenticator, Identity, OIDC_TOKEN_HEADER}
 use crate::ingest::body::{BodyError, Limits, Lines};
 use crate::ingest::listener::Guest;
 use crate::ingest::meters::IngestMeters;
-use crate::ingest::protocol::{Accepted, Part, Protocol, Refusal, Route, by_type, empty_answer, route};
+use crate::ingest::protocol::{Accepted, Answer, Part, Protocol, Refusal, Route, by_type, empty_answer, route};
 use crate::ingest::receive::{Budget, Charge, Encoding, HOLD, Received};
+use crate::spool::usage::Reservation;
 use crate::spool::{AppendError, Spool};
 
 /// A body from this size on is scanned where it can't hold up other requests.
@@ -134,7 +134,7 @@ impl Ingest {
     }
 
     /// Answers one request of the ingest listener.
-    pub async fn handle(self: Arc<Self>, request: Request<Incoming>, guest: Guest) -> Response<Body> {
+    pub async fn handle(self: Arc<Self>, request: Request<Incoming>, guest: Guest) -> Answer {
         let _under_way = self.requests.token();
         let started = Instant::now();
         let came_too_late = self.draining.load(Ordering::Relaxed);
@@ -295,28 +295,31 @@ impl Ingest {
     /// Appends to each log type's batch at the same time; refused as a whole, before anything is
     /// written, when one of them is full or its disk fails.
     async fn append(&self, lines: [Lines; 2], held: Held) -> Result<Accepted, Refusal> {
-        let mut filled = Vec::new();
-        for (log_type, lines) in LogType::ALL.into_iter().zip(lines).filter(|(_, lines)| lines.records > 0) {
+        let records = lines.iter().map(|lines| lines.records).sum();
+        let mut rooms = [None, None];
+        for (log_type, lines) in LogType::ALL.into_iter().zip(&lines).filter(|(_, lines)| lines.records > 0) {
             if let Some(reason) = self.spool.failing(log_type) {
                 return Err(not_taken(AppendError::Disk(reason)));
             }
             let room = self.spool.reserve(log_type, lines.bytes.len() as u64).map_err(not_taken)?;
-            filled.push((log_type, lines, room));
+            rooms[log_type.index()] = Some(room);
         }
-        let held = Arc::new(held);
-        let appends = filled.into_iter().map(async |(log_type, lines, room)| {
-            let held = Box::new(Arc::clone(&held));
-            let receipt = self.spool.append_reserved(room, lines.bytes.clone(), lines.records, held).await?;
-            self.meters.accepted(log_type, &lines);
-            Ok((log_type, lines.records, receipt))
-        });
-        let receipts = match tokio::time::timeout(HOLD, futures_util::future::try_join_all(appends)).await {
+        let held: Arc<dyn Send + Sync> = Arc::new(held);
+        let append = async |log_type: LogType, room: Option<Reservation>| {
+            let Some(room) = room else { return Ok(None) };
+            let lines = &lines[log_type.index()];
+            let receipt = self.spool.append_reserved(room, lines.bytes.clone(), lines.records, held.clone()).await?;
+            self.meters.accepted(log_type, lines);
+            Ok(Some((log_type, receipt)))
+        };
+        let ([first, second], [room, other]) = (LogType::ALL, rooms);
+        let both = futures_util::future::try_join(append(first, room), append(second, other));
+        let (receipt, other) = match tokio::time::timeout(HOLD, both).await {
             Ok(outcome) => outcome.map_err(not_taken)?,
             Err(_) => return Err(not_taken(AppendError::Disk("it takes longer than 5 s to write".to_owned()))),
         };
-        let receipt =
-            receipts.first().map(|(log_type, _, receipt)| (self.key(*log_type, &receipt.batch), receipt.line));
-        Ok(Accepted { records: receipts.iter().map(|(_, records, _)| records).sum(), receipt })
+        let receipt = receipt.or(other).map(|(log_type, receipt)| (self.key(log_type, &receipt.batch), receipt.line));
+        Ok(Accepted { records, receipt })
     }
 
     /// The batch's object key; made once for all the requests that a batch takes.
@@ -345,8 +348,10 @@ pub async fn answer_once_started(
     mut front: watch::Receiver<Option<Arc<Ingest>>>,
     request: Request<Incoming>,
     guest: Guest,
-) -> Response<Body> {
-    let _ = tokio::time::timeout(HOLD, front.wait_for(Option::is_some)).await;
+) -> Answer {
+    if front.borrow().is_none() {
+        let _ = tokio::time::timeout(HOLD, front.wait_for(Option::is_some)).await;
+    }
     let started = front.borrow().clone();
     match started {
         Some(ingest) => ingest.handle(request, guest).await,

@@ -229,7 +229,7 @@ impl Spool {
     /// Events that the writer has begun with are written even if the caller stops waiting.
     pub async fn append(&self, log_type: LogType, lines: Bytes, records: u64) -> Result<Receipt, AppendError> {
         let reservation = self.reserve(log_type, lines.len() as u64)?;
-        self.append_reserved(reservation, lines, records, Box::new(())).await
+        self.append_reserved(reservation, lines, records, Arc::new(())).await
     }
 
     /// [`Spool::append`] into room taken before. `held` is dropped with the lines, however long the
@@ -239,7 +239,7 @@ impl Spool {
         reservation: Reservation,
         lines: Bytes,
         records: u64,
-        held: Box<dyn Send>,
+        held: Arc<dyn Send + Sync>,
     ) -> Result<Receipt, AppendError> {
         let writer = &self.inner.writers[reservation.log_type().index()];
         writer.append(lines, records, reservation, held).await

@@ -4,21 +4,22 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::body::Body;
-use axum::http::{Request, Response};
+use axum::http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::ingest::framing::FramingGuard;
+use crate::ingest::protocol::Answer;
 use crate::ingest::tls::Tls;
 
 /// Between two requests of a connection; a head that has begun has less time ([`crate::ingest::framing`]).
@@ -50,7 +51,7 @@ impl Listener {
     pub async fn serve<H, F>(self, handler: Arc<H>, stop: CancellationToken)
     where
         H: Fn(Request<Incoming>, Guest) -> F + Send + Sync + 'static,
-        F: Future<Output = Response<Body>> + Send + 'static,
+        F: Future<Output = Answer> + Send + 'static,
     {
         let connections = TaskTracker::new();
         let registry = Arc::new(Registry::default());
@@ -63,13 +64,10 @@ impl Listener {
             match accepted {
                 Ok((stream, _)) => {
                     accept_fails = false;
-                    connections.spawn(connection(
-                        stream,
-                        self.tls.clone(),
-                        registry.enter(),
-                        handler.clone(),
-                        stop.clone(),
-                    ));
+                    let member = registry.enter();
+                    let entered = member.connection.clone();
+                    let served = connection(stream, self.tls.clone(), member, handler.clone(), stop.clone());
+                    let _ = entered.task.set(connections.spawn(served).abort_handle());
                 }
                 Err(error) => {
                     if !std::mem::replace(&mut accept_fails, true) {
@@ -132,7 +130,8 @@ struct Connection {
     start: Instant,
     /// Milliseconds after `start`, plus one; 0 while a request is served.
     without_request_since: AtomicU64,
-    close: CancellationToken,
+    /// Set before the next connection is accepted.
+    task: OnceLock<AbortHandle>,
 }
 
 impl Connection {
@@ -163,7 +162,7 @@ impl Registry {
         let connection = Arc::new(Connection {
             start: Instant::now(),
             without_request_since: AtomicU64::new(1),
-            close: CancellationToken::new(),
+            task: OnceLock::new(),
         });
         let mut open = self.open();
         open.last_id += 1;
@@ -184,8 +183,8 @@ impl Registry {
         let idle =
             open.connections.iter().filter_map(|(id, connection)| Some((connection.without_request_for()?, *id)));
         let Some((_, id)) = idle.max() else { return false };
-        if let Some(connection) = open.connections.remove(&id) {
-            connection.close.cancel();
+        if let Some(task) = open.connections.remove(&id).as_deref().and_then(|connection| connection.task.get()) {
+            task.abort();
         }
         true
     }
@@ -216,27 +215,20 @@ async fn connection<H, F>(
     stop: CancellationToken,
 ) where
     H: Fn(Request<Incoming>, Guest) -> F + Send + Sync + 'static,
-    F: Future<Output = Response<Body>> + Send + 'static,
+    F: Future<Output = Answer> + Send + 'static,
 {
     // Answers are small and whole; waiting for more to send only costs time.
     let _ = stream.set_nodelay(true);
-    let close = membership.connection.close.clone();
-    let served = async {
-        match tls {
-            None => serve(stream, &membership, handler, stop).await,
-            Some(tls) => {
-                let handshake = tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.acceptor().accept(stream));
-                match handshake.await {
-                    Ok(Ok(stream)) => serve(stream, &membership, handler, stop).await,
-                    Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-                    Err(_) => tracing::debug!("a TLS handshake took too long"),
-                }
+    match tls {
+        None => serve(stream, &membership, handler, stop).await,
+        Some(tls) => {
+            let handshake = tokio::time::timeout(TLS_HANDSHAKE_TIMEOUT, tls.acceptor().accept(stream));
+            match handshake.await {
+                Ok(Ok(stream)) => serve(stream, &membership, handler, stop).await,
+                Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+                Err(_) => tracing::debug!("a TLS handshake took too long"),
             }
         }
-    };
-    tokio::select! {
-        () = served => {}
-        () = close.cancelled() => {}
     }
 }
 
@@ -244,7 +236,7 @@ async fn serve<S, H, F>(stream: S, membership: &Membership, handler: Arc<H>, sto
 where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Fn(Request<Incoming>, Guest) -> F + Send + Sync + 'static,
-    F: Future<Output = Response<Body>> + Send + 'static,
+    F: Future<Output = Answer> + Send + 'static,
 {
     let Membership { connection, registry, .. } = membership;
     let stream = FramingGuard::new(stream, registry.read_max_bytes.clone());
@@ -267,6 +259,7 @@ where
             .serve_connection(TokioIo::new(stream), service)
     );
     let outcome = tokio::select! {
+        biased;
         outcome = served.as_mut() => outcome,
         () = stop.cancelled() => {
             served.as_mut().graceful_shutdown();

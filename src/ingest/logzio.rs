@@ -5,8 +5,7 @@
 //! of text as in the native protocol. As there, a `type` in the query is the type of events that have
 //! none: it is added to them, but where it is one of env0's names, which the object's key tells. env0 names the log type in `name` or `type`.
 
-use axum::body::Body;
-use axum::http::{HeaderMap, Response, StatusCode, Uri};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -14,7 +13,9 @@ use serde_json::json;
 
 use crate::batch::LogType;
 use crate::ingest::body::{self, BodyError, Events, Limits, LineWriter};
-use crate::ingest::protocol::{self, Accepted, JSON, Part, Protocol, Refusal, TEXT, empty_answer, query_parameter};
+use crate::ingest::protocol::{
+    self, Accepted, Answer, JSON, Part, Protocol, Refusal, TEXT, empty_answer, query_parameter,
+};
 
 /// Logz.io.
 pub struct Logzio;
@@ -71,12 +72,12 @@ impl Protocol for Logzio {
     }
 
     /// 200 without a body.
-    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Response<Body> {
+    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Answer {
         empty_answer(StatusCode::OK)
     }
 
     /// For a body that is refused, Logz.io's counts; nothing of it was taken.
-    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Response<Body> {
+    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Answer {
         let (malformed, oversized) = match refusal {
             Refusal::Body(BodyError::Invalid { .. }) => (1, 0),
             Refusal::Body(BodyError::EventTooLarge { .. }) => (0, 1),

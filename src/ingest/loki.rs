@@ -7,8 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use axum::body::Body;
-use axum::http::{HeaderMap, Response, StatusCode, Uri};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use prost::Message;
@@ -18,7 +17,7 @@ use serde_json::value::{RawValue, Value};
 use crate::batch::LogType;
 use crate::ingest::body::{self, BodyError, Events, Limits, LineWriter};
 use crate::ingest::protobuf::embedded;
-use crate::ingest::protocol::{self, Accepted, Part, Protocol, Refusal, TEXT, empty_answer, header_text};
+use crate::ingest::protocol::{self, Accepted, Answer, Part, Protocol, Refusal, TEXT, empty_answer, header_text};
 use crate::ingest::receive::Encoding;
 
 /// Loki.
@@ -59,12 +58,12 @@ impl Protocol for Loki {
     }
 
     /// 204.
-    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Response<Body> {
+    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Answer {
         empty_answer(StatusCode::NO_CONTENT)
     }
 
     /// A line of text, as Loki does.
-    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Response<Body> {
+    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Answer {
         refusal.answer(TEXT, format!("{refusal}\n"))
     }
 }

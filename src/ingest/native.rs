@@ -1,14 +1,15 @@
 //! The native protocol (contract section 3): `POST /v1/logs/<log type>`, JSON or text, sniffed.
 
-use axum::body::Body;
-use axum::http::{HeaderMap, Response, StatusCode, Uri};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::ingest::body::{self, BodyError, Limits};
-use crate::ingest::protocol::{Accepted, JSON, KNOWN_PATHS, Part, Protocol, Refusal, SUPPORTED_ENCODINGS, answer};
+use crate::ingest::protocol::{
+    Accepted, Answer, JSON, KNOWN_PATHS, Part, Protocol, Refusal, SUPPORTED_ENCODINGS, answer,
+};
 
 /// The native protocol.
 pub struct Native;
@@ -40,7 +41,7 @@ impl Protocol for Native {
     }
 
     /// `{"accepted":<n>,"object":"<key>","line":<index of the first>}`, or `{"accepted":0}`.
-    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, accepted: &Accepted) -> Response<Body> {
+    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, accepted: &Accepted) -> Answer {
         let (object, line) = accepted.receipt.as_ref().map(|(key, line)| (&**key, *line)).unzip();
         let receipt = Receipt { accepted: accepted.records, object, line };
         let receipt = serde_json::to_vec(&receipt).expect("a struct of numbers and text is JSON");
@@ -49,7 +50,7 @@ impl Protocol for Native {
 
     /// `{"error":"<what happened>", …}` with the event and offset, the limit and its variable, the
     /// known paths, methods or encodings.
-    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Response<Body> {
+    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Answer {
         let error = refusal.to_string();
         let details = match refusal {
             Refusal::Body(BodyError::Invalid { event, offset, .. }) => {

@@ -6,8 +6,7 @@
 //! that nothing is said in other words. Neither documents how env0 names the log type; `logtype`,
 //! `service`, `name`, `source` and `type`, of the log or common to all, are looked at.
 
-use axum::body::Body;
-use axum::http::{HeaderMap, Response, StatusCode, Uri};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -16,7 +15,9 @@ use serde_json::value::RawValue;
 
 use crate::batch::LogType;
 use crate::ingest::body::{self, BodyError, Events, Limits, LineWriter};
-use crate::ingest::protocol::{self, Accepted, JSON, Part, Protocol, Refusal, answer, header_text, query_parameter};
+use crate::ingest::protocol::{
+    self, Accepted, Answer, JSON, Part, Protocol, Refusal, answer, header_text, query_parameter,
+};
 
 /// New Relic.
 pub struct NewRelic;
@@ -70,12 +71,12 @@ impl Protocol for NewRelic {
     }
 
     /// 202 with `{"requestId":"<uuid>"}`.
-    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Response<Body> {
+    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Answer {
         answer(StatusCode::ACCEPTED, JSON, json!({"requestId": random_uuid()}).to_string())
     }
 
     /// New Relic documents statuses only; the body is for people.
-    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Response<Body> {
+    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Answer {
         refusal.answer(JSON, json!({"requestId": random_uuid(), "error": refusal.to_string()}).to_string())
     }
 }

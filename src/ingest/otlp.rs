@@ -10,8 +10,7 @@
 mod json;
 mod proto;
 
-use axum::body::Body;
-use axum::http::{HeaderMap, Response, StatusCode, Uri};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use prost::Message;
@@ -19,7 +18,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::ingest::body::{BodyError, Limits, LineWriter};
-use crate::ingest::protocol::{self, Accepted, JSON, Part, Protocol, Refusal, answer, content_type_is};
+use crate::ingest::protocol::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, answer, content_type_is};
 
 /// OTLP/HTTP.
 pub struct Otlp;
@@ -49,16 +48,16 @@ impl Protocol for Otlp {
     }
 
     /// An `ExportLogsServiceResponse` without `partial_success`, in the request's encoding.
-    fn accepted(&self, _uri: &Uri, headers: &HeaderMap, _accepted: &Accepted) -> Response<Body> {
+    fn accepted(&self, _uri: &Uri, headers: &HeaderMap, _accepted: &Accepted) -> Answer {
         if content_type_is(headers, "protobuf") {
-            answer(StatusCode::OK, PROTOBUF, Body::empty())
+            answer(StatusCode::OK, PROTOBUF, Bytes::new())
         } else {
             answer(StatusCode::OK, JSON, "{}")
         }
     }
 
     /// A `google.rpc.Status`, in the request's encoding.
-    fn refused(&self, _uri: &Uri, headers: &HeaderMap, refusal: &Refusal) -> Response<Body> {
+    fn refused(&self, _uri: &Uri, headers: &HeaderMap, refusal: &Refusal) -> Answer {
         let status = proto::Status { code: code(refusal), message: refusal.to_string() };
         if content_type_is(headers, "protobuf") {
             refusal.answer(PROTOBUF, status.encode_to_vec())

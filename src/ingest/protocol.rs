@@ -3,11 +3,11 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::http::header::{self, HeaderName};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use http_body_util::Full;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -108,7 +108,7 @@ impl Refusal {
     }
 
     /// An answer with the status and headers of the contract's table and a protocol's own body.
-    pub fn answer(&self, content_type: &'static str, body: impl Into<Body>) -> Response<Body> {
+    pub fn answer(&self, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
         let mut answer = answer(self.status(), content_type, body);
         let (name, value): (HeaderName, HeaderValue) = match self {
             Refusal::Unauthorized { .. } => (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
@@ -122,17 +122,20 @@ impl Refusal {
     }
 }
 
+/// What a request is answered with; its body is small and in memory.
+pub type Answer = Response<Full<Bytes>>;
+
 /// An answer with a body of a known type.
-pub fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Body>) -> Response<Body> {
-    let mut answer = Response::new(body.into());
+pub fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     answer
 }
 
 /// An answer without a body.
-pub fn empty_answer(status: StatusCode) -> Response<Body> {
-    let mut answer = Response::new(Body::empty());
+pub fn empty_answer(status: StatusCode) -> Answer {
+    let mut answer = Response::new(Full::default());
     *answer.status_mut() = status;
     answer
 }
@@ -175,13 +178,13 @@ pub trait Protocol: Send + Sync + 'static {
     ) -> Result<Vec<Part>, BodyError>;
 
     /// The answer to accepted events.
-    fn accepted(&self, uri: &Uri, headers: &HeaderMap, accepted: &Accepted) -> Response<Body>;
+    fn accepted(&self, uri: &Uri, headers: &HeaderMap, accepted: &Accepted) -> Answer;
 
     /// The answer to a refusal; status, `Retry-After` and `WWW-Authenticate` as the contract says.
-    fn refused(&self, uri: &Uri, headers: &HeaderMap, refusal: &Refusal) -> Response<Body>;
+    fn refused(&self, uri: &Uri, headers: &HeaderMap, refusal: &Refusal) -> Answer;
 
     /// The answer to a client that asks, without credentials, whether anyone is there.
-    fn alive(&self) -> Response<Body> {
+    fn alive(&self) -> Answer {
         empty_answer(StatusCode::OK)
     }
 }

@@ -5,8 +5,7 @@
 //! Collector". An event's stored line is its envelope as sent; a raw line becomes an envelope with
 //! what the query says of it. env0 names the log type in `source` or `index`.
 
-use axum::body::Body;
-use axum::http::{HeaderMap, Response, StatusCode, Uri};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -15,7 +14,7 @@ use serde_json::value::RawValue;
 
 use crate::ingest::body::{self, BodyError, Events, Limits, LineWriter};
 use crate::ingest::protocol::{
-    self, Accepted, JSON, ObjectOrText, Part, Protocol, Refusal, answer, header_text, query_parameter,
+    self, Accepted, Answer, JSON, ObjectOrText, Part, Protocol, Refusal, answer, header_text, query_parameter,
 };
 
 /// Splunk HEC.
@@ -55,12 +54,12 @@ impl Protocol for Splunk {
         Ok(writer.finish())
     }
 
-    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Response<Body> {
+    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Answer {
         answer(StatusCode::OK, JSON, r#"{"text":"Success","code":0}"#)
     }
 
     /// `{"text":…,"code":…}`, with `invalid-event-number` where one event is at fault.
-    fn refused(&self, uri: &Uri, headers: &HeaderMap, refusal: &Refusal) -> Response<Body> {
+    fn refused(&self, uri: &Uri, headers: &HeaderMap, refusal: &Refusal) -> Answer {
         let (text, code) = match refusal {
             Refusal::Unauthorized { .. } => match header_text(headers, "authorization") {
                 None if self.token(uri, headers).is_none() => ("Token is required", 2),
@@ -91,7 +90,7 @@ impl Protocol for Splunk {
         refusal.answer(JSON, reply.to_string())
     }
 
-    fn alive(&self) -> Response<Body> {
+    fn alive(&self) -> Answer {
         answer(StatusCode::OK, JSON, r#"{"text":"HEC is healthy","code":17}"#)
     }
 }

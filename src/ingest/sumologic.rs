@@ -5,15 +5,16 @@
 //! for it (`_sourceName`, `_sourceHost`, `_sourceCategory`, `_fields`) beside the event, which then
 //! is `message`.
 
-use axum::body::Body;
-use axum::http::{HeaderMap, Response, StatusCode, Uri};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::ingest::body::{self, BodyError, Events, Limits, LineWriter};
-use crate::ingest::protocol::{self, Accepted, JSON, ObjectOrText, Part, Protocol, Refusal, empty_answer, header_text};
+use crate::ingest::protocol::{
+    self, Accepted, Answer, JSON, ObjectOrText, Part, Protocol, Refusal, empty_answer, header_text,
+};
 
 /// Sumo Logic.
 pub struct SumoLogic;
@@ -88,12 +89,12 @@ impl Protocol for SumoLogic {
     }
 
     /// 200 without a body.
-    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Response<Body> {
+    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Answer {
         empty_answer(StatusCode::OK)
     }
 
     /// Sumo Logic documents statuses only; the body is for people.
-    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Response<Body> {
+    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Answer {
         refusal.answer(JSON, json!({"message": refusal.to_string()}).to_string())
     }
 }

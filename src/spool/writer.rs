@@ -47,7 +47,7 @@ struct Append {
     reservation: Reservation,
     reply: oneshot::Sender<Answer>,
     /// Given back when the lines no longer need memory.
-    _held: Box<dyn Send>,
+    _held: Arc<dyn Send + Sync>,
 }
 
 type Outcome = Result<Receipt, AppendError>;
@@ -128,7 +128,7 @@ impl Writer {
         lines: Bytes,
         records: u64,
         reservation: Reservation,
-        held: Box<dyn Send>,
+        held: Arc<dyn Send + Sync>,
     ) -> Result<Receipt, AppendError> {
         let (reply, answer) = oneshot::channel();
         let append = Append { lines, records, reservation, reply, _held: held };

@@ -57,36 +57,36 @@ impl Sent {
         self.protocol().token(&self.uri, &self.headers)
     }
 
-    pub(crate) fn accepted(&self, records: u64) -> Answer {
+    pub(crate) fn accepted(&self, records: u64) -> Answered {
         let receipt = (records > 0).then(|| ("env0-audits/2026/11/22/21:04:05_aB3dE.log".into(), 7));
-        Answer::of(self.protocol().accepted(&self.uri, &self.headers, &Accepted { records, receipt }))
+        Answered::of(self.protocol().accepted(&self.uri, &self.headers, &Accepted { records, receipt }))
     }
 
     /// The answer to the body as it is, which must be refused.
-    pub(crate) fn refused_body(&self) -> Answer {
+    pub(crate) fn refused_body(&self) -> Answered {
         self.refused_body_with(&LIMITS)
     }
 
-    pub(crate) fn refused_body_with(&self, limits: &Limits) -> Answer {
+    pub(crate) fn refused_body_with(&self, limits: &Limits) -> Answered {
         self.refused(&Refusal::Body(self.parse_with(limits).unwrap_err()))
     }
 
-    pub(crate) fn refused(&self, refusal: &Refusal) -> Answer {
-        Answer::of(self.protocol().refused(&self.uri, &self.headers, refusal))
+    pub(crate) fn refused(&self, refusal: &Refusal) -> Answered {
+        Answered::of(self.protocol().refused(&self.uri, &self.headers, refusal))
     }
 }
 
-pub(crate) struct Answer {
+pub(crate) struct Answered {
     pub(crate) status: u16,
     headers: HeaderMap,
     pub(crate) body: Bytes,
 }
 
-impl Answer {
-    fn of(answer: Response<Body>) -> Answer {
+impl Answered {
+    fn of(answer: Answer) -> Answered {
         let (head, body) = answer.into_parts();
         let body = futures_util::FutureExt::now_or_never(body.collect()).unwrap().unwrap().to_bytes();
-        Answer { status: head.status.as_u16(), headers: head.headers, body }
+        Answered { status: head.status.as_u16(), headers: head.headers, body }
     }
 
     pub(crate) fn text(&self) -> &str {
@@ -234,7 +234,7 @@ fn whoever_asks_is_told_that_the_daemon_is_there() {
         (Method::GET, "/services/collector/health/1.0", r#"{"text":"HEC is healthy","code":17}"#),
     ] {
         let Route::Alive { protocol } = route(&method, path) else { panic!("{method} {path}") };
-        let answer = Answer::of(protocol.alive());
+        let answer = Answered::of(protocol.alive());
         assert_eq!((answer.status, answer.text()), (200, body));
     }
     assert!(matches!(route(&Method::PUT, "/v1/oidc-token"), Route::OidcToken));

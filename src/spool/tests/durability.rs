@@ -285,7 +285,7 @@ fn what_lines_hold_is_given_back_when_they_are_durable_however_soon_their_sender
     let held = Arc::new(());
     let spool = world.spool().clone();
     let room = spool.reserve(TYPE, 3).unwrap();
-    let mut append = Box::pin(spool.append_reserved(room, "{}\n".into(), 1, Box::new(Arc::clone(&held))));
+    let mut append = Box::pin(spool.append_reserved(room, "{}\n".into(), 1, held.clone()));
     assert!((&mut append).now_or_never().is_none());
     is_stalled.recv().unwrap();
     drop(append);
