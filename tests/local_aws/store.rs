@@ -20,6 +20,9 @@ mod protocol;
 
 pub(crate) use faults::Fault;
 
+/// Of an object, between two looks at who else wants the processor.
+const MEASURED_AT_ONCE_BYTES: usize = 256 * 1024;
+
 /// An object in the bucket.
 #[derive(Debug, Clone)]
 pub(crate) struct Object {
@@ -268,8 +271,15 @@ impl Object {
 
     fn measure(&mut self) {
         self.size = self.body.len();
-        self.lines = memchr::memchr_iter(b'\n', &self.body).count();
-        self.sha256 = env0_s3_logs::batch::Sha256::of(&self.body).to_string();
+        self.lines = 0;
+        let mut hasher = env0_s3_logs::batch::Sha256Hasher::default();
+        for part in self.body.chunks(MEASURED_AT_ONCE_BYTES) {
+            self.lines += memchr::memchr_iter(b'\n', part).count();
+            hasher.update(part);
+            // Who shares the processor must not wait for all of a large object.
+            std::thread::yield_now();
+        }
+        self.sha256 = hasher.finish().to_string();
     }
 }
 
