@@ -146,6 +146,23 @@ fn a_refusal_names_the_event_and_the_byte() {
 }
 
 #[test]
+fn any_byte_at_any_place_of_a_string_is_judged_in_one_pass_as_serde_json_judges_it() {
+    for length in 1..=40 {
+        let line = format!("{{\"k\":\"{}\"}}", "a".repeat(length));
+        for (place, byte) in (0..length).flat_map(|place| (0..=u8::MAX).map(move |byte| (place, byte))) {
+            let mut line = line.clone().into_bytes();
+            line["{\"k\":\"".len() + place] = byte;
+            let valid = serde_json::from_slice::<&serde_json::value::RawValue>(&line).is_ok();
+            // More lines behind it, so that what is looked at together reaches beyond the string, or none.
+            for rest in ["", "\n{\"a\":\"0123456789abcdef\"}\n"] {
+                let judged = line::plain_object_len(&[&line, rest.as_bytes()].concat());
+                assert_eq!(judged, valid.then_some(line.len()), "byte {byte:#x} at {place} of {length}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_plain_line_that_is_not_utf8_is_refused_at_its_byte() {
     assert_eq!(refused_at(b"{}\n{\"a\":\"\xff\"}\n{}\n"), (1, 9));
     assert_eq!(refused_at(b"{}\n{\"\xc3\":1}\n"), (1, 5));
