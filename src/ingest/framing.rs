@@ -22,20 +22,37 @@ static HEAD_END: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\r\n\
 
 /// From a head's first byte to its last.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// From a request's last byte to the next one's first.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// A connection whose requests are framed without ambiguity.
+/// A connection whose requests are framed without ambiguity, and whose heads come in time.
 pub struct FramingGuard<S> {
     stream: Take<S>,
     read_max_bytes: Arc<AtomicUsize>,
     framing: Framing,
-    head_deadline: Option<Pin<Box<Sleep>>>,
+    /// When a head that has not come, or not wholly, ends the connection.
+    due: Instant,
+    /// Never after `due`. That moves with every request, the timer only when it fires.
+    timer: Pin<Box<Sleep>>,
 }
 
 impl<S: AsyncRead> FramingGuard<S> {
     /// Guards a connection from its first byte on. No read of it takes more than `read_max_bytes`, at least 1, has at
     /// the time: hyper's buffer of a connection grows with what its reads bring.
     pub fn new(stream: S, read_max_bytes: Arc<AtomicUsize>) -> FramingGuard<S> {
-        FramingGuard { stream: stream.take(0), read_max_bytes, framing: Framing::default(), head_deadline: None }
+        let due = Instant::now() + IDLE_TIMEOUT;
+        let timer = Box::pin(sleep_until(due));
+        FramingGuard { stream: stream.take(0), read_max_bytes, framing: Framing::default(), due, timer }
+    }
+
+    fn poll_due(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        while self.timer.as_mut().poll(context).is_ready() {
+            if Instant::now() >= self.due {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(self.due);
+        }
+        Poll::Pending
     }
 }
 
@@ -47,12 +64,14 @@ impl<S: AsyncRead + Unpin> AsyncRead for FramingGuard<S> {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buffer.filled().len();
+        let was_inside_head = this.framing.inside_head();
         this.stream.set_limit(this.read_max_bytes.load(Ordering::Relaxed) as u64);
         match Pin::new(&mut this.stream).poll_read(context, buffer) {
-            Poll::Pending => match this.head_deadline.as_mut().map(|deadline| deadline.as_mut().poll(context)) {
-                Some(Poll::Ready(())) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-                _ => Poll::Pending,
-            },
+            // A body has time-outs of its own (`receive.rs`).
+            Poll::Pending if matches!(this.framing, Framing::Head(_)) => {
+                this.poll_due(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+            }
+            Poll::Pending => Poll::Pending,
             Poll::Ready(Ok(())) => {
                 if let Some(kept) = this.framing.check(&buffer.filled()[before..]) {
                     buffer.set_filled(before + kept);
@@ -60,10 +79,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for FramingGuard<S> {
                         buffer.put_slice(b"\0");
                     }
                 }
-                if this.framing.inside_head() {
-                    this.head_deadline.get_or_insert_with(|| Box::pin(sleep_until(Instant::now() + HEAD_TIMEOUT)));
-                } else {
-                    this.head_deadline = None;
+                if !this.framing.inside_head() {
+                    this.due = Instant::now() + IDLE_TIMEOUT;
+                } else if !was_inside_head {
+                    this.due = Instant::now() + HEAD_TIMEOUT;
+                    this.timer.as_mut().reset(this.due);
                 }
                 Poll::Ready(Ok(()))
             }
@@ -297,6 +317,8 @@ impl Chunk {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncWriteExt, DuplexStream};
+
     use super::*;
 
     /// What reaches hyper of `stream`, read in pieces of `step` bytes.
@@ -327,7 +349,7 @@ mod tests {
     #[tokio::test]
     async fn a_read_takes_no_more_than_its_share_at_the_time() {
         let (mut client, server) = tokio::io::duplex(1024);
-        tokio::io::AsyncWriteExt::write_all(&mut client, &[b'x'; 100]).await.unwrap();
+        client.write_all(&[b'x'; 100]).await.unwrap();
         let share = Arc::new(AtomicUsize::new(10));
         let mut guard = FramingGuard::new(server, share.clone());
         let mut buffer = [0; 64];
@@ -336,6 +358,51 @@ mod tests {
         assert_eq!(guard.read(&mut buffer).await.unwrap(), 30);
         share.store(1000, Ordering::Relaxed);
         assert_eq!(guard.read(&mut buffer).await.unwrap(), 60);
+    }
+
+    fn guarded() -> (DuplexStream, FramingGuard<DuplexStream>) {
+        let (client, server) = tokio::io::duplex(1024);
+        (client, FramingGuard::new(server, Arc::new(AtomicUsize::new(1024))))
+    }
+
+    async fn pass(client: &mut DuplexStream, guard: &mut FramingGuard<DuplexStream>, bytes: &[u8]) {
+        client.write_all(bytes).await.unwrap();
+        guard.read_exact(&mut vec![0; bytes.len()]).await.unwrap();
+    }
+
+    /// How long a read of what never comes lasts, in whole seconds.
+    async fn seconds_to_the_end(guard: &mut FramingGuard<DuplexStream>) -> u64 {
+        let since = Instant::now();
+        assert_eq!(guard.read(&mut [0; 1024]).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        since.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_ends_when_no_request_comes_and_each_one_begins_the_time_anew() {
+        let (mut client, mut guard) = guarded();
+        for _ in 0..3 {
+            let wait = IDLE_TIMEOUT - Duration::from_secs(1);
+            assert!(tokio::time::timeout(wait, guard.read(&mut [0; 1024])).await.is_err());
+            pass(&mut client, &mut guard, b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\nx").await;
+        }
+        assert_eq!(seconds_to_the_end(&mut guard).await, IDLE_TIMEOUT.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_has_its_time_from_its_first_byte_on_however_it_trickles() {
+        let (mut client, mut guard) = guarded();
+        for _ in 0..4 {
+            pass(&mut client, &mut guard, b"G").await;
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+        assert_eq!(seconds_to_the_end(&mut guard).await, HEAD_TIMEOUT.as_secs() - 8);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_stalls_is_left_to_who_reads_it() {
+        let (mut client, mut guard) = guarded();
+        pass(&mut client, &mut guard, b"POST / HTTP/1.1\r\nContent-Length: 1\r\n\r\n").await;
+        assert!(tokio::time::timeout(2 * IDLE_TIMEOUT, guard.read(&mut [0; 1024])).await.is_err());
     }
 
     #[test]

@@ -8,10 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::Request;
+use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
@@ -22,8 +23,6 @@ use crate::ingest::framing::FramingGuard;
 use crate::ingest::protocol::Answer;
 use crate::ingest::tls::Tls;
 
-/// Between two requests of a connection; a head that has begun has less time ([`crate::ingest::framing`]).
-const IDLE_TIMEOUT: Duration = Duration::from_secs(75);
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Read buffer of a connection, and the most that a request's head may have.
 const BUFFER_MAX_BYTES: usize = 64 * 1024;
@@ -244,16 +243,15 @@ where
         connection.may_be_closed();
         let answer = handler(request, Guest(connection.clone()));
         let connection = connection.clone();
-        async move {
-            let answer = answer.await;
+        answer.map(move |answer| {
             connection.may_be_closed();
             Ok::<_, std::convert::Infallible>(answer)
-        }
+        })
     });
     let mut served = std::pin::pin!(
         http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(IDLE_TIMEOUT)
+            // Who has nothing more to send still waits for the answer; and a read that waits for the end holds a buffer.
+            .half_close(true)
             .max_buf_size(BUFFER_MAX_BYTES)
             .max_headers(HEADERS_MAX)
             .serve_connection(TokioIo::new(stream), service)

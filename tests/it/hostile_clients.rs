@@ -336,6 +336,22 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
+fn a_client_that_has_no_more_to_say_after_its_request_still_gets_the_answer() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let (daemon, books) = (setup.start(), Books::default());
+    for _ in 0..20 {
+        let ids = books.ids(3);
+        let mut raw = connect(&daemon);
+        raw.write(head(Books::body(&ids).len()) + &Books::body(&ids)).unwrap();
+        raw.finish_writing().unwrap();
+        assert_eq!(answer(&mut raw).accepted(), 3);
+        books.acknowledge(ids);
+    }
+    books.balance(&aws, &setup);
+}
+
+#[test]
 fn a_client_that_hangs_up_in_the_middle_of_a_body_leaves_nothing() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws);
