@@ -30,6 +30,7 @@ use bytes::Bytes;
 use chrono::Utc;
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -42,7 +43,6 @@ use crate::ingest::listener::Guest;
 use crate::ingest::meters::IngestMeters;
 use crate::ingest::protocol::{Accepted, Answer, Part, Protocol, Refusal, Route, by_type, empty_answer, route};
 use crate::ingest::receive::{Budget, Charge, Encoding, HOLD, Received};
-use crate::spool::usage::Reservation;
 use crate::spool::{AppendError, Spool};
 
 /// A body from this size on is scanned where it can't hold up other requests.
@@ -67,8 +67,8 @@ const RETRY_DISK_SECONDS: u64 = 5;
 const RETRY_ISSUER_SECONDS: u64 = 5;
 const RETRY_STARTING_SECONDS: u64 = 5;
 
-/// The key that was made last, and of which batch.
-type LastKey = Option<(BatchName, Arc<str>)>;
+/// The key that was made last, as a JSON string, and of which batch.
+type LastKey = Option<(BatchName, Arc<RawValue>)>;
 
 /// The front's shared state.
 pub struct Ingest {
@@ -147,7 +147,8 @@ impl Ingest {
             Route::Alive { protocol } => Ok(protocol.alive()),
             Route::Refused { refusal, .. } => Err(refusal),
             Route::OidcToken => {
-                let taken = self.take_token(&headers, &mut body).await;
+                // Few requests are one, and its future is larger than that of all others.
+                let taken = Box::pin(self.take_token(&headers, &mut body)).await;
                 taken.map(|()| empty_answer(StatusCode::NO_CONTENT))
             }
             Route::Events { protocol, log_type: named } => {
@@ -305,29 +306,35 @@ impl Ingest {
             rooms[log_type.index()] = Some(room);
         }
         let held: Arc<dyn Send + Sync> = Arc::new(held);
-        let append = async |log_type: LogType, room: Option<Reservation>| {
-            let Some(room) = room else { return Ok(None) };
+        let appends = LogType::ALL.map(|log_type| {
             let lines = &lines[log_type.index()];
-            let receipt = self.spool.append_reserved(room, lines.bytes.clone(), lines.records, held.clone()).await?;
-            self.meters.accepted(log_type, lines);
-            Ok(Some((log_type, receipt)))
+            let room = rooms[log_type.index()].take()?;
+            Some((log_type, self.spool.append_reserved(room, lines.bytes.clone(), lines.records, held.clone())))
+        });
+        let appended = async {
+            let mut first = None;
+            for (log_type, append) in appends.into_iter().flatten() {
+                let receipt = append.await?;
+                self.meters.accepted(log_type, &lines[log_type.index()]);
+                first = first.or(Some((self.key(log_type, &receipt.batch), receipt.line)));
+            }
+            Ok(first)
         };
-        let [one, other] = LogType::ALL.map(|log_type| append(log_type, rooms[log_type.index()].take()));
-        let (one, other) = match tokio::time::timeout(HOLD, futures_util::future::try_join(one, other)).await {
+        let receipt = match tokio::time::timeout(HOLD, appended).await {
             Ok(outcome) => outcome.map_err(not_taken)?,
             Err(_) => return Err(not_taken(AppendError::Disk("it takes longer than 5 s to write".to_owned()))),
         };
-        let receipt = one.or(other).map(|(log_type, receipt)| (self.key(log_type, &receipt.batch), receipt.line));
         Ok(Accepted { records, receipt })
     }
 
     /// The batch's object key; made once for all the requests that a batch takes.
-    fn key(&self, log_type: LogType, batch: &BatchName) -> Arc<str> {
+    fn key(&self, log_type: LogType, batch: &BatchName) -> Arc<RawValue> {
         let mut last = self.last_keys[log_type.index()].lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
             Some((name, key)) if name == batch => key.clone(),
             _ => {
-                let key: Arc<str> = object_key(&self.bucket_path, log_type, batch).into();
+                let key = to_raw_value(&object_key(&self.bucket_path, log_type, batch)).expect("text is JSON");
+                let key: Arc<RawValue> = key.into();
                 *last = Some((*batch, key.clone()));
                 key
             }

@@ -232,17 +232,17 @@ impl Spool {
         self.append_reserved(reservation, lines, records, Arc::new(())).await
     }
 
-    /// [`Spool::append`] into room taken before. `held` is dropped with the lines, however long the
-    /// disk takes and whether or not the caller still waits.
-    pub async fn append_reserved(
+    /// [`Spool::append`] into room taken before, begun at once. `held` is dropped with the lines, however
+    /// long the disk takes and whether or not the caller still waits.
+    pub fn append_reserved(
         &self,
         reservation: Reservation,
         lines: Bytes,
         records: u64,
         held: Arc<dyn Send + Sync>,
-    ) -> Result<Receipt, AppendError> {
+    ) -> impl Future<Output = Result<Receipt, AppendError>> + use<> {
         let writer = &self.inner.writers[reservation.log_type().index()];
-        writer.append(lines, records, reservation, held).await
+        writer.append(lines, records, reservation, held)
     }
 
     /// Seals the open batches and refuses all that comes after; returns when both are sealed. Both are asked

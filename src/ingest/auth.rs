@@ -1,5 +1,6 @@
 //! Who may send what: static tokens and env0 OIDC tokens; the hand-over of the latter to the credentials.
 
+use std::borrow::Cow;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -303,23 +304,23 @@ fn hand_overs(outcome: &'static str) -> metrics::Counter {
 }
 
 /// The token in `Authorization`; `None` without that header.
-fn token_of(headers: &HeaderMap) -> Result<Option<String>, AuthError> {
+fn token_of(headers: &HeaderMap) -> Result<Option<Cow<'_, str>>, AuthError> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
         return Err(AuthError::Malformed("more than one Authorization header"));
     }
-    let value = value.to_str().map_err(|_| AuthError::Invalid)?.trim();
+    let value = value.to_str().map_err(|_| AuthError::Invalid)?.trim_ascii();
     let (scheme, token) = value.split_once(' ').ok_or(AuthError::Invalid)?;
-    let token = token.trim();
+    let token = token.trim_ascii();
     if scheme.eq_ignore_ascii_case("bearer") || scheme.eq_ignore_ascii_case("splunk") {
-        return Ok(Some(token.to_owned()));
+        return Ok(Some(token.into()));
     }
     if scheme.eq_ignore_ascii_case("basic") {
         let decoded = STANDARD.decode(token).or_else(|_| STANDARD_NO_PAD.decode(token));
         let pair = decoded.ok().and_then(|bytes| String::from_utf8(bytes).ok()).ok_or(AuthError::Invalid)?;
         let (_user, password) = pair.split_once(':').ok_or(AuthError::Invalid)?;
-        return Ok(Some(password.to_owned()));
+        return Ok(Some(password.to_owned().into()));
     }
     Err(AuthError::Invalid)
 }

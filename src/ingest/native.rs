@@ -5,6 +5,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::json;
+use serde_json::value::RawValue;
 
 use crate::ingest::body::{self, BodyError, Limits};
 use crate::ingest::protocol::{
@@ -19,7 +20,7 @@ pub struct Native;
 struct Receipt<'a> {
     accepted: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
-    object: Option<&'a str>,
+    object: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<u64>,
 }

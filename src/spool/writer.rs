@@ -122,18 +122,18 @@ impl Writer {
         Writer { requests, clock }
     }
 
-    /// Returns after the fsync that covers the lines.
-    pub(super) async fn append(
+    /// Begins at once; the future it returns is done after the fsync that covers the lines.
+    pub(super) fn append(
         &self,
         lines: Bytes,
         records: u64,
         reservation: Reservation,
         held: Arc<dyn Send + Sync>,
-    ) -> Result<Receipt, AppendError> {
+    ) -> impl Future<Output = Outcome> + use<> {
         let (reply, answer) = oneshot::channel();
-        let append = Append { lines, records, reservation, reply, _held: held };
-        self.requests.send(Request::Append(append)).map_err(|_| AppendError::Closed)?;
-        answer.await.map_or(Err(AppendError::Closed), |answer| answer.outcome)
+        // A writer that is gone drops the reply.
+        let _ = self.requests.send(Request::Append(Append { lines, records, reservation, reply, _held: held }));
+        async { answer.await.map_or(Err(AppendError::Closed), |answer| answer.outcome) }
     }
 
     pub(super) fn seal(&self) {
