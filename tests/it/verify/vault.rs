@@ -13,7 +13,7 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine;
 use serde_json::{Value, json};
 
-use crate::harness::{AUDITS, DEPLOYMENTS, Daemon, Finished, Setup, wait_until_delivered};
+use crate::harness::{AUDITS, DEPLOYMENTS, Daemon, Finished, Setup, wait_until, wait_until_delivered};
 use crate::local_aws::{Fault, LocalAws, Object};
 
 /// The two chains that the tests damage are of this type.
@@ -60,6 +60,9 @@ impl Vault {
         aws.s3.inject(Fault::take_key().times(1).where_key_has(TYPE));
         let daemon = a.start();
         send(&daemon, "before the first crash", &mut receipts);
+        // A kill between that 412 and the new name would take the other's object for the daemon's own.
+        let is_ours = |object: &Object| object.key.contains(TYPE) && object.metadata.contains_key("env0-instance");
+        wait_until("the first object has its new name", || aws.s3.objects().iter().any(is_ours));
         daemon.kill();
         aws.s3.inject(Fault::lose_response().times(2));
         let daemon = a.start();
@@ -236,7 +239,7 @@ fn quarantine_one(aws: &LocalAws, setup: &Setup) {
     let daemon = setup.start();
     daemon.post(AUDITS, r#"{"this":"will be changed on disk, and is in no receipt","pad":"xxxxxxxxxxxxxxxx"}"#);
     let sealed = |name: &String| name.ends_with(".sealed") || name.ends_with(".sending");
-    crate::harness::wait_until("the batch is sealed", || setup.spool_files(TYPE).iter().any(sealed));
+    wait_until("the batch is sealed", || setup.spool_files(TYPE).iter().any(sealed));
     daemon.kill();
     let name = setup.spool_files(TYPE).into_iter().find(sealed).unwrap();
     let path = setup.spool().join(TYPE).join(name);
