@@ -52,6 +52,13 @@ struct Append {
 
 type Outcome = Result<Receipt, AppendError>;
 
+impl Append {
+    /// What to answer when none of it stays. Its room and memory are free before that is sent.
+    fn refused(self, error: AppendError) -> (oneshot::Sender<Answer>, Outcome) {
+        (self.reply, Err(error))
+    }
+}
+
 /// What became of an append. The first of a group carries the others' answers and gives them on when it
 /// is dropped, read or not: so a group wakes one task from this thread, and that one the rest from within
 /// the runtime, where a wake-up is no system call and no change of threads.
@@ -248,7 +255,7 @@ impl State {
                 continue;
             }
             if let Err(refusal) = self.ready() {
-                answer([(append.reply, Err(refusal))]);
+                answer([append.refused(refusal)]);
                 continue;
             }
             let len = append.lines.len() as u64;
@@ -354,7 +361,7 @@ impl State {
             tracing::error!(log_type = %self.folder.log_type, %error, "the spool's disk refuses writes; events are answered 503 until it takes them again; see README#disk-refuses-writes");
         }
         self.folder.set_failing(Some(error.to_string()));
-        answer(appends.into_iter().map(|append| (append.reply, Err(AppendError::Disk(error.to_string())))));
+        answer(appends.into_iter().map(|append| append.refused(AppendError::Disk(error.to_string()))));
     }
 
     fn recovered(&mut self) {
