@@ -316,7 +316,7 @@ impl Ingest {
             for (log_type, append) in appends.into_iter().flatten() {
                 let receipt = append.await?;
                 self.meters.accepted(log_type, &lines[log_type.index()]);
-                first = first.or(Some((self.key(log_type, &receipt.batch), receipt.line)));
+                first.get_or_insert_with(|| (self.key(log_type, &receipt.batch), receipt.line));
             }
             Ok(first)
         };

@@ -1,4 +1,4 @@
-//! The accept loop: connections, their limit, their time-outs, TLS.
+//! The accept loop: connections, their limit, TLS. Their time-outs are in `framing.rs` and `receive.rs`.
 
 use std::collections::HashMap;
 use std::io;
