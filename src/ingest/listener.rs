@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::http::Request;
 use futures_util::FutureExt;
@@ -106,7 +106,7 @@ pub struct Guest(Arc<Connection>);
 impl Guest {
     /// The request is one to be served: its connection stays until it is answered.
     pub fn let_in(&self) {
-        self.0.without_request_since.store(0, Ordering::Relaxed);
+        self.0.without_request_since.store(AT_WORK, Ordering::Relaxed);
     }
 }
 
@@ -114,6 +114,8 @@ impl Guest {
 #[derive(Default)]
 struct Registry {
     open: Mutex<Open>,
+    /// The next moment since which a connection has had no request: who is longest without has the least.
+    moments: AtomicU64,
     left: tokio::sync::Notify,
     /// Each connection's share of [`READS_BYTES`].
     read_max_bytes: Arc<AtomicUsize>,
@@ -126,27 +128,14 @@ struct Open {
 }
 
 struct Connection {
-    start: Instant,
-    /// Milliseconds after `start`, plus one; 0 while a request is served.
+    /// One of [`Registry::moments`], or [`AT_WORK`].
     without_request_since: AtomicU64,
     /// Set before the next connection is accepted.
     task: OnceLock<AbortHandle>,
 }
 
-impl Connection {
-    /// As the last one, for now.
-    fn may_be_closed(&self) {
-        let since = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1;
-        self.without_request_since.store(since, Ordering::Relaxed);
-    }
-
-    fn without_request_for(&self) -> Option<Duration> {
-        match self.without_request_since.load(Ordering::Relaxed) {
-            0 => None,
-            since => Some(self.start.elapsed().saturating_sub(Duration::from_millis(since - 1))),
-        }
-    }
-}
+/// A request is served.
+const AT_WORK: u64 = u64::MAX;
 
 impl Registry {
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -158,17 +147,23 @@ impl Registry {
     }
 
     fn enter(self: &Arc<Self>) -> Membership {
-        let connection = Arc::new(Connection {
-            start: Instant::now(),
-            without_request_since: AtomicU64::new(1),
-            task: OnceLock::new(),
-        });
+        let connection =
+            Arc::new(Connection { without_request_since: AtomicU64::new(self.moment()), task: OnceLock::new() });
         let mut open = self.open();
         open.last_id += 1;
         let id = open.last_id;
         open.connections.insert(id, connection.clone());
         self.share_reads(&open);
         Membership { registry: self.clone(), id, connection }
+    }
+
+    fn moment(&self) -> u64 {
+        self.moments.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// As the last one, for now.
+    fn may_close(&self, connection: &Connection) {
+        connection.without_request_since.store(self.moment(), Ordering::Relaxed);
     }
 
     fn share_reads(&self, open: &Open) {
@@ -179,9 +174,9 @@ impl Registry {
     /// Closes the connection that has been longest without a request; false when all are at work.
     fn close_longest_idle(&self) -> bool {
         let mut open = self.open();
-        let idle =
-            open.connections.iter().filter_map(|(id, connection)| Some((connection.without_request_for()?, *id)));
-        let Some((_, id)) = idle.max() else { return false };
+        let since = |connection: &Connection| connection.without_request_since.load(Ordering::Relaxed);
+        let idle = open.connections.iter().map(|(id, connection)| (since(connection), *id));
+        let Some((_, id)) = idle.min().filter(|(since, _)| *since != AT_WORK) else { return false };
         if let Some(task) = open.connections.remove(&id).as_deref().and_then(|connection| connection.task.get()) {
             task.abort();
         }
@@ -240,11 +235,10 @@ where
     let Membership { connection, registry, .. } = membership;
     let stream = FramingGuard::new(stream, registry.read_max_bytes.clone());
     let service = service_fn(|request| {
-        connection.may_be_closed();
+        registry.may_close(connection);
         let answer = handler(request, Guest(connection.clone()));
-        let connection = connection.clone();
         answer.map(move |answer| {
-            connection.may_be_closed();
+            registry.may_close(connection);
             Ok::<_, std::convert::Infallible>(answer)
         })
     });

@@ -129,7 +129,7 @@ pub async fn read(
     stop: &CancellationToken,
 ) -> Result<Received, Refusal> {
     let too_large = Refusal::TooLarge { limit, variable: BODY_VARIABLE };
-    let end = Instant::now() + BODY_TIMEOUT;
+    let mut end = None;
     let declared = body.size_hint().lower();
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
@@ -139,7 +139,8 @@ pub async fn read(
         let frame = match body.frame().now_or_never() {
             Some(frame) => frame,
             None => {
-                let deadline = end.min(Instant::now() + STALL_TIMEOUT);
+                let now = Instant::now();
+                let deadline = (now + STALL_TIMEOUT).min(*end.get_or_insert(now + BODY_TIMEOUT));
                 tokio::select! {
                     biased;
                     frame = timeout_at(deadline, body.frame()) => frame.map_err(|_| Refusal::BodyTimeout)?,
