@@ -66,6 +66,10 @@ impl DiskFile for HangingFile {
         self.file.truncate(len)
     }
 
+    fn begin_write_out(&mut self, offset: u64, bytes: u64) {
+        self.file.begin_write_out(offset, bytes);
+    }
+
     fn sync(&mut self) -> io::Result<()> {
         while self.hangs.load(Ordering::Relaxed) {
             std::thread::park_timeout(Duration::from_millis(5));

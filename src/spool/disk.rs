@@ -5,8 +5,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
+use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+
+use rustix::fs::Advice;
 
 /// Rights of every file that the daemon makes; the umask can only narrow them. The group's are there
 /// for volumes that are shared by their group (`fsGroup`), and are taken away elsewhere.
@@ -42,6 +45,9 @@ pub trait DiskFile: Send {
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Cuts the file to `len` bytes.
     fn truncate(&mut self, len: u64) -> io::Result<()>;
+    /// Asks for the bytes of the range to go to the disk from now on, so that [`DiskFile::sync`] has less to wait for.
+    /// Does not wait itself, and nothing is durable by it.
+    fn begin_write_out(&mut self, offset: u64, bytes: u64);
     /// Makes the bytes and the length durable. An error when the file has no name any more: nobody would find it again.
     fn sync(&mut self) -> io::Result<()>;
 }
@@ -111,6 +117,11 @@ impl DiskFile for File {
 
     fn truncate(&mut self, len: u64) -> io::Result<()> {
         cut(self, len)
+    }
+
+    fn begin_write_out(&mut self, offset: u64, bytes: u64) {
+        // "Not needed again" is for a page that is dirty a reason to write it. What is refused here, the fsync does.
+        let _ = rustix::fs::fadvise(self, offset, NonZeroU64::new(bytes), Advice::DontNeed);
     }
 
     fn sync(&mut self) -> io::Result<()> {

@@ -23,6 +23,8 @@ use crate::spool::{AppendError, Receipt, Settings};
 const GATHER_BYTES: usize = 256 * 1024;
 /// An fsync covers at most this many bytes and a bit, so that no acknowledgement waits for all of a flood.
 const GROUP_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// The disk begins with each piece of a group that is at least so large, while the rest is written and hashed.
+const WRITE_OUT_MIN_BYTES: u64 = 1024 * 1024;
 /// How often a disk that fails is tried again while nobody appends.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often a disk is tried while nobody appends, so that a full one is known before an event meets it.
@@ -387,10 +389,15 @@ impl State {
 /// Writes the appends one after the other at `offset`, hashing what it writes; the bytes written.
 fn write(file: &mut dyn DiskFile, offset: u64, appends: &[Append], hasher: &mut Sha256Hasher) -> io::Result<u64> {
     let mut end = offset;
+    let mut begun = offset;
     let mut write = |bytes: &[u8]| {
-        hasher.update(bytes);
         file.write_at(bytes, end)?;
         end += bytes.len() as u64;
+        if end - begun >= WRITE_OUT_MIN_BYTES {
+            file.begin_write_out(begun, end - begun);
+            begun = end;
+        }
+        hasher.update(bytes);
         io::Result::Ok(())
     };
     let mut gathered = Vec::new();

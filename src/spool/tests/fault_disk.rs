@@ -25,6 +25,7 @@ pub(super) enum Op {
     Write,
     Read,
     Truncate,
+    BeginWriteOut,
     Sync,
 }
 
@@ -466,6 +467,10 @@ impl DiskFile for FaultFile {
                 Ok(())
             },
         )
+    }
+
+    fn begin_write_out(&mut self, _offset: u64, _bytes: u64) {
+        let _ = self.disk.call(Op::BeginWriteOut, &self.path, |_| {}, |_| Ok(()));
     }
 
     fn sync(&mut self) -> io::Result<()> {

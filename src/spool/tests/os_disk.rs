@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::world::{TYPE, settings};
-use crate::batch::{SpoolName, Stage};
+use crate::batch::{Sha256, SpoolName, Stage};
 use crate::spool::disk::{self, Disk, OsDisk};
 use crate::spool::manifest::{Lock, LockError, Manifest};
-use crate::spool::{AppendError, QUARANTINE, Receipt, Spool};
+use crate::spool::{AppendError, QUARANTINE, Receipt, Settings, Spool};
 
 /// A spool on a real disk, whose first batch was delivered in an earlier life: nothing is at work in it.
 fn delivered_once() -> (tempfile::TempDir, PathBuf, Spool) {
@@ -244,4 +244,23 @@ fn a_large_file_that_is_removed_keeps_its_bytes_under_another_name() {
     assert_eq!(fs::read(&backup).unwrap(), bytes);
     OsDisk.remove(&backup).unwrap();
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_batch_of_small_and_large_appends_has_all_their_bytes_and_the_hash_of_those() {
+    let home = tempfile::tempdir().unwrap();
+    let large = Settings { max_bytes: 1 << 30, batch_max_bytes: 1 << 28, ..settings(home.path().join("spool")) };
+    let (spool, mut sealed) = Spool::open(&large, Arc::new(OsDisk)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut all = String::new();
+    for (fill, bytes) in ["a", "b", "c", "d", "e"].into_iter().zip([10, 3 << 20, 100, (1 << 20) - 1, 1 << 20]) {
+        let line = fill.repeat(bytes - 1) + "\n";
+        all += &line;
+        runtime.block_on(spool.append(TYPE, line.into(), 1)).unwrap();
+    }
+    runtime.block_on(spool.close());
+    let batch = sealed[TYPE.index()].try_recv().unwrap();
+    let stored = fs::read(spool.folder(TYPE).batch_path(&batch)).unwrap();
+    assert!(stored == all.as_bytes(), "{} bytes are not the {} that were appended", stored.len(), all.len());
+    assert_eq!(batch.name.sha256, Sha256::of(all.as_bytes()));
 }
