@@ -41,7 +41,9 @@ use crate::ingest::auth::{AuthError, Authenticator, Identity, OIDC_TOKEN_HEADER}
 use crate::ingest::body::{BodyError, Limits, Lines};
 use crate::ingest::listener::Guest;
 use crate::ingest::meters::IngestMeters;
-use crate::ingest::protocol::{Accepted, Answer, Part, Protocol, Refusal, Route, by_type, empty_answer, route};
+use crate::ingest::protocol::{
+    Accepted, Answer, BadCredentials, Part, Protocol, Refusal, Route, by_type, empty_answer, route,
+};
 use crate::ingest::receive::{Budget, Charge, Encoding, HOLD, Received};
 use crate::spool::{AppendError, Spool};
 
@@ -138,34 +140,51 @@ impl Ingest {
         let _under_way = self.requests.token();
         let started = Instant::now();
         let came_too_late = self.draining.load(Ordering::Relaxed);
-        let (head, mut body) = request.into_parts();
-        let (uri, headers) = (head.uri, head.headers);
         let mut log_type = None;
-        let route = route(&head.method, uri.path());
+        let route = route(request.method(), request.uri().path(), request.headers());
         let protocol = route.protocol();
-        let outcome = match route {
-            Route::Alive { protocol } => Ok(protocol.alive()),
-            Route::Refused { refusal, .. } => Err(refusal),
-            Route::OidcToken => {
-                // Few requests are one, and its future is larger than that of all others.
-                let taken = Box::pin(self.take_token(&headers, &mut body)).await;
-                taken.map(|()| empty_answer(StatusCode::NO_CONTENT))
+        let outcome = match self.take(request, route, &guest, &mut log_type).await {
+            Ok(Taken::Events(lines, held)) => {
+                self.append(lines, held).await.map(|accepted| protocol.accepted(&accepted))
             }
-            Route::Events { protocol, log_type: named } => {
-                let sender = Sender { protocol, named, uri: &uri, headers: &headers };
-                let accepted = self.take_events(&sender, &mut body, &guest, &mut log_type).await;
-                accepted.map(|accepted| protocol.accepted(&uri, &headers, &accepted))
-            }
+            Ok(Taken::Answered(answer)) => Ok(answer),
+            Err(refusal) => Err(refusal),
         };
         // Whatever the request was; only the token that it may have carried was taken.
         let outcome = if came_too_late { Err(receive::draining()) } else { outcome };
-        let mut answer = outcome.unwrap_or_else(|refusal| protocol.refused(&uri, &headers, &refusal));
-        linger(body, &headers);
+        let mut answer = outcome.unwrap_or_else(|refusal| protocol.refused(&refusal));
         if self.draining.load(Ordering::Relaxed) {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         self.meters.answered(log_type, answer.status(), started.elapsed());
         answer
+    }
+
+    /// All of a request up to its events. Here its head and body end: while the disk works, the next
+    /// request can have the memory that they were in, and it is still in the processor's cache.
+    async fn take(
+        &self,
+        request: Request<Incoming>,
+        route: Route,
+        guest: &Guest,
+        log_type: &mut Option<LogType>,
+    ) -> Result<Taken, Refusal> {
+        let (head, mut body) = request.into_parts();
+        let taken = match route {
+            Route::Alive { protocol } => Ok(Taken::Answered(protocol.alive())),
+            Route::Refused { refusal, .. } => Err(refusal),
+            Route::OidcToken => {
+                // Few requests are one, and its future is larger than that of all others.
+                let taken = Box::pin(self.take_token(&head.headers, &mut body)).await;
+                taken.map(|()| Taken::Answered(empty_answer(StatusCode::NO_CONTENT)))
+            }
+            Route::Events { protocol, log_type: named } => {
+                let sender = Sender { protocol, named, uri: &head.uri, headers: &head.headers };
+                self.take_events(&sender, &mut body, guest, log_type).await
+            }
+        };
+        linger(body, &head.headers);
+        taken
     }
 
     /// `PUT /v1/oidc-token`. Never depends on the spool.
@@ -195,7 +214,7 @@ impl Ingest {
         body: &mut Incoming,
         guest: &Guest,
         log_type: &mut Option<LogType>,
-    ) -> Result<Accepted, Refusal> {
+    ) -> Result<Taken, Refusal> {
         let Sender { protocol, named, uri, headers } = *sender;
         *log_type = named;
         if headers.contains_key(OIDC_TOKEN_HEADER) {
@@ -213,7 +232,7 @@ impl Ingest {
         let (parts, held) = self.parse(sender, received).await?;
         let lines = by_type(parts, |said| decided.or(said).unwrap_or(self.default_type));
         *log_type = Some(main_type(&lines));
-        self.append(lines, held).await
+        Ok(Taken::Events(lines, held))
     }
 
     /// What the head alone can be refused for, before any memory is taken. Where it doesn't tell the
@@ -225,7 +244,7 @@ impl Ingest {
         decided: Option<LogType>,
     ) -> Result<Encoding, Refusal> {
         if sender.named.is_some_and(|named| !identity.may_write(named)) {
-            return Err(Refusal::Unauthorized { wrong_type: true });
+            return Err(Refusal::Unauthorized(BadCredentials::WrongType));
         }
         if self.draining.load(Ordering::Relaxed) {
             return Err(receive::draining());
@@ -342,6 +361,14 @@ impl Ingest {
     }
 }
 
+/// What there is of a request once all of it has been read.
+enum Taken {
+    /// What it is answered with.
+    Answered(Answer),
+    /// For each log type, to be appended.
+    Events([Lines; 2], Held),
+}
+
 /// What a request's events are charged for, until they are durable.
 struct Held {
     /// Where lines are stored as they were sent.
@@ -365,10 +392,10 @@ pub async fn answer_once_started(
         None => {
             let (head, body) = request.into_parts();
             linger(body, &head.headers);
-            let protocol = route(&head.method, head.uri.path()).protocol();
+            let protocol = route(&head.method, head.uri.path(), &head.headers).protocol();
             let reason = "starting: the spool is being recovered".to_owned();
             let refusal = Refusal::Unavailable { reason, retry_after_seconds: RETRY_STARTING_SECONDS };
-            protocol.refused(&head.uri, &head.headers, &refusal)
+            protocol.refused(&refusal)
         }
     }
 }
@@ -391,9 +418,9 @@ fn main_type(lines: &[Lines; 2]) -> LogType {
 impl From<AuthError> for Refusal {
     fn from(error: AuthError) -> Refusal {
         match error {
-            AuthError::Missing | AuthError::Invalid | AuthError::Malformed(_) => {
-                Refusal::Unauthorized { wrong_type: false }
-            }
+            AuthError::Missing => Refusal::Unauthorized(BadCredentials::Missing),
+            AuthError::Incomplete => Refusal::Unauthorized(BadCredentials::Incomplete),
+            AuthError::Invalid | AuthError::Malformed(_) => Refusal::Unauthorized(BadCredentials::Unknown),
             AuthError::Unavailable { .. } => {
                 Refusal::Unavailable { reason: error.to_string(), retry_after_seconds: RETRY_ISSUER_SECONDS }
             }

@@ -69,6 +69,9 @@ pub enum AuthError {
     /// 401: no credentials.
     #[error("no credentials")]
     Missing,
+    /// 401: an `Authorization` of one word, where a scheme and a token are two.
+    #[error("no scheme, or no token after it")]
+    Incomplete,
     /// 401: wrong ones.
     #[error("wrong credentials")]
     Invalid,
@@ -88,7 +91,7 @@ impl AuthError {
     fn reason(&self) -> &'static str {
         match self {
             AuthError::Missing => "missing",
-            AuthError::Invalid => "invalid",
+            AuthError::Incomplete | AuthError::Invalid => "invalid",
             AuthError::Malformed(_) => "malformed",
             AuthError::Unavailable { .. } => "unavailable",
         }
@@ -165,14 +168,14 @@ impl Authenticator {
         named: Option<LogType>,
     ) -> Result<Identity, AuthError> {
         let identity = self.judge_all(headers, carried, named).await;
-        let identity = match identity {
-            Ok(Identity::Oidc) | Err(AuthError::Missing | AuthError::Invalid | AuthError::Unavailable { .. })
-                if !self.0.required =>
-            {
-                Ok(Identity::Anonymous)
-            }
-            judged => judged,
-        };
+        let identity =
+            match identity {
+                Ok(Identity::Oidc)
+                | Err(
+                    AuthError::Missing | AuthError::Incomplete | AuthError::Invalid | AuthError::Unavailable { .. },
+                ) if !self.0.required => Ok(Identity::Anonymous),
+                judged => judged,
+            };
         identity.inspect_err(count_failure)
     }
 
@@ -183,7 +186,7 @@ impl Authenticator {
         named: Option<LogType>,
     ) -> Result<Identity, AuthError> {
         let presented = match token_of(headers) {
-            Err(AuthError::Invalid) if carried.is_some() => None,
+            Err(AuthError::Incomplete | AuthError::Invalid) if carried.is_some() => None,
             presented => presented?,
         };
         let mut outcome = Err(AuthError::Missing);
@@ -311,7 +314,7 @@ fn token_of(headers: &HeaderMap) -> Result<Option<Cow<'_, str>>, AuthError> {
         return Err(AuthError::Malformed("more than one Authorization header"));
     }
     let value = value.to_str().map_err(|_| AuthError::Invalid)?.trim_ascii();
-    let (scheme, token) = value.split_once(' ').ok_or(AuthError::Invalid)?;
+    let (scheme, token) = value.split_once(' ').ok_or(AuthError::Incomplete)?;
     let token = token.trim_ascii();
     if scheme.eq_ignore_ascii_case("bearer") || scheme.eq_ignore_ascii_case("splunk") {
         return Ok(Some(token.into()));

@@ -72,12 +72,12 @@ impl Protocol for Logzio {
     }
 
     /// 200 without a body.
-    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Answer {
+    fn accepted(&self, _accepted: &Accepted) -> Answer {
         empty_answer(StatusCode::OK)
     }
 
     /// For a body that is refused, Logz.io's counts; nothing of it was taken.
-    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Answer {
+    fn refused(&self, refusal: &Refusal) -> Answer {
         let (malformed, oversized) = match refusal {
             Refusal::Body(BodyError::Invalid { .. }) => (1, 0),
             Refusal::Body(BodyError::EventTooLarge { .. }) => (0, 1),

@@ -58,12 +58,12 @@ impl Protocol for Loki {
     }
 
     /// 204.
-    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Answer {
+    fn accepted(&self, _accepted: &Accepted) -> Answer {
         empty_answer(StatusCode::NO_CONTENT)
     }
 
     /// A line of text, as Loki does.
-    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Answer {
+    fn refused(&self, refusal: &Refusal) -> Answer {
         refusal.answer(TEXT, format!("{refusal}\n"))
     }
 }

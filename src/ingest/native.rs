@@ -42,7 +42,7 @@ impl Protocol for Native {
     }
 
     /// `{"accepted":<n>,"object":"<key>","line":<index of the first>}`, or `{"accepted":0}`.
-    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, accepted: &Accepted) -> Answer {
+    fn accepted(&self, accepted: &Accepted) -> Answer {
         let (object, line) = accepted.receipt.as_ref().map(|(key, line)| (&**key, *line)).unzip();
         let receipt = Receipt { accepted: accepted.records, object, line };
         let receipt = serde_json::to_vec(&receipt).expect("a struct of numbers and text is JSON");
@@ -51,7 +51,7 @@ impl Protocol for Native {
 
     /// `{"error":"<what happened>", …}` with the event and offset, the limit and its variable, the
     /// known paths, methods or encodings.
-    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Answer {
+    fn refused(&self, refusal: &Refusal) -> Answer {
         let error = refusal.to_string();
         let details = match refusal {
             Refusal::Body(BodyError::Invalid { event, offset, .. }) => {

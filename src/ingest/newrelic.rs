@@ -71,12 +71,12 @@ impl Protocol for NewRelic {
     }
 
     /// 202 with `{"requestId":"<uuid>"}`.
-    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Answer {
+    fn accepted(&self, _accepted: &Accepted) -> Answer {
         answer(StatusCode::ACCEPTED, JSON, json!({"requestId": random_uuid()}).to_string())
     }
 
     /// New Relic documents statuses only; the body is for people.
-    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Answer {
+    fn refused(&self, refusal: &Refusal) -> Answer {
         refusal.answer(JSON, json!({"requestId": random_uuid(), "error": refusal.to_string()}).to_string())
     }
 }

@@ -18,10 +18,15 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::ingest::body::{BodyError, Limits, LineWriter};
-use crate::ingest::protocol::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, answer, content_type_is};
+use crate::ingest::protocol::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, answer};
 
-/// OTLP/HTTP.
-pub struct Otlp;
+/// OTLP/HTTP, by the encoding of the answer.
+pub enum Otlp {
+    /// Unless the request's `Content-Type` says protobuf.
+    Json,
+    /// As in the request.
+    Protobuf,
+}
 
 const PROTOBUF: &str = "application/x-protobuf";
 
@@ -48,22 +53,22 @@ impl Protocol for Otlp {
     }
 
     /// An `ExportLogsServiceResponse` without `partial_success`, in the request's encoding.
-    fn accepted(&self, _uri: &Uri, headers: &HeaderMap, _accepted: &Accepted) -> Answer {
-        if content_type_is(headers, "protobuf") {
-            answer(StatusCode::OK, PROTOBUF, Bytes::new())
-        } else {
-            answer(StatusCode::OK, JSON, "{}")
+    fn accepted(&self, _accepted: &Accepted) -> Answer {
+        match self {
+            Otlp::Json => answer(StatusCode::OK, JSON, "{}"),
+            Otlp::Protobuf => answer(StatusCode::OK, PROTOBUF, Bytes::new()),
         }
     }
 
     /// A `google.rpc.Status`, in the request's encoding.
-    fn refused(&self, _uri: &Uri, headers: &HeaderMap, refusal: &Refusal) -> Answer {
+    fn refused(&self, refusal: &Refusal) -> Answer {
         let status = proto::Status { code: code(refusal), message: refusal.to_string() };
-        if content_type_is(headers, "protobuf") {
-            refusal.answer(PROTOBUF, status.encode_to_vec())
-        } else {
-            let status = serde_json::json!({"code": status.code, "message": status.message});
-            refusal.answer(JSON, status.to_string())
+        match self {
+            Otlp::Json => {
+                let status = serde_json::json!({"code": status.code, "message": status.message});
+                refusal.answer(JSON, status.to_string())
+            }
+            Otlp::Protobuf => refusal.answer(PROTOBUF, status.encode_to_vec()),
         }
     }
 }
@@ -104,7 +109,7 @@ fn code(refusal: &Refusal) -> i32 {
         Refusal::Body(_) | Refusal::TooLarge { .. } => 8,
         Refusal::WrongMethod { .. } => 12,
         Refusal::Unavailable { .. } => 14,
-        Refusal::Unauthorized { .. } => 16,
+        Refusal::Unauthorized(_) => 16,
     }
 }
 

@@ -1,6 +1,7 @@
 //! What every protocol of the ingest listener has in common: a path leads to a protocol, a request
 //! becomes lines, an outcome becomes that protocol's own answer.
 
+use std::fmt;
 use std::sync::Arc;
 
 use axum::http::header::{self, HeaderName};
@@ -40,16 +41,8 @@ pub const SUPPORTED_ENCODINGS: &str = "gzip, deflate, zstd";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// 401
-    #[error("{}", if *wrong_type {
-        "these credentials may not write this log type"
-    } else {
-        "no valid credentials: send an ingest token (ENV0_S3_LOG_INGEST_TOKEN) or an env0 OIDC token, \
-         for instance as Authorization: Bearer <token>"
-    })]
-    Unauthorized {
-        /// The credentials are good, but may not write this log type.
-        wrong_type: bool,
-    },
+    #[error("{0}")]
+    Unauthorized(BadCredentials),
     /// 404
     #[error("unknown path or log type")]
     UnknownPath,
@@ -92,11 +85,36 @@ pub enum Refusal {
     },
 }
 
+/// Why a request's credentials don't do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadCredentials {
+    /// There are none.
+    Missing,
+    /// `Authorization` is one word, where a scheme and a token are two.
+    Incomplete,
+    /// Nobody's.
+    Unknown,
+    /// They are good, but may not write this log type.
+    WrongType,
+}
+
+impl fmt::Display for BadCredentials {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            BadCredentials::WrongType => "these credentials may not write this log type",
+            BadCredentials::Missing | BadCredentials::Incomplete | BadCredentials::Unknown => {
+                "no valid credentials: send an ingest token (ENV0_S3_LOG_INGEST_TOKEN) or an env0 OIDC token, \
+                 for instance as Authorization: Bearer <token>"
+            }
+        })
+    }
+}
+
 impl Refusal {
     /// The status of the contract's table, the same in every protocol.
     pub fn status(&self) -> StatusCode {
         match self {
-            Refusal::Unauthorized { .. } => StatusCode::UNAUTHORIZED,
+            Refusal::Unauthorized(_) => StatusCode::UNAUTHORIZED,
             Refusal::UnknownPath => StatusCode::NOT_FOUND,
             Refusal::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Refusal::Body(BodyError::Invalid { .. }) | Refusal::BrokenBody { .. } => StatusCode::BAD_REQUEST,
@@ -111,7 +129,7 @@ impl Refusal {
     pub fn answer(&self, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
         let mut answer = answer(self.status(), content_type, body);
         let (name, value): (HeaderName, HeaderValue) = match self {
-            Refusal::Unauthorized { .. } => (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            Refusal::Unauthorized(_) => (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
             Refusal::WrongMethod { allowed } => (header::ALLOW, HeaderValue::from_static(allowed)),
             Refusal::UnsupportedEncoding => (header::ACCEPT_ENCODING, HeaderValue::from_static(SUPPORTED_ENCODINGS)),
             Refusal::Unavailable { retry_after_seconds, .. } => (header::RETRY_AFTER, (*retry_after_seconds).into()),
@@ -178,10 +196,10 @@ pub trait Protocol: Send + Sync + 'static {
     ) -> Result<Vec<Part>, BodyError>;
 
     /// The answer to accepted events.
-    fn accepted(&self, uri: &Uri, headers: &HeaderMap, accepted: &Accepted) -> Answer;
+    fn accepted(&self, accepted: &Accepted) -> Answer;
 
     /// The answer to a refusal; status, `Retry-After` and `WWW-Authenticate` as the contract says.
-    fn refused(&self, uri: &Uri, headers: &HeaderMap, refusal: &Refusal) -> Answer;
+    fn refused(&self, refusal: &Refusal) -> Answer;
 
     /// The answer to a client that asks, without credentials, whether anyone is there.
     fn alive(&self) -> Answer {
@@ -246,8 +264,8 @@ const GET_AND_POST: &str = "GET, HEAD, POST";
 
 /// Where `method` on `path` goes. A path may begin with `/<log type>`, which then is the events'
 /// type: that is how a client that can't say what it sends is told apart.
-pub fn route(method: &Method, path: &str) -> Route {
-    let (protocol, log_type, allowed) = match endpoint(path) {
+pub fn route(method: &Method, path: &str, headers: &HeaderMap) -> Route {
+    let (protocol, log_type, allowed) = match endpoint(path, headers) {
         Some(found) => found,
         None => return Route::Refused { protocol: &Native, refusal: Refusal::UnknownPath },
     };
@@ -343,7 +361,7 @@ pub fn is_json(headers: &HeaderMap, body: &[u8]) -> bool {
 
 type Endpoint = (&'static dyn Protocol, Option<LogType>, &'static str);
 
-fn endpoint(path: &str) -> Option<Endpoint> {
+fn endpoint(path: &str, headers: &HeaderMap) -> Option<Endpoint> {
     if let Some(log_type) = path.strip_prefix("/v1/logs/") {
         return Some((&Native, Some(log_type.parse().ok()?), POST));
     }
@@ -357,7 +375,8 @@ fn endpoint(path: &str) -> Option<Endpoint> {
         "/services/collector/raw" | "/services/collector/raw/1.0" => (&Splunk, POST),
         "/services/collector/health" | "/services/collector/health/1.0" => (&Splunk, GET),
         "/loki/api/v1/push" => (&Loki, POST),
-        "/v1/logs" => (&Otlp, POST),
+        "/v1/logs" if content_type_is(headers, "protobuf") => (&Otlp::Protobuf, POST),
+        "/v1/logs" => (&Otlp::Json, POST),
         "/log/v1" | "/log/v1/log/v1" => (&NewRelic, POST),
         path if sumologic::secret(path).is_some() => (&SumoLogic, POST),
         _ => return None,

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use crate::ingest::body::{self, BodyError, Events, Limits, LineWriter};
 use crate::ingest::protocol::{
-    self, Accepted, Answer, JSON, ObjectOrText, Part, Protocol, Refusal, answer, header_text, query_parameter,
+    self, Accepted, Answer, BadCredentials, JSON, ObjectOrText, Part, Protocol, Refusal, answer, query_parameter,
 };
 
 /// Splunk HEC.
@@ -54,18 +54,16 @@ impl Protocol for Splunk {
         Ok(writer.finish())
     }
 
-    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Answer {
+    fn accepted(&self, _accepted: &Accepted) -> Answer {
         answer(StatusCode::OK, JSON, r#"{"text":"Success","code":0}"#)
     }
 
     /// `{"text":…,"code":…}`, with `invalid-event-number` where one event is at fault.
-    fn refused(&self, uri: &Uri, headers: &HeaderMap, refusal: &Refusal) -> Answer {
+    fn refused(&self, refusal: &Refusal) -> Answer {
         let (text, code) = match refusal {
-            Refusal::Unauthorized { .. } => match header_text(headers, "authorization") {
-                None if self.token(uri, headers).is_none() => ("Token is required", 2),
-                Some(value) if !value.contains(' ') => ("Invalid authorization", 3),
-                _ => ("Invalid token", 4),
-            },
+            Refusal::Unauthorized(BadCredentials::Missing) => ("Token is required", 2),
+            Refusal::Unauthorized(BadCredentials::Incomplete) => ("Invalid authorization", 3),
+            Refusal::Unauthorized(BadCredentials::Unknown | BadCredentials::WrongType) => ("Invalid token", 4),
             Refusal::Body(BodyError::Invalid { reason, .. }) => match reason.as_str() {
                 NO_DATA => (NO_DATA, 5),
                 EVENT_REQUIRED => (EVENT_REQUIRED, 12),
@@ -151,7 +149,7 @@ fn raw(uri: &Uri, body: &[u8], received: DateTime<Utc>, writer: &mut LineWriter)
 mod tests {
     use serde_json::Value;
 
-    use crate::ingest::protocol::tests::*;
+    use crate::ingest::protocol::{BadCredentials, Refusal, tests::*};
 
     #[test]
     fn splunk_envelopes_are_stored_as_sent_and_their_source_tells_the_type() {
@@ -193,11 +191,15 @@ mod tests {
             let answer = answer.json();
             assert_eq!((&answer["code"], &answer["invalid-event-number"]), (&code.into(), &event), "{body}");
         }
-        let code = |uri, headers: &[_]| post(uri, headers, "").refused(&WRONG_CREDENTIALS).json()["code"].clone();
-        assert_eq!(code("/services/collector", &[]), 2);
-        assert_eq!(code("/services/collector", &[("authorization", "justatoken")]), 3);
-        assert_eq!(code("/services/collector", &[("authorization", "Splunk wrong")]), 4);
-        assert_eq!(code("/services/collector?token=wrong", &[]), 4);
-        assert_eq!(post("/services/collector", &[], "").refused(&busy()).json()["code"], 9);
+        let post = post("/services/collector", &[], "");
+        for (fault, code) in [
+            (BadCredentials::Missing, 2),
+            (BadCredentials::Incomplete, 3),
+            (BadCredentials::Unknown, 4),
+            (BadCredentials::WrongType, 4),
+        ] {
+            assert_eq!(post.refused(&Refusal::Unauthorized(fault)).json()["code"], code);
+        }
+        assert_eq!(post.refused(&busy()).json()["code"], 9);
     }
 }

@@ -89,12 +89,12 @@ impl Protocol for SumoLogic {
     }
 
     /// 200 without a body.
-    fn accepted(&self, _uri: &Uri, _headers: &HeaderMap, _accepted: &Accepted) -> Answer {
+    fn accepted(&self, _accepted: &Accepted) -> Answer {
         empty_answer(StatusCode::OK)
     }
 
     /// Sumo Logic documents statuses only; the body is for people.
-    fn refused(&self, _uri: &Uri, _headers: &HeaderMap, refusal: &Refusal) -> Answer {
+    fn refused(&self, refusal: &Refusal) -> Answer {
         refusal.answer(JSON, json!({"message": refusal.to_string()}).to_string())
     }
 }

@@ -74,7 +74,8 @@ struct Others(Vec<(oneshot::Sender<Answer>, Outcome)>);
 
 impl Drop for Others {
     fn drop(&mut self) {
-        for (reply, outcome) in self.0.drain(..) {
+        // Backwards: the connections of those who came last are still in the processor's cache.
+        for (reply, outcome) in self.0.drain(..).rev() {
             let _ = reply.send(Answer { outcome, _others: Others::default() });
         }
     }

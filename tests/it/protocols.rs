@@ -307,6 +307,25 @@ fn every_protocol_is_refused_in_its_own_words_and_nothing_of_it_is_kept() {
 }
 
 #[test]
+fn splunk_tells_no_token_from_one_without_its_scheme_and_from_a_wrong_one() {
+    let listener = Listener::new();
+    for (query, authorization, code) in [
+        ("", None, 2),
+        ("", Some(TOKEN), 3),
+        ("", Some("Splunk"), 3),
+        ("", Some("Splunk wrong"), 4),
+        ("?token=wrong", None, 4),
+        ("?token=wrong", Some(TOKEN), 4),
+    ] {
+        let upload = Upload::post(&format!("/services/collector{query}")).body(r#"{"event":"x"}"#);
+        let upload = authorization.into_iter().fold(upload, |upload, value| upload.header("Authorization", value));
+        let answer = listener.daemon.send(upload);
+        assert_eq!((answer.status, &answer.json()["code"]), (401, &json!(code)), "{query} {authorization:?}");
+    }
+    listener.finish();
+}
+
+#[test]
 fn every_protocol_may_be_compressed_by_gzip() {
     let listener = Listener::new();
     for (index, dialect) in dialects().iter().enumerate() {

@@ -28,7 +28,7 @@ pub(crate) fn post(uri: &str, headers: &[(&'static str, &'static str)], body: im
 
 impl Sent {
     fn protocol(&self) -> &'static dyn Protocol {
-        match route(&Method::POST, self.uri.path()) {
+        match route(&Method::POST, self.uri.path(), &self.headers) {
             Route::Events { protocol, .. } => protocol,
             _ => panic!("{} takes no events", self.uri),
         }
@@ -61,7 +61,7 @@ impl Sent {
     pub(crate) fn accepted(&self, records: u64) -> Answered {
         let receipt =
             (records > 0).then(|| (to_raw_value("env0-audits/2026/11/22/21:04:05_aB3dE.log").unwrap().into(), 7));
-        Answered::of(self.protocol().accepted(&self.uri, &self.headers, &Accepted { records, receipt }))
+        Answered::of(self.protocol().accepted(&Accepted { records, receipt }))
     }
 
     /// The answer to the body as it is, which must be refused.
@@ -74,7 +74,7 @@ impl Sent {
     }
 
     pub(crate) fn refused(&self, refusal: &Refusal) -> Answered {
-        Answered::of(self.protocol().refused(&self.uri, &self.headers, refusal))
+        Answered::of(self.protocol().refused(refusal))
     }
 }
 
@@ -106,7 +106,7 @@ impl Answered {
 
 pub(crate) const DEPLOYMENTS: Option<LogType> = Some(LogType::Deployments);
 pub(crate) const AUDITS: Option<LogType> = Some(LogType::Audits);
-pub(crate) const WRONG_CREDENTIALS: Refusal = Refusal::Unauthorized { wrong_type: false };
+pub(crate) const WRONG_CREDENTIALS: Refusal = Refusal::Unauthorized(BadCredentials::Unknown);
 
 pub(crate) fn busy() -> Refusal {
     Refusal::Unavailable { reason: "the spool is full".to_owned(), retry_after_seconds: 7 }
@@ -135,7 +135,7 @@ fn the_status_and_headers_of_a_refusal_are_the_same_in_every_protocol() {
     let invalid = BodyError::Invalid { event: 3, offset: 99, reason: "expected value".to_owned() };
     for (refusal, status, header) in [
         (WRONG_CREDENTIALS, 401, Some(("www-authenticate", "Bearer"))),
-        (Refusal::Unauthorized { wrong_type: true }, 401, Some(("www-authenticate", "Bearer"))),
+        (Refusal::Unauthorized(BadCredentials::WrongType), 401, Some(("www-authenticate", "Bearer"))),
         (Refusal::UnknownPath, 404, None),
         (Refusal::WrongMethod { allowed: "POST" }, 405, Some(("allow", "POST"))),
         (Refusal::Body(invalid), 400, None),
@@ -172,7 +172,7 @@ fn every_protocol_takes_a_body_without_events_but_splunk() {
 
 #[test]
 fn paths_lead_to_protocols_and_may_begin_with_a_log_type() {
-    let events = |path: &str| match route(&Method::POST, path) {
+    let events = |path: &str| match route(&Method::POST, path, &HeaderMap::new()) {
         Route::Events { protocol, log_type } => Some((protocol.name(), log_type)),
         _ => None,
     };
@@ -207,7 +207,9 @@ fn paths_lead_to_protocols_and_may_begin_with_a_log_type() {
         "/services",
         "//",
     ] {
-        let Route::Refused { refusal, protocol } = route(&Method::POST, path) else { panic!("{path} is known") };
+        let Route::Refused { refusal, protocol } = route(&Method::POST, path, &HeaderMap::new()) else {
+            panic!("{path} is known")
+        };
         assert_eq!((refusal, protocol.name()), (Refusal::UnknownPath, "native"), "{path}");
     }
 }
@@ -221,7 +223,9 @@ fn a_wrong_method_is_told_the_right_ones() {
         (Method::POST, "/v1/oidc-token", "PUT"),
         (Method::DELETE, "/loki/api/v1/push", "POST"),
     ] {
-        let Route::Refused { refusal, .. } = route(&method, path) else { panic!("{method} {path} is taken") };
+        let Route::Refused { refusal, .. } = route(&method, path, &HeaderMap::new()) else {
+            panic!("{method} {path} is taken")
+        };
         assert_eq!(refusal, Refusal::WrongMethod { allowed: right });
     }
 }
@@ -235,11 +239,11 @@ fn whoever_asks_is_told_that_the_daemon_is_there() {
         (Method::GET, "/services/collector/health", r#"{"text":"HEC is healthy","code":17}"#),
         (Method::GET, "/services/collector/health/1.0", r#"{"text":"HEC is healthy","code":17}"#),
     ] {
-        let Route::Alive { protocol } = route(&method, path) else { panic!("{method} {path}") };
+        let Route::Alive { protocol } = route(&method, path, &HeaderMap::new()) else { panic!("{method} {path}") };
         let answer = Answered::of(protocol.alive());
         assert_eq!((answer.status, answer.text()), (200, body));
     }
-    assert!(matches!(route(&Method::PUT, "/v1/oidc-token"), Route::OidcToken));
+    assert!(matches!(route(&Method::PUT, "/v1/oidc-token", &HeaderMap::new()), Route::OidcToken));
 }
 
 #[test]
