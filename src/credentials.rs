@@ -1,23 +1,16 @@
 //! OIDC token → session: one exchange at a time, ahead of the session's end (contract section 4).
-//!
-//! The only file that names `aws_sdk_sts`. Uses the identity configured here and no other.
 
 mod candidates;
 mod keys;
 mod meters;
 mod sources;
 mod status;
+mod sts;
 pub mod token;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use aws_sdk_sts::error::SdkError;
-use aws_sdk_sts::operation::RequestId;
-use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError;
-use aws_smithy_runtime_api::client::behavior_version::BehaviorVersion;
-use aws_smithy_types::error::metadata::ProvideErrorMetadata;
-use aws_smithy_types::retry::RetryConfig;
 use chrono::{DateTime, TimeDelta, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{Notify, watch};
@@ -26,24 +19,21 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff::full_jitter;
 use crate::config::Config;
-use crate::network::{Network, causes};
+use crate::network::Network;
 use candidates::{Candidates, refresh_at};
 use meters::Meters;
 use sources::Sources;
 pub use status::{CredentialsStatus, ExchangeError, TokenStatus};
 use status::{NO_TOKEN_REMEDY, Phase, REFUSAL_CAUSES, UNREACHABLE_REMEDY, rfc3339};
+use sts::Sts;
 use token::{OidcToken, Source};
 
 /// What every role allows at least, and so what a too long session is stepped down to.
 const STEP_DOWN: Duration = Duration::from_secs(3600);
-/// A whole exchange, beside the connect time-out.
-const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A 403 that isn't about the session may be: tried out on sessions this old, this often.
 const SUSPECT_AGE: TimeDelta = TimeDelta::minutes(5);
 /// A session that S3 refuses sooner than this was no better than the one before it: back off.
 const YOUNG_SESSION: TimeDelta = TimeDelta::minutes(1);
-/// Of STS's words.
-const MAX_MESSAGE_CHARS: usize = 500;
 /// However short STS makes its sessions, and however many tokens are handed over.
 const LEAST_BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 /// The clock may jump: the plan is made anew at least this often.
@@ -58,9 +48,7 @@ type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
 
 struct Inner {
     clock: Clock,
-    sts: aws_sdk_sts::Client,
-    role_arn: String,
-    session_name: String,
+    sts: Sts,
     asked: Duration,
     sources: Sources,
     state: Mutex<State>,
@@ -120,23 +108,14 @@ impl Credentials {
         instance_id: &str,
         shutdown: CancellationToken,
     ) -> Credentials {
-        let endpoint = config.endpoint_url_sts.as_deref();
-        let mut sts = aws_sdk_sts::Config::builder()
-            .behavior_version(BehaviorVersion::latest())
-            .region(aws_sdk_sts::config::Region::new(config.aws_region.clone()))
-            .http_client(network.aws(endpoint))
-            .retry_config(RetryConfig::disabled());
-        sts.set_endpoint_url(endpoint.map(str::to_owned));
         let mut candidates = Candidates::default();
         if let Some(token) = &config.oidc_token {
             let token = OidcToken::own(token.expose_secret(), Source::Environment);
             token.map(|token| candidates.add(token, clock()));
         }
         let credentials = Credentials(Arc::new(Inner {
+            sts: Sts::new(clock.clone(), config, network, instance_id),
             clock,
-            sts: aws_sdk_sts::Client::from_conf(sts.build()),
-            role_arn: config.role_arn.clone(),
-            session_name: format!("env0-s3-logs-{instance_id}"),
             asked: config.session_duration,
             sources: Sources::new(config, network),
             state: Mutex::new(State {
@@ -238,7 +217,7 @@ impl Credentials {
             Phase::Unreachable => (Some("STS to answer".to_owned()), Some(UNREACHABLE_REMEDY)),
         };
         CredentialsStatus {
-            role_arn: self.0.role_arn.clone(),
+            role_arn: self.0.sts.role_arn.clone(),
             state: state.phase.describe(session.is_some()),
             session_expires_at: session.map(|session| rfc3339(session.expires_at)),
             session_duration_seconds: state.duration.as_secs(),
@@ -366,11 +345,11 @@ impl Inner {
 
     async fn exchange(&self, token: &OidcToken) -> Result<Session, ExchangeError> {
         let duration = self.lock().duration;
-        let error = match self.ask(token, duration).await {
+        let error = match self.sts.ask(token, duration).await {
             Err(error) if duration > STEP_DOWN && error.may_be_the_duration() => error,
             other => return other,
         };
-        let session = self.ask(token, STEP_DOWN).await.map_err(|_| error)?;
+        let session = self.sts.ask(token, STEP_DOWN).await.map_err(|_| error)?;
         self.lock().duration = STEP_DOWN;
         tracing::warn!(
             session.asked_seconds = self.asked.as_secs(),
@@ -379,34 +358,6 @@ impl Inner {
              raise the role's maximum session duration, or lower the variable"
         );
         Ok(session)
-    }
-
-    async fn ask(&self, token: &OidcToken, duration: Duration) -> Result<Session, ExchangeError> {
-        let request = self
-            .sts
-            .assume_role_with_web_identity()
-            .role_arn(&self.role_arn)
-            .role_session_name(&self.session_name)
-            .duration_seconds(i32::try_from(duration.as_secs()).unwrap_or(i32::MAX))
-            .web_identity_token(token.expose());
-        let answer = match tokio::time::timeout(EXCHANGE_TIMEOUT, request.send()).await {
-            Ok(answer) => answer.map_err(|error| ExchangeError::new(&error, token))?,
-            Err(_) => return Err(ExchangeError::unreachable("no answer from STS within 30 s".to_owned())),
-        };
-        let keys = answer.credentials().ok_or_else(|| ExchangeError::unreachable("STS sent no session".to_owned()))?;
-        let obtained_at = (self.clock)();
-        let asked_end = obtained_at + duration;
-        // An end that is over already means that our clock is ahead: what was asked is what counts then.
-        let end = DateTime::from_timestamp(keys.expiration().secs(), 0).filter(|end| *end > obtained_at);
-        Ok(Session {
-            id: 0,
-            access_key_id: keys.access_key_id().to_owned(),
-            secret_access_key: keys.secret_access_key().into(),
-            session_token: keys.session_token().into(),
-            obtained_at,
-            expires_at: end.map_or(asked_end, |end| end.min(asked_end)),
-            outage_seconds: None,
-        })
     }
 
     fn hold(&self, mut session: Session, token: &OidcToken) {
@@ -471,43 +422,6 @@ impl Inner {
             ),
             _ => {}
         }
-    }
-}
-
-impl ExchangeError {
-    fn unreachable(message: String) -> ExchangeError {
-        let since = rfc3339(Utc::now());
-        ExchangeError { refused: false, of_this_token: false, code: None, request_id: None, message, since }
-    }
-
-    fn new(error: &SdkError<AssumeRoleWithWebIdentityError>, token: &OidcToken) -> ExchangeError {
-        let Some(refusal) = error.as_service_error() else {
-            return ExchangeError::unreachable(causes(error));
-        };
-        let status = error.raw_response().map_or(0, |response| response.status().as_u16());
-        let code = refusal.code().map(str::to_owned);
-        let words = refusal.message().map_or_else(|| causes(refusal), str::to_owned);
-        // A validation error repeats what it was given.
-        let message: String = words.replace(token.expose(), "[token]").chars().take(MAX_MESSAGE_CHARS).collect();
-        // STS can't reach the issuer that this token names.
-        let of_this_token = match code.as_deref() {
-            Some("IDPCommunicationError" | "IDPCommunicationErrorException") => true,
-            Some("InvalidIdentityToken" | "InvalidIdentityTokenException") => message.contains("verification key"),
-            _ => false,
-        };
-        let out_of_reach = match code.as_deref() {
-            Some("Throttling" | "ThrottlingException" | "RequestLimitExceeded" | "TooManyRequestsException") => true,
-            Some("RegionDisabledException") | None => true,
-            Some(_) => status == 429 || status >= 500,
-        };
-        let request_id = error.request_id().map(str::to_owned);
-        let refused = !of_this_token && !out_of_reach;
-        ExchangeError { refused, of_this_token, code, request_id, message, since: rfc3339(Utc::now()) }
-    }
-
-    /// The words don't always name the duration.
-    fn may_be_the_duration(&self) -> bool {
-        self.refused && (self.code.as_deref() == Some("AccessDenied") || self.message.contains("DurationSeconds"))
     }
 }
 
