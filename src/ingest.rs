@@ -30,7 +30,6 @@ use bytes::Bytes;
 use chrono::Utc;
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
-use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -70,7 +69,7 @@ const RETRY_ISSUER_SECONDS: u64 = 5;
 const RETRY_STARTING_SECONDS: u64 = 5;
 
 /// The key that was made last, as a JSON string, and of which batch.
-type LastKey = Option<(BatchName, Arc<RawValue>)>;
+type LastKey = Option<(BatchName, Arc<str>)>;
 
 /// The front's shared state.
 pub struct Ingest {
@@ -347,13 +346,13 @@ impl Ingest {
     }
 
     /// The batch's object key; made once for all the requests that a batch takes.
-    fn key(&self, log_type: LogType, batch: &BatchName) -> Arc<RawValue> {
+    fn key(&self, log_type: LogType, batch: &BatchName) -> Arc<str> {
         let mut last = self.last_keys[log_type.index()].lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
             Some((name, key)) if name == batch => key.clone(),
             _ => {
-                let key = to_raw_value(&object_key(&self.bucket_path, log_type, batch)).expect("text is JSON");
-                let key: Arc<RawValue> = key.into();
+                let key = serde_json::Value::from(object_key(&self.bucket_path, log_type, batch)).to_string();
+                let key: Arc<str> = key.into();
                 *last = Some((*batch, key.clone()));
                 key
             }

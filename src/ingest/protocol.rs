@@ -30,7 +30,7 @@ pub struct Accepted {
     /// How many events were accepted.
     pub records: u64,
     /// Key of the batch, a JSON string, and index of the first line there; `None` when there was no event.
-    pub receipt: Option<(Arc<RawValue>, u64)>,
+    pub receipt: Option<(Arc<str>, u64)>,
 }
 
 /// `Content-Encoding`s that are inflated, for `Accept-Encoding` and messages.
