@@ -248,3 +248,53 @@ impl Read for Decoder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::http::{Request, Response};
+    use http_body_util::Full;
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use tokio::io::AsyncWriteExt;
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// Seconds until a body is given up of which a byte comes every `pause`.
+    async fn given_up_after(pause: Duration) -> u64 {
+        let (mut client, server) = tokio::io::duplex(1024);
+        let (ended, mut end) = mpsc::unbounded_channel();
+        let service = service_fn(move |request: Request<Incoming>| {
+            let ended = ended.clone();
+            async move {
+                let (budget, stop) = (Budget::new(1000), CancellationToken::new());
+                let outcome = read(&mut request.into_body(), 1000, &budget, &stop).await;
+                ended.send(outcome.map(|received| received.bytes)).unwrap();
+                Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
+            }
+        });
+        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(server), service));
+        client.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n").await.unwrap();
+        let started = Instant::now();
+        let trickle = async {
+            loop {
+                client.write_all(b"x").await.unwrap();
+                tokio::time::sleep(pause).await;
+            }
+        };
+        tokio::select! {
+            outcome = end.recv() => assert_eq!(outcome.unwrap(), Err(Refusal::BodyTimeout)),
+            () = trickle => {}
+        }
+        started.elapsed().as_secs()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_is_given_up_30_s_after_its_last_byte_and_5_minutes_after_its_first() {
+        assert_eq!(given_up_after(Duration::from_secs(3600)).await, 30);
+        assert_eq!(given_up_after(Duration::from_secs(29)).await, 300);
+    }
+}
