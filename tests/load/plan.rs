@@ -108,11 +108,11 @@ impl Section {
                 [Form::Array, Form::Gzip].map(|form| Point { form, ..Point::new(100, 64, 2_000_000) }).into()
             }
             Section::Connections => {
-                let single = [(1, 20_000), (8, 100_000), (512, 300_000)];
+                let single = [(1, 20_000), (8, 100_000), (128, 300_000), (256, 300_000), (512, 300_000)];
                 let hundred = [(1, 300_000), (8, 1_000_000), (512, 2_000_000)];
                 let single = single.map(|(connections, events)| Point::new(1, connections, events));
                 let hundred = hundred.map(|(connections, events)| Point::new(100, connections, events));
-                [single, hundred].concat()
+                single.into_iter().chain(hundred).collect()
             }
             Section::Compression => {
                 ["gzip", "zstd"].map(|codec| Point { codec: codec.into(), ..Point::new(1000, 64, 2_000_000) }).into()
