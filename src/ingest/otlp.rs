@@ -20,11 +20,11 @@ use serde_json::value::RawValue;
 use crate::ingest::body::{BodyError, Limits, LineWriter};
 use crate::ingest::protocol::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, answer};
 
-/// OTLP/HTTP, by the encoding of the answer.
+/// OTLP/HTTP, by the encoding of its answers.
 pub enum Otlp {
-    /// Unless the request's `Content-Type` says protobuf.
+    /// For any other request.
     Json,
-    /// As in the request.
+    /// For a request whose `Content-Type` says protobuf.
     Protobuf,
 }
 
