@@ -263,7 +263,8 @@ const GET: &str = "GET, HEAD";
 const GET_AND_POST: &str = "GET, HEAD, POST";
 
 /// Where `method` on `path` goes. A path may begin with `/<log type>`, which then is the events'
-/// type: that is how a client that can't say what it sends is told apart.
+/// type: that is how a client that can't say what it sends is told apart. Of the headers only OTLP's
+/// `Content-Type` counts, which tells the encoding of its answer.
 pub fn route(method: &Method, path: &str, headers: &HeaderMap) -> Route {
     let (protocol, log_type, allowed) = match endpoint(path, headers) {
         Some(found) => found,

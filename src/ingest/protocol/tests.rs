@@ -168,9 +168,14 @@ fn every_protocol_takes_a_body_without_events_but_splunk() {
     }
 }
 
+/// Where a request without headers goes.
+fn route_of(method: &Method, path: &str) -> Route {
+    route(method, path, &HeaderMap::new())
+}
+
 #[test]
 fn paths_lead_to_protocols_and_may_begin_with_a_log_type() {
-    let events = |path: &str| match route(&Method::POST, path, &HeaderMap::new()) {
+    let events = |path: &str| match route_of(&Method::POST, path) {
         Route::Events { protocol, log_type } => Some((protocol.name(), log_type)),
         _ => None,
     };
@@ -205,9 +210,7 @@ fn paths_lead_to_protocols_and_may_begin_with_a_log_type() {
         "/services",
         "//",
     ] {
-        let Route::Refused { refusal, protocol } = route(&Method::POST, path, &HeaderMap::new()) else {
-            panic!("{path} is known")
-        };
+        let Route::Refused { refusal, protocol } = route_of(&Method::POST, path) else { panic!("{path} is known") };
         assert_eq!((refusal, protocol.name()), (Refusal::UnknownPath, "native"), "{path}");
     }
 }
@@ -221,9 +224,7 @@ fn a_wrong_method_is_told_the_right_ones() {
         (Method::POST, "/v1/oidc-token", "PUT"),
         (Method::DELETE, "/loki/api/v1/push", "POST"),
     ] {
-        let Route::Refused { refusal, .. } = route(&method, path, &HeaderMap::new()) else {
-            panic!("{method} {path} is taken")
-        };
+        let Route::Refused { refusal, .. } = route_of(&method, path) else { panic!("{method} {path} is taken") };
         assert_eq!(refusal, Refusal::WrongMethod { allowed: right });
     }
 }
@@ -237,11 +238,11 @@ fn whoever_asks_is_told_that_the_daemon_is_there() {
         (Method::GET, "/services/collector/health", r#"{"text":"HEC is healthy","code":17}"#),
         (Method::GET, "/services/collector/health/1.0", r#"{"text":"HEC is healthy","code":17}"#),
     ] {
-        let Route::Alive { protocol } = route(&method, path, &HeaderMap::new()) else { panic!("{method} {path}") };
+        let Route::Alive { protocol } = route_of(&method, path) else { panic!("{method} {path}") };
         let answer = Answered::of(protocol.alive());
         assert_eq!((answer.status, answer.text()), (200, body));
     }
-    assert!(matches!(route(&Method::PUT, "/v1/oidc-token", &HeaderMap::new()), Route::OidcToken));
+    assert!(matches!(route_of(&Method::PUT, "/v1/oidc-token"), Route::OidcToken));
 }
 
 #[test]
