@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::SetOnce;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -253,10 +253,11 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
         Health::new(sources(&probe, WRITER_STALLED), Exporter::install()).serve(admin_socket, stop_admin.clone()),
     );
 
-    let (open_front, front) = watch::channel(None);
+    let front = Arc::new(SetOnce::new());
     let stop_ingest = CancellationToken::new();
     let listener = Listener { tcp: ingest_socket, tls, max_connections: config.max_connections };
-    let handler = Arc::new(move |request, guest| ingest::answer_once_started(front.clone(), request, guest));
+    let opened_front = front.clone();
+    let handler = Arc::new(move |request, guest| ingest::answer_once_started(opened_front.clone(), request, guest));
     let serving = tokio::spawn(listener.serve(handler, stop_ingest.clone()));
 
     let settings = spool_settings(&config);
@@ -271,7 +272,8 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     *probe.parts.lock().unwrap_or_else(PoisonError::into_inner) = Some(parts);
 
     let ingest = Ingest::new(&config, spool.clone(), authenticator);
-    open_front.send_replace(Some(ingest.clone()));
+    // Nobody else sets it.
+    let _ = front.set(ingest.clone());
     probe.enter(Phase::Running);
     tracing::info!(listen.addr = %addresses.0, admin.addr = %addresses.1, instance = spool.instance(), "listening");
 

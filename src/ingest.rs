@@ -30,7 +30,7 @@ use bytes::Bytes;
 use chrono::Utc;
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
-use tokio::sync::watch;
+use tokio::sync::SetOnce;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -135,7 +135,7 @@ impl Ingest {
     }
 
     /// Answers one request of the ingest listener.
-    pub async fn handle(self: Arc<Self>, request: Request<Incoming>, guest: Guest) -> Answer {
+    pub async fn handle(&self, request: Request<Incoming>, guest: Guest) -> Answer {
         let _under_way = self.requests.token();
         let started = Instant::now();
         let came_too_late = self.draining.load(Ordering::Relaxed);
@@ -376,16 +376,12 @@ struct Held {
 }
 
 /// [`Ingest::handle`], as soon as there is a front; 503 where that takes more than 5 s.
-pub async fn answer_once_started(
-    mut front: watch::Receiver<Option<Arc<Ingest>>>,
-    request: Request<Incoming>,
-    guest: Guest,
-) -> Answer {
-    // After the start no request needs a timer for this.
-    if front.borrow().is_none() {
-        let _ = tokio::time::timeout(HOLD, front.wait_for(Option::is_some)).await;
-    }
-    let started = front.borrow().clone();
+pub async fn answer_once_started(front: Arc<SetOnce<Arc<Ingest>>>, request: Request<Incoming>, guest: Guest) -> Answer {
+    let started = match front.get() {
+        // After the start no request needs a timer for this.
+        Some(ingest) => Some(ingest),
+        None => tokio::time::timeout(HOLD, front.wait()).await.ok(),
+    };
     match started {
         Some(ingest) => ingest.handle(request, guest).await,
         None => {

@@ -33,7 +33,11 @@ impl Protocol for Native {
     fn accepted(&self, accepted: &Accepted) -> Answer {
         let records = accepted.records;
         let receipt = match &accepted.receipt {
-            Some((object, line)) => format!(r#"{{"accepted":{records},"object":{object},"line":{line}}}"#),
+            // Every request is answered with this, and pieces cost a fifth of a format.
+            Some((object, line)) => {
+                let (records, line) = (records.to_string(), line.to_string());
+                [r#"{"accepted":"#, &records, r#","object":"#, object, r#","line":"#, &line, "}"].concat()
+            }
             None => format!(r#"{{"accepted":{records}}}"#),
         };
         answer(StatusCode::OK, JSON, receipt)

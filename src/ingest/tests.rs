@@ -9,7 +9,7 @@ use crate::ingest::listener::Listener;
 async fn while_the_daemon_starts_a_request_is_held_and_then_refused_in_its_protocols_words() {
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = tcp.local_addr().unwrap();
-    let (_never_open, front) = watch::channel(None);
+    let front = Arc::new(SetOnce::new());
     let handler = Arc::new(move |request, guest| answer_once_started(front.clone(), request, guest));
     let listener = Listener { tcp, tls: None, max_connections: 8 };
     tokio::spawn(listener.serve(handler, CancellationToken::new()));
