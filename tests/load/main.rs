@@ -2,8 +2,9 @@
 //!
 //! Starts the release binary on one core; a client and a loopback S3, STS and issuer
 //! (`tests/local_aws`) share the other. Every acknowledgement follows an fsync, every event is
-//! looked for in the objects. Beside each figure stand two yardsticks from the same run: a bare HTTP
-//! server that discards the same requests, and a plain loop that appends and fsyncs the same bytes.
+//! looked for in the objects. Beside each figure stand yardsticks from the same run: a bare HTTP server
+//! that discards the same requests, one that appends and fsyncs their bodies before it answers, and a
+//! plain loop that appends and fsyncs the same bytes.
 //! `--help` tells how to choose what is measured.
 
 mod client;
@@ -47,7 +48,7 @@ struct Arguments {
     /// Where the spool is; the file system decides what an fsync costs
     #[arg(long)]
     spool: Option<PathBuf>,
-    /// Leaves the two yardsticks and the pass at half load out
+    /// Leaves the yardsticks and the pass at half load out
     #[arg(long)]
     alone: bool,
     /// VARIABLE=VALUE for the daemon; may be repeated
@@ -64,7 +65,8 @@ fn main() -> ExitCode {
     // The processes on the measured core are this program once more.
     let outcome = match words[..] {
         [process::PINNED, core, program, ref rest @ ..] => process::run_pinned(core, program, rest),
-        [yardsticks::DISCARD] => yardsticks::discard(),
+        [yardsticks::DISCARD] => yardsticks::serve(None),
+        [yardsticks::KEEP, folder] => yardsticks::serve(Some(folder.as_ref())),
         [yardsticks::APPEND, folder, body_bytes] => yardsticks::append(folder.as_ref(), body_bytes),
         _ => run(&Arguments::parse()),
     };

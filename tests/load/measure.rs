@@ -53,6 +53,7 @@ pub(crate) struct Run {
     pub(crate) peak_mib: f64,
     /// Events a second, and CPU seconds a million.
     pub(crate) discard: Option<(f64, f64)>,
+    pub(crate) keep: Option<(f64, f64)>,
     pub(crate) append: Option<Appended>,
 }
 
@@ -74,7 +75,9 @@ impl Bench {
         let aws = local_aws()?;
         let mut run = self.runtime.block_on(self.daemon(point, &requests, &aws))?;
         if !self.alone {
-            run.discard = Some(self.runtime.block_on(self.discard(point, &requests))?);
+            let spool = self.spool.display().to_string();
+            run.discard = Some(self.runtime.block_on(self.server(&[yardsticks::DISCARD], point, &requests))?);
+            run.keep = Some(self.runtime.block_on(self.server(&[yardsticks::KEEP, &spool], point, &requests))?);
             run.append = Some(yardsticks::run_append(self.cores.measured, &self.spool, point)?);
         }
         Ok(run)
@@ -133,6 +136,7 @@ impl Bench {
             idle_mib,
             peak_mib,
             discard: None,
+            keep: None,
             append: None,
         })
     }
@@ -161,11 +165,10 @@ impl Bench {
         })
     }
 
-    async fn discard(&self, point: &Point, requests: &Arc<Vec<Vec<u8>>>) -> Result<(f64, f64)> {
-        let server =
-            Pinned::start(self.cores.measured, &std::env::current_exe()?, &[yardsticks::DISCARD], &[], |line| {
-                line.strip_prefix(yardsticks::LISTENING)?.trim().parse().ok()
-            })?;
+    async fn server(&self, words: &[&str], point: &Point, requests: &Arc<Vec<Vec<u8>>>) -> Result<(f64, f64)> {
+        let server = Pinned::start(self.cores.measured, &std::env::current_exe()?, words, &[], |line| {
+            line.strip_prefix(yardsticks::LISTENING)?.trim().parse().ok()
+        })?;
         let count = point.requests();
         let before = server.cpu_seconds()?;
         let load = Load {

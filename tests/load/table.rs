@@ -4,7 +4,7 @@ use crate::events::EVENT_BYTES;
 use crate::measure::Run;
 use crate::plan::{Form, Point};
 
-const COLUMNS: [&str; 17] = [
+const COLUMNS: [&str; 19] = [
     "events/request",
     "form",
     "conn.",
@@ -20,7 +20,9 @@ const COLUMNS: [&str; 17] = [
     "peak MiB",
     "bare server: ev/s, CPU s/M",
     "our share",
-    "append+fsync: MB/s, p99 ms",
+    "with append+fsync: ev/s, CPU s/M",
+    "our share",
+    "append+fsync loop: MB/s, p99 ms",
     "our share",
 ];
 
@@ -48,7 +50,13 @@ impl Table {
         let latency = [0, 1, 2].map(|index| format!("{:.2}", some(&|run| run.latency_ms[index])));
         let optional =
             |value: Option<f64>, digits: usize| value.map_or("-".into(), |value| format!("{value:.digits$}"));
-        let discard = of(&|run| Some(run.discard?.0));
+        let server = |figures: &dyn Fn(&Run) -> Option<(f64, f64)>| {
+            let rate = of(&|run| Some(figures(run)?.0));
+            let cpu = optional(of(&|run| Some(figures(run)?.1)), 2);
+            (rate, format!("{}, {cpu}", rate.map_or("-".into(), |rate| thousands(rate as usize))))
+        };
+        let (discard, discard_cell) = server(&|run| run.discard);
+        let (keep, keep_cell) = server(&|run| run.keep);
         let append = of(&|run| Some(run.append.as_ref()?.bytes_per_second / 1e6));
         let share =
             |of: Option<f64>, ours: f64| of.map_or("-".into(), |whole| format!("{:.0} %", ours / whole * 100.0));
@@ -71,12 +79,10 @@ impl Table {
             latency.join(" / "),
             optional(of(&|run| run.half_load_p99_ms), 2),
             format!("{:.1}", some(&|run| run.peak_mib)),
-            format!(
-                "{}, {}",
-                discard.map_or("-".into(), |rate| thousands(rate as usize)),
-                optional(of(&|run| Some(run.discard?.1)), 2)
-            ),
+            discard_cell,
             share(discard, rate),
+            keep_cell,
+            share(keep, rate),
             format!("{}, {}", optional(append, 1), optional(of(&|run| Some(run.append.as_ref()?.p99_ms)), 2)),
             share(append, megabytes),
         ];

@@ -1,9 +1,9 @@
-//! What the machine can do: a server that discards, and a loop that appends and fsyncs.
+//! What the machine can do: a server that discards, the same one that keeps, and a loop that appends and fsyncs.
 
-use std::convert::Infallible;
-use std::io::Write;
-use std::path::Path;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -16,6 +16,8 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 
 use crate::client::percentile_ms;
 use crate::events;
@@ -24,6 +26,8 @@ use crate::process;
 
 /// First argument of this program where it is the server.
 pub(crate) const DISCARD: &str = "discard";
+/// First argument of this program where it is the server that keeps.
+pub(crate) const KEEP: &str = "keep";
 /// First argument of this program where it is the loop.
 pub(crate) const APPEND: &str = "append";
 /// What the server says before its address.
@@ -31,28 +35,98 @@ pub(crate) const LISTENING: &str = "listening on ";
 
 /// As long as the daemon's answer.
 const ANSWER: &[u8] = br#"{"accepted":1000,"object":"env0-deployments/2026/11/22/21:00:33_abcde.log","line":1000000}"#;
+/// As the daemon gathers appends, and the size of its batches.
+const GATHER_BYTES: usize = 256 * 1024;
+const FILE_BYTES: usize = 16 * 1024 * 1024;
 /// How long the loop goes on.
 const APPEND_TIME: Duration = Duration::from_secs(2);
 
-/// hyper with nothing around it: reads each request to its end and answers 200.
-pub(crate) fn discard() -> Result<()> {
+/// hyper with nothing around it: reads each request to its end and answers 200. With a folder it first appends
+/// the body to a file there and waits for an fsync.
+pub(crate) fn serve(folder: Option<&Path>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
+        let file = folder.map(keep_in);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         eprintln!("{LISTENING}{}", listener.local_addr()?);
         loop {
             let (stream, _) = listener.accept().await?;
             stream.set_nodelay(true)?;
-            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service_fn(answer));
-            tokio::spawn(connection);
+            let file = file.clone();
+            let service = service_fn(move |request| answer(request, file.clone()));
+            tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
         }
     })
 }
 
-async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(request: Request<Incoming>, file: Option<mpsc::Sender<Append>>) -> Result<Response<Full<Bytes>>> {
     let mut body = request.into_body();
-    while let Some(Ok(_)) = body.frame().await {}
+    match file {
+        None => while let Some(Ok(_)) = body.frame().await {},
+        Some(file) => {
+            let (reply, durable) = oneshot::channel();
+            file.send((body.collect().await?.to_bytes(), reply))?;
+            durable.await?;
+        }
+    }
     Ok(Response::new(Full::from(ANSWER)))
+}
+
+/// A body, and whom to tell that it is durable.
+type Append = (Bytes, oneshot::Sender<()>);
+
+/// Starts a thread that keeps bodies in files of `folder`; a task tells whoever waits, since a wake-up from within
+/// the runtime costs less.
+fn keep_in(folder: &Path) -> mpsc::Sender<Append> {
+    let (file, appends) = mpsc::channel();
+    let (durable, mut groups) = tokio::sync::mpsc::unbounded_channel::<Vec<oneshot::Sender<()>>>();
+    let folder = folder.to_owned();
+    std::thread::spawn(move || {
+        if let Err(error) = keep(folder, &appends, &durable) {
+            eprintln!("the server that keeps: {error:#}");
+            std::process::exit(1);
+        }
+    });
+    tokio::spawn(async move {
+        while let Some(group) = groups.recv().await {
+            for reply in group {
+                // Whoever hung up doesn't wait.
+                let _ = reply.send(());
+            }
+        }
+    });
+    file
+}
+
+/// Appends in one write what fits, and fsyncs; bodies that come meanwhile share the next fsync.
+fn keep(
+    folder: PathBuf,
+    appends: &mpsc::Receiver<Append>,
+    durable: &UnboundedSender<Vec<oneshot::Sender<()>>>,
+) -> Result<()> {
+    let new_file = || tempfile::tempfile_in(&folder).map(|file| BufWriter::with_capacity(GATHER_BYTES, file));
+    let (mut file, mut bytes) = (new_file()?, 0);
+    while let Ok(first) = appends.recv() {
+        let mut group = Vec::new();
+        let mut next = Some(first);
+        while let Some((body, reply)) = next {
+            file.write_all(&body)?;
+            bytes += body.len();
+            group.push(reply);
+            // As in the daemon, those who can run now and are about to append are let first.
+            next = appends.try_recv().ok().or_else(|| {
+                std::thread::yield_now();
+                appends.try_recv().ok()
+            });
+        }
+        file.flush()?;
+        file.get_ref().sync_data()?;
+        durable.send(group)?;
+        if bytes >= FILE_BYTES {
+            (file, bytes) = (new_file()?, 0);
+        }
+    }
+    Ok(())
 }
 
 /// What the loop reached.
