@@ -392,13 +392,13 @@ fn write(file: &mut dyn DiskFile, offset: u64, appends: &[Append], hasher: &mut 
     let mut end = offset;
     let mut begun = offset;
     let mut write = |bytes: &[u8]| {
+        hasher.update(bytes);
         file.write_at(bytes, end)?;
         end += bytes.len() as u64;
         if end - begun >= WRITE_OUT_MIN_BYTES {
             file.begin_write_out(begun, end - begun);
             begun = end;
         }
-        hasher.update(bytes);
         io::Result::Ok(())
     };
     let mut gathered = Vec::new();
