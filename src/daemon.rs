@@ -253,11 +253,11 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
         Health::new(sources(&probe, WRITER_STALLED), Exporter::install()).serve(admin_socket, stop_admin.clone()),
     );
 
-    let front = Arc::new(SetOnce::new());
+    let open_front = Arc::new(SetOnce::new());
+    let front = open_front.clone();
     let stop_ingest = CancellationToken::new();
     let listener = Listener { tcp: ingest_socket, tls, max_connections: config.max_connections };
-    let opened_front = front.clone();
-    let handler = Arc::new(move |request, guest| ingest::answer_once_started(opened_front.clone(), request, guest));
+    let handler = Arc::new(move |request, guest| ingest::answer_once_started(front.clone(), request, guest));
     let serving = tokio::spawn(listener.serve(handler, stop_ingest.clone()));
 
     let settings = spool_settings(&config);
@@ -273,7 +273,7 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
 
     let ingest = Ingest::new(&config, spool.clone(), authenticator);
     // Nobody else sets it.
-    let _ = front.set(ingest.clone());
+    let _ = open_front.set(ingest.clone());
     probe.enter(Phase::Running);
     tracing::info!(listen.addr = %addresses.0, admin.addr = %addresses.1, instance = spool.instance(), "listening");
 

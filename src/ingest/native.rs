@@ -33,7 +33,7 @@ impl Protocol for Native {
     fn accepted(&self, accepted: &Accepted) -> Answer {
         let records = accepted.records;
         let receipt = match &accepted.receipt {
-            // Almost every request is answered with this: put together at once, where a format grows its buffer twice.
+            // Almost every request is answered with this: put together at once, which costs less than a format.
             Some((object, line)) => {
                 let (records, line) = (records.to_string(), line.to_string());
                 [r#"{"accepted":"#, &records, r#","object":"#, object, r#","line":"#, &line, "}"].concat()

@@ -24,7 +24,7 @@ use crate::events;
 use crate::plan::Point;
 use crate::process;
 
-/// First argument of this program where it is the server.
+/// First argument of this program where it is the server that discards.
 pub(crate) const DISCARD: &str = "discard";
 /// First argument of this program where it is the server that keeps.
 pub(crate) const KEEP: &str = "keep";
@@ -113,7 +113,7 @@ fn keep(
             file.write_all(&body)?;
             bytes += body.len();
             group.push(reply);
-            // As in the daemon, those who can run now and are about to append are let first.
+            // As in the daemon: who can run now may be about to append.
             next = appends.try_recv().ok().or_else(|| {
                 std::thread::yield_now();
                 appends.try_recv().ok()
