@@ -1,74 +1,243 @@
-//! Asks a running daemon's admin listener: for `healthcheck` and `check`. No runtime, no TLS, no proxy.
+//! The admin listener: `/livez`, `/readyz`, `/status`, `/metrics` and the page. Reads snapshots, changes nothing.
 
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+pub mod client;
+mod history;
+
+use std::collections::VecDeque;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::header::{self, HeaderName, HeaderValue};
+use axum::http::{Method, StatusCode};
+use axum::middleware::{Next, from_fn};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::get;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
 use crate::status::Status;
+use crate::telemetry::metrics::{Exporter, Exposition};
+use crate::telemetry::report_suppressed;
+use history::History;
 
-/// To connect, and for each read: the listener is on this machine.
-const TIMEOUT: Duration = Duration::from_secs(2);
-/// A status is a few kilobytes.
-const ANSWER_MAX_BYTES: u64 = 1 << 20;
+/// A connection that is idle, or sends no whole header, for so long is closed.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Probes, a scraper and a few pages; above it, the oldest connection is closed: a probe is never refused.
+const CONNECTIONS_MAX: usize = 64;
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often gathered metrics and counts of repeated log lines are worked off.
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+const PAGE: &str = include_str!("admin/status.html");
 
-/// Why the daemon can't be asked, or is not well.
-#[derive(Debug, thiserror::Error)]
-pub enum AskError {
-    /// Nothing listens there, or it does not answer in time.
-    #[error("no answer from {address}: {source}")]
-    Unreachable {
-        /// The admin listener.
-        address: SocketAddr,
-        /// The reason.
-        source: io::Error,
-    },
-    /// It answers, and not with 200.
-    #[error("{address} answered: {answer}")]
-    Refused {
-        /// The admin listener.
-        address: SocketAddr,
-        /// Its first words.
-        answer: String,
-    },
-    /// Another program, or another version of this one.
-    #[error("{address} is no admin listener of this daemon: {source}")]
-    Foreign {
-        /// The address that was asked.
-        address: SocketAddr,
-        /// What is not as expected.
-        source: serde_json::Error,
-    },
+/// One condition of being alive or ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// What is checked; one word.
+    pub name: &'static str,
+    /// Why it does not hold, in words.
+    pub failure: Option<String>,
 }
 
-/// Whether the daemon is alive.
-pub fn healthy(address: SocketAddr) -> Result<(), AskError> {
-    get(address, "/livez").map(drop)
+/// What the listener reads; each is called at every request and must neither block nor fail.
+pub struct Sources {
+    /// The whole of `/status`.
+    pub status: Box<dyn Fn() -> Status + Send + Sync>,
+    /// Whether the process and its writers respond; S3 is none of it.
+    pub live: Box<dyn Fn() -> Vec<Check> + Send + Sync>,
+    /// Whether events can be taken; neither S3 nor a full spool is any of it.
+    pub ready: Box<dyn Fn() -> Vec<Check> + Send + Sync>,
 }
 
-/// What the daemon says of itself.
-pub fn status(address: SocketAddr) -> Result<Status, AskError> {
-    let body = get(address, "/status")?;
-    serde_json::from_str(&body).map_err(|source| AskError::Foreign { address, source })
+/// The admin listener's answers.
+#[derive(Clone)]
+pub struct Health(Arc<Inner>);
+
+struct Inner {
+    sources: Sources,
+    exporter: &'static Exporter,
+    history: History,
 }
 
-/// The body of a 200.
-fn get(address: SocketAddr, path: &str) -> Result<String, AskError> {
-    let answer = exchange(address, path).map_err(|source| AskError::Unreachable { address, source })?;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-    if head.starts_with("HTTP/1.0 200 ") || head.starts_with("HTTP/1.1 200 ") {
-        return Ok(body.to_owned());
+impl Health {
+    /// Answers from `sources`.
+    pub fn new(sources: Sources, exporter: &'static Exporter) -> Health {
+        Health(Arc::new(Inner { sources, exporter, history: History::default() }))
     }
-    let first = [head.lines().next().unwrap_or_default(), body.trim()].join(" ");
-    Err(AskError::Refused { address, answer: first.chars().take(200).collect() })
+
+    /// The routes, for a server of the caller's.
+    pub fn router(&self) -> Router {
+        let probe = |judge: fn(&Sources) -> Vec<Check>, failed: StatusCode| {
+            get(move |State(health): State<Health>, request: Request| async move {
+                let verbose = request.uri().query() == Some("verbose");
+                verdict(request.uri().path(), &judge(&health.0.sources), failed, verbose)
+            })
+        };
+        let live = || probe(|sources| (sources.live)(), StatusCode::INTERNAL_SERVER_ERROR);
+        Router::new()
+            .route("/", get(async || Html(PAGE)))
+            .route("/livez", live())
+            .route("/healthz", live())
+            .route("/readyz", probe(|sources| (sources.ready)(), StatusCode::SERVICE_UNAVAILABLE))
+            .route("/status", get(status))
+            .route("/metrics", get(metrics))
+            .layer(from_fn(guard))
+            .with_state(self.clone())
+    }
+
+    /// Serves `listener` until `stop`; then closes it and what is open.
+    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
+        let mut connections = JoinSet::new();
+        let mut oldest_first = VecDeque::new();
+        let serve = async {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => oldest_first.push_back(connections.spawn(connection(stream, self.router()))),
+                    // Out of file descriptors, as a rule: it passes when a connection ends.
+                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+                }
+                while connections.try_join_next().is_some() {}
+                oldest_first.retain(|connection: &AbortHandle| !connection.is_finished());
+                if oldest_first.len() > CONNECTIONS_MAX
+                    && let Some(oldest) = oldest_first.pop_front()
+                {
+                    oldest.abort();
+                }
+            }
+        };
+        tokio::select! {
+            () = serve => {}
+            () = self.keep() => {}
+            () = stop.cancelled() => {}
+        }
+    }
+
+    /// Keeps the last hour's history, and gathered metrics small.
+    async fn keep(&self) {
+        let mut ticks = tokio::time::interval(UPKEEP_EVERY);
+        loop {
+            ticks.tick().await;
+            self.0.history.sample(&(self.0.sources.status)());
+            self.0.exporter.upkeep();
+            report_suppressed();
+        }
+    }
 }
 
-/// HTTP/1.0, so that the answer is neither chunked nor kept open.
-fn exchange(address: SocketAddr, path: &str) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
-    stream.set_read_timeout(Some(TIMEOUT))?;
-    stream.set_write_timeout(Some(TIMEOUT))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
-    let mut answer = Vec::new();
-    stream.take(ANSWER_MAX_BYTES).read_to_end(&mut answer)?;
-    Ok(String::from_utf8_lossy(&answer).into_owned())
+/// One connection, for as long as it keeps asking.
+async fn connection(stream: TcpStream, router: Router) {
+    let service = service_fn(move |request: Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
+    let http = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service);
+    // A client that goes away or talks no HTTP is no event of ours.
+    let _ = http.await;
 }
+
+async fn status(State(health): State<Health>, request: Request) -> Response {
+    let json = match request.uri().query() {
+        Some("history") => serde_json::to_vec(&health.0.history.snapshot()),
+        _ => serde_json::to_vec(&(health.0.sources.status)()),
+    };
+    match json {
+        Ok(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn metrics(State(health): State<Health>, request: Request) -> Response {
+    let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let exposition = Exposition::by_accept(accept);
+    let text = health.0.exporter.render(&(health.0.sources.status)(), exposition);
+    ([(header::CONTENT_TYPE, exposition.content_type())], text).into_response()
+}
+
+/// Kubernetes' own form of a verdict: each reason in a line where `?verbose` or a failure asks for it.
+fn verdict(path: &str, checks: &[Check], failed: StatusCode, verbose: bool) -> Response {
+    let holds = checks.iter().all(|check| check.failure.is_none());
+    let mut text = String::new();
+    for check in checks.iter().filter(|check| verbose || check.failure.is_some()) {
+        match &check.failure {
+            None => text.push_str(&format!("[+]{} ok\n", check.name)),
+            Some(reason) => text.push_str(&format!("[-]{}: {reason}\n", check.name)),
+        }
+    }
+    let name = path.trim_start_matches('/');
+    match (holds, verbose) {
+        (true, false) => text.push_str("ok\n"),
+        (true, true) => text.push_str(&format!("{name} check passed\n")),
+        (false, _) => text.push_str(&format!("{name} check failed\n")),
+    }
+    (if holds { StatusCode::OK } else { failed }, text).into_response()
+}
+
+/// Refuses unknown paths and queries, and every method that could mean a change; adds the headers that all answers have.
+async fn guard(request: Request, next: Next) -> Response {
+    let known_query = match (request.uri().path(), request.uri().query()) {
+        (_, None | Some("")) => true,
+        ("/livez" | "/readyz" | "/healthz", Some(query)) => query == "verbose",
+        ("/status", Some(query)) => query == "history",
+        _ => false,
+    };
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    let mut response = match (known_query, reads) {
+        (false, _) => StatusCode::NOT_FOUND.into_response(),
+        (true, false) => {
+            let response = next.run(request).await;
+            if response.status() == StatusCode::NOT_FOUND {
+                response
+            } else {
+                StatusCode::METHOD_NOT_ALLOWED.into_response()
+            }
+        }
+        (true, true) => next.run(request).await,
+    };
+    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    }
+    for (name, value) in ANSWER_HEADERS.iter() {
+        response.headers_mut().insert(name, value.clone());
+    }
+    response
+}
+
+/// The page runs its own script and style, known by their hashes, and talks to this listener alone.
+static ANSWER_HEADERS: LazyLock<Vec<(HeaderName, HeaderValue)>> = LazyLock::new(|| {
+    let hash_of = |tag: &str| {
+        let (open, close) = (format!("<{tag}>"), format!("</{tag}>"));
+        let inline =
+            PAGE.split_once(&open).and_then(|(_, rest)| rest.split_once(&close)).map_or("", |(inline, _)| inline);
+        STANDARD.encode(digest(&SHA256, inline.as_bytes()))
+    };
+    let policy = format!(
+        "default-src 'none'; script-src 'sha256-{}'; style-src 'sha256-{}'; connect-src 'self'; img-src data:; \
+         base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        hash_of("script"),
+        hash_of("style"),
+    );
+    let policy = HeaderValue::try_from(policy).expect("base64 and ASCII words are a header's value");
+    let fixed = HeaderValue::from_static;
+    vec![
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::CACHE_CONTROL, fixed("no-store")),
+        (header::X_CONTENT_TYPE_OPTIONS, fixed("nosniff")),
+        (header::X_FRAME_OPTIONS, fixed("DENY")),
+        (header::REFERRER_POLICY, fixed("no-referrer")),
+        (HeaderName::from_static("cross-origin-resource-policy"), fixed("same-origin")),
+    ]
+});
+
+#[cfg(test)]
+mod tests;

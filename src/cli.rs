@@ -7,13 +7,14 @@ use std::sync::LazyLock;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::admin::client;
+use crate::assembly::Files;
+use crate::check::{self, CheckOptions};
 use crate::config::{self, Config, ConfigErrors, Loaded, Purpose};
-use crate::daemon::Files;
 use crate::drain::{self, DrainOptions};
 use crate::network::Network;
-use crate::preflight::{self, CheckOptions};
 use crate::verify::{self, VerifyOptions};
-use crate::{admin, daemon, exit_code, telemetry, volume};
+use crate::{daemon, exit_code, telemetry, volume};
 
 /// Of `--version`.
 static VERSION: LazyLock<String> =
@@ -124,7 +125,7 @@ fn run() -> u8 {
 }
 
 fn check(options: CheckOptions) -> u8 {
-    match in_runtime(preflight::run(Config::from_env(Purpose::Daemon), options)) {
+    match in_runtime(check::run(Config::from_env(Purpose::Daemon), options)) {
         Ok(report) => {
             print(&if options.json { report.json() } else { report.text() });
             report.exit_code
@@ -193,7 +194,7 @@ fn healthcheck() -> u8 {
             return exit_code::FAILED;
         }
     };
-    match admin::healthy(address) {
+    match client::healthy(address) {
         Ok(()) => exit_code::OK,
         Err(reason) => {
             complain(format!("unhealthy: {reason}"));

@@ -1,12 +1,10 @@
 //! OIDC token → session: one exchange at a time, ahead of the session's end (contract section 4).
 
 mod candidates;
-mod keys;
 mod meters;
 mod sources;
 mod status;
 mod sts;
-pub mod token;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -20,13 +18,13 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::full_jitter;
 use crate::config::Config;
 use crate::network::Network;
+use crate::oidc::{OidcToken, Source};
 use candidates::{Candidates, refresh_at};
 use meters::Meters;
 use sources::Sources;
 pub use status::{CredentialsStatus, ExchangeError, TokenStatus};
 use status::{NO_TOKEN_REMEDY, Phase, REFUSAL_CAUSES, UNREACHABLE_REMEDY, rfc3339};
 use sts::Sts;
-use token::{OidcToken, Source};
 
 /// What every role allows at least, and so what a too long session is stepped down to.
 const STEP_DOWN: Duration = Duration::from_secs(3600);

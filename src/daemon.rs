@@ -1,4 +1,4 @@
-//! Builds every part, binds the sockets, owns the order of start and of shutdown.
+//! `run`: binds the sockets, owns the order of start and of shutdown.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
@@ -14,23 +14,17 @@ use tokio::sync::SetOnce;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::admin::{Check, Health, Sources};
+use crate::assembly::{Failure, Files, spool_settings, start_flusher};
 use crate::batch::LogType;
-use crate::chain::SigningKey;
 use crate::config::{self, Config};
 use crate::credentials::Credentials;
-use crate::credentials::token::Verifier;
 use crate::exit_code;
-use crate::flusher::{self, Flusher};
-use crate::health::{Check, Health, Sources};
-use crate::ingest::auth::{self, Authenticator};
-use crate::ingest::listener::Listener;
-use crate::ingest::tls::{self, Tls};
+use crate::http::listener::Listener;
+use crate::ingest::auth::Authenticator;
 use crate::ingest::{self, Ingest};
-use crate::network::Network;
-use crate::s3::S3;
+use crate::spool::Spool;
 use crate::spool::disk::OsDisk;
-use crate::spool::manifest::{Destination, LockError};
-use crate::spool::{self, OpenError, Spool};
 use crate::status::{self, DeliveryStatus, Phase, SpoolStatus, Status, Timestamp, TypeStatus};
 use crate::telemetry::metrics::Exporter;
 use crate::volume;
@@ -47,36 +41,6 @@ const LAST_ANSWERS: Duration = Duration::from_millis(500);
 const WRITER_STALLED: Duration = Duration::from_secs(30);
 /// A file size limit (`ulimit -f`) is an error of the write, not the end of the process.
 const SIGXFSZ: i32 = 25;
-
-/// A failure to start or to run, with the process's exit code.
-#[derive(Debug)]
-pub struct Failure {
-    /// See [`exit_code`].
-    pub exit_code: u8,
-    /// For people.
-    pub error: anyhow::Error,
-}
-
-impl Failure {
-    /// An error with the exit code it leads to.
-    pub fn new(exit_code: u8, error: impl Into<anyhow::Error>) -> Failure {
-        Failure { exit_code, error: error.into() }
-    }
-}
-
-impl From<OpenError> for Failure {
-    fn from(error: OpenError) -> Failure {
-        let exit_code = match &error {
-            OpenError::Create { .. } | OpenError::Lock(LockError::Held { .. } | LockError::Io { .. }) => {
-                exit_code::CANT_CREATE
-            }
-            OpenError::OtherDestination { .. } => exit_code::CONFIG,
-            OpenError::Manifest(spool::manifest::ManifestError::Newer { .. }) => exit_code::CONFIG,
-            OpenError::Manifest(_) | OpenError::Recovery { .. } => exit_code::IO,
-        };
-        Failure::new(exit_code, error)
-    }
-}
 
 /// What `/status` and the probes read; filled as the parts come up.
 pub struct Probe {
@@ -189,56 +153,6 @@ fn sources(probe: &Arc<Probe>, stalled_after: Duration) -> Sources {
     }
 }
 
-/// The spool's settings in a configuration.
-pub fn spool_settings(config: &Config) -> spool::Settings {
-    spool::Settings {
-        dir: config.spool_dir.clone(),
-        max_bytes: config.spool_max_bytes,
-        batch_max_bytes: config.batch_max_bytes,
-        batch_max_age: config.batch_max_age,
-        codec: config.compression,
-        destination: Destination {
-            endpoint: config.endpoint_url_s3.clone().unwrap_or_default(),
-            bucket: config.bucket_name.clone(),
-            region: config.aws_region.clone(),
-            path: config.bucket_path.clone(),
-        },
-    }
-}
-
-/// What the files hold that a configuration names, but for the tokens of ingest, which are read again.
-pub struct Files {
-    network: Network,
-    verifier: Verifier,
-    tls: Option<Tls>,
-    signing_key: Option<SigningKey>,
-}
-
-impl Files {
-    /// Reads every file that a start needs.
-    ///
-    /// # Errors
-    /// All that is wrong with them, one line each.
-    pub fn read(config: &Config) -> Result<Files, Vec<String>> {
-        let mut errors = Vec::new();
-        let network = Network::new(&config.network).map_err(|error| errors.push(error.to_string())).ok();
-        let verifier = network.as_ref().map(|network| Verifier::new(config, network)).transpose();
-        let verifier = verifier.map_err(|error| errors.push(error.to_string())).ok().flatten();
-        errors.extend(auth::token_file_problem(config).map(|error| error.to_string()));
-        let tls = config.tls.as_ref().map(|files| Tls::new(files).map_err(|_| tls::problems(files))).transpose();
-        let tls = tls.map_err(|problems| errors.extend(problems.iter().map(ToString::to_string))).unwrap_or_default();
-        let signing_key = config.signing_key_file.as_deref().map(|path| {
-            let key = SigningKey::from_pem_file(path);
-            key.map_err(|error| config::file_error("ENV0_S3_LOG_SIGNING_KEY_FILE", path, error))
-        });
-        let signing_key = signing_key.transpose().map_err(|error| errors.push(error)).unwrap_or_default();
-        match (network, verifier) {
-            (Some(network), Some(verifier)) if errors.is_empty() => Ok(Files { network, verifier, tls, signing_key }),
-            _ => Err(errors),
-        }
-    }
-}
-
 /// Runs the daemon until a signal ends it.
 pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
@@ -313,27 +227,6 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
         () = signals.next() => tracing::info!("stopped at once by a second signal; what the spool holds is sent after the next start"),
     }
     Ok(())
-}
-
-/// Starts the lanes of a spool.
-pub fn start_flusher(
-    config: &Config,
-    network: &Network,
-    spool: &Spool,
-    credentials: &Credentials,
-    signing_key: Option<SigningKey>,
-    sealed: [spool::SealedBatches; 2],
-) -> Result<Flusher, Failure> {
-    let shared = flusher::Shared {
-        spool: spool.clone(),
-        s3: S3::new(config, network, credentials.clone()),
-        credentials: credentials.clone(),
-        bucket_path: config.bucket_path.clone(),
-        concurrency: config.upload_concurrency,
-        signing_key,
-        upload_duration: metrics::histogram!("env0_s3_logs_upload_duration_seconds"),
-    };
-    Flusher::start(shared, sealed).map_err(|error| Failure::new(exit_code::SOFTWARE, error))
 }
 
 /// `sd_notify(3)`; without systemd nothing happens.

@@ -7,11 +7,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::assembly::{self, Failure};
 use crate::batch::LogType;
 use crate::chain::SigningKey;
 use crate::config::{self, Config};
 use crate::credentials::Credentials;
-use crate::daemon::{self, Failure};
 use crate::exit_code;
 use crate::network::Network;
 use crate::spool::disk::OsDisk;
@@ -66,11 +66,11 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
     let network = Network::new(&config.network).map_err(|error| Failure::new(exit_code::CONFIG, error))?;
     let signing_key = config.signing_key_file.as_deref().map(SigningKey::from_pem_file).transpose();
     let signing_key = signing_key.map_err(|error| Failure::new(exit_code::CONFIG, error))?;
-    let settings = spool::Settings { destination, ..daemon::spool_settings(&config) };
+    let settings = spool::Settings { destination, ..assembly::spool_settings(&config) };
     let opened = tokio::task::spawn_blocking(move || Spool::open(&settings, Arc::new(OsDisk))).await;
     let (spool, sealed) = opened.map_err(|error| Failure::new(exit_code::SOFTWARE, error))??;
     let credentials = Credentials::start(&config, &network, spool.instance(), CancellationToken::new());
-    let flusher = daemon::start_flusher(&config, &network, &spool, &credentials, signing_key, sealed)?;
+    let flusher = assembly::start_flusher(&config, &network, &spool, &credentials, signing_key, sealed)?;
 
     let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
     let mut next_show = Instant::now();

@@ -2,23 +2,9 @@
 //! head judged → body read → inflated → parsed → appended → answered.
 
 pub mod auth;
-pub mod body;
-pub mod framing;
-pub mod listener;
 mod meters;
-pub mod protocol;
 pub mod receive;
-pub mod tls;
-mod watched;
-
-pub mod logzio;
-pub mod loki;
-pub mod native;
-pub mod newrelic;
-pub mod otlp;
-mod protobuf;
-pub mod splunk;
-pub mod sumologic;
+pub mod route;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,14 +22,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::batch::{BatchName, LogType, object_key};
 use crate::config::Config;
+use crate::http::listener::Guest;
 use crate::ingest::auth::{AuthError, Authenticator, Identity, OIDC_TOKEN_HEADER};
-use crate::ingest::body::{BodyError, Limits, Lines};
-use crate::ingest::listener::Guest;
 use crate::ingest::meters::IngestMeters;
-use crate::ingest::protocol::{
-    Accepted, Answer, BadCredentials, Part, Protocol, Refusal, Route, by_type, empty_answer, route,
-};
-use crate::ingest::receive::{Budget, Charge, Encoding, HOLD, Received};
+use crate::ingest::receive::{Budget, Charge, HOLD, Received};
+use crate::ingest::route::{Route, route};
+use crate::protocols::body::{BodyError, Limits, Lines};
+use crate::protocols::{Accepted, Answer, BadCredentials, Encoding, Part, Protocol, Refusal, by_type, empty_answer};
 use crate::spool::{AppendError, Spool};
 
 /// A body from this size on is scanned where it can't hold up other requests.

@@ -26,33 +26,42 @@
 //! - Tokens are in memory alone, and in no log, status or metric.
 //!
 //! The modules below stand by floors; imports go down:
-//! `cli` → `daemon`, `preflight`, `verify` → `ingest`, `flusher`, `health` → `s3`, `spool` →
-//! `credentials` → `network`, `chain`, `batch`, `status`, `config`, `telemetry`.
+//! `cli` → `check`, `daemon`, `drain` → `assembly` → `verify`, `flusher`, `ingest` → `s3` → `credentials` →
+//! `oidc`, `admin` → `spool`, `http`, `network`, `telemetry` → `protocols`, `config`, `status`, `chain` →
+//! `batch`, `backoff`, `volume`, `exit_code`.
 
 pub mod cli;
+
+pub mod check;
 pub mod daemon;
 pub mod drain;
-pub mod preflight;
-pub mod verify;
+
+pub mod assembly;
 
 pub mod flusher;
-pub mod health;
 pub mod ingest;
+pub mod verify;
 
 pub mod s3;
-pub mod spool;
 
 pub mod credentials;
-pub mod network;
 
 pub mod admin;
-pub mod backoff;
-pub mod batch;
+pub mod oidc;
+
+pub mod http;
+pub mod network;
+pub mod spool;
+pub mod telemetry;
+
 pub mod chain;
 pub mod config;
-pub mod exit_code;
+pub mod protocols;
 pub mod status;
-pub mod telemetry;
+
+pub mod backoff;
+pub mod batch;
+pub mod exit_code;
 pub mod volume;
 
 #[cfg(test)]

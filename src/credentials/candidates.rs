@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::token::{OidcToken, Source};
+use crate::oidc::{OidcToken, Source};
 
 /// More would not help: they are all of one organization, and the newest is the best.
 pub(super) const MAX_TOKENS: usize = 16;

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::token::{OidcToken, Source};
 use crate::config::Config;
 use crate::network::Network;
+use crate::oidc::{OidcToken, Source};
 
 pub(super) struct Sources {
     file: Option<PathBuf>,

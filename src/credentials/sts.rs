@@ -14,10 +14,10 @@ use aws_smithy_types::retry::RetryConfig;
 use chrono::{DateTime, Utc};
 
 use super::status::{ExchangeError, rfc3339};
-use super::token::OidcToken;
 use super::{Clock, Session};
 use crate::config::Config;
 use crate::network::{Network, causes};
+use crate::oidc::OidcToken;
 
 /// A whole exchange, beside the connect time-out.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);

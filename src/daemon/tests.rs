@@ -5,7 +5,8 @@ use std::sync::atomic::AtomicBool;
 use bytes::Bytes;
 
 use super::*;
-use crate::admin;
+use crate::admin::client;
+use crate::network::Network;
 use crate::spool::disk::{Disk, DiskFile};
 use crate::testing::{self, until};
 
@@ -94,15 +95,15 @@ async fn a_writer_that_hangs_in_an_fsync_fails_liveness_and_only_that_until_it_g
     let health = Health::new(sources(&probe, Duration::from_millis(50)), Exporter::install());
     tokio::spawn(health.serve(listener, CancellationToken::new()));
 
-    admin::healthy(address).unwrap();
+    client::healthy(address).unwrap();
     hangs.store(true, Ordering::Relaxed);
     let appended = tokio::spawn(async move { spool.append(LogType::Audits, Bytes::from("{}\n"), 1).await });
     until("liveness fails", || {
-        admin::healthy(address).is_err_and(|error| error.to_string().contains("a writer has been at one write for"))
+        client::healthy(address).is_err_and(|error| error.to_string().contains("a writer has been at one write for"))
     })
     .await;
     assert!((sources(&probe, WRITER_STALLED).ready)().iter().all(|check| check.failure.is_none()));
     hangs.store(false, Ordering::Relaxed);
     appended.await.unwrap().unwrap();
-    until("it is alive again", || admin::healthy(address).is_ok()).await;
+    until("it is alive again", || client::healthy(address).is_ok()).await;
 }

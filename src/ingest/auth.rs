@@ -16,11 +16,11 @@ use chrono::Utc;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Semaphore;
 
-use super::watched::Watched;
 use crate::batch::{LogType, Sha256};
 use crate::config::{self, Config};
 use crate::credentials::Credentials;
-use crate::credentials::token::{OidcToken, Verifier, VerifyError, looks_like_jwt};
+use crate::http::watched::Watched;
+use crate::oidc::{OidcToken, Verifier, VerifyError, looks_like_jwt};
 
 /// Where an OIDC token travels beside other credentials.
 pub const OIDC_TOKEN_HEADER: HeaderName = HeaderName::from_static("x-env0-oidc-token");

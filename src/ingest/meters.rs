@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use metrics::{Counter, Histogram, counter, histogram};
 
 use crate::batch::LogType;
-use crate::ingest::body::Lines;
+use crate::protocols::body::Lines;
 
 /// Statuses that the front answers with; any other is counted as the last.
 const CODES: [u16; 13] = [200, 202, 204, 400, 401, 403, 404, 405, 408, 413, 415, 503, 500];

@@ -4,8 +4,6 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::HeaderMap;
-use axum::http::header::CONTENT_ENCODING;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use http_body_util::BodyExt;
@@ -14,7 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::ingest::protocol::Refusal;
+use crate::protocols::{Encoding, Refusal};
 
 /// Without a byte of the body.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -31,35 +29,6 @@ const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
 /// Sets the limit of a body.
 pub const BODY_VARIABLE: &str = "ENV0_S3_LOG_MAX_BODY_BYTES";
-
-/// How a body is compressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Encoding {
-    /// Not at all.
-    Identity,
-    /// RFC 1952, any number of members.
-    Gzip,
-    /// RFC 1950, or RFC 1951 without its wrapper.
-    Deflate,
-    /// RFC 8878.
-    Zstd,
-}
-
-impl Encoding {
-    /// From `Content-Encoding`; at most one.
-    pub fn of(headers: &HeaderMap) -> Result<Encoding, Refusal> {
-        let mut values = headers.get_all(CONTENT_ENCODING).iter();
-        let (value, None) = (values.next(), values.next()) else { return Err(Refusal::UnsupportedEncoding) };
-        let Some(value) = value else { return Ok(Encoding::Identity) };
-        match value.as_bytes().trim_ascii().to_ascii_lowercase().as_slice() {
-            b"" | b"identity" => Ok(Encoding::Identity),
-            b"gzip" | b"x-gzip" => Ok(Encoding::Gzip),
-            b"deflate" => Ok(Encoding::Deflate),
-            b"zstd" => Ok(Encoding::Zstd),
-            _ => Err(Refusal::UnsupportedEncoding),
-        }
-    }
-}
 
 /// Memory that requests share. Beyond it, they wait.
 #[derive(Clone)]

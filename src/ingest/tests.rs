@@ -3,7 +3,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
-use crate::ingest::listener::Listener;
+use crate::http::listener::Listener;
 
 #[tokio::test]
 async fn while_the_daemon_starts_a_request_is_held_and_then_refused_in_its_protocols_words() {

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::retry_after;
 use super::*;
-use crate::credentials::token::Verifier;
+use crate::oidc::Verifier;
 use crate::testing::{
     Issuer, Seen, Server, answer, config, nobody, s3_error, soon, sts_session, sts_that_gives_sessions,
 };

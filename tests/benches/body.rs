@@ -6,7 +6,7 @@ use bytes::Bytes;
 use chrono::Utc;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use env0_s3_logs::batch::Sha256;
-use env0_s3_logs::ingest::body::{Limits, scan};
+use env0_s3_logs::protocols::body::{Limits, scan};
 
 const EVENTS: &str = include_str!("../fixtures/deployment-events.ndjson");
 const TEXT: &str = include_str!("../fixtures/terraform-apply.ansi.txt");

@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 const FLOORS: &[&[&str]] = &[
     &["main"],
     &["cli"],
-    &["drain", "preflight"],
-    &["daemon", "verify"],
-    &["ingest", "flusher", "health"],
-    &["s3", "spool"],
+    &["check", "daemon", "drain"],
+    &["assembly"],
+    &["verify", "flusher", "ingest"],
+    &["s3"],
     &["credentials"],
-    &["network", "chain", "telemetry", "admin", "volume"],
-    &["config", "status"],
-    &["batch", "backoff", "exit_code"],
+    &["oidc", "admin"],
+    &["spool", "http", "network", "telemetry"],
+    &["protocols", "config", "status", "chain"],
+    &["batch", "backoff", "volume", "exit_code"],
 ];
 
 fn floor_of(module: &str) -> usize {

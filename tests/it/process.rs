@@ -7,8 +7,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use env0_s3_logs::admin::{Health, Sources};
 use env0_s3_logs::config::LogFormat;
-use env0_s3_logs::health::{Health, Sources};
 use env0_s3_logs::s3::PutErrorKind;
 use env0_s3_logs::status::Status;
 use env0_s3_logs::telemetry::metrics::Exporter;

@@ -11,8 +11,8 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::ingest::body::{self, BodyError, Events, Limits, LineWriter};
-use crate::ingest::protocol::{
+use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
+use crate::protocols::{
     self, Accepted, Answer, JSON, ObjectOrText, Part, Protocol, Refusal, empty_answer, header_text,
 };
 
@@ -21,7 +21,7 @@ pub struct SumoLogic;
 
 /// The token that the path of an HTTP source ends in.
 pub fn secret(path: &str) -> Option<&str> {
-    let (path, _) = protocol::split_log_type(path);
+    let (path, _) = protocols::split_log_type(path);
     let secret = path.strip_prefix("/receiver/v1/http/")?;
     (!secret.is_empty() && !secret.contains('/')).then_some(secret)
 }
@@ -55,7 +55,7 @@ impl Protocol for SumoLogic {
     }
 
     fn token(&self, uri: &Uri, _headers: &HeaderMap) -> Option<String> {
-        protocol::percent_decode(secret(uri.path())?)
+        protocols::percent_decode(secret(uri.path())?)
     }
 
     fn parse(
@@ -68,7 +68,7 @@ impl Protocol for SumoLogic {
     ) -> Result<Vec<Part>, BodyError> {
         let [name, host, category, fields] =
             ["x-sumo-name", "x-sumo-host", "x-sumo-category", "x-sumo-fields"].map(|name| header_text(headers, name));
-        let said = [category, name].into_iter().flatten().find_map(protocol::log_type_of);
+        let said = [category, name].into_iter().flatten().find_map(protocols::log_type_of);
         let source = Source { name, host, category, fields };
         if source == Source::default() {
             return Ok(vec![Part { said, lines: body::scan(body, received, limits)? }]);
@@ -101,7 +101,7 @@ impl Protocol for SumoLogic {
 
 #[cfg(test)]
 mod tests {
-    use crate::ingest::protocol::tests::*;
+    use crate::protocols::tests::*;
 
     #[test]
     fn sumologic_events_are_stored_as_sent_or_with_what_the_headers_say() {

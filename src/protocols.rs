@@ -1,11 +1,21 @@
-//! What every protocol of the ingest listener has in common: a path leads to a protocol, a request
-//! becomes lines, an outcome becomes that protocol's own answer.
+//! What every protocol of the ingest listener has in common: a body becomes lines, and an outcome
+//! becomes that protocol's own answer. Pure: no socket, no token, no spool.
+
+pub mod body;
+pub mod logzio;
+pub mod loki;
+pub mod native;
+pub mod newrelic;
+pub mod otlp;
+mod protobuf;
+pub mod splunk;
+pub mod sumologic;
 
 use std::fmt;
 use std::sync::Arc;
 
-use axum::http::header::{self, HeaderName};
-use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Uri};
+use axum::http::header::{self, CONTENT_ENCODING, HeaderName};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use http_body_util::Full;
@@ -13,16 +23,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::batch::LogType;
-use crate::ingest::body::{BodyError, Limits};
-pub use crate::ingest::body::{Lines, Part};
-use crate::ingest::logzio::Logzio;
-use crate::ingest::loki::Loki;
-use crate::ingest::native::Native;
-use crate::ingest::newrelic::NewRelic;
-use crate::ingest::otlp::Otlp;
-use crate::ingest::receive::Encoding;
-use crate::ingest::splunk::Splunk;
-use crate::ingest::sumologic::{self, SumoLogic};
+use crate::protocols::body::{BodyError, Limits};
+pub use crate::protocols::body::{Lines, Part};
 
 /// Where an accepted request's events are.
 #[derive(Debug, Clone)]
@@ -35,6 +37,35 @@ pub struct Accepted {
 
 /// `Content-Encoding`s that are inflated, for `Accept-Encoding` and messages.
 pub const SUPPORTED_ENCODINGS: &str = "gzip, deflate, zstd";
+
+/// How a body is compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// Not at all.
+    Identity,
+    /// RFC 1952, any number of members.
+    Gzip,
+    /// RFC 1950, or RFC 1951 without its wrapper.
+    Deflate,
+    /// RFC 8878.
+    Zstd,
+}
+
+impl Encoding {
+    /// From `Content-Encoding`; at most one.
+    pub fn of(headers: &HeaderMap) -> Result<Encoding, Refusal> {
+        let mut values = headers.get_all(CONTENT_ENCODING).iter();
+        let (value, None) = (values.next(), values.next()) else { return Err(Refusal::UnsupportedEncoding) };
+        let Some(value) = value else { return Ok(Encoding::Identity) };
+        match value.as_bytes().trim_ascii().to_ascii_lowercase().as_slice() {
+            b"" | b"identity" => Ok(Encoding::Identity),
+            b"gzip" | b"x-gzip" => Ok(Encoding::Gzip),
+            b"deflate" => Ok(Encoding::Deflate),
+            b"zstd" => Ok(Encoding::Zstd),
+            _ => Err(Refusal::UnsupportedEncoding),
+        }
+    }
+}
 
 /// Why a request is refused (contract section 3, status table). Messages are for the client; they
 /// never hold a byte of the request.
@@ -207,41 +238,6 @@ pub trait Protocol: Send + Sync + 'static {
     }
 }
 
-/// Where a request goes.
-pub enum Route {
-    /// Events.
-    Events {
-        /// How they are read and answered.
-        protocol: &'static dyn Protocol,
-        /// The log type that the path names.
-        log_type: Option<LogType>,
-    },
-    /// A question whether anyone is there; needs no credentials and has no body.
-    Alive {
-        /// Answers by [`Protocol::alive`].
-        protocol: &'static dyn Protocol,
-    },
-    /// `PUT /v1/oidc-token`: hand-over of an env0 OIDC token.
-    OidcToken,
-    /// 404 or 405.
-    Refused {
-        /// Answers by [`Protocol::refused`].
-        protocol: &'static dyn Protocol,
-        /// Which of the two.
-        refusal: Refusal,
-    },
-}
-
-impl Route {
-    /// In whose words the request is answered.
-    pub fn protocol(&self) -> &'static dyn Protocol {
-        match self {
-            Route::Events { protocol, .. } | Route::Alive { protocol } | Route::Refused { protocol, .. } => *protocol,
-            Route::OidcToken => &Native,
-        }
-    }
-}
-
 /// The paths of the ingest listener. All but the first three may stand behind `/<log type>`.
 pub const KNOWN_PATHS: [&str; 12] = [
     "POST /v1/logs/env0-deployments",
@@ -257,28 +253,6 @@ pub const KNOWN_PATHS: [&str; 12] = [
     "POST /log/v1",
     "POST /",
 ];
-
-const POST: &str = "POST";
-const GET: &str = "GET, HEAD";
-const GET_AND_POST: &str = "GET, HEAD, POST";
-
-/// Where `method` on `path` goes. A path may begin with `/<log type>`, which then is the events'
-/// type: that is how a client that can't say what it sends is told apart. Of the headers only OTLP's
-/// `Content-Type` counts, which tells the encoding of its answer.
-pub fn route(method: &Method, path: &str, headers: &HeaderMap) -> Route {
-    let (protocol, log_type, allowed) = match endpoint(path, headers) {
-        Some(found) => found,
-        None => return Route::Refused { protocol: &Native, refusal: Refusal::UnknownPath },
-    };
-    if !allowed.split(", ").any(|allowed| allowed == method.as_str()) {
-        return Route::Refused { protocol, refusal: Refusal::WrongMethod { allowed } };
-    }
-    match *method {
-        Method::POST => Route::Events { protocol, log_type },
-        Method::PUT => Route::OidcToken,
-        _ => Route::Alive { protocol },
-    }
-}
 
 /// The log type that a source, label, service, name or index of env0's own integrations tells.
 pub fn log_type_of(word: &str) -> Option<LogType> {
@@ -358,31 +332,6 @@ pub fn is_json(headers: &HeaderMap, body: &[u8]) -> bool {
         rest.is_some_and(|rest| rest.starts_with(b"\"") || rest.starts_with(b"}"))
     };
     content_type_is(headers, "json") || begins_as_json()
-}
-
-type Endpoint = (&'static dyn Protocol, Option<LogType>, &'static str);
-
-fn endpoint(path: &str, headers: &HeaderMap) -> Option<Endpoint> {
-    if let Some(log_type) = path.strip_prefix("/v1/logs/") {
-        return Some((&Native, Some(log_type.parse().ok()?), POST));
-    }
-    if path == "/v1/oidc-token" {
-        return Some((&Native, None, "PUT"));
-    }
-    let (path, log_type) = split_log_type(path);
-    let (protocol, allowed): (&'static dyn Protocol, _) = match path {
-        "" | "/" => (&Logzio, GET_AND_POST),
-        "/services/collector" | "/services/collector/event" | "/services/collector/event/1.0" => (&Splunk, POST),
-        "/services/collector/raw" | "/services/collector/raw/1.0" => (&Splunk, POST),
-        "/services/collector/health" | "/services/collector/health/1.0" => (&Splunk, GET),
-        "/loki/api/v1/push" => (&Loki, POST),
-        "/v1/logs" if content_type_is(headers, "protobuf") => (&Otlp::Protobuf, POST),
-        "/v1/logs" => (&Otlp::Json, POST),
-        "/log/v1" | "/log/v1/log/v1" => (&NewRelic, POST),
-        path if sumologic::secret(path).is_some() => (&SumoLogic, POST),
-        _ => return None,
-    };
-    Some((protocol, log_type, allowed))
 }
 
 /// `path` without the log type that it may begin with.

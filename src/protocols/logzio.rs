@@ -12,10 +12,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::batch::LogType;
-use crate::ingest::body::{self, BodyError, Events, Limits, LineWriter};
-use crate::ingest::protocol::{
-    self, Accepted, Answer, JSON, Part, Protocol, Refusal, TEXT, empty_answer, query_parameter,
-};
+use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
+use crate::protocols::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, TEXT, empty_answer, query_parameter};
 
 /// Logz.io.
 pub struct Logzio;
@@ -48,7 +46,7 @@ impl Protocol for Logzio {
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
         let default_type = query_parameter(uri, "type");
-        let default_said = default_type.as_deref().and_then(protocol::log_type_of);
+        let default_said = default_type.as_deref().and_then(protocols::log_type_of);
         let added_type = default_type.filter(|_| default_said.is_none());
         let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
         if !Events::sniff(&body) {
@@ -62,7 +60,7 @@ impl Protocol for Logzio {
         for event in Events::new(&body) {
             let event = event?.bytes();
             let [name, own_type] = body::members(event, ["name", "type"]);
-            let said: Option<LogType> = protocol::said_by([own_type, name]).or(default_said);
+            let said: Option<LogType> = protocols::said_by([own_type, name]).or(default_said);
             match &addition {
                 Some(addition) if own_type.is_none() => writer.push(said, &with_member(event, addition))?,
                 _ => writer.push(said, event)?,
@@ -104,7 +102,7 @@ fn with_member(object: &[u8], addition: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingest::protocol::tests::*;
+    use crate::protocols::tests::*;
 
     #[test]
     fn logzio_events_are_stored_as_sent_and_their_type_or_name_tells_the_log_type() {

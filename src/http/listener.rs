@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use axum::http::Request;
+use axum::http::{Request, Response};
+use bytes::Bytes;
 use futures_util::FutureExt;
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -19,9 +21,8 @@ use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::ingest::framing::FramingGuard;
-use crate::ingest::protocol::Answer;
-use crate::ingest::tls::Tls;
+use crate::http::framing::FramingGuard;
+use crate::http::tls::Tls;
 
 const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Read buffer of a connection, and the most that a request's head may have.
@@ -50,7 +51,7 @@ impl Listener {
     pub async fn serve<H, F>(self, handler: Arc<H>, stop: CancellationToken)
     where
         H: Fn(Request<Incoming>, Guest) -> F + Send + Sync + 'static,
-        F: Future<Output = Answer> + Send + 'static,
+        F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
     {
         let connections = TaskTracker::new();
         let registry = Arc::new(Registry::default());
@@ -209,7 +210,7 @@ async fn connection<H, F>(
     stop: CancellationToken,
 ) where
     H: Fn(Request<Incoming>, Guest) -> F + Send + Sync + 'static,
-    F: Future<Output = Answer> + Send + 'static,
+    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
     // Answers are small and whole; waiting for more to send only costs time.
     let _ = stream.set_nodelay(true);
@@ -230,7 +231,7 @@ async fn serve<S, H, F>(stream: S, membership: &Membership, handler: Arc<H>, sto
 where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Fn(Request<Incoming>, Guest) -> F + Send + Sync + 'static,
-    F: Future<Output = Answer> + Send + 'static,
+    F: Future<Output = Response<Full<Bytes>>> + Send + 'static,
 {
     let Membership { connection, registry, .. } = membership;
     let stream = FramingGuard::new(stream, registry.read_max_bytes.clone());

@@ -186,8 +186,11 @@ async fn a_served_daemon_can_be_asked_for_its_health_and_its_status_until_it_sto
     let address = listener.local_addr().unwrap();
     let (broken, stop) = (Arc::new(AtomicBool::new(false)), CancellationToken::new());
     let serving = tokio::spawn(health(&broken).serve(listener, stop.clone()));
-    let ask =
-        move || tokio::task::spawn_blocking(move || (crate::admin::healthy(address), crate::admin::status(address)));
+    let ask = move || {
+        tokio::task::spawn_blocking(move || {
+            (crate::admin::client::healthy(address), crate::admin::client::status(address))
+        })
+    };
 
     let (healthy, status) = ask().await.unwrap();
     assert!(healthy.is_ok(), "{healthy:?}");
@@ -197,7 +200,7 @@ async fn a_served_daemon_can_be_asked_for_its_health_and_its_status_until_it_sto
     assert!(reason.contains("500 Internal Server Error [-]spool: stalled for 31 s"), "{reason}");
     stop.cancel();
     serving.await.unwrap();
-    assert!(matches!(ask().await.unwrap().0, Err(crate::admin::AskError::Unreachable { .. })));
+    assert!(matches!(ask().await.unwrap().0, Err(crate::admin::client::AskError::Unreachable { .. })));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -208,7 +211,7 @@ async fn idle_connections_never_keep_a_probe_waiting_and_the_oldest_is_closed_fo
     let serving = tokio::spawn(health(&Arc::default()).serve(listener, stop.clone()));
     let mut idle: Vec<_> = (0..CONNECTIONS_MAX).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
     let asked = tokio::task::spawn_blocking(move || {
-        crate::admin::healthy(address).unwrap();
+        crate::admin::client::healthy(address).unwrap();
         let mut oldest = idle.remove(0);
         // Sooner than it would be closed for its silence.
         oldest.set_read_timeout(Some(HEADER_TIMEOUT / 2)).unwrap();

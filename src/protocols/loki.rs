@@ -15,10 +15,9 @@ use serde::Serialize;
 use serde_json::value::{RawValue, Value};
 
 use crate::batch::LogType;
-use crate::ingest::body::{self, BodyError, Events, Limits, LineWriter};
-use crate::ingest::protobuf::embedded;
-use crate::ingest::protocol::{self, Accepted, Answer, Part, Protocol, Refusal, TEXT, empty_answer, header_text};
-use crate::ingest::receive::Encoding;
+use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
+use crate::protocols::protobuf::embedded;
+use crate::protocols::{self, Accepted, Answer, Encoding, Part, Protocol, Refusal, TEXT, empty_answer, header_text};
 
 /// Loki.
 pub struct Loki;
@@ -29,7 +28,7 @@ impl Protocol for Loki {
     }
 
     fn unpacked_bytes(&self, headers: &HeaderMap, body: &[u8]) -> usize {
-        if protocol::is_json(headers, body) { 0 } else { snap::raw::decompress_len(body).unwrap_or_default() }
+        if protocols::is_json(headers, body) { 0 } else { snap::raw::decompress_len(body).unwrap_or_default() }
     }
 
     /// `snappy` names what the protocol itself does to a protobuf body; Loki takes it as identity, too.
@@ -49,7 +48,7 @@ impl Protocol for Loki {
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
         let mut writer = LineWriter::with_capacity(limits, 2 * body.len());
-        if protocol::is_json(headers, &body) {
+        if protocols::is_json(headers, &body) {
             push_json(&body, &mut writer)?;
         } else {
             push_protobuf(&decompress(&body, limits)?, &mut writer)?;
@@ -105,7 +104,7 @@ fn stream_json(body: &[u8], stream: &RawValue, writer: &mut LineWriter) -> Resul
     let Ok(members) = serde_json::from_str::<BTreeMap<String, &RawValue>>(labels.get()) else {
         return Err(invalid(body, labels, writer, "`stream` must be an object of labels"));
     };
-    let said = protocol::said_by(members.into_values().map(Some));
+    let said = protocols::said_by(members.into_values().map(Some));
     let Ok(entries) = serde_json::from_str::<Vec<&RawValue>>(values.get()) else {
         return Err(invalid(body, values, writer, "`values` must be an array"));
     };
@@ -219,7 +218,7 @@ fn as_object(pairs: &[LabelPairAdapter]) -> Option<BTreeMap<&str, &str>> {
 fn read_labels(text: String) -> (Value, Option<LogType>) {
     match parse_labels(&text) {
         Some(labels) => {
-            let said = labels.values().find_map(|value| protocol::log_type_of(value));
+            let said = labels.values().find_map(|value| protocols::log_type_of(value));
             (labels.into_iter().map(|(name, value)| (name, Value::String(value))).collect(), said)
         }
         None => (Value::String(text), None),
@@ -243,7 +242,7 @@ fn parse_labels(text: &str) -> Option<BTreeMap<String, String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingest::protocol::tests::*;
+    use crate::protocols::tests::*;
 
     #[test]
     fn loki_json_entries_keep_their_text_labels_and_metadata() {

@@ -1,10 +1,11 @@
 //! Every protocol from request to stored lines, and from outcome to answer.
 
-use axum::http::HeaderName;
+use axum::http::{HeaderName, Method};
 use http_body_util::BodyExt;
 use serde_json::Value;
 
 use super::*;
+use crate::ingest::route::{Route, route};
 
 pub(crate) const LIMITS: Limits =
     Limits { max_body_bytes: 16 << 20, max_lines_bytes: 64 << 20, max_event_bytes: 1 << 20, redact: true };

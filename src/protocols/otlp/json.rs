@@ -3,9 +3,9 @@
 use serde_json::value::RawValue;
 
 use crate::batch::LogType;
-use crate::ingest::body::{self, BodyError, Event, Events, LineWriter};
-use crate::ingest::otlp::{Request, ResourceLogs, ScopeLogs};
-use crate::ingest::protocol;
+use crate::protocols;
+use crate::protocols::body::{self, BodyError, Event, Events, LineWriter};
+use crate::protocols::otlp::{Request, ResourceLogs, ScopeLogs};
 
 // Each member by its two names: protobuf's JSON mapping has parsers take the original one, too.
 const RESOURCE_LOGS: [&str; 2] = ["resourceLogs", "resource_logs"];
@@ -77,6 +77,6 @@ fn said(resource: &RawValue) -> Option<LogType> {
         if key?.get() != r#""service.name""# {
             return None;
         }
-        protocol::said_by(body::members(value?.get().as_bytes(), ["stringValue", "string_value"]))
+        protocols::said_by(body::members(value?.get().as_bytes(), ["stringValue", "string_value"]))
     })
 }

@@ -5,10 +5,8 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde_json::json;
 
-use crate::ingest::body::{self, BodyError, Limits};
-use crate::ingest::protocol::{
-    Accepted, Answer, JSON, KNOWN_PATHS, Part, Protocol, Refusal, SUPPORTED_ENCODINGS, answer,
-};
+use crate::protocols::body::{self, BodyError, Limits};
+use crate::protocols::{Accepted, Answer, JSON, KNOWN_PATHS, Part, Protocol, Refusal, SUPPORTED_ENCODINGS, answer};
 
 /// The native protocol.
 pub struct Native;
@@ -71,7 +69,7 @@ impl Protocol for Native {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingest::protocol::tests::*;
+    use crate::protocols::tests::*;
 
     #[test]
     fn a_native_receipt_names_the_object_and_the_line() {

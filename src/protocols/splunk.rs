@@ -12,8 +12,8 @@ use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
-use crate::ingest::body::{self, BodyError, Events, Limits, LineWriter};
-use crate::ingest::protocol::{
+use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
+use crate::protocols::{
     self, Accepted, Answer, BadCredentials, JSON, ObjectOrText, Part, Protocol, Refusal, answer, query_parameter,
 };
 
@@ -111,7 +111,7 @@ fn envelopes(body: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
         if let Some(reason) = complaint {
             return Err(BodyError::invalid(body, envelope.bytes(), writer.records(), reason));
         }
-        writer.push(protocol::said_by([source, sourcetype, index]), envelope.bytes())?;
+        writer.push(protocols::said_by([source, sourcetype, index]), envelope.bytes())?;
     }
     Ok(())
 }
@@ -137,7 +137,7 @@ fn raw(uri: &Uri, body: &[u8], received: DateTime<Utc>, writer: &mut LineWriter)
     let names = ["time", "host", "source", "sourcetype", "index"];
     let parameters = names.map(|name| query_parameter(uri, name));
     let [time, host, source, sourcetype, index] = parameters.each_ref().map(Option::as_deref);
-    let said = [source, sourcetype, index].into_iter().flatten().find_map(protocol::log_type_of);
+    let said = [source, sourcetype, index].into_iter().flatten().find_map(protocols::log_type_of);
     let timestamp = &body::rfc3339(received);
     body::for_each_text_line(body, |line, _| {
         let event = ObjectOrText::of(line);
@@ -149,7 +149,7 @@ fn raw(uri: &Uri, body: &[u8], received: DateTime<Utc>, writer: &mut LineWriter)
 mod tests {
     use serde_json::Value;
 
-    use crate::ingest::protocol::{BadCredentials, Refusal, tests::*};
+    use crate::protocols::{BadCredentials, Refusal, tests::*};
 
     #[test]
     fn splunk_envelopes_are_stored_as_sent_and_their_source_tells_the_type() {

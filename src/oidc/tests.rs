@@ -1,9 +1,14 @@
-use std::sync::RwLock;
+use std::sync::{Arc, RwLock};
 
-use jsonwebtoken::{EncodingKey, Header};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chrono::Utc;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::config::Config;
+use crate::network::Network;
 use crate::testing::{Issuer, Server, answer, config, jwks, nobody};
 
 /// An issuer that serves its key, and a verifier for organization `org-1`.
@@ -212,7 +217,7 @@ async fn strangers_at_once_share_one_refresh() {
 }
 
 fn impatient(verifier: Verifier) -> Verifier {
-    Verifier { keys: verifier.keys.refresh_gap(std::time::Duration::ZERO), ..verifier }
+    verifier.refresh_gap(std::time::Duration::ZERO)
 }
 
 #[tokio::test]
@@ -256,7 +261,7 @@ async fn what_the_issuer_lacked_is_open_again_once_it_is_out_of_reach() {
     let config = config(&server.url());
     let verifier = Verifier::new(&config, &Network::new(&config.network).unwrap()).unwrap();
     let gap = std::time::Duration::from_millis(500);
-    let verifier = Verifier { keys: verifier.keys.refresh_gap(gap), ..verifier };
+    let verifier = verifier.refresh_gap(gap);
     let verify = async |name: &str| verifier.verify(&Issuer::rs256(&server.url(), name).token(), Utc::now()).await;
     assert!(verifier.verify(&known.at(&server.url()).token(), Utc::now()).await.is_ok());
     assert_eq!(invalid(verify("lacking").await), "its key is not one of the issuer's");

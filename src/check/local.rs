@@ -5,14 +5,15 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use super::Step;
+use crate::admin::client;
+use crate::assembly::Files;
 use crate::batch::LogType;
 use crate::config::{Config, ConfigErrors, Loaded};
-use crate::daemon::Files;
 use crate::exit_code::{CANT_CREATE, CONFIG, IO};
 use crate::spool::disk::OsDisk;
 use crate::spool::manifest::{Destination, Lock, Manifest, ManifestError};
 use crate::status::Status;
-use crate::{admin, volume};
+use crate::volume;
 
 /// Less free disk than this is a failure, whatever the limit says.
 const LEAST_AVAILABLE_BYTES: u64 = 64 << 20;
@@ -37,7 +38,7 @@ pub(super) fn configuration(loaded: &Result<Loaded, ConfigErrors>) -> Vec<Step> 
 
 /// What a daemon with this configuration says of itself, if one runs.
 pub(super) fn daemon(address: SocketAddr) -> Option<Status> {
-    admin::status(address).ok()
+    client::status(address).ok()
 }
 
 pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {

@@ -17,8 +17,8 @@ use prost::Message;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::ingest::body::{BodyError, Limits, LineWriter};
-use crate::ingest::protocol::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, answer};
+use crate::protocols::body::{BodyError, Limits, LineWriter};
+use crate::protocols::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, answer};
 
 /// OTLP/HTTP, by the encoding of its answers.
 pub enum Otlp {
@@ -44,7 +44,7 @@ impl Protocol for Otlp {
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
         let mut writer = LineWriter::with_capacity(limits, 2 * body.len());
-        if protocol::is_json(headers, &body) {
+        if protocols::is_json(headers, &body) {
             json::logs(&body, &mut writer)?;
         } else {
             proto::logs(&body, &mut writer)?;
@@ -118,7 +118,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::ingest::protocol::tests::*;
+    use crate::protocols::tests::*;
 
     #[test]
     fn otlp_json_records_are_stored_one_a_line_as_requests_of_their_own() {

@@ -14,10 +14,8 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::batch::LogType;
-use crate::ingest::body::{self, BodyError, Events, Limits, LineWriter};
-use crate::ingest::protocol::{
-    self, Accepted, Answer, JSON, Part, Protocol, Refusal, answer, header_text, query_parameter,
-};
+use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
+use crate::protocols::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, answer, header_text, query_parameter};
 
 /// New Relic.
 pub struct NewRelic;
@@ -96,11 +94,11 @@ fn said(object: &[u8]) -> Option<LogType> {
     let [logtype, service, name, source, kind, attributes] =
         body::members(object, ["logtype", "service", "name", "source", "type", "attributes"]);
     let nested = || attributes.filter(|attributes| attributes.get().starts_with('{'));
-    protocol::said_by([logtype, service, name, source, kind]).or_else(|| said_directly(nested()?.get().as_bytes()))
+    protocols::said_by([logtype, service, name, source, kind]).or_else(|| said_directly(nested()?.get().as_bytes()))
 }
 
 fn said_directly(attributes: &[u8]) -> Option<LogType> {
-    protocol::said_by(body::members(attributes, ["logtype", "service", "name", "source", "type"]))
+    protocols::said_by(body::members(attributes, ["logtype", "service", "name", "source", "type"]))
 }
 
 /// A version 4 UUID (RFC 9562 section 5.4).
@@ -112,7 +110,7 @@ fn random_uuid() -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::ingest::protocol::tests::*;
+    use crate::protocols::tests::*;
 
     #[test]
     fn newrelic_takes_both_forms() {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The last `T` that could be made of the files.
-pub(super) struct Watched<T> {
+pub struct Watched<T> {
     /// For the log.
     name: &'static str,
     paths: Vec<PathBuf>,
@@ -43,7 +43,7 @@ impl Version {
 
 impl<T: Clone> Watched<T> {
     /// Makes the first one; only here a failure is an error.
-    pub(super) fn new<E>(
+    pub fn new<E>(
         name: &'static str,
         paths: Vec<PathBuf>,
         make: impl FnOnce() -> Result<T, E>,
@@ -56,7 +56,7 @@ impl<T: Clone> Watched<T> {
 
     /// What the files say now; what they said before, where they can't be used any more. Blocks for
     /// a `stat` of each a second, and for the reading after a change.
-    pub(super) fn current<E: Display>(&self, make: impl FnOnce() -> Result<T, E>) -> T {
+    pub fn current<E: Display>(&self, make: impl FnOnce() -> Result<T, E>) -> T {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.looked.elapsed() >= self.look_every {
             current.looked = Instant::now();
@@ -87,7 +87,7 @@ impl<T: Clone> Watched<T> {
     }
 
     #[cfg(test)]
-    pub(super) fn look_every(self, look_every: Duration) -> Self {
+    pub(crate) fn look_every(self, look_every: Duration) -> Self {
         Watched { look_every, ..self }
     }
 }

@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::golden::{CLIENTS, recorded};
 use super::*;
-use crate::ingest::body::{self, tests::assert_verdict_of_serde_json};
+use crate::protocols::body::{self, tests::assert_verdict_of_serde_json};
 
 const FEW_FOR_EVERY_TEST_RUN: u64 = 3_000;
 const SMALL: Limits =

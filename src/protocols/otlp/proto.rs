@@ -6,10 +6,10 @@ use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::batch::LogType;
-use crate::ingest::body::{BodyError, LineWriter};
-use crate::ingest::otlp::{Request, ResourceLogs, ScopeLogs};
-use crate::ingest::protobuf::embedded;
-use crate::ingest::protocol;
+use crate::protocols;
+use crate::protocols::body::{BodyError, LineWriter};
+use crate::protocols::otlp::{Request, ResourceLogs, ScopeLogs};
+use crate::protocols::protobuf::embedded;
 
 /// `google.rpc.Status`, without details.
 #[derive(Clone, PartialEq, Message)]
@@ -250,7 +250,7 @@ fn to_json(value: &(impl Serialize + ?Sized)) -> Box<RawValue> {
 fn said(resource: &Resource) -> Option<LogType> {
     let service = resource.attributes.iter().find(|attribute| attribute.key == "service.name")?;
     match service.value.as_ref()?.value.as_ref()? {
-        Value::StringValue(name) => protocol::log_type_of(name),
+        Value::StringValue(name) => protocols::log_type_of(name),
         _ => None,
     }
 }

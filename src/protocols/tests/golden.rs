@@ -60,7 +60,7 @@ fn what_real_clients_send_is_stored_with_their_words() {
 
 #[test]
 fn what_curl_sends_without_its_newlines_is_stored_with_them() {
-    let fixture = include_str!("../../../../tests/fixtures/deployment-events.ndjson");
+    let fixture = include_str!("../../../tests/fixtures/deployment-events.ndjson");
     let lines: Vec<_> = fixture.lines().take(2).collect();
     assert_eq!(recorded("curl").lines(), lines);
 }
