@@ -1,5 +1,8 @@
 //! The way out: one set of proxies, roots of trust and time-outs for S3, STS, JWKS and token URL alike.
 
+mod answers;
+mod foreign;
+
 use std::error::Error;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,6 +21,8 @@ use rustls::pki_types::pem::PemObject;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::config;
+pub use answers::ANSWER_MAX_BYTES;
+pub use foreign::{FOREIGN_NAME_MAX_CHARS, FOREIGN_WORDS_MAX_CHARS, foreign_name, foreign_words};
 
 /// To DNS answer, TCP and TLS connection, together.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -116,8 +121,15 @@ impl Network {
         Ok(network)
     }
 
-    /// A client for an AWS service at `endpoint` (`None` is AWS's own, https), with its own pool.
+    /// A client for an AWS service at `endpoint` (`None` is AWS's own, https), with its own pool. An answer's body
+    /// ends with an error after 64 KiB.
     pub fn aws(&self, endpoint: Option<&str>) -> SharedHttpClient {
+        self.aws_with_answers_of(endpoint, Some(ANSWER_MAX_BYTES))
+    }
+
+    /// As [`Network::aws`], but the body of a 2xx ends with an error after `success_max_bytes`, or is passed on as it
+    /// comes where that is `None`.
+    pub fn aws_with_answers_of(&self, endpoint: Option<&str>, success_max_bytes: Option<usize>) -> SharedHttpClient {
         let plain = endpoint.is_some_and(|endpoint| endpoint.starts_with("http://"));
         let proxy = self.proxy(if plain { "http" } else { "https" }).expect("checked in new()");
         // Only where TLS may be spoken: a system's roots take half a megabyte a client.
@@ -132,6 +144,7 @@ impl Network {
             .tls_context(tls_context.expect("the builder never fails"))
             .build();
         let connector = SharedHttpConnector::new(connector);
+        let connector = SharedHttpConnector::new(answers::Bounded { connector, success_max_bytes });
         http_client_fn(move |_settings, _components| connector.clone())
     }
 

@@ -156,3 +156,27 @@ fn what_cannot_be_used_is_told_without_the_proxys_password() {
         assert!(!format!("{https}{http}").contains("secret"));
     }
 }
+
+#[tokio::test]
+async fn the_body_of_an_aws_services_answer_ends_with_an_error_after_64_kib() {
+    let server = Server::start(|request| {
+        let length = request.uri.trim_start_matches('/').parse().unwrap();
+        answer(if length % 2 == 0 { 200 } else { 403 }, vec![b'x'; length])
+    })
+    .await;
+    let network = Network::new(&config::Network::default()).unwrap();
+    let components = RuntimeComponentsBuilder::for_tests().build().unwrap();
+    for (client, length, whole) in [
+        (network.aws(None), ANSWER_MAX_BYTES, true),
+        (network.aws(None), ANSWER_MAX_BYTES + 1, false),
+        (network.aws(None), ANSWER_MAX_BYTES + 2, false),
+        (network.aws_with_answers_of(None, None), ANSWER_MAX_BYTES + 1, false),
+        (network.aws_with_answers_of(None, None), ANSWER_MAX_BYTES + 2, true),
+    ] {
+        let connector = client.http_connector(&HttpConnectorSettings::default(), &components);
+        let request = HttpRequest::get(format!("{}/{length}", server.url())).unwrap();
+        let body = connector.call(request).await.unwrap().into_body();
+        let read = http_body_util::BodyExt::collect(body).await;
+        assert_eq!(read.map(|read| read.to_bytes().len()).ok(), whole.then_some(length));
+    }
+}

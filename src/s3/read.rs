@@ -10,6 +10,7 @@ use aws_sdk_s3::config::timeout::TimeoutConfig;
 use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumMode, EncodingType, ObjectStorageClass};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use base64::Engine;
 use chrono::{DateTime, Utc};
@@ -19,6 +20,8 @@ use crate::config::Config;
 use crate::network::Network;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Of one page: 1,000 keys of 1,024 bytes, each byte as three characters, and what stands around them.
+const LISTING_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// Why a request brought nothing.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +93,8 @@ pub struct HeadInfo {
 #[derive(Debug, Clone)]
 pub struct Reader {
     client: Client,
+    /// For objects, which may be as long as they are: their bodies are not gathered in memory.
+    objects: SharedHttpClient,
     bucket: String,
 }
 
@@ -98,7 +103,7 @@ impl Reader {
     pub async fn connect(config: &Config, network: &Network) -> Reader {
         let loader = aws_config::defaults(BehaviorVersion::latest())
             .region(Region::new(config.aws_region.clone()))
-            .http_client(network.aws(config.endpoint_url_s3.as_deref()));
+            .http_client(network.aws_with_answers_of(config.endpoint_url_s3.as_deref(), Some(LISTING_MAX_BYTES)));
         // For the answer to begin; a body that stalls is cut off by the SDK.
         let timeouts = TimeoutConfig::builder().operation_attempt_timeout(ANSWER_TIMEOUT).build();
         let mut builder = aws_sdk_s3::config::Builder::from(&loader.load().await)
@@ -109,7 +114,11 @@ impl Reader {
         if let Some(url) = &config.endpoint_url_s3 {
             builder = builder.endpoint_url(url);
         }
-        Reader { client: Client::from_conf(builder.build()), bucket: config.bucket_name.clone() }
+        Reader {
+            client: Client::from_conf(builder.build()),
+            objects: network.aws_with_answers_of(config.endpoint_url_s3.as_deref(), None),
+            bucket: config.bucket_name.clone(),
+        }
     }
 
     /// One page of the keys under `prefix` that come after `start_after`.
@@ -152,8 +161,9 @@ impl Reader {
 
     /// An object's metadata and body.
     pub async fn get(&self, key: &str) -> Result<(HashMap<String, String>, Body), ReadError> {
-        let request = self.client.get_object().bucket(&self.bucket).key(key);
-        let output = request.send().await.map_err(|error| refusal("GetObject", error))?;
+        let request = self.client.get_object().bucket(&self.bucket).key(key).customize();
+        let over_objects = aws_sdk_s3::config::Builder::new().http_client(self.objects.clone());
+        let output = request.config_override(over_objects).send().await.map_err(|error| refusal("GetObject", error))?;
         Ok((output.metadata.unwrap_or_default(), Body(output.body)))
     }
 }

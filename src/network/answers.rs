@@ -1,0 +1,32 @@
+//! A bound on what an AWS service may answer: the SDK reads an answer's body into memory, to its end.
+
+use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector};
+use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_types::body::SdkBody;
+use http_body_util::Limited;
+
+/// Of an answer, in bytes. The largest that the daemon asks for, a session of STS, has some 3 KB.
+pub const ANSWER_MAX_BYTES: usize = 64 * 1024;
+
+/// A connector whose answers end with an error at their bound.
+#[derive(Debug)]
+pub(super) struct Bounded {
+    pub(super) connector: SharedHttpConnector,
+    /// Of a 2xx, in bytes; none where the body is passed on as it comes. Any other answer is a refusal, and small.
+    pub(super) success_max_bytes: Option<usize>,
+}
+
+impl HttpConnector for Bounded {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let answer = self.connector.call(request);
+        let success_max_bytes = self.success_max_bytes;
+        HttpConnectorFuture::new(async move {
+            let answer = answer.await?;
+            let max_bytes = if answer.status().is_success() { success_max_bytes } else { Some(ANSWER_MAX_BYTES) };
+            Ok(match max_bytes {
+                Some(max_bytes) => answer.map(|body| SdkBody::from_body_1_x(Limited::new(body, max_bytes))),
+                None => answer,
+            })
+        })
+    }
+}

@@ -1,0 +1,158 @@
+//! Words that another program sent, in the one form in which they are logged, shown and kept.
+//!
+//! A service, or a proxy in its place, may answer anything: a code of 3 MB, control characters, the token that it
+//! was given. Codes, messages, request ids, regions and the texts of parsers all pass here first.
+
+use std::collections::HashSet;
+
+/// Of a message: S3's and STS's longest have some 300 characters.
+pub const FOREIGN_WORDS_MAX_CHARS: usize = 500;
+/// Of a code, a request id, a region or an element's name: AWS's longest, an `x-amz-id-2`, has 76 characters.
+pub const FOREIGN_NAME_MAX_CHARS: usize = 128;
+/// What stands behind it is not looked at. Above what is shown, so that what is removed makes room for what follows.
+const LOOKED_AT_MAX_CHARS: usize = 4 * FOREIGN_WORDS_MAX_CHARS;
+/// A piece of a secret from this length on is removed. Shorter ones tell nothing, and are found in any text.
+const SECRET_PIECE_BYTES: usize = 8;
+/// A JWT's header and claims begin so: JSON's `{"` in base64.
+const JWT_BEGINS: &str = "eyJ";
+const REMOVED: &str = "[removed]";
+
+/// A message: letters, digits, ASCII punctuation and single spaces, at most 500 characters. Pieces of `secrets` from 8
+/// bytes on, and whatever looks like a JWT, are replaced by `[removed]`.
+pub fn foreign_words(text: &str, secrets: &[&str]) -> String {
+    let mut words = String::new();
+    for character in text.chars().take(LOOKED_AT_MAX_CHARS) {
+        match character {
+            shown if shown.is_alphanumeric() || shown.is_ascii_graphic() => words.push(shown),
+            space if space.is_whitespace() && !words.ends_with(' ') => words.push(' '),
+            // Left out, and not replaced: a character that isn't shown must not cut a secret into pieces.
+            _ => {}
+        }
+    }
+    let words = without_jwts(&without_secrets(&words, secrets));
+    cut(words.trim(), FOREIGN_WORDS_MAX_CHARS)
+}
+
+/// A code, a request id, a region or an element's name: ASCII letters, digits and `-_.:/+=`, at most 128 characters,
+/// without secrets as in [`foreign_words`]; `None` where nothing is left.
+pub fn foreign_name(text: &str, secrets: &[&str]) -> Option<String> {
+    let allowed = |character: &char| character.is_ascii_alphanumeric() || "-_.:/+=".contains(*character);
+    let name: String = text.chars().take(LOOKED_AT_MAX_CHARS).filter(allowed).collect();
+    let name = cut(&without_jwts(&without_secrets(&name, secrets)), FOREIGN_NAME_MAX_CHARS);
+    (!name.is_empty()).then_some(name)
+}
+
+fn cut(text: &str, max_chars: usize) -> String {
+    text.chars().take(max_chars).collect()
+}
+
+/// `text` without each run of bytes that it shares with a secret.
+fn without_secrets(text: &str, secrets: &[&str]) -> String {
+    let pieces: HashSet<&[u8]> =
+        secrets.iter().flat_map(|secret| secret.as_bytes().windows(SECRET_PIECE_BYTES)).collect();
+    if pieces.is_empty() {
+        return text.to_owned();
+    }
+    let mut left = String::new();
+    let mut secret_ends = 0;
+    for (start, character) in text.char_indices() {
+        let piece = text.as_bytes().get(start..start + SECRET_PIECE_BYTES);
+        if piece.is_some_and(|piece| pieces.contains(piece)) {
+            if start >= secret_ends {
+                left.push_str(REMOVED);
+            }
+            secret_ends = start + SECRET_PIECE_BYTES;
+        }
+        if start >= secret_ends {
+            left.push(character);
+        }
+    }
+    left
+}
+
+/// `text` without the runs of base64url and dots that begin as a JWT does: a token that isn't ours is a secret, too.
+fn without_jwts(text: &str) -> String {
+    let in_jwt = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
+    let mut left = String::new();
+    let mut rest = text;
+    while let Some(start) = rest.find(JWT_BEGINS) {
+        let (before, jwt) = rest.split_at(start);
+        let length = jwt.find(|character| !in_jwt(character)).unwrap_or(jwt.len());
+        left.push_str(before);
+        left.push_str(if length > 2 * SECRET_PIECE_BYTES { REMOVED } else { &jwt[..length] });
+        rest = &jwt[length..];
+    }
+    left + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JWT: &str = "eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhdXRoMHw2MzAyMWYyYyJ9.c2lnbmF0dXJl";
+    const SESSION: &str = "FwoGZXIvYXdzEJr//////////wEaDGFiY2RlZmdoaWprbG1ub3A=";
+
+    #[test]
+    fn a_message_of_s3_and_sts_stays_as_it_is() {
+        for message in [
+            "User: arn:aws:sts::111122223333:assumed-role/env0-log-writer/env0-s3-logs is not authorized to perform: \
+             s3:PutObject on resource \"arn:aws:s3:::logs/a\" because no identity-based policy allows the s3:PutObject action",
+            "The requested DurationSeconds exceeds the 1 hour session limit",
+            "Le nom est déjà pris (été) 100%",
+        ] {
+            assert_eq!(foreign_words(message, &[JWT, SESSION]), message);
+        }
+        assert_eq!(foreign_name("AccessDenied", &[JWT]).as_deref(), Some("AccessDenied"));
+        let id = "Uuag1LuByRx9e6j5Onimru9pO4ZVKnJ2Qz7/C1NPcfTWAtRPfTaOFg==";
+        assert_eq!(foreign_name(id, &[]).as_deref(), Some(id));
+    }
+
+    #[test]
+    fn a_message_is_one_line_of_at_most_500_characters() {
+        assert_eq!(foreign_words(" a\r\n\tb \u{1b}[31mc\u{202e}\u{200b}\0 ", &[]), "a b [31mc");
+        let long = foreign_words(&"x ".repeat(3_000_000), &[]);
+        assert!(long.len() <= FOREIGN_WORDS_MAX_CHARS && long.len() > FOREIGN_WORDS_MAX_CHARS - 2, "{}", long.len());
+    }
+
+    #[test]
+    fn a_name_is_at_most_128_characters_of_a_closed_set() {
+        assert_eq!(foreign_name("Access\nDenied <b>\u{1b}é", &[]).as_deref(), Some("AccessDeniedb"));
+        assert_eq!(foreign_name(&"C".repeat(3_000_000), &[]).map(|name| name.len()), Some(FOREIGN_NAME_MAX_CHARS));
+        for nothing in ["", "\r\n", "é"] {
+            assert_eq!(foreign_name(nothing, &[]), None);
+        }
+    }
+
+    #[test]
+    fn a_secret_is_removed_in_whole_and_in_part() {
+        for secret in [JWT, SESSION, "canary-session-token"] {
+            let half = &secret[..secret.len() / 2];
+            let end = &secret[secret.len() - SECRET_PIECE_BYTES..];
+            let broken = format!("{}\n{}", &secret[..10], &secret[10..]);
+            let hidden = format!("{}\u{200b}{}", &secret[..5], &secret[5..]);
+            for echo in [secret, half, end, &broken, &hidden] {
+                let shown = foreign_words(&format!("the token {echo}, was refused"), &[secret]);
+                assert!(shown.starts_with("the token [removed]") && shown.ends_with(", was refused"), "{shown}");
+                let pieces = secret.as_bytes().windows(SECRET_PIECE_BYTES);
+                let name = foreign_name(&format!("Code{echo}"), &[secret]).unwrap();
+                for piece in pieces.map(|piece| std::str::from_utf8(piece).unwrap()) {
+                    assert!(!shown.contains(piece) && !name.contains(piece), "{shown} {name}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_jwt_that_is_not_ours_is_removed_too() {
+        assert_eq!(foreign_words(&format!("got {JWT}; no"), &[]), "got [removed]; no");
+        assert_eq!(foreign_words("eyJ is how one begins", &[]), "eyJ is how one begins");
+    }
+
+    #[test]
+    fn the_end_of_what_is_looked_at_leaves_no_piece_of_a_secret() {
+        for before in FOREIGN_WORDS_MAX_CHARS - 20..FOREIGN_WORDS_MAX_CHARS + 20 {
+            let shown = foreign_words(&format!("{}{SESSION}", "-".repeat(before)), &[SESSION]);
+            assert!(!shown.contains("FwoGZXIv"), "{shown}");
+        }
+    }
+}
