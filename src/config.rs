@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use secrecy::SecretString;
 use serde::Deserialize;
 
@@ -92,6 +93,10 @@ pub struct Config {
     pub signing_key_file: Option<PathBuf>,
     /// From SIGTERM to exit.
     pub shutdown_grace: Duration,
+    /// Whether events come in over HTTP. Not where there is an API key and nobody could send.
+    pub ingest: bool,
+    /// What is pulled from env0's API; `None` without an API key.
+    pub pull: Option<Pull>,
     /// `off`, `error`, `warn`, `info`, `debug` or `trace`.
     pub log_level: String,
     /// `RUST_LOG`: filters that win over `log_level`.
@@ -106,6 +111,25 @@ pub struct Config {
     pub force_path_style: bool,
     /// Proxy and private CA.
     pub network: Network,
+}
+
+/// What is pulled from env0's API, and with which key.
+#[derive(Debug, Clone)]
+pub struct Pull {
+    /// The API key's id.
+    pub key_id: String,
+    /// The API key's secret.
+    pub key_secret: SecretString,
+    /// Which log types; never empty.
+    pub types: Vec<LogType>,
+    /// How far back the first pull reaches; `None` for the first start.
+    pub from: Option<DateTime<Utc>>,
+    /// From the start of one round to the start of the next; 5 s to 1 h.
+    pub interval: Duration,
+    /// Organizations to pull; empty for those that the key sees.
+    pub organization_ids: Vec<String>,
+    /// env0's API, without a `/` at its end.
+    pub api_url: String,
 }
 
 /// Proxy and private CA, for every outgoing client alike.
@@ -321,6 +345,11 @@ struct OwnVariables {
     log_level: Option<String>,
     log_format: Option<String>,
     force_path_style: Option<String>,
+    pull: Option<String>,
+    pull_from: Option<String>,
+    pull_interval: Option<String>,
+    pull_organization_id: Option<String>,
+    api_url: Option<String>,
 }
 
 /// Variables whose names others chose.
@@ -328,6 +357,10 @@ struct OwnVariables {
 struct SharedVariables {
     env0_oidc_token: Option<String>,
     env0_oidc_token_file: Option<String>,
+    env0_api_key_id: Option<String>,
+    env0_api_key_id_file: Option<String>,
+    env0_api_key_secret: Option<String>,
+    env0_api_key_secret_file: Option<String>,
     rust_log: Option<String>,
     aws_endpoint_url_s3: Option<String>,
     aws_endpoint_url_sts: Option<String>,

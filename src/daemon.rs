@@ -157,9 +157,13 @@ fn sources(probe: &Arc<Probe>, stalled_after: Duration) -> Sources {
 pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     let Files { network, verifier, tls, signing_key } = files;
-    let ingest_socket = bind("ENV0_S3_LOG_LISTEN_ADDR", config.listen_addr).await?;
+    let ingest_socket = match config.ingest {
+        true => Some(bind("ENV0_S3_LOG_LISTEN_ADDR", config.listen_addr).await?),
+        false => None,
+    };
     let admin_socket = bind("ENV0_S3_LOG_ADMIN_ADDR", config.admin_addr).await?;
-    let addresses = (local_address(&ingest_socket)?, local_address(&admin_socket)?);
+    let listen_address = ingest_socket.as_ref().map(local_address).transpose()?;
+    let admin_address = local_address(&admin_socket)?;
 
     let probe = Probe::new(config.clone());
     let stop_admin = CancellationToken::new();
@@ -170,9 +174,11 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     let open_front = Arc::new(SetOnce::new());
     let front = open_front.clone();
     let stop_ingest = CancellationToken::new();
-    let listener = Listener { tcp: ingest_socket, tls, max_connections: config.max_connections };
     let handler = Arc::new(move |request, guest| ingest::answer_once_started(front.clone(), request, guest));
-    let serving = tokio::spawn(listener.serve(handler, stop_ingest.clone()));
+    let serving = ingest_socket.map(|tcp| {
+        let listener = Listener { tcp, tls, max_connections: config.max_connections };
+        tokio::spawn(listener.serve(handler, stop_ingest.clone()))
+    });
 
     let settings = spool_settings(&config);
     let opened = tokio::task::spawn_blocking(move || Spool::open(&settings, Arc::new(OsDisk))).await;
@@ -189,7 +195,7 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     // Nobody else sets it.
     let _ = open_front.set(ingest.clone());
     probe.enter(Phase::Running);
-    tracing::info!(listen.addr = %addresses.0, admin.addr = %addresses.1, instance = spool.instance(), "listening");
+    tracing::info!(listen.addr = listen_address.map(tracing::field::display), admin.addr = %admin_address, instance = spool.instance(), "listening");
 
     tell_systemd("READY=1");
 
@@ -217,7 +223,9 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
         stop_admin.cancel();
         let _ = tokio::time::timeout(LAST_ANSWERS, admin).await;
         stop_ingest.cancel();
-        let _ = tokio::time::timeout(LAST_ANSWERS, serving).await;
+        if let Some(serving) = serving {
+            let _ = tokio::time::timeout(LAST_ANSWERS, serving).await;
+        }
     };
     tokio::select! {
         _ = tokio::time::timeout_at(started + grace, shutdown) => {

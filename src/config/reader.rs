@@ -5,18 +5,19 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 use super::values::{self, Parsed};
 use super::variables::{self, PREFIX, VARIABLES, Variable};
-use super::{Config, LogFormat, Network, OwnVariables, Purpose, Setting, SharedVariables, Source, TlsFiles};
+use super::{Config, LogFormat, Network, OwnVariables, Pull, Purpose, Setting, SharedVariables, Source, TlsFiles};
 use crate::batch::{Codec, LogType};
 
 const REDACTED: &str = "[redacted]";
 /// A longer value is cut in an error: it is a mistake, and one line stays one line.
 const SHOWN_VALUE_MAX_CHARS: usize = 120;
 /// Variables whose values may hold a user name and password, though these are refused.
-const URLS: [&str; 4] = ["ENV0_S3_LOG_OIDC_ISSUER", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS", "NO_PROXY"];
+const URLS: [&str; 5] =
+    ["ENV0_S3_LOG_OIDC_ISSUER", "ENV0_S3_LOG_API_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS", "NO_PROXY"];
 const PROXIES: [&str; 3] = ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"];
 
 /// Text by the name of its variable; trimmed, never empty.
@@ -155,6 +156,18 @@ impl Reader {
             }
             _ => self.required("ENV0_S3_LOG_ROLE_ARN", own.role_arn, values::role_arn),
         };
+        let pull = self.pull(
+            [
+                ("ENV0_API_KEY_ID", shared.env0_api_key_id, "ENV0_API_KEY_ID_FILE", shared.env0_api_key_id_file),
+                (
+                    "ENV0_API_KEY_SECRET",
+                    shared.env0_api_key_secret,
+                    "ENV0_API_KEY_SECRET_FILE",
+                    shared.env0_api_key_secret_file,
+                ),
+            ],
+            [own.pull, own.pull_from, own.pull_interval, own.pull_organization_id, own.api_url],
+        );
         let config = Config {
             role_arn,
             bucket_name: self.required("ENV0_S3_LOG_BUCKET_NAME", own.bucket_name, values::bucket_name),
@@ -250,6 +263,8 @@ impl Reader {
                 own.shutdown_grace,
                 values::duration(Duration::from_secs(1), Duration::from_secs(3600)),
             ),
+            ingest: true,
+            pull,
             log_level: {
                 let levels = ["off", "error", "warn", "info", "debug", "trace"].map(|level| (level, level));
                 self.value("ENV0_S3_LOG_LOG_LEVEL", own.log_level, values::one_of(&levels)).to_owned()
@@ -297,6 +312,59 @@ impl Reader {
         }
     }
 
+    /// The value of `name`, or of the file that `file_name` names.
+    fn secret_or_file(
+        &mut self,
+        (name, given, file_name, file): (&'static str, Option<String>, &'static str, Option<String>),
+    ) -> Option<SecretString> {
+        let file = self.path(file_name, file);
+        if given.is_some() {
+            return self.secret(name, given, values::text);
+        }
+        match std::fs::read_to_string(file?) {
+            Ok(content) if !content.trim().is_empty() => {
+                self.secret(file_name, Some(content.trim().to_owned()), |text| {
+                    values::text(text).map_err(|expected| format!("{expected} in that file"))
+                })
+            }
+            Ok(_) => {
+                self.refuse(file_name, "holds nothing");
+                None
+            }
+            Err(error) => {
+                self.refuse(file_name, &format!("can't be read ({error}); expected a file that this user may read"));
+                None
+            }
+        }
+    }
+
+    /// What is pulled. `key` is the key's id and its secret.
+    fn pull(
+        &mut self,
+        key: [(&'static str, Option<String>, &'static str, Option<String>); 2],
+        [types, from, interval, organization_ids, api_url]: [Option<String>; 5],
+    ) -> Option<Pull> {
+        let [key_id, key_secret] = key.map(|part| self.secret_or_file(part));
+        let types = self.value("ENV0_S3_LOG_PULL", types, values::log_types);
+        let from = self.optional("ENV0_S3_LOG_PULL_FROM", from, values::past_moment);
+        let interval = self.value(
+            "ENV0_S3_LOG_PULL_INTERVAL",
+            interval,
+            values::duration(Duration::from_secs(5), Duration::from_secs(3600)),
+        );
+        let organization_ids =
+            self.optional("ENV0_S3_LOG_PULL_ORGANIZATION_ID", organization_ids, values::ids).unwrap_or_default();
+        let api_url = self.value("ENV0_S3_LOG_API_URL", api_url, values::endpoint_url);
+        let is_given = |read: &Self, name| ["", "_FILE"].iter().any(|end| read.is_given(&format!("{name}{end}")));
+        match (is_given(self, "ENV0_API_KEY_ID"), is_given(self, "ENV0_API_KEY_SECRET")) {
+            (true, false) => self.refuse("ENV0_API_KEY_SECRET", "not set, and needed beside ENV0_API_KEY_ID"),
+            (false, true) => self.refuse("ENV0_API_KEY_ID", "not set, and needed beside ENV0_API_KEY_SECRET"),
+            _ => {}
+        }
+        let (key_id, key_secret) = (key_id?.expose_secret().to_owned(), key_secret?);
+        (!types.is_empty()).then_some(Pull { key_id, key_secret, types, from, interval, organization_ids, api_url })
+    }
+
     fn tls(&mut self, cert: Option<PathBuf>, key: Option<PathBuf>, client_ca: Option<PathBuf>) -> Option<TlsFiles> {
         const CERT: &str = "ENV0_S3_LOG_TLS_CERT_FILE";
         const KEY: &str = "ENV0_S3_LOG_TLS_KEY_FILE";
@@ -314,7 +382,9 @@ impl Reader {
 
     /// The rules between values.
     fn judge(&mut self, mut config: Config, purpose: Purpose) -> Config {
-        if purpose == Purpose::Daemon {
+        // With an API key alone nobody has to send, so nobody is listened to.
+        config.ingest = config.pull.is_none() || self.lets_senders_in(&config) || !config.ingest_auth_required;
+        if purpose == Purpose::Daemon && config.ingest {
             self.judge_ingest(&config);
         }
         if !config.allow_http {
@@ -324,6 +394,7 @@ impl Reader {
                 ("ENV0_S3_LOG_OIDC_ISSUER", clear(Some(&config.oidc_issuer))),
                 ("ENV0_S3_LOG_OIDC_TOKEN_URL", clear(token_url)),
                 ("AWS_ENDPOINT_URL_STS", clear(config.endpoint_url_sts.as_deref())),
+                ("ENV0_S3_LOG_API_URL", clear(config.pull.as_ref().map(|pull| &*pull.api_url))),
             ] {
                 if in_clear {
                     self.refuse(name, "tokens would go over plain http; use https, or set ENV0_S3_LOG_ALLOW_HTTP=true");
@@ -360,10 +431,15 @@ impl Reader {
         value.min(wider)
     }
 
+    /// Whether some credentials would be let in.
+    fn lets_senders_in(&self, config: &Config) -> bool {
+        let names = ["ENV0_S3_LOG_INGEST_TOKEN", "ENV0_S3_LOG_OIDC_SUBJECT", "ENV0_S3_LOG_OIDC_ORGANIZATION_ID"];
+        names.iter().any(|name| self.is_given(name)) || config.ingest_token_file.is_some()
+    }
+
     fn judge_ingest(&mut self, config: &Config) {
-        let static_token = self.is_given("ENV0_S3_LOG_INGEST_TOKEN") || config.ingest_token_file.is_some();
         let oidc = self.is_given("ENV0_S3_LOG_OIDC_SUBJECT") || self.is_given("ENV0_S3_LOG_OIDC_ORGANIZATION_ID");
-        if config.ingest_auth_required && !static_token && !oidc {
+        if config.ingest_auth_required && !self.lets_senders_in(config) {
             self.refuse(
                 "ENV0_S3_LOG_OIDC_ORGANIZATION_ID",
                 "not set, and neither are ENV0_S3_LOG_OIDC_SUBJECT and ENV0_S3_LOG_INGEST_TOKEN, so nobody could send \

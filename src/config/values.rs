@@ -1,9 +1,13 @@
 //! From the text of a variable to its value. Every parser's error says what was expected.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use reqwest::Url;
+
+use crate::batch::LogType;
 
 /// The longest `bucketPath` that leaves room for the rest of the key in S3's 1024 bytes.
 pub(super) const BUCKET_PATH_MAX_BYTES: usize = 973;
@@ -122,6 +126,38 @@ pub(super) fn socket_address(value: &str) -> Parsed<SocketAddr> {
 pub(super) fn list(value: &str) -> Parsed<Vec<String>> {
     let items: Vec<_> = value.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect();
     check(!items.is_empty(), items, "one or more values, separated by commas")
+}
+
+/// Comma-separated log types; `none` is none of them.
+pub(super) fn log_types(value: &str) -> Parsed<Vec<LogType>> {
+    if value.eq_ignore_ascii_case("none") {
+        return Ok(Vec::new());
+    }
+    let types = list(value)?.into_iter().map(|item| one_of(&LogType::ALL.map(|known| (known.as_str(), known)))(&item));
+    let types: Result<BTreeSet<_>, _> = types.collect();
+    types.map(Vec::from_iter).map_err(|_| {
+        let known = LogType::ALL.map(LogType::as_str).join(", ");
+        format!("none, or one or more of {known}, separated by commas")
+    })
+}
+
+/// A moment that events can come from: RFC 3339, or a date, which is its first moment in UTC. env0's events are
+/// younger than the year 2000, and none comes from the future.
+pub(super) fn past_moment(value: &str) -> Parsed<DateTime<Utc>> {
+    let date = || Some(value.parse::<NaiveDate>().ok()?.and_time(NaiveTime::MIN).and_utc());
+    let moment = DateTime::parse_from_rfc3339(value).ok().map(|moment| moment.to_utc()).or_else(date);
+    let moment = moment.ok_or("a time such as 2026-01-01T00:00:00Z, or a date such as 2026-01-01")?;
+    let year_2000 = DateTime::from_timestamp(946_684_800, 0).unwrap_or_default();
+    check((year_2000..=Utc::now()).contains(&moment), moment, "a time between the year 2000 and now")
+}
+
+/// An id of env0's: it becomes part of file names and of addresses.
+pub(super) fn ids(value: &str) -> Parsed<Vec<String>> {
+    let ids = list(value)?;
+    let holds = |id: &String| {
+        id.len() <= 64 && id.bytes().all(|byte| matches!(byte, b'-' | b'_') || byte.is_ascii_alphanumeric())
+    };
+    check(ids.iter().all(holds), ids, "ids, separated by commas: at most 64 letters, digits, - and _ each")
 }
 
 /// `arn:<partition>:iam::<account>:role/<path and name>`. The account may be empty: stores other than AWS have none.

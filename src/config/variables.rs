@@ -98,7 +98,7 @@ pub const VARIABLES: &[Variable] = &[
     defaulted(
         "ENV0_S3_LOG_ALLOW_HTTP",
         "false",
-        "Allows an issuer, token URL or STS endpoint over plain http that isn't loopback",
+        "Allows an issuer, token URL, STS endpoint or API URL over plain http that isn't loopback",
     ),
     defaulted("ENV0_S3_LOG_LISTEN_ADDR", "127.0.0.1:8080", "Address that takes events (image: `0.0.0.0:8080`)"),
     defaulted(
@@ -187,6 +187,35 @@ pub const VARIABLES: &[Variable] = &[
         "25s",
         "From SIGTERM to exit; keep it below the container's own grace period",
     ),
+    optional(
+        "ENV0_API_KEY_ID",
+        "my-api-key-id",
+        "Id of an env0 API key; with its secret, the daemon pulls from env0's API",
+    ),
+    optional("ENV0_API_KEY_ID_FILE", "/run/secrets/env0-api-key-id", "A file that holds that id; read at start"),
+    secret("ENV0_API_KEY_SECRET", "my-api-key-secret", "Secret of that API key"),
+    optional(
+        "ENV0_API_KEY_SECRET_FILE",
+        "/run/secrets/env0-api-key-secret",
+        "A file that holds that secret; read at start",
+    ),
+    defaulted(
+        "ENV0_S3_LOG_PULL",
+        "env0-audits,env0-deployments",
+        "Which log types are pulled with the API key, comma-separated; `none`",
+    ),
+    optional(
+        "ENV0_S3_LOG_PULL_FROM",
+        "2026-01-01T00:00:00Z",
+        "How far back the first pull reaches: an RFC 3339 time, or a date (UTC); without it, to the first start",
+    ),
+    defaulted("ENV0_S3_LOG_PULL_INTERVAL", "30s", "How often env0 is asked for what is new, `5s` to `1h`"),
+    optional(
+        "ENV0_S3_LOG_PULL_ORGANIZATION_ID",
+        "00000000-0000-0000-0000-000000000000",
+        "Comma-separated ids of the env0 organizations to pull; without it, those that the key sees",
+    ),
+    defaulted("ENV0_S3_LOG_API_URL", "https://api.env0.com", "env0's API"),
     defaulted("ENV0_S3_LOG_LOG_LEVEL", "info", "`error`, `warn`, `info`, `debug`, `trace` or `off`"),
     defaulted("ENV0_S3_LOG_LOG_FORMAT", "json", "`json` or `text`, on standard error"),
     optional("RUST_LOG", "env0_s3_logs::flusher=debug", "Log filters; they win over `ENV0_S3_LOG_LOG_LEVEL`"),
