@@ -73,11 +73,11 @@ impl Vault {
         let daemon = a.start();
         send(&daemon, "after the quarantine", &mut receipts);
         wait_until_delivered(&a);
-        let mut heads = daemon.admin_get("/status").unwrap().text();
+        let mut heads = heads_at_rest(&daemon);
         let daemon_b = b.start();
         send(&daemon_b, "compressed", &mut receipts);
         wait_until_delivered(&b);
-        heads += &daemon_b.admin_get("/status").unwrap().text();
+        heads += &heads_at_rest(&daemon_b);
 
         std::fs::write(folder.path().join("heads"), &heads).unwrap();
         std::fs::write(folder.path().join("receipts"), receipts).unwrap();
@@ -260,6 +260,17 @@ fn comparable(report: &Value) -> Value {
     chains.sort_by_key(|chain| (chain["log_type"].to_string(), chain["instance"].to_string()));
     let rest = ["exit_code", "authenticated", "foreign", "archived"].map(|name| (name, report[name].clone()));
     json!({"findings": findings, "chains": chains, "rest": HashMap::from(rest)})
+}
+
+/// `/status` as soon as it counts no batch: a file is gone a moment before it is.
+fn heads_at_rest(daemon: &Daemon) -> String {
+    let mut heads = String::new();
+    wait_until("the status counts no batch", || {
+        heads = daemon.admin_get("/status").unwrap().text();
+        let status: Value = serde_json::from_str(&heads).unwrap();
+        status["types"].as_array().unwrap().iter().all(|of_type| of_type["batches"] == 0)
+    });
+    heads
 }
 
 fn without_detail(finding: &Value) -> Value {
