@@ -2,6 +2,7 @@
 //! head judged → body read → inflated → parsed → appended → answered.
 
 pub mod auth;
+mod inflate;
 mod meters;
 pub mod receive;
 pub mod route;
@@ -155,7 +156,7 @@ impl Ingest {
     ) -> Result<Taken, Refusal> {
         let (head, mut body) = request.into_parts();
         let taken = match route {
-            Route::Alive { protocol } => Ok(Taken::Answered(protocol.alive())),
+            Route::Question { answer, .. } => Ok(Taken::Answered(answer)),
             Route::Refused { refusal, .. } => Err(refusal),
             Route::OidcToken => {
                 // Few requests are one, and its future is larger than that of all others.
@@ -213,6 +214,12 @@ impl Ingest {
 
         let received = receive::read(body, self.max_body_bytes, &self.bodies, &self.stop_bodies).await?;
         let received = received.inflate(encoding, self.max_body_bytes, &self.bodies).await?;
+        // Some senders compress and don't say so, or twice and say so once.
+        let encoding = Encoding::by_magic(&received.bytes);
+        let received = received.inflate(encoding, self.max_body_bytes, &self.bodies).await?;
+        if Encoding::by_magic(&received.bytes) != Encoding::Identity {
+            return Err(Refusal::BrokenBody { reason: "it is compressed more than twice".to_owned() });
+        }
         let (parts, held) = self.parse(sender, received).await?;
         let lines = by_type(parts, |said| decided.or(said).unwrap_or(self.default_type));
         *log_type = Some(main_type(&lines));
@@ -233,6 +240,7 @@ impl Ingest {
         if self.draining.load(Ordering::Relaxed) {
             return Err(receive::draining());
         }
+        sender.protocol.judge_media_type(sender.headers)?;
         let encoding = sender.protocol.encoding(sender.headers)?;
         let length = sender.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if length.is_some_and(|length| length > self.max_body_bytes as u64) {

@@ -12,6 +12,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::ingest::inflate::Decoder;
 use crate::protocols::{Encoding, Refusal};
 
 /// Without a byte of the body.
@@ -24,8 +25,6 @@ pub const HOLD: Duration = Duration::from_secs(5);
 const PREALLOCATE_MAX_BYTES: u64 = 1024 * 1024;
 /// Steps in which an inflated body is charged.
 const INFLATE_STEP_BYTES: usize = 256 * 1024;
-/// The largest zstd window, 8 MiB, that RFC 8878 asks a decoder to take.
-const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 
 /// Sets the limit of a body.
 pub const BODY_VARIABLE: &str = "ENV0_S3_LOG_MAX_BODY_BYTES";
@@ -179,43 +178,6 @@ impl Received {
 
 fn broken(error: std::io::Error) -> Refusal {
     Refusal::BrokenBody { reason: format!("its Content-Encoding is broken: {error}") }
-}
-
-enum Decoder {
-    Gzip(flate2::read::MultiGzDecoder<std::io::Cursor<Bytes>>),
-    Zlib(flate2::read::ZlibDecoder<std::io::Cursor<Bytes>>),
-    Deflate(flate2::read::DeflateDecoder<std::io::Cursor<Bytes>>),
-    Zstd(zstd::Decoder<'static, std::io::BufReader<std::io::Cursor<Bytes>>>),
-}
-
-impl Decoder {
-    fn new(encoding: Encoding, bytes: Bytes) -> std::io::Result<Decoder> {
-        // Some clients send `deflate` without the zlib wrapper that RFC 9110 asks for.
-        let zlib =
-            bytes.len() >= 2 && bytes[0] & 0x0f == 8 && u16::from_be_bytes([bytes[0], bytes[1]]).is_multiple_of(31);
-        let bytes = std::io::Cursor::new(bytes);
-        Ok(match encoding {
-            Encoding::Deflate if zlib => Decoder::Zlib(flate2::read::ZlibDecoder::new(bytes)),
-            Encoding::Deflate => Decoder::Deflate(flate2::read::DeflateDecoder::new(bytes)),
-            Encoding::Zstd => {
-                let mut decoder = zstd::Decoder::new(bytes)?;
-                decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
-                Decoder::Zstd(decoder)
-            }
-            Encoding::Gzip | Encoding::Identity => Decoder::Gzip(flate2::read::MultiGzDecoder::new(bytes)),
-        })
-    }
-}
-
-impl Read for Decoder {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        match self {
-            Decoder::Gzip(decoder) => decoder.read(buffer),
-            Decoder::Zlib(decoder) => decoder.read(buffer),
-            Decoder::Deflate(decoder) => decoder.read(buffer),
-            Decoder::Zstd(decoder) => decoder.read(buffer),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -17,7 +17,9 @@ use serde_json::value::{RawValue, Value};
 use crate::batch::LogType;
 use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
 use crate::protocols::protobuf::embedded;
-use crate::protocols::{self, Accepted, Answer, Encoding, Part, Protocol, Refusal, TEXT, empty_answer, header_text};
+use crate::protocols::{
+    self, Accepted, Answer, Encoding, Part, Protocol, Refusal, TEXT, empty_answer, judge_media_type,
+};
 
 /// Loki.
 pub struct Loki;
@@ -33,10 +35,11 @@ impl Protocol for Loki {
 
     /// `snappy` names what the protocol itself does to a protobuf body; Loki takes it as identity, too.
     fn encoding(&self, headers: &HeaderMap) -> Result<Encoding, Refusal> {
-        match header_text(headers, "content-encoding") {
-            Some(encoding) if encoding.trim().eq_ignore_ascii_case("snappy") => Ok(Encoding::Identity),
-            _ => Encoding::of(headers),
-        }
+        Encoding::of(headers, Some("snappy"))
+    }
+
+    fn judge_media_type(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        judge_media_type(headers, true)
     }
 
     fn parse(

@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::protocols::body::{BodyError, Limits, LineWriter};
-use crate::protocols::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, answer};
+use crate::protocols::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, answer, judge_media_type};
 
 /// OTLP/HTTP, by the encoding of its answers.
 pub enum Otlp {
@@ -33,6 +33,10 @@ const PROTOBUF: &str = "application/x-protobuf";
 impl Protocol for Otlp {
     fn name(&self) -> &'static str {
         "otlp"
+    }
+
+    fn judge_media_type(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        judge_media_type(headers, true)
     }
 
     fn parse(
@@ -103,7 +107,8 @@ struct ScopeLogs<'a, Record> {
 /// The `google.rpc.Code` of a refusal. Clients go by the HTTP status.
 fn code(refusal: &Refusal) -> i32 {
     match refusal {
-        Refusal::Body(BodyError::Invalid { .. }) | Refusal::BrokenBody { .. } | Refusal::UnsupportedEncoding => 3,
+        Refusal::Body(BodyError::Invalid { .. }) | Refusal::BrokenBody { .. } => 3,
+        Refusal::UnsupportedEncoding | Refusal::UnsupportedMediaType { .. } => 3,
         Refusal::BodyTimeout => 4,
         Refusal::UnknownPath => 5,
         Refusal::Body(_) | Refusal::TooLarge { .. } => 8,

@@ -5,7 +5,8 @@
 //! Collector". An event's stored line is its envelope as sent; a raw line becomes an envelope with
 //! what the query says of it. env0 names the log type in `source` or `index`.
 
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::header::ALLOW;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -14,7 +15,8 @@ use serde_json::value::RawValue;
 
 use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
 use crate::protocols::{
-    self, Accepted, Answer, BadCredentials, JSON, ObjectOrText, Part, Protocol, Refusal, answer, query_parameter,
+    self, Accepted, Answer, BadCredentials, JSON, ObjectOrText, Part, Protocol, Refusal, answer, empty_answer,
+    query_parameter,
 };
 
 /// Splunk HEC.
@@ -70,7 +72,9 @@ impl Protocol for Splunk {
                 EVENT_BLANK => (EVENT_BLANK, 13),
                 _ => ("Invalid data format", 6),
             },
-            Refusal::BrokenBody { .. } | Refusal::UnsupportedEncoding => ("Invalid data format", 6),
+            Refusal::BrokenBody { .. } | Refusal::UnsupportedEncoding | Refusal::UnsupportedMediaType { .. } => {
+                ("Invalid data format", 6)
+            }
             Refusal::Body(_) | Refusal::TooLarge { .. } => ("Request entity too large", 27),
             Refusal::BodyTimeout | Refusal::Unavailable { .. } => ("Server is busy", 9),
             Refusal::UnknownPath | Refusal::WrongMethod { .. } => {
@@ -91,6 +95,18 @@ impl Protocol for Splunk {
     fn alive(&self) -> Answer {
         answer(StatusCode::OK, JSON, r#"{"text":"HEC is healthy","code":17}"#)
     }
+}
+
+/// What Splunk answers to `OPTIONS`: `methods` in `Allow`, no body.
+pub fn options(methods: &'static str) -> Answer {
+    let mut answer = empty_answer(StatusCode::OK);
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(methods));
+    answer
+}
+
+/// What Splunk answers to a question for acknowledgements where they are off.
+pub fn acks_are_disabled() -> Answer {
+    answer(StatusCode::BAD_REQUEST, JSON, r#"{"text":"ACK is disabled","code":14}"#)
 }
 
 fn is_raw(uri: &Uri) -> bool {

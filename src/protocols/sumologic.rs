@@ -12,18 +12,17 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
+use crate::protocols::head::tidy;
 use crate::protocols::{
-    self, Accepted, Answer, JSON, ObjectOrText, Part, Protocol, Refusal, empty_answer, header_text,
+    self, Accepted, Answer, JSON, ObjectOrText, Part, Protocol, Refusal, empty_answer, header_text, split_log_type,
 };
 
 /// Sumo Logic.
 pub struct SumoLogic;
 
-/// The token that the path of an HTTP source ends in.
+/// The token that the path of an HTTP source ends in; `path` is without its log type.
 pub fn secret(path: &str) -> Option<&str> {
-    let (path, _) = protocols::split_log_type(path);
-    let secret = path.strip_prefix("/receiver/v1/http/")?;
-    (!secret.is_empty() && !secret.contains('/')).then_some(secret)
+    path.strip_prefix("/receiver/v1/http/").filter(|secret| !secret.is_empty() && !secret.contains('/'))
 }
 
 /// An event whose sender described it in headers.
@@ -55,7 +54,7 @@ impl Protocol for SumoLogic {
     }
 
     fn token(&self, uri: &Uri, _headers: &HeaderMap) -> Option<String> {
-        protocols::percent_decode(secret(uri.path())?)
+        protocols::percent_decode(secret(split_log_type(&tidy(uri.path())).0)?)
     }
 
     fn parse(

@@ -1,11 +1,11 @@
 //! Every protocol from request to stored lines, and from outcome to answer.
 
-use axum::http::{HeaderName, Method};
+use axum::http::{HeaderName, HeaderValue};
 use http_body_util::BodyExt;
 use serde_json::Value;
 
 use super::*;
-use crate::ingest::route::{Route, route};
+use crate::protocols::paths::endpoint;
 
 pub(crate) const LIMITS: Limits =
     Limits { max_body_bytes: 16 << 20, max_lines_bytes: 64 << 20, max_event_bytes: 1 << 20, redact: true };
@@ -28,10 +28,7 @@ pub(crate) fn post(uri: &str, headers: &[(&'static str, &'static str)], body: im
 
 impl Sent {
     fn protocol(&self) -> &'static dyn Protocol {
-        match route(&Method::POST, self.uri.path(), &self.headers) {
-            Route::Events { protocol, .. } => protocol,
-            _ => panic!("{} takes no events", self.uri),
-        }
+        endpoint(self.uri.path(), &self.headers).unwrap_or_else(|| panic!("{} takes no events", self.uri)).protocol
     }
 
     pub(crate) fn parse_with(&self, limits: &Limits) -> Result<Vec<Part>, BodyError> {
@@ -167,83 +164,6 @@ fn every_protocol_takes_a_body_without_events_but_splunk() {
             _ => assert_eq!(empty.lines(), Vec::<String>::new(), "{}", empty.uri),
         }
     }
-}
-
-/// Where a request without headers goes.
-fn route_of(method: &Method, path: &str) -> Route {
-    route(method, path, &HeaderMap::new())
-}
-
-#[test]
-fn paths_lead_to_protocols_and_may_begin_with_a_log_type() {
-    let events = |path: &str| match route_of(&Method::POST, path) {
-        Route::Events { protocol, log_type } => Some((protocol.name(), log_type)),
-        _ => None,
-    };
-    assert_eq!(events("/v1/logs/env0-audits"), Some(("native", AUDITS)));
-    assert_eq!(events("/v1/logs/env0-deployments"), Some(("native", DEPLOYMENTS)));
-    for (path, name) in [
-        ("/", "logzio"),
-        ("/services/collector", "splunk"),
-        ("/services/collector/event", "splunk"),
-        ("/services/collector/event/1.0", "splunk"),
-        ("/services/collector/raw", "splunk"),
-        ("/services/collector/raw/1.0", "splunk"),
-        ("/loki/api/v1/push", "loki"),
-        ("/v1/logs", "otlp"),
-        ("/receiver/v1/http/ZaVnC4dhaV1", "sumologic"),
-        ("/log/v1", "newrelic"),
-        ("/log/v1/log/v1", "newrelic"),
-    ] {
-        assert_eq!(events(path), Some((name, None)), "{path}");
-        assert_eq!(events(&format!("/env0-audits{path}")), Some((name, AUDITS)), "{path}");
-    }
-    assert_eq!(events("/env0-deployments"), Some(("logzio", DEPLOYMENTS)));
-    for path in [
-        "/v1/logs/",
-        "/v1/logs/env0-audit",
-        "/v1/logs/env0-audits/",
-        "/env0-audits/v1/logs/env0-deployments",
-        "/env0-auditsx/v1/logs",
-        "/receiver/v1/http/",
-        "/receiver/v1/http/a/b",
-        "/other/receiver/v1/http/a",
-        "/services",
-        "//",
-    ] {
-        let Route::Refused { refusal, protocol } = route_of(&Method::POST, path) else { panic!("{path} is known") };
-        assert_eq!((refusal, protocol.name()), (Refusal::UnknownPath, "native"), "{path}");
-    }
-}
-
-#[test]
-fn a_wrong_method_is_told_the_right_ones() {
-    for (method, path, right) in [
-        (Method::GET, "/v1/logs/env0-audits", "POST"),
-        (Method::PUT, "/", "GET, HEAD, POST"),
-        (Method::POST, "/services/collector/health", "GET, HEAD"),
-        (Method::POST, "/v1/oidc-token", "PUT"),
-        (Method::DELETE, "/loki/api/v1/push", "POST"),
-    ] {
-        let Route::Refused { refusal, .. } = route_of(&method, path) else { panic!("{method} {path} is taken") };
-        assert_eq!(refusal, Refusal::WrongMethod { allowed: right });
-    }
-}
-
-#[test]
-fn whoever_asks_is_told_that_the_daemon_is_there() {
-    for (method, path, body) in [
-        (Method::GET, "/", ""),
-        (Method::HEAD, "/", ""),
-        (Method::GET, "/env0-audits/", ""),
-        (Method::GET, "/services/collector/health", r#"{"text":"HEC is healthy","code":17}"#),
-        (Method::GET, "/services/collector/health/1.0", r#"{"text":"HEC is healthy","code":17}"#),
-    ] {
-        let Route::Alive { protocol } = route_of(&method, path) else { panic!("{method} {path}") };
-        let answer = Answered::of(protocol.alive());
-        assert_eq!((answer.status, answer.text()), (200, body));
-    }
-    assert!(matches!(route_of(&Method::PUT, "/v1/oidc-token"), Route::OidcToken));
 }
 
 #[test]

@@ -162,9 +162,18 @@ pub enum Exposition {
 }
 
 impl Exposition {
-    /// By the request's `Accept` header.
+    /// By the request's `Accept` header: OpenMetrics where it is named, and not as what is not wanted (`q=0`).
     pub fn by_accept(accept: &str) -> Exposition {
-        if accept.contains("application/openmetrics-text") { Exposition::OpenMetrics } else { Exposition::Prometheus }
+        let is_wanted = |range: &str| {
+            let mut parts = range.split(';').map(str::trim);
+            let is_named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("application/openmetrics-text"));
+            let weight = |parameter: &str| {
+                let (name, value) = parameter.split_once('=')?;
+                name.trim().eq_ignore_ascii_case("q").then(|| value.trim().parse::<f32>().ok())?
+            };
+            is_named && parts.find_map(weight).is_none_or(|weight| weight > 0.0)
+        };
+        if accept.split(',').any(is_wanted) { Exposition::OpenMetrics } else { Exposition::Prometheus }
     }
 
     /// The answer's `Content-Type`.
@@ -378,5 +387,10 @@ mod tests {
         let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1";
         assert_eq!(Exposition::by_accept(prometheus), Exposition::OpenMetrics);
         assert_eq!(Exposition::by_accept("*/*"), Exposition::Prometheus);
+        for unwanted in ["application/openmetrics-text;q=0", "Application/OpenMetrics-Text; version=1.0.0; Q=0.0, */*"]
+        {
+            assert_eq!(Exposition::by_accept(unwanted), Exposition::Prometheus, "{unwanted}");
+        }
+        assert_eq!(Exposition::by_accept("text/html, Application/OpenMetrics-Text; q=0.001"), Exposition::OpenMetrics);
     }
 }

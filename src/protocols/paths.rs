@@ -1,0 +1,102 @@
+//! Which protocol a path leads to, and which log type the path names.
+
+use axum::http::HeaderMap;
+
+use super::Protocol;
+pub use super::head::tidy;
+use super::head::{content_type_is, split_log_type};
+use super::logzio::Logzio;
+use super::loki::Loki;
+use super::native::Native;
+use super::newrelic::NewRelic;
+use super::otlp::Otlp;
+use super::splunk::Splunk;
+use super::sumologic::{self, SumoLogic};
+use crate::batch::LogType;
+
+/// What a path leads to.
+#[derive(Clone, Copy)]
+pub struct Endpoint {
+    /// In whose words it is answered.
+    pub protocol: &'static dyn Protocol,
+    /// The log type that the path names.
+    pub log_type: Option<LogType>,
+    /// What may be asked of it.
+    pub takes: Takes,
+}
+
+/// What a client may ask of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takes {
+    /// `POST`: events.
+    Events,
+    /// `POST`: events; `GET`, `HEAD`: whether anyone is there.
+    EventsAndHealth,
+    /// `GET`, `HEAD`: whether anyone is there.
+    Health,
+    /// `POST`: events; `OPTIONS`: whether it takes them (Docker's driver for Splunk asks before it starts a container).
+    EventsAndOptions,
+    /// `GET`, `HEAD`, `OPTIONS`: whether anyone is there.
+    HealthAndOptions,
+    /// `POST`: whether Splunk's indexer has them, which no answer of this daemon gives an id to ask by.
+    SplunkAcks,
+}
+
+impl Takes {
+    /// The methods, for the `Allow` header.
+    pub fn methods(self) -> &'static str {
+        match self {
+            Takes::Events => "POST",
+            Takes::EventsAndHealth => "GET, HEAD, POST",
+            Takes::Health => "GET, HEAD",
+            Takes::EventsAndOptions | Takes::SplunkAcks => "POST, OPTIONS",
+            Takes::HealthAndOptions => "GET, HEAD, OPTIONS",
+        }
+    }
+}
+
+/// Where `path`, which is [`tidy`], leads. It may begin with `/<log type>`, which then is the events' type: that is
+/// how a client that can't say what it sends is told apart. Of the headers only OTLP's `Content-Type` counts, which
+/// tells the encoding of its answer.
+pub fn endpoint(path: &str, headers: &HeaderMap) -> Option<Endpoint> {
+    let (rest, log_type) = split_log_type(path);
+    let found = known(rest, headers).or_else(|| doubled(rest, headers))?;
+    match (log_type, found.log_type) {
+        (Some(_), Some(_)) => None,
+        _ => Some(Endpoint { log_type: log_type.or(found.log_type), ..found }),
+    }
+}
+
+fn known(path: &str, headers: &HeaderMap) -> Option<Endpoint> {
+    let log_type = path.strip_prefix("/v1/logs/").and_then(|name| name.parse().ok());
+    let (protocol, takes): (&'static dyn Protocol, _) = match path {
+        _ if log_type.is_some() => (&Native, Takes::Events),
+        "" | "/" => (&Logzio, Takes::EventsAndHealth),
+        "/services/collector" | "/services/collector/1.0" => (&Splunk, Takes::EventsAndOptions),
+        "/services/collector/event" | "/services/collector/event/1.0" => (&Splunk, Takes::EventsAndOptions),
+        "/services/collector/raw" | "/services/collector/raw/1.0" => (&Splunk, Takes::EventsAndOptions),
+        "/services/collector/health" | "/services/collector/health/1.0" => (&Splunk, Takes::HealthAndOptions),
+        "/services/collector/ack" | "/services/collector/ack/1.0" => (&Splunk, Takes::SplunkAcks),
+        "/loki/api/v1/push" => (&Loki, Takes::Events),
+        // Vector asks this before it pushes.
+        "/ready" => (&Loki, Takes::Health),
+        "/v1/logs" if content_type_is(headers, "protobuf") => (&Otlp::Protobuf, Takes::Events),
+        "/v1/logs" => (&Otlp::Json, Takes::Events),
+        "/log/v1" => (&NewRelic, Takes::Events),
+        path if sumologic::secret(path).is_some() => (&SumoLogic, Takes::Events),
+        _ => return None,
+    };
+    Some(Endpoint { protocol, log_type, takes })
+}
+
+/// A client that was given more than the server's address appends its own path to that. The path counts that is
+/// appended, where the one before it is the beginning of it or another path of the same protocol and log type.
+fn doubled(path: &str, headers: &HeaderMap) -> Option<Endpoint> {
+    path.match_indices('/').skip(1).find_map(|(at, _)| {
+        let (given, appended) = path.split_at(at);
+        let found = known(appended, headers)?;
+        let is_beginning = || appended.strip_prefix(given).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let same = |given: Endpoint| (given.protocol.name(), given.log_type) == (found.protocol.name(), found.log_type);
+        (is_beginning() || known(given, headers).is_some_and(same)).then_some(found)
+    })
+}

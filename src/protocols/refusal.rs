@@ -1,0 +1,146 @@
+//! Why a request is refused, and how an answer is put together.
+
+use std::fmt;
+
+use axum::http::header::{self, HeaderName};
+use axum::http::{HeaderValue, Response, StatusCode};
+use bytes::Bytes;
+use http_body_util::Full;
+
+use super::body::BodyError;
+use super::head::SUPPORTED_ENCODINGS;
+
+/// Why a request is refused (contract section 3, status table). Messages are for the client; they
+/// never hold a byte of the request.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// 401
+    #[error("{0}")]
+    Unauthorized(BadCredentials),
+    /// 404
+    #[error("unknown path or log type")]
+    UnknownPath,
+    /// 405
+    #[error("this path takes {allowed} only")]
+    WrongMethod {
+        /// For the `Allow` header.
+        allowed: &'static str,
+    },
+    /// 400 or 413
+    #[error(transparent)]
+    Body(#[from] BodyError),
+    /// 400: the compressed stream is broken, or the chunks are.
+    #[error("the body can't be read: {reason}")]
+    BrokenBody {
+        /// What broke.
+        reason: String,
+    },
+    /// 408
+    #[error("the body did not arrive in time: at most 30 s without a byte, 5 minutes in all")]
+    BodyTimeout,
+    /// 413
+    #[error("larger than {limit} bytes, the limit that {variable} sets")]
+    TooLarge {
+        /// The limit, in bytes.
+        limit: usize,
+        /// The variable that sets it.
+        variable: &'static str,
+    },
+    /// 415
+    #[error("unsupported Content-Encoding; supported: one of {SUPPORTED_ENCODINGS}")]
+    UnsupportedEncoding,
+    /// 415
+    #[error("Content-Type says {declared}, which this path does not take: {instead}")]
+    UnsupportedMediaType {
+        /// What the header declares, in words of ours.
+        declared: &'static str,
+        /// What to send, or where.
+        instead: &'static str,
+    },
+    /// 503 with `Retry-After`.
+    #[error("{reason}; try again in {retry_after_seconds} s")]
+    Unavailable {
+        /// What has to pass.
+        reason: String,
+        /// For `Retry-After`.
+        retry_after_seconds: u64,
+    },
+}
+
+/// Why a request's credentials don't do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadCredentials {
+    /// There are none.
+    Missing,
+    /// `Authorization` is one word, where a scheme and a token are two.
+    Incomplete,
+    /// Nobody's.
+    Unknown,
+    /// They are good, but may not write this log type.
+    WrongType,
+}
+
+impl fmt::Display for BadCredentials {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            BadCredentials::WrongType => "these credentials may not write this log type",
+            BadCredentials::Missing | BadCredentials::Incomplete | BadCredentials::Unknown => {
+                "no valid credentials: send an ingest token (ENV0_S3_LOG_INGEST_TOKEN) or an env0 OIDC token, \
+                 for instance as Authorization: Bearer <token>"
+            }
+        })
+    }
+}
+
+impl Refusal {
+    /// The status of the contract's table, the same in every protocol.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Refusal::Unauthorized(_) => StatusCode::UNAUTHORIZED,
+            Refusal::UnknownPath => StatusCode::NOT_FOUND,
+            Refusal::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Refusal::Body(BodyError::Invalid { .. }) | Refusal::BrokenBody { .. } => StatusCode::BAD_REQUEST,
+            Refusal::Body(_) | Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Refusal::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Refusal::UnsupportedEncoding | Refusal::UnsupportedMediaType { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Refusal::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// An answer with the status and headers of the contract's table and a protocol's own body.
+    pub fn answer(&self, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+        let mut answer = answer(self.status(), content_type, body);
+        let (name, value): (HeaderName, HeaderValue) = match self {
+            Refusal::Unauthorized(_) => (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            Refusal::WrongMethod { allowed } => (header::ALLOW, HeaderValue::from_static(allowed)),
+            Refusal::UnsupportedEncoding => (header::ACCEPT_ENCODING, HeaderValue::from_static(SUPPORTED_ENCODINGS)),
+            Refusal::Unavailable { retry_after_seconds, .. } => (header::RETRY_AFTER, (*retry_after_seconds).into()),
+            _ => return answer,
+        };
+        answer.headers_mut().insert(name, value);
+        answer
+    }
+}
+
+/// What a request is answered with; its body is small and in memory.
+pub type Answer = Response<Full<Bytes>>;
+
+/// An answer with a body of a known type.
+pub(super) fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer
+}
+
+/// An answer without a body.
+pub fn empty_answer(status: StatusCode) -> Answer {
+    let mut answer = Response::new(Full::default());
+    *answer.status_mut() = status;
+    answer
+}
+
+/// Media type of JSON answers.
+pub(super) const JSON: &str = "application/json";
+/// Media type of text answers.
+pub(super) const TEXT: &str = "text/plain; charset=utf-8";
