@@ -1,6 +1,7 @@
 //! The HTTP front: routes, limits, credentials, status codes. One way for every protocol:
 //! head judged → body read → inflated → parsed → appended → answered.
 
+mod append;
 pub mod auth;
 mod inflate;
 mod meters;
@@ -29,7 +30,7 @@ use crate::ingest::meters::IngestMeters;
 use crate::ingest::receive::{Budget, Charge, HOLD, Received};
 use crate::ingest::route::{Route, route};
 use crate::protocols::body::{BodyError, Limits, Lines};
-use crate::protocols::{Accepted, Answer, BadCredentials, Encoding, Part, Protocol, Refusal, by_type, empty_answer};
+use crate::protocols::{Answer, BadCredentials, Encoding, Part, Protocol, Refusal, by_type, empty_answer};
 use crate::spool::{AppendError, Spool};
 
 /// A body from this size on is scanned where it can't hold up other requests.
@@ -302,40 +303,6 @@ impl Ingest {
         let (uri, headers) = (uri.clone(), headers.clone());
         let parts = tokio::task::spawn_blocking(move || scan(&uri, &headers)).await;
         parts.map_err(|error| Refusal::Unavailable { reason: error.to_string(), retry_after_seconds: 1 })?
-    }
-
-    /// Appends to each log type's batch at the same time; refused as a whole, before anything is
-    /// written, when one of them is full or its disk fails.
-    async fn append(&self, lines: [Lines; 2], held: Held) -> Result<Accepted, Refusal> {
-        let records = lines.iter().map(|lines| lines.records).sum();
-        let mut rooms = [None, None];
-        for (log_type, lines) in LogType::ALL.into_iter().zip(&lines).filter(|(_, lines)| lines.records > 0) {
-            if let Some(reason) = self.spool.failing(log_type) {
-                return Err(not_taken(AppendError::Disk(reason)));
-            }
-            let room = self.spool.reserve(log_type, lines.bytes.len() as u64).map_err(not_taken)?;
-            rooms[log_type.index()] = Some(room);
-        }
-        let held: Arc<dyn Send + Sync> = Arc::new(held);
-        let appends = LogType::ALL.map(|log_type| {
-            let lines = &lines[log_type.index()];
-            let room = rooms[log_type.index()].take()?;
-            Some((log_type, self.spool.append_reserved(room, lines.bytes.clone(), lines.records, held.clone())))
-        });
-        let appended = async {
-            let mut first = None;
-            for (log_type, append) in appends.into_iter().flatten() {
-                let receipt = append.await?;
-                self.meters.accepted(log_type, &lines[log_type.index()]);
-                first.get_or_insert_with(|| (self.key(log_type, &receipt.batch), receipt.line));
-            }
-            Ok(first)
-        };
-        let receipt = match tokio::time::timeout(HOLD, appended).await {
-            Ok(outcome) => outcome.map_err(not_taken)?,
-            Err(_) => return Err(not_taken(AppendError::Disk("it takes longer than 5 s to write".to_owned()))),
-        };
-        Ok(Accepted { records, receipt })
     }
 
     /// The batch's object key; made once for all the requests that a batch takes.

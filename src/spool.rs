@@ -11,6 +11,8 @@
 //! [`sealer`] thread a log type closes batches, [`recovery`] makes of a crash's remains what a seal
 //! would have made. The flusher receives sealed batches in order and moves them through their stages.
 
+mod answers;
+pub mod claim;
 pub mod disk;
 pub mod folder;
 pub mod manifest;
@@ -31,10 +33,11 @@ use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use crate::batch::{Codec, LogType, SealedName, SpoolName};
+use crate::spool::claim::Claim;
 use crate::spool::disk::Disk;
 use crate::spool::folder::Folder;
 use crate::spool::manifest::{Destination, Home, Lock, LockError, Manifest, ManifestError};
-use crate::spool::usage::{Reservation, Usage};
+use crate::spool::usage::{Room, Usage};
 use crate::spool::writer::Writer;
 
 /// What the spool is told by the configuration.
@@ -219,8 +222,8 @@ impl Spool {
         self.inner.usage.check_room(log_type, bytes)
     }
 
-    /// Takes room for `bytes` of events that [`Spool::append_reserved`] then appends.
-    pub fn reserve(&self, log_type: LogType, bytes: u64) -> Result<Reservation, AppendError> {
+    /// Takes room for `bytes` of events that [`Spool::append_claimed`] then appends.
+    pub fn take_room(&self, log_type: LogType, bytes: u64) -> Result<Room, AppendError> {
         self.inner.usage.clone().take_room(log_type, bytes)
     }
 
@@ -228,21 +231,24 @@ impl Spool {
     ///
     /// Events that the writer has begun with are written even if the caller stops waiting.
     pub async fn append(&self, log_type: LogType, lines: Bytes, records: u64) -> Result<Receipt, AppendError> {
-        let reservation = self.reserve(log_type, lines.len() as u64)?;
-        self.append_reserved(reservation, lines, records, Arc::new(())).await
+        let room = self.take_room(log_type, lines.len() as u64)?;
+        self.append_claimed(room, lines, records, Arc::new(Claim::new(()))).await
     }
 
-    /// [`Spool::append`] into room taken before, begun at once. `held` is dropped with the lines, however
+    /// [`Spool::append`] into room taken before, begun at once. The claim is dropped with the lines, however
     /// long the disk takes and whether or not the caller still waits.
-    pub fn append_reserved(
+    ///
+    /// Both log types' appends of one request share a claim, and their futures must be polled together: one that
+    /// isn't keeps the answers of others; see [`answers`].
+    pub fn append_claimed(
         &self,
-        reservation: Reservation,
+        room: Room,
         lines: Bytes,
         records: u64,
-        held: Arc<dyn Send + Sync>,
+        claim: Arc<Claim<dyn Send + Sync>>,
     ) -> impl Future<Output = Result<Receipt, AppendError>> + use<> {
-        let writer = &self.inner.writers[reservation.log_type().index()];
-        writer.append(lines, records, reservation, held)
+        let writer = &self.inner.writers[room.log_type().index()];
+        writer.append(lines, records, room, claim)
     }
 
     /// Seals the open batches and refuses all that comes after; returns when both are sealed. Both are asked

@@ -1,6 +1,8 @@
 //! For unit tests: an HTTP server on loopback that answers as told and remembers what it was asked,
 //! an OIDC issuer, STS's answers, and a way to wait for what is to happen.
 
+pub(crate) mod hanging_disk;
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -12,7 +12,7 @@ use crate::batch::{BatchName, SealedName, Sha256, Sha256Hasher, SpoolName, Stage
 use crate::spool::Found;
 use crate::spool::disk::{self, Cursor, Disk, DiskFile, READ_BUFFER_BYTES};
 use crate::spool::folder::Folder;
-use crate::spool::sealer::{Closed, SealReason};
+use crate::spool::sealer::{Closed, Refused, SealReason};
 
 /// Ending of files that were never finished; whatever they were made from is still there.
 const TEMPORARY: &str = ".tmp";
@@ -196,7 +196,8 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
     let Survey { bytes, records, hasher, .. } = survey;
     folder.usage().remove(folder.log_type, found_bytes.saturating_sub(bytes));
     folder.count_recovered(records);
-    Ok(Some(Closed { name, bytes, records, sha256: hasher.finish(), reason: SealReason::Recovery, file: None }))
+    let (reason, file, refused) = (SealReason::Recovery, None, Refused::default());
+    Ok(Some(Closed { name, bytes, records, sha256: hasher.finish(), reason, file, refused }))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -15,6 +15,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::batch::{BatchName, Codec, Sha256, Sha256Hasher, SpoolName};
+use crate::spool::answers::{self, Outcome, Reply};
 use crate::spool::disk::{DiskFile, READ_BUFFER_BYTES};
 use crate::spool::folder::{Folder, is_full};
 
@@ -63,6 +64,21 @@ pub(super) struct Closed {
     pub(super) reason: SealReason,
     /// Where the writer had it open: the bytes are there even when somebody removes the name.
     pub(super) file: Option<Box<dyn DiskFile>>,
+    pub(super) refused: Refused,
+}
+
+/// Who is to be told that their lines are not stored, once the file that may hold them is gone.
+#[derive(Default)]
+pub(super) struct Refused {
+    pub(super) refusals: Vec<(Reply, Outcome)>,
+    /// Their lines were cut off, though that may not outlive a power cut.
+    pub(super) is_cut: bool,
+}
+
+impl Refused {
+    fn answer(&mut self) {
+        answers::give(std::mem::take(&mut self.refusals));
+    }
 }
 
 /// What the sealer is asked for.
@@ -84,6 +100,11 @@ pub(super) fn run(folder: &Arc<Folder>, requests: &Receiver<Request>) {
                         tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, %error, "a batch can't be sealed; trying again every second");
                         told = true;
                     }
+                    // A disk that takes nothing at all writes no copy of the cut lines either: no reason to let their
+                    // senders wait until it is mended.
+                    if closed.refused.is_cut {
+                        closed.refused.answer();
+                    }
                     std::thread::sleep(RETRY_AFTER);
                 }
                 if told {
@@ -92,6 +113,7 @@ pub(super) fn run(folder: &Arc<Folder>, requests: &Receiver<Request>) {
                 if closed.reason == SealReason::DiskError {
                     folder.figures().salvages.fetch_sub(1, Ordering::Release);
                 }
+                closed.refused.answer();
                 folder.reserve();
             }
         }

@@ -8,6 +8,7 @@ mod every_call;
 mod fault_disk;
 mod os_disk;
 mod property;
+mod refusals;
 mod start;
 mod world;
 mod writer;

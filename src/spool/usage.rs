@@ -6,7 +6,7 @@ use crate::batch::{Codec, LogType};
 use crate::spool::{AppendError, Settings};
 
 /// Each log type's share that the other can never take.
-const RESERVED_SHARE: u64 = 10;
+const OTHERS_SHARE: u64 = 10;
 
 /// Bytes in the spool by log type, in files and promised to appends under way.
 #[derive(Debug)]
@@ -37,14 +37,14 @@ impl Usage {
         self.judge(&self.lock(), log_type, bytes)
     }
 
-    /// Takes room for `bytes`; given back when the reservation is dropped without [`Reservation::keep`].
-    pub fn take_room(self: Arc<Self>, log_type: LogType, bytes: u64) -> Result<Reservation, AppendError> {
+    /// Takes room for `bytes`; given back when it is dropped without [`Room::keep`].
+    pub fn take_room(self: Arc<Self>, log_type: LogType, bytes: u64) -> Result<Room, AppendError> {
         {
             let mut used = self.lock();
             self.judge(&used, log_type, bytes)?;
             used[log_type.index()] += bytes;
         }
-        Ok(Reservation { usage: self, log_type, bytes })
+        Ok(Room { usage: self, log_type, bytes })
     }
 
     /// Counts a file that is there, whatever the limit.
@@ -60,9 +60,9 @@ impl Usage {
     }
 
     fn judge(&self, used: &[u64; 2], log_type: LogType, bytes: u64) -> Result<(), AppendError> {
-        let reserved = self.limit_bytes / RESERVED_SHARE;
+        let others_share = self.limit_bytes / OTHERS_SHARE;
         let others = LogType::ALL.into_iter().filter(|other| *other != log_type);
-        let kept_for_others: u64 = others.map(|other| used[other.index()].max(reserved)).sum();
+        let kept_for_others: u64 = others.map(|other| used[other.index()].max(others_share)).sum();
         let mine = used[log_type.index()].saturating_add(bytes);
         if mine.saturating_add(kept_for_others) > self.limit_bytes {
             return Err(AppendError::Full { used_bytes: used.iter().sum(), limit_bytes: self.limit_bytes });
@@ -77,13 +77,13 @@ impl Usage {
 
 /// Room that an append has taken.
 #[derive(Debug)]
-pub struct Reservation {
+pub struct Room {
     usage: Arc<Usage>,
     log_type: LogType,
     bytes: u64,
 }
 
-impl Reservation {
+impl Room {
     /// Whose room it is.
     pub fn log_type(&self) -> LogType {
         self.log_type
@@ -95,7 +95,7 @@ impl Reservation {
     }
 }
 
-impl Drop for Reservation {
+impl Drop for Room {
     fn drop(&mut self) {
         self.usage.remove(self.log_type, self.bytes);
     }

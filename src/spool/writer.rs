@@ -1,7 +1,8 @@
 //! One thread a log type: append, group commit, acknowledge, close.
 //!
 //! Appends that arrive while an fsync runs wait in the channel and share the next one. An append
-//! belongs to this thread from the moment it is begun: a client that hangs up cannot cancel half a write.
+//! belongs to this thread from the moment it is begun: a client that hangs up cannot cancel half a write, and
+//! nobody is told that it is not stored before that is so for good.
 
 use std::io;
 use std::sync::Arc;
@@ -13,10 +14,12 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use crate::batch::{BatchName, Sha256Hasher};
+use crate::spool::answers::{self, Outcome, Reply};
+use crate::spool::claim::Claim;
 use crate::spool::disk::DiskFile;
 use crate::spool::folder::Folder;
-use crate::spool::sealer::{self, Closed, SealReason};
-use crate::spool::usage::Reservation;
+use crate::spool::sealer::{self, Closed, Refused, SealReason};
+use crate::spool::usage::Room;
 use crate::spool::{AppendError, Receipt, Settings};
 
 /// Appends up to this size are gathered into one write.
@@ -46,45 +49,16 @@ enum Request {
 struct Append {
     lines: Bytes,
     records: u64,
-    reservation: Reservation,
-    reply: oneshot::Sender<Answer>,
-    /// Given back when the lines no longer need memory.
-    _held: Arc<dyn Send + Sync>,
+    room: Room,
+    reply: Reply,
+    claim: Arc<Claim<dyn Send + Sync>>,
 }
-
-type Outcome = Result<Receipt, AppendError>;
 
 impl Append {
     /// What to answer when none of it stays. Its room and memory are free before that is sent.
-    fn refused(self, error: AppendError) -> (oneshot::Sender<Answer>, Outcome) {
+    fn refused(self, error: AppendError) -> (Reply, Outcome) {
         (self.reply, Err(error))
     }
-}
-
-/// What became of an append. The first of a group carries the others' answers and gives them on when it
-/// is dropped, read or not: so a group wakes one task from this thread, and that one the rest from within
-/// the runtime, where a wake-up is no system call and no change of threads.
-struct Answer {
-    outcome: Outcome,
-    _others: Others,
-}
-
-#[derive(Default)]
-struct Others(Vec<(oneshot::Sender<Answer>, Outcome)>);
-
-impl Drop for Others {
-    fn drop(&mut self) {
-        // Backwards: the connections of those who came last are still in the processor's cache.
-        for (reply, outcome) in self.0.drain(..).rev() {
-            let _ = reply.send(Answer { outcome, _others: Others::default() });
-        }
-    }
-}
-
-fn answer(outcomes: impl IntoIterator<Item = (oneshot::Sender<Answer>, Outcome)>) {
-    let mut outcomes = outcomes.into_iter();
-    let Some((first, outcome)) = outcomes.next() else { return };
-    let _ = first.send(Answer { outcome, _others: Others(outcomes.collect()) });
 }
 
 /// Since when the thread has been at one piece of work; read by the liveness probe.
@@ -137,13 +111,13 @@ impl Writer {
         &self,
         lines: Bytes,
         records: u64,
-        reservation: Reservation,
-        held: Arc<dyn Send + Sync>,
+        room: Room,
+        claim: Arc<Claim<dyn Send + Sync>>,
     ) -> impl Future<Output = Outcome> + use<> {
-        let (reply, answer) = oneshot::channel();
+        let (reply, waiting) = Reply::channel();
         // A writer that is gone drops the reply.
-        let _ = self.requests.send(Request::Append(Append { lines, records, reservation, reply, _held: held }));
-        async { answer.await.map_or(Err(AppendError::Closed), |answer| answer.outcome) }
+        let _ = self.requests.send(Request::Append(Append { lines, records, room, reply, claim }));
+        waiting.outcome()
     }
 
     pub(super) fn seal(&self) {
@@ -253,12 +227,12 @@ impl State {
         let mut staged: Vec<Append> = Vec::new();
         let mut staged_bytes = 0;
         for append in group {
-            // Whoever sent it was answered already, or is gone, before it was begun.
-            if append.reply.is_closed() {
+            // Whoever sent it was refused already, or is gone, before it was begun.
+            if !append.claim.begin(append.reply.is_awaited()) {
                 continue;
             }
             if let Err(refusal) = self.ready() {
-                answer([append.refused(refusal)]);
+                answers::give([append.refused(refusal)]);
                 continue;
             }
             let len = append.lines.len() as u64;
@@ -308,63 +282,78 @@ impl State {
             return;
         }
         let mut hasher = open.hasher.clone();
-        match write(&mut *open.file, open.bytes, &staged, &mut hasher) {
-            Ok(bytes) => {
-                let started = Instant::now();
-                match open.file.sync() {
-                    Ok(()) => {
-                        self.folder.fsync_took(started.elapsed());
-                        open.hasher = hasher;
-                        open.bytes += bytes;
-                        let mut line = open.records;
-                        let outcomes = staged.into_iter().map(|append| {
-                            append.reservation.keep();
-                            let receipt = Receipt { batch: open.name, line };
-                            line += append.records;
-                            (append.reply, Ok(receipt))
-                        });
-                        answer(outcomes);
-                        self.folder.accepted(line - open.records);
-                        open.records = line;
-                        self.recovered();
-                    }
-                    Err(error) => {
-                        self.close(SealReason::DiskError);
-                        self.refuse(staged, &error);
-                    }
-                }
-            }
-            Err(error) => {
-                // Sealing fsyncs no bytes: what a later power cut could bring back has to go now.
-                if open.file.truncate(open.bytes).and_then(|()| open.file.sync()).is_err() {
-                    self.close(SealReason::DiskError);
-                } else if error.kind() == io::ErrorKind::FileTooLarge {
-                    // It would be so until the batch is old enough.
-                    self.close(SealReason::Size);
-                }
-                self.refuse(staged, &error);
-            }
+        let bytes = match write(&mut *open.file, open.bytes, &staged, &mut hasher) {
+            Ok(bytes) => bytes,
+            Err(error) => return self.take_back(staged, &error, Spoiled::No),
+        };
+        let started = Instant::now();
+        if let Err(error) = open.file.sync() {
+            return self.take_back(staged, &error, Spoiled::ByAFailedFsync);
+        }
+        self.folder.fsync_took(started.elapsed());
+        open.hasher = hasher;
+        open.bytes += bytes;
+        let mut line = open.records;
+        let outcomes = staged.into_iter().map(|append| {
+            append.room.keep();
+            let receipt = Receipt { batch: open.name, line };
+            line += append.records;
+            (append.reply, Ok(receipt))
+        });
+        answers::give(outcomes);
+        self.folder.accepted(line - open.records);
+        open.records = line;
+        self.recovered();
+    }
+
+    /// Cuts off what was written behind the last good fsync and refuses the appends that it was written for: at
+    /// once where the disk has made the cut durable, otherwise when the sealer has brought the rest of the file to
+    /// safety. A start would take whole lines that it finds for acknowledged ones.
+    fn take_back(&mut self, appends: Vec<Append>, error: &io::Error, spoiled: Spoiled) {
+        let Some(open) = &mut self.open else { return };
+        let is_cut = open.file.truncate(open.bytes).is_ok();
+        let is_gone = is_cut && open.file.sync().is_ok();
+        let mut refusals = self.refusals(appends, error);
+        if is_gone {
+            answers::give(std::mem::take(&mut refusals));
+        }
+        if !is_gone || matches!(spoiled, Spoiled::ByAFailedFsync) {
+            self.hand_over(SealReason::DiskError, Refused { refusals, is_cut });
+        } else if error.kind() == io::ErrorKind::FileTooLarge {
+            // It would be so until the batch is old enough.
+            self.close(SealReason::Size);
         }
     }
 
     fn close(&mut self, reason: SealReason) {
+        self.hand_over(reason, Refused::default());
+    }
+
+    /// Hands the open batch to the sealer, which then answers those whose lines it still holds and should not.
+    fn hand_over(&mut self, reason: SealReason, refused: Refused) {
         let Some(open) = self.open.take() else { return };
         let Open { name, bytes, records, hasher, file, .. } = open;
         if reason == SealReason::DiskError {
             self.folder.figures().salvages.fetch_add(1, Ordering::Release);
         }
-        let closed = Closed { name, bytes, records, sha256: hasher.finish(), reason, file: Some(file) };
+        let closed = Closed { name, bytes, records, sha256: hasher.finish(), reason, file: Some(file), refused };
         // The sealer ends after the writer.
         let _ = self.seal.send(sealer::Request::Seal(closed));
     }
 
     fn refuse(&mut self, appends: impl IntoIterator<Item = Append>, error: &io::Error) {
+        let refusals = self.refusals(appends, error);
+        answers::give(refusals);
+    }
+
+    /// Tells the operator that the disk fails, and what to answer the appends; their room and memory are free.
+    fn refusals(&mut self, appends: impl IntoIterator<Item = Append>, error: &io::Error) -> Vec<(Reply, Outcome)> {
         if self.failing_since.is_none() {
             self.failing_since = Some(Instant::now());
             tracing::error!(log_type = %self.folder.log_type, %error, "the spool's disk refuses writes; events are answered 503 until it takes them again; see README#disk-refuses-writes");
         }
         self.folder.set_failing(Some(error.to_string()));
-        answer(appends.into_iter().map(|append| append.refused(AppendError::Disk(error.to_string()))));
+        appends.into_iter().map(|append| append.refused(AppendError::Disk(error.to_string()))).collect()
     }
 
     fn recovered(&mut self) {
@@ -385,6 +374,14 @@ impl State {
             Err(error) => self.refuse([], &error),
         }
     }
+}
+
+/// Whether a file can be appended to after an error.
+#[derive(Clone, Copy)]
+enum Spoiled {
+    No,
+    /// The system takes the pages of a failed fsync for written: no later fsync of the file says what is on the disk.
+    ByAFailedFsync,
 }
 
 /// Writes the appends one after the other at `offset`, hashing what it writes; the bytes written.
@@ -419,26 +416,4 @@ fn write(file: &mut dyn DiskFile, offset: u64, appends: &[Append], hasher: &mut 
         write(&gathered)?;
     }
     Ok(end - offset)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn everyone_in_a_group_is_answered_whether_the_first_hangs_up_before_or_after() {
-        for before in [true, false] {
-            let pairs: Vec<_> = (0..3).map(|_| oneshot::channel()).collect();
-            let (replies, mut waiting): (Vec<_>, Vec<_>) = pairs.into_iter().unzip();
-            let mut first = Some(waiting.remove(0));
-            if before {
-                first = None;
-            }
-            answer(replies.into_iter().map(|reply| (reply, Err(AppendError::Closed))));
-            drop(first);
-            for mut other in waiting {
-                assert!(other.try_recv().is_ok(), "no answer where the first hung up before: {before}");
-            }
-        }
-    }
 }

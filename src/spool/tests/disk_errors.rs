@@ -1,17 +1,14 @@
 //! Errors of the disk while the daemon runs: a refusal, never a loss, and all is well once they pass.
 
-use std::sync::{Arc, Mutex, mpsc};
-use std::task::{Context, Wake};
+use std::sync::mpsc;
 use std::time::Duration;
-
-use futures_util::FutureExt;
 
 use super::fault_disk::{Cut, Effect, Errno, Op};
 use super::property::ERRORS;
 use super::world::{Fate, TYPE, World, line};
 use crate::batch::{Codec, LogType, Stage};
+use crate::spool::AppendError;
 use crate::spool::disk::READ_BUFFER_BYTES;
-use crate::spool::{AppendError, Spool};
 
 fn sealed() -> World {
     let mut world = World::opened();
@@ -110,54 +107,6 @@ fn while_a_salvage_fails_the_type_answers_503_and_the_other_goes_on() {
     append_again(&mut world);
     world.deliver_all();
     assert_eq!(world.missing(), 0);
-}
-
-/// What the spool held at the moment at which somebody who waited was woken.
-struct HeldAtWakeUp {
-    spool: Spool,
-    bytes: Mutex<Option<u64>>,
-}
-
-impl Wake for HeldAtWakeUp {
-    fn wake(self: Arc<Self>) {
-        *self.bytes.lock().unwrap() = Some(self.spool.usage().used_bytes(TYPE));
-    }
-}
-
-#[test]
-fn whoever_hears_a_refusal_finds_the_room_free_that_was_asked_for() {
-    const LINE: &str = "{}\n";
-    let mut world = World::opened();
-    world.append(2).unwrap();
-    let held_bytes = world.spool().usage().used_bytes(TYPE);
-    let ((syncs, in_sync), (all_wait, fails)) = (mpsc::channel(), mpsc::channel::<()>());
-    world.disk.rule(move |op, path| {
-        let name = path.to_string_lossy();
-        if op == Op::Sync && name.ends_with(".open") {
-            let _ = syncs.send(());
-            let _ = fails.recv();
-            return Effect::Fail(Errno::IO);
-        }
-        if name.ends_with(".tmp") && op == Op::Create { Effect::Fail(Errno::IO) } else { Effect::Pass }
-    });
-    let begin = || {
-        let woken = Arc::new(HeldAtWakeUp { spool: world.spool().clone(), bytes: Mutex::default() });
-        let spool = woken.spool.clone();
-        let mut append = Box::pin(async move { spool.append(TYPE, LINE.into(), 1).await });
-        assert!(append.as_mut().poll(&mut Context::from_waker(&woken.clone().into())).is_pending());
-        (append, woken)
-    };
-    let meets_the_fsync = begin();
-    in_sync.recv().unwrap();
-    let meets_the_salvage = begin();
-    drop(all_wait);
-    let of_the_second = held_bytes + LINE.len() as u64;
-    for ((append, woken), held_bytes) in [(meets_the_fsync, of_the_second), (meets_the_salvage, held_bytes)] {
-        world.wait_until("the append is answered", |_| woken.bytes.lock().unwrap().is_some());
-        assert!(append.now_or_never().unwrap().is_err());
-        assert_eq!(*woken.bytes.lock().unwrap(), Some(held_bytes));
-    }
-    world.deliver_all();
 }
 
 #[test]

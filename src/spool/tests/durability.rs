@@ -7,6 +7,7 @@ use futures_util::FutureExt;
 use super::fault_disk::{Cut, Effect, Errno, Op};
 use super::world::{Fate, TYPE, World};
 use crate::batch::{Codec, SpoolName, Stage};
+use crate::spool::claim::Claim;
 use crate::spool::manifest::Manifest;
 
 /// A world with one acknowledged event that is still open.
@@ -283,9 +284,10 @@ fn what_lines_hold_is_given_back_when_they_are_durable_however_soon_their_sender
         Effect::Pass
     });
     let held = Arc::new(());
+    let claim = Arc::new(Claim::new(held.clone()));
     let spool = world.spool().clone();
-    let room = spool.reserve(TYPE, 3).unwrap();
-    let mut append = Box::pin(spool.append_reserved(room, "{}\n".into(), 1, held.clone()));
+    let room = spool.take_room(TYPE, 3).unwrap();
+    let mut append = Box::pin(spool.append_claimed(room, "{}\n".into(), 1, claim));
     assert!((&mut append).now_or_never().is_none());
     is_stalled.recv().unwrap();
     drop(append);

@@ -481,7 +481,11 @@ impl DiskFile for FaultFile {
             |tree| tree.files[file].given_up = true,
             |tree| {
                 let bytes = &mut tree.files[file];
-                if !bytes.given_up {
+                if bytes.given_up {
+                    // Of its pages none is written any more; its length is.
+                    let len = bytes.now().len();
+                    bytes.versions.iter_mut().chain([&mut bytes.durable]).for_each(|version| version.truncate(len));
+                } else {
                     bytes.durable = bytes.now().clone();
                     bytes.versions.clear();
                 }

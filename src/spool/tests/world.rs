@@ -55,6 +55,8 @@ pub(super) struct World {
     /// Sequences that this life knows to be in the bucket, and whose file is still to go.
     stored: BTreeSet<u64>,
     pub(super) acknowledged: BTreeMap<u64, Receipt>,
+    /// Events whose sender was told that they are not stored.
+    refused: BTreeSet<u64>,
     next_event: u64,
     _lock_dir: tempfile::TempDir,
 }
@@ -92,6 +94,7 @@ impl World {
             tried: BTreeSet::new(),
             stored: BTreeSet::new(),
             acknowledged: BTreeMap::new(),
+            refused: BTreeSet::new(),
             next_event: 0,
             _lock_dir: lock_dir,
         }
@@ -203,11 +206,15 @@ impl World {
         let spool = self.spool().clone();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let answer = runtime.block_on(spool.append(TYPE, Bytes::from(lines), count));
-        if let Ok(receipt) = &answer
-            && !self.disk.died()
-        {
-            for (index, id) in ids.enumerate() {
-                self.acknowledged.insert(id, Receipt { line: receipt.line + index as u64, ..receipt.clone() });
+        if self.disk.died() {
+            return answer;
+        }
+        match &answer {
+            Err(_) => self.refused.extend(ids),
+            Ok(receipt) => {
+                for (index, id) in ids.enumerate() {
+                    self.acknowledged.insert(id, Receipt { line: receipt.line + index as u64, ..receipt.clone() });
+                }
             }
         }
         answer
@@ -364,6 +371,7 @@ impl World {
             assert!(lines.is_sorted(), "the order of acceptance is lost in {name}: {lines:?}");
             for (index, id) in (0..).zip(lines) {
                 assert!(found.insert(id, (name, index)).is_none(), "event {id} is there twice");
+                assert!(!self.refused.contains(&id), "event {id} was refused and is stored");
             }
         }
         assert!(instances.len() <= 1, "the chain was broken off: {instances:?}");

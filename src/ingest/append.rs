@@ -1,0 +1,92 @@
+//! A request's lines → the spool: all of them or none, and no refusal before that is settled.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{OptionFuture, join};
+
+use crate::batch::LogType;
+use crate::ingest::receive::HOLD;
+use crate::ingest::{Held, Ingest, not_taken};
+use crate::protocols::body::Lines;
+use crate::protocols::{Accepted, Refusal};
+use crate::spool::claim::Claim;
+use crate::spool::{AppendError, Receipt, Spool};
+
+/// Between tries to store the second half of a request.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+impl Ingest {
+    /// Appends to each log type's batch at the same time; refused as a whole, before anything is
+    /// written, when one of them is full or its disk fails.
+    ///
+    /// A request that no writer has begun with within 5 s is withdrawn and refused. One that is being written
+    /// waits for the disk, however long that takes: nobody knows yet whether it is stored, and a sender that is
+    /// refused sends again.
+    pub(super) async fn append(&self, lines: [Lines; 2], held: Held) -> Result<Accepted, Refusal> {
+        let records = lines.iter().map(|lines| lines.records).sum();
+        let mut rooms = [None, None];
+        for (log_type, lines) in LogType::ALL.into_iter().zip(&lines).filter(|(_, lines)| lines.records > 0) {
+            if let Some(reason) = self.spool.failing(log_type) {
+                return Err(not_taken(AppendError::Disk(reason)));
+            }
+            rooms[log_type.index()] =
+                Some(self.spool.take_room(log_type, lines.bytes.len() as u64).map_err(not_taken)?);
+        }
+        let claim: Arc<Claim<dyn Send + Sync>> = Arc::new(Claim::new(held));
+        let [deployments, audits] = LogType::ALL.map(|log_type| {
+            let lines = &lines[log_type.index()];
+            let room = rooms[log_type.index()].take();
+            let append = |room| self.spool.append_claimed(room, lines.bytes.clone(), lines.records, claim.clone());
+            OptionFuture::from(room.map(append))
+        });
+        // Together, because an answer may carry those of requests that wait for one log type alone.
+        let mut both = pin!(join(deployments, audits));
+        let (deployments, audits) = match tokio::time::timeout(HOLD, &mut both).await {
+            Ok(outcomes) => outcomes,
+            Err(_) if claim.withdraw() => {
+                let reason = format!("an earlier write takes longer than {} s", HOLD.as_secs());
+                return Err(not_taken(AppendError::Disk(reason)));
+            }
+            Err(_) => both.await,
+        };
+        let outcomes = [deployments, audits];
+        let is_stored_in_part = outcomes.iter().flatten().any(Result::is_ok);
+        let mut receipt = None;
+        for (log_type, outcome) in LogType::ALL.into_iter().zip(outcomes) {
+            let lines = &lines[log_type.index()];
+            let stored = match outcome {
+                None => continue,
+                Some(Ok(stored)) => stored,
+                Some(Err(error)) if !is_stored_in_part => return Err(not_taken(error)),
+                Some(Err(_)) => {
+                    // In a task of its own: a client that hangs up does not leave half a request behind.
+                    let rest = tokio::spawn(store_rest(self.spool.clone(), log_type, lines.clone(), claim.clone()));
+                    let reason = |error: tokio::task::JoinError| not_taken(AppendError::Disk(error.to_string()));
+                    rest.await.map_err(reason)?
+                }
+            };
+            self.meters.accepted(log_type, lines);
+            receipt.get_or_insert_with(|| (self.key(log_type, &stored.batch), stored.line));
+        }
+        Ok(Accepted { records, receipt })
+    }
+}
+
+/// Stores the lines of a request whose other log type has stored its own, as soon as there is room and a disk that
+/// works. When the daemon ends before that, the answer never comes.
+async fn store_rest(spool: Spool, log_type: LogType, lines: Lines, claim: Arc<Claim<dyn Send + Sync>>) -> Receipt {
+    loop {
+        tokio::time::sleep(RETRY_AFTER).await;
+        let Ok(room) = spool.take_room(log_type, lines.bytes.len() as u64) else { continue };
+        match spool.append_claimed(room, lines.bytes.clone(), lines.records, claim.clone()).await {
+            Ok(receipt) => return receipt,
+            Err(AppendError::Closed) => std::future::pending().await,
+            Err(AppendError::Full { .. } | AppendError::Disk(_)) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
