@@ -5,11 +5,11 @@ use serde::Serialize;
 
 pub(super) const REFUSAL_CAUSES: &str = "likely causes, in this order: the role's maximum session is shorter than \
     ENV0_S3_LOG_SESSION_DURATION; the role's trust policy lacks sts:TagSession; its sub or aud condition doesn't match \
-    the token; the account has no OIDC provider for the issuer; see README#no-token";
+    the token; the account has no OIDC provider for the issuer; see config/README.md#no-token";
 pub(super) const NO_TOKEN_REMEDY: &str = "hand one over from an env0 deployment: PUT /v1/oidc-token with ENV0_OIDC_TOKEN as bearer \
-    token; or keep one in ENV0_S3_LOG_OIDC_TOKEN_FILE or behind ENV0_S3_LOG_OIDC_TOKEN_URL; see README#no-token";
+    token; or keep one in ENV0_S3_LOG_OIDC_TOKEN_FILE or behind ENV0_S3_LOG_OIDC_TOKEN_URL; see config/README.md#no-token";
 pub(super) const UNREACHABLE_REMEDY: &str = "nothing to do if it passes; else look at the network, the proxy and \
-    ENV0_S3_LOG_AWS_REGION; see README#no-token";
+    ENV0_S3_LOG_AWS_REGION; see config/README.md#no-token";
 
 /// What `/status` and `check` say about credentials. Holds no secret.
 #[derive(Debug, Clone, Serialize)]
