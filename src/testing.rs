@@ -228,7 +228,7 @@ impl Issuer {
     /// What an env0 deployment's token says, until `end`.
     pub(crate) fn claims(&self, end: DateTime<Utc>) -> Value {
         json!({
-            "iss": self.url, "sub": "auth0|63021f2c0000", "aud": ["https://prod.env0.com", "https://env0.auth0.com/userinfo"],
+            "iss": self.url, "sub": "auth0|63021f2c0000", "aud": "https://prod.env0.com", "azp": "hoMiq9PdkRh9LUvVpH4wIErWg50VSG1b",
             "iat": (end - TimeDelta::hours(24)).timestamp(), "exp": end.timestamp(),
             "apiKeyType": "oidc", "organizationId": "org-1", "https://env0.com/organizationId": "org-1",
         })

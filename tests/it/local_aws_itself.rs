@@ -11,7 +11,7 @@ use base64::Engine;
 use env0_s3_logs::batch::Sha256;
 use serde_json::json;
 
-use crate::local_aws::issuer::{AUDIENCE, Signing};
+use crate::local_aws::issuer::{CLIENT_ID, Signing};
 use crate::local_aws::sts::StsError;
 use crate::local_aws::{AUDITOR, BUCKET, Fault, LocalAws, Operation, REGION, ROLE_ARN};
 
@@ -227,9 +227,13 @@ fn sts_judges_signature_expiry_issuer_audience_subject_and_duration() {
     let (issuer, sts) = (&world.aws.issuer, &world.aws.sts);
     let judge = |token: String| world.assume(&token, 3600).map(|_| "session").unwrap_or_else(|code| code.leak());
 
-    assert_eq!(judge(issuer.mint(json!({ "aud": ["https://prod.env0.com", AUDIENCE] }))), "session");
+    assert_eq!(judge(issuer.token()), "session");
+    for without_azp in [json!(["https://prod.env0.com", CLIENT_ID]), json!("sts.amazonaws.com")] {
+        assert_eq!(judge(issuer.mint(json!({ "aud": without_azp, "azp": null }))), "session");
+    }
+    assert_eq!(judge(issuer.mint(json!({ "aud": CLIENT_ID, "azp": "another" }))), "InvalidIdentityToken");
     assert_eq!(judge(issuer.expired_token(1)), "ExpiredTokenException");
-    assert_eq!(judge(issuer.mint(json!({ "aud": "https://prod.env0.com" }))), "InvalidIdentityToken");
+    assert_eq!(judge(issuer.mint(json!({ "aud": "https://prod.env0.com", "azp": null }))), "InvalidIdentityToken");
     assert_eq!(judge(issuer.mint(json!({ "iss": "https://example.com/" }))), "InvalidIdentityToken");
     assert_eq!(judge(issuer.mint(json!({ "sub": "auth0|other" }))), "AccessDenied");
     for signing in [Signing::Forged, Signing::Hs256, Signing::None] {
@@ -261,5 +265,5 @@ fn sts_judges_signature_expiry_issuer_audience_subject_and_duration() {
 
     let first = &sts.exchanges()[0];
     assert_eq!((first.duration_seconds, first.role_session_name.as_str()), (Some(3600), "env0-s3-logs-test"));
-    assert_eq!(sts.sessions_issued(), 3);
+    assert_eq!(sts.sessions_issued(), 5);
 }

@@ -267,7 +267,7 @@ fn a_token_that_sts_refuses_never_stops_delivery_by_the_next_one() {
     let (daemon, books) = (setup.start(), Books::default());
     // Good by its signature and organization, so it is let in; and the newest, so it is tried first.
     let foreign = aws.issuer.mint(json!({ "sub": "auth0|another-user", "exp": now_seconds() + 2 * DAY_SECONDS }));
-    let wrong_audience = aws.issuer.mint(json!({ "aud": "another", "exp": now_seconds() + 3 * DAY_SECONDS }));
+    let wrong_audience = aws.issuer.mint(json!({ "azp": "another", "exp": now_seconds() + 3 * DAY_SECONDS }));
     for token in [&foreign, &wrong_audience] {
         let ids = books.ids(2);
         assert_eq!(post(&daemon, DEPLOYMENTS, token, Books::body(&ids)).accepted(), 2);
@@ -282,7 +282,7 @@ fn a_token_that_sts_refuses_never_stops_delivery_by_the_next_one() {
 
     // Nor does one that comes later, when the session is fetched anew.
     assert_eq!(
-        put(&daemon, &aws.issuer.mint(json!({ "aud": "x", "exp": now_seconds() + 4 * DAY_SECONDS }))).status,
+        put(&daemon, &aws.issuer.mint(json!({ "azp": "x", "exp": now_seconds() + 4 * DAY_SECONDS }))).status,
         204
     );
     aws.expire_all_sessions();

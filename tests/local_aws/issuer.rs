@@ -18,8 +18,10 @@ use super::http::{self, Drop, HttpRequest, HttpResponse, answer};
 pub(crate) const SUBJECT: &str = "auth0|63021f2c9d3f4a6b8c1e2d3f";
 /// Organization of a token unless a test says otherwise.
 pub(crate) const ORGANIZATION: &str = "51d48700-4aee-5a5d-a8a5-27a5c1471ac6";
-/// Audience that the role's trust policy names.
-pub(crate) const AUDIENCE: &str = "hoMiq9PdkRh9LUvVpH4wIErWg50VSG1b";
+/// `aud` of a token unless a test says otherwise: env0's.
+const ENV0_AUDIENCE: &str = "https://prod.env0.com";
+/// The client id in `azp`, which the role's trust policy names: AWS compares its `:aud` with `azp`.
+pub(crate) const CLIENT_ID: &str = "hoMiq9PdkRh9LUvVpH4wIErWg50VSG1b";
 /// Lifetime of env0's tokens.
 const TOKEN_LIFETIME_SECONDS: u64 = 24 * 3600;
 
@@ -123,8 +125,8 @@ impl Issuer {
         let mut claims = json!({
             "iss": self.url(),
             "sub": SUBJECT,
-            "aud": AUDIENCE,
-            "azp": AUDIENCE,
+            "aud": ENV0_AUDIENCE,
+            "azp": CLIENT_ID,
             "gty": "password",
             "iat": now,
             "exp": now + TOKEN_LIFETIME_SECONDS,

@@ -8,9 +8,13 @@ use std::time::{Duration, SystemTime};
 use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::http::{self, Drop, HttpRequest, HttpResponse, answer, percent_decode, read_body, xml};
-use super::issuer::{AUDIENCE, Issuer, SUBJECT, now_seconds};
+use super::issuer::{CLIENT_ID, Issuer, SUBJECT, now_seconds};
 use super::sessions::{Session, Sessions};
 use super::{ACCOUNT, ROLE_ARN};
+
+/// What provider and trust policy list, as `config/trust-policy.json` does: env0's client id, and the audience of
+/// its v2 tokens.
+const AUDIENCES: [&str; 2] = [CLIENT_ID, "sts.amazonaws.com"];
 
 /// One exchange as it was asked for.
 #[derive(Debug, Clone)]
@@ -219,11 +223,12 @@ impl Sts {
                 format!("Token expired: current date/time {now} must be before the expiration date/time {expires}");
             return Err(StsError::new(400, "ExpiredTokenException", message));
         }
-        let audiences = match &claims["aud"] {
-            serde_json::Value::Array(all) => all.clone(),
-            one => vec![one.clone()],
+        // As AWS does it: where a token has `azp`, that is its audience, and `aud` is not looked at.
+        let audiences = match (&claims["azp"], &claims["aud"]) {
+            (serde_json::Value::Null, serde_json::Value::Array(all)) => all.clone(),
+            (serde_json::Value::Null, one) | (one, _) => vec![one.clone()],
         };
-        if !audiences.iter().any(|audience| audience == AUDIENCE) {
+        if !audiences.iter().any(|audience| AUDIENCES.iter().any(|listed| audience == listed)) {
             return Err(StsError::new(400, "InvalidIdentityToken", "Incorrect token audience"));
         }
         let tagged = !claims["https://aws.amazon.com/tags"].is_null();
@@ -243,7 +248,7 @@ fn session_answer(session: &Session, session_name: &str) -> HttpResponse {
         "<AssumeRoleWithWebIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\n\
          <AssumeRoleWithWebIdentityResult>\n\
          <SubjectFromWebIdentityToken>{subject}</SubjectFromWebIdentityToken>\n\
-         <Audience>{AUDIENCE}</Audience>\n\
+         <Audience>{CLIENT_ID}</Audience>\n\
          <AssumedRoleUser>\n\
          <Arn>arn:aws:sts::{ACCOUNT}:assumed-role/{role_name}/{name}</Arn>\n\
          <AssumedRoleId>AROALOCALROLEID:{name}</AssumedRoleId>\n\

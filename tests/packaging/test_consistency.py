@@ -39,9 +39,9 @@ def used_metrics(text):
     return {re.sub(r"(_seconds)_(bucket|sum|count)$", r"\1", name) for name in METRIC.findall(text)}
 
 
-def anchors_of(page):
-    """The anchors that a reader of a page can jump to."""
-    text = read(page)
+def readme_anchors():
+    """The anchors that a reader of the README can jump to."""
+    text = read("README.md")
     slugs = set()
     for heading in re.findall(r"^#+ (.+)$", text, re.M):
         slugs.add(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-"))
@@ -66,19 +66,19 @@ class Metrics(unittest.TestCase):
     def test_the_dashboard_shows_every_metric(self):
         self.assertEqual(code_metrics() - used_metrics(read("config/grafana-dashboard.json")), set())
 
-    def test_the_documents_list_every_metric_and_no_other(self):
+    def test_the_readme_lists_every_metric_and_no_other(self):
         # It leaves the prefix out.
-        table = re.search(r"<!-- metrics:begin -->(.*)<!-- metrics:end -->", read("config/README.md"), re.S)[1]
+        table = re.search(r"<!-- metrics:begin -->(.*)<!-- metrics:end -->", read("README.md"), re.S)[1]
         listed = {f"env0_s3_logs_{name}" for name in re.findall(r"^\| `([a-z0-9_]+)", table, re.M)}
         self.assertEqual(listed, code_metrics())
 
 
 class Alerts(unittest.TestCase):
-    def test_each_has_a_runbook_and_a_test(self):
-        anchors, tests = anchors_of("config/README.md"), read("config/prometheus/alerts.test.yaml")
+    def test_each_has_a_runbook_in_the_readme_and_a_test(self):
+        anchors, tests = readme_anchors(), read("config/prometheus/alerts.test.yaml")
         for rule in yaml.safe_load(read("config/prometheus/alerts.yaml"))["groups"][0]["rules"]:
             page, anchor = rule["annotations"]["runbook_url"].split("#")
-            self.assertEqual(page, "config/README.md")
+            self.assertEqual(page, "README.md")
             self.assertIn(anchor, anchors, rule["alert"])
             self.assertIn(f"alertname: {rule['alert']}\n", tests)
 
@@ -124,7 +124,14 @@ class Policies(unittest.TestCase):
     def test_the_trust_policy_names_session_tags_audience_and_subject(self):
         (statement,) = json.loads(read("config/trust-policy.json"))["Statement"]
         self.assertEqual(statement["Action"], ["sts:AssumeRoleWithWebIdentity", "sts:TagSession"])
-        self.assertEqual(set(statement["Condition"]["StringEquals"]), {"login.app.env0.com/:aud", "login.app.env0.com/:sub"})
+        condition = statement["Condition"]["StringEquals"]
+        self.assertEqual(set(condition), {"login.app.env0.com/:aud", "login.app.env0.com/:sub"})
+
+    def test_the_trust_policy_takes_both_forms_of_env0s_tokens(self):
+        (statement,) = json.loads(read("config/trust-policy.json"))["Statement"]
+        # The azp of a token by env0's first format, and the aud of its v2 format, which has no azp.
+        audiences = ["hoMiq9PdkRh9LUvVpH4wIErWg50VSG1b", "sts.amazonaws.com"]
+        self.assertEqual(statement["Condition"]["StringEquals"]["login.app.env0.com/:aud"], audiences)
 
 
 class Image(unittest.TestCase):
