@@ -1,6 +1,7 @@
-//! OIDC token → session: one exchange at a time, ahead of the session's end (contract section 4).
+//! OIDC token → session: one exchange at a time, ahead of the session's end .
 
 mod candidates;
+mod failure;
 mod meters;
 mod sources;
 mod status;
@@ -19,11 +20,14 @@ use crate::backoff::full_jitter;
 use crate::config::Config;
 use crate::network::Network;
 use crate::oidc::{OidcToken, Source};
+use crate::status::{CredentialsStatus, ExchangeTrouble, Timestamp, TokenStatus};
+pub use candidates::Offer;
 use candidates::{Candidates, refresh_at};
+use failure::{Cause, Failure};
 use meters::Meters;
 use sources::Sources;
-pub use status::{CredentialsStatus, ExchangeError, TokenStatus};
-use status::{NO_TOKEN_REMEDY, Phase, REFUSAL_CAUSES, UNREACHABLE_REMEDY, rfc3339};
+pub use status::HAND_OVER;
+use status::{Phase, REFUSAL_CAUSES};
 use sts::Sts;
 
 /// What every role allows at least, and so what a too long session is stepped down to.
@@ -78,7 +82,7 @@ struct State {
     phase: Phase,
     /// While no session can be had.
     outage_since: Option<DateTime<Utc>>,
-    last_error: Option<ExchangeError>,
+    last_error: Option<ExchangeTrouble>,
     source_problems: Vec<String>,
     duration: Duration,
     sessions: u64,
@@ -191,33 +195,36 @@ impl Credentials {
         self.0.wake.notify_one();
     }
 
-    /// Takes in a token that was handed over and verified. False when it is at hand already.
-    pub fn offer(&self, token: OidcToken) -> bool {
+    /// Takes in a token that was handed over and verified.
+    pub fn offer(&self, token: OidcToken) -> Offer {
         let mut state = self.0.lock();
-        if !state.candidates.add(token, (self.0.clock)()) {
-            return false;
+        let offer = state.candidates.add(token, (self.0.clock)());
+        if offer == Offer::Accepted {
+            self.0.meters.show_tokens(&state.candidates);
+            state.offered = true;
+            drop(state);
+            self.0.wake.notify_one();
         }
-        self.0.meters.show_tokens(&state.candidates);
-        state.offered = true;
-        drop(state);
-        self.0.wake.notify_one();
-        true
+        offer
     }
 
     /// A snapshot for people.
     pub fn status(&self) -> CredentialsStatus {
         let session = self.session();
         let state = self.0.lock();
+        let told = || state.last_error.as_ref().map(|error| error.remedy.clone());
         let (waits_for, remedy) = match state.phase {
             Phase::Starting | Phase::Holding => (None, None),
-            Phase::NoToken => (Some(no_token(&state)), Some(NO_TOKEN_REMEDY)),
-            Phase::Refused => (Some("a token or a trust policy that STS accepts".to_owned()), Some(REFUSAL_CAUSES)),
-            Phase::Unreachable => (Some("STS to answer".to_owned()), Some(UNREACHABLE_REMEDY)),
+            Phase::NoToken => (Some(no_token(&state)), Some(HAND_OVER.to_owned())),
+            Phase::Refused => {
+                (Some("a token or a trust policy that STS accepts".to_owned()), Some(REFUSAL_CAUSES.to_owned()))
+            }
+            Phase::Unreachable => (Some("STS to answer".to_owned()), told()),
         };
         CredentialsStatus {
             role_arn: self.0.sts.role_arn.clone(),
-            state: state.phase.describe(session.is_some()),
-            session_expires_at: session.map(|session| rfc3339(session.expires_at)),
+            state: state.phase.describe(session.is_some()).to_owned(),
+            session_expires_at: session.map(|session| Timestamp(session.expires_at)),
             session_duration_seconds: state.duration.as_secs(),
             waits_for,
             remedy,
@@ -227,11 +234,12 @@ impl Credentials {
                 .all()
                 .map(|(token, set_aside)| TokenStatus {
                     subject: token.shortened_subject(),
-                    expires_at: token.expires_at.map(rfc3339),
-                    source: token.source.as_str(),
+                    expires_at: token.expires_at.map(Timestamp),
+                    source: token.source.as_str().to_owned(),
                     set_aside,
                 })
                 .collect(),
+            refused_tokens: Vec::new(),
         }
     }
 }
@@ -303,12 +311,12 @@ impl Inner {
         for token in tokens {
             match self.exchange(&token).await {
                 Ok(session) => return self.hold(session, &token),
-                Err(error) => {
-                    let out_of_reach = !error.refused && !error.of_this_token;
+                Err(failure) => {
                     // A token that may be good is at hand as soon as one was not refused.
-                    let all_refused = error.refused && phase != Phase::Unreachable;
+                    let all_refused = failure.cause == Cause::Refused && phase != Phase::Unreachable;
                     phase = if all_refused { Phase::Refused } else { Phase::Unreachable };
-                    self.note(&token, error);
+                    let out_of_reach = failure.cause == Cause::OutOfReach;
+                    self.note(&token, failure);
                     if out_of_reach {
                         break;
                     }
@@ -341,7 +349,7 @@ impl Inner {
         state.source_problems = problems;
     }
 
-    async fn exchange(&self, token: &OidcToken) -> Result<Session, ExchangeError> {
+    async fn exchange(&self, token: &OidcToken) -> Result<Session, Failure> {
         let duration = self.lock().duration;
         let error = match self.sts.ask(token, duration).await {
             Err(error) if duration > STEP_DOWN && error.may_be_the_duration() => error,
@@ -362,7 +370,7 @@ impl Inner {
         self.meters.succeeded.increment(1);
         self.meters.session_expiry.set(session.expires_at.timestamp() as f64);
         let mut state = self.lock();
-        state.candidates.judged(token, false);
+        state.candidates.gave_a_session(token);
         self.meters.show_tokens(&state.candidates);
         state.sessions += 1;
         session.id = state.sessions;
@@ -373,7 +381,7 @@ impl Inner {
         state.failures = 0;
         state.suspect = false;
         state.not_before = Instant::now() + LEAST_BETWEEN_ROUNDS;
-        let expires_at = rfc3339(session.expires_at);
+        let expires_at = Timestamp(session.expires_at);
         self.session.send_replace(Some(Arc::new(session)));
         if state.phase == Phase::Holding {
             tracing::debug!(session.id = state.sessions, session.expires_at = %expires_at, "replaced the session");
@@ -384,39 +392,42 @@ impl Inner {
         }
     }
 
-    fn note(&self, token: &OidcToken, mut error: ExchangeError) {
-        if error.refused { &self.meters.refused } else { &self.meters.failed }.increment(1);
+    fn note(&self, token: &OidcToken, Failure { cause, mut told }: Failure) {
+        let refused = cause == Cause::Refused;
+        if refused { &self.meters.refused } else { &self.meters.failed }.increment(1);
         let mut state = self.lock();
-        if error.refused {
-            state.candidates.judged(token, true);
+        if refused {
+            state.candidates.refused(token);
         }
         if let Some(earlier) = &state.last_error {
-            error.since.clone_from(&earlier.since);
+            told.since = earlier.since;
         }
-        state.last_error = Some(error);
+        state.last_error = Some(told);
     }
 
     fn log(&self, state: &State) {
-        let until = self.session.borrow().as_ref().map(|session| rfc3339(session.expires_at));
+        let until = self.session.borrow().as_ref().map(|session| Timestamp(session.expires_at).to_string());
         let until = until.as_deref().unwrap_or("none");
         match (state.phase, &state.last_error) {
             (Phase::NoToken, _) => tracing::warn!(
                 session.expires_at = until,
-                "waiting for {}; events stay in the spool meanwhile; {NO_TOKEN_REMEDY}",
+                "waiting for {}; events stay in the spool meanwhile; {HAND_OVER}",
                 no_token(state)
             ),
             (Phase::Refused, Some(error)) => tracing::error!(
                 session.expires_at = until,
                 sts.code = error.code.as_deref().unwrap_or("none"),
                 sts.request_id = error.request_id.as_deref().unwrap_or("none"),
-                "STS refuses every token at hand: {}; {REFUSAL_CAUSES}",
-                error.message
+                "STS refuses every token at hand: {}; {}",
+                error.message,
+                error.remedy
             ),
             (Phase::Unreachable, Some(error)) => tracing::warn!(
                 session.expires_at = until,
                 sts.code = error.code.as_deref().unwrap_or("none"),
-                "no session from STS for now, trying again: {}",
-                error.message
+                "no session from STS for now, trying again: {}; {}",
+                error.message,
+                error.remedy
             ),
             _ => {}
         }

@@ -23,9 +23,10 @@ use crate::exit_code;
 use crate::http::listener::Listener;
 use crate::ingest::auth::Authenticator;
 use crate::ingest::{self, Ingest};
+use crate::oidc::Verifier;
 use crate::spool::Spool;
 use crate::spool::disk::OsDisk;
-use crate::status::{self, DeliveryStatus, Phase, SpoolStatus, Status, Timestamp, TypeStatus};
+use crate::status::{self, CredentialsStatus, DeliveryStatus, Phase, SpoolStatus, Status, Timestamp, TypeStatus};
 use crate::telemetry::metrics::Exporter;
 use crate::volume;
 
@@ -54,6 +55,7 @@ pub struct Probe {
 struct Parts {
     spool: Spool,
     credentials: Credentials,
+    verifier: Verifier,
     deliveries: [Arc<Mutex<DeliveryStatus>>; 2],
 }
 
@@ -123,7 +125,10 @@ impl Probe {
                 quarantine_bytes: spool.map_or(0, |spool| spool.folder(LogType::Deployments).quarantine_bytes()),
             },
             types: LogType::ALL.map(of_type).into(),
-            credentials: parts.map(|parts| serde_json::json!(parts.credentials.status())).unwrap_or_default(),
+            credentials: parts.map(|parts| CredentialsStatus {
+                refused_tokens: parts.verifier.refusals(),
+                ..parts.credentials.status()
+            }),
         }
     }
 }
@@ -185,10 +190,10 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     let (spool, sealed) = opened.map_err(|error| Failure::new(exit_code::SOFTWARE, error))??;
     let stop_credentials = CancellationToken::new();
     let credentials = Credentials::start(&config, &network, spool.instance(), stop_credentials.clone());
-    let authenticator = Authenticator::new(&config, verifier, credentials.clone())
+    let authenticator = Authenticator::new(&config, verifier.clone(), credentials.clone())
         .map_err(|error| Failure::new(exit_code::CONFIG, error))?;
     let flusher = start_flusher(&config, &network, &spool, &credentials, signing_key, sealed)?;
-    let parts = Parts { spool: spool.clone(), credentials, deliveries: flusher.states() };
+    let parts = Parts { spool: spool.clone(), credentials, verifier, deliveries: flusher.states() };
     *probe.parts.lock().unwrap_or_else(PoisonError::into_inner) = Some(parts);
 
     let ingest = Ingest::new(&config, spool.clone(), authenticator);
@@ -215,7 +220,7 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
         let sealing = deadline.saturating_duration_since(Instant::now()) / 2;
         if tokio::time::timeout(sealing, spool.close()).await.is_err() {
             tracing::warn!(
-                "a batch can't be sealed in time; it stays in the spool, and is sealed by the next start; see config/README.md#disk-refuses-writes"
+                "a batch can't be sealed in time; it stays in the spool, and is sealed by the next start; see README#disk-refuses-writes"
             );
         }
         flusher.drain(deadline).await;

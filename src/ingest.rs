@@ -236,6 +236,7 @@ impl Ingest {
         decided: Option<LogType>,
     ) -> Result<Encoding, Refusal> {
         if sender.named.is_some_and(|named| !identity.may_write(named)) {
+            auth::count_wrong_type();
             return Err(Refusal::Unauthorized(BadCredentials::WrongType));
         }
         if self.draining.load(Ordering::Relaxed) {
@@ -376,7 +377,7 @@ impl From<AuthError> for Refusal {
             AuthError::Missing => Refusal::Unauthorized(BadCredentials::Missing),
             AuthError::Incomplete => Refusal::Unauthorized(BadCredentials::Incomplete),
             AuthError::Invalid | AuthError::Malformed(_) => Refusal::Unauthorized(BadCredentials::Unknown),
-            AuthError::Unavailable { .. } => {
+            AuthError::Unavailable { .. } | AuthError::NoRoom => {
                 Refusal::Unavailable { reason: error.to_string(), retry_after_seconds: RETRY_ISSUER_SECONDS }
             }
         }

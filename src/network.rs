@@ -30,7 +30,6 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Of a key set, a discovery document or a token, from the first byte sent to the last received.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
-const FETCH_MAX_BYTES: usize = 1024 * 1024;
 const FETCH_MAX_REDIRECTS: usize = 5;
 
 /// Makes the outgoing clients. Cheap to clone.
@@ -70,14 +69,29 @@ pub enum NetworkError {
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// No answer, or none within 5 s.
-    #[error("{0}")]
-    Unreachable(String),
+    #[error("{server}: {reason}")]
+    Unreachable {
+        /// Host and port.
+        server: String,
+        /// What failed.
+        reason: String,
+    },
     /// An answer with another status than 2xx.
-    #[error("HTTP status {0}")]
-    Status(u16),
-    /// More than 1 MiB.
-    #[error("more than {FETCH_MAX_BYTES} bytes")]
-    TooLarge,
+    #[error("{server} answers with HTTP status {status}")]
+    Status {
+        /// Host and port.
+        server: String,
+        /// Of the answer.
+        status: u16,
+    },
+    /// A body beyond the limit.
+    #[error("{server} answers with more than {max_bytes} bytes")]
+    TooLarge {
+        /// Host and port.
+        server: String,
+        /// The limit.
+        max_bytes: usize,
+    },
 }
 
 impl Network {
@@ -148,17 +162,25 @@ impl Network {
         http_client_fn(move |_settings, _components| connector.clone())
     }
 
-    /// GETs a small document. Redirects are followed on the same host only.
-    pub async fn fetch(&self, url: &str) -> Result<Vec<u8>, FetchError> {
-        let unreachable = |error: reqwest::Error| FetchError::Unreachable(causes(&error.without_url()));
+    /// As configured.
+    pub fn proxies(&self) -> &config::Network {
+        &self.proxies
+    }
+
+    /// GETs a document of at most `max_bytes`. Redirects are followed on the same host only.
+    pub async fn fetch(&self, url: &str, max_bytes: usize) -> Result<Vec<u8>, FetchError> {
+        let unreachable = |error: reqwest::Error| FetchError::Unreachable {
+            server: server(url),
+            reason: causes(&error.without_url()),
+        };
         let mut response = self.web.get(url).send().await.map_err(unreachable)?;
         if !response.status().is_success() {
-            return Err(FetchError::Status(response.status().as_u16()));
+            return Err(FetchError::Status { server: server(url), status: response.status().as_u16() });
         }
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
-            if body.len() + chunk.len() > FETCH_MAX_BYTES {
-                return Err(FetchError::TooLarge);
+            if body.len().saturating_add(chunk.len()) > max_bytes {
+                return Err(FetchError::TooLarge { server: server(url), max_bytes });
             }
             body.extend_from_slice(&chunk);
         }
@@ -177,6 +199,39 @@ impl Network {
         let proxy = ProxyConfig::all(url.as_str()).map_err(|_| NetworkError::Proxy { variable })?;
         Ok(proxy.no_proxy(self.proxies.no_proxy.join(",")))
     }
+}
+
+/// What to do about a service that is out of reach, told from the words of the failure.
+pub fn way_out(proxies: &config::Network, words: &str, service: &str) -> String {
+    let words = words.to_lowercase();
+    let has = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
+    let proxied = proxies.https_proxy.is_some() || proxies.http_proxy.is_some();
+    if has(&["proxy", "tunnel"]) {
+        format!(
+            "the proxy does not let {service} be reached: look at HTTPS_PROXY, HTTP_PROXY and NO_PROXY, and at the proxy"
+        )
+    } else if has(&["dns", "resolve", "lookup", "name or service"]) && proxied {
+        format!(
+            "DNS gives no address for the proxy, or for {service} where NO_PROXY names it: look at HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
+        )
+    } else if has(&["dns", "resolve", "lookup", "name or service"]) {
+        format!(
+            "DNS gives no address for {service}: look at the resolver, and at ENV0_S3_LOG_AWS_REGION and the URLs that are set"
+        )
+    } else if has(&["certificate", "tls", "handshake", "unknownissuer"]) {
+        format!("TLS to {service} fails: name a private CA in AWS_CA_BUNDLE, and see that the clock is right")
+    } else {
+        format!(
+            "nothing answers: let this machine reach {service} through firewall, VPC endpoint or proxy (HTTPS_PROXY, NO_PROXY)"
+        )
+    }
+}
+
+/// Host and port of a URL, whose other parts may be secret.
+pub fn server(url: &str) -> String {
+    let url = reqwest::Url::parse(url).ok();
+    let parts = url.as_ref().and_then(|url| Some((url.host_str()?, url.port_or_known_default()?)));
+    parts.map_or_else(|| "the server".to_owned(), |(host, port)| format!("{host}:{port}"))
 }
 
 fn stay_on_host(attempt: reqwest::redirect::Attempt) -> reqwest::redirect::Action {

@@ -1,10 +1,12 @@
 //! Whose token is it: tokens, the issuer's keys, and the judge of a token that somebody presents.
 
 mod keys;
+mod refusal;
 mod token;
 mod verifier;
 
-pub use token::{OidcToken, Source, VerifyError, looks_like_jwt};
+pub use refusal::{Reason, Refusal, VerifyError};
+pub use token::{OidcToken, ShownClaims, Source, looks_like_jwt, moment};
 pub use verifier::{IssuerError, Verifier};
 
 #[cfg(test)]

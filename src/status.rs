@@ -3,12 +3,15 @@
 //! `check` reads it from a running daemon and `verify` takes the chains' heads from it, so a field, once published,
 //! keeps its name and its meaning.
 
+mod credentials;
+
 use std::fmt;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::batch::LogType;
+pub use credentials::{CredentialsStatus, ExchangeTrouble, RefusedTokens, TokenStatus};
 
 /// How many of the newest objects each log type shows.
 pub const LAST_OBJECTS: usize = 10;
@@ -68,8 +71,8 @@ pub struct Status {
     pub spool: SpoolStatus,
     /// Both log types, in the order of [`LogType::ALL`].
     pub types: Vec<TypeStatus>,
-    /// As `credentials` publishes it.
-    pub credentials: serde_json::Value,
+    /// `None` while starting.
+    pub credentials: Option<CredentialsStatus>,
 }
 
 /// Where the daemon is in its life.
@@ -226,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_status_reads_back_as_it_was_written_and_its_fields_keep_their_names() {
-        let text = r#"{"version":"0.1.0","instance":"i","phase":"running","started_at":"2026-11-22T21:04:05.678Z","now":"2026-11-22T21:05:05.000Z","destination":{"bucket":"b","region":"r","path":"","endpoint":null},"spool":{"dir":"/s","bytes":1,"limit_bytes":2,"disk_available_bytes":3,"quarantine_bytes":4},"types":[{"type":"env0-audits","events_accepted":1,"events_recovered":2,"events_quarantined":3,"events_spooled":4,"spool_bytes":5,"batches":6,"oldest_unsent":"2026-11-22T21:04:05.678Z","last_accepted":null,"write_error":null,"chain_instance":"c","head":{"sequence":7,"sha256":"00"},"events_uploaded":8,"objects_uploaded":9,"last_objects":[{"key":"k","bytes":1,"records":2,"uploaded_at":"2026-11-22T21:04:05.678Z"}],"error":{"since":"2026-11-22T21:04:05.678Z","latest":"2026-11-22T21:04:05.678Z","attempts":1,"message":"m","remedy":null,"code":null,"request_id":null},"last_outage":null}],"credentials":{}}"#;
+        let text = r#"{"version":"0.1.0","instance":"i","phase":"running","started_at":"2026-11-22T21:04:05.678Z","now":"2026-11-22T21:05:05.000Z","destination":{"bucket":"b","region":"r","path":"","endpoint":null},"spool":{"dir":"/s","bytes":1,"limit_bytes":2,"disk_available_bytes":3,"quarantine_bytes":4},"types":[{"type":"env0-audits","events_accepted":1,"events_recovered":2,"events_quarantined":3,"events_spooled":4,"spool_bytes":5,"batches":6,"oldest_unsent":"2026-11-22T21:04:05.678Z","last_accepted":null,"write_error":null,"chain_instance":"c","head":{"sequence":7,"sha256":"00"},"events_uploaded":8,"objects_uploaded":9,"last_objects":[{"key":"k","bytes":1,"records":2,"uploaded_at":"2026-11-22T21:04:05.678Z"}],"error":{"since":"2026-11-22T21:04:05.678Z","latest":"2026-11-22T21:04:05.678Z","attempts":1,"message":"m","remedy":null,"code":null,"request_id":null},"last_outage":null}],"credentials":{"role_arn":"a","state":"s","session_expires_at":"2026-11-22T21:04:05.678Z","session_duration_seconds":3600,"waits_for":"w","remedy":"r","last_error":{"refused":true,"code":null,"request_id":null,"message":"m","remedy":"r","since":"2026-11-22T21:04:05.678Z"},"tokens":[{"subject":"auth0|1…","expires_at":"2026-11-22T21:04:05.678Z","source":"file","set_aside":false}],"refused_tokens":[{"reason":"organization","message":"m","count":3,"found":"1234…","configured":"0000…","remedy":"r","last":"2026-11-22T21:04:05.678Z"}]}}"#;
         let status: Status = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&status).unwrap(), text);
         assert_eq!(status.now.seconds_since(status.started_at), 59);

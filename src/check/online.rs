@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use chrono::Utc;
-use serde::Deserialize;
+use chrono::{TimeDelta, Utc};
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -14,27 +11,25 @@ use super::Step;
 use super::local::Probe;
 use crate::batch::Sha256;
 use crate::config::Config;
-use crate::credentials::{self, Credentials};
+use crate::credentials::{self, Credentials, HAND_OVER};
 use crate::exit_code::{CONFIG, DENIED, IO, UNAVAILABLE};
-use crate::network::Network;
-use crate::oidc::OidcToken;
+use crate::network::{Network, way_out};
+use crate::oidc::{OidcToken, ShownClaims};
 use crate::s3::{BucketRegion, Put, PutErrorKind, S3};
 use crate::spool::disk::OsDisk;
 use crate::spool::manifest::Manifest;
-use crate::status::{Status, Timestamp};
+use crate::status::{CredentialsStatus, RefusedTokens, Status, Timestamp};
 
 const BODY: &[u8] = b"{\"check\":\"env0-s3-logs\"}\n";
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// For the exchange at STS, all tokens together.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(45);
+const DISCOVERY_MAX_BYTES: usize = 1024 * 1024;
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 /// A token from further in the future means that a clock is wrong.
-const CLOCK_LEEWAY_SECONDS: i64 = 60;
+const CLOCK_LEEWAY: TimeDelta = TimeDelta::seconds(60);
 /// Where a bucket is when AWS answers `GetBucketLocation` with nothing.
 const UNTOLD_REGION: &str = "us-east-1";
-const HAND_OVER: &str = "hand one over from an env0 deployment: PUT /v1/oidc-token with ENV0_OIDC_TOKEN as bearer token; or set \
-    ENV0_OIDC_TOKEN, ENV0_S3_LOG_OIDC_TOKEN_FILE or ENV0_S3_LOG_OIDC_TOKEN_URL; see config/README.md#no-token";
-
 pub(super) async fn steps(config: &Config, daemon: Option<&Status>, write: bool) -> Vec<Step> {
     let network = match Network::new(&config.network) {
         Ok(network) => network,
@@ -46,16 +41,16 @@ pub(super) async fn steps(config: &Config, daemon: Option<&Status>, write: bool)
     match (newest, daemon) {
         (Some(token), Some(status)) if has_ended(&token) && holds_session(status) => {
             steps.push(Step::warn("token", token_ended(&token), "not needed: the running daemon holds a session"));
-            steps.extend(of_daemon(config, status, write));
+            steps.extend(of_daemon(status, write));
         }
         (Some(token), _) => {
-            let claims = Claims::of(&token);
+            let claims = token.claims();
             steps.push(own_token(config, &token, &claims));
             steps.extend(with_own_token(config, &network, &claims, daemon, write).await);
         }
         (None, Some(status)) => {
             steps.push(daemon_token(status));
-            steps.extend(of_daemon(config, status, write));
+            steps.extend(of_daemon(status, write));
         }
         (None, None) => steps.extend(without_token(&problems)),
     }
@@ -69,7 +64,7 @@ async fn issuer(config: &Config, network: &Network) -> Step {
         return Step::skipped(NAME, "no sender uses an OIDC token");
     }
     let url = format!("{}/.well-known/openid-configuration", config.oidc_issuer.trim_end_matches('/'));
-    match network.fetch(&url).await {
+    match network.fetch(&url, DISCOVERY_MAX_BYTES).await {
         Ok(_) => Step::ok(NAME, format!("{} answers", config.oidc_issuer)),
         Err(error) => {
             let words = error.to_string();
@@ -77,56 +72,48 @@ async fn issuer(config: &Config, network: &Network) -> Step {
                 NAME,
                 UNAVAILABLE,
                 format!("{} can't be asked: {words}", config.oidc_issuer),
-                way_out(config, &words, "the issuer"),
+                way_out(&config.network, &words, "the issuer"),
             )
         }
     }
 }
 
-/// The claims that a trust policy judges.
-#[derive(Default, Deserialize)]
-struct Claims {
-    #[serde(default)]
-    iss: String,
-    #[serde(default)]
-    sub: String,
-    aud: Option<Value>,
-    iat: Option<f64>,
+/// The lines of the trust policy's condition that let this token in.
+fn trust_policy_lines(claims: &ShownClaims) -> String {
+    let provider = claims.issuer.as_deref().unwrap_or_default();
+    let provider = provider.trim_start_matches("https://").trim_start_matches("http://");
+    let subject = Value::from(claims.subject.as_deref().unwrap_or_default());
+    let audience = match &claims.audience[..] {
+        [one] => Value::from(one.as_str()),
+        all => Value::from(all),
+    };
+    format!("\"{provider}:sub\": {subject}, \"{provider}:aud\": {audience}")
 }
 
-impl Claims {
-    fn of(token: &OidcToken) -> Claims {
-        let payload = token.expose().split('.').nth(1).and_then(|payload| URL_SAFE_NO_PAD.decode(payload).ok());
-        payload.and_then(|payload| serde_json::from_slice(&payload).ok()).unwrap_or_default()
-    }
-
-    /// The lines of the trust policy's condition that let this token in.
-    fn trust_policy_lines(&self) -> String {
-        let provider = self.iss.trim_start_matches("https://").trim_start_matches("http://");
-        let aud = self.aud.clone().unwrap_or_default();
-        format!("\"{provider}:sub\": {}, \"{provider}:aud\": {aud}", Value::from(self.sub.as_str()))
-    }
-
-    fn is_readable(&self) -> bool {
-        !self.iss.is_empty() && !self.sub.is_empty()
-    }
+/// What a token has beside the configured organization.
+fn other_organizations(config: &Config, claims: &ShownClaims) -> Option<String> {
+    let configured = &config.oidc_organization_ids;
+    let other = claims.organizations.iter().any(|id| !configured.contains(id));
+    (other && !configured.is_empty()).then(|| {
+        format!("its organization is {}, configured is {}", claims.organizations.join(", "), configured.join(", "))
+    })
 }
 
-fn own_token(config: &Config, token: &OidcToken, claims: &Claims) -> Step {
+fn own_token(config: &Config, token: &OidcToken, claims: &ShownClaims) -> Step {
     const NAME: &str = "token";
     let source = token.source.as_str();
     let now = Utc::now();
-    if !claims.is_readable() {
+    let (Some(issuer), Some(_)) = (&claims.issuer, &claims.subject) else {
         return Step::fail(NAME, DENIED, format!("what the {source} holds is not an OIDC token"), HAND_OVER);
-    }
-    let same_issuer = claims.iss.trim_end_matches('/') == config.oidc_issuer.trim_end_matches('/');
+    };
+    let same_issuer = issuer.trim_end_matches('/') == config.oidc_issuer.trim_end_matches('/');
     if !same_issuer {
         return Step::fail(
             NAME,
             DENIED,
             format!(
-                "the token of the {source} is foreign: its issuer is {}, configured is {}",
-                claims.iss, config.oidc_issuer
+                "the token of the {source} is foreign: its issuer is {issuer}, configured is {}",
+                config.oidc_issuer
             ),
             "use a token of env0 (ENV0_OIDC_TOKEN in a deployment), or set ENV0_S3_LOG_OIDC_ISSUER",
         );
@@ -138,17 +125,23 @@ fn own_token(config: &Config, token: &OidcToken, claims: &Claims) -> Step {
             token_ended(token),
             format!("{HAND_OVER}; or set this machine's clock right, which says {}", Timestamp(now)),
         ),
-        _ if claims.iat.is_some_and(|issued| issued as i64 > now.timestamp() + CLOCK_LEEWAY_SECONDS) => Step::warn(
+        _ if claims.issued_at.is_some_and(|issued| issued.signed_duration_since(now) > CLOCK_LEEWAY) => Step::warn(
             NAME,
             format!("the token of the {source} was issued in the future, by this machine's clock ({})", Timestamp(now)),
             "set this machine's clock right",
         ),
         end => {
             let end = end.map_or("without an end".to_owned(), |end| format!("until {end}"));
-            Step::ok(
-                NAME,
-                format!("from the {source}, {end}; it fits a trust policy with {}", claims.trust_policy_lines()),
-            )
+            let detail =
+                format!("from the {source}, {end}; it fits a trust policy with {}", trust_policy_lines(claims));
+            match other_organizations(config, claims) {
+                None => Step::ok(NAME, detail),
+                Some(other) => Step::warn(
+                    NAME,
+                    format!("{detail}; {other}: tokens like it are refused when they are handed over"),
+                    "set ENV0_S3_LOG_OIDC_ORGANIZATION_ID to the organization whose deployments are let in",
+                ),
+            }
         }
     }
 }
@@ -166,7 +159,7 @@ fn token_ended(token: &OidcToken) -> String {
 async fn with_own_token(
     config: &Config,
     network: &Network,
-    claims: &Claims,
+    claims: &ShownClaims,
     daemon: Option<&Status>,
     write: bool,
 ) -> Vec<Step> {
@@ -192,7 +185,7 @@ async fn with_own_token(
     steps
 }
 
-fn exchange(config: &Config, claims: &Claims, credentials: &Credentials) -> Step {
+fn exchange(config: &Config, claims: &ShownClaims, credentials: &Credentials) -> Step {
     const NAME: &str = "sts";
     let status = credentials.status();
     if let Some(session) = credentials.session() {
@@ -209,54 +202,19 @@ fn exchange(config: &Config, claims: &Claims, credentials: &Credentials) -> Step
     }
     match status.last_error {
         Some(error) if error.refused => {
-            let remedy = refusal_remedy(config, claims, error.code.as_deref().unwrap_or_default(), &error.message);
+            let remedy =
+                format!("{}; this token fits a trust policy with {}", error.remedy, trust_policy_lines(claims));
             Step::fail(NAME, DENIED, format!("STS refuses the token: {}", error.message), remedy)
                 .of_service(error.code, error.request_id)
         }
-        Some(error) => {
-            let detail = format!("STS can't be asked: {}", error.message);
-            Step::fail(NAME, UNAVAILABLE, detail, way_out(config, &error.message, "STS"))
-                .of_service(error.code, error.request_id)
-        }
+        Some(error) => Step::fail(NAME, UNAVAILABLE, format!("no session from STS: {}", error.message), error.remedy)
+            .of_service(error.code, error.request_id),
         None => match status.waits_for {
             Some(what) => Step::fail(NAME, DENIED, format!("no exchange without {what}"), HAND_OVER),
-            None => Step::fail(NAME, UNAVAILABLE, "no answer from STS in time", way_out(config, "timeout", "STS")),
+            None => {
+                Step::fail(NAME, UNAVAILABLE, "no answer from STS in time", way_out(&config.network, "timeout", "STS"))
+            }
         },
-    }
-}
-
-/// The likely causes of a refusal, the likeliest first.
-fn refusal_remedy(config: &Config, claims: &Claims, code: &str, message: &str) -> String {
-    let (code, words) = (code.to_lowercase(), message.to_lowercase());
-    let trust = claims.trust_policy_lines();
-    let provider = claims.iss.as_str();
-    let aud = claims.aud.clone().unwrap_or_default();
-    if code.contains("expiredtoken") {
-        format!("the token has ended, or this machine's clock is wrong; {HAND_OVER}")
-    } else if words.contains("provider") && code.contains("invalididentitytoken") {
-        format!("the account of the role has no OIDC provider for {provider}: make one in IAM, with the audience {aud}")
-    } else if words.contains("audience") {
-        format!("add the audience {aud} to the OIDC provider {provider} in IAM, and to the trust policy: {trust}")
-    } else if words.contains("tagsession") {
-        "allow sts:TagSession beside sts:AssumeRoleWithWebIdentity in the role's trust policy: env0's tokens carry tags"
-            .to_owned()
-    } else if words.contains("durationseconds") || words.contains("maxsessionduration") {
-        format!(
-            "the role's maximum session is shorter than ENV0_S3_LOG_SESSION_DURATION={}: raise it, or lower the variable",
-            config.session_duration.as_secs()
-        )
-    } else if code.contains("invalididentitytoken") {
-        format!(
-            "the OIDC provider {provider} does not take the token: see its issuer URL, its audience {aud}, and that its keys can be fetched"
-        )
-    } else {
-        format!(
-            "likely causes, in this order: 1. the role's maximum session is shorter than ENV0_S3_LOG_SESSION_DURATION={}; 2. the \
-             trust policy of {} does not allow sts:TagSession; 3. its condition is not exactly {trust}; 4. its principal is not \
-             the OIDC provider {provider} of the same account",
-            config.session_duration.as_secs(),
-            config.role_arn,
-        )
     }
 }
 
@@ -342,36 +300,10 @@ fn of_kind(config: &Config, name: &'static str, kind: PutErrorKind, message: &st
         Timeout | Unreachable | Throttled | ServerError | Conflict | NameTaken | ChecksumRefused | Other => UNAVAILABLE,
     };
     let remedy = match kind {
-        Timeout | Unreachable => way_out(config, message, "S3"),
+        Timeout | Unreachable => way_out(&config.network, message, "S3"),
         _ => kind.remedy().to_owned(),
     };
     Step::fail(name, exit_code, message, remedy)
-}
-
-/// Why a service is out of reach, told from the words of the failure.
-fn way_out(config: &Config, words: &str, service: &str) -> String {
-    let words = words.to_lowercase();
-    let has = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
-    let proxied = config.network.https_proxy.is_some() || config.network.http_proxy.is_some();
-    if has(&["proxy", "tunnel"]) {
-        format!(
-            "the proxy does not let {service} be reached: look at HTTPS_PROXY, HTTP_PROXY and NO_PROXY, and at the proxy"
-        )
-    } else if has(&["dns", "resolve", "lookup", "name or service"]) && proxied {
-        format!(
-            "DNS gives no address for the proxy, or for {service} where NO_PROXY names it: look at HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
-        )
-    } else if has(&["dns", "resolve", "lookup", "name or service"]) {
-        format!(
-            "DNS gives no address for {service}: look at the resolver, and at ENV0_S3_LOG_AWS_REGION and the URLs that are set"
-        )
-    } else if has(&["certificate", "tls", "handshake", "unknownissuer"]) {
-        format!("TLS to {service} fails: name a private CA in AWS_CA_BUNDLE, and see that the clock is right")
-    } else {
-        format!(
-            "nothing answers: let this machine reach {service} through firewall, VPC endpoint or proxy (HTTPS_PROXY, NO_PROXY)"
-        )
-    }
 }
 
 /// Nobody to ask with, and nobody to ask.
@@ -386,57 +318,70 @@ fn without_token(problems: &[String]) -> Vec<Step> {
 }
 
 fn holds_session(status: &Status) -> bool {
-    status.credentials["session_expires_at"].is_string()
+    status.credentials.as_ref().is_some_and(|credentials| credentials.session_expires_at.is_some())
 }
 
 /// The running daemon's tokens.
 fn daemon_token(status: &Status) -> Step {
     const NAME: &str = "token";
-    let tokens = status.credentials["tokens"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let last_end = tokens.iter().filter_map(|token| token["expires_at"].as_str()).max().unwrap_or_default();
-    if tokens.is_empty() {
-        return Step::fail(NAME, CONFIG, "the running daemon has none", HAND_OVER);
+    let Some(credentials) = &status.credentials else { return Step::skipped(NAME, "the running daemon is starting") };
+    let Some(last_end) = credentials.tokens.iter().map(|token| token.expires_at).max() else {
+        return match credentials.refused_tokens.iter().max_by_key(|refused| refused.last) {
+            None => Step::fail(NAME, CONFIG, "the running daemon has none", HAND_OVER),
+            Some(refused) => {
+                let detail = format!("the running daemon has none: {}", refused_words(refused));
+                Step::fail(NAME, CONFIG, detail, refused.remedy.clone())
+            }
+        };
+    };
+    let end = last_end.map_or("a time that can't be read".to_owned(), |end| end.to_string());
+    if last_end.is_none_or(|end| end >= status.now) {
+        return Step::ok(NAME, format!("the running daemon has {}; the last ends at {end}", credentials.tokens.len()));
     }
-    if last_end >= status.now.to_string().as_str() {
-        return Step::ok(NAME, format!("the running daemon has {}; the last ends at {last_end}", tokens.len()));
-    }
-    let detail = format!("the last token of the running daemon ended at {last_end}");
-    match status.credentials["session_expires_at"].as_str() {
+    let detail = format!("the last token of the running daemon ended at {end}");
+    match credentials.session_expires_at {
         Some(end) => Step::warn(NAME, format!("{detail}; its session lasts until {end}"), HAND_OVER),
         None => Step::fail(NAME, DENIED, detail, HAND_OVER),
     }
 }
 
+/// `it refused 3 tokens, the last at …: its organization is not a configured one (it is 1234…, configured is 0000…)`
+fn refused_words(refused: &RefusedTokens) -> String {
+    let found = refused.found.as_ref().map(|found| format!("it is {found}"));
+    let configured = refused.configured.as_ref().map(|configured| format!("configured is {configured}"));
+    let ids: Vec<_> = found.into_iter().chain(configured).collect();
+    let ids = if ids.is_empty() { String::new() } else { format!(" ({})", ids.join(", ")) };
+    format!("it refused {} tokens, the last at {}: {}{ids}", refused.count, refused.last, refused.message)
+}
+
 /// What the running daemon's status tells of STS, bucket and writing.
-fn of_daemon(config: &Config, status: &Status, write: bool) -> [Step; 3] {
-    let credentials = &status.credentials;
-    let text = |value: &Value| value.as_str().map(str::to_owned);
-    let state = text(&credentials["state"]).unwrap_or_default();
-    let error = &credentials["last_error"];
-    let sts = if error.is_object() {
-        let message = text(&error["message"]).unwrap_or_default();
-        let refused = error["refused"] == true;
-        let remedy = text(&credentials["remedy"]).unwrap_or_else(|| way_out(config, &message, "STS"));
-        let exit_code = if refused { DENIED } else { UNAVAILABLE };
-        Step::fail("sts", exit_code, format!("the running daemon {state}: {message}"), remedy)
-            .of_service(text(&error["code"]), text(&error["request_id"]))
-    } else if let Some(what) = credentials["waits_for"].as_str() {
-        Step::fail(
-            "sts",
-            DENIED,
-            format!("the running daemon waits for {what}"),
-            text(&credentials["remedy"]).unwrap_or_default(),
-        )
-    } else {
-        Step::ok("sts", format!("the running daemon {state}"))
-    };
+fn of_daemon(status: &Status, write: bool) -> [Step; 3] {
     let bucket =
         Step::skipped("bucket", "there is no token of its own to ask with; the step write tells what the daemon met");
     let write = match write {
         true => Step::skipped("write", "there is no token of its own to write with"),
         false => last_put(Some(status)),
     };
-    [sts, bucket, write]
+    [daemon_sts(status.credentials.as_ref()), bucket, write]
+}
+
+fn daemon_sts(credentials: Option<&CredentialsStatus>) -> Step {
+    const NAME: &str = "sts";
+    let Some(credentials) = credentials else { return Step::skipped(NAME, "the running daemon is starting") };
+    let state = &credentials.state;
+    if let Some(error) = &credentials.last_error {
+        let exit_code = if error.refused { DENIED } else { UNAVAILABLE };
+        let detail = format!("the running daemon {state}: {}", error.message);
+        return Step::fail(NAME, exit_code, detail, error.remedy.clone())
+            .of_service(error.code.clone(), error.request_id.clone());
+    }
+    match &credentials.waits_for {
+        Some(what) => {
+            let remedy = credentials.remedy.clone().unwrap_or_default();
+            Step::fail(NAME, DENIED, format!("the running daemon waits for {what}"), remedy)
+        }
+        None => Step::ok(NAME, format!("the running daemon {state}")),
+    }
 }
 
 /// How the running daemon's last PUTs went.

@@ -1,5 +1,8 @@
 //! The tokens at hand, in the order in which STS is asked about them. Pure: the time is a parameter.
 
+// Ends are foreign numbers: every step from one moment to another is a checked one.
+#![warn(clippy::arithmetic_side_effects)]
+
 use std::cmp::Reverse;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -21,29 +24,63 @@ pub(super) struct Candidates(Vec<Candidate>);
 
 struct Candidate {
     token: OidcToken,
+    /// STS refused it the last time.
     set_aside: bool,
+    /// The source that it came from holds another one by now.
+    replaced: bool,
+    /// It gave the last session: it stays until it ends, or until another one gives a session.
+    has_given: bool,
+}
+
+/// What became of a token that was handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offer {
+    /// It is new, and STS will be asked about it.
+    Accepted,
+    /// It is at hand already.
+    Known,
+    /// It is at hand already, and STS has refused it: it is tried again when there is no session without it.
+    SetAside,
+    /// It was not taken: those at hand end later, and STS has not judged them yet.
+    NoRoom,
 }
 
 impl Candidates {
-    /// Takes a token in; one of the operator's own takes the place of the one before it from there.
-    /// False when it is at hand already. Where there are too many, refused ones go first, then the
-    /// oldest.
-    pub(super) fn add(&mut self, token: OidcToken, now: DateTime<Utc>) -> bool {
-        if token.source != Source::HandOver {
-            self.0.retain(|candidate| candidate.token.source != token.source || candidate.token.same(&token));
+    /// Takes a token in, where there is room for it or it is better than one of those at hand. One of the operator's
+    /// own is tried before the one that its source had until now.
+    pub(super) fn add(&mut self, token: OidcToken, now: DateTime<Utc>) -> Offer {
+        let source = token.source;
+        for candidate in self.0.iter_mut().filter(|candidate| candidate.token.source == source) {
+            candidate.replaced = source != Source::HandOver && !candidate.token.same(&token);
         }
-        if self.0.iter().any(|candidate| candidate.token.same(&token)) {
-            return false;
+        self.0.retain(|candidate| !candidate.replaced || candidate.has_given);
+        if let Some(known) = self.0.iter().find(|candidate| candidate.token.same(&token)) {
+            return if known.set_aside { Offer::SetAside } else { Offer::Known };
         }
-        self.0.push(Candidate { token, set_aside: false });
         self.0.retain(|candidate| !expired(&candidate.token, now));
+        self.0.push(Candidate { token: token.clone(), set_aside: false, replaced: false, has_given: false });
+        while self.0.len() > MAX_TOKENS {
+            self.drop_one();
+        }
         self.0.sort_by_key(Candidate::rank);
-        self.0.truncate(MAX_TOKENS);
-        true
+        if self.0.iter().any(|candidate| candidate.token.same(&token)) { Offer::Accepted } else { Offer::NoRoom }
     }
 
-    /// Those that have not expired, the newest first; the ones that STS refused come last, or not
-    /// at all where `with_refused` is false.
+    /// Refused ones go first. Then one of those that STS judges alike, of which there are most: so that many tokens
+    /// of one kind never push out the only one of another before STS has judged both. The one that ends first goes.
+    /// The operator's own stay, and the one that gave the last session.
+    fn drop_one(&mut self) {
+        let kinds: Vec<_> = self.0.iter().map(|candidate| kind(&candidate.token)).collect();
+        let alike = |index: &usize| kinds.iter().filter(|kind| **kind == kinds[*index]).count();
+        let may_go = |index: &usize| self.0[*index].token.source == Source::HandOver && !self.0[*index].has_given;
+        let end = |index: &usize| Reverse(self.0[*index].token.expires_at.unwrap_or(DateTime::<Utc>::MAX_UTC));
+        let worst =
+            (0..self.0.len()).filter(may_go).max_by_key(|index| (self.0[*index].set_aside, alike(index), end(index)));
+        self.0.remove(worst.unwrap_or_default());
+    }
+
+    /// Those that have not expired, the newest first; those that their source has replaced come later, and the ones
+    /// that STS refused last, or not at all where `with_refused` is false.
     pub(super) fn in_order(&self, now: DateTime<Utc>, with_refused: bool) -> Vec<OidcToken> {
         let usable = |candidate: &&Candidate| !expired(&candidate.token, now) && (with_refused || !candidate.set_aside);
         let mut usable: Vec<_> = self.0.iter().filter(usable).collect();
@@ -51,11 +88,20 @@ impl Candidates {
         usable.into_iter().map(|candidate| candidate.token.clone()).collect()
     }
 
-    /// Notes what STS said about a token.
-    pub(super) fn judged(&mut self, token: &OidcToken, refused: bool) {
+    /// STS refused a token.
+    pub(super) fn refused(&mut self, token: &OidcToken) {
         for candidate in self.0.iter_mut().filter(|candidate| candidate.token.same(token)) {
-            candidate.set_aside = refused;
+            candidate.set_aside = true;
         }
+    }
+
+    /// A token gave a session: those that were kept only because they had given one before may go.
+    pub(super) fn gave_a_session(&mut self, token: &OidcToken) {
+        for candidate in &mut self.0 {
+            candidate.has_given = candidate.token.same(token);
+            candidate.set_aside &= !candidate.has_given;
+        }
+        self.0.retain(|candidate| !candidate.replaced || candidate.has_given);
     }
 
     /// The latest end among the tokens that STS didn't refuse.
@@ -71,13 +117,20 @@ impl Candidates {
 }
 
 impl Candidate {
-    fn rank(&self) -> (bool, Reverse<DateTime<Utc>>) {
-        (self.set_aside, Reverse(self.token.expires_at.unwrap_or(DateTime::<Utc>::MAX_UTC)))
+    fn rank(&self) -> (bool, bool, Reverse<DateTime<Utc>>) {
+        let end = self.token.expires_at.unwrap_or(DateTime::<Utc>::MAX_UTC);
+        (self.set_aside, self.replaced, Reverse(end))
     }
 }
 
+/// What STS judges a token by, as far as tokens of one deployment differ from those of another.
+fn kind(token: &OidcToken) -> (Option<String>, Vec<String>) {
+    let claims = token.claims();
+    (claims.subject, claims.audience)
+}
+
 fn expired(token: &OidcToken, now: DateTime<Utc>) -> bool {
-    token.expires_at.is_some_and(|end| end + EXPIRY_LEEWAY < now)
+    token.expires_at.is_some_and(|end| now.signed_duration_since(end) > EXPIRY_LEEWAY)
 }
 
 /// When a session that lasts from `obtained` to `expires` is to be replaced, where the last token
@@ -87,9 +140,13 @@ pub(super) fn refresh_at(
     expires: DateTime<Utc>,
     last_token: Option<DateTime<Utc>>,
 ) -> DateTime<Utc> {
-    let lifetime = expires - obtained;
-    let regular = if lifetime >= LONG_SESSION { expires - REFRESH_AHEAD } else { obtained + lifetime * 2 / 3 };
-    match last_token.map(|end| end - LAST_EXCHANGE_AHEAD) {
+    let lifetime = expires.signed_duration_since(obtained);
+    let regular = match lifetime >= LONG_SESSION {
+        true => expires.checked_sub_signed(REFRESH_AHEAD),
+        false => lifetime.checked_mul(2).and_then(|twice| obtained.checked_add_signed(twice.checked_div(3)?)),
+    };
+    let regular = regular.unwrap_or(obtained);
+    match last_token.and_then(|end| end.checked_sub_signed(LAST_EXCHANGE_AHEAD)) {
         Some(last) if obtained < last && last < regular => last,
         _ => regular,
     }
@@ -97,6 +154,8 @@ pub(super) fn refresh_at(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::arithmetic_side_effects)]
+
     use super::*;
     use crate::testing::Issuer;
 
@@ -125,16 +184,16 @@ mod tests {
     fn the_newest_comes_first_refused_ones_last_and_expired_ones_never() {
         let (tokens, mut candidates) = (Tokens::new(), Candidates::default());
         for minutes in [20, 60, 40] {
-            assert!(candidates.add(tokens.ending(minutes, Source::HandOver), at(0)));
+            assert_eq!(candidates.add(tokens.ending(minutes, Source::HandOver), at(0)), Offer::Accepted);
         }
         assert_eq!(ends(&candidates, at(0)), [60, 40, 20]);
         let newest = candidates.in_order(at(0), true).remove(0);
-        candidates.judged(&newest, true);
+        candidates.refused(&newest);
         assert_eq!(ends(&candidates, at(0)), [40, 20, 60]);
         assert_eq!(candidates.in_order(at(0), false).len(), 2);
         assert_eq!(candidates.last_expiry(), Some(at(40)), "a refused token promises nothing");
         assert_eq!(ends(&candidates, at(22)), [40, 60]);
-        candidates.judged(&newest, false);
+        candidates.gave_a_session(&newest);
         assert_eq!(ends(&candidates, at(22)), [60, 40]);
     }
 
@@ -143,8 +202,8 @@ mod tests {
         let (tokens, mut candidates) = (Tokens::new(), Candidates::default());
         let token = tokens.ending(60, Source::HandOver);
         let text = token.expose().to_owned();
-        assert!(candidates.add(token, at(0)));
-        assert!(!candidates.add(OidcToken::own(&text, Source::File).unwrap(), at(0)));
+        assert_eq!(candidates.add(token, at(0)), Offer::Accepted);
+        assert_eq!(candidates.add(OidcToken::own(&text, Source::File).unwrap(), at(0)), Offer::Known);
         assert_eq!(candidates.all().count(), 1);
     }
 
@@ -155,12 +214,80 @@ mod tests {
             candidates.add(tokens.ending(minutes * 10, Source::HandOver), at(0));
         }
         let newest = candidates.in_order(at(0), true).remove(0);
-        candidates.judged(&newest, true);
+        candidates.refused(&newest);
         candidates.add(tokens.ending(200, Source::HandOver), at(0));
         assert_eq!(ends(&candidates, at(0))[..2], [200, 150]);
         assert_eq!(candidates.all().count(), MAX_TOKENS);
         candidates.add(tokens.ending(210, Source::HandOver), at(0));
         assert_eq!(ends(&candidates, at(0)).last(), Some(&20));
+    }
+
+    /// A token of another kind than [`Tokens::ending`]'s.
+    fn stranger(tokens: &Tokens, minutes: i64) -> OidcToken {
+        let mut claims = tokens.0.claims(at(minutes));
+        claims["sub"] = "auth0|stranger".into();
+        OidcToken::own(&tokens.0.sign(&claims), Source::HandOver).unwrap()
+    }
+
+    #[test]
+    fn strangers_by_the_dozen_never_push_out_the_token_that_gave_a_session() {
+        let (tokens, mut candidates) = (Tokens::new(), Candidates::default());
+        let good = tokens.ending(30, Source::HandOver);
+        candidates.add(good.clone(), at(0));
+        candidates.gave_a_session(&good);
+        for minutes in 1..=40 {
+            candidates.add(tokens.ending(100 + minutes, Source::HandOver), at(0));
+        }
+        assert!(ends(&candidates, at(0)).contains(&30));
+        let newer = candidates.in_order(at(0), true).remove(0);
+        candidates.gave_a_session(&newer);
+        candidates.add(tokens.ending(200, Source::HandOver), at(0));
+        assert!(!ends(&candidates, at(0)).contains(&30), "another one has given a session since");
+    }
+
+    #[test]
+    fn strangers_of_one_kind_never_push_out_the_only_token_of_another_unjudged() {
+        let (tokens, mut candidates) = (Tokens::new(), Candidates::default());
+        candidates.add(tokens.ending(30, Source::HandOver), at(0));
+        for minutes in 1..=40 {
+            candidates.add(stranger(&tokens, 100 + minutes), at(0));
+        }
+        assert_eq!(ends(&candidates, at(0)).last(), Some(&30));
+        assert_eq!(candidates.all().count(), MAX_TOKENS);
+    }
+
+    #[test]
+    fn a_source_of_the_operators_own_keeps_its_place_and_its_last_good_token() {
+        let (tokens, mut candidates) = (Tokens::new(), Candidates::default());
+        let (old, new) = (tokens.ending(30, Source::File), tokens.ending(20, Source::File));
+        candidates.add(old.clone(), at(0));
+        candidates.gave_a_session(&old);
+        candidates.add(tokens.ending(10, Source::Url), at(0));
+        for minutes in 1..=20 {
+            candidates.add(tokens.ending(100 + minutes, Source::HandOver), at(0));
+        }
+        candidates.add(new.clone(), at(0));
+        let kept = ends(&candidates, at(0));
+        assert!([10, 20, 30].iter().all(|end| kept.contains(end)), "{kept:?}");
+        assert_eq!(kept.last(), Some(&30), "the file's new token is tried before the one that it replaced");
+        candidates.gave_a_session(&new);
+        assert!(!ends(&candidates, at(0)).contains(&30));
+    }
+
+    #[test]
+    fn what_is_not_taken_or_was_refused_is_never_said_to_be_accepted() {
+        let (tokens, mut candidates) = (Tokens::new(), Candidates::default());
+        for minutes in 101..=116 {
+            candidates.add(tokens.ending(minutes, Source::HandOver), at(0));
+        }
+        for _ in 0..2 {
+            assert_eq!(candidates.add(tokens.ending(50, Source::HandOver), at(0)), Offer::NoRoom);
+        }
+        let newest = candidates.in_order(at(0), true).remove(0);
+        assert_eq!(candidates.add(newest.clone(), at(0)), Offer::Known);
+        candidates.refused(&newest);
+        assert_eq!(candidates.add(newest, at(0)), Offer::SetAside);
+        assert_eq!(candidates.add(tokens.ending(50, Source::HandOver), at(0)), Offer::Accepted);
     }
 
     #[test]

@@ -9,6 +9,9 @@ use crate::config::Config;
 use crate::network::Network;
 use crate::oidc::{OidcToken, Source};
 
+/// Of a file or an answer that holds a token: many times the longest token that STS takes.
+const MAX_BYTES: usize = 64 * 1024;
+
 pub(super) struct Sources {
     file: Option<PathBuf>,
     url: Option<SecretString>,
@@ -33,7 +36,7 @@ impl Sources {
             }
         }
         if let Some(url) = &self.url {
-            match self.network.fetch(url.expose_secret()).await.map(|body| token_in(&body)) {
+            match self.network.fetch(url.expose_secret(), MAX_BYTES).await.map(|body| token_in(&body)) {
                 Ok(Some(token)) => tokens.push(token),
                 Ok(None) => problems.push("ENV0_S3_LOG_OIDC_TOKEN_URL: no token in the answer".to_owned()),
                 Err(error) => problems.push(format!("ENV0_S3_LOG_OIDC_TOKEN_URL: {error}")),
@@ -45,9 +48,8 @@ impl Sources {
 
 /// Blocks, but for a page or two at most, and seldom.
 fn read_small(path: &Path) -> std::io::Result<String> {
-    const MAX_BYTES: u64 = 64 * 1024;
     let mut text = String::new();
-    std::fs::File::open(path)?.take(MAX_BYTES).read_to_string(&mut text)?;
+    std::fs::File::open(path)?.take(MAX_BYTES as u64).read_to_string(&mut text)?;
     Ok(text)
 }
 

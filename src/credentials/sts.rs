@@ -1,28 +1,23 @@
-//! One exchange with STS, and what its refusals mean.
-//!
-//! The only file that names `aws_sdk_sts`. Uses the identity configured here and no other.
+//! One exchange with STS. Uses the identity configured here and no other.
+
+// Moments come from elsewhere: every step from one to another is a checked one.
+#![warn(clippy::arithmetic_side_effects)]
 
 use std::time::Duration;
 
 use aws_sdk_sts::config::Region;
-use aws_sdk_sts::error::SdkError;
-use aws_sdk_sts::operation::RequestId;
-use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError;
 use aws_smithy_runtime_api::client::behavior_version::BehaviorVersion;
-use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_smithy_types::retry::RetryConfig;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
-use super::status::{ExchangeError, rfc3339};
+use super::failure::{Failure, Question, session_field};
 use super::{Clock, Session};
 use crate::config::Config;
-use crate::network::{Network, causes};
-use crate::oidc::OidcToken;
+use crate::network::{Network, server, way_out};
+use crate::oidc::{OidcToken, moment};
 
 /// A whole exchange, beside the connect time-out.
 const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Of STS's words.
-const MAX_MESSAGE_CHARS: usize = 500;
 
 /// STS, asked for sessions of one role.
 pub(super) struct Sts {
@@ -30,6 +25,9 @@ pub(super) struct Sts {
     client: aws_sdk_sts::Client,
     pub(super) role_arn: String,
     session_name: String,
+    /// Host and port.
+    server: String,
+    network: Network,
 }
 
 impl Sts {
@@ -47,11 +45,15 @@ impl Sts {
             client: aws_sdk_sts::Client::from_conf(client.build()),
             role_arn: config.role_arn.clone(),
             session_name: format!("env0-s3-logs-{instance_id}"),
+            server: server(&endpoint.map_or_else(|| regional_endpoint(&config.aws_region), str::to_owned)),
+            network: network.clone(),
         }
     }
 
     /// Asks once for a session of `duration`, without a retry.
-    pub(super) async fn ask(&self, token: &OidcToken, duration: Duration) -> Result<Session, ExchangeError> {
+    pub(super) async fn ask(&self, token: &OidcToken, duration: Duration) -> Result<Session, Failure> {
+        let (role_arn, server, network) = (&self.role_arn, &self.server, &self.network);
+        let question = Question { token, role_arn, server, duration, network };
         let request = self
             .client
             .assume_role_with_web_identity()
@@ -60,59 +62,42 @@ impl Sts {
             .duration_seconds(i32::try_from(duration.as_secs()).unwrap_or(i32::MAX))
             .web_identity_token(token.expose());
         let answer = match tokio::time::timeout(EXCHANGE_TIMEOUT, request.send()).await {
-            Ok(answer) => answer.map_err(|error| ExchangeError::new(&error, token))?,
-            Err(_) => return Err(ExchangeError::unreachable("no answer from STS within 30 s".to_owned())),
+            Ok(answer) => answer.map_err(|error| Failure::of(&error, &question))?,
+            Err(_) => {
+                let message = format!("{server}: no answer within {} s", EXCHANGE_TIMEOUT.as_secs());
+                return Err(Failure::out_of_reach(message, way_out(network.proxies(), "timeout", "STS")));
+            }
         };
-        let keys = answer.credentials().ok_or_else(|| ExchangeError::unreachable("STS sent no session".to_owned()))?;
+        let Some(keys) = answer.credentials() else {
+            return Err(Failure::out_of_reach(
+                format!("what answers at {server} sent no session"),
+                super::failure::WRONG_ENDPOINT.to_owned(),
+            ));
+        };
         let obtained_at = (self.clock)();
-        let asked_end = obtained_at + duration;
-        // An end that is over already means that our clock is ahead: what was asked is what counts then.
-        let end = DateTime::from_timestamp(keys.expiration().secs(), 0).filter(|end| *end > obtained_at);
         Ok(Session {
             id: 0,
-            access_key_id: keys.access_key_id().to_owned(),
-            secret_access_key: keys.secret_access_key().into(),
-            session_token: keys.session_token().into(),
+            access_key_id: session_field("AccessKeyId", keys.access_key_id(), &question)?,
+            secret_access_key: session_field("SecretAccessKey", keys.secret_access_key(), &question)?.into(),
+            session_token: session_field("SessionToken", keys.session_token(), &question)?.into(),
             obtained_at,
-            expires_at: end.map_or(asked_end, |end| end.min(asked_end)),
+            expires_at: session_end(obtained_at, duration, keys.expiration().secs()),
             outage_seconds: None,
         })
     }
 }
 
-impl ExchangeError {
-    fn unreachable(message: String) -> ExchangeError {
-        let since = rfc3339(Utc::now());
-        ExchangeError { refused: false, of_this_token: false, code: None, request_id: None, message, since }
-    }
+/// The end of a session by our clock: what was asked for, or what STS says where that is sooner. An end that is over
+/// already means that our clock is ahead: what was asked for is what counts then.
+fn session_end(obtained_at: DateTime<Utc>, asked: Duration, told_seconds: i64) -> DateTime<Utc> {
+    let asked = TimeDelta::from_std(asked).ok().and_then(|asked| obtained_at.checked_add_signed(asked));
+    let asked_end = asked.unwrap_or(obtained_at);
+    let told = moment(told_seconds as f64);
+    if told > obtained_at { told.min(asked_end) } else { asked_end }
+}
 
-    fn new(error: &SdkError<AssumeRoleWithWebIdentityError>, token: &OidcToken) -> ExchangeError {
-        let Some(refusal) = error.as_service_error() else {
-            return ExchangeError::unreachable(causes(error));
-        };
-        let status = error.raw_response().map_or(0, |response| response.status().as_u16());
-        let code = refusal.code().map(str::to_owned);
-        let words = refusal.message().map_or_else(|| causes(refusal), str::to_owned);
-        // A validation error repeats what it was given.
-        let message: String = words.replace(token.expose(), "[token]").chars().take(MAX_MESSAGE_CHARS).collect();
-        // STS can't reach the issuer that this token names.
-        let of_this_token = match code.as_deref() {
-            Some("IDPCommunicationError" | "IDPCommunicationErrorException") => true,
-            Some("InvalidIdentityToken" | "InvalidIdentityTokenException") => message.contains("verification key"),
-            _ => false,
-        };
-        let out_of_reach = match code.as_deref() {
-            Some("Throttling" | "ThrottlingException" | "RequestLimitExceeded" | "TooManyRequestsException") => true,
-            Some("RegionDisabledException") | None => true,
-            Some(_) => status == 429 || status >= 500,
-        };
-        let request_id = error.request_id().map(str::to_owned);
-        let refused = !of_this_token && !out_of_reach;
-        ExchangeError { refused, of_this_token, code, request_id, message, since: rfc3339(Utc::now()) }
-    }
-
-    /// Whether a shorter session may be granted. The words don't always name the duration.
-    pub(super) fn may_be_the_duration(&self) -> bool {
-        self.refused && (self.code.as_deref() == Some("AccessDenied") || self.message.contains("DurationSeconds"))
-    }
+/// For people; the SDK finds the endpoint by itself.
+fn regional_endpoint(region: &str) -> String {
+    let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+    format!("https://sts.{region}.{domain}")
 }

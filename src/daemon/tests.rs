@@ -14,8 +14,10 @@ async fn a_writer_that_hangs_in_an_fsync_fails_liveness_and_only_that_until_it_g
     let (spool, _sealed) = Spool::open(&spool_settings(&config), Arc::new(disk.clone())).unwrap();
     let network = Network::new(&config.network).unwrap();
     let credentials = Credentials::start(&config, &network, spool.instance(), CancellationToken::new());
+    let verifier = Verifier::new(&config, &network).unwrap();
     let probe = Probe::new(config);
-    *probe.parts.lock().unwrap() = Some(Parts { spool: spool.clone(), credentials, deliveries: Default::default() });
+    let parts = Parts { spool: spool.clone(), credentials, verifier, deliveries: Default::default() };
+    *probe.parts.lock().unwrap() = Some(parts);
     probe.enter(Phase::Running);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

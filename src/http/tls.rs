@@ -44,7 +44,7 @@ impl Tls {
 
     /// What to accept a connection with now. Connections made before keep theirs.
     pub fn acceptor(&self) -> TlsAcceptor {
-        self.0.acceptor.current(|| load(&self.0.files))
+        self.0.acceptor.current(|_| load(&self.0.files))
     }
 }
 

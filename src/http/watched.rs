@@ -21,8 +21,20 @@ pub struct Watched<T> {
 struct Current<T> {
     made: T,
     versions: Vec<Option<Version>>,
+    /// Seen at the last look, where they are not the ones in force.
+    changing: Option<Vec<Option<Version>>>,
     looked: Instant,
-    failing: bool,
+    /// Why they can't be used, as the log was told.
+    failure: Option<String>,
+}
+
+/// How the files came to differ from those in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Each is another file, put in place by a rename: as whole as it will be. Also what a start finds.
+    Replaced,
+    /// One of them was written to: somebody may have more to write.
+    WrittenTo,
 }
 
 /// Another one for a file that was written to, or replaced by a rename.
@@ -50,39 +62,56 @@ impl<T: Clone> Watched<T> {
     ) -> Result<Watched<T>, E> {
         // Versions come before contents, here and below: a change in between is seen at the next look.
         let versions = paths.iter().map(|path| Version::of(path)).collect();
-        let current = Current { made: make()?, versions, looked: Instant::now(), failing: false };
+        let current = Current { made: make()?, versions, changing: None, looked: Instant::now(), failure: None };
         Ok(Watched { name, paths, look_every: LOOK_EVERY, current: Mutex::new(current) })
     }
 
     /// What the files say now; what they said before, where they can't be used any more. Blocks for
     /// a `stat` of each a second, and for the reading after a change.
-    pub fn current<E: Display>(&self, make: impl FnOnce() -> Result<T, E>) -> T {
+    ///
+    /// A change counts once two looks in a row have found the same, or where nothing was written for twice the time
+    /// between looks: half a file is not read, unless its writer pauses.
+    pub fn current<E: Display>(&self, make: impl FnOnce(Change) -> Result<T, E>) -> T {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.looked.elapsed() >= self.look_every {
             current.looked = Instant::now();
             let versions: Vec<_> = self.paths.iter().map(|path| Version::of(path)).collect();
-            if versions != current.versions {
-                self.renew(&mut current, versions, make());
+            if versions == current.versions {
+                current.changing = None;
+            } else if current.changing.as_ref() == Some(&versions) || self.have_rested(&versions) {
+                let change = change(&current.versions, &versions);
+                self.renew(&mut current, versions, make(change));
+            } else {
+                current.changing = Some(versions);
             }
         }
         current.made.clone()
+    }
+
+    fn have_rested(&self, versions: &[Option<Version>]) -> bool {
+        let now = SystemTime::now();
+        let age = |version: &Version| now.duration_since(version.modified).unwrap_or_default();
+        versions.iter().flatten().all(|version| age(version) >= self.look_every * 2)
     }
 
     fn renew<E: Display>(&self, current: &mut Current<T>, versions: Vec<Option<Version>>, made: Result<T, E>) {
         match made {
             Ok(made) => {
                 tracing::info!("{} changed and was read again", self.name);
-                *current = Current { made, versions, looked: current.looked, failing: false };
+                *current = Current { made, versions, changing: None, looked: current.looked, failure: None };
             }
-            Err(error) if !current.failing => {
-                tracing::error!(
-                    "{} changed and can't be used: {error}; what was read before stays in force",
-                    self.name
-                );
-                current.failing = true;
+            // The next look tries again.
+            Err(error) => {
+                let failure = error.to_string();
+                if current.failure.as_ref() != Some(&failure) {
+                    tracing::error!(
+                        "{} changed and can't be used: {failure}; what was read before stays in force",
+                        self.name
+                    );
+                }
+                current.failure = Some(failure);
+                current.changing = Some(versions);
             }
-            // Known; the next look tries again.
-            Err(_) => {}
         }
     }
 
@@ -90,4 +119,12 @@ impl<T: Clone> Watched<T> {
     pub(crate) fn look_every(self, look_every: Duration) -> Self {
         Watched { look_every, ..self }
     }
+}
+
+fn change(before: &[Option<Version>], now: &[Option<Version>]) -> Change {
+    let same_file = |(before, now): (&Option<Version>, &Option<Version>)| match (before, now) {
+        (Some(before), Some(now)) => before != now && before.inode == now.inode,
+        _ => false,
+    };
+    if before.iter().zip(now).any(same_file) { Change::WrittenTo } else { Change::Replaced }
 }

@@ -1,8 +1,8 @@
 //! Who may send what: static tokens and env0 OIDC tokens; the hand-over of the latter to the credentials.
 
+mod token_file;
+
 use std::borrow::Cow;
-use std::io::Read;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,10 +17,11 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Semaphore;
 
 use crate::batch::{LogType, Sha256};
-use crate::config::{self, Config};
-use crate::credentials::Credentials;
-use crate::http::watched::Watched;
+use crate::config::Config;
+use crate::credentials::{Credentials, Offer};
 use crate::oidc::{OidcToken, Verifier, VerifyError, looks_like_jwt};
+use token_file::{StaticToken, TokenFile};
+pub use token_file::{TokenFileError, token_file_problem};
 
 /// Where an OIDC token travels beside other credentials.
 pub const OIDC_TOKEN_HEADER: HeaderName = HeaderName::from_static("x-env0-oidc-token");
@@ -31,7 +32,8 @@ pub const MIN_TOKEN_CHARS: usize = 16;
 const BESIDE_PATIENCE: Duration = Duration::from_secs(1);
 /// Hand-overs beside events that may go on at once, while an issuer is slow.
 const BESIDE_MAX: usize = 16;
-const TOKEN_FILE_MAX_BYTES: u64 = 1024 * 1024;
+/// Label of `auth_failures_total`.
+const WRONG_TYPE: &str = "wrong_type";
 
 /// Who a request comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +86,9 @@ pub enum AuthError {
         /// Without anything secret.
         reason: String,
     },
+    /// 503: the credentials keep no more tokens.
+    #[error("the OIDC token can't be kept now: those at hand end later, and STS has not judged them yet")]
+    NoRoom,
 }
 
 impl AuthError {
@@ -93,7 +98,7 @@ impl AuthError {
             AuthError::Missing => "missing",
             AuthError::Incomplete | AuthError::Invalid => "invalid",
             AuthError::Malformed(_) => "malformed",
-            AuthError::Unavailable { .. } => "unavailable",
+            AuthError::Unavailable { .. } | AuthError::NoRoom => "unavailable",
         }
     }
 }
@@ -101,28 +106,10 @@ impl AuthError {
 impl From<VerifyError> for AuthError {
     fn from(error: VerifyError) -> AuthError {
         match error {
-            VerifyError::Invalid(reason) => {
-                tracing::debug!("an OIDC token is refused: {reason}");
-                AuthError::Invalid
-            }
+            VerifyError::Refused(_) => AuthError::Invalid,
             VerifyError::Unavailable(reason) => AuthError::Unavailable { reason },
         }
     }
-}
-
-/// The file of static tokens can't be used: an error at start, later the tokens before it stay.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", config::file_error("ENV0_S3_LOG_INGEST_TOKEN_FILE", path, format_args!(
-    "{reason}; expected one token of {MIN_TOKEN_CHARS} characters or more a line, as <token> or <token> <log type>"
-)))]
-pub struct TokenFileError {
-    path: PathBuf,
-    reason: String,
-}
-
-/// What keeps a start from using the file of static tokens.
-pub fn token_file_problem(config: &Config) -> Option<TokenFileError> {
-    config.ingest_token_file.as_deref().and_then(|path| load(path).err())
 }
 
 /// Judges credentials. Cheap to clone.
@@ -132,7 +119,7 @@ pub struct Authenticator(Arc<Inner>);
 struct Inner {
     required: bool,
     own: Option<StaticToken>,
-    file: Option<(PathBuf, Watched<StaticTokens>)>,
+    file: Option<TokenFile>,
     verifier: Verifier,
     credentials: Credentials,
     beside: Arc<Semaphore>,
@@ -142,15 +129,11 @@ impl Authenticator {
     /// Reads the token file a first time.
     pub fn new(config: &Config, verifier: Verifier, credentials: Credentials) -> Result<Authenticator, TokenFileError> {
         let own = config.ingest_token.as_ref().map(|token| StaticToken::new(token.expose_secret(), None));
-        let file = config.ingest_token_file.as_ref().map(|path| {
-            let tokens = Watched::new("the file of ENV0_S3_LOG_INGEST_TOKEN_FILE", vec![path.clone()], || load(path))?;
-            Ok((path.clone(), tokens))
-        });
-        let file = file.transpose()?;
-        for reason in ["missing", "invalid", "malformed", "unavailable"] {
+        let file = config.ingest_token_file.as_deref().map(TokenFile::new).transpose()?;
+        for reason in ["missing", "invalid", "malformed", "unavailable", WRONG_TYPE] {
             auth_failures(reason).increment(0);
         }
-        for outcome in ["accepted", "known", "refused", "unavailable"] {
+        for outcome in ["accepted", "known", "set_aside", "no_room", "refused", "unavailable"] {
             hand_overs(outcome).increment(0);
         }
         let (required, beside) = (config.ingest_auth_required, Arc::new(Semaphore::new(BESIDE_MAX)));
@@ -221,8 +204,10 @@ impl Authenticator {
     /// `ENV0_S3_LOG_INGEST_AUTH` says.
     pub async fn hand_over(&self, token: &str) -> Result<(), AuthError> {
         let verified = self.verify(token).await?;
-        self.offer(verified);
-        Ok(())
+        match self.offer(verified) {
+            Offer::NoRoom => Err(AuthError::NoRoom),
+            Offer::Accepted | Offer::Known | Offer::SetAside => Ok(()),
+        }
     }
 
     async fn verify(&self, token: &str) -> Result<OidcToken, AuthError> {
@@ -242,9 +227,16 @@ impl Authenticator {
         verified
     }
 
-    fn offer(&self, token: OidcToken) {
-        let is_new = self.0.credentials.offer(token);
-        hand_overs(if is_new { "accepted" } else { "known" }).increment(1);
+    fn offer(&self, token: OidcToken) -> Offer {
+        let offer = self.0.credentials.offer(token);
+        let outcome = match offer {
+            Offer::Accepted => "accepted",
+            Offer::Known => "known",
+            Offer::SetAside => "set_aside",
+            Offer::NoRoom => "no_room",
+        };
+        hand_overs(outcome).increment(1);
+        offer
     }
 
     /// Hands over the token of a `PUT /v1/oidc-token`: a JWT in `Authorization`, which needs no body;
@@ -258,10 +250,11 @@ impl Authenticator {
         let outcome = match &presented {
             Err(error @ AuthError::Malformed(_)) => Err(error.clone()),
             Ok(Some(token)) if looks_like_jwt(token) => self.hand_over(token).await,
-            _ => match body.await?.map(|body| String::from_utf8_lossy(&body).trim().to_owned()) {
+            _ => match body.await? {
                 None => Err(AuthError::Invalid),
-                Some(body) if body.is_empty() && presented == Ok(None) => Err(AuthError::Missing),
-                Some(body) => self.hand_over(&body).await,
+                Some(body) if body.trim_ascii().is_empty() && presented == Ok(None) => Err(AuthError::Missing),
+                // A token is ASCII: anything else is none.
+                Some(body) => self.hand_over(std::str::from_utf8(&body).unwrap_or_default()).await,
             },
         };
         Ok(outcome.inspect_err(count_failure)?)
@@ -281,17 +274,29 @@ impl Authenticator {
         Ok(Identity::Oidc)
     }
 
+    /// The type of the static token that this is, if it is one. A query in which nobody escaped the `+` of a token in
+    /// base64 brings a space in its place; no static token has one.
+    fn static_token(&self, token: &str) -> Option<Option<LogType>> {
+        let found = self.same_token(token);
+        if found.is_none() && token.contains(' ') { self.same_token(&token.replace(' ', "+")) } else { found }
+    }
+
     /// Compares with every token, by digests: neither which one nor how much of it fits shows in
     /// the time that it takes.
-    fn static_token(&self, token: &str) -> Option<Option<LogType>> {
+    fn same_token(&self, token: &str) -> Option<Option<LogType>> {
         let digest = Sha256::of(token.as_bytes());
-        let from_file = self.0.file.as_ref().map(|(path, tokens)| tokens.current(|| load(path)));
+        let from_file = self.0.file.as_ref().map(TokenFile::current);
         let tokens = self.0.own.iter().chain(from_file.iter().flat_map(|tokens| tokens.iter()));
         tokens.fold(None, |found, token| {
             let fits = verify_slices_are_equal(&token.digest.0, &digest.0).is_ok();
             if fits { found.or(Some(token.log_type)) } else { found }
         })
     }
+}
+
+/// Counts good credentials that may not write the log type of their request.
+pub fn count_wrong_type() {
+    auth_failures(WRONG_TYPE).increment(1);
 }
 
 fn count_failure(error: &AuthError) {
@@ -326,48 +331,6 @@ fn token_of(headers: &HeaderMap) -> Result<Option<Cow<'_, str>>, AuthError> {
         return Ok(Some(password.to_owned().into()));
     }
     Err(AuthError::Invalid)
-}
-
-/// A token that an operator gave out. Only its digest is kept.
-#[derive(Clone)]
-struct StaticToken {
-    digest: Sha256,
-    log_type: Option<LogType>,
-}
-
-impl StaticToken {
-    fn new(token: &str, log_type: Option<LogType>) -> StaticToken {
-        StaticToken { digest: Sha256::of(token.as_bytes()), log_type }
-    }
-}
-
-type StaticTokens = Arc<[StaticToken]>;
-
-fn load(path: &Path) -> Result<StaticTokens, TokenFileError> {
-    let refuse = |reason: String| TokenFileError { path: path.to_owned(), reason };
-    let file = std::fs::File::open(path).map_err(|error| refuse(error.to_string()))?;
-    let mut text = String::new();
-    file.take(TOKEN_FILE_MAX_BYTES).read_to_string(&mut text).map_err(|error| refuse(error.to_string()))?;
-    let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
-    let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
-    let tokens: StaticTokens =
-        lines.map(|(number, line)| parse(number, line)).collect::<Result<_, _>>().map_err(refuse)?;
-    if tokens.is_empty() { Err(refuse("no token in it".to_owned())) } else { Ok(tokens) }
-}
-
-/// Never repeats the line: it holds a secret.
-fn parse(number: usize, line: &str) -> Result<StaticToken, String> {
-    let mut words = line.split_whitespace();
-    let token = words.next().unwrap_or_default();
-    let log_type = words.next().map(str::parse::<LogType>).transpose();
-    let log_type = log_type.map_err(|_| format!("line {number}: not a log type after the token"))?;
-    if words.next().is_some() {
-        return Err(format!("line {number}: more than a token and a log type"));
-    }
-    if token.chars().count() < MIN_TOKEN_CHARS {
-        return Err(format!("line {number}: the token is shorter than {MIN_TOKEN_CHARS} characters"));
-    }
-    Ok(StaticToken::new(token, log_type))
 }
 
 #[cfg(test)]

@@ -69,12 +69,12 @@ async fn a_private_authority_is_trusted_by_every_client_once_it_is_named() {
     let url = format!("https://localhost:{}/", server.address.port());
 
     let stranger = Network::new(&config::Network::default()).unwrap();
-    assert!(stranger.fetch(&url).await.is_err());
+    assert!(stranger.fetch(&url, 1024).await.is_err());
     assert!(get(&stranger, &url).await.is_err());
     assert!(server.seen().is_empty());
 
     let network = Network::new(&config::Network { ca_file: Some(ca_file), ..config::Network::default() }).unwrap();
-    assert_eq!(network.fetch(&url).await.unwrap(), b"private");
+    assert_eq!(network.fetch(&url, 1024).await.unwrap(), b"private");
     assert_eq!(get(&network, &url).await, Ok(200));
 }
 
@@ -93,7 +93,7 @@ async fn https_goes_through_its_proxy_with_the_credentials_of_its_url() {
             no_proxy: Vec::new(),
         };
         let network = Network::new(&config).unwrap();
-        assert_eq!(network.fetch(&url).await.unwrap(), b"private");
+        assert_eq!(network.fetch(&url, 1024).await.unwrap(), b"private");
         assert_eq!(get(&network, &url).await, Ok(200));
     }
     let asked = asked.lock().unwrap();
@@ -114,13 +114,13 @@ async fn plain_http_goes_through_its_own_proxy_but_for_the_exceptions() {
         no_proxy: vec!["example.org".to_owned(), "127.0.0.0/8".to_owned()],
     };
     let network = Network::new(&config).unwrap();
-    assert_eq!(network.fetch("http://s3.example.com/key").await.unwrap(), b"by proxy");
+    assert_eq!(network.fetch("http://s3.example.com/key", 1024).await.unwrap(), b"by proxy");
     assert_eq!(get(&network, "http://s3.example.com/key").await, Ok(200));
     let asked: Vec<_> = proxy.seen().into_iter().map(|request| request.uri).collect();
     assert_eq!(asked, ["http://s3.example.com/key"; 2]);
 
     let direct = Server::start(|_| answer(200, "direct")).await;
-    assert_eq!(network.fetch(&direct.url()).await.unwrap(), b"direct");
+    assert_eq!(network.fetch(&direct.url(), 1024).await.unwrap(), b"direct");
     assert_eq!(get(&network, &direct.url()).await, Ok(200));
     assert!(get(&network, "http://sub.example.org.invalid/").await.is_ok(), "another domain: by proxy");
     assert_eq!(proxy.seen().len(), 3);

@@ -1,16 +1,18 @@
 //! The issuer's keys: fetched through discovery, kept, asked for again when a token names an unknown one.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation};
 use reqwest::Url;
 use serde::Deserialize;
-use tokio::sync::Mutex;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
-use super::token::VerifyError;
+use super::refusal::{Reason, VerifyError};
+use crate::batch::Sha256;
 use crate::network::{FetchError, Network, same_host};
 
 /// Keys are asked for again, at an unknown `kid`, at most this often.
@@ -21,6 +23,14 @@ const FIRST_KEYS_GAP: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Older keys are renewed behind the next request, so that one withdrawn by the issuer goes.
 const KEYS_MAX_AGE: Duration = Duration::from_secs(3600);
+/// Tokens that wait for the keys at once; the next one is told to come again.
+const MAX_WAITING: usize = 64;
+/// `kid`s whose tokens are told that their key does not exist, until the next refresh; the others are told to wait.
+const MAX_LACKING: usize = 256;
+/// env0's issuer publishes two. A token that names none is tried with each.
+const MAX_KEYS: usize = 64;
+/// Of discovery and of the key set.
+const ANSWER_MAX_BYTES: usize = 1024 * 1024;
 
 /// A key of the issuer that verifies RS256 or ES256 signatures.
 #[derive(Clone)]
@@ -73,25 +83,60 @@ struct Inner {
     issuer: Url,
     issuer_name: String,
     network: Network,
-    known: RwLock<Option<Known>>,
-    /// Held during a refresh: one at a time.
-    history: Mutex<History>,
-    refresh_gap: Duration,
+    state: Mutex<State>,
+    /// Rises at the end of each refresh.
+    finished: watch::Sender<u64>,
+    places: Semaphore,
 }
 
-#[derive(Clone)]
-struct Known {
-    keys: Arc<[Key]>,
-    asked: Instant,
-}
-
+/// What is known of the issuer's keys. Bounded, whatever tokens name.
 #[derive(Default)]
-struct History {
-    /// The last refresh; the first fetch that brought keys doesn't count.
+struct State {
+    /// The last answer's keys, and when they were asked for.
+    known: Option<(Arc<[Key]>, Instant)>,
+    /// When the last refresh began; the first one that brought keys doesn't count.
     refreshed: Option<Instant>,
-    /// Which `kid`s the last answer lacked; empty where the last refresh failed.
-    lacking: BTreeSet<Option<String>>,
-    failing: bool,
+    /// A refresh is under way; everybody waits for the same one.
+    refreshing: bool,
+    /// Why the last refresh failed.
+    failure: Option<String>,
+    /// Digests of `kid`s that the last answer lacked, at most [`MAX_LACKING`]: a `kid` itself has no bound.
+    lacking: HashSet<Sha256>,
+}
+
+impl State {
+    fn keys_for(&self, header: &Header) -> Option<(Arc<[Key]>, Instant)> {
+        let (keys, asked) = self.known.as_ref()?;
+        keys.iter().any(|key| key.may_have_signed(header)).then(|| (Arc::clone(keys), *asked))
+    }
+
+    fn may_refresh(&self) -> bool {
+        let gap = if self.known.is_some() { REFRESH_GAP } else { FIRST_KEYS_GAP };
+        !self.refreshing && self.refreshed.is_none_or(|refreshed| refreshed.elapsed() >= gap)
+    }
+
+    /// Why a token with an unknown key gets no answer from the issuer at the moment.
+    fn throttled(&self, kid: Sha256) -> VerifyError {
+        match &self.failure {
+            Some(reason) => VerifyError::Unavailable(reason.clone()),
+            None if self.lacking.contains(&kid) => VerifyError::Refused(Reason::UnknownKey.into()),
+            None => VerifyError::Unavailable("they were asked for moments ago".to_owned()),
+        }
+    }
+
+    /// What the refresh that just ended says about the token with this `header`.
+    fn outcome(&mut self, header: &Header, kid: Sha256) -> Result<Arc<[Key]>, VerifyError> {
+        if let Some((keys, _)) = self.keys_for(header) {
+            return Ok(keys);
+        }
+        if let Some(reason) = &self.failure {
+            return Err(VerifyError::Unavailable(reason.clone()));
+        }
+        if self.lacking.len() < MAX_LACKING {
+            self.lacking.insert(kid);
+        }
+        Err(VerifyError::Refused(Reason::UnknownKey.into()))
+    }
 }
 
 impl KeyRing {
@@ -100,106 +145,83 @@ impl KeyRing {
             issuer,
             issuer_name: issuer_name.to_owned(),
             network: network.clone(),
-            known: RwLock::default(),
-            history: Mutex::default(),
-            refresh_gap: REFRESH_GAP,
+            state: Mutex::default(),
+            finished: watch::Sender::default(),
+            places: Semaphore::new(MAX_WAITING),
         }))
     }
 
     /// The keys, with one among them that may have signed what has this `header`.
     pub(super) async fn find(&self, header: &Header) -> Result<Arc<[Key]>, VerifyError> {
-        let inner = Arc::clone(&self.0);
-        if let Some(known) = self.0.known_for(header) {
-            if known.asked.elapsed() > KEYS_MAX_AGE {
-                tokio::spawn(async move { inner.renew().await });
+        let kid = || Sha256::of(header.kid.as_deref().unwrap_or_default().as_bytes());
+        let mut finished = {
+            let mut state = self.0.lock();
+            if let Some((keys, asked)) = state.keys_for(header) {
+                if asked.elapsed() > KEYS_MAX_AGE && state.may_refresh() {
+                    self.begin_refresh(&mut state);
+                }
+                return Ok(keys);
             }
-            return Ok(known.keys);
+            if state.may_refresh() {
+                self.begin_refresh(&mut state);
+            } else if !state.refreshing {
+                return Err(state.throttled(kid()));
+            }
+            self.0.finished.subscribe()
+        };
+        let Ok(_place) = self.0.places.try_acquire() else {
+            return Err(VerifyError::Unavailable(format!("{MAX_WAITING} tokens wait for them already")));
+        };
+        if tokio::time::timeout(PATIENCE, finished.changed()).await.is_err() {
+            return Err(VerifyError::Unavailable("they take too long".to_owned()));
         }
-        // In a task of its own: a client that hangs up must not spend the one refresh a minute.
-        let header = header.clone();
-        let search = tokio::spawn(async move { inner.search(&header).await });
-        match tokio::time::timeout(PATIENCE, search).await {
-            Ok(Ok(found)) => found,
-            _ => Err(VerifyError::Unavailable("they take too long".to_owned())),
-        }
+        self.0.lock().outcome(header, kid())
     }
 
     #[cfg(test)]
-    pub(super) fn refresh_gap(self, refresh_gap: Duration) -> KeyRing {
-        let inner = Arc::into_inner(self.0).expect("not cloned yet");
-        KeyRing(Arc::new(Inner { refresh_gap, ..inner }))
+    pub(super) fn ids_kept(&self) -> usize {
+        self.0.lock().lacking.len()
+    }
+
+    /// In a task of its own: a client that hangs up must not spend the one refresh a minute.
+    fn begin_refresh(&self, state: &mut State) {
+        state.refreshing = true;
+        let inner = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            let asked = Instant::now();
+            let fetched = inner.fetch().await;
+            inner.lock().end_refresh(asked, fetched);
+            inner.finished.send_modify(|count| *count = count.wrapping_add(1));
+        });
+    }
+}
+
+impl State {
+    /// Known keys stay in use where the refresh failed.
+    fn end_refresh(&mut self, asked: Instant, fetched: Result<Arc<[Key]>, String>) {
+        self.refreshing = false;
+        self.lacking.clear();
+        match fetched {
+            Ok(keys) => {
+                if self.failure.take().is_some() {
+                    tracing::info!("the OIDC issuer's keys are within reach again");
+                }
+                self.refreshed = self.known.replace((keys, asked)).map(|_| asked);
+            }
+            Err(reason) => {
+                if self.failure.is_none() {
+                    tracing::warn!("the OIDC issuer's keys are out of reach, those at hand stay in use: {reason}");
+                }
+                self.refreshed = Some(asked);
+                self.failure = Some(reason);
+            }
+        }
     }
 }
 
 impl Inner {
-    fn known(&self) -> Option<Known> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    fn known_for(&self, header: &Header) -> Option<Known> {
-        self.known().filter(|known| known.keys.iter().any(|key| key.may_have_signed(header)))
-    }
-
-    async fn search(&self, header: &Header) -> Result<Arc<[Key]>, VerifyError> {
-        const LACKING: VerifyError = VerifyError::Invalid("its key is not one of the issuer's");
-        let came = Instant::now();
-        let mut history = self.history.lock().await;
-        if let Some(known) = self.known_for(header) {
-            return Ok(known.keys);
-        }
-        if self.known().is_some_and(|known| known.asked > came) {
-            history.lacking.insert(header.kid.clone());
-            return Err(LACKING);
-        }
-        if self.is_throttled(&history) {
-            return Err(match history.lacking.contains(&header.kid) {
-                true => LACKING,
-                false => VerifyError::Unavailable("they were asked for moments ago".to_owned()),
-            });
-        }
-        self.refresh(&mut history).await.map_err(VerifyError::Unavailable)?;
-        self.known_for(header).map(|known| known.keys).ok_or_else(|| {
-            history.lacking.insert(header.kid.clone());
-            LACKING
-        })
-    }
-
-    /// Old keys stay in use meanwhile, and longer where that fails.
-    async fn renew(&self) {
-        let mut history = self.history.lock().await;
-        let old = self.known().is_some_and(|known| known.asked.elapsed() > KEYS_MAX_AGE);
-        if old && !self.is_throttled(&history) {
-            // Logged there.
-            let _ = self.refresh(&mut history).await;
-        }
-    }
-
-    fn is_throttled(&self, history: &History) -> bool {
-        let gap = if self.known().is_some() { self.refresh_gap } else { self.refresh_gap.min(FIRST_KEYS_GAP) };
-        history.refreshed.is_some_and(|refreshed| refreshed.elapsed() < gap)
-    }
-
-    async fn refresh(&self, history: &mut History) -> Result<(), String> {
-        let asked = Instant::now();
-        history.refreshed = Some(asked);
-        match self.fetch().await {
-            Ok(keys) => {
-                if history.failing {
-                    tracing::info!("the OIDC issuer's keys are within reach again");
-                }
-                let before = self.known.write().unwrap_or_else(PoisonError::into_inner).replace(Known { keys, asked });
-                *history = History { refreshed: before.map(|_| asked), ..History::default() };
-                Ok(())
-            }
-            Err(reason) => {
-                if !history.failing {
-                    tracing::warn!("the OIDC issuer's keys are out of reach, those at hand stay in use: {reason}");
-                }
-                history.failing = true;
-                history.lacking.clear();
-                Err(reason)
-            }
-        }
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn fetch(&self) -> Result<Arc<[Key]>, String> {
@@ -208,10 +230,15 @@ impl Inner {
             keys: Vec<serde_json::Value>,
         }
         let address = self.discover().await?;
-        let body = self.network.fetch(address.as_str()).await.map_err(|error| format!("JWKS: {error}"))?;
+        let body =
+            self.network.fetch(address.as_str(), ANSWER_MAX_BYTES).await.map_err(|error| format!("JWKS: {error}"))?;
         let set: KeySet = serde_json::from_slice(&body).map_err(|_| "JWKS: not a JSON key set".to_owned())?;
         let keys: Arc<[Key]> = set.keys.into_iter().filter_map(Key::from_json).collect();
-        if keys.is_empty() { Err("JWKS: no RS256 or ES256 key in it".to_owned()) } else { Ok(keys) }
+        match keys.len() {
+            0 => Err("JWKS: no RS256 or ES256 key in it".to_owned()),
+            1..=MAX_KEYS => Ok(keys),
+            count => Err(format!("JWKS: {count} keys, more than {MAX_KEYS}")),
+        }
     }
 
     /// The address of the key set: discovery's, or the well-known one where there is no discovery.
@@ -223,9 +250,9 @@ impl Inner {
         }
         let base = without_slash(self.issuer.as_str());
         let well_known = |name: &str| format!("{base}/.well-known/{name}");
-        let body = match self.network.fetch(&well_known("openid-configuration")).await {
+        let body = match self.network.fetch(&well_known("openid-configuration"), ANSWER_MAX_BYTES).await {
             Ok(body) => body,
-            Err(FetchError::Status(400..=499)) => {
+            Err(FetchError::Status { status: 400..=499, .. }) => {
                 return Url::parse(&well_known("jwks.json")).map_err(|error| error.to_string());
             }
             Err(error) => return Err(format!("discovery: {error}")),

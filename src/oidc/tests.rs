@@ -1,3 +1,6 @@
+mod refreshes;
+mod token;
+
 use std::sync::{Arc, RwLock};
 
 use base64::Engine;
@@ -55,7 +58,7 @@ impl Case {
 
 fn invalid(outcome: Result<OidcToken, VerifyError>) -> &'static str {
     match outcome {
-        Err(VerifyError::Invalid(reason)) => reason,
+        Err(VerifyError::Refused(refusal)) => refusal.reason.words(),
         other => panic!("not refused: {other:?}"),
     }
 }
@@ -65,7 +68,7 @@ async fn a_token_of_the_organization_is_let_in_whatever_the_algorithm() {
     for issuer in [Issuer::rs256("", "r"), Issuer::es256("", "e")] {
         let case = Case::with(issuer).await;
         let token = case.verify(&case.issuer.token()).await.unwrap();
-        assert_eq!(token.subject.as_deref(), Some("auth0|63021f2c0000"));
+        assert_eq!(token.claims().subject.as_deref(), Some("auth0|63021f2c0000"));
         assert_eq!(token.source, Source::HandOver);
         assert!(token.expires_at.unwrap() > Utc::now());
     }
@@ -154,7 +157,7 @@ async fn a_signature_by_another_key_or_none_or_a_shared_secret_does_not_hold() {
 
     let good = case.issuer.sign(&claims);
     for cut in [good.len() - 1, good.len() - 40, good.rfind('.').unwrap(), 30, 0] {
-        assert!(matches!(case.verify(&good[..cut]).await, Err(VerifyError::Invalid(_))), "cut at {cut}");
+        assert!(matches!(case.verify(&good[..cut]).await, Err(VerifyError::Refused(_))), "cut at {cut}");
     }
     let (message, signature) = good.rsplit_once('.').unwrap();
     let (header, _) = message.split_once('.').unwrap();
@@ -184,94 +187,6 @@ async fn a_header_that_asks_for_more_than_is_understood_or_for_the_keys_other_al
     assert_eq!(invalid(case.verify(&critical).await), "it has a critical extension");
     let other_algorithm = Issuer::es256(&case.issuer.url, "key-1").sign(&claims);
     assert_eq!(invalid(case.verify(&other_algorithm).await), "its signature doesn't hold");
-}
-
-#[tokio::test]
-async fn an_unknown_key_is_asked_for_once_a_minute_and_known_keys_go_on() {
-    let case = Case::new().await;
-    let verifier = case.verifier();
-    let verify = async |issuer: &Issuer| verifier.verify(&issuer.token(), Utc::now()).await;
-    assert!(verify(&case.issuer).await.is_ok());
-    assert_eq!(case.asked_for_keys(), 1);
-
-    let stranger = Issuer::rs256(&case.issuer.url, "key-2");
-    for _ in 0..2 {
-        assert_eq!(invalid(verify(&stranger).await), "its key is not one of the issuer's");
-        assert_eq!(case.asked_for_keys(), 2);
-    }
-    let outcome = verify(&Issuer::rs256(&case.issuer.url, "key-3")).await;
-    assert!(matches!(outcome, Err(VerifyError::Unavailable(_))), "throttled: {outcome:?}");
-    assert!(verify(&case.issuer).await.is_ok());
-    assert_eq!(case.asked_for_keys(), 2);
-}
-
-#[tokio::test]
-async fn strangers_at_once_share_one_refresh() {
-    let case = Case::new().await;
-    let verifier = case.verifier();
-    assert!(verifier.verify(&case.issuer.token(), Utc::now()).await.is_ok());
-    let tokens: Vec<_> = (2..6).map(|n| Issuer::es256(&case.issuer.url, &format!("key-{n}")).token()).collect();
-    let outcomes = futures_util::future::join_all(tokens.iter().map(|token| verifier.verify(token, Utc::now()))).await;
-    assert!(outcomes.iter().all(Result::is_err));
-    assert_eq!(case.asked_for_keys(), 2);
-}
-
-fn impatient(verifier: Verifier) -> Verifier {
-    verifier.refresh_gap(std::time::Duration::ZERO)
-}
-
-#[tokio::test]
-async fn a_new_key_of_the_issuer_is_found_and_the_old_ones_outlast_an_outage() {
-    let (old, new) = (Issuer::rs256("", "old"), Issuer::rs256("", "new"));
-    let answers = Arc::new(RwLock::new((200, json!({ "keys": [old.jwk()] }).to_string())));
-    let served = Arc::clone(&answers);
-    let server = Server::start(move |request| match request.uri.as_str() {
-        "/.well-known/jwks.json" => {
-            let (status, body) = served.read().unwrap().clone();
-            answer(status, body)
-        }
-        _ => answer(404, ""),
-    })
-    .await;
-    let [old, new] = [old, new].map(|issuer| issuer.at(&server.url()));
-    let config = config(&server.url());
-    let verifier = impatient(Verifier::new(&config, &Network::new(&config.network).unwrap()).unwrap());
-    assert!(verifier.verify(&old.token(), Utc::now()).await.is_ok());
-
-    *answers.write().unwrap() = (500, String::new());
-    let outcome = verifier.verify(&new.token(), Utc::now()).await;
-    assert!(matches!(outcome, Err(VerifyError::Unavailable(_))), "{outcome:?}");
-    assert!(verifier.verify(&old.token(), Utc::now()).await.is_ok());
-
-    *answers.write().unwrap() = (200, json!({ "keys": [old.jwk(), new.jwk()] }).to_string());
-    assert!(verifier.verify(&new.token(), Utc::now()).await.is_ok());
-}
-
-#[tokio::test]
-async fn what_the_issuer_lacked_is_open_again_once_it_is_out_of_reach() {
-    let known = Issuer::rs256("", "known");
-    let out_of_order = Arc::new(RwLock::new(false));
-    let (keys, broken) = (json!({ "keys": [known.jwk()] }).to_string(), Arc::clone(&out_of_order));
-    let server = Server::start(move |request| match request.uri.as_str() {
-        "/.well-known/jwks.json" if !*broken.read().unwrap() => answer(200, keys.clone()),
-        "/.well-known/jwks.json" => answer(500, ""),
-        _ => answer(404, ""),
-    })
-    .await;
-    let config = config(&server.url());
-    let verifier = Verifier::new(&config, &Network::new(&config.network).unwrap()).unwrap();
-    let gap = std::time::Duration::from_millis(500);
-    let verifier = verifier.refresh_gap(gap);
-    let verify = async |name: &str| verifier.verify(&Issuer::rs256(&server.url(), name).token(), Utc::now()).await;
-    assert!(verifier.verify(&known.at(&server.url()).token(), Utc::now()).await.is_ok());
-    assert_eq!(invalid(verify("lacking").await), "its key is not one of the issuer's");
-    *out_of_order.write().unwrap() = true;
-    let asked = server.seen().len();
-    while server.seen().len() == asked {
-        assert!(verify("another").await.is_err());
-    }
-    let outcome = verify("lacking").await;
-    assert!(matches!(outcome, Err(VerifyError::Unavailable(_))), "{outcome:?}");
 }
 
 #[tokio::test]
@@ -344,7 +259,10 @@ async fn a_key_set_beyond_the_limit_is_not_read() {
     let config = config(&server.url());
     let verifier = Verifier::new(&config, &Network::new(&config.network).unwrap()).unwrap();
     let outcome = verifier.verify(&Issuer::rs256(&server.url(), "key-1").token(), Utc::now()).await;
-    assert_eq!(outcome.unwrap_err(), VerifyError::Unavailable("discovery: more than 1048576 bytes".to_owned()));
+    assert_eq!(
+        outcome.unwrap_err(),
+        VerifyError::Unavailable(format!("discovery: {} answers with more than 1048576 bytes", server.address))
+    );
 }
 
 #[test]
@@ -366,21 +284,20 @@ fn an_issuer_over_plain_http_has_to_be_loopback_or_allowed() {
     }
 }
 
-#[test]
-fn a_token_shows_neither_itself_nor_all_of_its_subject() {
-    let issuer = Issuer::rs256("https://login.app.env0.com/", "key-1");
-    let text = issuer.token();
-    let token = OidcToken::own(&format!(" {text}\n"), Source::File).unwrap();
-    assert_eq!(token.expose(), text);
-    assert!(token.expires_at.is_some());
-    assert_eq!(token.shortened_subject().unwrap(), "auth0|63021f2c…");
-    assert!(!format!("{token:?}").contains(&text[..20]), "{token:?}");
-}
-
-#[test]
-fn a_token_of_the_operators_own_is_left_to_sts_whatever_it_says() {
-    let opaque = OidcToken::own("not-a-jwt", Source::Environment).unwrap();
-    assert_eq!((opaque.expires_at, opaque.subject), (None, None));
-    assert!(OidcToken::own(" \n", Source::File).is_none());
-    assert!(OidcToken::own("two words", Source::File).is_none());
+#[tokio::test]
+async fn tokens_of_another_organization_are_counted_and_shown_by_the_beginning_of_their_ids() {
+    let mut case = Case::new().await;
+    case.config.oidc_organization_ids = vec!["00000000-0000-0000-0000-000000000000".to_owned()];
+    let verifier = case.verifier();
+    let foreign = case.token_with("https://env0.com/organizationId", json!("12345678-aaaa\n"));
+    for _ in 0..3 {
+        assert!(verifier.verify(&foreign, Utc::now()).await.is_err());
+    }
+    assert!(verifier.verify("eyJ.no.token", Utc::now()).await.is_err());
+    let refused = verifier.refusals();
+    let shown: Vec<_> = refused.iter().map(|refused| (refused.reason.as_str(), refused.count)).collect();
+    assert_eq!(shown, [("not_a_jwt", 1), ("organization", 3)]);
+    let (found, configured) = (refused[1].found.as_deref(), refused[1].configured.as_deref());
+    assert_eq!((found, configured), (Some("org-1"), Some("00000000…")));
+    assert!(refused[1].remedy.contains("ENV0_S3_LOG_OIDC_ORGANIZATION_ID"));
 }

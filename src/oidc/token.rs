@@ -1,12 +1,25 @@
 //! An OIDC token: in memory only, never shown, judged by STS.
 
+// Moments come from elsewhere: every step from one to another is a checked one.
+#![warn(clippy::arithmetic_side_effects)]
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use crate::batch::Sha256;
+use crate::network::foreign_words;
+
+/// `sub` and `iss` have no limit of their own; AWS takes 255 characters.
+const SHOWN_CLAIM_MAX_CHARS: usize = 255;
+const SHOWN_AUDIENCES_MAX: usize = 8;
+/// Of a subject where many are listed: `auth0|63021f2c…`.
+pub(super) const SHOWN_SUBJECT_CHARS: usize = 14;
+/// 9999-12-31T23:59:59Z
+const END_OF_9999: i64 = 253_402_300_799;
 
 /// Where a token came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,12 +51,26 @@ impl Source {
 pub struct OidcToken {
     secret: SecretString,
     digest: Sha256,
-    /// The `exp` claim; `None` when it can't be read: STS will judge.
+    /// The `exp` claim, see [`moment`]; `None` when it can't be read: STS will judge.
     pub expires_at: Option<DateTime<Utc>>,
-    /// The `sub` claim, for the operator's eye.
-    pub subject: Option<String>,
     /// Where it came from.
     pub source: Source,
+}
+
+/// What a token says of itself, for the operator's eye: nothing of it was judged.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ShownClaims {
+    /// `iss`
+    pub issuer: Option<String>,
+    /// `sub`
+    pub subject: Option<String>,
+    /// What STS compares with the trust policy's `:aud` and the provider's client ids: `azp`, where the token has
+    /// one, else each `aud`.
+    pub audience: Vec<String>,
+    /// `organizationId`, with or without env0's prefix.
+    pub organizations: Vec<String>,
+    /// `iat`, see [`moment`].
+    pub issued_at: Option<DateTime<Utc>>,
 }
 
 impl OidcToken {
@@ -51,20 +78,37 @@ impl OidcToken {
     /// nothing but white space, or text.
     pub fn own(text: &str, source: Source) -> Option<OidcToken> {
         #[derive(Deserialize)]
-        struct Shown {
+        struct End {
             exp: Option<f64>,
-            sub: Option<String>,
         }
         let text = text.trim();
-        let shown: Option<Shown> = payload(text);
-        let (exp, subject) = shown.map_or((None, None), |shown| (shown.exp, shown.sub));
+        let end: Option<End> = payload(text);
         (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()))
-            .then(|| OidcToken::new(text, exp, subject, source))
+            .then(|| OidcToken::new(text, end.and_then(|end| end.exp), source))
     }
 
-    pub(super) fn new(text: &str, exp: Option<f64>, subject: Option<String>, source: Source) -> OidcToken {
-        let expires_at = exp.and_then(|exp| DateTime::from_timestamp(exp as i64, 0));
-        OidcToken { secret: text.into(), digest: Sha256::of(text.as_bytes()), expires_at, subject, source }
+    pub(super) fn new(text: &str, exp: Option<f64>, source: Source) -> OidcToken {
+        OidcToken { secret: text.into(), digest: Sha256::of(text.as_bytes()), expires_at: exp.map(moment), source }
+    }
+
+    /// Each text is cut and made of one line; all are empty where the token can't be read.
+    pub fn claims(&self) -> ShownClaims {
+        let claims: Map<String, Value> = payload(self.expose()).unwrap_or_default();
+        let text =
+            |value: &Value| value.as_str().map(|text| shortened(&foreign_words(text, &[]), SHOWN_CLAIM_MAX_CHARS));
+        let texts = |value: &Value| match value {
+            Value::Array(all) => all.iter().take(SHOWN_AUDIENCES_MAX).filter_map(text).collect(),
+            one => text(one).into_iter().collect::<Vec<_>>(),
+        };
+        let claim = |name: &str| claims.get(name).and_then(text);
+        let organizations = ["organizationId", "https://env0.com/organizationId"].into_iter().filter_map(claim);
+        ShownClaims {
+            issuer: claim("iss"),
+            subject: claim("sub"),
+            audience: claim("azp").map_or_else(|| claims.get("aud").map(texts).unwrap_or_default(), |azp| vec![azp]),
+            organizations: organizations.collect(),
+            issued_at: claims.get("iat").and_then(Value::as_f64).map(moment),
+        }
     }
 
     /// The token itself, for STS alone.
@@ -79,11 +123,23 @@ impl OidcToken {
 
     /// Enough of the subject to tell one from another: `auth0|63021f2c…`.
     pub fn shortened_subject(&self) -> Option<String> {
-        const SHOWN_CHARS: usize = 14;
-        let subject = self.subject.as_ref()?;
-        let shown: String = subject.chars().take(SHOWN_CHARS).collect();
-        Some(if shown == *subject { shown } else { format!("{shown}…") })
+        self.claims().subject.map(|subject| shortened(&subject, SHOWN_SUBJECT_CHARS))
     }
+}
+
+/// The first `chars` of `text`, with a mark where more follow.
+pub(super) fn shortened(text: &str, chars: usize) -> String {
+    match text.char_indices().nth(chars) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// Seconds since 1970 that somebody else says, as a moment between 1970 and the end of 9999: so that nothing that is
+/// reckoned from it leaves the calendar, and RFC 3339 has a form for it.
+pub fn moment(seconds: f64) -> DateTime<Utc> {
+    // A cast from a float saturates; what is not a number becomes 0.
+    DateTime::from_timestamp((seconds as i64).clamp(0, END_OF_9999), 0).unwrap_or_default()
 }
 
 /// Whether `text` has the shape of a JWT, so that asking the issuer for keys is worth it.
@@ -94,15 +150,4 @@ pub fn looks_like_jwt(text: &str) -> bool {
 pub(super) fn payload<T: serde::de::DeserializeOwned>(token: &str) -> Option<T> {
     let claims = token.split('.').nth(1)?;
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(claims).ok()?).ok()
-}
-
-/// Why a presented token isn't let in.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum VerifyError {
-    /// The token is at fault; the same one will never be let in, or not for now.
-    #[error("the token is refused: {0}")]
-    Invalid(&'static str),
-    /// Nothing can be said now: the issuer's keys are out of reach.
-    #[error("the issuer's keys are out of reach: {0}")]
-    Unavailable(String),
 }

@@ -1,7 +1,7 @@
 //! Whether an env0 OIDC token that somebody presents holds.
 //!
 //! One issuer serves every env0 customer: a signature that holds proves nothing before subject or
-//! organization are a configured one (contract section 3).
+//! organization are a configured one.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,14 +11,19 @@ use jsonwebtoken::Algorithm;
 use serde::Deserialize;
 
 use super::keys::{KeyRing, without_slash};
-use super::token::{OidcToken, Source, VerifyError, payload};
+use super::refusal::{Reason, Refusal, Tally, VerifyError};
+use super::token::{OidcToken, SHOWN_SUBJECT_CHARS, Source, moment, payload, shortened};
 use crate::config::Config;
-use crate::network::Network;
+use crate::network::{Network, foreign_words};
+use crate::status::{RefusedTokens, Timestamp};
 
 /// Between the issuer's clock and ours.
 const CLOCK_LEEWAY_SECONDS: i64 = 60;
 /// env0's have 2 to 3 KiB; STS takes 20,000 characters.
 const MAX_TOKEN_BYTES: usize = 20_000;
+/// Of an organization's id: enough to tell one from another.
+const SHOWN_ORGANIZATION_CHARS: usize = 8;
+const SHOWN_HOST_CHARS: usize = 64;
 
 /// The issuer can't be used as configured.
 #[derive(Debug, thiserror::Error)]
@@ -49,35 +54,57 @@ struct Rules {
 }
 
 impl Rules {
-    fn judge(&self, claims: &Claims, now: DateTime<Utc>) -> Result<(), VerifyError> {
+    fn judge(&self, claims: &Claims, now: DateTime<Utc>) -> Result<(), Refusal> {
         let now = now.timestamp() as f64;
         let leeway = CLOCK_LEEWAY_SECONDS as f64;
-        let refuse = |reason| Err(VerifyError::Invalid(reason));
+        let refuse = |reason, found: Option<String>| Err(Refusal { reason, found });
         if without_slash(&claims.iss) != without_slash(&self.issuer) {
-            return refuse("it has another issuer");
+            let host = reqwest::Url::parse(&claims.iss).ok().and_then(|url| url.host_str().map(str::to_owned));
+            return refuse(Reason::Issuer, host.map(|host| shortened(&foreign_words(&host, &[]), SHOWN_HOST_CHARS)));
         }
         if claims.exp + leeway < now {
-            return refuse("it has expired");
+            return refuse(Reason::Expired, Some(Timestamp(moment(claims.exp)).to_string()));
         }
-        if claims.nbf.is_some_and(|nbf| nbf - leeway > now) {
-            return refuse("it is not valid yet");
+        if let Some(begin) = claims.nbf.filter(|nbf| nbf - leeway > now) {
+            return refuse(Reason::NotYetValid, Some(Timestamp(moment(begin)).to_string()));
         }
         if self.subjects.is_empty() && self.organizations.is_empty() {
-            return refuse("neither ENV0_S3_LOG_OIDC_SUBJECT nor ENV0_S3_LOG_OIDC_ORGANIZATION_ID lets any in");
+            return refuse(Reason::NobodyConfigured, None);
         }
         if !self.subjects.is_empty() && !self.subjects.contains(&claims.sub) {
-            return refuse("its subject is not a configured one");
+            return refuse(Reason::Subject, Some(shown_subject(&claims.sub)));
         }
-        let mut organizations = claims.organization.iter().chain(&claims.prefixed_organization).peekable();
-        let ours = organizations.peek().is_some() && organizations.all(|id| self.organizations.contains(id));
-        if !self.organizations.is_empty() && !ours {
-            return refuse("its organization is not a configured one");
+        let organizations = || claims.organization.iter().chain(&claims.prefixed_organization);
+        let foreign = organizations().find(|id| !self.organizations.contains(*id));
+        if !self.organizations.is_empty() && (organizations().next().is_none() || foreign.is_some()) {
+            return refuse(Reason::Organization, foreign.map(|id| shown_organization(id)));
         }
         if claims.key_type.iter().chain(&claims.prefixed_key_type).any(|key_type| key_type != "oidc") {
-            return refuse("it is a user's, not a deployment's");
+            return refuse(Reason::NotADeployment, None);
         }
         Ok(())
     }
+
+    /// What a token would need, beside what it has; shortened likewise.
+    fn configured(&self, reason: Reason) -> Option<String> {
+        let list = |ids: &BTreeSet<String>, show: fn(&str) -> String| {
+            Some(ids.iter().map(|id| show(id)).collect::<Vec<_>>().join(", ")).filter(|list| !list.is_empty())
+        };
+        match reason {
+            Reason::Issuer => Some(self.issuer.clone()),
+            Reason::Subject => list(&self.subjects, shown_subject),
+            Reason::Organization => list(&self.organizations, shown_organization),
+            _ => None,
+        }
+    }
+}
+
+fn shown_subject(subject: &str) -> String {
+    shortened(&foreign_words(subject, &[]), SHOWN_SUBJECT_CHARS)
+}
+
+fn shown_organization(id: &str) -> String {
+    shortened(&foreign_words(id, &[]), SHOWN_ORGANIZATION_CHARS)
 }
 
 /// Verifies presented tokens against the issuer's keys. Cheap to clone.
@@ -85,6 +112,7 @@ impl Rules {
 pub struct Verifier {
     rules: Arc<Rules>,
     keys: KeyRing,
+    refusals: Arc<Tally>,
 }
 
 impl Verifier {
@@ -104,34 +132,48 @@ impl Verifier {
             organizations: config.oidc_organization_ids.iter().cloned().collect(),
         };
         let keys = KeyRing::new(issuer, &config.oidc_issuer, network);
-        Ok(Verifier { rules: Arc::new(rules), keys })
+        Ok(Verifier { rules: Arc::new(rules), keys, refusals: Arc::default() })
+    }
+
+    /// What was refused since the start, a line for each reason.
+    pub fn refusals(&self) -> Vec<RefusedTokens> {
+        self.refusals.shown()
     }
 
     #[cfg(test)]
-    pub(super) fn refresh_gap(self, gap: std::time::Duration) -> Verifier {
-        Verifier { keys: self.keys.refresh_gap(gap), ..self }
+    pub(super) fn key_ids_kept(&self) -> usize {
+        self.keys.ids_kept()
     }
 
-    /// Judges a token that somebody presents, at the time `now`.
+    /// Judges a token that somebody presents, at the time `now`. A refusal is counted, and told to the operator.
     pub async fn verify(&self, token: &str, now: DateTime<Utc>) -> Result<OidcToken, VerifyError> {
-        if token.len() > MAX_TOKEN_BYTES {
-            return Err(VerifyError::Invalid("it is longer than any token"));
+        let verified = self.judge(token, now).await;
+        if let Err(VerifyError::Refused(refusal)) = &verified {
+            self.refusals.add(refusal, self.rules.configured(refusal.reason));
         }
-        let header = jsonwebtoken::decode_header(token).map_err(|_| VerifyError::Invalid("it is not a signed JWT"))?;
+        verified
+    }
+
+    async fn judge(&self, token: &str, now: DateTime<Utc>) -> Result<OidcToken, VerifyError> {
+        let refused = |reason: Reason| VerifyError::Refused(reason.into());
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(refused(Reason::TooLong));
+        }
+        let header = jsonwebtoken::decode_header(token).map_err(|_| refused(Reason::NotAJwt))?;
         if !matches!(header.alg, Algorithm::RS256 | Algorithm::ES256) {
-            return Err(VerifyError::Invalid("it is not signed by RS256 or ES256"));
+            return Err(refused(Reason::Algorithm));
         }
         if header.crit.is_some() {
-            return Err(VerifyError::Invalid("it has a critical extension"));
+            return Err(refused(Reason::CriticalExtension));
         }
         // Before the signature, so that a stranger's token never makes us ask the issuer for keys.
-        let claims: Claims = payload(token).ok_or(VerifyError::Invalid("its claims can't be read"))?;
-        self.rules.judge(&claims, now)?;
+        let claims: Claims = payload(token).ok_or_else(|| refused(Reason::Claims))?;
+        self.rules.judge(&claims, now).map_err(VerifyError::Refused)?;
         let keys = self.keys.find(&header).await?;
         if !keys.iter().any(|key| key.may_have_signed(&header) && key.has_signed(token)) {
-            return Err(VerifyError::Invalid("its signature doesn't hold"));
+            return Err(refused(Reason::Signature));
         }
-        Ok(OidcToken::new(token, Some(claims.exp), Some(claims.sub), Source::HandOver))
+        Ok(OidcToken::new(token, Some(claims.exp), Source::HandOver))
     }
 }
 

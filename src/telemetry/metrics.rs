@@ -321,7 +321,7 @@ mod tests {
                 quarantine_bytes: 0,
             },
             types: vec![TypeStatus { log_type, spooled, delivery }],
-            credentials: serde_json::Value::Null,
+            credentials: None,
         }
     }
 

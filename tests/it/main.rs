@@ -11,7 +11,6 @@ mod check;
 mod configuration;
 mod crash;
 mod disk;
-mod documents;
 mod floors;
 mod hostile_clients;
 mod local_aws_itself;

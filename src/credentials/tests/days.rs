@@ -50,7 +50,7 @@ impl Days {
         let end = (self.clock)() + TimeDelta::hours(24);
         let token = self.issuer.sign(&self.issuer.claims(end));
         self.ends.lock().unwrap().insert(token.clone(), end);
-        assert!(self.credentials.offer(OidcToken::own(&token, Source::HandOver).unwrap()));
+        assert_eq!(self.credentials.offer(OidcToken::own(&token, Source::HandOver).unwrap()), Offer::Accepted);
     }
 
     async fn first_session(&self) {

@@ -1,0 +1,180 @@
+//! Why there is no session: first who answered, then the cause, then what to do about it.
+
+use std::time::Duration;
+
+use aws_sdk_sts::error::SdkError;
+use aws_sdk_sts::operation::RequestId;
+use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+
+use super::status::{HAND_OVER, REFUSAL_CAUSES};
+use crate::network::{Network, causes, foreign_name, foreign_words, way_out};
+use crate::oidc::OidcToken;
+use crate::status::{ExchangeTrouble, Timestamp};
+
+/// The endpoint, where somebody else answers there.
+pub(super) const WRONG_ENDPOINT: &str =
+    "see ENV0_S3_LOG_AWS_REGION and AWS_ENDPOINT_URL_STS, and whether a proxy or firewall answers in its place";
+
+/// An exchange that gave no session.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    pub(super) cause: Cause,
+    pub(super) told: ExchangeTrouble,
+}
+
+/// Whose fault a failure is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// STS says no to this token or role.
+    Refused,
+    /// STS can't fetch the keys of the issuer that this token names; another token may fare better.
+    IssuerOutOfReach,
+    /// The way to STS, its load, or whoever answers in its place.
+    OutOfReach,
+}
+
+/// What was asked, of whom.
+pub(super) struct Question<'a> {
+    pub(super) token: &'a OidcToken,
+    pub(super) role_arn: &'a str,
+    /// Host and port.
+    pub(super) server: &'a str,
+    pub(super) duration: Duration,
+    pub(super) network: &'a Network,
+}
+
+impl Failure {
+    /// There was no answer of STS's.
+    pub(super) fn out_of_reach(message: String, remedy: String) -> Failure {
+        let told =
+            ExchangeTrouble { refused: false, code: None, request_id: None, message, remedy, since: Timestamp::now() };
+        Failure { cause: Cause::OutOfReach, told }
+    }
+
+    pub(super) fn of(error: &SdkError<AssumeRoleWithWebIdentityError>, asked: &Question<'_>) -> Failure {
+        let (server, secrets) = (asked.server, [asked.token.expose()]);
+        let Some(response) = error.raw_response() else {
+            let words = foreign_words(&causes(error), &secrets);
+            let remedy = way_out(asked.network.proxies(), &words, "STS");
+            return Failure::out_of_reach(format!("{server}: {words}"), remedy);
+        };
+        let status = response.status().as_u16();
+        if status == 407 {
+            let remedy =
+                "put the proxy's user name and password into HTTPS_PROXY or HTTP_PROXY, or name STS in NO_PROXY";
+            let message = format!("the proxy in front of {server} wants credentials (HTTP 407)");
+            return Failure::out_of_reach(message, remedy.to_owned());
+        }
+        // Anything in between can answer; only STS answers with STS's document.
+        let body = response.body().bytes().unwrap_or_default();
+        let is_stss = memchr::memmem::find(body, b"<ErrorResponse").is_some();
+        let service = error.as_service_error().filter(|_| is_stss);
+        let code = service.and_then(|error| foreign_name(error.code()?, &secrets));
+        let Some((service, code)) = service.zip(code).filter(|(_, code)| !is_no_action(code)) else {
+            return Failure::somebody_else(response.headers().get("content-type"), status, asked);
+        };
+        let words = foreign_words(service.message().unwrap_or("no reason given"), &secrets);
+        let cause = cause(status, &code, &words);
+        let remedy = match cause {
+            Cause::Refused => refusal_remedy(&code, &words, asked),
+            Cause::IssuerOutOfReach => issuer_remedy(asked),
+            Cause::OutOfReach => "nothing to do: STS is asked again".to_owned(),
+        };
+        let request_id = error.request_id().and_then(|id| foreign_name(id, &secrets));
+        let (refused, since) = (cause == Cause::Refused, Timestamp::now());
+        Failure {
+            cause,
+            told: ExchangeTrouble { refused, code: Some(code), request_id, message: words, remedy, since },
+        }
+    }
+
+    fn somebody_else(content_type: Option<&str>, status: u16, asked: &Question<'_>) -> Failure {
+        let kind =
+            content_type.and_then(|kind| foreign_name(kind, &[])).unwrap_or_else(|| "no content type".to_owned());
+        let message = format!("what answers at {} is not STS: HTTP {status}, {kind}", asked.server);
+        Failure::out_of_reach(message, WRONG_ENDPOINT.to_owned())
+    }
+
+    /// Whether a shorter session may be granted. The words don't always name the duration.
+    pub(super) fn may_be_the_duration(&self) -> bool {
+        let denied = self.told.code.as_deref() == Some("AccessDenied");
+        self.cause == Cause::Refused && (denied || self.told.message.contains("DurationSeconds"))
+    }
+}
+
+/// Another service of AWS's, or of a store, at this address.
+fn is_no_action(code: &str) -> bool {
+    matches!(code, "InvalidAction" | "UnknownOperation" | "UnknownOperationException" | "NotImplemented")
+}
+
+fn cause(status: u16, code: &str, words: &str) -> Cause {
+    match code {
+        "IDPCommunicationError" | "IDPCommunicationErrorException" => Cause::IssuerOutOfReach,
+        "InvalidIdentityToken" | "InvalidIdentityTokenException" if words.contains("verification key") => {
+            Cause::IssuerOutOfReach
+        }
+        "Throttling"
+        | "ThrottlingException"
+        | "RequestLimitExceeded"
+        | "TooManyRequestsException"
+        | "RegionDisabledException" => Cause::OutOfReach,
+        _ if status == 429 || status >= 500 => Cause::OutOfReach,
+        _ => Cause::Refused,
+    }
+}
+
+fn issuer_remedy(asked: &Question<'_>) -> String {
+    let issuer = asked.token.claims().issuer.unwrap_or_else(|| "the token's issuer".to_owned());
+    format!(
+        "nothing if it passes; else let AWS fetch the keys of {issuer} from the internet, and see that the token is \
+         signed by one of them"
+    )
+}
+
+/// The cause that code and words name; where they name none, the likely ones in their order.
+fn refusal_remedy(code: &str, words: &str, asked: &Question<'_>) -> String {
+    let (code, words) = (code.to_lowercase(), words.to_lowercase());
+    let claims = asked.token.claims();
+    let issuer = claims.issuer.as_deref().unwrap_or("the token's issuer");
+    let audience = claims.audience.join(" or ");
+    let asked_seconds = asked.duration.as_secs();
+    let has = |part: &str| words.contains(part);
+    if code.contains("expiredtoken") {
+        format!("the token has ended, or this machine's clock is wrong; {HAND_OVER}")
+    } else if claims.issuer.is_none() || has("not a valid jwt") {
+        format!("what came from the {} is not an OIDC token; {HAND_OVER}", asked.token.source.as_str())
+    } else if code.contains("nosuch") || has("role") && (has("not exist") || has("not found")) {
+        format!("there is no role {}: see ENV0_S3_LOG_ROLE_ARN", asked.role_arn)
+    } else if has("provider") && code.contains("invalididentitytoken") {
+        format!(
+            "the account of the role has no OIDC provider for {issuer}: make one in IAM, with the audience {audience}"
+        )
+    } else if has("audience") {
+        format!("add the audience {audience} to the OIDC provider {issuer} in IAM, and to the aud of the trust policy")
+    } else if has("tagsession") {
+        "allow sts:TagSession beside sts:AssumeRoleWithWebIdentity in the role's trust policy: env0's tokens carry tags"
+            .to_owned()
+    } else if has("durationseconds") || has("maxsessionduration") {
+        format!(
+            "the role's maximum session is shorter than ENV0_S3_LOG_SESSION_DURATION={asked_seconds}: raise it, or \
+             lower the variable"
+        )
+    } else {
+        format!(
+            "{REFUSAL_CAUSES}; for this token: aud {audience}, provider {issuer}, role {}, {asked_seconds} s",
+            asked.role_arn
+        )
+    }
+}
+
+/// A field of a session goes into headers and signatures: what no header can carry is refused here.
+pub(super) fn session_field(name: &str, value: &str, asked: &Question<'_>) -> Result<String, Failure> {
+    let fault = match value {
+        "" => "is empty",
+        value if value.bytes().all(|byte| byte.is_ascii_graphic()) => return Ok(value.to_owned()),
+        _ => "holds a space, a line break or another character that no request can carry",
+    };
+    let message = format!("{} gave a session that can't be used: its {name} {fault}", asked.server);
+    Err(Failure::out_of_reach(message, WRONG_ENDPOINT.to_owned()))
+}

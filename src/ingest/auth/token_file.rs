@@ -1,0 +1,141 @@
+//! The file of static tokens: one a line, read again when it changes.
+//!
+//! A file that is being written must not open anything: `<token>` is the beginning of `<token> env0-audits`, and
+//! would write any log type. So a change counts only once the file has stayed the same for a while (see
+//! [`Watched`]), and a last line without a line break counts only where the whole file was put in place by a rename,
+//! as Kubernetes does with a Secret, or at start, when there is nothing older to keep.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use secrecy::zeroize::Zeroizing;
+
+use super::MIN_TOKEN_CHARS;
+use crate::batch::{LogType, Sha256};
+use crate::config::{self, Config};
+use crate::http::watched::{Change, Watched};
+
+const VARIABLE: &str = "ENV0_S3_LOG_INGEST_TOKEN_FILE";
+const MAX_BYTES: usize = 1024 * 1024;
+const BYTE_ORDER_MARK: char = '\u{feff}';
+/// At start, a file without its last line break that was written more recently may have more to come.
+const WRITTEN_AFTER: Duration = Duration::from_secs(1);
+const LOOKS_AT_START: u32 = 5;
+
+/// The file of static tokens can't be used: an error at start, later the tokens before it stay.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", config::file_error(VARIABLE, path, format_args!(
+    "{reason}; expected one token of {MIN_TOKEN_CHARS} characters or more a line, as <token> or <token> <log type>"
+)))]
+pub struct TokenFileError {
+    path: PathBuf,
+    reason: String,
+}
+
+/// What keeps a start from using the file of static tokens. Waits a few seconds for a file that is being written.
+pub fn token_file_problem(config: &Config) -> Option<TokenFileError> {
+    let path = config.ingest_token_file.as_deref()?;
+    for _ in 0..LOOKS_AT_START {
+        let written = std::fs::metadata(path).and_then(|metadata| metadata.modified());
+        let age = written.map(|written| SystemTime::now().duration_since(written).unwrap_or_default());
+        let is_fresh = age.is_ok_and(|age| age < WRITTEN_AFTER);
+        if !is_fresh || load(path, Change::WrittenTo).is_ok() {
+            break;
+        }
+        std::thread::sleep(WRITTEN_AFTER);
+    }
+    load(path, Change::Replaced).err()
+}
+
+/// A token that an operator gave out. Only its digest is kept.
+#[derive(Clone)]
+pub(super) struct StaticToken {
+    pub(super) digest: Sha256,
+    pub(super) log_type: Option<LogType>,
+}
+
+impl StaticToken {
+    pub(super) fn new(token: &str, log_type: Option<LogType>) -> StaticToken {
+        StaticToken { digest: Sha256::of(token.as_bytes()), log_type }
+    }
+}
+
+pub(super) type StaticTokens = Arc<[StaticToken]>;
+
+/// The tokens of the file, as they were when it was last found to be whole and right.
+pub(super) struct TokenFile {
+    path: PathBuf,
+    tokens: Watched<StaticTokens>,
+}
+
+impl TokenFile {
+    pub(super) fn new(path: &Path) -> Result<TokenFile, TokenFileError> {
+        let name = "the file of ENV0_S3_LOG_INGEST_TOKEN_FILE";
+        let tokens = Watched::new(name, vec![path.to_owned()], || load(path, Change::Replaced))?;
+        Ok(TokenFile { path: path.to_owned(), tokens })
+    }
+
+    pub(super) fn current(&self) -> StaticTokens {
+        self.tokens.current(|change| load(&self.path, change))
+    }
+
+    #[cfg(test)]
+    pub(super) fn look_every(self, look_every: Duration) -> TokenFile {
+        TokenFile { tokens: self.tokens.look_every(look_every), ..self }
+    }
+}
+
+fn load(path: &Path, change: Change) -> Result<StaticTokens, TokenFileError> {
+    let refuse = |reason: String| TokenFileError { path: path.to_owned(), reason };
+    let file = std::fs::File::open(path).map_err(|error| refuse(error.to_string()))?;
+    let mut bytes = Zeroizing::new(Vec::new());
+    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|error| refuse(error.to_string()))?;
+    if bytes.len() > MAX_BYTES {
+        return Err(refuse(format!("it has more than {MAX_BYTES} bytes")));
+    }
+    let text = std::str::from_utf8(&bytes).map_err(|_| refuse("it is not UTF-8".to_owned()))?;
+    if change == Change::WrittenTo && !text.is_empty() && !text.ends_with('\n') {
+        return Err(refuse(
+            "its last line has no line break at the end, as if it were still being written: add one".to_owned(),
+        ));
+    }
+    let lines = text.trim_start_matches(BYTE_ORDER_MARK).lines();
+    let lines = lines.enumerate().map(|(index, line)| (index + 1, line.trim()));
+    let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
+    let tokens: StaticTokens =
+        lines.map(|(number, line)| parse(number, line)).collect::<Result<_, _>>().map_err(refuse)?;
+    if tokens.is_empty() { Err(refuse("no token in it".to_owned())) } else { Ok(tokens) }
+}
+
+/// Never repeats the line: it holds a secret.
+fn parse(number: usize, line: &str) -> Result<StaticToken, String> {
+    let mut words = line.split_whitespace();
+    let token = words.next().unwrap_or_default();
+    let log_type = words.next().map(str::parse::<LogType>).transpose();
+    let fault = if line.starts_with(['"', '\'']) || line.ends_with(['"', '\'']) {
+        Some("quotes around it, which would be a part of the token: take them away".to_owned())
+    } else if line.contains("${") {
+        Some("${…} in it, which nothing has replaced by its value".to_owned())
+    } else if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        Some("a character that no header can carry: a token is printable ASCII".to_owned())
+    } else if token.len() < MIN_TOKEN_CHARS {
+        Some(format!("the token is shorter than {MIN_TOKEN_CHARS} characters"))
+    } else if words.next().is_some() {
+        Some("more than a token and a log type".to_owned())
+    } else {
+        None
+    };
+    match (fault, log_type) {
+        (Some(fault), _) => Err(format!("line {number}: {fault}")),
+        (None, Err(_)) => {
+            let types = LogType::ALL.map(LogType::as_str).join(" or ");
+            Err(format!("line {number}: not a log type after the token, which is {types}"))
+        }
+        (None, Ok(log_type)) => Ok(StaticToken::new(token, log_type)),
+    }
+}
+
+#[cfg(test)]
+mod tests;
