@@ -117,7 +117,7 @@ fn run() -> u8 {
     match in_runtime(daemon::run(loaded.config, files)) {
         Ok(Ok(())) => exit_code::OK,
         Ok(Err(failure)) => {
-            tracing::error!("{:#}; see README#it-does-not-start", failure.error);
+            tracing::error!("{:#}; see config/README.md#it-does-not-start", failure.error);
             failure.exit_code
         }
         Err(code) => code,

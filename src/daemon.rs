@@ -220,7 +220,7 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
         let sealing = deadline.saturating_duration_since(Instant::now()) / 2;
         if tokio::time::timeout(sealing, spool.close()).await.is_err() {
             tracing::warn!(
-                "a batch can't be sealed in time; it stays in the spool, and is sealed by the next start; see README#disk-refuses-writes"
+                "a batch can't be sealed in time; it stays in the spool, and is sealed by the next start; see config/README.md#disk-refuses-writes"
             );
         }
         flusher.drain(deadline).await;

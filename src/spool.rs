@@ -87,7 +87,7 @@ pub struct Receipt {
 pub enum AppendError {
     /// The limit would be passed.
     #[error(
-        "the spool is full ({used_bytes} of {limit_bytes} bytes, ENV0_S3_LOG_SPOOL_MAX_BYTES); see README#spool-high"
+        "the spool is full ({used_bytes} of {limit_bytes} bytes, ENV0_S3_LOG_SPOOL_MAX_BYTES); see config/README.md#spool-high"
     )]
     Full {
         /// In the spool, both log types.

@@ -30,6 +30,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(20);
 const CLOCK_LEEWAY: TimeDelta = TimeDelta::seconds(60);
 /// Where a bucket is when AWS answers `GetBucketLocation` with nothing.
 const UNTOLD_REGION: &str = "us-east-1";
+
 pub(super) async fn steps(config: &Config, daemon: Option<&Status>, write: bool) -> Vec<Step> {
     let network = match Network::new(&config.network) {
         Ok(network) => network,

@@ -267,7 +267,7 @@ fn no_protocol_stores_an_event_that_is_too_long() {
 }
 
 #[test]
-fn the_readme_shows_events_as_they_are_stored() {
+fn the_documents_show_events_as_they_are_stored() {
     const TEXT: &str = "Apply complete!";
     let secret = "/receiver/v1/http/secret";
     let loki = format!(r#"{{"streams":[{{"stream":{{"app":"env0"}},"values":[["1795381200123000000","{TEXT}"]]}}]}}"#);
@@ -276,7 +276,7 @@ fn the_readme_shows_events_as_they_are_stored() {
     let sumo = r#"{"level":"info","message":"Apply complete!"}"#;
     let detailed = r#"[{"common":{"attributes":{"service":"env0"}},"logs":[{"message":"Apply complete!"}]}]"#;
     let record = r#"{"logRecords":[{"body":{"stringValue":"Apply complete!"}}]}"#;
-    let readme = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
+    let readme = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/config/README.md"));
     for sent in [
         post("/loki/api/v1/push", &[], loki),
         post("/services/collector", &[], splunk),
@@ -291,6 +291,6 @@ fn the_readme_shows_events_as_they_are_stored() {
         post("/v1/logs", &[], format!(r#"{{"resourceLogs":[{{"scopeLogs":[{record}]}}]}}"#)),
     ] {
         let [(_, line)] = &sent.stored()[..] else { panic!("one line") };
-        assert!(readme.contains(&format!("`{line}`")), "the README does not show {line}");
+        assert!(readme.contains(&format!("`{line}`")), "config/README.md does not show {line}");
     }
 }

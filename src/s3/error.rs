@@ -131,39 +131,41 @@ impl PutErrorKind {
     /// What an operator can do about it, and the README's section on it.
     pub fn remedy(self) -> &'static str {
         match self {
-            PutErrorKind::NoSession => "see the credentials in /status, and README#no-token",
+            PutErrorKind::NoSession => "see the credentials in /status, and config/README.md#no-token",
             PutErrorKind::NameTaken | PutErrorKind::Conflict => {
-                "nothing: it is solved without help; see README#not-uploading"
+                "nothing: it is solved without help; see config/README.md#not-uploading"
             }
             PutErrorKind::Timeout | PutErrorKind::Unreachable => {
                 "nothing if it passes; else look at DNS, firewall, proxy (HTTPS_PROXY, NO_PROXY), private CA \
-                 (AWS_CA_BUNDLE); see README#not-uploading"
+                 (AWS_CA_BUNDLE); see config/README.md#not-uploading"
             }
             PutErrorKind::SessionRejected => {
-                "nothing if it passes: a new session is fetched; else look at the clock; see README#not-uploading"
+                "nothing if it passes: a new session is fetched; else look at the clock; see config/README.md#not-uploading"
             }
             PutErrorKind::Denied => {
                 "allow the role s3:PutObject on the bucket's objects (and s3:PutObjectTagging for ENV0_S3_LOG_OBJECT_TAGS); \
                  look for a denial in the bucket's policy, ENV0_S3_LOG_EXPECTED_BUCKET_OWNER, and the bucket's name; \
-                 see README#not-uploading"
+                 see config/README.md#not-uploading"
             }
             PutErrorKind::KmsDenied => {
-                "allow the role kms:GenerateDataKey on the key, and see that the key is enabled; see README#not-uploading"
+                "allow the role kms:GenerateDataKey on the key, and see that the key is enabled; see config/README.md#not-uploading"
             }
-            PutErrorKind::NoSuchBucket => "see ENV0_S3_LOG_BUCKET_NAME, or make the bucket; see README#not-uploading",
+            PutErrorKind::NoSuchBucket => {
+                "see ENV0_S3_LOG_BUCKET_NAME, or make the bucket; see config/README.md#not-uploading"
+            }
             PutErrorKind::WrongRegion => {
                 "set ENV0_S3_LOG_AWS_REGION to the bucket's region, run `env0-s3-logs drain` once, and start again; \
-                 see README#not-uploading"
+                 see config/README.md#not-uploading"
             }
-            PutErrorKind::ClockSkew => "set this machine's clock right; see README#not-uploading",
+            PutErrorKind::ClockSkew => "set this machine's clock right; see config/README.md#not-uploading",
             PutErrorKind::Throttled | PutErrorKind::ServerError => {
-                "nothing: it is tried again; see README#not-uploading"
+                "nothing: it is tried again; see config/README.md#not-uploading"
             }
             PutErrorKind::ChecksumRefused => {
-                "look at the disk and the network: the bytes changed on the way; see README#quarantined"
+                "look at the disk and the network: the bytes changed on the way; see config/README.md#quarantined"
             }
-            PutErrorKind::FileUnreadable => "look at the spool's disk; see README#quarantined",
-            PutErrorKind::Other => "look at the code and the message; see README#not-uploading",
+            PutErrorKind::FileUnreadable => "look at the spool's disk; see config/README.md#quarantined",
+            PutErrorKind::Other => "look at the code and the message; see config/README.md#not-uploading",
         }
     }
 }

@@ -427,7 +427,7 @@ impl Folder {
         if let Some(sent) = self.head().sent {
             self.create_head(sent)?;
         }
-        tracing::error!(log_type = %self.log_type, spool.dir = %self.spool.display(), "a folder of the spool was removed while the daemon runs; it is made again; what was uploaded or is still open is safe, see README#quarantined");
+        tracing::error!(log_type = %self.log_type, spool.dir = %self.spool.display(), "a folder of the spool was removed while the daemon runs; it is made again; what was uploaded or is still open is safe, see config/README.md#quarantined");
         Ok(true)
     }
 

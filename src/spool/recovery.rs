@@ -112,7 +112,7 @@ impl Folder {
         self.count_recovered(name.records);
         let batch = self.hold(*name, bytes);
         if bytes == 0 {
-            tracing::error!(log_type = %self.log_type, batch.name = %name.batch, batch.sequence = name.sequence, events = name.records, "a sealed batch is empty; it is in quarantine, see README#quarantined");
+            tracing::error!(log_type = %self.log_type, batch.name = %name.batch, batch.sequence = name.sequence, events = name.records, "a sealed batch is empty; it is in quarantine, see config/README.md#quarantined");
             return self.quarantine(&batch);
         }
         self.announce(batch);
@@ -141,10 +141,10 @@ fn set_aside(folder: &Folder, file_name: &str, why: &str) {
     };
     match moved {
         Ok(()) => {
-            tracing::error!(log_type = %folder.log_type, file = file_name, "a file is set aside in quarantine: {why}; see README#quarantined");
+            tracing::error!(log_type = %folder.log_type, file = file_name, "a file is set aside in quarantine: {why}; see config/README.md#quarantined");
         }
         Err(error) => {
-            tracing::error!(log_type = %folder.log_type, file = file_name, %error, "a file can't be moved to quarantine and is left where it is: {why}; see README#quarantined");
+            tracing::error!(log_type = %folder.log_type, file = file_name, %error, "a file can't be moved to quarantine and is left where it is: {why}; see config/README.md#quarantined");
         }
     }
 }
@@ -162,7 +162,7 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
         Err(error) => {
             // Nobody knows how many lines there are behind the place that can't be read.
             let lines = survey.records + survey.foreign + 1;
-            tracing::error!(log_type = %folder.log_type, batch.name = %name, %error, events = lines, "a batch left by a crash can't be read; it is in quarantine, counted as the lines before the error and one more; see README#quarantined");
+            tracing::error!(log_type = %folder.log_type, batch.name = %name, %error, events = lines, "a batch left by a crash can't be read; it is in quarantine, counted as the lines before the error and one more; see config/README.md#quarantined");
             folder.move_to_quarantine(&path, &SpoolName::Open(name).to_string())?;
             folder.forget(name, found_bytes);
             folder.count_set_aside(lines);
@@ -185,7 +185,7 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
         disk::replace_with(folder.disk(), &folder.dir, &SpoolName::Open(name).to_string(), |kept| {
             survey.read(&mut *file, |line, bytes| if line == Line::Event { kept.write_all(bytes) } else { Ok(()) })
         })?;
-        tracing::error!(log_type = %folder.log_type, batch.name = %name, events = foreign, "a batch left by a crash holds lines that are no events; they are in quarantine, see README#quarantined");
+        tracing::error!(log_type = %folder.log_type, batch.name = %name, events = foreign, "a batch left by a crash holds lines that are no events; they are in quarantine, see config/README.md#quarantined");
         folder.count_set_aside(foreign);
     } else {
         if survey.torn {

@@ -140,7 +140,7 @@ pub(super) fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
         match copy_checked(folder, &open, &copy, closed) {
             Ok(Some((sha256, bytes))) => (folder.seal(&copy, closed.name, closed.records, sha256)?, bytes),
             Ok(None) => {
-                tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, events = closed.records, "a batch's file is gone or its bytes are not those that were written; what is left of it is in quarantine, see README#quarantined");
+                tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, events = closed.records, "a batch's file is gone or its bytes are not those that were written; what is left of it is in quarantine, see config/README.md#quarantined");
                 return folder.quarantine_unsealed(closed.name, closed.bytes, closed.records);
             }
             // It may be that nothing but its delivery makes room for a copy, or that a file may not be so large any more.

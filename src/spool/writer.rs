@@ -350,7 +350,7 @@ impl State {
     fn refusals(&mut self, appends: impl IntoIterator<Item = Append>, error: &io::Error) -> Vec<(Reply, Outcome)> {
         if self.failing_since.is_none() {
             self.failing_since = Some(Instant::now());
-            tracing::error!(log_type = %self.folder.log_type, %error, "the spool's disk refuses writes; events are answered 503 until it takes them again; see README#disk-refuses-writes");
+            tracing::error!(log_type = %self.folder.log_type, %error, "the spool's disk refuses writes; events are answered 503 until it takes them again; see config/README.md#disk-refuses-writes");
         }
         self.folder.set_failing(Some(error.to_string()));
         appends.into_iter().map(|append| append.refused(AppendError::Disk(error.to_string()))).collect()

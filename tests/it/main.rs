@@ -11,6 +11,7 @@ mod check;
 mod configuration;
 mod crash;
 mod disk;
+mod documents;
 mod floors;
 mod hostile_clients;
 mod local_aws_itself;

@@ -3,13 +3,11 @@
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use env0_s3_logs::admin::{Health, Sources};
 use env0_s3_logs::config::LogFormat;
-use env0_s3_logs::s3::PutErrorKind;
 use env0_s3_logs::status::Status;
 use env0_s3_logs::telemetry::metrics::Exporter;
 use env0_s3_logs::{cli, telemetry};
@@ -154,41 +152,4 @@ fn systemd_is_told_of_the_start_and_of_the_end() {
     daemon.signal_terminate();
     assert_eq!(told(), "STOPPING=1");
     assert_eq!(daemon.wait().code(), Some(0));
-}
-
-/// The sections of the README, as its links name them.
-fn anchors() -> BTreeSet<String> {
-    let readme = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
-    let headings = readme.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
-    let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
-    headings.map(|heading| heading.to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")).collect()
-}
-
-#[test]
-fn every_section_of_the_readme_that_an_error_names_is_there_and_each_failed_upload_names_one() {
-    let anchors = anchors();
-    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
-    let mut named = BTreeSet::new();
-    while let Some(folder) = folders.pop() {
-        for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = std::fs::read_to_string(&path).unwrap();
-                let after = text.split("README#").skip(1);
-                named.extend(after.map(|rest| {
-                    rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect::<String>()
-                }));
-            }
-        }
-    }
-    let missing: Vec<_> = named.difference(&anchors).collect();
-    assert!(missing.is_empty(), "not in the README: {missing:?}");
-    for anchor in ["not-uploading", "no-token", "it-does-not-start", "spool-high", "quarantined", "disk-refuses-writes"]
-    {
-        assert!(named.contains(anchor), "no error names {anchor}");
-    }
-    for kind in PutErrorKind::ALL {
-        assert!(kind.remedy().contains("README#"), "{}: {}", kind.as_str(), kind.remedy());
-    }
 }

@@ -39,9 +39,9 @@ def used_metrics(text):
     return {re.sub(r"(_seconds)_(bucket|sum|count)$", r"\1", name) for name in METRIC.findall(text)}
 
 
-def readme_anchors():
-    """The anchors that a reader of the README can jump to."""
-    text = read("README.md")
+def anchors_of(page):
+    """The anchors that a reader of a page can jump to."""
+    text = read(page)
     slugs = set()
     for heading in re.findall(r"^#+ (.+)$", text, re.M):
         slugs.add(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-"))
@@ -66,19 +66,19 @@ class Metrics(unittest.TestCase):
     def test_the_dashboard_shows_every_metric(self):
         self.assertEqual(code_metrics() - used_metrics(read("config/grafana-dashboard.json")), set())
 
-    def test_the_readme_lists_every_metric_and_no_other(self):
+    def test_the_documents_list_every_metric_and_no_other(self):
         # It leaves the prefix out.
-        table = re.search(r"<!-- metrics:begin -->(.*)<!-- metrics:end -->", read("README.md"), re.S)[1]
+        table = re.search(r"<!-- metrics:begin -->(.*)<!-- metrics:end -->", read("config/README.md"), re.S)[1]
         listed = {f"env0_s3_logs_{name}" for name in re.findall(r"^\| `([a-z0-9_]+)", table, re.M)}
         self.assertEqual(listed, code_metrics())
 
 
 class Alerts(unittest.TestCase):
-    def test_each_has_a_runbook_in_the_readme_and_a_test(self):
-        anchors, tests = readme_anchors(), read("config/prometheus/alerts.test.yaml")
+    def test_each_has_a_runbook_and_a_test(self):
+        anchors, tests = anchors_of("config/README.md"), read("config/prometheus/alerts.test.yaml")
         for rule in yaml.safe_load(read("config/prometheus/alerts.yaml"))["groups"][0]["rules"]:
             page, anchor = rule["annotations"]["runbook_url"].split("#")
-            self.assertEqual(page, "README.md")
+            self.assertEqual(page, "config/README.md")
             self.assertIn(anchor, anchors, rule["alert"])
             self.assertIn(f"alertname: {rule['alert']}\n", tests)
 

@@ -1,0 +1,105 @@
+//! The documents lead where they say: links, headings, and the sections that errors name.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use env0_s3_logs::s3::PutErrorKind;
+
+/// A reader finishes it in one sitting.
+const README_MAX_LINES: usize = 300;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every file under `folder` with the extension, `target` and hidden folders but `.github` left out.
+fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for path in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        let name = path.file_name().unwrap().to_string_lossy();
+        if path.is_dir() {
+            if name != "target" && name != "node_modules" && (!name.starts_with('.') || name == ".github") {
+                found.extend(files(&path, extension));
+            }
+        } else if path.extension().is_some_and(|found| found == extension) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// A page's lines outside code blocks.
+fn prose(page: &Path) -> String {
+    let text = std::fs::read_to_string(page).unwrap();
+    let parts = text.split("```").step_by(2);
+    parts.collect()
+}
+
+/// The anchors of a page's headings, as GitHub makes them.
+fn anchors(page: &Path) -> BTreeSet<String> {
+    let text = prose(page);
+    let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+    headings.map(|heading| heading.to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-")).collect()
+}
+
+/// The targets of a page's links into this repository.
+fn links(page: &Path) -> Vec<String> {
+    let text = prose(page);
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+    targets.map(|(target, _)| target.to_owned()).filter(|target| !target.contains("://")).collect()
+}
+
+#[test]
+fn every_link_of_every_document_leads_to_a_file_and_a_heading() {
+    let mut broken = Vec::new();
+    let mut seen = 0;
+    for page in files(root(), "md") {
+        for link in links(&page) {
+            seen += 1;
+            let (path, anchor) = link.split_once('#').map_or((link.as_str(), None), |(path, name)| (path, Some(name)));
+            let target = if path.is_empty() { page.clone() } else { page.parent().unwrap().join(path) };
+            let there = target.exists() && anchor.is_none_or(|anchor| anchors(&target).contains(anchor));
+            if !there {
+                broken.push(format!("{}: {link}", page.display()));
+            }
+        }
+    }
+    assert!(seen > 30, "the links were found: {seen}");
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn every_section_that_an_error_names_is_there_and_each_failed_upload_names_one() {
+    let mut named: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for source in files(&root().join("src"), "rs") {
+        let text = std::fs::read_to_string(&source).unwrap();
+        assert!(!text.contains("README#"), "{} names a page without its path", source.display());
+        let mut parts = text.split("README.md#").peekable();
+        while let (Some(before), Some(after)) = (parts.next(), parts.peek()) {
+            let is_path = |c: &char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-');
+            let folder: String =
+                before.chars().rev().take_while(is_path).collect::<Vec<_>>().into_iter().rev().collect();
+            let anchor = after.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+            named.entry(format!("{folder}README.md")).or_default().insert(anchor);
+        }
+    }
+    for (page, names) in &named {
+        let there = anchors(&root().join(page));
+        let missing: Vec<_> = names.difference(&there).collect();
+        assert!(missing.is_empty(), "not in {page}: {missing:?}");
+    }
+    for anchor in ["not-uploading", "no-token", "it-does-not-start", "spool-high", "quarantined", "disk-refuses-writes"]
+    {
+        assert!(named["config/README.md"].contains(anchor), "no error names {anchor}");
+    }
+    for kind in PutErrorKind::ALL {
+        assert!(kind.remedy().contains("config/README.md#"), "{}: {}", kind.as_str(), kind.remedy());
+    }
+}
+
+#[test]
+fn the_readme_stays_short() {
+    let lines = std::fs::read_to_string(root().join("README.md")).unwrap().lines().count();
+    assert!(lines <= README_MAX_LINES, "{lines} lines; at most {README_MAX_LINES}: what belongs elsewhere?");
+}
