@@ -3,7 +3,6 @@
 pub mod client;
 mod history;
 
-use std::collections::VecDeque;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -18,25 +17,21 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::FutureExt;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
+use crate::http::listener::{Guest, Listener};
+use crate::http::site::Site;
 use crate::status::Status;
 use crate::telemetry::metrics::{Exporter, Exposition};
 use crate::telemetry::report_suppressed;
 use history::History;
 
-/// A connection that is idle, or sends no whole header, for so long is closed.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Probes, a scraper and a few pages; above it, the oldest connection is closed: a probe is never refused.
+/// Probes, a scraper and a few pages. Apart from the connections of ingest, so that nobody there keeps a probe out.
 const CONNECTIONS_MAX: usize = 64;
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often gathered metrics and counts of repeated log lines are worked off.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 const PAGE: &str = include_str!("admin/status.html");
@@ -96,30 +91,17 @@ impl Health {
             .with_state(self.clone())
     }
 
-    /// Serves `listener` until `stop`; then closes it and what is open.
-    pub async fn serve(self, listener: TcpListener, stop: CancellationToken) {
-        let mut connections = JoinSet::new();
-        let mut oldest_first = VecDeque::new();
-        let serve = async {
-            loop {
-                match listener.accept().await {
-                    Ok((stream, _)) => oldest_first.push_back(connections.spawn(connection(stream, self.router()))),
-                    // Out of file descriptors, as a rule: it passes when a connection ends.
-                    Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-                }
-                while connections.try_join_next().is_some() {}
-                oldest_first.retain(|connection: &AbortHandle| !connection.is_finished());
-                if oldest_first.len() > CONNECTIONS_MAX
-                    && let Some(oldest) = oldest_first.pop_front()
-                {
-                    oldest.abort();
-                }
-            }
+    /// Serves `tcp` until `stop`; `own_names` are names of this machine that are no private ones.
+    pub async fn serve(self, tcp: TcpListener, own_names: Vec<String>, stop: CancellationToken) {
+        let site = Site { has_pages: true, own_names: Some(own_names) };
+        let listener = Listener { name: "admin", tcp, tls: None, max_connections: CONNECTIONS_MAX, site };
+        let router = self.router();
+        let handler = move |request: Request<Incoming>, _: Guest| {
+            router.clone().oneshot(request.map(Body::new)).map(|Ok(answer)| answer)
         };
         tokio::select! {
-            () = serve => {}
+            () = listener.serve(Arc::new(handler), stop) => {}
             () = self.keep() => {}
-            () = stop.cancelled() => {}
         }
     }
 
@@ -133,17 +115,6 @@ impl Health {
             report_suppressed();
         }
     }
-}
-
-/// One connection, for as long as it keeps asking.
-async fn connection(stream: TcpStream, router: Router) {
-    let service = service_fn(move |request: Request<Incoming>| router.clone().oneshot(request.map(Body::new)));
-    let http = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service);
-    // A client that goes away or talks no HTTP is no event of ours.
-    let _ = http.await;
 }
 
 async fn status(State(health): State<Health>, request: Request) -> Response {

@@ -20,7 +20,10 @@ use crate::batch::LogType;
 use crate::config::{self, Config};
 use crate::credentials::Credentials;
 use crate::exit_code;
+use crate::http::descriptors;
 use crate::http::listener::Listener;
+use crate::http::site::{self, Site};
+use crate::http::tls::Tls;
 use crate::ingest::auth::Authenticator;
 use crate::ingest::{self, Ingest};
 use crate::oidc::Verifier;
@@ -161,7 +164,11 @@ fn sources(probe: &Arc<Probe>, stalled_after: Duration) -> Sources {
 /// Runs the daemon until a signal ends it.
 pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
+    let open_files = descriptors::raise_limit();
     let Files { network, verifier, tls, signing_key } = files;
+    if let Some(ended) = tls.as_ref().and_then(Tls::ended) {
+        tracing::error!("{ended}");
+    }
     let ingest_socket = match config.ingest {
         true => Some(bind("ENV0_S3_LOG_LISTEN_ADDR", config.listen_addr).await?),
         false => None,
@@ -172,16 +179,24 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
 
     let probe = Probe::new(config.clone());
     let stop_admin = CancellationToken::new();
-    let admin = tokio::spawn(
-        Health::new(sources(&probe, WRITER_STALLED), Exporter::install()).serve(admin_socket, stop_admin.clone()),
-    );
+    let admin = tokio::spawn(Health::new(sources(&probe, WRITER_STALLED), Exporter::install()).serve(
+        admin_socket,
+        site::own_names(),
+        stop_admin.clone(),
+    ));
 
     let open_front = Arc::new(SetOnce::new());
     let front = open_front.clone();
     let stop_ingest = CancellationToken::new();
     let handler = Arc::new(move |request, guest| ingest::answer_once_started(front.clone(), request, guest));
     let serving = ingest_socket.map(|tcp| {
-        let listener = Listener { tcp, tls, max_connections: config.max_connections };
+        let listener = Listener {
+            name: "ingest",
+            tcp,
+            tls: tls.clone(),
+            max_connections: connections(&config, open_files),
+            site: ingest_site(&config),
+        };
         tokio::spawn(listener.serve(handler, stop_ingest.clone()))
     });
 
@@ -196,7 +211,7 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     let parts = Parts { spool: spool.clone(), credentials, verifier, deliveries: flusher.states() };
     *probe.parts.lock().unwrap_or_else(PoisonError::into_inner) = Some(parts);
 
-    let ingest = Ingest::new(&config, spool.clone(), authenticator);
+    let ingest = Ingest::new(&config, spool.clone(), authenticator.clone());
     // Nobody else sets it.
     let _ = open_front.set(ingest.clone());
     probe.enter(Phase::Running);
@@ -204,7 +219,7 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
 
     tell_systemd("READY=1");
 
-    signals.next().await;
+    signals.next(|| reload(tls.as_ref(), &authenticator)).await;
     tell_systemd("STOPPING=1");
     let started = Instant::now();
     let grace = config.shutdown_grace;
@@ -237,9 +252,37 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
             let left: u64 = LogType::ALL.iter().map(|log_type| spool.usage().used_bytes(*log_type)).sum();
             tracing::info!(spool.bytes = left, "stopped; what the spool holds is sent after the next start");
         }
-        () = signals.next() => tracing::info!("stopped at once by a second signal; what the spool holds is sent after the next start"),
+        () = signals.next(|| ()) => tracing::info!("stopped at once by a second signal; what the spool holds is sent after the next start"),
     }
     Ok(())
+}
+
+/// On SIGHUP. The files of OIDC tokens are read at every exchange anyway.
+fn reload(tls: Option<&Tls>, authenticator: &Authenticator) {
+    tracing::info!("SIGHUP: the files that the configuration names are read again");
+    tls.inspect(|tls| tls.reload());
+    authenticator.reload();
+}
+
+/// How many connections of ingest there may be when so many files may be open.
+fn connections(config: &Config, open_files: u64) -> usize {
+    let wanted = config.max_connections;
+    let connections =
+        descriptors::connections_within(open_files, wanted, config.upload_concurrency * LogType::ALL.len());
+    if connections < wanted {
+        tracing::warn!(
+            open_files,
+            "ENV0_S3_LOG_MAX_CONNECTIONS={wanted} is more than the limit of open files allows: {connections} are taken; \
+             raise the hard limit (ulimit -Hn, LimitNOFILE=)"
+        );
+    }
+    connections
+}
+
+/// Where nobody needs a token, no web page may come in by a name of its own.
+fn ingest_site(config: &Config) -> Site {
+    let open_to_browsers = !config.ingest_auth_required && config.listen_addr.ip().is_loopback();
+    Site { has_pages: false, own_names: open_to_browsers.then(site::own_names) }
 }
 
 /// `sd_notify(3)`; without systemd nothing happens.
@@ -266,10 +309,11 @@ fn local_address(socket: &TcpListener) -> Result<std::net::SocketAddr, Failure> 
     socket.local_addr().map_err(|error| Failure::new(exit_code::SOFTWARE, error))
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM and SIGINT, which end the daemon, and SIGHUP, which does not.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
     _file_size: Signal,
 }
 
@@ -279,14 +323,19 @@ impl Signals {
         Ok(Signals {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,
+            hang_up: listen(SignalKind::hangup())?,
             _file_size: listen(SignalKind::from_raw(SIGXFSZ))?,
         })
     }
 
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+    /// Waits for one that ends the daemon; `hung_up` is called for each SIGHUP until then.
+    async fn next(&mut self, hung_up: impl Fn()) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hang_up.recv() => hung_up(),
+            }
         }
     }
 }

@@ -1,6 +1,10 @@
-//! The ingest listener's sockets: accepting, the framing guard, TLS. Knows no event.
+//! The sockets of both listeners: accepting, the framing guard, TLS, and who is refused below the requests. Knows no event.
 
-pub mod framing;
+mod connections;
+pub mod descriptors;
+mod framing;
 pub mod listener;
+mod refusals;
+pub mod site;
 pub mod tls;
 pub mod watched;

@@ -22,7 +22,7 @@ async fn a_writer_that_hangs_in_an_fsync_fails_liveness_and_only_that_until_it_g
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let health = Health::new(sources(&probe, Duration::from_millis(50)), Exporter::install());
-    tokio::spawn(health.serve(listener, CancellationToken::new()));
+    tokio::spawn(health.serve(listener, Vec::new(), CancellationToken::new()));
 
     client::healthy(address).unwrap();
     disk.hang(Op::Sync, "");

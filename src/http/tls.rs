@@ -1,15 +1,16 @@
 //! TLS and mTLS on the ingest listener; certificates are read again when their files change.
 
 mod expiry;
+mod handshake;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
-use tokio_rustls::TlsAcceptor;
 
 use super::watched::Watched;
 use crate::config::{self, TlsFiles};
@@ -27,9 +28,17 @@ pub struct TlsError {
 #[derive(Clone)]
 pub struct Tls(Arc<Inner>);
 
+/// What the files hold.
+#[derive(Clone)]
+struct Made {
+    settings: Arc<ServerConfig>,
+    /// When the certificate ends, where that can be read.
+    ends: Option<DateTime<Utc>>,
+}
+
 struct Inner {
     files: TlsFiles,
-    acceptor: Watched<TlsAcceptor>,
+    made: Watched<Made>,
 }
 
 impl Tls {
@@ -38,13 +47,27 @@ impl Tls {
         let paths = [Some(&files.cert), Some(&files.key), files.client_ca.as_ref()];
         let paths = paths.into_iter().flatten().cloned().collect();
         // A new certificate beside the old key is such a change too: the next look finds both.
-        let acceptor = Watched::new("the TLS certificate", paths, || load(files))?;
-        Ok(Tls(Arc::new(Inner { files: files.clone(), acceptor })))
+        let made = Watched::new("the TLS certificate", paths, || load(files))?;
+        Ok(Tls(Arc::new(Inner { files: files.clone(), made })))
     }
 
     /// What to accept a connection with now. Connections made before keep theirs.
-    pub fn acceptor(&self) -> TlsAcceptor {
-        self.0.acceptor.current(|_| load(&self.0.files))
+    fn settings(&self) -> Arc<ServerConfig> {
+        self.0.made.current(|_| self.load_again()).settings
+    }
+
+    /// Reads the files now, whether they changed or not.
+    pub fn reload(&self) {
+        self.0.made.reload(|_| self.load_again());
+    }
+
+    fn load_again(&self) -> Result<Made, TlsError> {
+        load(&self.0.files).inspect(|made| say_if_ended(&self.0.files, made.ends))
+    }
+
+    /// Why every client will refuse the certificate that was read last, for the log and for people.
+    pub fn ended(&self) -> Option<String> {
+        ended(&self.0.files, self.0.made.last().ends)
     }
 }
 
@@ -68,9 +91,23 @@ pub fn problems(files: &TlsFiles) -> Vec<TlsError> {
     if apart.is_empty() { load(files).err().into_iter().collect() } else { apart }
 }
 
-fn load(files: &TlsFiles) -> Result<TlsAcceptor, TlsError> {
+fn ended(files: &TlsFiles, ends: Option<DateTime<Utc>>) -> Option<String> {
+    let ends = ends.filter(|ends| *ends < Utc::now())?;
+    Some(format!(
+        "{CERT}={}: the certificate ended at {ends}; clients refuse it until it is replaced",
+        files.cert.display()
+    ))
+}
+
+fn say_if_ended(files: &TlsFiles, ends: Option<DateTime<Utc>>) {
+    if let Some(ended) = ended(files, ends) {
+        tracing::error!("{ended}");
+    }
+}
+
+fn load(files: &TlsFiles) -> Result<Made, TlsError> {
     let chain = certificates(CERT, &files.cert)?;
-    let ends = expiry::not_after(&chain[0]).map_or(0.0, |ends| ends.timestamp() as f64);
+    let ends = expiry::not_after(&chain[0]);
     let key = private_key(&files.key)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -84,9 +121,9 @@ fn load(files: &TlsFiles) -> Result<TlsAcceptor, TlsError> {
         }
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| refuse(CERT, &files.cert, error))?;
-    metrics::gauge!("env0_s3_logs_tls_expiry_timestamp_seconds").set(ends);
+    metrics::gauge!("env0_s3_logs_tls_expiry_timestamp_seconds").set(ends.map_or(0.0, |ends| ends.timestamp() as f64));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
+    Ok(Made { settings: Arc::new(config), ends })
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {

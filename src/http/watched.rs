@@ -94,6 +94,19 @@ impl<T: Clone> Watched<T> {
         versions.iter().flatten().all(|version| age(version) >= self.look_every * 2)
     }
 
+    /// What was made last, without a look at the files.
+    pub fn last(&self) -> T {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner).made.clone()
+    }
+
+    /// Reads the files at once, whether they changed or not: whoever asks for it has written all of them.
+    pub fn reload<E: Display>(&self, make: impl FnOnce(Change) -> Result<T, E>) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        current.looked = Instant::now();
+        let versions = self.paths.iter().map(|path| Version::of(path)).collect();
+        self.renew(&mut current, versions, make(Change::Replaced));
+    }
+
     fn renew<E: Display>(&self, current: &mut Current<T>, versions: Vec<Option<Version>>, made: Result<T, E>) {
         match made {
             Ok(made) => {

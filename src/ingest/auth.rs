@@ -140,6 +140,13 @@ impl Authenticator {
         Ok(Authenticator(Arc::new(Inner { required, own, file, verifier, credentials, beside })))
     }
 
+    /// Reads the token file now, whether it changed or not.
+    pub fn reload(&self) {
+        if let Some(file) = &self.0.file {
+            file.reload();
+        }
+    }
+
     /// Judges the credentials of a request for events: the token in `Authorization` (`Bearer`,
     /// `Splunk`, or `Basic`, whose password is the token), or `carried`, the one that the request's
     /// protocol carries elsewhere. An OIDC token that holds is handed over too, unless the request is

@@ -4,6 +4,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::http::listener::Listener;
+use crate::http::site::Site;
 
 #[tokio::test]
 async fn while_the_daemon_starts_a_request_is_held_and_then_refused_in_its_protocols_words() {
@@ -11,7 +12,7 @@ async fn while_the_daemon_starts_a_request_is_held_and_then_refused_in_its_proto
     let address = tcp.local_addr().unwrap();
     let front = Arc::new(SetOnce::new());
     let handler = Arc::new(move |request, guest| answer_once_started(front.clone(), request, guest));
-    let listener = Listener { tcp, tls: None, max_connections: 8 };
+    let listener = Listener { name: "ingest", tcp, tls: None, max_connections: 8, site: Site::default() };
     tokio::spawn(listener.serve(handler, CancellationToken::new()));
     let ask = async |head: &str| {
         let sent = Instant::now();

@@ -78,6 +78,26 @@ pub const METRICS: &[Metric] = &[
         "Requests whose credentials were refused or could not be judged",
     ),
     counts(
+        "env0_s3_logs_connections_refused_total",
+        &[(
+            "reason",
+            &[
+                "malformed",
+                "host",
+                "version",
+                "head_too_large",
+                "slow",
+                "unread",
+                "tls",
+                "client_certificate",
+                "limit",
+                "cross_site",
+                "foreign_host",
+            ],
+        )],
+        "Connections refused or closed below the requests, of both listeners",
+    ),
+    counts(
         "env0_s3_logs_token_handovers_total",
         &[("outcome", &["accepted", "known", "refused", "unavailable"])],
         "OIDC tokens handed over by clients",

@@ -78,7 +78,7 @@ fn measure_without_a_scrape() {
         let status = || serde_json::from_str::<Status>(STATUS).unwrap();
         let sources = Sources { status: Box::new(status), live: Box::new(Vec::new), ready: Box::new(Vec::new) };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        tokio::spawn(Health::new(sources, exporter).serve(listener, CancellationToken::new()));
+        tokio::spawn(Health::new(sources, exporter).serve(listener, Vec::new(), CancellationToken::new()));
         let fsyncs = metrics::histogram!("env0_s3_logs_fsync_duration_seconds");
         let before = resident_kib();
         for _ in 0..50 {

@@ -147,7 +147,7 @@ fn is_refused(name: &str, setup: &Setup, daemon: &Daemon, token: &str) {
         daemon.send(Upload::new("PUT", OIDC_TOKEN).body(token)),
     ];
     // Longer than any head may be is HTTP itself broken.
-    let allowed: &[u16] = if token.len() > 60_000 { &[401, 431] } else { &[401] };
+    let allowed: &[u16] = if token.len() > 16_000 { &[401, 431] } else { &[401] };
     for (way, answer) in answers.iter().enumerate() {
         assert!(allowed.contains(&answer.status), "{name}, way {way}: {} {}", answer.status, answer.text());
         assert!(!answer.text().contains(token), "{name}: the answer repeats the token");

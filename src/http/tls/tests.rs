@@ -1,7 +1,7 @@
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::*;
 
@@ -47,13 +47,13 @@ impl Authority {
     }
 }
 
-/// Whether `client` can exchange a byte with a listener that accepts by `acceptor`.
-async fn speaks(client: &TlsConnector, acceptor: TlsAcceptor) -> bool {
+/// Whether `client` can exchange a byte with a listener that accepts by `settings`.
+async fn speaks(client: &TlsConnector, settings: Arc<ServerConfig>) -> bool {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.unwrap();
-        if let Ok(mut stream) = acceptor.accept(stream).await {
+        if let Ok(mut stream) = TlsAcceptor::from(settings).accept(stream).await {
             let _ = stream.write_all(b"x").await;
             let _ = stream.shutdown().await;
         }
@@ -75,26 +75,26 @@ async fn a_changed_certificate_is_used_for_new_connections_and_a_broken_one_is_n
     old.write(&files);
     let mut tls = Tls::new(&files).unwrap();
     let inner = Arc::into_inner(tls.0).unwrap();
-    let acceptor = inner.acceptor.look_every(std::time::Duration::ZERO);
-    tls = Tls(Arc::new(Inner { acceptor, ..inner }));
+    let made = inner.made.look_every(std::time::Duration::ZERO);
+    tls = Tls(Arc::new(Inner { made, ..inner }));
     let (old_client, new_client) = (old.client(None), new.client(None));
-    assert!(speaks(&old_client, tls.acceptor()).await);
-    assert!(!speaks(&new_client, tls.acceptor()).await);
+    assert!(speaks(&old_client, tls.settings()).await);
+    assert!(!speaks(&new_client, tls.settings()).await);
 
     let (cert, key) = new.issue();
     std::fs::write(&files.cert, cert).unwrap();
-    assert!(speaks(&old_client, tls.acceptor()).await, "the key doesn't fit yet");
+    assert!(speaks(&old_client, tls.settings()).await, "the key doesn't fit yet");
     std::fs::write(&files.key, key).unwrap();
-    assert!(speaks(&new_client, tls.acceptor()).await);
+    assert!(speaks(&new_client, tls.settings()).await);
 
     for broken in ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
         std::fs::write(&files.cert, broken).unwrap();
-        assert!(speaks(&new_client, tls.acceptor()).await, "{broken}");
+        assert!(speaks(&new_client, tls.settings()).await, "{broken}");
     }
     std::fs::remove_file(&files.key).unwrap();
-    assert!(speaks(&new_client, tls.acceptor()).await);
+    assert!(speaks(&new_client, tls.settings()).await);
     old.write(&files);
-    assert!(speaks(&old_client, tls.acceptor()).await);
+    assert!(speaks(&old_client, tls.settings()).await);
 }
 
 #[tokio::test]
@@ -105,9 +105,9 @@ async fn with_a_client_ca_only_its_clients_are_let_in() {
     server.write(&files);
     std::fs::write(files.client_ca.as_ref().unwrap(), clients.0.pem()).unwrap();
     let tls = Tls::new(&files).unwrap();
-    assert!(speaks(&server.client(Some(clients.issue())), tls.acceptor()).await);
-    assert!(!speaks(&server.client(Some(strangers.issue())), tls.acceptor()).await);
-    assert!(!speaks(&server.client(None), tls.acceptor()).await);
+    assert!(speaks(&server.client(Some(clients.issue())), tls.settings()).await);
+    assert!(!speaks(&server.client(Some(strangers.issue())), tls.settings()).await);
+    assert!(!speaks(&server.client(None), tls.settings()).await);
 }
 
 #[test]

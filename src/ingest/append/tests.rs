@@ -10,6 +10,7 @@ use crate::assembly::{Files, spool_settings};
 use crate::config::Config;
 use crate::credentials::Credentials;
 use crate::http::listener::Listener;
+use crate::http::site::Site;
 use crate::ingest::auth::Authenticator;
 use crate::spool::SealedBatches;
 use crate::testing::hanging_disk::{HangingDisk, Op};
@@ -46,7 +47,7 @@ impl Front {
             let ingest = ingest.clone();
             async move { ingest.handle(request, guest).await }
         });
-        let listener = Listener { tcp, tls: None, max_connections: 64 };
+        let listener = Listener { name: "ingest", tcp, tls: None, max_connections: 64, site: Site::default() };
         tokio::spawn(listener.serve(handler, CancellationToken::new()));
         Front { address, disk, spool, folder, _sealed: sealed }
     }

@@ -81,6 +81,10 @@ impl TokenFile {
         self.tokens.current(|change| load(&self.path, change))
     }
 
+    pub(super) fn reload(&self) {
+        self.tokens.reload(|change| load(&self.path, change));
+    }
+
     #[cfg(test)]
     pub(super) fn look_every(self, look_every: Duration) -> TokenFile {
         TokenFile { tokens: self.tokens.look_every(look_every), ..self }

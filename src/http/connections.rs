@@ -1,0 +1,362 @@
+//! The open connections of a listener: who may stay when there is no more room, and for what memory.
+//!
+//! At the limit, the connection that is missed least is closed for a new one: first a stranger's, from the address
+//! that has the most of them; then an idle one, from the address that has the most connections; then the one whose
+//! body comes slowest. A request whose body has arrived is never cut off.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::refusals::{Refusals, Refused};
+
+/// What the reads of all connections may bring at once, shared by those that are open.
+const READS_BYTES: usize = 3 * 1024 * 1024;
+/// Of one connection, however many there are.
+const READ_LEAST_BYTES: usize = 4 * 1024;
+/// Of one connection, however few there are.
+pub(super) const READ_MOST_BYTES: usize = 64 * 1024;
+/// Heads and handshakes that have begun and not ended, all connections together. One of 4 KiB for each of the usual
+/// 1,024 connections; almost every honest one comes whole, in one read, and counts for nothing.
+const UNFINISHED_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// A stranger has so long to show who it is, and a body to show how fast it comes, before it is closed for others.
+const FRESH: Duration = Duration::from_secs(1);
+/// An address with more than this part of all connections is a crowd: its strangers go first, however fresh they are.
+const CROWD_PART: usize = 8;
+/// TLS handshakes that are computed at once for one address; the others of that address wait for them.
+const HANDSHAKES_PER_SOURCE: usize = 2;
+
+/// All connections of a listener.
+pub(super) struct Registry {
+    /// At once.
+    max: usize,
+    open: Mutex<Open>,
+    /// The next moment since which a connection has had no request: who is longest without has the least.
+    moments: AtomicU64,
+    left: Notify,
+    /// Each connection's share of [`READS_BYTES`].
+    read_max_bytes: AtomicUsize,
+    /// See [`UNFINISHED_MAX_BYTES`].
+    unfinished_bytes: AtomicUsize,
+    /// What was refused below the requests.
+    pub(super) refusals: Refusals,
+}
+
+#[derive(Default)]
+struct Open {
+    last_id: u64,
+    connections: HashMap<u64, Arc<Connection>>,
+    sources: HashMap<IpAddr, Arc<Source>>,
+}
+
+/// An address that connections come from.
+struct Source {
+    connections: AtomicUsize,
+    strangers: AtomicUsize,
+    handshakes: Semaphore,
+}
+
+/// One connection.
+pub(super) struct Connection {
+    /// Where it comes from.
+    pub(super) client: IpAddr,
+    source: Arc<Source>,
+    since: Instant,
+    /// No request of it has been let in yet.
+    stranger: AtomicBool,
+    /// One of [`Registry::moments`], or [`AT_WORK`].
+    without_request_since: AtomicU64,
+    /// Bytes in an unfinished head and in an unfinished piece of TLS.
+    unfinished: [AtomicUsize; 2],
+    /// Milliseconds from `since` to the begin of a body that is not whole yet; [`NO_BODY`] for none.
+    body_since: AtomicU64,
+    body_bytes: AtomicU64,
+    /// What its last request is refused for, before it is one.
+    pub(super) refused: OnceLock<Refused>,
+    /// Set before the next connection is accepted.
+    task: OnceLock<AbortHandle>,
+}
+
+/// A request is served.
+const AT_WORK: u64 = u64::MAX;
+const NO_BODY: u64 = u64::MAX;
+
+/// What keeps an unfinished piece of a request.
+#[derive(Clone, Copy)]
+pub(super) enum Layer {
+    /// [`super::framing`]
+    Head,
+    /// [`super::tls`]
+    Tls,
+}
+
+impl Connection {
+    fn is_stranger(&self) -> bool {
+        self.stranger.load(Ordering::Relaxed)
+    }
+
+    fn is_at_work(&self) -> bool {
+        self.without_request_since.load(Ordering::Relaxed) == AT_WORK
+    }
+
+    /// The task that serves it, for the end that it may meet.
+    pub(super) fn is_served_by(&self, task: AbortHandle) {
+        let _ = self.task.set(task);
+    }
+
+    /// Bytes in its unfinished piece of `layer`.
+    pub(super) fn unfinished(&self, layer: Layer) -> usize {
+        self.unfinished[layer as usize].load(Ordering::Relaxed)
+    }
+
+    /// A body has begun of which more is to come, and now it has so many bytes.
+    pub(super) fn body_has(&self, bytes: u64, now: Instant) {
+        self.body_bytes.store(bytes, Ordering::Relaxed);
+        if self.body_since.load(Ordering::Relaxed) == NO_BODY {
+            let since = u64::try_from(now.duration_since(self.since).as_millis()).unwrap_or_default();
+            self.body_since.store(since, Ordering::Relaxed);
+        }
+    }
+
+    /// Nothing more is to come of a body.
+    pub(super) fn body_is_whole(&self) {
+        if self.body_since.load(Ordering::Relaxed) != NO_BODY {
+            self.body_since.store(NO_BODY, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes a second of a body that has been coming for longer than [`FRESH`].
+    fn body_rate(&self, now: Instant) -> Option<u64> {
+        let since = self.body_since.load(Ordering::Relaxed);
+        let age = now.duration_since(self.since).checked_sub(Duration::from_millis(since))?;
+        let bytes = self.body_bytes.load(Ordering::Relaxed);
+        (since != NO_BODY && age >= FRESH).then(|| bytes.saturating_mul(1000) / age.as_millis().max(1) as u64)
+    }
+}
+
+/// Who is closed first: the least of these.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Missed {
+    /// A stranger that had its time, or one of a crowd: of the largest crowd, the one longest without a request.
+    Stranger(Reverse<usize>, u64),
+    /// Of the address with the most connections, the one longest without a request.
+    Idle(Reverse<usize>, u64),
+    /// So many bytes a second of a body.
+    Slow(u64),
+    /// As `Stranger`.
+    FreshStranger(Reverse<usize>, u64),
+}
+
+impl Registry {
+    /// For at most `max` connections.
+    pub(super) fn new(max: usize, refusals: Refusals) -> Arc<Registry> {
+        Arc::new(Registry {
+            max,
+            open: Mutex::default(),
+            moments: AtomicU64::new(0),
+            left: Notify::new(),
+            read_max_bytes: AtomicUsize::new(READ_MOST_BYTES),
+            unfinished_bytes: AtomicUsize::new(0),
+            refusals,
+        })
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until there is room for one more, and makes it.
+    pub(super) async fn make_room(&self) {
+        loop {
+            // Before the look, so that nobody who leaves after it is missed.
+            let left = self.left.notified();
+            if self.open().connections.len() < self.max {
+                return;
+            }
+            if !self.close_one() {
+                // All are at work on a request whose body has come; one of them ends.
+                left.await;
+            }
+        }
+    }
+
+    /// Adds a connection.
+    pub(super) fn enter(self: &Arc<Self>, client: IpAddr) -> Member {
+        let mut open = self.open();
+        let new = || {
+            let handshakes = Semaphore::new(HANDSHAKES_PER_SOURCE);
+            Arc::new(Source { connections: AtomicUsize::new(0), strangers: AtomicUsize::new(0), handshakes })
+        };
+        let source = open.sources.entry(network_of(client)).or_insert_with(new).clone();
+        source.connections.fetch_add(1, Ordering::Relaxed);
+        source.strangers.fetch_add(1, Ordering::Relaxed);
+        let connection = Arc::new(Connection {
+            client,
+            source,
+            since: Instant::now(),
+            stranger: AtomicBool::new(true),
+            without_request_since: AtomicU64::new(self.moment()),
+            unfinished: Default::default(),
+            body_since: AtomicU64::new(NO_BODY),
+            body_bytes: AtomicU64::new(0),
+            refused: OnceLock::new(),
+            task: OnceLock::new(),
+        });
+        open.last_id += 1;
+        let id = open.last_id;
+        open.connections.insert(id, connection.clone());
+        self.share_reads(&open);
+        Member { registry: self.clone(), id, connection }
+    }
+
+    fn moment(&self) -> u64 {
+        self.moments.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn share_reads(&self, open: &Open) {
+        let share = READS_BYTES / open.connections.len().max(1);
+        self.read_max_bytes.store(share.clamp(READ_LEAST_BYTES, READ_MOST_BYTES), Ordering::Relaxed);
+    }
+
+    /// No read takes more at the time: hyper's buffer of a connection grows with what its reads bring.
+    pub(super) fn read_max_bytes(&self) -> usize {
+        self.read_max_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Closes the connection that is missed least; false when all are at work on a request whose body has come.
+    pub(super) fn close_one(&self) -> bool {
+        let now = Instant::now();
+        self.close_least(|connection| {
+            let moment = connection.without_request_since.load(Ordering::Relaxed);
+            let source = &connection.source;
+            if moment == AT_WORK {
+                return connection.body_rate(now).map(Missed::Slow);
+            }
+            if !connection.is_stranger() {
+                return Some(Missed::Idle(Reverse(source.connections.load(Ordering::Relaxed)), moment));
+            }
+            let strangers = source.strangers.load(Ordering::Relaxed);
+            let had_its_time = now.duration_since(connection.since) >= FRESH;
+            let missed = match had_its_time || strangers > self.max / CROWD_PART {
+                true => Missed::Stranger,
+                false => Missed::FreshStranger,
+            };
+            Some(missed(Reverse(strangers), moment))
+        })
+    }
+
+    /// Closes the connection for which `missed` is least, of those for which it is something.
+    fn close_least<M: Ord>(&self, missed: impl Fn(&Connection) -> Option<M>) -> bool {
+        let mut open = self.open();
+        let candidates = open.connections.iter().filter_map(|(id, connection)| Some((missed(connection)?, *id)));
+        let Some((_, id)) = candidates.min() else { return false };
+        let Some(connection) = open.connections.remove(&id) else { return false };
+        drop(open);
+        self.refusals.count(Refused::Limit, connection.client, &"");
+        if let Some(task) = connection.task.get() {
+            task.abort();
+        }
+        true
+    }
+
+    /// A head or handshake of `connection` has grown or ended: in all it holds `bytes` in `layer`. Beyond
+    /// [`UNFINISHED_MAX_BYTES`], of the address that has the most strangers, the connection that holds the most is
+    /// closed. What comes after a request that was let in counts elsewhere.
+    pub(super) fn unfinished(&self, connection: &Connection, layer: Layer, bytes: usize) {
+        let bytes = if connection.is_at_work() { 0 } else { bytes };
+        let before = connection.unfinished[layer as usize].swap(bytes, Ordering::Relaxed);
+        if before == bytes {
+            return;
+        }
+        let total = self.unfinished_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.unfinished_bytes.fetch_sub(before, Ordering::Relaxed);
+        if total.saturating_sub(before) > UNFINISHED_MAX_BYTES {
+            self.close_least(|connection| {
+                let held = connection.unfinished(Layer::Head) + connection.unfinished(Layer::Tls);
+                let strangers = connection.source.strangers.load(Ordering::Relaxed);
+                (held > 0).then_some((Reverse(strangers), Reverse(held)))
+            });
+        }
+    }
+}
+
+/// What counts as one address: all of a customer's addresses of IPv6, as a rule.
+fn network_of(client: IpAddr) -> IpAddr {
+    match client.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address @ IpAddr::V4(_) => address,
+    }
+}
+
+/// A connection's place in the registry, given back on drop.
+pub(super) struct Member {
+    /// Of the connection's listener.
+    pub(super) registry: Arc<Registry>,
+    id: u64,
+    /// The connection.
+    pub(super) connection: Arc<Connection>,
+}
+
+impl Member {
+    /// Waits until it is the turn of this connection's address to compute a TLS handshake.
+    pub(super) async fn handshake_turn(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
+        self.connection.source.handshakes.acquire().await.ok()
+    }
+
+    /// As the last one, for now: it has a request that is not let in yet, or none any more.
+    pub(super) fn may_close(&self) {
+        self.connection.without_request_since.store(self.registry.moment(), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let connection = &self.connection;
+        for layer in [Layer::Head, Layer::Tls] {
+            self.registry.unfinished(connection, layer, 0);
+        }
+        let mut open = self.registry.open();
+        if connection.is_stranger() {
+            connection.source.strangers.fetch_sub(1, Ordering::Relaxed);
+        }
+        if connection.source.connections.fetch_sub(1, Ordering::Relaxed) == 1 {
+            open.sources.remove(&network_of(connection.client));
+        }
+        open.connections.remove(&self.id);
+        self.registry.share_reads(&open);
+        drop(open);
+        self.registry.left.notify_waiters();
+    }
+}
+
+/// The connection of a request. At the limit of connections it may be closed, until the request is let in.
+pub struct Guest {
+    pub(super) registry: Arc<Registry>,
+    pub(super) connection: Arc<Connection>,
+}
+
+impl Guest {
+    /// The request is one to be served: its connection stays until it is answered, unless its body comes slowest of all.
+    pub fn let_in(&self) {
+        let connection = &self.connection;
+        connection.without_request_since.store(AT_WORK, Ordering::Relaxed);
+        if connection.is_stranger() && connection.stranger.swap(false, Ordering::Relaxed) {
+            connection.source.strangers.fetch_sub(1, Ordering::Relaxed);
+        }
+        for layer in [Layer::Head, Layer::Tls] {
+            if connection.unfinished(layer) > 0 {
+                self.registry.unfinished(connection, layer, 0);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,100 @@
+use std::net::Ipv4Addr;
+
+use super::*;
+
+fn registry(max: usize) -> Arc<Registry> {
+    Registry::new(max, Refusals::new("test"))
+}
+
+fn from(registry: &Arc<Registry>, host: u8) -> Member {
+    registry.enter(Ipv4Addr::new(127, 0, 0, host).into())
+}
+
+fn let_in(member: &Member) {
+    Guest { registry: member.registry.clone(), connection: member.connection.clone() }.let_in();
+}
+
+/// The index of the member that was closed; it is dropped, as by its task.
+fn closed(registry: &Registry, members: &mut Vec<Member>) -> Option<u64> {
+    registry.close_one().then(|| {
+        let open = registry.open().connections.keys().copied().collect::<Vec<_>>();
+        let at = members.iter().position(|member| !open.contains(&member.id)).unwrap();
+        members.remove(at).id
+    })
+}
+
+#[test]
+fn connections_share_what_their_reads_may_bring_and_each_has_a_least_and_a_most() {
+    let registry = registry(10_000);
+    let mut members = vec![from(&registry, 1)];
+    assert_eq!(registry.read_max_bytes(), READ_MOST_BYTES);
+    members.resize_with(256, || from(&registry, 1));
+    assert_eq!(registry.read_max_bytes(), READS_BYTES / 256);
+    members.resize_with(4096, || from(&registry, 1));
+    assert_eq!(registry.read_max_bytes(), READ_LEAST_BYTES);
+    members.truncate(1);
+    assert_eq!(registry.read_max_bytes(), READ_MOST_BYTES);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_address_with_the_most_strangers_loses_one_first_and_its_oldest() {
+    let registry = registry(40);
+    let honest = from(&registry, 1);
+    let mut crowd: Vec<_> = (0..6).map(|_| from(&registry, 2)).collect();
+    let few = from(&registry, 3);
+    assert_eq!(closed(&registry, &mut crowd), Some(2));
+    assert_eq!(closed(&registry, &mut crowd), Some(3));
+    let mut others = vec![honest, few];
+    others.append(&mut crowd);
+    tokio::time::advance(2 * FRESH).await;
+    // Four of the crowd, three of them before anyone else.
+    for id in 4..=6 {
+        assert_eq!(closed(&registry, &mut others), Some(id));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_and_slow_connections_go_before_a_stranger_that_has_just_come() {
+    let registry = registry(40);
+    let mut members: Vec<_> = (0..4).map(|_| from(&registry, 1)).collect();
+    members.iter().for_each(let_in);
+    members[1].may_close();
+    // The body of one comes at 1 byte a second, of another at 100.
+    for (at, bytes) in [(2, 100), (3, 10_000)] {
+        members[at].connection.body_has(0, Instant::now());
+        members[at].connection.body_has(bytes, Instant::now());
+    }
+    tokio::time::advance(100 * FRESH).await;
+    members.push(from(&registry, 1));
+    assert_eq!(closed(&registry, &mut members), Some(2), "the idle one");
+    assert_eq!(closed(&registry, &mut members), Some(3), "the slower body");
+    assert_eq!(closed(&registry, &mut members), Some(4), "the other body");
+    assert_eq!(closed(&registry, &mut members), Some(5), "the fresh stranger");
+    assert_eq!(closed(&registry, &mut members), None, "a request whose body has come");
+}
+
+#[test]
+fn strangers_hold_no_more_unfinished_bytes_than_there_may_be() {
+    let registry = registry(2000);
+    let mut members: Vec<_> = (0..300).map(|_| from(&registry, 1)).collect();
+    let head = 16 * 1024;
+    for member in &members {
+        registry.unfinished(&member.connection, Layer::Head, head);
+    }
+    let open: Vec<_> = registry.open().connections.keys().copied().collect();
+    members.retain(|member| open.contains(&member.id));
+    assert_eq!(members.len(), UNFINISHED_MAX_BYTES / head);
+    assert_eq!(registry.unfinished_bytes.load(Ordering::Relaxed), UNFINISHED_MAX_BYTES);
+    let_in(&members[0]);
+    assert_eq!(registry.unfinished_bytes.load(Ordering::Relaxed), UNFINISHED_MAX_BYTES - head);
+    drop(members);
+    assert_eq!(registry.unfinished_bytes.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn all_addresses_of_an_ipv6_network_are_one() {
+    let [one, other, far] = ["2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1"].map(|a| a.parse().unwrap());
+    assert_eq!(network_of(one), network_of(other));
+    assert_ne!(network_of(one), network_of(far));
+    assert_eq!(network_of("::ffff:10.0.0.1".parse().unwrap()), IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
+}

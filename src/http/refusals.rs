@@ -1,0 +1,157 @@
+//! What a listener refuses below the requests: counted by reason, and said once for each change.
+
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+use metrics::{Counter, counter};
+
+/// A reason that has not been seen for so long is news when it is seen again.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+
+/// Why a connection, or what came on it, is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// HTTP that two readers could take for two different requests, or that is none.
+    Malformed,
+    /// No `Host`, or more than one.
+    Host,
+    /// HTTP/2, or another version that is not spoken here.
+    Version,
+    /// A head of more than 16 KiB, or of more than 100 headers.
+    HeadTooLarge,
+    /// A head or a handshake that did not come in time.
+    Slow,
+    /// An answer that the client does not read.
+    Unread,
+    /// TLS that can't be agreed on.
+    Tls,
+    /// The certificate of a client is missing, or of no CA that is trusted.
+    ClientCertificate,
+    /// Closed for another one, at the limit of connections or of memory for what is unfinished.
+    Limit,
+    /// A web page of another site made a browser ask.
+    CrossSite,
+    /// A browser asked by a name that may be anybody's.
+    ForeignHost,
+}
+
+impl Refused {
+    const ALL: [Refused; 11] = [
+        Refused::Malformed,
+        Refused::Host,
+        Refused::Version,
+        Refused::HeadTooLarge,
+        Refused::Slow,
+        Refused::Unread,
+        Refused::Tls,
+        Refused::ClientCertificate,
+        Refused::Limit,
+        Refused::CrossSite,
+        Refused::ForeignHost,
+    ];
+
+    /// The label `reason` of `connections_refused_total`.
+    fn label(self) -> &'static str {
+        match self {
+            Refused::Malformed => "malformed",
+            Refused::Host => "host",
+            Refused::Version => "version",
+            Refused::HeadTooLarge => "head_too_large",
+            Refused::Slow => "slow",
+            Refused::Unread => "unread",
+            Refused::Tls => "tls",
+            Refused::ClientCertificate => "client_certificate",
+            Refused::Limit => "limit",
+            Refused::CrossSite => "cross_site",
+            Refused::ForeignHost => "foreign_host",
+        }
+    }
+
+    /// What it is answered with, where there is an answer.
+    pub(super) fn status(self) -> StatusCode {
+        match self {
+            Refused::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Refused::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Refused::Slow => StatusCode::REQUEST_TIMEOUT,
+            Refused::CrossSite | Refused::ForeignHost => StatusCode::FORBIDDEN,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// For the client and for the log.
+    pub(super) fn words(self) -> &'static str {
+        match self {
+            Refused::Malformed => "malformed HTTP: this is no HTTP/1.1 request, or its framing is ambiguous",
+            Refused::Host => "a request of HTTP/1.1 needs exactly one Host header",
+            Refused::Version => "this version of HTTP is not spoken here: use HTTP/1.1",
+            Refused::HeadTooLarge => "the request's head is too large: at most 16384 bytes and 100 headers",
+            Refused::Slow => "the request's head, or the TLS handshake, did not arrive within 10 s",
+            Refused::Unread => "the client did not read its answer for 30 s",
+            Refused::Tls => "the TLS handshake failed: does the client speak TLS here, and trust this certificate?",
+            Refused::ClientCertificate => "the client shows no certificate of a CA in ENV0_S3_LOG_TLS_CLIENT_CA_FILE",
+            Refused::Limit => {
+                "there is no room for more connections (ENV0_S3_LOG_MAX_CONNECTIONS), or for more unfinished requests: \
+                 the one that is missed least is closed"
+            }
+            Refused::CrossSite => "a web page of another site may not ask here",
+            Refused::ForeignHost => {
+                "asked by a name that may be anybody's: use the address, localhost, or a name of this network"
+            }
+        }
+    }
+}
+
+/// The refusals of one listener.
+pub(super) struct Refusals {
+    listener: &'static str,
+    reasons: [Reason; Refused::ALL.len()],
+}
+
+struct Reason {
+    total: Counter,
+    last: Mutex<Option<Instant>>,
+}
+
+impl Refusals {
+    /// Of the listener with this name.
+    pub(super) fn new(listener: &'static str) -> Refusals {
+        let reasons = Refused::ALL.map(|refused| Reason {
+            total: counter!("env0_s3_logs_connections_refused_total", "reason" => refused.label()),
+            last: Mutex::default(),
+        });
+        Refusals { listener, reasons }
+    }
+
+    /// Counts one; the first after a while is said, with what else is known of it.
+    pub(super) fn count(&self, refused: Refused, client: IpAddr, detail: &dyn Display) {
+        let reason = &self.reasons[refused as usize];
+        reason.total.increment(1);
+        let now = Instant::now();
+        let last = reason.last.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
+        if last.is_none_or(|last| now.duration_since(last) >= FORGOTTEN_AFTER) {
+            tracing::warn!(
+                listener = self.listener,
+                client.address = %client,
+                reason = refused.label(),
+                detail = %detail,
+                "a connection was refused: {}; more of them are only counted, in env0_s3_logs_connections_refused_total",
+                refused.words()
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_place_in_the_list() {
+        for (index, refused) in Refused::ALL.into_iter().enumerate() {
+            assert_eq!(refused as usize, index);
+        }
+    }
+}
