@@ -133,7 +133,28 @@ impl Report {
                 let _ = writeln!(text, "{:20} -> {}", "", one_line(remedy));
             }
         }
+        let _ = writeln!(text, "Next: {}", self.next());
         text
+    }
+
+    /// What to do first: the remedy of the first step that failed, or what is left to do where none did.
+    fn next(&self) -> String {
+        let first = |verdict| self.steps.iter().find(|step| step.verdict == verdict);
+        let remedy = |step: &Step| {
+            let remedy = step.remedy.as_deref().unwrap_or("see the line above");
+            format!("{}: {}", step.name, one_line(remedy))
+        };
+        let waits = self.steps.iter().find(|step| step.verdict == Verdict::Skipped && step.remedy.is_some());
+        match (first(Verdict::Fail), waits) {
+            (Some(failed), _) => remedy(failed),
+            (None, Some(waits)) => remedy(waits),
+            (None, None) => {
+                match self.steps.iter().any(|step| step.name == local::DAEMON && step.verdict == Verdict::Ok) {
+                    true => "nothing; the daemon runs, and what was judged here holds".to_owned(),
+                    false => "start the daemon: env0-s3-logs run".to_owned(),
+                }
+            }
+        }
     }
 
     /// The whole report as one line of JSON.

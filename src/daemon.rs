@@ -302,7 +302,7 @@ async fn bind(variable: &str, address: std::net::SocketAddr) -> Result<TcpListen
     let bound = TcpListener::bind(address).await;
     bound
         .with_context(|| format!("{variable}: can't listen on {address}"))
-        .map_err(|error| Failure::new(exit_code::CONFIG, error))
+        .map_err(|error| Failure::new(exit_code::CANT_BIND, error))
 }
 
 fn local_address(socket: &TcpListener) -> Result<std::net::SocketAddr, Failure> {

@@ -12,6 +12,8 @@ pub const USAGE: u8 = 64;
 pub const UNAVAILABLE: u8 = 69;
 /// A bug: a panic or a broken invariant.
 pub const SOFTWARE: u8 = 70;
+/// An address can't be listened on. Not a mistake of the configuration alone, so that a supervisor tries again.
+pub const CANT_BIND: u8 = 71;
 /// The spool is locked by another process, or can't be created.
 pub const CANT_CREATE: u8 = 73;
 /// Reading or writing the spool failed.

@@ -264,12 +264,20 @@ pub(crate) fn config(url: &str) -> Config {
         ("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::123456789012:role/env0-logs"),
         ("ENV0_S3_LOG_BUCKET_NAME", "logs"),
         ("ENV0_S3_LOG_AWS_REGION", "eu-west-1"),
-        ("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", "org-1"),
+        ("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", "51d48700-4aee-5a5d-a8a5-27a5c1471ac6"),
         ("ENV0_S3_LOG_FORCE_PATH_STYLE", "true"),
     ];
     let vars = vars.map(|(name, value)| (name.into(), value.into()));
     let config = Config::from_vars(vars, Purpose::Daemon).unwrap().config;
     let endpoint = (!url.is_empty()).then(|| url.to_owned());
     let oidc_issuer = endpoint.clone().unwrap_or(config.oidc_issuer);
-    Config { oidc_issuer, endpoint_url_s3: endpoint.clone(), endpoint_url_sts: endpoint, ..config }
+    // The one that the tests' tokens are of.
+    let oidc_organization_ids = vec!["org-1".to_owned()];
+    Config {
+        oidc_issuer,
+        oidc_organization_ids,
+        endpoint_url_s3: endpoint.clone(),
+        endpoint_url_sts: endpoint,
+        ..config
+    }
 }

@@ -59,7 +59,8 @@ fn get(address: SocketAddr, path: &str) -> Result<String, AskError> {
         return Ok(body.to_owned());
     }
     let first = [head.lines().next().unwrap_or_default(), body.trim()].join(" ");
-    Err(AskError::Refused { address, answer: first.chars().take(200).collect() })
+    let shown = first.chars().map(|c| if c.is_control() { ' ' } else { c });
+    Err(AskError::Refused { address, answer: shown.take(200).collect() })
 }
 
 /// HTTP/1.0, so that the answer is neither chunked nor kept open.

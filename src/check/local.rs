@@ -1,7 +1,7 @@
 //! The steps that ask nobody but this machine.
 
 use std::io::Write;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use super::Step;
@@ -9,7 +9,7 @@ use crate::admin::client;
 use crate::assembly::Files;
 use crate::batch::LogType;
 use crate::config::{Config, ConfigErrors, Loaded};
-use crate::exit_code::{CANT_CREATE, CONFIG, IO};
+use crate::exit_code::{CANT_BIND, CANT_CREATE, CONFIG, IO};
 use crate::spool::disk::OsDisk;
 use crate::spool::manifest::{Destination, Lock, Manifest, ManifestError};
 use crate::status::Status;
@@ -41,17 +41,39 @@ pub(super) fn daemon(address: SocketAddr) -> Option<Status> {
     client::status(address).ok()
 }
 
+/// The name of the step that looks for a running daemon.
+pub(super) const DAEMON: &str = "daemon";
+
 pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {
     let running = match daemon {
         Some(status) => Step::ok(
-            "daemon",
+            DAEMON,
             format!("version {} runs at {}, {:?}", status.version, config.admin_addr, status.phase).to_lowercase(),
         ),
-        None => Step::skipped("daemon", format!("none answers at {}", config.admin_addr)),
+        None => Step::skipped(DAEMON, format!("none answers at {}", config.admin_addr)),
     };
     let mut steps = files(config);
-    steps.extend([running, spool(&config.spool_dir), lock(&config.spool_dir, daemon), manifest(config), disk(config)]);
+    steps.push(running);
+    if daemon.is_none() {
+        steps.push(addresses(config));
+    }
+    steps.extend([spool(&config.spool_dir), lock(&config.spool_dir, daemon), manifest(config), disk(config)]);
     steps
+}
+
+/// Whether a daemon could listen where it is told to. Only without one: it holds these addresses itself.
+fn addresses(config: &Config) -> Step {
+    const NAME: &str = "addresses";
+    let ingest = config.ingest.then_some(("ENV0_S3_LOG_LISTEN_ADDR", config.listen_addr));
+    let wanted: Vec<_> = ingest.into_iter().chain([("ENV0_S3_LOG_ADMIN_ADDR", config.admin_addr)]).collect();
+    for (variable, address) in &wanted {
+        if let Err(error) = TcpListener::bind(address) {
+            let remedy = "end the program that listens there (`ss -ltnp` names it), or choose another address";
+            return Step::fail(NAME, CANT_BIND, format!("{variable}: can't listen on {address}: {error}"), remedy);
+        }
+    }
+    let listed: Vec<_> = wanted.iter().map(|(_, address)| address.to_string()).collect();
+    Step::ok(NAME, format!("{} can be listened on", listed.join(" and ")))
 }
 
 /// The files that the configuration names, read as a start reads them: one step for each that can't be

@@ -7,7 +7,8 @@ fn a_report_is_a_line_a_verdict_with_code_request_id_and_remedy() {
     let report = Report::new(vec![Step::ok("spool", "fine"), failed, Step::fail("write", exit_code::IO, "x", "y")]);
     assert_eq!(report.exit_code, exit_code::DENIED, "of the first failure");
     let text = report.text();
-    assert_eq!(text.lines().count(), 5, "{text}");
+    assert_eq!(text.lines().count(), 6, "{text}");
+    assert!(text.ends_with("Next: sts: mend it\n"), "{text}");
     assert!(text.contains("[ok]   spool         fine\n"), "{text}");
     assert!(text.contains("[fail] sts           STS refuses the token (AccessDenied, request id id-1)\n"), "{text}");
     assert!(text.contains("-> mend it\n"), "{text}");

@@ -1,6 +1,6 @@
 //! From the environment to a [`Config`], with everything that is wrong gathered on the way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -29,6 +29,8 @@ pub(super) struct Reader {
     pub(super) warnings: Vec<String>,
     pub(super) unknown: Vec<String>,
     shown: BTreeMap<&'static str, String>,
+    /// Variables that have an error already: the first one names the cause.
+    refused: BTreeSet<&'static str>,
 }
 
 impl Reader {
@@ -57,6 +59,11 @@ impl Reader {
             }
         }
         self.shown = given.iter().map(|(name, value)| (*name, shown(name, value))).collect();
+        for (name, value) in &given {
+            if let Some(problem) = values::not_meant(value) {
+                self.refuse(name, &format!("expected {problem}"));
+            }
+        }
         given
     }
 
@@ -78,6 +85,9 @@ impl Reader {
     }
 
     fn refuse(&mut self, name: &'static str, problem: &str) {
+        if !self.refused.insert(name) {
+            return;
+        }
         let cut = |value: &String| value.chars().take(SHOWN_VALUE_MAX_CHARS).collect::<String>();
         let value = self.shown.get(name).map(|value| format!("={:?}", cut(value))).unwrap_or_default();
         let example = variables::find(name).map(example).unwrap_or_default();
@@ -91,7 +101,10 @@ impl Reader {
         given: Option<String>,
         parse: impl Fn(&str) -> Parsed<T>,
     ) -> Option<T> {
-        match parse(&given?) {
+        let given = given?;
+        // Here for what comes from files, too.
+        let parsed = values::not_meant(&given).map_or_else(|| parse(&given), Err);
+        match parsed {
             Ok(value) => Some(value),
             Err(expected) => {
                 self.refuse(name, &format!("expected {expected}"));
@@ -195,7 +208,7 @@ impl Reader {
                 .optional("ENV0_S3_LOG_OIDC_SUBJECT", own.oidc_subject, values::list)
                 .unwrap_or_default(),
             oidc_organization_ids: self
-                .optional("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", own.oidc_organization_id, values::list)
+                .optional("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", own.oidc_organization_id, values::organization_ids)
                 .unwrap_or_default(),
             allow_http: self.value("ENV0_S3_LOG_ALLOW_HTTP", own.allow_http, values::boolean),
             listen_addr: self.value("ENV0_S3_LOG_LISTEN_ADDR", own.listen_addr, values::socket_address),
@@ -477,9 +490,15 @@ fn example(variable: &Variable) -> String {
     format!("{}={}", variable.name, variable.example)
 }
 
-/// A value as it may be shown: not a secret's, and no user name and password inside a URL.
+/// A value as it may be shown: not a secret's, and neither user name and password nor query of a URL.
 fn shown(name: &str, value: &str) -> String {
     let secret = variables::find(name).is_none_or(|variable| variable.secret);
-    let userinfo = value.contains('@') && (value.contains("://") || URLS.contains(&name));
-    if secret || userinfo { REDACTED.to_owned() } else { value.to_owned() }
+    let is_url = value.contains("://") || URLS.contains(&name);
+    if secret || (is_url && value.contains('@')) {
+        return REDACTED.to_owned();
+    }
+    match value.find(['?', '#']) {
+        Some(end) if is_url => format!("{}{REDACTED}", &value[..=end]),
+        _ => value.to_owned(),
+    }
 }

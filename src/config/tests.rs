@@ -9,7 +9,7 @@ const LEAST: &[(&str, &str)] = &[
     ("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::111122223333:role/env0-logs"),
     ("ENV0_S3_LOG_BUCKET_NAME", "logs"),
     ("ENV0_S3_LOG_AWS_REGION", "eu-central-1"),
-    ("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", "org-1"),
+    ("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", "51d48700-4aee-5a5d-a8a5-27a5c1471ac6"),
 ];
 
 fn read(vars: &[(&str, &str)]) -> Result<Loaded, ConfigErrors> {
@@ -215,6 +215,54 @@ fn values_out_of_range_or_shape_are_refused() {
 }
 
 #[test]
+fn a_value_that_nobody_can_have_meant_is_refused_for_every_variable() {
+    for variable in VARIABLES {
+        let example = variable.example;
+        for value in [
+            format!("\"{example}\""),
+            format!("'{example}'"),
+            format!("\u{feff}{example}"),
+            format!("{example}${{NAME}}"),
+            "${NAME:-default}".to_owned(),
+            "$(NAME)".to_owned(),
+            "{{ .Values.name }}".to_owned(),
+        ] {
+            let errors = with(&[(variable.name, &value)]).expect_err(variable.name).errors;
+            let of_it: Vec<_> =
+                errors.iter().filter(|error| error.starts_with(&format!("{}=", variable.name))).collect();
+            assert_eq!(of_it.len(), 1, "{value}: {errors:?}");
+            assert!(of_it[0].contains("expected a value"), "{of_it:?}");
+            assert!(!variable.secret || !of_it[0].contains(&format!("{value:?}")), "{of_it:?}");
+        }
+    }
+}
+
+#[test]
+fn a_secret_file_is_held_to_the_rules_of_its_variable() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("url");
+    for content in ["\u{feff}https://tokens.example.com/", "\"https://tokens.example.com/\"", "https://${HOST}/"] {
+        std::fs::write(&path, content).unwrap();
+        let error = refused(&[("ENV0_S3_LOG_OIDC_TOKEN_URL_FILE", path.to_str().unwrap())]);
+        assert!(error.contains("expected a value"), "{error}");
+    }
+}
+
+#[test]
+fn an_organization_that_is_no_id_of_env0s_is_refused() {
+    for placeholder in ["acme", "00000000-0000-0000-0000-000000000000", "51d48700-4aee-5a5d-a8a5-27a5c1471ac"] {
+        let error = refused(&[("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", placeholder)]);
+        assert!(error.contains("Organization Settings"), "{error}");
+    }
+}
+
+#[test]
+fn a_refused_urls_query_is_not_shown() {
+    let error = refused(&[("ENV0_S3_LOG_OIDC_ISSUER", "https://issuer.example.com/?key=s3cr3t")]);
+    assert!(error.contains("https://issuer.example.com/?[redacted]") && !error.contains("s3cr3t"), "{error}");
+}
+
+#[test]
 fn the_bucket_path_is_trimmed_and_takes_973_bytes() {
     let longest = "a".repeat(973);
     assert_eq!(accepted(&[("ENV0_S3_LOG_BUCKET_PATH", &longest)]).bucket_path, longest);
@@ -310,7 +358,7 @@ fn every_example_and_every_default_of_the_table_is_accepted() {
 fn tokens_that_can_be_handed_over_in_clear_are_warned_of() {
     let everywhere = ("ENV0_S3_LOG_LISTEN_ADDR", "0.0.0.0:8080");
     let tls = [("ENV0_S3_LOG_TLS_CERT_FILE", "/c.pem"), ("ENV0_S3_LOG_TLS_KEY_FILE", "/k.pem")];
-    let oidc = ("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", "org");
+    let oidc = ("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", "51d48700-4aee-5a5d-a8a5-27a5c1471ac6");
     let warnings = with(&[everywhere, oidc]).unwrap().warnings;
     assert!(warnings.iter().any(|warning| warning.contains("in clear on 0.0.0.0:8080")), "{warnings:?}");
     let in_clear = |changes: &[(&str, &str)]| with(changes).unwrap().warnings.iter().any(|w| w.contains("in clear"));

@@ -32,6 +32,24 @@ pub(super) fn text(value: &str) -> Parsed<String> {
     check(!value.chars().any(char::is_control), value.to_owned(), "text without control characters")
 }
 
+/// Why no variable can be meant to have this value, whatever it is for: what a file of variables, a shell or a template
+/// should have taken away or filled in is still there.
+pub(super) fn not_meant(value: &str) -> Option<String> {
+    let in_quotes = |quote: char| value.len() > 1 && value.starts_with(quote) && value.ends_with(quote);
+    if in_quotes('"') || in_quotes('\'') {
+        return Some("a value without quotes around it (--env-file and Kubernetes keep them as part of it)".to_owned());
+    }
+    if value.starts_with('\u{feff}') {
+        return Some("a value without a byte order mark before it (save the file as UTF-8 without BOM)".to_owned());
+    }
+    let open = |(start, close)| {
+        let names = value.split(start).skip(1).filter_map(move |rest| Some(rest.split_once(close)?.0));
+        names.map(move |name| format!("{start}{name}{close}"))
+    };
+    let mut unexpanded = [("${", '}'), ("$(", ')'), ("{{", '}')].into_iter().flat_map(open);
+    unexpanded.next().map(|_| "a value in which every ${NAME} or template has been filled in".to_owned())
+}
+
 /// `true`/`false`, `1`/`0`, `yes`/`no`, `on`/`off`, in any case.
 pub(super) fn boolean(value: &str) -> Parsed<bool> {
     match value.to_ascii_lowercase().as_str() {
@@ -126,6 +144,23 @@ pub(super) fn socket_address(value: &str) -> Parsed<SocketAddr> {
 pub(super) fn list(value: &str) -> Parsed<Vec<String>> {
     let items: Vec<_> = value.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect();
     check(!items.is_empty(), items, "one or more values, separated by commas")
+}
+
+/// Comma-separated ids of env0 organizations: UUIDs, and not the zeros of an example.
+pub(super) fn organization_ids(value: &str) -> Parsed<Vec<String>> {
+    let ids = list(value)?;
+    let holds = |id: &String| {
+        let groups: Vec<_> = id.split('-').map(str::len).collect();
+        let digits = id.bytes().filter(|byte| *byte != b'-');
+        groups == [8, 4, 4, 4, 12]
+            && digits.clone().all(|byte| byte.is_ascii_hexdigit())
+            && digits.clone().any(|byte| byte != b'0')
+    };
+    check(
+        ids.iter().all(holds),
+        ids,
+        "ids of env0 organizations, as Organization Settings show them, separated by commas",
+    )
 }
 
 /// Comma-separated log types; `none` is none of them.

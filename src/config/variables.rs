@@ -91,7 +91,7 @@ pub const VARIABLES: &[Variable] = &[
         need: Need::Suggested,
         ..optional(
             "ENV0_S3_LOG_OIDC_ORGANIZATION_ID",
-            "00000000-0000-0000-0000-000000000000",
+            "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9",
             "Comma-separated ids of the env0 organizations whose tokens are let in",
         )
     },
@@ -212,7 +212,7 @@ pub const VARIABLES: &[Variable] = &[
     defaulted("ENV0_S3_LOG_PULL_INTERVAL", "30s", "How often env0 is asked for what is new, `5s` to `1h`"),
     optional(
         "ENV0_S3_LOG_PULL_ORGANIZATION_ID",
-        "00000000-0000-0000-0000-000000000000",
+        "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9",
         "Comma-separated ids of the env0 organizations to pull; without it, those that the key sees",
     ),
     defaulted("ENV0_S3_LOG_API_URL", "https://api.env0.com", "env0's API"),

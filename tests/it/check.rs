@@ -66,6 +66,26 @@ fn a_good_configuration_passes_every_step_with_the_two_statement_policy() {
 }
 
 #[test]
+fn check_and_run_call_an_address_in_use_by_the_same_exit_code() {
+    let aws = LocalAws::start();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let setup = setup(&aws).set("ENV0_S3_LOG_LISTEN_ADDR", taken.local_addr().unwrap().to_string());
+    let finished = setup.run("check --offline --json");
+    assert_has(&failure(&finished, "addresses", Some(71)), &["ENV0_S3_LOG_LISTEN_ADDR", "in use"]);
+    let run = setup.run("run");
+    assert_eq!(run.code, Some(71), "{}", run.stderr);
+}
+
+#[test]
+fn the_last_line_says_what_to_do_next() {
+    let aws = LocalAws::start();
+    let ready = setup(&aws).run("check");
+    assert_has(ready.stdout.lines().last().unwrap(), &["Next: start the daemon"]);
+    let wrong = setup(&aws).set("ENV0_S3_LOG_BUCKET_NAME", "Logs").run("check");
+    assert_has(wrong.stdout.lines().last().unwrap(), &["Next: configuration: "]);
+}
+
+#[test]
 fn offline_asks_nobody() {
     let aws = LocalAws::start();
     let finished = setup(&aws).run("check --offline --json");

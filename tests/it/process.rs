@@ -102,6 +102,13 @@ fn resident_kib() -> u64 {
 }
 
 #[test]
+fn a_slip_in_rust_log_is_said_and_does_not_silence_the_log() {
+    let daemon = Setup::new(&LocalAws::start()).set("RUST_LOG", "Warning").start();
+    wait_for("the start is logged", || daemon.log().find("listening"));
+    assert_eq!(daemon.log().count("WARN", "RUST_LOG sets no level"), 1);
+}
+
+#[test]
 fn a_bug_is_one_line_and_exit_code_70_whether_the_log_is_started_or_not() {
     for part in ["bug", "bug with a log"] {
         let ended = alone(part);
