@@ -1,12 +1,13 @@
 //! The bucket: one PUT an attempt, and what its failure means. The only file that names `aws_sdk_s3`.
 
+mod answer;
+mod condition;
 mod error;
 pub mod read;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_credential_types::Credentials as Keys;
 use aws_sdk_s3::config::{
@@ -24,7 +25,10 @@ use secrecy::ExposeSecret;
 use crate::batch::Sha256;
 use crate::config::Config;
 use crate::credentials::{Credentials, Session};
-use crate::network::{Network, causes};
+use crate::network::{Network, causes, foreign_name};
+use answer::{NotConfirmed, Watch};
+use condition::Condition;
+use error::Call;
 pub use error::{PutError, PutErrorKind};
 
 /// Of the file that is sent, at once in memory.
@@ -45,7 +49,7 @@ struct Inner {
     bucket_owner: Option<String>,
     tags: Option<String>,
     other_than_aws: bool,
-    overwrite_prevented: AtomicBool,
+    condition: Condition,
 }
 
 /// One object to be written.
@@ -119,30 +123,32 @@ impl S3 {
             bucket_owner: config.expected_bucket_owner.clone(),
             tags: config.object_tags.clone(),
             other_than_aws: endpoint.is_some(),
-            overwrite_prevented: AtomicBool::new(true),
+            condition: Condition::default(),
         }))
     }
 
     /// One attempt at one `PutObject`, refused where the key exists already. Never repeated here but
-    /// in one case: a store that isn't AWS and has no `If-None-Match` (it stored nothing then) is
-    /// asked again without it, and from then on.
+    /// in one case: a store that isn't AWS and may have no `If-None-Match` is asked again without it.
     ///
-    /// Tells the credentials where the session is the reason of a refusal, or may be.
+    /// `Ok` only where the store itself confirms these bytes. Tells the credentials where the session is the reason of
+    /// a refusal, or may be.
     pub async fn put(&self, put: &Put) -> Result<(), PutError> {
         let Some(session) = self.0.credentials.session() else {
             return Err(PutError::before(PutErrorKind::NoSession, "there is no session to sign with".to_owned()));
         };
-        let prevent = self.0.overwrite_prevented.load(Ordering::Relaxed);
-        let mut outcome = self.attempt(put, &session, prevent).await;
-        if prevent && self.0.other_than_aws && matches!(&outcome, Err(error) if error.lacks_the_condition()) {
-            if self.0.overwrite_prevented.swap(false, Ordering::Relaxed) {
-                tracing::warn!(
-                    "the store at AWS_ENDPOINT_URL_S3 doesn't know If-None-Match: from now on nothing prevents that an \
-                     object of the same key is overwritten"
-                );
+        let conditional = !self.0.other_than_aws || self.0.condition.is_in_use(Instant::now());
+        let outcome = match self.attempt(put, &session, conditional).await {
+            Ok(()) => {
+                if conditional {
+                    self.0.condition.worked();
+                }
+                Ok(())
             }
-            outcome = self.attempt(put, &session, false).await;
-        }
+            Err(refused) if conditional && refused.may_lack_the_condition && self.0.other_than_aws => {
+                self.put_without_condition(put, &session, refused.error).await
+            }
+            Err(refused) => Err(refused.error),
+        };
         outcome.map_err(|error| PutError { session: Some(session.id), ..error }).inspect_err(|error| match error.kind {
             PutErrorKind::SessionRejected => self.0.credentials.refused(session.id, true),
             _ if error.status == Some(403) => self.0.credentials.refused(session.id, false),
@@ -150,8 +156,22 @@ impl S3 {
         })
     }
 
-    async fn attempt(&self, put: &Put, session: &Session, prevent_overwrite: bool) -> Result<(), PutError> {
-        let unreadable = |reason: String| PutError::before(PutErrorKind::FileUnreadable, reason);
+    /// Whether the condition was the reason shows only where the PUT succeeds without it.
+    async fn put_without_condition(&self, put: &Put, session: &Session, with: PutError) -> Result<(), PutError> {
+        match self.attempt(put, session, false).await {
+            Ok(()) => {
+                self.0.condition.is_unknown(Instant::now());
+                Ok(())
+            }
+            Err(without) => {
+                let may_have_arrived = with.may_have_arrived || without.error.may_have_arrived;
+                Err(PutError { may_have_arrived, ..without.error })
+            }
+        }
+    }
+
+    async fn attempt(&self, put: &Put, session: &Session, conditional: bool) -> Result<(), Refused> {
+        let unreadable = |reason: String| Refused::from(PutError::before(PutErrorKind::FileUnreadable, reason));
         let length =
             std::fs::metadata(&put.file).map_err(|error| unreadable(format!("the file can't be read: {error}")))?.len();
         if length != put.bytes {
@@ -161,12 +181,13 @@ impl S3 {
         let body = body.map_err(|error| unreadable(format!("the file can't be read: {}", causes(&error))))?;
         let metadata = put.metadata.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
         let inner = &self.0;
+        let watch = Watch::default();
         let request = inner
             .client
             .put_object()
             .bucket(&inner.bucket)
             .key(&put.key)
-            .set_if_none_match(prevent_overwrite.then(|| "*".to_owned()))
+            .set_if_none_match(conditional.then(|| "*".to_owned()))
             .content_type("application/x-ndjson")
             .checksum_sha256(STANDARD.encode(put.sha256.0))
             .set_metadata(Some(metadata))
@@ -177,15 +198,26 @@ impl S3 {
             .set_tagging(inner.tags.clone())
             .body(body)
             .customize()
+            .interceptor(watch.clone())
             .config_override(Builder::new().credentials_provider(keys(session)));
-        match tokio::time::timeout(put.timeout, request.send()).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(PutError::of(&error)),
-            Err(_) => Err(PutError {
-                may_have_arrived: true,
-                ..PutError::before(PutErrorKind::Timeout, format!("no answer within {} s", put.timeout.as_secs()))
-            }),
-        }
+        let sent = tokio::time::timeout(put.timeout, request.send()).await;
+        let seen = watch.seen();
+        let secrets = secrets(session);
+        let call = Call { operation: "PutObject", bucket: &inner.bucket, secrets: &secrets };
+        let error = match sent {
+            Ok(Ok(_)) => match seen.answer.as_ref().map(|answer| answer.confirms(&put.sha256)) {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(reason)) => PutError::unconfirmed(reason, &seen, &call),
+                None => PutError::unconfirmed(NotConfirmed::NotTheStore, &seen, &call),
+            },
+            Ok(Err(error)) => PutError::of(&error, &seen, &call),
+            Err(_) => {
+                let message = format!("PutObject at {}: no answer within {} s", seen.host, put.timeout.as_secs());
+                PutError { may_have_arrived: true, ..PutError::before(PutErrorKind::Timeout, message) }
+            }
+        };
+        let may_lack = seen.answer.is_some_and(|answer| answer.may_lack_the_condition(error.code.as_deref()));
+        Err(Refused { error, may_lack_the_condition: may_lack })
     }
 
     /// Where the bucket is, by `GetBucketLocation`.
@@ -194,6 +226,7 @@ impl S3 {
             let error = PutError::before(PutErrorKind::NoSession, "there is no session to sign with".to_owned());
             return Err(error.into());
         };
+        let watch = Watch::default();
         let request = self
             .0
             .client
@@ -201,26 +234,54 @@ impl S3 {
             .bucket(&self.0.bucket)
             .set_expected_bucket_owner(self.0.bucket_owner.clone())
             .customize()
+            .interceptor(watch.clone())
             .config_override(Builder::new().credentials_provider(keys(&session)));
-        let Ok(answer) = tokio::time::timeout(LOCATE_TIMEOUT, request.send()).await else {
-            return Err(PutError::before(PutErrorKind::Timeout, "no answer within 30 s".to_owned()).into());
-        };
-        match answer {
-            Ok(location) => Ok(region_of(location.location_constraint(), self.0.other_than_aws)),
-            Err(error) => match PutError::of(&error) {
-                unreadable if self.0.other_than_aws && unreadable.status == Some(200) => Ok(BucketRegion::NotTold),
+        let sent = tokio::time::timeout(LOCATE_TIMEOUT, request.send()).await;
+        let seen = watch.seen();
+        let secrets = secrets(&session);
+        let call = Call { operation: "GetBucketLocation", bucket: &self.0.bucket, secrets: &secrets };
+        let is_html = seen.answer.as_ref().is_some_and(|answer| answer.is_html);
+        match sent {
+            Ok(Ok(location)) => {
+                let constraint = location.location_constraint().map(BucketLocationConstraint::as_str);
+                Ok(region_of(constraint, self.0.other_than_aws))
+            }
+            Ok(Err(error)) => match PutError::of(&error, &seen, &call) {
+                error if self.0.other_than_aws && error.status == Some(200) && !is_html => Ok(BucketRegion::NotTold),
                 error => Err(error.into()),
             },
+            Err(_) => {
+                let message = format!("GetBucketLocation at {}: no answer within 30 s", seen.host);
+                Err(PutError::before(PutErrorKind::Timeout, message).into())
+            }
         }
     }
 }
 
-fn region_of(constraint: Option<&BucketLocationConstraint>, other_than_aws: bool) -> BucketRegion {
-    match constraint.map(BucketLocationConstraint::as_str) {
+/// A failed attempt.
+struct Refused {
+    error: PutError,
+    /// The store may not know `If-None-Match`.
+    may_lack_the_condition: bool,
+}
+
+impl From<PutError> for Refused {
+    fn from(error: PutError) -> Refused {
+        Refused { error, may_lack_the_condition: false }
+    }
+}
+
+/// What an answer may repeat and nobody may read.
+fn secrets(session: &Session) -> [&str; 2] {
+    [session.session_token.expose_secret(), session.secret_access_key.expose_secret()]
+}
+
+fn region_of(constraint: Option<&str>, other_than_aws: bool) -> BucketRegion {
+    match constraint {
         Some("EU") => BucketRegion::Known("eu-west-1".to_owned()),
         None | Some("" | "null" | "default") if other_than_aws => BucketRegion::NotTold,
         None | Some("" | "null") => BucketRegion::Known("us-east-1".to_owned()),
-        Some(region) => BucketRegion::Known(region.to_owned()),
+        Some(region) => foreign_name(region, &[]).map_or(BucketRegion::NotTold, BucketRegion::Known),
     }
 }
 

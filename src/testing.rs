@@ -183,6 +183,14 @@ pub(crate) fn sts_error(status: u16, code: &str, message: &str) -> Response<Byte
     response
 }
 
+/// S3 confirms an object.
+pub(crate) fn s3_ok() -> Response<Bytes> {
+    let mut response = answer(200, "");
+    response.headers_mut().insert("etag", HeaderValue::from_static("\"d41d8cd98f00b204e9800998ecf8427e\""));
+    response.headers_mut().insert("x-amz-request-id", HeaderValue::from_static("s3-request"));
+    response
+}
+
 pub(crate) fn s3_error(status: u16, code: &str, message: &str) -> Response<Bytes> {
     let body =
         format!("<Error><Code>{code}</Code><Message>{message}</Message><RequestId>s3-request</RequestId></Error>");

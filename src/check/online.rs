@@ -298,7 +298,8 @@ fn of_kind(config: &Config, name: &'static str, kind: PutErrorKind, message: &st
         Denied | KmsDenied | SessionRejected | NoSession | ClockSkew => DENIED,
         NoSuchBucket | WrongRegion => CONFIG,
         FileUnreadable => IO,
-        Timeout | Unreachable | Throttled | ServerError | Conflict | NameTaken | ChecksumRefused | Other => UNAVAILABLE,
+        Timeout | Unreachable | Throttled | ServerError | Conflict | NameTaken | NameTakenUnproven
+        | ChecksumRefused | ProxyRefused | NotS3 | Other => UNAVAILABLE,
     };
     let remedy = match kind {
         Timeout | Unreachable => way_out(&config.network, message, "S3"),

@@ -1,14 +1,16 @@
 //! Which batch is tried next, and when. Pure: the clock and the dice are the caller's.
 //!
 //! Oldest first. A batch that failed waits for a pause of its own; one slot is left to batches not tried
-//! yet, and where there is only one slot the two kinds take turns.
+//! yet, and where there is only one slot the two kinds take turns. Each step takes the logarithm of the queue's length:
+//! after a long outage a million batches may wait.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::backoff;
+use crate::flusher::delivery::Known;
 use crate::s3::PutErrorKind;
 use crate::spool::Batch;
 
@@ -23,16 +25,25 @@ pub(super) struct Waiting {
     pub(super) batch: Batch,
     /// Failed ones.
     pub(super) attempts: u32,
-    not_before: Instant,
     /// S3 has it; only its file is left to go.
     pub(super) stored: bool,
+    /// Of its earlier attempts.
+    pub(super) known: Known,
+    /// How many objects of the lane were confirmed at its last 412 that nothing proves to be the store's.
+    pub(super) objects_confirmed_before: u64,
 }
 
 /// The batches of one lane that are not in flight, and what its failures so far ask for.
 pub(super) struct Queue {
     concurrency: usize,
     /// By sequence.
-    waiting: BTreeMap<u64, Waiting>,
+    untried: BTreeMap<u64, Batch>,
+    /// By sequence; each of them is in `paused` or in `due`.
+    failed: BTreeMap<u64, Waiting>,
+    /// When a failed batch's pause ends, and its sequence.
+    paused: BTreeSet<(Instant, u64)>,
+    /// Sequences of the failed batches whose pause is over.
+    due: BTreeSet<u64>,
     in_flight: usize,
     retries_in_flight: usize,
     retry_went_last: bool,
@@ -45,6 +56,9 @@ pub(super) struct Queue {
     /// In an outage: when the next first attempt may be.
     untried_not_before: Instant,
     draining: bool,
+    /// How many batches were looked at or moved, for the test of how long a step takes.
+    #[cfg(test)]
+    looked_at: u64,
 }
 
 impl Queue {
@@ -52,7 +66,10 @@ impl Queue {
     pub(super) fn new(concurrency: usize, now: Instant) -> Queue {
         Queue {
             concurrency,
-            waiting: BTreeMap::new(),
+            untried: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            paused: BTreeSet::new(),
+            due: BTreeSet::new(),
             in_flight: 0,
             retries_in_flight: 0,
             retry_went_last: false,
@@ -61,48 +78,69 @@ impl Queue {
             retries_not_before: now,
             untried_not_before: now,
             draining: false,
+            #[cfg(test)]
+            looked_at: 0,
         }
     }
 
     /// A batch that was just sealed, or found at the start.
-    pub(super) fn add(&mut self, batch: Batch, now: Instant) {
-        self.waiting.insert(batch.name.sequence, Waiting { batch, attempts: 0, not_before: now, stored: false });
+    pub(super) fn add(&mut self, batch: Batch) {
+        self.untried.insert(batch.name.sequence, batch);
     }
 
-    /// The batches that are not in flight.
-    pub(super) fn waiting(&self) -> impl ExactSizeIterator<Item = &Waiting> {
-        self.waiting.values()
+    /// How many batches were not tried yet and are not in flight.
+    pub(super) fn untried(&self) -> usize {
+        self.untried.len()
+    }
+
+    /// Whether no batch waits; some may be in flight.
+    pub(super) fn is_empty(&self) -> bool {
+        self.untried.is_empty() && self.failed.is_empty()
     }
 
     /// Every waiting batch becomes due, and is tried once more and no more.
-    pub(super) fn drain(&mut self, now: Instant) {
+    pub(super) fn drain(&mut self) {
         self.draining = true;
-        self.waiting.values_mut().for_each(|waiting| waiting.not_before = now);
+        self.end_pauses();
     }
 
     /// Whether every batch had its last attempt.
     pub(super) fn is_drained(&self) -> bool {
-        self.draining && self.in_flight == 0 && self.waiting.is_empty()
+        self.draining && self.in_flight == 0 && self.is_empty()
     }
 
     /// Takes the batch that is to be tried now, if one is.
     pub(super) fn next(&mut self, now: Instant) -> Option<Waiting> {
+        self.end_pauses_until(now);
         let slots = self.slots();
         if self.in_flight >= slots {
             return None;
         }
-        let oldest = |is_retry: bool| {
-            let due = |waiting: &&Waiting| (waiting.attempts > 0) == is_retry && self.due(waiting) <= now;
-            self.waiting.values().find(due).map(|waiting| waiting.batch.name.sequence)
-        };
+        let untried = self.untried.first_key_value().map(|(sequence, _)| *sequence);
+        let untried = untried.filter(|_| !self.in_outage() || self.untried_not_before <= now);
         let retry_may_go = slots == 1 || self.retries_in_flight + 1 < slots || self.draining;
-        let sequence = match (oldest(false), retry_may_go.then(|| oldest(true)).flatten()) {
+        let retry = self.due.first().copied().filter(|_| retry_may_go);
+        let retry = retry.filter(|_| !self.in_outage() || self.retries_not_before <= now);
+        let sequence = match (untried, retry) {
             (Some(untried), Some(retry)) if slots > 1 => untried.min(retry),
             (Some(untried), Some(_)) if self.retry_went_last => untried,
             (Some(_), Some(retry)) => retry,
             (untried, retry) => untried.or(retry)?,
         };
-        let waiting = self.waiting.remove(&sequence)?;
+        #[cfg(test)]
+        {
+            self.looked_at += 1;
+        }
+        let waiting = match self.untried.remove(&sequence) {
+            Some(batch) => {
+                let known = Known::found(batch.may_have_arrived);
+                Waiting { batch, attempts: 0, stored: false, known, objects_confirmed_before: 0 }
+            }
+            None => {
+                self.due.remove(&sequence);
+                self.failed.remove(&sequence)?
+            }
+        };
         self.in_flight += 1;
         self.retry_went_last = waiting.attempts > 0;
         self.retries_in_flight += usize::from(self.retry_went_last);
@@ -114,15 +152,25 @@ impl Queue {
         if self.in_flight >= self.slots() {
             return None;
         }
-        self.waiting.values().map(|waiting| self.due(waiting)).filter(|due| *due > now).min()
+        let pause_ends = self.paused.first().map(|(ends, _)| *ends);
+        let retry = if self.due.is_empty() { pause_ends } else { Some(now) };
+        let untried = (!self.untried.is_empty()).then_some(now);
+        let [retry, untried] = if self.in_outage() {
+            [retry.map(|due| due.max(self.retries_not_before)), untried.map(|due| due.max(self.untried_not_before))]
+        } else {
+            [retry, untried]
+        };
+        // What is due already waits for a slot, but the next pause may end before that.
+        let pause_ends = pause_ends.filter(|_| !self.in_outage());
+        [retry, untried, pause_ends].into_iter().flatten().filter(|due| *due > now).min()
     }
 
     /// An attempt ended well.
-    pub(super) fn succeeded(&mut self, waiting: &Waiting, now: Instant) {
+    pub(super) fn succeeded(&mut self, waiting: &Waiting) {
         self.landed(waiting);
         if self.in_outage() || self.one_at_a_time {
             // The door is open again: nobody waits for a pause that the outage set.
-            self.waiting.values_mut().for_each(|waiting| waiting.not_before = waiting.not_before.min(now));
+            self.end_pauses();
         }
         self.failures = 0;
         self.one_at_a_time = false;
@@ -150,9 +198,32 @@ impl Queue {
             }
         }
         waiting.attempts += 1;
-        waiting.not_before = now + pause;
         if !self.draining || waiting.stored {
-            self.waiting.insert(waiting.batch.name.sequence, waiting);
+            let sequence = waiting.batch.name.sequence;
+            self.paused.insert((now + pause, sequence));
+            self.failed.insert(sequence, waiting);
+        }
+    }
+
+    /// Every pause is over. Takes a step for each batch that failed, which its failure has paid for.
+    fn end_pauses(&mut self) {
+        #[cfg(test)]
+        {
+            self.looked_at += self.paused.len() as u64;
+        }
+        self.due.extend(std::mem::take(&mut self.paused).into_iter().map(|(_, sequence)| sequence));
+    }
+
+    fn end_pauses_until(&mut self, now: Instant) {
+        while let Some((ends, sequence)) = self.paused.first().copied()
+            && ends <= now
+        {
+            #[cfg(test)]
+            {
+                self.looked_at += 1;
+            }
+            self.paused.pop_first();
+            self.due.insert(sequence);
         }
     }
 
@@ -167,14 +238,6 @@ impl Queue {
 
     fn slots(&self) -> usize {
         if self.one_at_a_time || self.in_outage() { 1 } else { self.concurrency }
-    }
-
-    fn due(&self, waiting: &Waiting) -> Instant {
-        match (self.in_outage(), waiting.attempts) {
-            (false, _) => waiting.not_before,
-            (true, 0) => waiting.not_before.max(self.untried_not_before),
-            (true, _) => waiting.not_before.max(self.retries_not_before),
-        }
     }
 }
 

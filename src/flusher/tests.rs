@@ -15,14 +15,17 @@ use bytes::Bytes;
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use tokio_util::sync::CancellationToken;
 
+use super::attempt::put;
 use super::*;
-use crate::batch::{Sha256, SpoolName};
+use crate::batch::{Sha256, SpoolName, Stage};
 use crate::config::Config;
+use crate::credentials::Credentials;
 use crate::network::Network;
 use crate::oidc::{OidcToken, Source};
+use crate::s3::S3;
 use crate::spool::disk::OsDisk;
 use crate::spool::manifest::Destination;
-use crate::spool::{QUARANTINE, Settings};
+use crate::spool::{QUARANTINE, Settings, Spool};
 use crate::testing::{self, Seen, Server, answer, s3_error, soon, sts_that_gives_sessions, until};
 
 const TYPE: LogType = LogType::Deployments;
@@ -258,7 +261,7 @@ fn metadata<'a>(put: &'a Seen, name: &str) -> Option<&'a str> {
 }
 
 fn ok() -> Response<Bytes> {
-    answer(200, "")
+    testing::s3_ok()
 }
 
 /// These answers in turn, then that all is well.

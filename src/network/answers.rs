@@ -1,12 +1,18 @@
-//! A bound on what an AWS service may answer: the SDK reads an answer's body into memory, to its end.
+//! Bounds on what an AWS service may answer. The SDK reads an answer's body into memory, to its end, and signs the
+//! next request by the clock that the answer's `Date` tells.
 
 use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector};
-use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_types::body::SdkBody;
+use chrono::{DateTime, TimeDelta, Utc};
 use http_body_util::Limited;
 
 /// Of an answer, in bytes. The largest that the daemon asks for, a session of STS, has some 3 KB.
 pub const ANSWER_MAX_BYTES: usize = 64 * 1024;
+
+/// How far a service's clock may be from ours. Beyond it the `Date` is not a clock's: a signature of the year 10000
+/// has no text, and the SDK panics over it.
+const CLOCK_MAX_DIFFERENCE: TimeDelta = TimeDelta::days(3650);
 
 /// A connector whose answers end with an error at their bound.
 #[derive(Debug)]
@@ -21,7 +27,10 @@ impl HttpConnector for Bounded {
         let answer = self.connector.call(request);
         let success_max_bytes = self.success_max_bytes;
         HttpConnectorFuture::new(async move {
-            let answer = answer.await?;
+            let mut answer = answer.await?;
+            if !tells_a_clock(&answer, Utc::now()) {
+                answer.headers_mut().remove("date");
+            }
             let max_bytes = if answer.status().is_success() { success_max_bytes } else { Some(ANSWER_MAX_BYTES) };
             Ok(match max_bytes {
                 Some(max_bytes) => answer.map(|body| SdkBody::from_body_1_x(Limited::new(body, max_bytes))),
@@ -29,4 +38,9 @@ impl HttpConnector for Bounded {
             })
         })
     }
+}
+
+fn tells_a_clock(answer: &HttpResponse, now: DateTime<Utc>) -> bool {
+    let date = answer.headers().get("date").and_then(|date| DateTime::parse_from_rfc2822(date).ok());
+    date.is_some_and(|date| date.to_utc().signed_duration_since(now).abs() <= CLOCK_MAX_DIFFERENCE)
 }

@@ -9,21 +9,20 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use chrono::{DateTime, Utc};
 
-use crate::network::{causes, chain, never_connected};
+use super::answer::{Answer, NotConfirmed, Watched};
+use crate::network::{causes, chain, foreign_name, foreign_words, never_connected};
 
-/// Of S3's words.
-const MAX_MESSAGE_CHARS: usize = 500;
-/// A `Retry-After` beyond it is no throttling but a mistake, and would look like a standstill.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(3600);
+/// The longest pause that a `Retry-After` can ask for, as long as the longest of our own.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
 /// Why an attempt failed, and what is known after it.
 #[derive(Debug, Clone)]
 pub struct PutError {
     /// What to do about it.
     pub kind: PutErrorKind,
-    /// Whether the object may be in the bucket nevertheless (contract section 1).
+    /// Whether the object may be in the bucket nevertheless.
     pub may_have_arrived: bool,
-    /// What the answer's `Retry-After` asks for, an hour at most.
+    /// What the answer's `Retry-After` asks for, 60 s at most.
     pub retry_after: Option<Duration>,
     /// HTTP status, where there was an answer.
     pub status: Option<u16>,
@@ -50,8 +49,10 @@ impl std::error::Error for PutError {}
 pub enum PutErrorKind {
     /// Nothing to sign with: no attempt was made.
     NoSession,
-    /// 412: an object with this key exists.
+    /// 412 from the store: an object with this key exists.
     NameTaken,
+    /// 412, and nothing shows whether the store or something in between sent it.
+    NameTakenUnproven,
     /// 409: another request for this key is under way.
     Conflict,
     /// No answer in time.
@@ -60,7 +61,7 @@ pub enum PutErrorKind {
     Unreachable,
     /// The session has expired, or isn't known to S3.
     SessionRejected,
-    /// Any other 403.
+    /// The store says AccessDenied.
     Denied,
     /// The KMS key refuses.
     KmsDenied,
@@ -78,17 +79,22 @@ pub enum PutErrorKind {
     FileUnreadable,
     /// Any other 5xx.
     ServerError,
+    /// A proxy asks for credentials of its own.
+    ProxyRefused,
+    /// What answered is not S3, or doesn't show that it is.
+    NotS3,
     /// Anything else.
     Other,
 }
 
 impl PutErrorKind {
     /// Every kind.
-    pub const ALL: [PutErrorKind; 16] = {
+    pub const ALL: [PutErrorKind; 19] = {
         use PutErrorKind::*;
         [
             NoSession,
             NameTaken,
+            NameTakenUnproven,
             Conflict,
             Timeout,
             Unreachable,
@@ -102,6 +108,8 @@ impl PutErrorKind {
             ChecksumRefused,
             FileUnreadable,
             ServerError,
+            ProxyRefused,
+            NotS3,
             Other,
         ]
     };
@@ -111,6 +119,7 @@ impl PutErrorKind {
         match self {
             PutErrorKind::NoSession => "no_session",
             PutErrorKind::NameTaken => "name_taken",
+            PutErrorKind::NameTakenUnproven => "name_taken_unproven",
             PutErrorKind::Conflict => "conflict",
             PutErrorKind::Timeout => "timeout",
             PutErrorKind::Unreachable => "unreachable",
@@ -124,6 +133,8 @@ impl PutErrorKind {
             PutErrorKind::ChecksumRefused => "checksum_refused",
             PutErrorKind::FileUnreadable => "file_unreadable",
             PutErrorKind::ServerError => "server_error",
+            PutErrorKind::ProxyRefused => "proxy_refused",
+            PutErrorKind::NotS3 => "not_s3",
             PutErrorKind::Other => "other",
         }
     }
@@ -134,6 +145,19 @@ impl PutErrorKind {
             PutErrorKind::NoSession => "see the credentials in /status, and config/README.md#no-token",
             PutErrorKind::NameTaken | PutErrorKind::Conflict => {
                 "nothing: it is solved without help; see config/README.md#not-uploading"
+            }
+            PutErrorKind::NameTakenUnproven => {
+                "nothing if other objects arrive: after three such answers with an object stored in between it counts as \
+                 the store's; else look at what stands between this machine and the store, and whether the object is in \
+                 the bucket; see config/README.md#not-uploading"
+            }
+            PutErrorKind::ProxyRefused => {
+                "give the proxy's user and password in HTTPS_PROXY or HTTP_PROXY, or name S3's host in NO_PROXY; \
+                 see config/README.md#not-uploading"
+            }
+            PutErrorKind::NotS3 => {
+                "look at what answers in S3's place: a proxy (HTTPS_PROXY, NO_PROXY), a firewall, a login page, or a \
+                 server at AWS_ENDPOINT_URL_S3 that is no S3; see config/README.md#not-uploading"
             }
             PutErrorKind::Timeout | PutErrorKind::Unreachable => {
                 "nothing if it passes; else look at DNS, firewall, proxy (HTTPS_PROXY, NO_PROXY), private CA \
@@ -185,69 +209,106 @@ impl PutError {
         }
     }
 
-    pub(super) fn of<E>(error: &SdkError<E, HttpResponse>) -> PutError
+    /// `call` is the operation, `secrets` what must not be shown though the answer repeats it.
+    pub(super) fn of<E>(error: &SdkError<E, HttpResponse>, seen: &Watched, call: &Call<'_>) -> PutError
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
-        match (error, error.raw_response()) {
-            (SdkError::ConstructionFailure(_), _) => PutError::before(PutErrorKind::Other, causes(error)),
-            (_, Some(response)) => PutError::answered(error, response),
-            _ => PutError::unanswered(error),
+        match (error, &seen.answer) {
+            (SdkError::ConstructionFailure(_), _) => {
+                PutError::before(PutErrorKind::Other, foreign_words(&causes(error), call.secrets))
+            }
+            (_, Some(answer)) => PutError::answered(error, answer, &seen.host, call),
+            _ => PutError::unanswered(error, &seen.host, call),
         }
     }
 
-    fn unanswered(error: &(dyn std::error::Error + 'static)) -> PutError {
+    /// A 2xx that doesn't confirm the object.
+    pub(super) fn unconfirmed(reason: NotConfirmed, seen: &Watched, call: &Call<'_>) -> PutError {
+        let answer = seen.answer.clone().unwrap_or_default();
+        let (kind, what) = match reason {
+            NotConfirmed::OtherChecksum => (PutErrorKind::ChecksumRefused, "with the checksum of other bytes"),
+            NotConfirmed::NotTheStore if answer.is_html => (PutErrorKind::NotS3, "with a page of HTML"),
+            NotConfirmed::NotTheStore if answer.is_error_document => (PutErrorKind::Other, "with an error document"),
+            NotConfirmed::NotTheStore => (PutErrorKind::NotS3, "without a mark of S3's"),
+        };
+        let message = format!(
+            "{} at {}: HTTP {} {what}, which confirms no object: it may be stored, and is sent again",
+            call.operation, seen.host, answer.status
+        );
+        PutError {
+            may_have_arrived: true,
+            retry_after: answer.retry_after.as_deref().and_then(|value| retry_after(value, Utc::now())),
+            status: Some(answer.status),
+            ..PutError::before(kind, message)
+        }
+    }
+
+    fn unanswered(error: &(dyn std::error::Error + 'static), host: &str, call: &Call<'_>) -> PutError {
         let body_broke =
             chain(error).filter_map(|cause| cause.downcast_ref::<hyper::Error>()).any(hyper::Error::is_user);
         let kind = if body_broke { PutErrorKind::FileUnreadable } else { PutErrorKind::Unreachable };
-        PutError { may_have_arrived: !never_connected(error), ..PutError::before(kind, causes(error)) }
+        let message = format!("{} at {host}: {}", call.operation, foreign_words(&causes(error), call.secrets));
+        PutError { may_have_arrived: !never_connected(error), ..PutError::before(kind, message) }
     }
 
-    fn answered<E>(error: &SdkError<E, HttpResponse>, response: &HttpResponse) -> PutError
+    fn answered<E>(error: &SdkError<E, HttpResponse>, answer: &Answer, host: &str, call: &Call<'_>) -> PutError
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
-        let status = response.status().as_u16();
-        // Anything in between can answer with a status; only S3 answers with S3's document.
-        let body = response.body().bytes().unwrap_or_default();
-        let is_s3s = memchr::memmem::find(body, b"<Error").is_some();
-        let code = error.code().filter(|_| is_s3s).map(str::to_owned);
-        let words = error.message().filter(|_| is_s3s).unwrap_or("no reason given");
-        let words: String = words.chars().take(MAX_MESSAGE_CHARS).collect();
-        let kind = classify(status, code.as_deref(), &words);
-        let request_id = error.request_id().map(str::to_owned);
-        let header = |name| response.headers().get(name);
-        let region = match (kind, header("x-amz-bucket-region")) {
+        let status = answer.status;
+        let code = error.code().filter(|_| answer.is_error_document);
+        let code = code.and_then(|code| foreign_name(code, call.secrets));
+        let words = error.message().filter(|_| answer.is_error_document).unwrap_or("no reason given");
+        let words = foreign_words(words, call.secrets);
+        let kind = classify(answer, code.as_deref(), &words);
+        let said = match (&code, error) {
+            (Some(code), _) => format!("{code}, HTTP {status}: {words}"),
+            (None, SdkError::ResponseError(_)) => {
+                format!("HTTP {status}, not readable: {}", foreign_words(&causes(error), call.secrets))
+            }
+            _ if answer.is_html => format!("HTTP {status} with a page of HTML, which is not S3's"),
+            _ if answer.is_the_stores() => format!("HTTP {status} without S3's error document"),
+            _ => format!("HTTP {status} without a mark of S3's"),
+        };
+        let region = answer.region.as_deref().and_then(|region| foreign_name(region, call.secrets));
+        let more = match (kind, region) {
             (PutErrorKind::WrongRegion, Some(region)) => format!("; the bucket is in {region}"),
+            (PutErrorKind::NoSuchBucket, _) => format!("; ENV0_S3_LOG_BUCKET_NAME is {}", call.bucket),
             _ => String::new(),
         };
-        let named = code.as_deref().unwrap_or("an answer that isn't S3's");
         PutError {
             kind,
             may_have_arrived: !(kind == PutErrorKind::NameTaken
                 || code.is_some() && (matches!(status, 400..=499) || is_slow_down(status, code.as_deref()))),
-            retry_after: header("retry-after").and_then(|value| retry_after(value, Utc::now())),
+            retry_after: answer.retry_after.as_deref().and_then(|value| retry_after(value, Utc::now())),
             status: Some(status),
-            message: format!("{named}, HTTP {status}: {words}{region}"),
+            message: format!("{} at {host}: {said}{more}", call.operation),
+            request_id: error.request_id().and_then(|id| foreign_name(id, call.secrets)),
             code,
-            request_id,
             session: None,
         }
     }
+}
 
-    pub(super) fn lacks_the_condition(&self) -> bool {
-        self.status == Some(501) || (self.status == Some(400) && self.code.as_deref() == Some("NotImplemented"))
-    }
+/// What is said of a request beside its failure, and what must not be said.
+pub(super) struct Call<'a> {
+    /// S3's name of the operation.
+    pub(super) operation: &'static str,
+    pub(super) bucket: &'a str,
+    /// Removed from foreign text, in whole and in part.
+    pub(super) secrets: &'a [&'a str],
 }
 
 fn is_slow_down(status: u16, code: Option<&str>) -> bool {
     status == 503 && code == Some("SlowDown")
 }
 
-/// What an answer means; `code` is `None` where it isn't S3's own document.
-fn classify(status: u16, code: Option<&str>, message: &str) -> PutErrorKind {
+/// What an answer means: first by S3's own code, then by the status where the store sent it, then by what anybody's
+/// status tells. `code` is `None` where there is no error document.
+fn classify(answer: &Answer, code: Option<&str>, message: &str) -> PutErrorKind {
     use PutErrorKind::*;
-    match (status, code.unwrap_or_default()) {
+    match (answer.status, code.unwrap_or_default()) {
         (
             _,
             "ExpiredToken" | "ExpiredTokenException" | "InvalidAccessKeyId" | "InvalidToken" | "InvalidClientTokenId",
@@ -261,17 +322,32 @@ fn classify(status: u16, code: Option<&str>, message: &str) -> PutErrorKind {
         (403, _) if message.contains("kms:") => KmsDenied,
         (_, "PermanentRedirect" | "TemporaryRedirect" | "IllegalLocationConstraintException") => WrongRegion,
         (400, "AuthorizationHeaderMalformed") if message.contains("region") => WrongRegion,
+        (_, "RequestTimeout") => Timeout,
+        (503, "SlowDown") | (_, "Throttling" | "ThrottlingException" | "TooManyRequests") => Throttled,
+        (403, "AccessDenied") => Denied,
+        (_, "NoSuchBucket") => NoSuchBucket,
+        (status, "") if !answer.is_the_stores() => of_anybody(status, answer.is_html),
         (301 | 307 | 308, _) => WrongRegion,
-        (408, _) | (_, "RequestTimeout") => Timeout,
-        (429, _) | (503, "SlowDown") | (_, "Throttling" | "ThrottlingException" | "TooManyRequests") => Throttled,
-        (_, "SignatureDoesNotMatch") => Other,
-        (403, _) => Denied,
-        (404, _) => NoSuchBucket,
+        (404, "") => NoSuchBucket,
         (409, _) => Conflict,
-        // Some stores send it without a document.
         (412, _) => NameTaken,
-        (500.., _) => ServerError,
-        _ => Other,
+        (status, _) => match of_anybody(status, false) {
+            NotS3 => Other,
+            kind => kind,
+        },
+    }
+}
+
+/// What a status tells, whoever sent it.
+fn of_anybody(status: u16, is_html: bool) -> PutErrorKind {
+    use PutErrorKind::*;
+    match status {
+        407 => ProxyRefused,
+        408 => Timeout,
+        412 if !is_html => NameTakenUnproven,
+        429 => Throttled,
+        500.. => ServerError,
+        _ => NotS3,
     }
 }
 

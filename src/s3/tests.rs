@@ -10,7 +10,7 @@ use super::error::retry_after;
 use super::*;
 use crate::oidc::Verifier;
 use crate::testing::{
-    Issuer, Seen, Server, answer, config, nobody, s3_error, soon, sts_session, sts_that_gives_sessions,
+    Issuer, Seen, Server, answer, config, nobody, s3_error, s3_ok, soon, sts_session, sts_that_gives_sessions,
 };
 
 /// An S3 at `endpoint`, with a session.
@@ -72,7 +72,7 @@ async fn server_that(then: impl Fn(tokio::net::TcpStream) + Send + Sync + 'stati
 
 #[tokio::test]
 async fn an_object_goes_out_as_one_plain_body_with_its_checksum() {
-    let server = Server::start(|_| answer(200, "")).await;
+    let server = Server::start(|_| s3_ok()).await;
     let (s3, _sts) = s3_at(&server.url()).await;
     s3.put(&put(&file())).await.unwrap();
 
@@ -112,7 +112,7 @@ async fn an_object_goes_out_as_one_plain_body_with_its_checksum() {
 
 #[tokio::test]
 async fn options_go_with_each_object_when_they_are_set() {
-    let server = Server::start(|_| answer(200, "")).await;
+    let server = Server::start(|_| s3_ok()).await;
     let (s3, _sts) = s3_with(Config {
         endpoint_url_s3: Some(server.url()),
         storage_class: Some("GLACIER_IR".to_owned()),
@@ -156,6 +156,8 @@ async fn each_answer_has_its_meaning_and_tells_whether_the_object_may_be_there()
         (400, "XAmzContentChecksumMismatch", "did not match", ChecksumRefused, false),
         (400, "RequestTimeout", "Your socket connection to the server was not read from", Timeout, false),
         (403, "SignatureDoesNotMatch", "The request signature we calculated", Other, false),
+        (403, "AccountProblem", "There is a problem with your account", Other, false),
+        (404, "NoSuchKey", "The specified key does not exist.", Other, false),
         (400, "InvalidRequest", "Something", Other, false),
     ] {
         let error = refused_by(move |_| s3_error(status, code, message)).await;
@@ -171,21 +173,90 @@ async fn each_answer_has_its_meaning_and_tells_whether_the_object_may_be_there()
 async fn an_answer_that_is_not_s3s_own_tells_nothing_about_the_object() {
     use PutErrorKind::*;
     for (status, body, kind) in [
-        (403, "<html><body>Access denied by the proxy</body></html>", Denied),
-        (400, "<html><Code>BadRequest</Code></html>", Other),
-        (404, "not found", NoSuchBucket),
+        (302, "", NotS3),
+        (301, "", NotS3),
+        (403, "<html><body>Access denied by the proxy</body></html>", NotS3),
+        (403, "", NotS3),
+        (400, "<html><Code>BadRequest</Code></html>", NotS3),
+        (404, "not found", NotS3),
+        (405, "", NotS3),
+        (407, "", ProxyRefused),
+        (412, "", NameTakenUnproven),
+        (412, "<html>Precondition failed</html>", NotS3),
         (429, "", Throttled),
         (502, "<html>Bad gateway</html>", ServerError),
         (503, "", ServerError),
     ] {
         let error = refused_by(move |_| answer(status, body)).await;
         assert_eq!((error.kind, error.may_have_arrived, error.code), (kind, true, None), "{status} {body}");
+        assert!(error.message.contains("PutObject at 127.0.0.1:"), "{}", error.message);
     }
 }
 
 #[tokio::test]
-async fn a_412_without_a_document_says_that_the_name_is_taken_and_only_a_request_id_that_the_store_says_so() {
-    for request_id in [None, Some("store-request")] {
+async fn a_2xx_that_the_store_does_not_sign_confirms_nothing() {
+    use PutErrorKind::*;
+    const PAGE: &str = "<html><head><title>Blocked</title></head><body>This page was blocked by policy.</body></html>";
+    let with = |status: u16, name: &'static str, value: &'static str, body: &'static str| {
+        let mut response = answer(status, body);
+        response.headers_mut().insert(name, value.parse().unwrap());
+        response
+    };
+    let other = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    for (response, kind) in [
+        (answer(200, PAGE), NotS3),
+        (answer(200, ""), NotS3),
+        (answer(202, ""), NotS3),
+        (with(204, "x-amz-request-id", "s3-request", ""), NotS3),
+        (with(200, "etag", "\"abc\"", PAGE), NotS3),
+        (with(200, "x-amz-checksum-sha256", other, ""), ChecksumRefused),
+        (answer(200, "<Error><Code>InternalError</Code></Error>"), Other),
+        (answer(200, vec![b' '; 100_000]), NotS3),
+    ] {
+        let status = response.status();
+        let error = refused_by(move |_| response.clone()).await;
+        assert_eq!((error.kind, error.may_have_arrived), (kind, true), "{}", error.message);
+        assert_eq!(error.status, Some(status.as_u16()));
+    }
+    let ours: &'static str = STANDARD.encode(Sha256::of(BODY).0).leak();
+    for (name, value) in [("etag", "\"abc\""), ("x-amz-request-id", "1"), ("x-amz-checksum-sha256", ours)] {
+        let server = Server::start(move |_| with(200, name, value, "")).await;
+        s3_at(&server.url()).await.0.put(&put(&file())).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_an_answer_says_is_cut_and_shows_no_secret() {
+    let echo = "got canary-session and\ncanary-secret-key\u{202e}!";
+    let error = refused_by(move |_| s3_error(403, "AccessDenied", echo)).await;
+    assert!(error.message.ends_with("got [removed] and [removed]!"), "{}", error.message);
+    let error = refused_by(|_| s3_error(400, &"C".repeat(60_000), &"m ".repeat(1_000))).await;
+    assert!(error.code.unwrap().len() <= 128 && error.message.len() < 800);
+    let endless = refused_by(|_| s3_error(400, &"C".repeat(3_000_000), "m")).await;
+    assert_eq!((endless.code, endless.may_have_arrived), (None, true), "{}", endless.message);
+    let error = refused_by(|_| s3_error(404, "NoSuchBucket", "The specified bucket does not exist")).await;
+    assert!(error.message.contains("ENV0_S3_LOG_BUCKET_NAME is logs"), "{}", error.message);
+}
+
+#[tokio::test]
+async fn a_date_at_the_end_of_the_calendar_ends_no_later_attempt() {
+    for date in ["Fri, 31 Dec 9999 23:59:59 GMT", "Thu, 01 Jan 1970 00:00:00 GMT", "Mon, 01 Jan 0001 00:00:00 GMT"] {
+        let server = Server::start(move |_| {
+            let mut response = s3_error(403, "RequestTimeTooSkewed", "The difference is too large.");
+            response.headers_mut().insert("date", date.parse().unwrap());
+            response
+        })
+        .await;
+        let (s3, _sts) = s3_at(&server.url()).await;
+        for _ in 0..3 {
+            assert_eq!(s3.put(&put(&file())).await.unwrap_err().kind, PutErrorKind::ClockSkew, "{date}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_412_without_a_document_is_the_stores_where_it_has_a_request_id() {
+    for (request_id, kind) in [(None, PutErrorKind::NameTakenUnproven), (Some("id"), PutErrorKind::NameTaken)] {
         let error = refused_by(move |_| {
             let mut response = answer(412, "");
             if let Some(id) = request_id {
@@ -194,7 +265,7 @@ async fn a_412_without_a_document_says_that_the_name_is_taken_and_only_a_request
             response
         })
         .await;
-        assert_eq!((error.kind, error.may_have_arrived, error.code), (PutErrorKind::NameTaken, false, None));
+        assert_eq!((error.kind, error.may_have_arrived, error.code), (kind, request_id.is_none(), None));
         assert_eq!(error.request_id.as_deref(), request_id);
     }
 }
@@ -212,7 +283,7 @@ async fn retry_after_is_passed_on() {
     assert_eq!(retry_after("Sun, 22 Nov 2026 21:00:30 GMT", now), Some(Duration::from_secs(30)));
     assert_eq!(retry_after("soon", now), None);
     for far in [u64::MAX.to_string(), "86400".to_owned(), "Sun, 22 Nov 2099 21:00:00 GMT".to_owned()] {
-        assert_eq!(retry_after(&far, now), Some(Duration::from_secs(3600)), "{far}");
+        assert_eq!(retry_after(&far, now), Some(Duration::from_secs(60)), "{far}");
     }
 }
 
@@ -249,7 +320,7 @@ async fn anything_may_have_arrived_where_the_connection_breaks_or_the_answer_sta
 
 #[tokio::test]
 async fn a_file_that_is_not_as_it_should_be_is_not_sent() {
-    let server = Server::start(|_| answer(200, "")).await;
+    let server = Server::start(|_| s3_ok()).await;
     let (s3, _sts) = s3_at(&server.url()).await;
     let file = file();
     for put in [Put { bytes: 3, ..put(&file) }, Put { file: file.path().with_extension("gone"), ..put(&file) }] {
@@ -273,15 +344,40 @@ async fn a_store_that_does_not_know_the_condition_is_asked_without_it_from_then_
     for (status, code) in [(501, "NotImplemented"), (400, "NotImplemented")] {
         let server = Server::start(move |request| match request.header("if-none-match") {
             Some(_) => s3_error(status, code, "A header you provided implies functionality that is not implemented"),
-            None => answer(200, ""),
+            None => s3_ok(),
         })
         .await;
         let (s3, _sts) = s3_at(&server.url()).await;
         s3.put(&put(&file())).await.unwrap();
         s3.put(&put(&file())).await.unwrap();
-        let conditions: Vec<_> = server.seen().iter().map(|seen| seen.header("if-none-match").is_some()).collect();
-        assert_eq!(conditions, [true, false, false]);
+        assert_eq!(conditions(&server), [true, false, false]);
         assert_eq!(server.seen()[1].body, BODY);
+    }
+}
+
+/// Which PUTs carried `If-None-Match`.
+fn conditions(server: &Server) -> Vec<bool> {
+    server.seen().iter().map(|seen| seen.header("if-none-match").is_some()).collect()
+}
+
+#[tokio::test]
+async fn the_condition_is_kept_where_a_refusal_has_another_reason() {
+    let not_implemented =
+        |more: &str| answer(501, format!("<Error><Code>NotImplemented</Code><Message>no</Message>{more}</Error>"));
+    let named = not_implemented("<Header>x-amz-tagging</Header>");
+    for (refusal, sent) in [
+        (named, &[true, true][..]),
+        (answer(501, "<html>not implemented</html>"), &[true, true]),
+        // May be the condition: tried without, and kept, as that is refused as well.
+        (not_implemented(""), &[true, false, true, false]),
+    ] {
+        let server = Server::start(move |_| refusal.clone()).await;
+        let (s3, _sts) = s3_at(&server.url()).await;
+        for _ in 0..2 {
+            let error = s3.put(&put(&file())).await.unwrap_err();
+            assert_eq!((error.status, error.may_have_arrived), (Some(501), true), "{}", error.message);
+        }
+        assert_eq!(conditions(&server), sent);
     }
 }
 
@@ -289,7 +385,7 @@ async fn a_store_that_does_not_know_the_condition_is_asked_without_it_from_then_
 async fn an_expired_session_is_replaced_and_the_next_attempt_is_signed_by_the_new_one() {
     let server = Server::start(|request| match request.header("authorization").unwrap().contains("AKIA1/") {
         true => s3_error(400, "ExpiredToken", "The provided token has expired."),
-        false => answer(200, ""),
+        false => s3_ok(),
     })
     .await;
     let (s3, _sts) = s3_at(&server.url()).await;
@@ -309,7 +405,7 @@ async fn bucket_sts_issuer_and_token_url_are_all_reached_through_the_proxy() {
         "http://token.example.com/env0" => answer(200, "the.url.token"),
         "http://sts.example.com/" => sts_session("AKIA1", TimeDelta::hours(1)),
         "http://issuer.example.com/.well-known/jwks.json" => answer(200, keys.clone()),
-        uri if uri.starts_with("http://s3.example.com/logs/") => answer(200, ""),
+        uri if uri.starts_with("http://s3.example.com/logs/") => s3_ok(),
         _ => answer(404, ""),
     })
     .await;
@@ -370,8 +466,7 @@ async fn the_buckets_region_is_told_as_far_as_the_store_tells_it() {
 #[test]
 fn a_bucket_of_aws_without_a_location_is_in_us_east_1() {
     assert_eq!(region_of(None, false), BucketRegion::Known("us-east-1".to_owned()));
-    let eu = BucketLocationConstraint::from("EU");
-    assert_eq!(region_of(Some(&eu), false), BucketRegion::Known("eu-west-1".to_owned()));
+    assert_eq!(region_of(Some("EU"), false), BucketRegion::Known("eu-west-1".to_owned()));
 }
 
 #[test]

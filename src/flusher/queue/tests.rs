@@ -29,7 +29,7 @@ impl Lane {
     }
 
     fn add(&mut self, sequences: impl IntoIterator<Item = u64>) {
-        sequences.into_iter().for_each(|sequence| self.queue.add(batch(sequence), self.now));
+        sequences.into_iter().for_each(|sequence| self.queue.add(batch(sequence)));
     }
 
     /// Takes all that may go now.
@@ -66,7 +66,7 @@ fn the_oldest_go_first_as_many_as_there_are_slots() {
     let mut gone = lane.go();
     assert_eq!(sequences(&gone), [1, 2, 3, 5]);
     assert_eq!(lane.queue.next_wake(lane.now), None);
-    lane.queue.succeeded(&gone.remove(0), lane.now);
+    lane.queue.succeeded(&gone.remove(0));
     assert_eq!(sequences(&lane.go()), [7]);
 }
 
@@ -108,7 +108,7 @@ fn where_there_is_one_slot_retries_and_untried_batches_take_turns() {
     for _ in 0..4 {
         let [waiting] = lane.go().try_into().ok().unwrap();
         order.push(waiting.batch.name.sequence);
-        lane.queue.succeeded(&waiting, lane.now);
+        lane.queue.succeeded(&waiting);
     }
     assert_eq!(order, [1, 3, 2, 4]);
 }
@@ -124,7 +124,7 @@ fn after_a_time_out_one_batch_goes_at_a_time_until_one_arrives() {
     }
     lane.fail(fourth, PutErrorKind::Denied);
     let [fifth] = lane.go().try_into().ok().unwrap();
-    lane.queue.succeeded(&fifth, lane.now);
+    lane.queue.succeeded(&fifth);
     assert_eq!(lane.go().len(), SLOTS);
 }
 
@@ -190,10 +190,13 @@ fn two_thousand_untried_batches_and_a_dead_s3_make_few_attempts_and_all_get_one(
 fn an_object_that_arrives_ends_the_outage_and_every_pause() {
     let mut lane = Lane::with(SLOTS, 1..=20);
     lane.enter_outage();
-    lane.queue.waiting.values_mut().for_each(|waiting| waiting.not_before += 60 * SECOND * waiting.attempts);
+    let paused = std::mem::take(&mut lane.queue.paused);
+    lane.queue.paused = paused.into_iter().map(|(ends, sequence)| (ends + 600 * SECOND, sequence)).collect();
+    let due = std::mem::take(&mut lane.queue.due);
+    lane.queue.paused.extend(due.into_iter().map(|sequence| (lane.now + 600 * SECOND, sequence)));
     lane.now += UNTRIED_PAUSE;
     let [waiting] = lane.go().try_into().ok().unwrap();
-    lane.queue.succeeded(&waiting, lane.now);
+    lane.queue.succeeded(&waiting);
     // Three slots for those that failed, one for those not tried.
     let gone = lane.go();
     assert_eq!(gone.iter().filter(|waiting| waiting.attempts > 0).count(), SLOTS - 1);
@@ -206,7 +209,7 @@ fn an_object_that_arrives_after_a_time_out_ends_every_pause() {
     let [first, second] = lane.go().try_into().ok().unwrap();
     lane.queue.failed(first, Some(PutErrorKind::Timeout), 60 * SECOND, lane.now, 0.5);
     assert!(lane.go().is_empty());
-    lane.queue.succeeded(&second, lane.now);
+    lane.queue.succeeded(&second);
     assert_eq!(sequences(&lane.go()), [1]);
 }
 
@@ -215,7 +218,7 @@ fn outside_of_an_outage_an_object_that_arrives_ends_no_pause() {
     let mut lane = Lane::with(SLOTS, [1, 2]);
     let [first, second] = lane.go().try_into().ok().unwrap();
     lane.queue.failed(first, Some(PutErrorKind::Denied), 60 * SECOND, lane.now, 0.5);
-    lane.queue.succeeded(&second, lane.now);
+    lane.queue.succeeded(&second);
     assert!(lane.go().is_empty());
 }
 
@@ -246,7 +249,7 @@ fn a_failing_disk_is_no_outage_of_s3s() {
 fn a_drain_tries_every_batch_once_more_whatever_its_pause_and_no_more() {
     let mut lane = Lane::with(SLOTS, 1..=20);
     lane.enter_outage();
-    lane.queue.drain(lane.now);
+    lane.queue.drain();
     assert!(!lane.queue.is_drained());
     let mut tried = Vec::new();
     while let Some(waiting) = lane.queue.next(lane.now) {
@@ -261,10 +264,42 @@ fn a_drain_tries_every_batch_once_more_whatever_its_pause_and_no_more() {
 fn a_drain_keeps_at_a_file_whose_object_is_stored() {
     let mut lane = Lane::with(SLOTS, [1]);
     let mut waiting = lane.go().remove(0);
-    lane.queue.drain(lane.now);
+    lane.queue.drain();
     waiting.stored = true;
     lane.queue.failed(waiting, None, SECOND, lane.now, 0.5);
     assert!(!lane.queue.is_drained());
     lane.now += SECOND;
     assert_eq!(sequences(&lane.go()), [1]);
+}
+
+#[test]
+fn a_step_takes_as_long_with_many_batches_as_with_few() {
+    let looks = |batches: u64| {
+        let mut lane = Lane::with(SLOTS, 1..=batches);
+        // An outage in which each batch fails twice, an object that arrives, and all go.
+        let mut failed = 0;
+        while failed < 2 * batches {
+            match lane.queue.next(lane.now) {
+                Some(waiting) => {
+                    failed += 1;
+                    lane.fail(waiting, PutErrorKind::Denied);
+                }
+                None => lane.now = lane.queue.next_wake(lane.now).unwrap(),
+            }
+        }
+        let mut arrived = 0;
+        while arrived < batches {
+            match lane.queue.next(lane.now) {
+                Some(waiting) => {
+                    arrived += 1;
+                    lane.queue.succeeded(&waiting);
+                }
+                None => lane.now = lane.queue.next_wake(lane.now).unwrap(),
+            }
+        }
+        assert!(lane.queue.is_empty());
+        lane.queue.looked_at / batches
+    };
+    let [few, many] = [100, 100_000].map(looks);
+    assert!(few <= 8 && many <= few, "{few} looks a batch with a hundred, {many} with a hundred thousand");
 }

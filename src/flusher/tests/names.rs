@@ -16,7 +16,7 @@ fn terse_412() -> Response<Bytes> {
 
 #[tokio::test]
 async fn a_name_that_another_writer_owns_is_given_up_for_one_with_a_new_suffix() {
-    for taken in [name_taken(), terse_412(), bare_412()] {
+    for taken in [name_taken(), terse_412()] {
         let mut case = Case::new(first([taken])).await;
         let acknowledged = case.batch(TYPE, LINE).await;
         case.flush();
@@ -73,17 +73,58 @@ async fn a_name_that_is_taken_after_an_answer_that_tells_nothing_holds_our_own_o
 }
 
 #[tokio::test]
-async fn nothing_is_delivered_on_the_word_of_a_412_that_is_not_the_stores() {
-    let mut case = Case::new(first([internal_error(), held(bare_412())])).await;
+async fn nothing_is_delivered_or_renamed_on_the_word_of_a_412_that_is_not_the_stores() {
+    let html_412 = || answer(412, "<html>Precondition failed</html>");
+    for (earlier, foreign) in [
+        (Some(internal_error()), bare_412()),
+        (Some(internal_error()), html_412()),
+        (None, bare_412()),
+        (None, html_412()),
+    ] {
+        let attempts = if earlier.is_some() { 2 } else { 1 };
+        let mut case = Case::new(first(earlier.into_iter().chain([held(foreign)]))).await;
+        let key = case.batch(TYPE, LINE).await;
+        case.flush();
+        let error = case.failed(attempts).await;
+        assert!(error.message.contains("412"), "{}", error.message);
+        assert_eq!((case.status(TYPE).objects_uploaded, case.stages()), (0, vec![Stage::Sending]));
+        case.s3_says(|_| name_taken());
+        case.drain().await;
+        assert!(case.keys().iter().all(|tried| *tried == key), "{:?}", case.keys());
+        assert_eq!((case.status(TYPE).objects_uploaded, case.stages()), (1, vec![]));
+    }
+}
+
+#[tokio::test]
+async fn a_412_that_nobody_signs_is_settled_when_objects_arrive_in_between() {
+    let mut case = Case::new(first([internal_error()])).await;
     let key = case.batch(TYPE, LINE).await;
+    let refused = key.clone();
+    let mut lost = first([internal_error()]);
+    case.s3_says(move |put| match super::key(put) == refused {
+        true if put.body.is_empty() => ok(),
+        true => Some(lost(put)).filter(|answer| answer.status() == 500).unwrap_or_else(bare_412),
+        false => ok(),
+    });
     case.flush();
-    let error = case.failed(2).await;
-    assert!(error.message.contains("412"), "{}", error.message);
-    assert_eq!((case.status(TYPE).objects_uploaded, case.stages()), (0, vec![Stage::Sending]));
-    case.s3_says(|_| name_taken());
+    for objects in 1.. {
+        if case.files().iter().all(|name| !name.contains(&format!("_{}.", suffix(&key)))) {
+            break;
+        }
+        let attempts = case.keys().iter().filter(|tried| **tried == key).count();
+        until("it is tried again, or settled", || {
+            let tried = case.keys().iter().filter(|tried| **tried == key).count();
+            tried > attempts || case.stages().is_empty()
+        })
+        .await;
+        case.batch(TYPE, LINE).await;
+        until("another object arrives", || case.status(TYPE).objects_uploaded >= objects).await;
+        assert!(objects < 9, "{:?}", case.keys());
+    }
     case.drain().await;
-    assert_eq!(case.keys(), [&*key, &*key, &*key]);
-    assert_eq!((case.status(TYPE).objects_uploaded, case.stages()), (1, vec![]));
+    assert_eq!(case.stages(), []);
+    let tried = case.keys().iter().filter(|tried| **tried == key).count();
+    assert_eq!(tried, 4, "an answer that tells nothing, and three 412s");
 }
 
 #[tokio::test]

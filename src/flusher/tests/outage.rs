@@ -111,7 +111,7 @@ async fn a_pause_is_the_backoff_or_what_the_answer_asks_for_and_none_at_first_wh
     case.batch(TYPE, LINE).await;
     let [sealed, _] = case.sealed.as_mut().unwrap();
     let mut queue = Queue::new(1, Instant::now());
-    queue.add(soon(sealed.recv()).await.unwrap(), Instant::now());
+    queue.add(soon(sealed.recv()).await.unwrap());
     let mut waiting = queue.next(Instant::now()).unwrap();
     let error = |kind, retry_after: Option<u64>| PutError {
         kind,

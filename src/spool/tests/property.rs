@@ -26,7 +26,15 @@ fn cut() -> impl Strategy<Value = Cut> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let fates = [Fate::Stored, Fate::AnswerLost, Fate::LostOnTheWay, Fate::Refused, Fate::NameTaken];
+    let fates = [
+        Fate::Stored,
+        Fate::AnswerLost,
+        Fate::LostOnTheWay,
+        Fate::Refused,
+        Fate::NameTaken,
+        Fate::RefusedOnTheWay,
+        Fate::ChecksumRefused,
+    ];
     prop_oneof![
         6 => (1..6u64).prop_map(Step::Append),
         2 => Just(Step::Seal),

@@ -10,6 +10,8 @@ use bytes::Bytes;
 
 use super::fault_disk::{Cut, FaultDisk};
 use crate::batch::{Codec, LogType, SealedName, Sha256, SpoolName, Stage, object_key};
+use crate::flusher::delivery::{self, Ended, Known, Next};
+use crate::s3::PutErrorKind;
 use crate::spool::folder::Folder;
 use crate::spool::manifest::Destination;
 use crate::spool::{AppendError, Batch, OpenError, QUARANTINE, Receipt, SealedBatches, Settings, Spool};
@@ -30,6 +32,10 @@ pub(super) enum Fate {
     Refused,
     /// Another writer is quicker: 412 on the batch's first attempt.
     NameTaken,
+    /// Something in between answers 412, without a mark of the store's, and lets nothing through.
+    RefusedOnTheWay,
+    /// The store says that the bytes are not those of the checksum, though they are.
+    ChecksumRefused,
 }
 
 /// An object: its body and what its PUT said of it.
@@ -54,6 +60,8 @@ pub(super) struct World {
     tried: BTreeSet<u64>,
     /// Sequences that this life knows to be in the bucket, and whose file is still to go.
     stored: BTreeSet<u64>,
+    /// By sequence, of those that this life has sent.
+    known: BTreeMap<u64, Known>,
     pub(super) acknowledged: BTreeMap<u64, Receipt>,
     /// Events whose sender was told that they are not stored.
     refused: BTreeSet<u64>,
@@ -93,6 +101,7 @@ impl World {
             bucket: BTreeMap::new(),
             tried: BTreeSet::new(),
             stored: BTreeSet::new(),
+            known: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             refused: BTreeSet::new(),
             next_event: 0,
@@ -126,6 +135,7 @@ impl World {
         self.receivers = None;
         self.waiting.clear();
         self.stored.clear();
+        self.known.clear();
         self.disk = self.disk.after(Cut::Kill);
     }
 
@@ -147,9 +157,8 @@ impl World {
         self.check_stages();
     }
 
-    /// A crash between another writer's 412 and the new name's fsync can't be told from one after a PUT
-    /// that arrived: by the contract `.sending` and 412 is our own. It takes a collision of names and a
-    /// crash in the same millisecond, and is outside the law.
+    /// A crash between another writer's 412 and the new name's fsync can't be told from one after a PUT that
+    /// arrived: the head of `delivery` says what it takes. It is outside the law.
     fn forget_collisions(&mut self) {
         for name in self.files() {
             if let SpoolName::Sealed(name) = name
@@ -260,61 +269,85 @@ impl World {
         result.map(drop)
     }
 
-    /// True when the batch is out of the way.
+    /// True when the batch is out of the way. What comes after the answer is [`delivery::decide`]'s.
     fn attempt(&mut self, batch: &mut Batch, fate: Fate) -> std::io::Result<bool> {
         let folder = self.folder();
-        if self.stored.contains(&batch.name.sequence) {
-            folder.delivered(batch)?;
-            return Ok(true);
-        }
-        let first = !batch.may_have_arrived;
-        folder.set_stage(batch, Stage::Sending)?;
-        if self.disk.died() {
-            return Ok(false);
-        }
-        batch.may_have_arrived = true;
-        let key = object_key("", TYPE, &batch.name.batch);
-        let body = self.disk.bytes(&folder.batch_path(batch)).unwrap();
-        if fate == Fate::NameTaken && first {
-            let theirs = Object { body: Vec::new(), name: None, instance: String::new(), gaps: Vec::new() };
-            self.bucket.entry(key.clone()).or_insert(theirs);
-        }
-        let taken = self.bucket.contains_key(&key);
-        if matches!(fate, Fate::Refused) {
-            if first {
-                batch.may_have_arrived = false;
-                folder.set_stage(batch, Stage::Sealed)?;
-            }
-            return Ok(false);
-        }
-        self.tried.insert(batch.name.sequence);
-        if taken && first {
-            batch.may_have_arrived = false;
-            self.tried.remove(&batch.name.sequence);
-            folder.rename(batch)?;
-            return Ok(false);
-        }
-        if !taken {
-            if Sha256::of(&body) != batch.name.sha256 {
-                assert_ne!(folder.rehash(batch)?, batch.name.sha256);
-                folder.quarantine(batch)?;
-                return Ok(true);
-            }
-            if fate == Fate::LostOnTheWay {
+        let sequence = batch.name.sequence;
+        if !self.stored.contains(&sequence) {
+            self.take_new_name(batch)?;
+            folder.set_stage(batch, Stage::Sending)?;
+            if self.disk.died() {
                 return Ok(false);
             }
+            let known = self.known.get(&sequence).copied().unwrap_or(Known::found(batch.may_have_arrived));
             let gaps = folder.gaps();
-            let instance = self.spool().chain_instance(TYPE).to_owned();
-            self.bucket.insert(key, Object { body, name: Some(batch.name), instance, gaps: gaps.clone() });
-            if fate == Fate::AnswerLost {
-                return Ok(false);
+            let ended = self.put(batch, fate, gaps.clone());
+            let next = delivery::decide(known, ended);
+            self.known.insert(sequence, known.after(ended, next));
+            match next {
+                Next::Delivered => {
+                    self.stored.insert(sequence);
+                    folder.gaps_told(&gaps)?;
+                }
+                Next::DeliveredBefore => drop(self.stored.insert(sequence)),
+                Next::NewName => {
+                    self.tried.remove(&sequence);
+                    self.take_new_name(batch)?;
+                    return Ok(false);
+                }
+                Next::Wait { stage, check_file } => {
+                    folder.set_stage(batch, stage)?;
+                    if !check_file || folder.rehash(batch)? == batch.name.sha256 {
+                        return Ok(false);
+                    }
+                    folder.quarantine(batch)?;
+                    return Ok(true);
+                }
             }
-            self.stored.insert(batch.name.sequence);
-            folder.gaps_told(&gaps)?;
         }
-        self.stored.insert(batch.name.sequence);
         folder.delivered(batch)?;
         Ok(true)
+    }
+
+    /// Where the last answer asked for one.
+    fn take_new_name(&mut self, batch: &mut Batch) -> std::io::Result<()> {
+        if let Some(known) = self.known.get_mut(&batch.name.sequence).filter(|known| known.needs_new_name) {
+            self.spool.as_ref().unwrap().folder(TYPE).rename(batch)?;
+            known.needs_new_name = false;
+        }
+        Ok(())
+    }
+
+    /// What the bucket does with a PUT, and how that looks from here.
+    fn put(&mut self, batch: &Batch, fate: Fate, gaps: Vec<u64>) -> Ended {
+        let failed = |kind, may_have_arrived| Ended::Failed { kind, may_have_arrived };
+        let key = object_key("", TYPE, &batch.name.batch);
+        let body = self.disk.bytes(&self.folder().batch_path(batch)).unwrap();
+        match fate {
+            Fate::Refused => return failed(PutErrorKind::Denied, false),
+            Fate::ChecksumRefused => return failed(PutErrorKind::ChecksumRefused, false),
+            Fate::NameTaken if !batch.may_have_arrived && !self.tried.contains(&batch.name.sequence) => {
+                let theirs = Object { body: Vec::new(), name: None, instance: String::new(), gaps: Vec::new() };
+                self.bucket.entry(key.clone()).or_insert(theirs);
+            }
+            _ => {}
+        }
+        if !self.bucket.contains_key(&key) && Sha256::of(&body) != batch.name.sha256 {
+            return failed(PutErrorKind::ChecksumRefused, false);
+        }
+        if matches!(fate, Fate::AnswerLost | Fate::LostOnTheWay | Fate::RefusedOnTheWay) {
+            self.tried.insert(batch.name.sequence);
+        }
+        match fate {
+            Fate::LostOnTheWay => return failed(PutErrorKind::Timeout, true),
+            Fate::RefusedOnTheWay => return failed(PutErrorKind::NameTakenUnproven, true),
+            _ if self.bucket.contains_key(&key) => return failed(PutErrorKind::NameTaken, false),
+            _ => {}
+        }
+        let instance = self.spool().chain_instance(TYPE).to_owned();
+        self.tried.insert(batch.name.sequence);
+        self.bucket.insert(key, Object { body, name: Some(batch.name), instance, gaps });
+        if fate == Fate::AnswerLost { failed(PutErrorKind::Timeout, true) } else { Ended::Stored }
     }
 
     /// The disk works again; everything is delivered; the law holds.

@@ -1,0 +1,197 @@
+//! What the end of an attempt means for its batch. Pure: the flusher obeys it, and so do the spool's property tests.
+//!
+//! PutObject alone can't ask what the bucket holds, so the order of the answers has to tell. The same two answers:
+//!
+//! 1. The store's `412`, then a broken connection. At the `412` nothing of ours could be under the key, so another
+//!    writer owns it, and the batch takes a new suffix. Under the new key the broken connection tells nothing: the
+//!    batch stays `.sending`, and a `412` that comes next is its own object's.
+//! 2. A broken connection, then the store's `412`. The first attempt may have stored the object before its answer was
+//!    lost, so the object under the key is the batch's own: it is delivered. A new suffix would store it twice.
+//!
+//! Where this ends, and the promise "exactly once" with it:
+//!
+//! - The answer that is lost may itself have been another writer's `412`, or the process may die between that answer
+//!   and the new name's fsync. The next `412` is then taken for the batch's own object, and the batch is lost. It takes
+//!   an object of another writer with the same second and the same five of 62 characters, one in 916 million, and
+//!   `verify` reports the number that is missing.
+//! - A proxy that repeats a PUT by itself (nginx does, from one upstream to the next) makes the batch's own object the
+//!   `412` of a first attempt. The batch is then stored under a second key, whose `env0-renamed-from` names the first,
+//!   and `verify` reports the duplicate. `proxy_next_upstream off` ends it; AWS has no such proxy.
+
+use crate::batch::Stage;
+use crate::s3::{PutError, PutErrorKind};
+
+/// New suffixes tried at once when another writer owns the name; more is left to the next attempt.
+const RENAMES_MAX: usize = 8;
+/// So many `412` in a row that nothing proves to be the store's count as the store's, where between each two of them
+/// the store confirmed another object: something in between that refuses by itself would have refused that one, too.
+const UNPROVEN_412S: u32 = 3;
+
+/// What is known of a batch's earlier attempts under its name.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Known {
+    /// One may have arrived: its answer was lost or told nothing, or it was made before a crash.
+    pub(crate) answer_lost: bool,
+    /// How many ended with a `412` that nothing proves to be the store's, with other objects confirmed in between.
+    pub(crate) unproven_412s: u32,
+    /// Whether the store confirmed another object since the last of these.
+    pub(crate) object_since: bool,
+    /// New suffixes since the batch was last put back.
+    pub(crate) renames: usize,
+    /// Another writer owns the name that the file still has: no PUT may use it again, whatever becomes of the rename.
+    /// A lost answer would make that writer's object ours.
+    pub(crate) needs_new_name: bool,
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ended {
+    /// The store confirmed the object.
+    Stored,
+    /// It did not.
+    Failed {
+        /// Why.
+        kind: PutErrorKind,
+        /// Whether this attempt may have arrived nevertheless.
+        may_have_arrived: bool,
+    },
+}
+
+/// What comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// The bucket holds the object, by this attempt.
+    Delivered,
+    /// The bucket holds the object, by an earlier attempt.
+    DeliveredBefore,
+    /// Another writer owns the key: the batch takes a new suffix, before its next PUT, and is sent at once.
+    NewName,
+    /// The batch waits for its next attempt.
+    Wait {
+        /// What its file's name must say meanwhile.
+        stage: Stage,
+        /// Whether the file may be gone or changed, and has to be hashed again.
+        check_file: bool,
+    },
+}
+
+impl From<&Result<(), PutError>> for Ended {
+    fn from(outcome: &Result<(), PutError>) -> Ended {
+        match outcome {
+            Ok(()) => Ended::Stored,
+            Err(error) => Ended::Failed { kind: error.kind, may_have_arrived: error.may_have_arrived },
+        }
+    }
+}
+
+impl Known {
+    /// Of a batch that comes from the spool. After a crash `.sending` stands for an attempt that may have arrived.
+    pub(crate) fn found(may_have_arrived: bool) -> Known {
+        Known { answer_lost: may_have_arrived, ..Known::default() }
+    }
+
+    fn may_have_arrived(&self) -> bool {
+        self.answer_lost || self.unproven_412s > 0
+    }
+
+    /// With this attempt among the earlier ones.
+    pub(crate) fn after(self, ended: Ended, next: Next) -> Known {
+        match (next, ended) {
+            (Next::NewName, _) => Known { renames: self.renames + 1, needs_new_name: true, ..Known::default() },
+            (_, Ended::Failed { kind: PutErrorKind::NameTakenUnproven, .. }) => {
+                let counts = self.unproven_412s == 0 || self.object_since;
+                Known { unproven_412s: self.unproven_412s + u32::from(counts), object_since: false, renames: 0, ..self }
+            }
+            (_, Ended::Failed { may_have_arrived, .. }) => {
+                Known { answer_lost: self.answer_lost || may_have_arrived, renames: 0, ..self }
+            }
+            (_, Ended::Stored) => self,
+        }
+    }
+}
+
+/// What comes after an attempt that ended so.
+pub(crate) fn decide(known: Known, ended: Ended) -> Next {
+    let Ended::Failed { kind, may_have_arrived } = ended else { return Next::Delivered };
+    let proven =
+        kind == PutErrorKind::NameTakenUnproven && known.object_since && known.unproven_412s + 1 >= UNPROVEN_412S;
+    // 412s that are proven to be the store's stored nothing themselves: only a lost answer may have.
+    let may_be_ours = if proven { known.answer_lost } else { known.may_have_arrived() };
+    match kind {
+        PutErrorKind::NameTaken if may_be_ours => Next::DeliveredBefore,
+        PutErrorKind::NameTakenUnproven if proven && may_be_ours => Next::DeliveredBefore,
+        PutErrorKind::NameTaken if known.renames < RENAMES_MAX => Next::NewName,
+        PutErrorKind::NameTakenUnproven if proven => Next::NewName,
+        _ => Next::Wait {
+            stage: if may_be_ours || may_have_arrived { Stage::Sending } else { Stage::Sealed },
+            check_file: matches!(kind, PutErrorKind::ChecksumRefused | PutErrorKind::FileUnreadable),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TAKEN: Ended = Ended::Failed { kind: PutErrorKind::NameTaken, may_have_arrived: false };
+    const UNPROVEN: Ended = Ended::Failed { kind: PutErrorKind::NameTakenUnproven, may_have_arrived: true };
+    const LOST: Ended = Ended::Failed { kind: PutErrorKind::Timeout, may_have_arrived: true };
+    const DENIED: Ended = Ended::Failed { kind: PutErrorKind::Denied, may_have_arrived: false };
+    const SENDING: Next = Next::Wait { stage: Stage::Sending, check_file: false };
+    const SEALED: Next = Next::Wait { stage: Stage::Sealed, check_file: false };
+
+    /// What comes after each of these, one after the other; with an object of another batch before each attempt.
+    fn told(found: Known, attempts: &[Ended], objects_between: bool) -> Vec<Next> {
+        let mut known = found;
+        let step = |ended: &Ended| {
+            known.object_since = objects_between;
+            let next = decide(known, *ended);
+            known = known.after(*ended, next);
+            next
+        };
+        attempts.iter().map(step).collect()
+    }
+
+    #[test]
+    fn the_same_two_answers_mean_different_things_in_two_orders() {
+        let new = Known::default();
+        assert_eq!(told(new, &[TAKEN, LOST], false), [Next::NewName, SENDING]);
+        assert_eq!(told(new, &[LOST, TAKEN], false), [SENDING, Next::DeliveredBefore]);
+        assert_eq!(told(new, &[TAKEN, LOST, TAKEN], false), [Next::NewName, SENDING, Next::DeliveredBefore]);
+        assert_eq!(told(new, &[DENIED, TAKEN], false), [SEALED, Next::NewName]);
+        assert_eq!(told(new, &[LOST, DENIED, TAKEN], false), [SENDING, SENDING, Next::DeliveredBefore]);
+        assert_eq!(told(new, &[Ended::Stored], false), [Next::Delivered]);
+        assert_eq!(told(Known::found(true), &[TAKEN], false), [Next::DeliveredBefore], "after a crash");
+    }
+
+    #[test]
+    fn a_412_that_nobody_signs_is_believed_after_three_with_objects_in_between() {
+        let lost = Known::found(true);
+        assert_eq!(told(lost, &[UNPROVEN; 3], true), [SENDING, SENDING, Next::DeliveredBefore]);
+        assert_eq!(told(lost, &[UNPROVEN; 9], false), [SENDING; 9], "everything may be refused so");
+        let new = Known::default();
+        assert_eq!(told(new, &[UNPROVEN; 3], true), [SENDING, SENDING, Next::NewName], "nothing of ours was stored");
+        assert_eq!(told(new, &[UNPROVEN, LOST, UNPROVEN, UNPROVEN], true)[3], Next::DeliveredBefore);
+        assert_eq!(told(new, &[UNPROVEN, TAKEN], true)[1], Next::DeliveredBefore);
+    }
+
+    #[test]
+    fn a_ninth_new_name_is_left_to_the_next_attempt() {
+        let next = told(Known::default(), &[TAKEN; 10], false);
+        assert_eq!(next[..8], [Next::NewName; 8]);
+        assert_eq!(next[8..], [SEALED, Next::NewName]);
+    }
+
+    #[test]
+    fn a_file_is_doubted_where_its_bytes_were_refused_or_could_not_be_read() {
+        for (kind, check_file) in [
+            (PutErrorKind::ChecksumRefused, true),
+            (PutErrorKind::FileUnreadable, true),
+            (PutErrorKind::Denied, false),
+            (PutErrorKind::NotS3, false),
+        ] {
+            let next = decide(Known::default(), Ended::Failed { kind, may_have_arrived: false });
+            assert_eq!(next, Next::Wait { stage: Stage::Sealed, check_file }, "{kind:?}");
+        }
+    }
+}

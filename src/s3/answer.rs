@@ -1,0 +1,266 @@
+//! Who answered, judged from the raw answer. Anything on the way to S3 can answer in its place: a login page, a
+//! firewall's notice, a proxy, a balancer without a store behind it, another web server.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aws_smithy_runtime_api::box_error::BoxError;
+use aws_smithy_runtime_api::client::interceptors::Intercept;
+use aws_smithy_runtime_api::client::interceptors::context::{
+    AfterDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::config_bag::ConfigBag;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use memchr::memmem;
+
+use crate::batch::Sha256;
+
+/// Of a body, looked at for what kind of document it is.
+const HEAD_BYTES: usize = 1024;
+
+/// What an answer says of who sent it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    /// S3's error document: its root element is `Error`.
+    pub(super) is_error_document: bool,
+    /// A page for people. Never S3's, whatever headers it has.
+    pub(super) is_html: bool,
+    has_body: bool,
+    has_e_tag: bool,
+    has_request_id: bool,
+    /// As sent.
+    checksum: Option<String>,
+    /// `x-amz-bucket-region`, as sent.
+    pub(super) region: Option<String>,
+    /// As sent.
+    pub(super) retry_after: Option<String>,
+    /// The error document speaks of `If-None-Match`.
+    names_the_condition: bool,
+    /// The error document speaks of another header.
+    names_another_header: bool,
+}
+
+/// Why a 2xx doesn't confirm an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NotConfirmed {
+    /// Nothing shows that the store sent it.
+    NotTheStore,
+    /// The store has other bytes than were sent.
+    OtherChecksum,
+}
+
+/// In lower case, as the others below.
+const CONDITION_HEADER: &[u8] = b"if-none-match";
+/// What S3's document puts the name of a header in that it refuses.
+const HEADER_ELEMENT: &[u8] = b"<header>";
+/// All other headers of ours that a store may not know begin so.
+const AMZ_HEADER: &[u8] = b"x-amz-";
+
+impl Answer {
+    /// `response` with its body read.
+    pub(super) fn of(response: &HttpResponse) -> Answer {
+        let header = |name: &str| response.headers().get(name).map(str::trim).filter(|value| !value.is_empty());
+        let body = response.body().bytes().unwrap_or_default();
+        let is_error_document = root_element(body) == Some("Error");
+        let head = body[..body.len().min(HEAD_BYTES)].to_ascii_lowercase();
+        let content_type = header("content-type").unwrap_or_default().to_ascii_lowercase();
+        let looks_like_html = ["text/html", "application/xhtml"].iter().any(|html| content_type.starts_with(html))
+            || [&b"<html"[..], b"<!doctype html"].iter().any(|html| memmem::find(&head, html).is_some());
+        let document = if is_error_document { body.to_ascii_lowercase() } else { Vec::new() };
+        let names = |name: &[u8]| memmem::find(&document, name).is_some();
+        Answer {
+            status: response.status().as_u16(),
+            is_error_document,
+            is_html: looks_like_html && !is_error_document,
+            has_body: !body.trim_ascii().is_empty(),
+            has_e_tag: header("etag").is_some(),
+            has_request_id: header("x-amz-request-id").is_some(),
+            checksum: header("x-amz-checksum-sha256").map(str::to_owned),
+            region: header("x-amz-bucket-region").map(str::to_owned),
+            retry_after: header("retry-after").map(str::to_owned),
+            names_the_condition: names(CONDITION_HEADER),
+            names_another_header: names(HEADER_ELEMENT) || names(AMZ_HEADER),
+        }
+    }
+
+    /// Whether the store itself sent it. Stores differ in what they send: some no document, some no request id, some
+    /// no `ETag`. An `ETag` is any web server's mark, too, so it counts only where nothing follows it, as after a PUT.
+    pub(super) fn is_the_stores(&self) -> bool {
+        !self.is_html && (self.is_error_document || self.has_request_id || (self.has_e_tag && !self.has_body))
+    }
+
+    /// Whether it confirms that the store has exactly the bytes with this hash. Only then may their file go.
+    pub(super) fn confirms(&self, sha256: &Sha256) -> Result<(), NotConfirmed> {
+        let ours = STANDARD.encode(sha256.0);
+        match &self.checksum {
+            Some(checksum) if *checksum != ours => return Err(NotConfirmed::OtherChecksum),
+            _ => {}
+        }
+        let is_marked = self.is_the_stores() || (self.checksum.is_some() && !self.is_html);
+        let holds = self.status == 200 && is_marked && !self.is_error_document;
+        if holds { Ok(()) } else { Err(NotConfirmed::NotTheStore) }
+    }
+
+    /// Whether a 501, or a 400 with the code NotImplemented, may be about `If-None-Match`: not where it names another
+    /// header alone, and not where a page for people came.
+    pub(super) fn may_lack_the_condition(&self, code: Option<&str>) -> bool {
+        let lacks_something = self.status == 501 || (self.status == 400 && code == Some("NotImplemented"));
+        lacks_something && (self.names_the_condition || !self.names_another_header) && !self.is_html
+    }
+}
+
+/// The name of a document's first element, behind what may stand before it.
+fn root_element(body: &[u8]) -> Option<&str> {
+    let mut rest = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body).trim_ascii_start();
+    for (begin, end) in [(&b"<?"[..], &b"?>"[..]), (b"<!--", b"-->")] {
+        while rest.starts_with(begin) {
+            rest = rest[memmem::find(rest, end)? + end.len()..].trim_ascii_start();
+        }
+    }
+    let name = rest.strip_prefix(b"<")?;
+    let end = name.iter().position(|byte| !byte.is_ascii_alphanumeric())?;
+    std::str::from_utf8(&name[..end]).ok()
+}
+
+/// Watches one request: where it goes, and what comes back.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Watch(Arc<Mutex<Watched>>);
+
+/// What was seen of a request.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Watched {
+    /// `host:port`; empty before the request was made.
+    pub(super) host: String,
+    pub(super) answer: Option<Answer>,
+}
+
+impl Watch {
+    pub(super) fn seen(&self) -> Watched {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note(&self, note: impl FnOnce(&mut Watched)) {
+        note(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Intercept for Watch {
+    fn name(&self) -> &'static str {
+        "Watch"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let host = host_and_port(context.request().uri());
+        self.note(|watched| watched.host = host);
+        Ok(())
+    }
+
+    fn read_after_deserialization(
+        &self,
+        context: &AfterDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let answer = Answer::of(context.response());
+        self.note(|watched| watched.answer = Some(answer));
+        Ok(())
+    }
+}
+
+/// `host:port` of a URL, without user, path and query.
+fn host_and_port(url: &str) -> String {
+    let Ok(url) = reqwest::Url::parse(url) else { return String::new() };
+    let host = url.host_str().unwrap_or_default();
+    url.port_or_known_default().map_or(host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, headers: &[(&'static str, &'static str)], body: &'static str) -> Answer {
+        let mut response = HttpResponse::new(status.try_into().unwrap(), body.into());
+        headers.iter().for_each(|(name, value)| drop(response.headers_mut().insert(*name, *value)));
+        Answer::of(&response)
+    }
+
+    const ID: (&str, &str) = ("x-amz-request-id", "4442587FB7D0A2F9");
+    const E_TAG: (&str, &str) = ("etag", "\"d41d8cd98f00b204e9800998ecf8427e\"");
+    const HTML: (&str, &str) = ("content-type", "text/html; charset=utf-8");
+    const PAGE: &str = "<html><head><title>Blocked</title></head><body>This page was blocked by policy.</body></html>";
+
+    #[test]
+    fn an_object_is_confirmed_by_a_200_with_a_mark_of_the_store() {
+        let sha256 = Sha256::of(b"body");
+        let ours: &'static str = STANDARD.encode(sha256.0).leak();
+        let checksum = ("x-amz-checksum-sha256", ours);
+        for marks in [&[ID][..], &[E_TAG], &[checksum], &[ID, E_TAG, checksum]] {
+            assert_eq!(answer(200, marks, "").confirms(&sha256), Ok(()), "{marks:?}");
+        }
+        for (status, headers, body) in [
+            (200, &[][..], ""),
+            (200, &[("etag", "")], ""),
+            (202, &[ID, E_TAG], ""),
+            (204, &[ID, E_TAG], ""),
+            (200, &[], PAGE),
+            (200, &[E_TAG], PAGE),
+            (200, &[ID, E_TAG, HTML], ""),
+            (200, &[ID], "  <!DOCTYPE HTML><p>"),
+            (200, &[E_TAG], "{\"blocked\":true}"),
+            (200, &[ID], "<?xml version=\"1.0\"?><Error><Code>InternalError</Code></Error>"),
+        ] {
+            let judged = answer(status, headers, body).confirms(&sha256);
+            assert_eq!(judged, Err(NotConfirmed::NotTheStore), "{status} {headers:?} {body}");
+        }
+        let other = ("x-amz-checksum-sha256", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
+        assert_eq!(answer(200, &[ID, E_TAG, other], "").confirms(&sha256), Err(NotConfirmed::OtherChecksum));
+    }
+
+    #[test]
+    fn an_error_document_is_known_by_its_root_element() {
+        for body in ["<Error><Code>A</Code></Error>", "\u{feff}<?xml version=\"1.0\"?>\n<!-- x --><Error xmlns=\"a\"/>"]
+        {
+            assert!(answer(412, &[], body).is_the_stores(), "{body}");
+        }
+        for body in ["", "<Errors/>", "<html><Error/></html>", "no <Error>", PAGE, "<Error", "<?xml"] {
+            assert!(!answer(412, &[], body).is_the_stores(), "{body}");
+        }
+        assert!(answer(412, &[ID], "").is_the_stores());
+        assert!(!answer(412, &[ID], PAGE).is_the_stores());
+    }
+
+    #[test]
+    fn a_refusal_that_names_another_header_is_not_about_the_condition() {
+        let named = "<Error><Code>NotImplemented</Code><Message>m</Message><Header>x-amz-tagging</Header></Error>";
+        let both = "<Error><Code>NotImplemented</Code><Header>If-None-Match</Header><H>x-amz-tagging</H></Error>";
+        let unnamed = "<Error><Code>NotImplemented</Code><Message>A header you provided</Message></Error>";
+        for (status, body, may) in [
+            (501, named, false),
+            (400, named, false),
+            (501, both, true),
+            (501, "<Error><Code>NotImplemented</Code><Header>Transfer-Encoding</Header></Error>", false),
+            (501, unnamed, true),
+            (400, unnamed, true),
+            (501, "", true),
+            (501, PAGE, false),
+            (500, unnamed, false),
+        ] {
+            let judged = answer(status, &[], body).may_lack_the_condition(Some("NotImplemented"));
+            assert_eq!(judged, may, "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_told_by_host_and_port_alone() {
+        assert_eq!(host_and_port("https://user:pw@s3.example.com/a?X-Amz=b"), "s3.example.com:443");
+        assert_eq!(host_and_port("http://[::1]:9000/a"), "[::1]:9000");
+    }
+}
