@@ -306,7 +306,7 @@ fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, [Ve
     let dir = &settings.dir;
     let mut names = [scan(disk, dir, LogType::ALL[0])?, scan(disk, dir, LogType::ALL[1])?];
     let batches = |names: &[Vec<Found>; 2]| names.iter().flatten().filter(|found| found.is_batch()).count();
-    match Manifest::read(disk, dir)? {
+    let was_elsewhere = match Manifest::read(disk, dir)? {
         Some(manifest) if manifest.destination == settings.destination => return Ok((manifest, names)),
         Some(manifest) if batches(&names) > 0 => {
             return Err(OpenError::OtherDestination {
@@ -317,6 +317,7 @@ fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, [Ve
         }
         Some(manifest) => {
             tracing::info!(from = %manifest.destination, to = %settings.destination, "the spool is empty; it now belongs to another place");
+            true
         }
         None if batches(&names) > 0 => {
             return Err(ManifestError::Missing { path: dir.clone(), batches: batches(&names) }.into());
@@ -324,15 +325,28 @@ fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, [Ve
         None => {
             // Above an empty folder no name needs to be durable. One that may not be opened is another's to care for.
             dir.ancestors().skip(1).for_each(|ancestor| drop(disk.sync_dir(ancestor)));
+            false
         }
-    }
+    };
     // A new destination gets new chains: its auditor sees them whole, from number 1.
-    for (log_type, names) in LogType::ALL.into_iter().zip(&mut names) {
-        recovery::restart_chain(disk, &dir.join(log_type.as_str()), names)
-            .map_err(|source| OpenError::Create { path: dir.join(log_type.as_str()), source })?;
-    }
+    let dirs = LogType::ALL.map(|log_type| dir.join(log_type.as_str()));
+    let create = |dir: &Path, source| OpenError::Create { path: dir.to_owned(), source };
     let manifest = Manifest::new(settings.destination.clone());
-    manifest.write(disk, dir)?;
+    if was_elsewhere {
+        // Wherever this stops and whichever settings come next, no number is given out twice: a folder without a head
+        // gets a new instance id.
+        for (dir, names) in dirs.iter().zip(&names) {
+            recovery::end_chain(disk, dir, names).map_err(|source| create(dir, source))?;
+        }
+        manifest.write(disk, dir)?;
+    }
+    for (dir, names) in dirs.iter().zip(&mut names) {
+        recovery::restart_chain(disk, dir, names).map_err(|source| create(dir, source))?;
+    }
+    if !was_elsewhere {
+        // Last, so that a start that stops in between takes no chain for one that lost its head.
+        manifest.write(disk, dir)?;
+    }
     Ok((manifest, names))
 }
 

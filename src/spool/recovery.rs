@@ -28,6 +28,14 @@ impl Found {
     }
 }
 
+/// Ends a folder's chain: without its head no number is given out under the instance id of before. Of an empty folder.
+pub(super) fn end_chain(disk: &dyn Disk, dir: &Path, names: &[Found]) -> io::Result<()> {
+    for found in names.iter().filter(|found| matches!(found.name, Some(SpoolName::Sealed(_)))) {
+        disk.remove(&dir.join(&found.file_name))?;
+    }
+    disk.sync_dir(dir)
+}
+
 /// Gives an empty folder a head with number 0, so that a head that is lost later is missed.
 pub(super) fn restart_chain(disk: &dyn Disk, dir: &Path, names: &mut Vec<Found>) -> io::Result<()> {
     let last = names.iter().filter_map(|found| match found.name {
@@ -39,9 +47,6 @@ pub(super) fn restart_chain(disk: &dyn Disk, dir: &Path, names: &mut Vec<Found>)
         SealedName { batch, sequence: 0, records: 0, sha256: Sha256::ZERO, previous: Sha256::ZERO, stage: Stage::Sent };
     let file_name = name.to_string();
     disk.create(&dir.join(&file_name))?.sync()?;
-    for found in names.iter().filter(|found| matches!(found.name, Some(SpoolName::Sealed(_)))) {
-        disk.remove(&dir.join(&found.file_name))?;
-    }
     disk.sync_dir(dir)?;
     names.retain(|found| !matches!(found.name, Some(SpoolName::Sealed(_))));
     names.push(Found { file_name, name: Some(SpoolName::Sealed(name)), bytes: 0 });

@@ -2,6 +2,8 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::fault_disk::{Cut, Effect, Errno, Op};
 use super::world::{Fate, TYPE, World, line};
@@ -282,6 +284,39 @@ fn an_empty_spool_takes_on_another_bucket_with_new_chains() {
     world.append(1).unwrap();
     world.seal();
     assert_eq!(world.waiting[0].name.sequence, 1);
+}
+
+#[test]
+fn a_bucket_that_is_changed_and_changed_back_gives_no_number_out_twice() {
+    let reached = Arc::new(AtomicBool::new(true));
+    for call in 0.. {
+        if !reached.swap(false, Ordering::SeqCst) {
+            assert!(call > 10, "only {call} calls were tried");
+            break;
+        }
+        let mut world = World::opened();
+        world.append(1).unwrap();
+        world.deliver_all();
+        let given_out = (world.spool().chain_instance(TYPE).to_owned(), world.folder().head().sequence);
+        world.end();
+        world.settings.destination.bucket = "other".to_owned();
+        let sign = reached.clone();
+        world.disk.at_call(call, move || {
+            sign.store(true, Ordering::SeqCst);
+            Effect::Fail(Errno::IO)
+        });
+        // Refused or not: a call in the middle of it has failed.
+        drop(world.open_without_settling());
+        world.disk.heal();
+        world.end();
+        world.settings.destination.bucket = "acme".to_owned();
+        world.open().unwrap();
+        world.append(1).unwrap();
+        world.seal();
+        let (instance, number) = given_out;
+        let next = world.waiting[0].name.sequence;
+        assert!(world.spool().chain_instance(TYPE) != instance || next > number, "call {call}: {next} again");
+    }
 }
 
 #[test]
