@@ -43,6 +43,8 @@ pub(crate) enum Signing {
 pub(crate) struct Issuer {
     url: Mutex<String>,
     keys: Mutex<Keys>,
+    /// What `/token` answers.
+    served_token: Mutex<String>,
     down: AtomicBool,
     discovery_fetches: AtomicUsize,
     jwks_fetches: AtomicUsize,
@@ -66,6 +68,7 @@ impl Issuer {
         let issuer = Arc::new(Issuer {
             url: Mutex::new(String::new()),
             keys: Mutex::new(Keys { rsa: new_rsa_key(), rotation: 1, ec }),
+            served_token: Mutex::default(),
             down: AtomicBool::new(false),
             discovery_fetches: AtomicUsize::new(0),
             jwks_fetches: AtomicUsize::new(0),
@@ -162,6 +165,12 @@ impl Issuer {
         self.down.load(Ordering::SeqCst)
     }
 
+    /// Answers a GET with this token from now on, at the URL that is returned.
+    pub(crate) fn serve_token(&self, token: &str) -> String {
+        token.clone_into(&mut self.served_token.lock().unwrap());
+        format!("{}token", self.url())
+    }
+
     /// How often the discovery document was asked for.
     pub(crate) fn discovery_fetches(&self) -> usize {
         self.discovery_fetches.load(Ordering::SeqCst)
@@ -197,6 +206,7 @@ impl Issuer {
                 self.jwks_fetches.fetch_add(1, Ordering::SeqCst);
                 self.jwks()
             }
+            "/token" => return Ok(answer(200, "text/plain", self.served_token.lock().unwrap().clone())),
             _ => return Ok(answer(404, "text/plain", "not found")),
         };
         if self.is_down() { Err(Drop) } else { Ok(answer(200, "application/json", document.to_string())) }

@@ -30,13 +30,13 @@ pub(crate) struct Exchange {
 #[derive(Debug, Clone)]
 pub(crate) struct StsError {
     pub(crate) status: u16,
-    pub(crate) code: &'static str,
+    pub(crate) code: String,
     pub(crate) message: String,
 }
 
 impl StsError {
-    pub(crate) fn new(status: u16, code: &'static str, message: impl Into<String>) -> StsError {
-        StsError { status, code, message: message.into() }
+    pub(crate) fn new(status: u16, code: impl Into<String>, message: impl Into<String>) -> StsError {
+        StsError { status, code: code.into(), message: message.into() }
     }
 
     /// The identity provider could not be asked for its keys.
@@ -69,6 +69,12 @@ struct Settings {
     failing: Option<StsError>,
     /// Whether connections are dropped without an answer.
     down: bool,
+    /// What somebody else says to every request, in STS's place: status, content type, body.
+    in_its_place: Option<(u16, &'static str, String)>,
+    /// Replaces every session's `Expiration`, as it stands in the answer.
+    expiration: Option<&'static str>,
+    /// The `Date` of every answer.
+    date: Option<&'static str>,
 }
 
 /// The STS endpoint.
@@ -89,6 +95,9 @@ impl Sts {
             failures: VecDeque::new(),
             failing: None,
             down: false,
+            in_its_place: None,
+            expiration: None,
+            date: None,
         };
         let sts = Arc::new(Sts {
             address: OnceLock::new(),
@@ -147,12 +156,23 @@ impl Sts {
         self.settings.lock().unwrap().down = true;
     }
 
+    /// Lets somebody else answer every request until [`Sts::heal`].
+    pub(crate) fn answer_in_its_place(&self, status: u16, content_type: &'static str, body: impl Into<String>) {
+        self.settings.lock().unwrap().in_its_place = Some((status, content_type, body.into()));
+    }
+
+    /// Gives sessions whose answer names this `Expiration`, in answers of this `Date`, until [`Sts::heal`].
+    pub(crate) fn set_times(&self, expiration: &'static str, date: &'static str) {
+        let mut settings = self.settings.lock().unwrap();
+        (settings.expiration, settings.date) = (Some(expiration), Some(date));
+    }
+
     /// Ends every fault.
     pub(crate) fn heal(&self) {
         let mut settings = self.settings.lock().unwrap();
         settings.failures.clear();
-        settings.failing = None;
-        settings.down = false;
+        (settings.failing, settings.down) = (None, false);
+        (settings.in_its_place, settings.expiration, settings.date) = (None, None, None);
     }
 
     async fn handle(self: Arc<Self>, request: HttpRequest) -> Result<HttpResponse, Drop> {
@@ -160,6 +180,13 @@ impl Sts {
         let body = read_body(request).await?;
         if self.settings.lock().unwrap().down {
             return Err(Drop);
+        }
+        let (in_its_place, expiration, date) = {
+            let settings = self.settings.lock().unwrap();
+            (settings.in_its_place.clone(), settings.expiration, settings.date)
+        };
+        if let Some((status, content_type, body)) = in_its_place {
+            return Ok(answer(status, content_type, body));
         }
         let form = parse_form(&String::from_utf8_lossy(&body));
         let field = |name: &str| form.get(name).cloned().unwrap_or_default();
@@ -173,12 +200,16 @@ impl Sts {
             token: field("WebIdentityToken"),
             duration_seconds,
             role_session_name: field("RoleSessionName"),
-            error: result.as_ref().err().map(|error| error.code.to_owned()),
+            error: result.as_ref().err().map(|error| error.code.clone()),
         });
-        Ok(match result {
-            Ok(session) => session_answer(&session, &field("RoleSessionName")),
+        let mut response = match result {
+            Ok(session) => session_answer(&session, &field("RoleSessionName"), expiration),
             Err(error) => error_answer(&error),
-        })
+        };
+        if let Some(date) = date {
+            response.headers_mut().insert("date", hyper::header::HeaderValue::from_static(date));
+        }
+        Ok(response)
     }
 
     /// The checks of the real service, in its order.
@@ -241,8 +272,9 @@ impl Sts {
     }
 }
 
-fn session_answer(session: &Session, session_name: &str) -> HttpResponse {
-    let expiration = DateTime::<Utc>::from(session.expires).to_rfc3339_opts(SecondsFormat::Secs, true);
+fn session_answer(session: &Session, session_name: &str, expiration: Option<&str>) -> HttpResponse {
+    let end = DateTime::<Utc>::from(session.expires).to_rfc3339_opts(SecondsFormat::Secs, true);
+    let expiration = expiration.unwrap_or(&end);
     let role_name = ROLE_ARN.rsplit('/').next().unwrap();
     let body = format!(
         "<AssumeRoleWithWebIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\n\
@@ -277,7 +309,7 @@ fn error_answer(error: &StsError) -> HttpResponse {
          <Error><Type>Sender</Type><Code>{}</Code><Message>{}</Message></Error>\n\
          <RequestId>{REQUEST_ID}</RequestId>\n\
          </ErrorResponse>",
-        error.code,
+        xml(&error.code),
         xml(&error.message),
     );
     with_request_id(answer(error.status, "text/xml", body))

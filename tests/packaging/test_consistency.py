@@ -247,6 +247,16 @@ class CustomFlows(unittest.TestCase):
             messages.append(event["message"])
         self.assertEqual(messages, ["deployment started", "deployment succeeded", "deployment failed"] * 2)
 
+    def test_the_hand_over_tells_how_it_was_answered(self):
+        for name, script in scripts(yaml.safe_load(read("config/env0.yml"))):
+            if "/v1/oidc-token" not in script:
+                continue
+            for answer, warned in ((204, False), (401, True), (503, True)):
+                with stub(answer) as (port, _):
+                    outcome = self.run_step(script, LOG_FORWARDER_URL=f"http://127.0.0.1:{port}")
+                self.assertIn(f"HTTP {answer}", outcome.stdout, name)
+                self.assertEqual("WARNING" in outcome.stdout, warned, outcome.stdout)
+
     def test_the_token_never_stands_on_a_command_line(self):
         for path in ("config/env0.yml", "config/token-courier/env0.yml"):
             for _, script in scripts(yaml.safe_load(read(path))):
