@@ -9,6 +9,7 @@ use crate::http::tls::{self, Tls};
 use crate::ingest::auth;
 use crate::network::Network;
 use crate::oidc::Verifier;
+use crate::pull::settle::{self, Settled};
 use crate::s3::S3;
 use crate::spool::manifest::{Destination, LockError};
 use crate::spool::{self, OpenError, Spool};
@@ -97,7 +98,7 @@ impl Files {
     }
 }
 
-/// Starts the lanes of a spool.
+/// Starts the lanes of a spool. Batches that may hold what a crash kept from the pull's places wait until that is settled.
 pub fn start_flusher(
     config: &Config,
     network: &Network,
@@ -105,7 +106,8 @@ pub fn start_flusher(
     credentials: &Credentials,
     signing_key: Option<SigningKey>,
     sealed: [spool::SealedBatches; 2],
-) -> Result<Flusher, Failure> {
+) -> Result<(Flusher, Settled), Failure> {
+    let settled = settle::begin(spool);
     let shared = flusher::Shared {
         spool: spool.clone(),
         s3: S3::new(config, network, credentials.clone()),
@@ -115,5 +117,6 @@ pub fn start_flusher(
         signing_key,
         upload_duration: metrics::histogram!("env0_s3_logs_upload_duration_seconds"),
     };
-    Flusher::start(shared, sealed).map_err(|error| Failure::new(exit_code::SOFTWARE, error))
+    let flusher = Flusher::start(shared, sealed).map_err(|error| Failure::new(exit_code::SOFTWARE, error))?;
+    Ok((flusher, settled))
 }

@@ -27,6 +27,7 @@ use crate::http::tls::Tls;
 use crate::ingest::auth::Authenticator;
 use crate::ingest::{self, Ingest};
 use crate::oidc::Verifier;
+use crate::pull::Puller;
 use crate::spool::Spool;
 use crate::spool::disk::OsDisk;
 use crate::status::{self, CredentialsStatus, DeliveryStatus, Phase, SpoolStatus, Status, Timestamp, TypeStatus};
@@ -60,6 +61,7 @@ struct Parts {
     credentials: Credentials,
     verifier: Verifier,
     deliveries: [Arc<Mutex<DeliveryStatus>>; 2],
+    puller: Option<Puller>,
 }
 
 impl Probe {
@@ -128,6 +130,7 @@ impl Probe {
                 quarantine_bytes: spool.map_or(0, |spool| spool.folder(LogType::Deployments).quarantine_bytes()),
             },
             types: LogType::ALL.map(of_type).into(),
+            pull: parts.as_ref().and_then(|parts| Some(parts.puller.as_ref()?.status())).unwrap_or_default(),
             credentials: parts.map(|parts| CredentialsStatus {
                 refused_tokens: parts.verifier.refusals(),
                 ..parts.credentials.status()
@@ -207,8 +210,11 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     let credentials = Credentials::start(&config, &network, spool.instance(), stop_credentials.clone());
     let authenticator = Authenticator::new(&config, verifier.clone(), credentials.clone())
         .map_err(|error| Failure::new(exit_code::CONFIG, error))?;
-    let flusher = start_flusher(&config, &network, &spool, &credentials, signing_key, sealed)?;
-    let parts = Parts { spool: spool.clone(), credentials, verifier, deliveries: flusher.states() };
+    let (flusher, settled) = start_flusher(&config, &network, &spool, &credentials, signing_key, sealed)?;
+    let puller = config.pull.as_ref().map(|pull| Puller::start(&config, pull, &network, &spool, settled)).transpose();
+    let puller = puller.map_err(|error| Failure::new(exit_code::CONFIG, anyhow::Error::msg(error)))?;
+    let parts =
+        Parts { spool: spool.clone(), credentials, verifier, deliveries: flusher.states(), puller: puller.clone() };
     *probe.parts.lock().unwrap_or_else(PoisonError::into_inner) = Some(parts);
 
     let ingest = Ingest::new(&config, spool.clone(), authenticator.clone());
@@ -230,6 +236,9 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
         ingest.refuse_new_requests();
         let _ = tokio::time::timeout_at(started + grace / BODIES_SHARE, ingest.idle()).await;
         ingest.refuse_bodies();
+        if let Some(puller) = puller {
+            puller.stop().await;
+        }
         let deadline = started + grace.saturating_sub(EXIT_RESERVE);
         // A type that can't be sealed leaves the other, and its own sealed batches, time for their attempt.
         let sealing = deadline.saturating_duration_since(Instant::now()) / 2;

@@ -70,7 +70,7 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
     let opened = tokio::task::spawn_blocking(move || Spool::open(&settings, Arc::new(OsDisk))).await;
     let (spool, sealed) = opened.map_err(|error| Failure::new(exit_code::SOFTWARE, error))??;
     let credentials = Credentials::start(&config, &network, spool.instance(), CancellationToken::new());
-    let flusher = assembly::start_flusher(&config, &network, &spool, &credentials, signing_key, sealed)?;
+    let (flusher, _) = assembly::start_flusher(&config, &network, &spool, &credentials, signing_key, sealed)?;
 
     let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
     let mut next_show = Instant::now();

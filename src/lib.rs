@@ -26,7 +26,7 @@
 //! - Tokens are in memory alone, and in no log, status or metric.
 //!
 //! The modules below stand by floors; imports go down:
-//! `cli` → `check`, `daemon`, `drain` → `assembly` → `verify`, `flusher`, `ingest` → `s3` → `credentials` →
+//! `cli` → `check`, `daemon`, `drain` → `assembly` → `verify`, `flusher`, `pull`, `ingest` → `s3` → `credentials` →
 //! `oidc`, `admin` → `spool`, `http`, `network`, `telemetry` → `protocols`, `config`, `status`, `chain` →
 //! `batch`, `backoff`, `volume`, `exit_code`.
 
@@ -40,6 +40,7 @@ pub mod assembly;
 
 pub mod flusher;
 pub mod ingest;
+pub mod pull;
 pub mod verify;
 
 pub mod s3;

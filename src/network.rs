@@ -162,6 +162,11 @@ impl Network {
         http_client_fn(move |_settings, _components| connector.clone())
     }
 
+    /// The client for plain HTTP, with the time-out and the rules for redirects of [`Network::fetch`].
+    pub fn web(&self) -> &reqwest::Client {
+        &self.web
+    }
+
     /// As configured.
     pub fn proxies(&self) -> &config::Network {
         &self.proxies

@@ -15,6 +15,7 @@ mod answers;
 pub mod claim;
 pub mod disk;
 pub mod folder;
+pub mod gate;
 pub mod manifest;
 pub mod recovery;
 pub mod sealer;
@@ -36,6 +37,7 @@ use crate::batch::{Codec, LogType, SealedName, SpoolName};
 use crate::spool::claim::Claim;
 use crate::spool::disk::Disk;
 use crate::spool::folder::Folder;
+use crate::spool::gate::Gate;
 use crate::spool::manifest::{Destination, Home, Lock, LockError, Manifest, ManifestError};
 use crate::spool::usage::{Room, Usage};
 use crate::spool::writer::Writer;
@@ -153,6 +155,9 @@ struct Inner {
     folders: [Arc<Folder>; 2],
     writers: [Writer; 2],
     usage: Arc<Usage>,
+    gates: [Gate; 2],
+    dir: PathBuf,
+    disk: Arc<dyn Disk>,
 }
 
 /// The sealed batches of one log type, oldest first: those found at the start, then each as it is sealed.
@@ -204,7 +209,8 @@ impl Spool {
         let writers = folders
             .each_ref()
             .map(|folder| Writer::start(folder.clone(), settings.clone(), left_open.next().unwrap_or_default()));
-        Ok((Spool { inner: Arc::new(Inner { home, folders, writers, usage }) }, receivers))
+        let (gates, dir) = (Default::default(), settings.dir.clone());
+        Ok((Spool { inner: Arc::new(Inner { home, folders, writers, usage, gates, dir, disk }) }, receivers))
     }
 
     /// Names this spool in the STS session.
@@ -276,6 +282,21 @@ impl Spool {
     /// The folder of a log type: stages, quarantine, figures.
     pub fn folder(&self, log_type: LogType) -> Arc<Folder> {
         self.inner.folders[log_type.index()].clone()
+    }
+
+    /// Holds back batches of a log type from S3.
+    pub fn gate(&self, log_type: LogType) -> &Gate {
+        &self.inner.gates[log_type.index()]
+    }
+
+    /// The spool's folder.
+    pub fn dir(&self) -> &Path {
+        &self.inner.dir
+    }
+
+    /// The file system that it is on.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.inner.disk
     }
 
     /// Bytes in the spool, both log types, and the limit.

@@ -73,6 +73,9 @@ pub struct Status {
     pub types: Vec<TypeStatus>,
     /// `None` while starting.
     pub credentials: Option<CredentialsStatus>,
+    /// What is pulled from env0's API, one for each log type and organization; absent where nothing is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pull: Vec<PullStatus>,
 }
 
 /// Where the daemon is in its life.
@@ -191,6 +194,30 @@ pub struct ObjectStatus {
     pub records: u64,
     /// When S3 confirmed it.
     pub uploaded_at: Timestamp,
+}
+
+/// The pull of one log type from one organization; the totals count from the process's start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullStatus {
+    /// Which log type.
+    #[serde(rename = "type")]
+    pub log_type: LogType,
+    /// Which organization; empty until env0 has told the key's.
+    pub organization: String,
+    /// Everything before it is in the spool, but for what appears late.
+    pub position: Option<Timestamp>,
+    /// Events that were pulled.
+    pub events_pulled: u64,
+    /// Events that were larger than the limit, of which the beginning is stored.
+    pub events_cut: u64,
+    /// What was no event, and is not stored.
+    pub events_refused: u64,
+    /// The end of the last round that brought all there was.
+    pub last_round: Option<Timestamp>,
+    /// How long that round took.
+    pub last_round_millis: u64,
+    /// Why the pull doesn't get on at the moment.
+    pub error: Option<Trouble>,
 }
 
 /// Something that fails, and goes on failing.

@@ -16,7 +16,7 @@ async fn a_writer_that_hangs_in_an_fsync_fails_liveness_and_only_that_until_it_g
     let credentials = Credentials::start(&config, &network, spool.instance(), CancellationToken::new());
     let verifier = Verifier::new(&config, &network).unwrap();
     let probe = Probe::new(config);
-    let parts = Parts { spool: spool.clone(), credentials, verifier, deliveries: Default::default() };
+    let parts = Parts { spool: spool.clone(), credentials, verifier, deliveries: Default::default(), puller: None };
     *probe.parts.lock().unwrap() = Some(parts);
     probe.enter(Phase::Running);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -53,6 +53,7 @@ pub(super) enum Failure {
 /// One attempt; the batch comes back with what is known of it now.
 pub(super) async fn attempt(shared: Arc<Shared>, mut waiting: Waiting) -> (Waiting, Result<Stored, Failure>) {
     let folder = shared.spool.folder(waiting.batch.log_type);
+    shared.spool.gate(waiting.batch.log_type).pass(waiting.batch.name.batch.opened).await;
     let result = match send(&shared, &folder, &mut waiting).await {
         Ok(Stored::Delivered) => {
             let removed = on_disk(&folder, &mut waiting.batch, Folder::delivered).await;

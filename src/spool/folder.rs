@@ -211,6 +211,11 @@ impl Folder {
         Ok((name, file))
     }
 
+    /// When the newest batch was opened; those to come are opened later.
+    pub fn last_opened(&self) -> Option<DateTime<Utc>> {
+        self.state().last_opened
+    }
+
     /// Takes note of a batch that is not in S3 yet.
     pub(super) fn note_opened(&self, opened: DateTime<Utc>) {
         let mut state = self.state();

@@ -151,6 +151,55 @@ pub const METRICS: &[Metric] = &[
         &[("outcome", &["succeeded", "refused", "failed"])],
         "Exchanges of an OIDC token at STS",
     ),
+    counts(
+        "env0_s3_logs_pulled_events_total",
+        BY_TYPE,
+        "Events that were pulled from env0's API: durable in the spool",
+    ),
+    counts(
+        "env0_s3_logs_pull_requests_total",
+        &[
+            (
+                "endpoint",
+                &[
+                    "organizations",
+                    "audit_events",
+                    "environments",
+                    "deployments",
+                    "steps",
+                    "step_log",
+                    "log_forwarding",
+                ],
+            ),
+            (
+                "outcome",
+                &[
+                    "succeeded",
+                    "unauthorized",
+                    "forbidden",
+                    "wrong_url",
+                    "gone",
+                    "refused",
+                    "throttled",
+                    "server_error",
+                    "unreachable",
+                    "too_large",
+                    "malformed",
+                ],
+            ),
+        ],
+        "Requests to env0's API",
+    ),
+    level(
+        "env0_s3_logs_pull_position_timestamp_seconds",
+        BY_TYPE,
+        "Everything that env0 has from before it is in the spool; 0 where nothing is pulled",
+    ),
+    counts(
+        "env0_s3_logs_pull_rounds_total",
+        &[("outcome", &["succeeded", "failed"])],
+        "Rounds of asking env0 for what is new, of each log type and organization",
+    ),
     level("env0_s3_logs_credentials_expiry_timestamp_seconds", &[], "When the AWS session ends; 0 for none"),
     level("env0_s3_logs_oidc_token_expiry_timestamp_seconds", &[], "When the last OIDC token at hand ends; 0 for none"),
     level(
@@ -281,6 +330,10 @@ fn record(status: &Status) {
     gauge!("env0_s3_logs_quarantine_bytes").set(status.spool.quarantine_bytes as f64);
     for of_type in &status.types {
         let name = of_type.log_type.as_str();
+        let pulls = status.pull.iter().filter(|pull| pull.log_type == of_type.log_type);
+        // The organization that is furthest behind; one that has not begun is nowhere.
+        let position = pulls.map(|pull| pull.position).min().flatten();
+        gauge!("env0_s3_logs_pull_position_timestamp_seconds", "type" => name).set(seconds(position));
         let (spooled, delivery) = (&of_type.spooled, &of_type.delivery);
         for (metric, total) in [
             ("env0_s3_logs_events_accepted_total", spooled.events_accepted),
@@ -342,6 +395,7 @@ mod tests {
             },
             types: vec![TypeStatus { log_type, spooled, delivery }],
             credentials: None,
+            pull: Vec::new(),
         }
     }
 

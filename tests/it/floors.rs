@@ -9,7 +9,7 @@ const FLOORS: &[&[&str]] = &[
     &["cli"],
     &["check", "daemon", "drain"],
     &["assembly"],
-    &["verify", "flusher", "ingest"],
+    &["verify", "flusher", "pull", "ingest"],
     &["s3"],
     &["credentials"],
     &["oidc", "admin"],

@@ -149,11 +149,13 @@ impl Setup {
         });
         // In either format of the log: `listen.addr=…` or `"listen.addr":"…"`.
         let address = |name: &str| {
-            let (_, value) = listening.split_once(name).unwrap();
+            let (_, value) = listening.split_once(name)?;
             let value = value.trim_start_matches(['"', ':', '=']);
-            value.split(['"', ' ']).next().unwrap().parse().unwrap()
+            value.split(['"', ' ']).next()?.parse().ok()
         };
-        (daemon.listen, daemon.admin) = (address("listen.addr"), address("admin.addr"));
+        daemon.admin = address("admin.addr").unwrap();
+        // One that only pulls has no listener for events.
+        daemon.listen = address("listen.addr").unwrap_or(daemon.listen);
         daemon
     }
 

@@ -5,6 +5,8 @@
 mod harness;
 #[path = "../local_aws/mod.rs"]
 mod local_aws;
+#[path = "../local_env0/mod.rs"]
+mod local_env0;
 
 mod backlog;
 mod check;
@@ -22,6 +24,7 @@ mod network;
 mod operating;
 mod process;
 mod protocols;
+mod pull_audits;
 mod s3_faults;
 mod secrets;
 mod sessions;

@@ -1,0 +1,287 @@
+//! Audit events: windows of time, oldest first, each event once.
+//!
+//! A window is asked for a millisecond wider than it is, and what lies outside is left out here: so it doesn't matter
+//! whether env0 counts its ends in. Every page is taken in any order, sorted when its window is complete, and compared
+//! with what was taken before: so it doesn't matter whether a page begins with its key or behind it. The last 15
+//! minutes are asked for again in every round, because events appear late.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::protocols::body::{Limits, members};
+use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind};
+use crate::pull::identity::{Identity, Taken};
+use crate::pull::line::{Line, stored};
+use crate::pull::place::{Memory, Place, Stopped};
+use crate::pull::report::Report;
+
+/// So long after its time an event may still appear.
+const LATE: TimeDelta = TimeDelta::minutes(15);
+/// env0 gives no more in one page.
+const PAGE_MAX_EVENTS: usize = 1000;
+/// Where a page begins with its key, one of a single event would lead nowhere.
+const PAGE_MIN_EVENTS: usize = 2;
+/// A window with more, of events or of bytes, is asked for in parts.
+const WINDOW_MAX_EVENTS: usize = 10_000;
+const WINDOW_MAX_BYTES: usize = 4 * 1024 * 1024;
+const FIRST_WINDOW: TimeDelta = TimeDelta::hours(1);
+const LONGEST_WINDOW: TimeDelta = TimeDelta::days(30);
+const SHORTEST_WINDOW: TimeDelta = TimeDelta::milliseconds(1);
+/// Pages in a row that bring nothing that their window has not had: then env0's keys lead nowhere.
+const EMPTY_PAGES_MAX: usize = 10;
+/// The members that make an event, and that a cut one keeps.
+const ID_AND_TIME: [&str; 2] = ["id", "timestamp"];
+
+/// What is remembered of an organization's audit events; times are milliseconds since 1970.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct AuditMemory {
+    /// Everything before it is taken, and is not asked for again.
+    pub(super) from: i64,
+    /// Everything before it is taken, but for what appears late.
+    pub(super) reached: i64,
+    /// What was taken from `from` on.
+    taken: Taken,
+}
+
+impl AuditMemory {
+    /// Of a pull that begins at `from`.
+    pub(super) fn beginning(from: DateTime<Utc>) -> AuditMemory {
+        let from = from.timestamp_millis();
+        AuditMemory { from, reached: from, taken: Taken::default() }
+    }
+
+    /// The window that ended at `end` is complete; it was asked for at `asked_at`.
+    fn complete(&mut self, end: i64, asked_at: DateTime<Utc>) {
+        self.reached = self.reached.max(end);
+        self.from = self.from.max(end.min((asked_at - LATE).timestamp_millis()));
+        self.taken.forget_before(self.from);
+    }
+}
+
+impl Memory for AuditMemory {
+    fn found(&mut self, line: &[u8]) {
+        let [id, timestamp] = members(line, ID_AND_TIME);
+        // One without a time was asked for lately, or it would not be unknown.
+        let at = timestamp.and_then(millis).unwrap_or_else(|| Utc::now().timestamp_millis());
+        if at >= self.from {
+            self.taken.insert(Identity::new(&[], id, line), at);
+        }
+    }
+}
+
+/// Of a time in RFC 3339, or of a number of milliseconds.
+fn millis(timestamp: &RawValue) -> Option<i64> {
+    match serde_json::from_str(timestamp.get()).ok()? {
+        serde_json::Value::String(text) => Some(DateTime::parse_from_rfc3339(&text).ok()?.timestamp_millis()),
+        serde_json::Value::Number(number) => number.as_i64(),
+        _ => None,
+    }
+}
+
+/// A page as it came; borrowed from its answer.
+#[derive(Deserialize)]
+struct Page<'a> {
+    #[serde(borrow)]
+    events: Vec<&'a RawValue>,
+    #[serde(borrow, rename = "nextPageKey")]
+    next_page_key: Option<&'a RawValue>,
+}
+
+impl Page<'_> {
+    /// The key of the page behind this one. Absent, null and empty all say that there is none.
+    fn next(&self) -> Option<String> {
+        let key = match serde_json::from_str(self.next_page_key?.get()).ok()? {
+            serde_json::Value::String(key) => key,
+            serde_json::Value::Number(key) => key.to_string(),
+            _ => return None,
+        };
+        (!key.is_empty()).then_some(key)
+    }
+}
+
+/// An event that was not taken before.
+struct New {
+    at: i64,
+    identity: Identity,
+    line: Line,
+}
+
+/// How asking for a window ended.
+enum Window {
+    /// These are the new ones, by time.
+    Complete(Vec<New>),
+    /// It holds more than fits into memory at once.
+    TooMany,
+}
+
+/// Why a round ended early.
+#[derive(Debug)]
+pub(super) enum RoundError {
+    Api(ApiError),
+    Stopped,
+}
+
+impl From<ApiError> for RoundError {
+    fn from(error: ApiError) -> RoundError {
+        RoundError::Api(error)
+    }
+}
+
+impl From<Stopped> for RoundError {
+    fn from(Stopped: Stopped) -> RoundError {
+        RoundError::Stopped
+    }
+}
+
+/// The pull of one organization's audit events.
+pub(super) struct Audits {
+    api: Api,
+    organization: String,
+    limits: Limits,
+    place: Place<AuditMemory>,
+    report: Arc<Report>,
+    /// How wide the next window is.
+    width: TimeDelta,
+    /// Events asked for in one page; fewer after an answer that was too large.
+    page_events: usize,
+}
+
+impl Audits {
+    pub(super) fn new(api: Api, limits: Limits, place: Place<AuditMemory>, report: Arc<Report>) -> Audits {
+        let organization = place.organization().to_owned();
+        report.position(place.memory.reached);
+        Audits { api, organization, limits, place, report, width: FIRST_WINDOW, page_events: PAGE_MAX_EVENTS }
+    }
+
+    /// Takes all that is new, up to now.
+    pub(super) async fn round(&mut self) -> Result<(), RoundError> {
+        let now = self.api.now();
+        let mut start = self.place.memory.from;
+        while start < now.timestamp_millis() {
+            let end = start.saturating_add(self.width.num_milliseconds()).min(now.timestamp_millis());
+            let events = match self.window(start, end).await? {
+                Window::TooMany => {
+                    self.width = (self.width / 8).max(SHORTEST_WINDOW);
+                    continue;
+                }
+                Window::Complete(events) => events,
+            };
+            if events.len() < WINDOW_MAX_EVENTS / 4 {
+                self.width = (self.width * 2).min(LONGEST_WINDOW);
+            }
+            let mut memory = self.place.memory.clone();
+            memory.complete(end, now);
+            start = end;
+            self.commit(events, memory).await?;
+            self.report.position(self.place.memory.reached);
+        }
+        Ok(())
+    }
+
+    /// Asks for all events from `start` to before `end`, in milliseconds since 1970.
+    async fn window(&mut self, start: i64, end: i64) -> Result<Window, RoundError> {
+        let is_shortest = end - start <= SHORTEST_WINDOW.num_milliseconds();
+        let mut new: Vec<New> = Vec::new();
+        let mut bytes = 0;
+        let mut seen = HashSet::new();
+        let mut keys = HashSet::new();
+        let mut key = None;
+        let mut empty_pages = 0;
+        loop {
+            let answer = self.page(start, end, key.as_deref()).await?;
+            let page: Page<'_> = answer.parse()?;
+            let before = seen.len();
+            for event in &page.events {
+                let Some(event) = self.new_event(event, &answer, start, end) else { continue };
+                if seen.insert(event.identity) && !self.place.memory.taken.contains(&event.identity) {
+                    bytes += event.line.bytes.len();
+                    new.push(event);
+                }
+            }
+            let next = page.next().filter(|next| keys.insert(next.clone()));
+            empty_pages = if seen.len() == before { empty_pages + 1 } else { 0 };
+            let Some(next) = next else { break };
+            if empty_pages > EMPTY_PAGES_MAX {
+                return Err(answer.malformed("its nextPageKey leads to no end").into());
+            }
+            key = Some(next);
+            if new.len() > WINDOW_MAX_EVENTS || bytes > WINDOW_MAX_BYTES {
+                if !is_shortest {
+                    return Ok(Window::TooMany);
+                }
+                // All of one millisecond: any order is by time, and a part can be taken before the rest is known.
+                let memory = self.place.memory.clone();
+                self.commit(std::mem::take(&mut new), memory).await?;
+                bytes = 0;
+            }
+        }
+        new.sort_by_key(|event| event.at);
+        Ok(Window::Complete(new))
+    }
+
+    async fn page(&mut self, start: i64, end: i64, key: Option<&str>) -> Result<Answer, RoundError> {
+        let time = |millis| {
+            let time = DateTime::from_timestamp_millis(millis).unwrap_or_default();
+            time.to_rfc3339_opts(SecondsFormat::Millis, true)
+        };
+        let (from, to) = (time(start - 1), time(end + 1));
+        loop {
+            let limit = self.page_events.to_string();
+            let mut query =
+                vec![("organizationId", &*self.organization), ("limit", &*limit), ("from", &*from), ("to", &*to)];
+            query.extend(key.map(|key| ("offset", key)));
+            let answer = tokio::select! {
+                () = self.place.stopped() => return Err(RoundError::Stopped),
+                answer = self.api.get(Endpoint::AuditEvents, &["audit", "events"], &query) => answer,
+            };
+            match answer {
+                Err(error) if error.kind == ErrorKind::TooLarge && self.page_events > PAGE_MIN_EVENTS => {
+                    self.page_events /= 2
+                }
+                answer => return Ok(answer?),
+            }
+        }
+    }
+
+    /// The event, if it is of this window.
+    fn new_event(&self, event: &RawValue, answer: &Answer, start: i64, end: i64) -> Option<New> {
+        let Some(line) = stored(event, ID_AND_TIME, &self.limits) else {
+            self.report.refused_event(&answer.malformed("an event is not an object"));
+            return None;
+        };
+        let [id, timestamp] = members(line.json(), ID_AND_TIME);
+        let at = timestamp.and_then(millis);
+        if at.is_none() {
+            self.report
+                .odd_event(&answer.malformed("an event has no timestamp in RFC 3339; it is stored all the same"));
+        }
+        // Without a time it is remembered for as long as its window may be asked for again.
+        let at = at.unwrap_or(end - 1);
+        let identity = Identity::new(&[], id, line.json());
+        (start..end).contains(&at).then_some(New { at, identity, line })
+    }
+
+    async fn commit(&mut self, events: Vec<New>, mut memory: AuditMemory) -> Result<(), Stopped> {
+        let mut lines = Vec::new();
+        for event in &events {
+            if event.at >= memory.from {
+                memory.taken.insert(event.identity, event.at);
+            }
+            lines.extend_from_slice(&event.line.bytes);
+            self.report.line(&event.line);
+        }
+        let records = events.len() as u64;
+        let report = &self.report;
+        self.place.commit(Bytes::from(lines), records, memory, |reason| report.waiting(reason)).await?;
+        self.report.pulled(records);
+        Ok(())
+    }
+}

@@ -1,0 +1,124 @@
+//! Which events were taken: an event's identity, and sets of them that fit into a file.
+
+use std::collections::HashMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
+
+use crate::batch::Sha256;
+
+/// The first half of a SHA-256: two of a million million events share one with a chance of 1 to 10^14.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Identity([u8; 16]);
+
+impl Identity {
+    /// Of an event that has the id `id`, or else of its stored `line`, within `scope` (nothing, or deployment and step).
+    pub(super) fn new(scope: &[&str], id: Option<&RawValue>, line: &[u8]) -> Identity {
+        let id = id.map(RawValue::get).filter(|id| is_id(id));
+        let (kind, bytes) = id.map_or((b'l', line), |id| (b'i', id.as_bytes()));
+        // A zero byte stands in no id, so no two scopes run into each other.
+        let scope = scope.iter().flat_map(|part| [part.as_bytes(), b"\0"]).collect::<Vec<_>>().concat();
+        let Sha256(hash) = Sha256::of(&[&scope, &[kind][..], bytes].concat());
+        let mut first = [0; 16];
+        first.copy_from_slice(&hash[..16]);
+        Identity(first)
+    }
+}
+
+/// Whether an event's own id tells it from others: a string that is not empty, or a number.
+pub(super) fn is_id(json: &str) -> bool {
+    (json.starts_with('"') && json.len() > 2) || json.starts_with(|first: char| first.is_ascii_digit() || first == '-')
+}
+
+/// Identities, each with the time of its event, in milliseconds since 1970. As JSON it is one string of base64, 24
+/// bytes an event.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Taken(HashMap<Identity, i64>);
+
+const ENTRY_BYTES: usize = 24;
+
+impl Taken {
+    /// False when it was there.
+    pub(super) fn insert(&mut self, identity: Identity, at_millis: i64) -> bool {
+        self.0.insert(identity, at_millis).is_none()
+    }
+
+    pub(super) fn contains(&self, identity: &Identity) -> bool {
+        self.0.contains_key(identity)
+    }
+
+    /// Forgets the events before `millis`: they are not asked for again.
+    pub(super) fn forget_before(&mut self, millis: i64) {
+        self.0.retain(|_, at| *at >= millis);
+    }
+}
+
+impl Serialize for Taken {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut bytes = Vec::with_capacity(self.0.len() * ENTRY_BYTES);
+        for (identity, at) in &self.0 {
+            bytes.extend_from_slice(&at.to_be_bytes());
+            bytes.extend_from_slice(&identity.0);
+        }
+        serializer.serialize_str(&STANDARD_NO_PAD.encode(bytes))
+    }
+}
+
+impl<'de> Deserialize<'de> for Taken {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Taken, D::Error> {
+        let bytes = STANDARD_NO_PAD.decode(String::deserialize(deserializer)?).map_err(D::Error::custom)?;
+        let (entries, rest) = bytes.as_chunks::<ENTRY_BYTES>();
+        if !rest.is_empty() {
+            return Err(D::Error::custom("events of another length"));
+        }
+        let entry = |entry: &[u8; ENTRY_BYTES]| {
+            let (mut at, mut identity) = ([0; 8], [0; 16]);
+            at.copy_from_slice(&entry[..8]);
+            identity.copy_from_slice(&entry[8..]);
+            (Identity(identity), i64::from_be_bytes(at))
+        };
+        Ok(Taken(entries.iter().map(entry).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw(json: &str) -> &RawValue {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn an_id_decides_where_there_is_one_and_the_bytes_where_there_is_none() {
+        let of = |id: Option<&str>, line: &str| Identity::new(&[], id.map(raw), line.as_bytes());
+        assert_eq!(of(Some("\"a\""), "one"), of(Some("\"a\""), "two"));
+        assert_ne!(of(Some("\"a\""), "one"), of(Some("\"b\""), "one"));
+        assert_eq!(of(Some("7"), "one"), of(Some("7"), "two"));
+        for none in [None, Some("null"), Some("\"\""), Some("{}"), Some("[1]"), Some("true")] {
+            assert_ne!(of(none, "one"), of(none, "two"), "{none:?}");
+            assert_eq!(of(none, "one"), of(None, "one"), "{none:?}");
+        }
+        assert_ne!(of(Some("7"), ""), of(None, "7"));
+        let within = |scope: &[&str]| Identity::new(scope, Some(raw("1")), b"");
+        assert_ne!(within(&["a", "bc"]), within(&["ab", "c"]));
+    }
+
+    #[test]
+    fn a_set_reads_back_as_it_was_written_and_forgets_what_is_old() {
+        let mut taken = Taken::default();
+        let ids = [-5, 0, 1_700_000_000_000].map(|at| {
+            let identity = Identity::new(&[], None, &at.to_string().into_bytes());
+            assert!(taken.insert(identity, at) && !taken.insert(identity, at));
+            identity
+        });
+        let text = serde_json::to_string(&taken).unwrap();
+        assert_eq!(serde_json::from_str::<Taken>(&text).unwrap(), taken);
+        taken.forget_before(0);
+        assert_eq!(ids.map(|id| taken.contains(&id)), [false, true, true]);
+        assert!(serde_json::from_str::<Taken>("\"AAAA\"").is_err());
+    }
+}

@@ -1,0 +1,103 @@
+//! From an event as env0 sent it to the line that is stored.
+
+use bytes::Bytes;
+use serde_json::value::RawValue;
+
+use crate::protocols::body::{BodyError, Limits, LineWriter, members};
+
+/// Room for the mark of a cut event and the members that it keeps.
+const MARK_MAX_BYTES: usize = 1024;
+/// A longer value is not kept beside the beginning of a cut event.
+const KEPT_MAX_BYTES: usize = 256;
+
+/// One stored line.
+pub(super) struct Line {
+    /// Ends in `\n`.
+    pub(super) bytes: Bytes,
+    /// Events in it with a redacted value: 0 or 1.
+    pub(super) redacted: u64,
+    /// Whether it is only the beginning of an event larger than `ENV0_S3_LOG_MAX_EVENT_BYTES`.
+    pub(super) cut: bool,
+}
+
+impl Line {
+    /// The line without its `\n`.
+    pub(super) fn json(&self) -> &[u8] {
+        &self.bytes[..self.bytes.len() - 1]
+    }
+}
+
+/// The line of `event`, byte for byte as it was sent where it is on one line and holds nothing to redact. Of one that
+/// is too large the beginning is kept, with a mark and the members `kept`. `None` when it is not an object.
+pub(super) fn stored(event: &RawValue, kept: [&'static str; 2], limits: &Limits) -> Option<Line> {
+    if !event.get().starts_with('{') {
+        return None;
+    }
+    Some(written(event.get(), limits).unwrap_or_else(|_| beginning(event, kept, limits)))
+}
+
+fn written(event: &str, limits: &Limits) -> Result<Line, BodyError> {
+    let mut writer = LineWriter::with_capacity(limits, event.len() + 1);
+    writer.push(None, event.as_bytes())?;
+    let lines = writer.finish().into_iter().map(|part| part.lines).next().unwrap_or_default();
+    Ok(Line { bytes: lines.bytes, redacted: lines.redacted, cut: false })
+}
+
+/// `{"id":…,"timestamp":…,"cutFromBytes":<size>,"beginning":"<the event's first bytes>"}`
+fn beginning(event: &RawValue, kept: [&'static str; 2], limits: &Limits) -> Line {
+    // Redacted before it is cut: what is half a secret would not be found any more.
+    let whole = Limits { max_event_bytes: event.get().len().saturating_mul(2), ..*limits };
+    let whole = written(event.get(), &whole);
+    let text = whole.as_ref().map_or("", |line| std::str::from_utf8(line.json()).unwrap_or_default());
+    // Quotes and backslashes take two bytes within a string.
+    let mut end = limits.max_event_bytes.saturating_sub(MARK_MAX_BYTES) / 2;
+    while !text.is_char_boundary(end.min(text.len())) {
+        end -= 1;
+    }
+    let mut line = String::from("{");
+    for (name, value) in kept.into_iter().zip(members(event.get().as_bytes(), kept)) {
+        if let Some(value) = value.filter(|value| value.get().len() <= KEPT_MAX_BYTES) {
+            line += &format!("\"{name}\":{value},");
+        }
+    }
+    let beginning = serde_json::Value::from(&text[..end.min(text.len())]);
+    line += &format!("\"cutFromBytes\":{},\"beginning\":{beginning}}}\n", event.get().len());
+    Line { bytes: line.into(), redacted: whole.map_or(0, |line| line.redacted), cut: true }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(max_event_bytes: usize) -> Limits {
+        Limits { max_body_bytes: usize::MAX, max_lines_bytes: usize::MAX, max_event_bytes, redact: true }
+    }
+
+    fn line(event: &str, max_event_bytes: usize) -> Option<Line> {
+        stored(serde_json::from_str(event).unwrap(), ["id", "timestamp"], &limits(max_event_bytes))
+    }
+
+    #[test]
+    fn an_event_is_stored_byte_for_byte_and_what_is_no_object_is_none() {
+        let event = r#"{"b" : 1.50,"a":"\u00e9", "a":[ ]}"#;
+        let line_of = line(event, 1000).unwrap();
+        assert_eq!((line_of.json(), line_of.cut), (event.as_bytes(), false));
+        assert_eq!(line("{\"a\":\n 1}", 1000).unwrap().json(), br#"{"a":1}"#);
+        for other in ["[]", "null", "\"{}\"", "7"] {
+            assert!(line(other, 1000).is_none(), "{other}");
+        }
+    }
+
+    #[test]
+    fn an_event_over_the_limit_keeps_its_id_its_beginning_and_a_mark_and_no_secret() {
+        let secret = r#""customEnv0EnvironmentVariables":{"oidcToken":"canary"}"#;
+        let event = format!(r#"{{"id":"e-1",{secret},"text":"{}é"}}"#, r#"\"é"#.repeat(2000));
+        let line = line(&event, 4096).unwrap();
+        assert!(line.cut && line.bytes.len() <= 4096 && line.bytes.len() > 2048, "{}", line.bytes.len());
+        let json: serde_json::Value = serde_json::from_slice(line.json()).unwrap();
+        assert_eq!((json["id"].as_str(), json["cutFromBytes"].as_u64()), (Some("e-1"), Some(event.len() as u64)));
+        let beginning = json["beginning"].as_str().unwrap();
+        assert!(beginning.starts_with(r#"{"id":"e-1","customEnv0"#) && !beginning.contains("canary"), "{beginning}");
+        assert_eq!(line.redacted, 1);
+    }
+}

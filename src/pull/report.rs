@@ -1,0 +1,148 @@
+//! What one pull tells: its status, its metrics, and a log line once per change of state.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::DateTime;
+
+use crate::batch::LogType;
+use crate::pull::api::ApiError;
+use crate::pull::line::Line;
+use crate::status::{PullStatus, Timestamp, Trouble};
+
+/// The report of one log type's pull from one organization.
+pub(super) struct Report {
+    log_type: LogType,
+    organization: String,
+    state: Mutex<State>,
+    pulled: metrics::Counter,
+    redacted: metrics::Counter,
+}
+
+struct State {
+    status: PullStatus,
+    /// The kind of trouble that the log was told of.
+    told: Option<&'static str>,
+}
+
+impl Report {
+    pub(super) fn new(log_type: LogType, organization: &str) -> Arc<Report> {
+        let status = PullStatus {
+            log_type,
+            organization: organization.to_owned(),
+            position: None,
+            events_pulled: 0,
+            events_cut: 0,
+            events_refused: 0,
+            last_round: None,
+            last_round_millis: 0,
+            error: None,
+        };
+        let label = log_type.as_str();
+        Arc::new(Report {
+            log_type,
+            organization: organization.to_owned(),
+            state: Mutex::new(State { status, told: None }),
+            pulled: metrics::counter!("env0_s3_logs_pulled_events_total", "type" => label),
+            redacted: metrics::counter!("env0_s3_logs_events_redacted_total", "type" => label),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn status(&self) -> PullStatus {
+        self.state().status.clone()
+    }
+
+    /// Everything before `millis` since 1970 is in the spool.
+    pub(super) fn position(&self, millis: i64) {
+        self.state().status.position = DateTime::from_timestamp_millis(millis).map(Timestamp);
+    }
+
+    /// `events` more are in the spool.
+    pub(super) fn pulled(&self, events: u64) {
+        self.pulled.increment(events);
+        self.state().status.events_pulled += events;
+    }
+
+    /// Takes note of a line that is about to be stored.
+    pub(super) fn line(&self, line: &Line) {
+        self.redacted.increment(line.redacted);
+        if line.cut {
+            self.state().status.events_cut += 1;
+            tracing::error!(log_type = %self.log_type, organization = self.organization, "an event of env0's is larger than ENV0_S3_LOG_MAX_EVENT_BYTES: its beginning is stored, with its size as cutFromBytes");
+        }
+    }
+
+    /// Something that is not stored, because it is no event.
+    pub(super) fn refused_event(&self, error: &ApiError) {
+        self.state().status.events_refused += 1;
+        tracing::error!(log_type = %self.log_type, organization = self.organization, "{error}; it is not stored, and the rest is");
+    }
+
+    /// Something that is stored, though it is not what env0 documents.
+    pub(super) fn odd_event(&self, error: &ApiError) {
+        tracing::error!(log_type = %self.log_type, organization = self.organization, "{error}");
+    }
+
+    /// The spool doesn't take what was pulled, for now.
+    pub(super) fn waiting(&self, reason: &str) {
+        self.trouble("spool", reason.to_owned(), "see README#spool-high and README#disk-refuses-writes", false);
+    }
+
+    /// A round has failed.
+    pub(super) fn failed(&self, error: &ApiError) {
+        rounds("failed").increment(1);
+        self.trouble(error.as_str(), error.to_string(), error.remedy(), true);
+    }
+
+    /// The pull can't begin.
+    pub(super) fn unusable(&self, error: &impl ToString) {
+        self.trouble("place", error.to_string(), "see README#pull-behind", true);
+    }
+
+    fn trouble(&self, kind: &'static str, message: String, remedy: &str, needs_a_person: bool) {
+        let mut state = self.state();
+        if state.told != Some(kind) {
+            state.told = Some(kind);
+            let (log_type, organization) = (self.log_type, &self.organization);
+            match needs_a_person {
+                true => {
+                    tracing::error!(log_type = %log_type, organization, error.kind = kind, remedy, "the pull from env0 fails: {message}; it is tried again every interval, and nothing is skipped")
+                }
+                false => {
+                    tracing::warn!(log_type = %log_type, organization, remedy, "the pull from env0 waits: {message}; nothing is skipped")
+                }
+            }
+        }
+        let now = Timestamp::now();
+        let before = state.status.error.take();
+        state.status.error = Some(Trouble {
+            since: before.as_ref().map_or(now, |before| before.since),
+            latest: now,
+            attempts: before.map_or(0, |before| before.attempts) + 1,
+            message,
+            remedy: Some(remedy.to_owned()),
+            code: Some(kind.to_owned()),
+            request_id: None,
+        });
+    }
+
+    /// A round has brought all there was.
+    pub(super) fn succeeded(&self, took: Duration) {
+        rounds("succeeded").increment(1);
+        let mut state = self.state();
+        let now = Timestamp::now();
+        state.status.last_round = Some(now);
+        state.status.last_round_millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let Some(trouble) = state.status.error.take() else { return };
+        state.told = None;
+        tracing::info!(log_type = %self.log_type, organization = self.organization, outage.seconds = now.seconds_since(trouble.since), "the pull from env0 works again");
+    }
+}
+
+fn rounds(outcome: &'static str) -> metrics::Counter {
+    metrics::counter!("env0_s3_logs_pull_rounds_total", "outcome" => outcome)
+}

@@ -1,0 +1,321 @@
+//! Audit events are pulled from env0's API: each once, whatever env0 doesn't publish, whatever goes wrong.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::harness::{Daemon, Setup, wait_until};
+use crate::local_aws::LocalAws;
+use crate::local_env0::audits::{Event, event, event_without_id};
+use crate::local_env0::{Fault, KEY, Key, LastKey, LocalEnv0, ORGANIZATION, Order, Shape};
+
+const AUDIT_EVENTS: &str = "/audit/events";
+
+/// A daemon that has an API key and nothing else that could bring events.
+fn setup(aws: &LocalAws, env0: &LocalEnv0) -> Setup {
+    let setup = Setup::new(aws).unset("ENV0_S3_LOG_INGEST_TOKEN").set("ENV0_S3_LOG_PULL", "env0-audits");
+    env0.environment().into_iter().fold(setup, |setup, (name, value)| setup.set(name, value))
+}
+
+fn from(setup: Setup, from: DateTime<Utc>) -> Setup {
+    setup.set("ENV0_S3_LOG_PULL_FROM", from.to_rfc3339())
+}
+
+/// Waits until every event of the trail is in the bucket; each must be there once, byte for byte.
+fn all_arrive_once(aws: &LocalAws, env0: &LocalEnv0) {
+    let expected: Vec<String> = env0.world().audits.iter().map(|event| event.json.clone()).collect();
+    wait_until("as many lines as events are in the bucket", || aws.s3.line_count() >= expected.len());
+    let counts = |lines: &[String]| {
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        lines.iter().for_each(|line| *counts.entry(line.clone()).or_default() += 1);
+        counts
+    };
+    let (stored, expected) = (counts(&aws.s3.lines()), counts(&expected));
+    for (line, count) in &expected {
+        assert_eq!(stored.get(line), Some(count), "how often {line} is stored");
+    }
+    assert_eq!(stored.len(), expected.len());
+    assert!(aws.s3.objects().iter().all(|object| object.key.contains("env0-audits/")));
+}
+
+/// Waits until a round has begun after now and brought all there was.
+fn a_round_later(daemon: &Daemon) {
+    let rounds = || daemon.metric("pull_rounds_total{outcome=\"succeeded\"}").unwrap_or_default();
+    let before = rounds();
+    wait_until("two rounds have passed", || rounds() >= before + 2.0);
+}
+
+/// A trail of `days`, thinly spread, with more than a page of events in one millisecond and with some without an id.
+fn trail(days: i64) -> (DateTime<Utc>, Vec<Event>) {
+    let start = Utc::now() - TimeDelta::days(days);
+    let at = |index: usize| start + TimeDelta::minutes(days * 1440 * index as i64 / 1500);
+    let mut events: Vec<Event> = (0..1400).map(|index| event(index, at(index))).collect();
+    events.extend((1400..1450).map(|index| event_without_id(index, at(index))));
+    events.extend((2000..4300).map(|index| event(index, at(700))));
+    (start - TimeDelta::seconds(1), events)
+}
+
+#[test]
+fn five_variables_bring_every_audit_event_of_the_history_into_the_bucket_once() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let (start, events) = trail(90);
+    env0.world().audits = events;
+    let setup = from(setup(&aws, &env0), start);
+    let daemon = setup.start();
+    all_arrive_once(&aws, &env0);
+    a_round_later(&daemon);
+    all_arrive_once(&aws, &env0);
+    let status = daemon.admin_get("/status").unwrap().text();
+    assert!(status.contains(&format!("\"organization\":\"{ORGANIZATION}\"")), "{status}");
+    let position = daemon.metric("pull_position_timestamp_seconds{type=\"env0-audits\"}").unwrap();
+    assert!((Utc::now().timestamp() as f64 - position) < 60.0, "{position}");
+    assert_eq!(daemon.metric("pulled_events_total{type=\"env0-audits\"}"), Some(3750.0));
+}
+
+#[test]
+fn every_event_comes_once_whichever_way_env0_orders_keys_and_ends_its_pages() {
+    let orders = [Order::NewestFirst, Order::OldestFirst, Order::None];
+    let keys = [Key::Next, Key::LastAndBehind, Key::LastAndAt];
+    let last_keys = [LastKey::Absent, LastKey::Null, LastKey::Empty, LastKey::Unchanged];
+    // Each pair of two of the four meets at least once.
+    let check = |index: usize| {
+        let (order, key) = (orders[index % 3], keys[(index / 3 + index) % 3]);
+        let shape =
+            Shape { order, key, last_key: last_keys[index % 4], ends_count: (index / 4 + index).is_multiple_of(2) };
+        let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+        let (start, events) = trail(3);
+        env0.world().shape = shape;
+        env0.world().audits = events;
+        let setup = from(setup(&aws, &env0), start);
+        let daemon = setup.start();
+        all_arrive_once(&aws, &env0);
+        a_round_later(&daemon);
+        all_arrive_once(&aws, &env0);
+    };
+    std::thread::scope(|scope| {
+        let checks: Vec<_> = (0..12).map(|index| scope.spawn(move || check(index))).collect();
+        checks.into_iter().for_each(|check| check.join().unwrap());
+    });
+}
+
+#[test]
+fn an_event_that_appears_ten_minutes_late_behind_newer_ones_is_stored_once() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
+    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::seconds(1))];
+    let daemon = setup.start();
+    all_arrive_once(&aws, &env0);
+    env0.world().audits.push(event(2, Utc::now() - TimeDelta::minutes(10)));
+    all_arrive_once(&aws, &env0);
+    a_round_later(&daemon);
+    all_arrive_once(&aws, &env0);
+}
+
+#[test]
+fn without_a_time_to_begin_from_the_first_start_is_where_it_begins_for_every_later_one() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let setup = setup(&aws, &env0);
+    let before = event(1, Utc::now() - TimeDelta::seconds(5));
+    env0.world().audits = vec![before];
+    let daemon = setup.start();
+    a_round_later(&daemon);
+    daemon.kill();
+    // Of the time in which no daemon ran.
+    env0.world().audits.push(event(2, Utc::now()));
+    let daemon = setup.start();
+    wait_until("the event after the first start is stored", || aws.s3.line_count() == 1);
+    a_round_later(&daemon);
+    assert!(aws.s3.lines()[0].contains("audit-2") && aws.s3.line_count() == 1);
+}
+
+#[test]
+fn killed_again_and_again_while_it_pulls_every_event_arrives_once() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let (start, events) = trail(300);
+    env0.world().audits = events;
+    let setup = from(setup(&aws, &env0), start)
+        .set("ENV0_S3_LOG_BATCH_MAX_BYTES", "64KiB")
+        .set("ENV0_S3_LOG_COMPRESSION", "gzip");
+    let mut number = 10_000;
+    for round in 0..25 {
+        let asked = env0.asked(AUDIT_EVENTS);
+        let late = (0..200).map(|late| event(number + late, Utc::now() - TimeDelta::seconds(4 * late as i64)));
+        env0.world().audits.extend(late);
+        number += 200;
+        let daemon = setup.spawn();
+        // At first there is a history of many pages, and one page for each round when that is over.
+        let pages = if round < 8 { rand::random_range(1..6) } else { 1 };
+        wait_until("some pages were asked for", || env0.asked(AUDIT_EVENTS) >= asked + pages);
+        // Not a wait for anything: it spreads the moments of the kills.
+        std::thread::park_timeout(Duration::from_micros(rand::random_range(0..200_000)));
+        daemon.kill();
+    }
+    let daemon = setup.start();
+    a_round_later(&daemon);
+    wait_until("the spool is empty", || daemon.metric("events_spooled{type=\"env0-audits\"}") == Some(0.0));
+    let lines: Vec<String> = aws.s3.objects().iter().flat_map(|object| gunzipped(&object.body)).collect();
+    let mut distinct = lines.clone();
+    distinct.sort();
+    distinct.dedup();
+    let events = env0.world().audits.len();
+    assert_eq!((lines.len(), distinct.len()), (events, events));
+}
+
+#[test]
+fn a_batch_whose_events_the_place_does_not_know_yet_is_not_sent_before_a_kill_and_once_after_it() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
+    let daemon = setup.start();
+    a_round_later(&daemon);
+    // The place can't be written from here on; the batch can.
+    let (folder, aside) = (setup.spool().join("pull"), setup.folder().join("aside"));
+    std::fs::rename(&folder, &aside).unwrap();
+    std::fs::write(&folder, "").unwrap();
+    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::seconds(1))];
+    wait_until("the batch is sealed", || setup.spool_files("env0-audits").iter().any(|name| name.ends_with(".sealed")));
+    wait_until("the log says why nothing is sent", || daemon.log().text().contains("the pull from env0 waits"));
+    assert_eq!(aws.s3.put_count(), 0);
+    daemon.kill();
+    std::fs::remove_file(&folder).unwrap();
+    std::fs::rename(&aside, &folder).unwrap();
+    let daemon = setup.start();
+    all_arrive_once(&aws, &env0);
+    a_round_later(&daemon);
+    all_arrive_once(&aws, &env0);
+}
+
+fn gunzipped(body: &[u8]) -> Vec<String> {
+    let text = std::io::read_to_string(flate2::read::MultiGzDecoder::new(body)).unwrap();
+    text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_secret_of_a_deployment_in_an_events_payload_is_redacted_and_no_other_byte_changes() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let at = Utc::now() - TimeDelta::minutes(1);
+    let secret = r#""customEnv0EnvironmentVariables":{"oidcToken":"canary","x":1.0}"#;
+    let json = event(1, at).json.replace("\"number\":1", secret);
+    env0.world().audits = vec![Event { json: json.clone(), ..event(1, at) }];
+    let setup = from(setup(&aws, &env0), at);
+    let daemon = setup.start();
+    wait_until("the event is stored", || aws.s3.line_count() == 1);
+    assert_eq!(aws.s3.lines()[0], json.replace("canary", "[redacted]"));
+    wait_until("it is counted", || daemon.metric("events_redacted_total{type=\"env0-audits\"}") == Some(1.0));
+    assert!(!setup.spool_holds("canary") && !daemon.log().text().contains("canary"));
+}
+
+#[test]
+fn an_event_over_the_limit_is_stored_as_far_as_that_goes_and_said_and_the_others_come() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let at = Utc::now() - TimeDelta::minutes(1);
+    let large = event(1, at).json.replace("\"ratio\"", &format!("\"text\":\"{}\",\"ratio\"", "x".repeat(100_000)));
+    env0.world().audits = vec![Event { json: large, ..event(1, at) }, event(2, at)];
+    let setup = from(setup(&aws, &env0), at).set("ENV0_S3_LOG_MAX_EVENT_BYTES", "64KiB");
+    let daemon = setup.start();
+    a_round_later(&daemon);
+    wait_until("both are stored", || aws.s3.line_count() == 2);
+    let lines = aws.s3.lines();
+    let cut = lines.iter().find(|line| line.contains("cutFromBytes")).unwrap();
+    assert!(cut.starts_with("{\"id\":\"audit-1\",") && cut.len() <= 65536 && cut.len() > 30_000, "{}", cut.len());
+    assert!(daemon.log().text().contains("ENV0_S3_LOG_MAX_EVENT_BYTES"));
+    assert!(daemon.admin_get("/status").unwrap().text().contains("\"events_cut\":1"));
+}
+
+/// The daemon says `said`, goes on, and brings everything once `env0` is well again.
+fn says_and_goes_on(fault: Fault, said: &[&str]) {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::minutes(1))];
+    env0.break_down(AUDIT_EVENTS, fault.clone());
+    let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
+    let daemon = setup.start();
+    for said in said {
+        wait_until(&format!("the log says {said} of {fault:?}"), || daemon.log().text().contains(said));
+    }
+    wait_until("the status says it", || daemon.admin_get("/status").unwrap().text().contains(said[0]));
+    env0.heal();
+    all_arrive_once(&aws, &env0);
+    wait_until("the log says that it is over", || daemon.log().text().contains("the pull from env0 works again"));
+    let log = daemon.log().text();
+    assert_eq!(log.matches("the pull from env0 fails").count(), 1, "once per change of state:\n{log}");
+    assert!(!log.contains(KEY.1) && !log.contains("canary"), "{log}");
+}
+
+#[test]
+fn a_key_without_the_permission_is_told_which_key_and_which_permission() {
+    let forbidden = Fault::Status(403, r#"{"message":"canary: Forbidden"}"#, None);
+    says_and_goes_on(forbidden, &["VIEW_AUDIT_LOGS", KEY.0, "allow-list"]);
+}
+
+#[test]
+fn a_revoked_key_is_told_which_key_it_is() {
+    says_and_goes_on(Fault::Status(401, "{}", None), &["401", KEY.0]);
+}
+
+#[test]
+fn a_path_that_does_not_exist_is_told_as_a_wrong_url() {
+    let gateway = Fault::Status(403, r#"{"message":"Missing Authentication Token"}"#, None);
+    says_and_goes_on(gateway, &["ENV0_S3_LOG_API_URL", "the path doesn't exist"]);
+}
+
+#[test]
+fn a_page_of_html_is_told_as_a_proxys() {
+    says_and_goes_on(Fault::Html, &["it is a page of HTML", "GET /audit/events"]);
+}
+
+#[test]
+fn an_answer_without_a_documented_member_is_told_with_request_and_member() {
+    says_and_goes_on(Fault::Json(r#"{"items":["canary"]}"#), &["it lacks the member events", "GET /audit/events"]);
+}
+
+#[test]
+fn an_answer_without_an_end_is_given_up_and_told() {
+    says_and_goes_on(Fault::Endless, &["more than 33554432 bytes"]);
+}
+
+#[test]
+fn answers_that_break_off_and_servers_that_fail_for_a_while_are_asked_again() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::minutes(1))];
+    let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
+    for fault in [Fault::Cut, Fault::Dropped, Fault::Status(502, "", None)] {
+        env0.inject(AUDIT_EVENTS, fault);
+    }
+    let daemon = setup.start();
+    all_arrive_once(&aws, &env0);
+    assert!(!daemon.log().text().contains("the pull from env0 fails"), "{}", daemon.log().text());
+}
+
+#[test]
+fn a_429_is_waited_out_for_as_long_as_it_asks() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::minutes(1))];
+    env0.inject(AUDIT_EVENTS, Fault::Status(429, "", Some(2)));
+    let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
+    let daemon = setup.start();
+    wait_until("the 429 came", || {
+        daemon.metric("pull_requests_total{endpoint=\"audit_events\",outcome=\"throttled\"}") == Some(1.0)
+    });
+    let throttled = Instant::now();
+    all_arrive_once(&aws, &env0);
+    // The metric is read a little after the answer came.
+    assert!(throttled.elapsed() >= Duration::from_millis(1500), "{:?}", throttled.elapsed());
+}
+
+#[test]
+fn a_place_that_cannot_be_read_is_never_begun_anew() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::minutes(1))];
+    let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
+    let daemon = setup.start();
+    all_arrive_once(&aws, &env0);
+    daemon.kill();
+    let place = setup.spool().join("pull").join(format!("env0-audits_{ORGANIZATION}.json"));
+    let good = std::fs::read(&place).unwrap();
+    std::fs::write(&place, "{").unwrap();
+    let daemon = setup.start();
+    wait_until("the log names the file", || daemon.log().text().contains("not a place of the pull"));
+    std::fs::write(&place, good).unwrap();
+    a_round_later(&daemon);
+    all_arrive_once(&aws, &env0);
+}

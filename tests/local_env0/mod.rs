@@ -1,0 +1,132 @@
+//! A local env0 in the process: its REST API on loopback, as far as the daemon pulls from it.
+//!
+//! Made from what env0 publishes. What it doesn't publish, and everything that can go wrong, is turned by a test:
+//! [`Shape`] and [`Fault`].
+
+// Each of the programs that share this module uses a part of it.
+#![allow(dead_code)]
+#![allow(clippy::unwrap_used)]
+
+pub(crate) mod audits;
+mod serve;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+pub(crate) use audits::{Key, LastKey, Order, Shape};
+
+/// The API key that exists.
+pub(crate) const KEY: (&str, &str) = ("local-key-id", "local-key-secret-canary");
+/// The organization that the key sees.
+pub(crate) const ORGANIZATION: &str = "0a0a0a0a-org";
+
+/// What goes wrong with an answer.
+#[derive(Debug, Clone)]
+pub(crate) enum Fault {
+    /// A status, a body, and `Retry-After` in seconds.
+    Status(u16, &'static str, Option<u64>),
+    /// 200 with a page of HTML.
+    Html,
+    /// The connection ends in the middle of the body.
+    Cut,
+    /// A body without an end.
+    Endless,
+    /// No answer at all; the connection is closed.
+    Dropped,
+    /// 200 with another JSON.
+    Json(&'static str),
+}
+
+/// The running API.
+pub(crate) struct LocalEnv0 {
+    world: Arc<World>,
+    address: SocketAddr,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+/// What the API knows, and what it was asked.
+#[derive(Default)]
+pub(crate) struct World {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) audits: Vec<audits::Event>,
+    pub(crate) shape: Shape,
+    /// By the beginning of the path; each is used up by one request.
+    pub(crate) faults: Vec<(String, VecDeque<Fault>)>,
+    /// By the beginning of the path, until taken away.
+    pub(crate) lasting: BTreeMap<String, Fault>,
+    /// Path and query of every request.
+    pub(crate) requests: Vec<String>,
+}
+
+impl World {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+impl LocalEnv0 {
+    /// Starts on a free loopback port.
+    pub(crate) fn start() -> LocalEnv0 {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let world = Arc::new(World::default());
+        let address = runtime.block_on(serve::start(world.clone()));
+        LocalEnv0 { world, address, runtime: Some(runtime) }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// The variables that make a daemon pull from here, every 5 s.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("ENV0_API_KEY_ID", KEY.0.into()),
+            ("ENV0_API_KEY_SECRET", KEY.1.into()),
+            ("ENV0_S3_LOG_API_URL", self.url()),
+            ("ENV0_S3_LOG_PULL_INTERVAL", "5s".into()),
+        ]
+    }
+
+    /// Everything, to look at and to change.
+    pub(crate) fn world(&self) -> MutexGuard<'_, State> {
+        self.world.lock()
+    }
+
+    /// The next request whose path begins with `path` meets `fault`, after those that were injected before.
+    pub(crate) fn inject(&self, path: &str, fault: Fault) {
+        let mut world = self.world.lock();
+        match world.faults.iter_mut().find(|(known, _)| known == path) {
+            Some((_, faults)) => faults.push_back(fault),
+            None => world.faults.push((path.to_owned(), [fault].into())),
+        }
+    }
+
+    /// Every request whose path begins with `path` meets `fault`, until [`LocalEnv0::heal`].
+    pub(crate) fn break_down(&self, path: &str, fault: Fault) {
+        self.world.lock().lasting.insert(path.to_owned(), fault);
+    }
+
+    pub(crate) fn heal(&self) {
+        let mut world = self.world.lock();
+        world.lasting.clear();
+        world.faults.clear();
+    }
+
+    /// How many requests came whose path begins with `path`.
+    pub(crate) fn asked(&self, path: &str) -> usize {
+        self.world.lock().requests.iter().filter(|request| request.starts_with(path)).count()
+    }
+}
+
+impl Drop for LocalEnv0 {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The HTTP side: the key, the paths, the faults.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use super::{Fault, KEY, ORGANIZATION, World, audits};
+
+type Body = BoxBody<Bytes, std::io::Error>;
+
+/// Serves on a free loopback port.
+pub(super) async fn start(world: Arc<World>) -> SocketAddr {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let world = world.clone();
+            let service = service_fn(move |request: Request<Incoming>| {
+                let world = world.clone();
+                async move { answer(&world, &request) }
+            });
+            tokio::spawn(async move { http1::Builder::new().serve_connection(TokioIo::new(stream), service).await });
+        }
+    });
+    address
+}
+
+fn body(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed()
+}
+
+fn reply(status: u16, content_type: &str, text: impl Into<Bytes>) -> Response<Body> {
+    Response::builder().status(status).header("content-type", content_type).body(body(text)).unwrap()
+}
+
+fn json_reply(status: u16, json: impl Into<Bytes>) -> Response<Body> {
+    reply(status, "application/json", json)
+}
+
+/// What closes the connection without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("dropped without an answer")]
+struct Dropped;
+
+fn answer(world: &World, request: &Request<Incoming>) -> Result<Response<Body>, Dropped> {
+    let path = request.uri().path().to_owned();
+    let fault = {
+        let mut state = world.lock();
+        state.requests.push(request.uri().to_string());
+        let injected = state.faults.iter_mut().find(|(known, faults)| path.starts_with(&**known) && !faults.is_empty());
+        let injected = injected.and_then(|(_, faults)| faults.pop_front());
+        injected.or_else(|| Some(state.lasting.iter().find(|(known, _)| path.starts_with(&***known))?.1.clone()))
+    };
+    if let Some(fault) = fault {
+        return broken(&fault);
+    }
+    let expected = format!("Basic {}", STANDARD.encode(format!("{}:{}", KEY.0, KEY.1)));
+    if request.headers().get("authorization").and_then(|value| value.to_str().ok()) != Some(&expected) {
+        return Ok(json_reply(401, r#"{"message":"Unauthorized"}"#));
+    }
+    let url = reqwest::Url::parse(&format!("http://env0{}", request.uri())).unwrap();
+    let query = |name: &str| url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned());
+    let state = world.lock();
+    Ok(match path.as_str() {
+        "/organizations" => json_reply(200, json!([{"id": ORGANIZATION, "name": "acme", "role": "Admin"}]).to_string()),
+        "/audit/events" => match audits::page(&state, &query) {
+            Ok(page) => json_reply(200, page),
+            Err(refusal) => json_reply(400, refusal.to_string()),
+        },
+        _ => json_reply(403, r#"{"message":"Missing Authentication Token"}"#),
+    })
+}
+
+fn broken(fault: &Fault) -> Result<Response<Body>, Dropped> {
+    let endless = || stream::repeat_with(|| Ok(Frame::data(Bytes::from_static(&[b' '; 65536]))));
+    Ok(match fault {
+        Fault::Status(status, text, retry_after) => {
+            let mut reply = json_reply(*status, *text);
+            if let Some(seconds) = retry_after {
+                reply.headers_mut().insert("retry-after", (*seconds).into());
+            }
+            reply
+        }
+        Fault::Html => reply(200, "text/html", "<!DOCTYPE html><title>Blocked</title>"),
+        Fault::Json(json) => json_reply(200, *json),
+        Fault::Endless => Response::new(StreamBody::new(endless()).boxed()),
+        Fault::Cut => {
+            let begun = Ok(Frame::data(Bytes::from_static(b"{\"events\":[{\"id\":")));
+            Response::new(StreamBody::new(stream::iter([begun, Err(std::io::Error::other("cut"))])).boxed())
+        }
+        Fault::Dropped => return Err(Dropped),
+    })
+}
