@@ -139,7 +139,7 @@ pub struct Network {
     pub https_proxy: Option<SecretString>,
     /// Proxy for http; may hold a password.
     pub http_proxy: Option<SecretString>,
-    /// Entries of `NO_PROXY`, without scheme and path.
+    /// Entries of `NO_PROXY`, without scheme, port and path; `*` is every host.
     pub no_proxy: Vec<String>,
     /// From `AWS_CA_BUNDLE`, else `SSL_CERT_FILE`.
     pub ca_file: Option<PathBuf>,
@@ -362,6 +362,7 @@ struct SharedVariables {
     env0_api_key_secret: Option<String>,
     env0_api_key_secret_file: Option<String>,
     rust_log: Option<String>,
+    aws_endpoint_url: Option<String>,
     aws_endpoint_url_s3: Option<String>,
     aws_endpoint_url_sts: Option<String>,
     https_proxy: Option<String>,

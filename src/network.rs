@@ -98,6 +98,12 @@ impl Network {
     /// Reads the roots of trust: the system's and, beside them, those of `ca_file`. A system without
     /// any is no error here: each https connection then fails and says so.
     pub fn new(config: &config::Network) -> Result<Network, NetworkError> {
+        let mut config = config.clone();
+        // The clients' matchers take `*` for every name, but for no address.
+        if config.no_proxy.iter().any(|entry| entry == "*") {
+            (config.https_proxy, config.http_proxy) = (None, None);
+        }
+        let config = &config;
         let roots = roots(config)?;
         let trust_store = roots.iter().fold(TrustStore::empty(), |store, root| store.with_pem_certificate(pem(root)));
         let mut root_store = RootCertStore::empty();

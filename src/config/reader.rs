@@ -16,8 +16,14 @@ const REDACTED: &str = "[redacted]";
 /// A longer value is cut in an error: it is a mistake, and one line stays one line.
 const SHOWN_VALUE_MAX_CHARS: usize = 120;
 /// Variables whose values may hold a user name and password, though these are refused.
-const URLS: [&str; 5] =
-    ["ENV0_S3_LOG_OIDC_ISSUER", "ENV0_S3_LOG_API_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS", "NO_PROXY"];
+const URLS: [&str; 6] = [
+    "ENV0_S3_LOG_OIDC_ISSUER",
+    "ENV0_S3_LOG_API_URL",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT_URL_STS",
+    "NO_PROXY",
+];
 const PROXIES: [&str; 3] = ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"];
 
 /// Text by the name of its variable; trimmed, never empty.
@@ -163,11 +169,15 @@ impl Reader {
         let own: OwnVariables = envy::prefixed(PREFIX).from_iter(own).expect(ALL_STRINGS);
         let shared: SharedVariables = envy::from_iter(shared).expect(ALL_STRINGS);
 
+        // What AWS demands of names binds no other store.
+        let own_endpoint = |specific: &Option<String>| specific.is_some() || shared.aws_endpoint_url.is_some();
+        let parse_role =
+            if own_endpoint(&shared.aws_endpoint_url_sts) { values::role_arn_elsewhere } else { values::role_arn };
+        let parse_bucket =
+            if own_endpoint(&shared.aws_endpoint_url_s3) { values::bucket_name_elsewhere } else { values::bucket_name };
         let role_arn = match purpose {
-            Purpose::Verify => {
-                self.optional("ENV0_S3_LOG_ROLE_ARN", own.role_arn, values::role_arn).unwrap_or_default()
-            }
-            _ => self.required("ENV0_S3_LOG_ROLE_ARN", own.role_arn, values::role_arn),
+            Purpose::Verify => self.optional("ENV0_S3_LOG_ROLE_ARN", own.role_arn, parse_role).unwrap_or_default(),
+            _ => self.required("ENV0_S3_LOG_ROLE_ARN", own.role_arn, parse_role),
         };
         let pull = self.pull(
             [
@@ -181,9 +191,10 @@ impl Reader {
             ],
             [own.pull, own.pull_from, own.pull_interval, own.pull_organization_id, own.api_url],
         );
+        let common_endpoint = self.optional("AWS_ENDPOINT_URL", shared.aws_endpoint_url, values::endpoint_url);
         let config = Config {
             role_arn,
-            bucket_name: self.required("ENV0_S3_LOG_BUCKET_NAME", own.bucket_name, values::bucket_name),
+            bucket_name: self.required("ENV0_S3_LOG_BUCKET_NAME", own.bucket_name, parse_bucket),
             aws_region: self.required("ENV0_S3_LOG_AWS_REGION", own.aws_region, values::region),
             bucket_path: self
                 .optional("ENV0_S3_LOG_BUCKET_PATH", own.bucket_path, values::bucket_path)
@@ -288,8 +299,12 @@ impl Reader {
                 own.log_format,
                 values::one_of(&[("json", LogFormat::Json), ("text", LogFormat::Text)]),
             ),
-            endpoint_url_s3: self.optional("AWS_ENDPOINT_URL_S3", shared.aws_endpoint_url_s3, values::endpoint_url),
-            endpoint_url_sts: self.optional("AWS_ENDPOINT_URL_STS", shared.aws_endpoint_url_sts, values::endpoint_url),
+            endpoint_url_s3: self
+                .optional("AWS_ENDPOINT_URL_S3", shared.aws_endpoint_url_s3, values::endpoint_url)
+                .or_else(|| common_endpoint.clone()),
+            endpoint_url_sts: self
+                .optional("AWS_ENDPOINT_URL_STS", shared.aws_endpoint_url_sts, values::endpoint_url)
+                .or_else(|| common_endpoint.clone()),
             force_path_style: self.value("ENV0_S3_LOG_FORCE_PATH_STYLE", own.force_path_style, values::boolean),
             network: Network {
                 https_proxy: self.secret("HTTPS_PROXY", shared.https_proxy, values::proxy_url),
@@ -406,7 +421,7 @@ impl Reader {
             for (name, in_clear) in [
                 ("ENV0_S3_LOG_OIDC_ISSUER", clear(Some(&config.oidc_issuer))),
                 ("ENV0_S3_LOG_OIDC_TOKEN_URL", clear(token_url)),
-                ("AWS_ENDPOINT_URL_STS", clear(config.endpoint_url_sts.as_deref())),
+                (self.sts_endpoint_variable(), clear(config.endpoint_url_sts.as_deref())),
                 ("ENV0_S3_LOG_API_URL", clear(config.pull.as_ref().map(|pull| &*pull.api_url))),
             ] {
                 if in_clear {
@@ -433,6 +448,12 @@ impl Reader {
             ("ENV0_S3_LOG_MAX_BODY_BYTES", config.max_body_bytes),
         );
         config
+    }
+
+    /// Which variable told where STS is.
+    fn sts_endpoint_variable(&self) -> &'static str {
+        const SPECIFIC: &str = "AWS_ENDPOINT_URL_STS";
+        if self.is_given(SPECIFIC) { SPECIFIC } else { "AWS_ENDPOINT_URL" }
     }
 
     /// A limit that a wider limit makes meaningless counts as the wider one's value.

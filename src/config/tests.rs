@@ -316,10 +316,46 @@ fn proxies_are_read_in_either_case_and_with_or_without_a_scheme() {
     let config = accepted(&[
         ("https_proxy", "proxy:3128"),
         ("HTTPS_PROXY", "http://other:1"),
-        ("no_proxy", "https://a.example/x, .svc,10.0.0.0/8"),
+        (
+            "no_proxy",
+            "https://a.example/x, .svc,10.0.0.0/8,b.example:8443,https://c.example:1/,[::1]:80,fd00::1,*.d.example,*",
+        ),
     ]);
     assert_eq!(config.network.https_proxy.unwrap().expose_secret(), "http://proxy:3128");
-    assert_eq!(config.network.no_proxy, ["a.example", ".svc", "10.0.0.0/8"]);
+    let hosts = ["a.example", ".svc", "10.0.0.0/8", "b.example", "c.example", "::1", "fd00::1", ".d.example", "*"];
+    assert_eq!(config.network.no_proxy, hosts);
+}
+
+#[test]
+fn the_common_endpoint_stands_for_s3_and_sts_where_theirs_are_not_set() {
+    let common = ("AWS_ENDPOINT_URL", "https://store.example:9000/");
+    let config = accepted(&[common]);
+    assert_eq!(config.endpoint_url_s3.as_deref(), Some("https://store.example:9000"));
+    assert_eq!(config.endpoint_url_sts, config.endpoint_url_s3);
+    let config = accepted(&[common, ("AWS_ENDPOINT_URL_STS", "https://sts.example")]);
+    assert_eq!(config.endpoint_url_sts.as_deref(), Some("https://sts.example"));
+    assert_eq!(config.endpoint_url_s3.as_deref(), Some("https://store.example:9000"));
+    assert!(refused(&[("AWS_ENDPOINT_URL", "store")]).contains("AWS_ENDPOINT_URL="));
+    assert!(refused(&[("AWS_ENDPOINT_URL", "http://store.example")]).contains("AWS_ENDPOINT_URL="), "tokens in clear");
+}
+
+#[test]
+fn names_of_roles_and_buckets_are_held_to_awss_rules_at_aws_alone() {
+    let ceph = ("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::tenant1:role/S3Access");
+    let minio = ("ENV0_S3_LOG_ROLE_ARN", "arn:minio:iam:::role/idmp-env0");
+    let bucket = ("ENV0_S3_LOG_BUCKET_NAME", "my_bucket");
+    let [s3, sts] = [("AWS_ENDPOINT_URL_S3", "https://store"), ("AWS_ENDPOINT_URL_STS", "https://store")];
+    for role in [ceph, minio] {
+        assert_eq!(accepted(&[role, bucket, s3, sts]).role_arn, role.1);
+        assert!(accepted(&[role, bucket, ("AWS_ENDPOINT_URL", "https://store")]).bucket_name == "my_bucket");
+        assert!(refused(&[role, s3]).contains("ENV0_S3_LOG_ROLE_ARN"));
+    }
+    assert!(refused(&[bucket]).contains("ENV0_S3_LOG_BUCKET_NAME"));
+    assert!(refused(&[bucket, sts]).contains("ENV0_S3_LOG_BUCKET_NAME"));
+    for wrong in ["s3://my_bucket", "my/bucket", "ab", "my bucket"] {
+        assert!(refused(&[("ENV0_S3_LOG_BUCKET_NAME", wrong), s3]).contains("ENV0_S3_LOG_BUCKET_NAME"), "{wrong}");
+    }
+    assert!(refused(&[("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::1:user/x"), sts]).contains("ENV0_S3_LOG_ROLE_ARN"));
 }
 
 #[test]

@@ -207,6 +207,28 @@ pub(super) fn role_arn(value: &str) -> Parsed<String> {
     check(holds && value.len() <= 2048, value.to_owned(), "the ARN of an IAM role: arn:aws:iam::<account>:role/<name>")
 }
 
+/// A role of a store other than AWS: its partition and account are its own affair, as in Ceph's
+/// `arn:aws:iam::tenant1:role/S3Access`.
+pub(super) fn role_arn_elsewhere(value: &str) -> Parsed<String> {
+    let fields: Vec<_> = value.splitn(6, ':').collect();
+    let holds = matches!(fields[..], ["arn", partition, "iam", _, _, role]
+        if !partition.is_empty() && role.strip_prefix("role/").is_some_and(|name| !name.is_empty()))
+        && value.bytes().all(|byte| byte.is_ascii_graphic());
+    check(holds && value.len() <= 2048, value.to_owned(), "the ARN of a role: arn:aws:iam::<account>:role/<name>")
+}
+
+/// A bucket of a store other than AWS, by S3's oldest rules, which many of them keep: `my_bucket` is one.
+pub(super) fn bucket_name_elsewhere(value: &str) -> Parsed<String> {
+    let holds = (3..=255).contains(&value.len())
+        && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_'))
+        && !value.starts_with('.');
+    check(
+        holds,
+        value.to_owned(),
+        "a bucket's name alone: 3 to 255 of letters, digits, -, . and _, no s3:// and no path",
+    )
+}
+
 /// S3's naming rules for general-purpose buckets.
 pub(super) fn bucket_name(value: &str) -> Parsed<String> {
     let end = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
@@ -277,14 +299,21 @@ pub(super) fn proxy_url(value: &str) -> Parsed<String> {
     http_url(&url, true).map(|_| url)
 }
 
-/// `NO_PROXY`: hosts, domains and networks, separated by commas; an entry's scheme and path are dropped.
+/// `NO_PROXY`: hosts, domains, networks and `*`, separated by commas. Of an entry's scheme, port and path nothing is
+/// kept, and `*.example.com` is `.example.com`: that is what the clients know.
 pub(super) fn no_proxy(value: &str) -> Parsed<Vec<String>> {
     let entries = value.split(',').map(|entry| {
         let entry = entry.trim();
-        let (scheme, rest) = entry.split_once("://").map_or((false, entry), |(_, rest)| (true, rest));
+        let (has_scheme, rest) = entry.split_once("://").map_or((false, entry), |(_, rest)| (true, rest));
         // `10.0.0.0/8` is a network, and its slash no path.
-        let host = if scheme { rest.split('/').next().unwrap_or_default() } else { rest };
-        host.to_owned()
+        let host = if has_scheme { rest.split('/').next().unwrap_or_default() } else { rest };
+        let host = match (host.strip_prefix('[').and_then(|rest| rest.split_once(']')), host.split_once(':')) {
+            (Some((address, _)), _) => address,
+            // An IPv6 address without brackets has more colons, and no port.
+            (None, Some((name, port))) if !port.contains(':') => name,
+            _ => host,
+        };
+        host.strip_prefix('*').filter(|domain| domain.starts_with('.')).unwrap_or(host).to_owned()
     });
     Ok(entries.filter(|entry| !entry.is_empty()).collect())
 }

@@ -219,6 +219,11 @@ pub const VARIABLES: &[Variable] = &[
     defaulted("ENV0_S3_LOG_LOG_LEVEL", "info", "`error`, `warn`, `info`, `debug`, `trace` or `off`"),
     defaulted("ENV0_S3_LOG_LOG_FORMAT", "json", "`json` or `text`, on standard error"),
     optional("RUST_LOG", "env0_s3_logs::flusher=debug", "Log filters; they win over `ENV0_S3_LOG_LOG_LEVEL`"),
+    optional(
+        "AWS_ENDPOINT_URL",
+        "http://127.0.0.1:9000",
+        "S3 and STS alike instead of AWS, where the next two aren't set",
+    ),
     optional("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9000", "An S3-compatible store instead of AWS"),
     optional("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:9001", "An STS-compatible service instead of AWS"),
     defaulted(

@@ -180,3 +180,20 @@ async fn the_body_of_an_aws_services_answer_ends_with_an_error_after_64_kib() {
         assert_eq!(read.map(|read| read.to_bytes().len()).ok(), whole.then_some(length));
     }
 }
+
+#[tokio::test]
+async fn no_proxy_with_a_star_means_no_proxy_for_names_and_addresses() {
+    let nobody = nobody().await;
+    let config = config::Network {
+        https_proxy: Some(nobody.clone().into()),
+        http_proxy: Some(nobody.into()),
+        ca_file: None,
+        no_proxy: vec!["example.org".to_owned(), "*".to_owned()],
+    };
+    let network = Network::new(&config).unwrap();
+    let direct = Server::start(|_| answer(200, "direct")).await;
+    for url in [direct.url(), direct.url().replace("127.0.0.1", "localhost")] {
+        assert_eq!(network.fetch(&url, 100).await.unwrap(), b"direct", "{url}");
+        assert_eq!(get(&network, &url).await, Ok(200), "{url}");
+    }
+}

@@ -16,6 +16,7 @@ use base64::engine::general_purpose::STANDARD;
 use memchr::memmem;
 
 use crate::batch::Sha256;
+use crate::network::server;
 
 /// Of a body, looked at for what kind of document it is.
 const HEAD_BYTES: usize = 1024;
@@ -158,7 +159,7 @@ impl Intercept for Watch {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let host = host_and_port(context.request().uri());
+        let host = server(context.request().uri());
         self.note(|watched| watched.host = host);
         Ok(())
     }
@@ -173,13 +174,6 @@ impl Intercept for Watch {
         self.note(|watched| watched.answer = Some(answer));
         Ok(())
     }
-}
-
-/// `host:port` of a URL, without user, path and query.
-fn host_and_port(url: &str) -> String {
-    let Ok(url) = reqwest::Url::parse(url) else { return String::new() };
-    let host = url.host_str().unwrap_or_default();
-    url.port_or_known_default().map_or(host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 #[cfg(test)]
@@ -256,11 +250,5 @@ mod tests {
             let judged = answer(status, &[], body).may_lack_the_condition(Some("NotImplemented"));
             assert_eq!(judged, may, "{status} {body}");
         }
-    }
-
-    #[test]
-    fn a_request_is_told_by_host_and_port_alone() {
-        assert_eq!(host_and_port("https://user:pw@s3.example.com/a?X-Amz=b"), "s3.example.com:443");
-        assert_eq!(host_and_port("http://[::1]:9000/a"), "[::1]:9000");
     }
 }
