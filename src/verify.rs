@@ -62,6 +62,12 @@ pub struct VerifyOptions {
     /// A lifecycle rule may have removed what was opened before this day.
     #[arg(long, value_name = "YYYY-MM-DD")]
     pub expired_before: Option<NaiveDate>,
+    /// What was opened before this day may lack a signature: for a signing key that came later.
+    #[arg(long, value_name = "YYYY-MM-DD", requires = "public_key")]
+    pub unsigned_before: Option<NaiveDate>,
+    /// It is no failure that there is nothing to judge.
+    #[arg(long)]
+    pub allow_empty: bool,
     /// Objects without env0-* metadata fail the verification.
     #[arg(long)]
     pub strict: bool,
@@ -103,7 +109,7 @@ impl VerifyError {
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
-            VerifyError::Read(ReadError::Denied { .. }) => exit_code::DENIED,
+            VerifyError::Read(ReadError::Denied { .. } | ReadError::NoCredentials { .. }) => exit_code::DENIED,
             VerifyError::Read(_) => exit_code::UNAVAILABLE,
             VerifyError::Output(_) => exit_code::IO,
             _ => exit_code::USAGE,
@@ -113,7 +119,8 @@ impl VerifyError {
 
 /// Verifies the bucket and writes the report to stdout. Takes at most some 100 MiB, whatever the bucket's size.
 ///
-/// Returns the exit code: 0 when all holds, 1 when something fails, 2 when nothing but `pending` is open.
+/// Returns the exit code: 0 when all holds, 1 when something fails or there is nothing to judge, 2 when nothing but
+/// `pending` is open.
 pub async fn run(options: &VerifyOptions, config: &Config, network: &Network) -> Result<u8, VerifyError> {
     let report = report(options, config, network).await?;
     let text = if options.json { format!("{:#}\n", report.to_json()) } else { report.to_string() };
@@ -170,7 +177,9 @@ fn rules(options: &VerifyOptions, config: &Config, now: chrono::DateTime<Utc>) -
         to: options.to,
         instances: options.instance.clone(),
         expired_before: options.expired_before,
+        unsigned_before: options.unsigned_before,
         strict: options.strict,
+        allow_empty: options.allow_empty,
         now,
         ..Rules::default()
     };

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use aws_config::{BehaviorVersion, Region};
+use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::ResponseChecksumValidation;
 use aws_sdk_s3::config::timeout::TimeoutConfig;
-use aws_sdk_s3::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumMode, EncodingType, ObjectStorageClass};
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
@@ -17,7 +18,7 @@ use chrono::{DateTime, Utc};
 
 use crate::batch::Sha256;
 use crate::config::Config;
-use crate::network::Network;
+use crate::network::{Network, causes, chain, foreign_name, foreign_words};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Of one page: 1,000 keys of 1,024 bytes, each byte as three characters, and what stands around them.
@@ -32,10 +33,17 @@ pub enum ReadError {
     /// The object is archived and not restored: only a Head can judge it.
     #[error("the object is archived")]
     Archived,
-    /// S3 refused; only a person can mend it.
+    /// There is nothing to sign with; only a person can mend it.
     #[error(
-        "{operation} was refused with {code}: {message}; grant s3:ListBucket, s3:GetObject and, for encrypted objects, kms:Decrypt"
+        "no AWS credentials were found: {cause}; verify takes an auditor's own, from AWS_PROFILE, or AWS_ACCESS_KEY_ID and \
+         AWS_SECRET_ACCESS_KEY, or the machine's role"
     )]
+    NoCredentials {
+        /// Why the standard chain found none.
+        cause: String,
+    },
+    /// S3 refused; only a person can mend it.
+    #[error("{operation} was refused with {code}: {message}; {remedy}")]
     Denied {
         /// What was asked.
         operation: &'static str,
@@ -43,6 +51,8 @@ pub enum ReadError {
         code: String,
         /// S3's own words.
         message: String,
+        /// What to do.
+        remedy: &'static str,
     },
     /// No answer, or not a usable one.
     #[error("{operation} failed: {cause}")]
@@ -175,31 +185,55 @@ pub struct Body(ByteStream);
 impl Body {
     /// The next bytes; none at the end.
     pub async fn next(&mut self) -> Result<Option<bytes::Bytes>, ReadError> {
-        let failed = |error| ReadError::Failed {
-            operation: "GetObject",
-            cause: DisplayErrorContext(&error as &dyn std::error::Error).to_string(),
-        };
+        let failed = |error| ReadError::Failed { operation: "GetObject", cause: shown(&error) };
         self.0.try_next().await.map_err(failed)
     }
 }
 
 fn refusal<E>(operation: &'static str, error: SdkError<E, HttpResponse>) -> ReadError
 where
-    E: ProvideErrorMetadata + std::error::Error + 'static,
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
 {
+    if let Some(cause) = chain(&error).find_map(|cause| cause.downcast_ref::<CredentialsError>()) {
+        return ReadError::NoCredentials { cause: shown(cause) };
+    }
     let status = error.raw_response().map(|response| response.status().as_u16());
-    let code = error.code().unwrap_or_default().to_owned();
+    let code = error.code().and_then(|code| foreign_name(code, &[])).unwrap_or_default();
     match (status, code.as_str()) {
         (_, "NoSuchKey" | "NotFound") => ReadError::Gone,
         (Some(404), "") => ReadError::Gone,
         (_, "InvalidObjectState") => ReadError::Archived,
-        (Some(400 | 401 | 403 | 404), _) => ReadError::Denied {
+        (Some(301 | 400 | 401 | 403 | 404), _) => ReadError::Denied {
             operation,
-            message: error.message().unwrap_or("no reason given").to_owned(),
+            message: foreign_words(error.message().unwrap_or("no reason given"), &[]),
+            remedy: remedy(operation, &code),
             code: if code.is_empty() { format!("status {}", status.unwrap_or_default()) } else { code },
         },
-        _ => ReadError::Failed { operation, cause: DisplayErrorContext(&error).to_string() },
+        _ => ReadError::Failed { operation, cause: shown(&error) },
     }
+}
+
+/// What to do about a refusal.
+fn remedy(operation: &str, code: &str) -> &'static str {
+    match (code, operation) {
+        ("NoSuchBucket", _) => "look at ENV0_S3_LOG_BUCKET_NAME",
+        ("PermanentRedirect" | "AuthorizationHeaderMalformed", _) => {
+            "set ENV0_S3_LOG_AWS_REGION to the bucket's region"
+        }
+        ("RequestTimeTooSkewed", _) => "set this machine's clock right",
+        ("ExpiredToken" | "InvalidToken" | "InvalidAccessKeyId" | "SignatureDoesNotMatch", _) => {
+            "renew the auditor's AWS credentials"
+        }
+        ("AccessDenied", "ListObjectsV2") => "grant s3:ListBucket on the bucket",
+        ("AccessDenied", _) => "grant s3:GetObject on the bucket's objects and, for encrypted ones, kms:Decrypt",
+        ("", _) => "look at what answers: a proxy (HTTPS_PROXY, NO_PROXY), or an AWS_ENDPOINT_URL_S3 that is no S3",
+        _ => "look at the code and the message",
+    }
+}
+
+/// An error and its causes, in one line.
+fn shown(error: &(dyn std::error::Error + 'static)) -> String {
+    foreign_words(&causes(error), &[])
 }
 
 fn to_chrono(time: &aws_smithy_types::DateTime) -> Option<DateTime<Utc>> {

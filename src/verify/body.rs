@@ -87,11 +87,17 @@ fn zstd_decoder(lines: Lines) -> io::Result<zstd::stream::write::Decoder<'static
     Ok(decoder)
 }
 
-/// Counts lines; gathers one only where a check wants to see it.
+/// Of a line that is gathered, unless the receipt's own events are longer. The daemon's default for an event, and what
+/// a text line is wrapped in. Many objects are read at once, and a few KB can inflate to a line of gigabytes.
+const LINE_MAX_BYTES: u64 = (1024 + 4) * 1024;
+
+/// Counts lines; gathers one only where a check wants to see it, and no further than the longest that it may be.
 #[derive(Default)]
 struct Lines {
     count: u64,
     line: Vec<u8>,
+    /// The line is longer than is gathered.
+    is_too_long: bool,
     checks: Vec<Check>,
 }
 
@@ -102,14 +108,19 @@ impl Write for Lines {
             return Ok(bytes.len());
         }
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            let wanted = self.checks.iter().any(|check| check.wants(self.count));
-            if wanted {
-                self.line.extend_from_slice(part);
+            let longest = self.checks.iter().filter_map(|check| check.wants(self.count)).max();
+            if let Some(longest) = longest.filter(|_| !self.is_too_long) {
+                self.is_too_long = (self.line.len() + part.len()) as u64 > longest.max(LINE_MAX_BYTES);
+                if !self.is_too_long {
+                    self.line.extend_from_slice(part);
+                }
             }
             if part.ends_with(b"\n") {
                 let line = self.line.strip_suffix(b"\n").unwrap_or(&self.line);
+                let line = Some(line).filter(|_| !self.is_too_long);
                 self.checks.iter_mut().for_each(|check| check.line(self.count, line));
                 self.line.clear();
+                self.is_too_long = false;
                 self.count += 1;
             }
         }
@@ -147,5 +158,29 @@ mod tests {
             assert_eq!(read(codec, torn), (Sha256::of(torn), None), "{codec:?}");
             assert_eq!(read(codec, &plain), (Sha256::of(&plain), None), "{codec:?}");
         }
+    }
+
+    #[test]
+    fn a_body_that_inflates_to_one_endless_line_is_judged_in_bounded_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("receipts");
+        std::fs::write(&path, r#"{"accepted":1,"object":"k","line":0,"events":[{"a":1}]}"#).unwrap();
+        let receipts = super::super::receipts::Receipts::read(&[path]).unwrap();
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        let piece = vec![b'x'; 1 << 20];
+        (0..64).for_each(|_| gzip.write_all(&piece).unwrap());
+        gzip.write_all(b"\n{}\n").unwrap();
+        let mut reader = BodyReader::new(Codec::Gzip, receipts.checks(&["k".to_owned()]));
+        for chunk in gzip.finish().unwrap().chunks(1000) {
+            reader.update(chunk);
+            if let Decoder::Gzip(decoder) = &reader.lines {
+                let gathered = decoder.get_ref().line.capacity() as u64;
+                assert!(gathered <= 2 * LINE_MAX_BYTES, "{gathered} bytes");
+            }
+        }
+        let digest = reader.finish();
+        assert_eq!(digest.records, Some(2));
+        let wrong = digest.outcomes[0].wrong.as_deref().unwrap();
+        assert!(wrong.contains("line 0 is longer than any event of the receipt"), "{wrong}");
     }
 }

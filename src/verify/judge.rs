@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use chrono::{DateTime, NaiveDate, Utc};
+use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
 
 use crate::batch::{LogType, Sha256};
 use crate::chain::{ChainEntry, MetadataError, PublicKey, Signature};
@@ -40,7 +40,10 @@ pub(super) struct Rules {
     pub(super) anchors: Vec<KnownHead>,
     /// A lifecycle rule may have removed what was opened before this day.
     pub(super) expired_before: Option<NaiveDate>,
+    /// What was opened before this day may lack a signature.
+    pub(super) unsigned_before: Option<NaiveDate>,
     pub(super) strict: bool,
+    pub(super) allow_empty: bool,
     pub(super) now: DateTime<Utc>,
 }
 
@@ -89,6 +92,7 @@ pub(super) struct Judge {
     findings: Findings,
     foreign: [u64; 2],
     archived: u64,
+    unsigned_allowed: u64,
     /// Suspects of all chains together.
     suspected: usize,
 }
@@ -98,7 +102,7 @@ impl Judge {
         let (remembered, findings) = Default::default();
         let heads = rules.heads.iter().filter(|head| rules.judges(&head.instance));
         let chains = heads.map(|head| ((head.log_type, head.instance.clone()), Chain::default())).collect();
-        Judge { rules, chains, remembered, findings, foreign: [0; 2], archived: 0, suspected: 0 }
+        Judge { rules, chains, remembered, findings, foreign: [0; 2], archived: 0, unsigned_allowed: 0, suspected: 0 }
     }
 
     /// Takes in one object.
@@ -129,7 +133,12 @@ impl Judge {
             return;
         }
         let parts = key::parse(&key::folder(&self.rules.bucket_path, entry.log_type), &entry.key);
-        let doubt = self.rules.doubt(entry, parts.is_some(), signature);
+        let opened = parts.as_ref().map(|parts| parts.opened);
+        let is_signed = signature.is_some();
+        let doubt = self.rules.doubt(entry, opened, signature);
+        if place == Place::Inside && self.rules.may_lack_a_signature(opened) && !is_signed && doubt.is_none() {
+            self.unsigned_allowed += 1;
+        }
         let name = (entry.log_type, entry.instance.clone());
         let chain = self.chains.entry(name.clone()).or_default();
         if doubt.is_none() {
@@ -224,7 +233,7 @@ impl Judge {
                 chains.push(chain.report(name));
             }
         }
-        let Judge { rules, findings, foreign, archived, .. } = self;
+        let Judge { rules, findings, foreign, archived, unsigned_allowed, .. } = self;
         Report {
             bucket: rules.bucket,
             bucket_path: rules.bucket_path,
@@ -237,6 +246,8 @@ impl Judge {
             authenticated: !rules.public_keys.is_empty(),
             tails_known: !rules.heads.is_empty(),
             strict: rules.strict,
+            allow_empty: rules.allow_empty,
+            unsigned_allowed,
             ..Report::default()
         }
     }
@@ -266,8 +277,10 @@ impl Rules {
     }
 
     /// Why the object may be no part of the chain at all.
-    fn doubt(&self, entry: &ChainEntry, key_is_ours: bool, signature: Option<Signature>) -> Option<Doubt> {
-        if !key_is_ours {
+    ///
+    /// `opened` is the time in its key, where the daemon makes such keys.
+    fn doubt(&self, entry: &ChainEntry, opened: Option<NaiveDateTime>, signature: Option<Signature>) -> Option<Doubt> {
+        if opened.is_none() {
             let detail = "the daemon makes no such key: moved or copied".to_owned();
             return Some(Doubt { kind: Kind::Altered, detail });
         }
@@ -275,6 +288,9 @@ impl Rules {
             return None;
         }
         let Some(signature) = signature else {
+            if self.may_lack_a_signature(opened) {
+                return None;
+            }
             let detail = "written without a signing key, or stripped of its signature".to_owned();
             return Some(Doubt { kind: Kind::Unsigned, detail });
         };
@@ -285,6 +301,11 @@ impl Rules {
                      signed it; which of them can't be told"
                 .to_owned(),
         })
+    }
+
+    fn may_lack_a_signature(&self, opened: Option<NaiveDateTime>) -> bool {
+        let before = self.unsigned_before.zip(opened).is_some_and(|(day, opened)| opened.date() < day);
+        before && !self.public_keys.is_empty()
     }
 
     /// Why the metadata can't be what was written.

@@ -162,21 +162,25 @@ pub(super) struct Outcome {
 }
 
 impl Check {
-    /// Whether the line with this index, from 0, is one of the receipt's events.
-    pub(super) fn wants(&self, line: u64) -> bool {
+    /// How long the line with this index, from 0, can be, in bytes, where it is one of the receipt's events.
+    pub(super) fn wants(&self, line: u64) -> Option<u64> {
         let Receipt { first, accepted, ref events, .. } = self.receipt;
-        events.is_some() && self.wrong.is_none() && line >= first && line - first < accepted
+        let events = events.as_ref().filter(|_| self.wrong.is_none() && line >= first && line - first < accepted)?;
+        Some(events.end - events.start)
     }
 
-    /// Takes in a line, without its `\n`.
-    pub(super) fn line(&mut self, line: u64, stored: &[u8]) {
-        if !self.wants(line) {
+    /// Takes in a line, without its `\n`; none where it is longer than any event that was sent.
+    pub(super) fn line(&mut self, line: u64, stored: Option<&[u8]>) {
+        if self.wants(line).is_none() {
             return;
         }
         let position = line - self.receipt.first;
-        self.wrong = self
-            .compare(position, stored)
-            .unwrap_or_else(|error| Some(format!("its events can't be read again: {error}")));
+        self.wrong = match stored {
+            None => Some(format!("line {line} is longer than any event of the receipt")),
+            Some(stored) => self
+                .compare(position, stored)
+                .unwrap_or_else(|error| Some(format!("its events can't be read again: {error}"))),
+        };
         if position + 1 == self.receipt.accepted || self.wrong.is_some() {
             self.events = None;
         }

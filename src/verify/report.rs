@@ -198,31 +198,46 @@ pub(super) struct Report {
     pub(super) tails_known: bool,
     /// Foreign objects fail.
     pub(super) strict: bool,
+    /// That there is nothing to judge is no failure.
+    pub(super) allow_empty: bool,
+    /// Objects without a signature that were opened before `--unsigned-before`.
+    pub(super) unsigned_allowed: u64,
 }
 
 impl Report {
-    /// 0 when all holds, 1 when something fails, 2 when nothing but `pending` is open.
+    /// 0 when all holds, 1 when something fails or there is nothing to judge, 2 when nothing but `pending` is open.
     pub(super) fn exit_code(&self) -> u8 {
-        let fails = |kind: &Kind| match kind {
-            Kind::Pending | Kind::Explained => false,
-            Kind::Foreign => self.strict,
-            _ => true,
-        };
-        if self.findings.counts.keys().any(fails) {
+        if self.fails() {
             exit_code::FAILED
         } else if self.findings.count(Kind::Pending) > 0 {
             exit_code::PENDING
+        } else if self.is_empty() && !self.allow_empty {
+            exit_code::FAILED
         } else {
             exit_code::OK
         }
     }
 
+    fn fails(&self) -> bool {
+        let fails = |kind: &Kind| match kind {
+            Kind::Pending | Kind::Explained => false,
+            Kind::Foreign => self.strict,
+            _ => true,
+        };
+        self.findings.counts.keys().any(fails)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.chains.iter().all(|chain| chain.counts.objects == 0)
+    }
+
     fn verdict(&self) -> &'static str {
         match self.exit_code() {
-            exit_code::FAILED => "failed",
+            _ if self.fails() => "failed",
             exit_code::PENDING => "pending",
-            _ if self.chains.iter().all(|chain| chain.counts.objects == 0) => "nothing to judge",
-            _ if self.authenticated => "verified",
+            _ if self.is_empty() => "nothing to judge",
+            _ if self.authenticated && self.unsigned_allowed == 0 => "verified",
+            _ if self.authenticated => "verified, but for objects from before the signing",
             _ => "consistent, not authenticated",
         }
     }
@@ -233,6 +248,10 @@ impl Report {
         if !self.authenticated {
             let limit = "an attack: without --public-key this shows loss and accident only";
             limits.push(limit.to_owned());
+        }
+        if self.unsigned_allowed > 0 {
+            let limit = "an attack on {} objects without a signature, from before --unsigned-before";
+            limits.push(limit.replace("{}", &self.unsigned_allowed.to_string()));
         }
         if !self.tails_known {
             let limit =
@@ -266,6 +285,7 @@ impl Report {
             "chains": self.chains,
             "foreign": foreign,
             "archived": self.archived,
+            "unsigned_allowed": self.unsigned_allowed,
             "resumed": self.resumed,
             "receipts": self.receipts,
             "findings": self.findings.kept,
@@ -299,6 +319,14 @@ impl fmt::Display for Report {
         }
         for limit in self.not_shown() {
             writeln!(f, "not shown: {limit}")?;
+        }
+        if self.is_empty() && !self.allow_empty {
+            writeln!(
+                f,
+                "no object of the daemon's lies under s3://{}/{} in the days that were asked for: look at \
+                 ENV0_S3_LOG_BUCKET_PATH, --from, --to and --instance, or allow it with --allow-empty",
+                self.bucket, self.bucket_path
+            )?;
         }
         writeln!(f, "verdict: {}", self.verdict())
     }

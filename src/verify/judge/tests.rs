@@ -207,9 +207,33 @@ fn without_a_public_key_a_bucket_is_consistent_and_not_authenticated() {
 
 #[test]
 fn an_empty_bucket_proves_nothing_and_says_so() {
-    let judged = Bucket::unsigned().without(A, 1..=10).judge();
-    judged.is(0, &[]);
-    assert_eq!(judged.0["verdict"], "nothing to judge");
+    let empty = || Bucket::unsigned().without(A, 1..=10);
+    for (allow_empty, exit_code) in [(false, 1), (true, 0)] {
+        let judged = empty().rules(|rules| rules.allow_empty = allow_empty).judge();
+        judged.is(exit_code, &[]);
+        assert_eq!(judged.0["verdict"], "nothing to judge");
+    }
+}
+
+#[test]
+fn a_key_that_came_later_leaves_earlier_objects_unsigned_and_no_others() {
+    // Numbers 1 to 4 were opened on the 20th.
+    let judge = |unsigned_before| {
+        let bucket = (1..=4).fold(Bucket::signed(), |bucket, number| {
+            bucket.change(A, number, |object| drop(object.metadata.remove("env0-signature")))
+        });
+        bucket.rules(|rules| rules.unsigned_before = unsigned_before).judge()
+    };
+    for too_early in [None, day("2026-11-20")] {
+        let judged = judge(too_early);
+        let unsigned = |finding: &&Value| finding["kind"] == "unsigned";
+        assert_eq!(judged.0["findings"].as_array().unwrap().iter().filter(unsigned).count(), 4, "{:#}", judged.0);
+        assert_eq!(judged.0["exit_code"], 1);
+    }
+    let judged = judge(day("2026-11-21"));
+    judged.is(0, &[]).complete(A, json!([[1, 10]]));
+    assert_eq!(judged.0["verdict"], "verified, but for objects from before the signing");
+    assert_eq!(judged.0["unsigned_allowed"], 4);
 }
 
 #[test]
