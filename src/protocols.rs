@@ -27,8 +27,8 @@ use crate::protocols::body::{BodyError, Limits};
 pub use crate::protocols::body::{Lines, Part};
 pub use crate::protocols::head::Encoding;
 use crate::protocols::head::{
-    KNOWN_PATHS, SUPPORTED_ENCODINGS, header_text, is_json, judge_media_type, percent_decode, query_parameter,
-    split_log_type,
+    KNOWN_PATHS, SUPPORTED_ENCODINGS, header_text, header_values, is_json, judge_media_type, percent_decode,
+    query_token, query_values, split_log_type,
 };
 pub use crate::protocols::refusal::{Answer, BadCredentials, Refusal, empty_answer};
 use crate::protocols::refusal::{JSON, TEXT, answer};
@@ -54,9 +54,9 @@ pub trait Protocol: Send + Sync + 'static {
     }
 
     /// The bytes that [`Protocol::parse`] unpacks `body` to before it makes lines of them: 0 where it
-    /// reads `body` itself.
-    fn unpacked_bytes(&self, _headers: &HeaderMap, _body: &[u8]) -> usize {
-        0
+    /// reads `body` itself, as it does with text and JSON that is UTF-8.
+    fn unpacked_bytes(&self, _headers: &HeaderMap, body: &[u8]) -> usize {
+        body::repaired_len(body).unwrap_or_default()
     }
 
     /// How the body is compressed by HTTP.
@@ -100,11 +100,9 @@ pub fn log_type_of(word: &str) -> Option<LogType> {
     }
 }
 
-/// The log type that the first telling one of a JSON object's members names.
+/// The log type that the first telling one of a JSON object's members names, however it is escaped.
 pub fn said_by<'a>(members: impl IntoIterator<Item = Option<&'a RawValue>>) -> Option<LogType> {
-    // None of the words needs an escape, so borrowing is enough.
-    let words = members.into_iter().flatten().filter_map(|value| serde_json::from_str(value.get()).ok());
-    words.into_iter().find_map(log_type_of)
+    members.into_iter().flatten().find_map(|value| log_type_of(&body::text_of(value.get())?))
 }
 
 /// An event within a line: a JSON object stays one, so that it is searched for secrets.
@@ -137,6 +135,7 @@ pub fn by_type(parts: Vec<Part>, decide: impl Fn(Option<LogType>) -> LogType) ->
         _ => Lines {
             records: lines.iter().map(|lines| lines.records).sum(),
             redacted: lines.iter().map(|lines| lines.redacted).sum(),
+            replaced: lines.iter().map(|lines| lines.replaced).sum(),
             bytes: lines.iter().map(|lines| &lines.bytes[..]).collect::<Vec<_>>().concat().into(),
         },
     })

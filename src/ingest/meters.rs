@@ -19,6 +19,7 @@ pub(super) struct IngestMeters {
     requests: [[Counter; CODES.len()]; 3],
     bytes: [Counter; 2],
     redacted: [Counter; 2],
+    replaced: [Counter; 2],
     duration: Histogram,
 }
 
@@ -35,6 +36,7 @@ impl IngestMeters {
             requests: [by_code(types[0]), by_code(types[1]), by_code(NO_TYPE)],
             bytes: types.map(|log_type| counter!("env0_s3_logs_ingest_bytes_total", "type" => log_type)),
             redacted: types.map(|log_type| counter!("env0_s3_logs_events_redacted_total", "type" => log_type)),
+            replaced: types.map(|log_type| counter!("env0_s3_logs_replaced_bytes_total", "type" => log_type)),
             duration: histogram!("env0_s3_logs_ingest_duration_seconds"),
         }
     }
@@ -44,6 +46,7 @@ impl IngestMeters {
         let index = log_type.index();
         self.bytes[index].increment(lines.bytes.len() as u64);
         self.redacted[index].increment(lines.redacted);
+        self.replaced[index].increment(lines.replaced);
     }
 
     /// Counts an answer.

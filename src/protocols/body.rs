@@ -6,18 +6,23 @@
 
 mod events;
 mod line;
+mod members;
 mod redact;
 #[cfg(test)]
 pub(crate) mod tests;
+mod text;
+mod writer;
 
-use std::io::{self, Write};
+use std::io::Write;
 
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde::Serialize;
 
 use crate::batch::LogType;
-pub use events::{Event, Events, members};
+pub use events::{Event, Events};
+pub use members::{Elements, Members, members, only_members, text_of};
+pub use text::repaired_len;
+pub use writer::{Line, LineWriter};
 
 /// What the events of one request must keep to.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +48,8 @@ pub struct Lines {
     pub records: u64,
     /// Events in which at least one value became `"[redacted]"`.
     pub redacted: u64,
+    /// Bytes that were not UTF-8 and became U+FFFD.
+    pub replaced: u64,
 }
 
 /// The lines of one request that go to one log type.
@@ -134,19 +141,20 @@ fn scan_json(body: Bytes, limits: &Limits) -> Result<Lines, BodyError> {
         if copy.is_none() {
             let as_stored =
                 event.offset == stored && body.get(event.offset + bytes.len()) == Some(&b'\n') && is_one_line(bytes);
-            let with_secret = to_redact && !redact::secrets(bytes).is_empty();
-            if as_stored && !with_secret && bytes.len() <= limits.max_event_bytes {
+            // Looking for secrets takes memory by the event's length, which is judged before.
+            let is_stored = as_stored && bytes.len() <= limits.max_event_bytes;
+            if is_stored && (!to_redact || redact::secrets(bytes).is_empty()) {
                 stored += bytes.len() + 1;
                 records += 1;
                 continue;
             }
         }
         let copy = copy.get_or_insert_with(|| LineWriter::resume(limits, &body[..stored], records, body.len() + 1));
-        copy.push(None, bytes)?;
+        copy.push(None, event.json)?;
     }
     match copy {
         Some(copy) => Ok(copy.finish_lines()),
-        None => Ok(Lines { bytes: body.slice(..stored), records, redacted: 0 }),
+        None => Ok(Lines { bytes: body.slice(..stored), records, ..Lines::default() }),
     }
 }
 
@@ -168,7 +176,7 @@ fn plain_lines(body: &[u8], limits: &Limits) -> (usize, u64) {
 fn scan_text(body: &[u8], received: DateTime<Utc>, limits: &Limits) -> Result<Lines, BodyError> {
     let opening = format!(r#"{{"timestamp":"{}","message":"#, rfc3339(received));
     let mut writer = LineWriter::with_capacity(limits, body.len() + opening.len());
-    for_each_text_line(body, |line, _| {
+    writer.text_lines(body, |writer, line| {
         writer.line(None, |out| {
             out.write_all(opening.as_bytes())?;
             serde_json::to_writer(&mut *out, line)?;
@@ -176,31 +184,6 @@ fn scan_text(body: &[u8], received: DateTime<Utc>, limits: &Limits) -> Result<Li
         })
     })?;
     Ok(writer.finish_lines())
-}
-
-/// Calls `each` with every line of `body` that holds more than white space, without its line ending
-/// (`\n` or `\r\n`), and the line's offset. Refuses what is not UTF-8.
-pub fn for_each_text_line(
-    body: &[u8],
-    mut each: impl FnMut(&str, usize) -> Result<(), BodyError>,
-) -> Result<(), BodyError> {
-    let mut offset = if body.starts_with(BOM) { BOM.len() } else { 0 };
-    let mut event = 0;
-    for line in body[offset..].split(|&byte| byte == b'\n') {
-        let start = offset;
-        offset += line.len() + 1;
-        let line = line.strip_suffix(b"\r").unwrap_or(line);
-        if line.iter().all(|&byte| is_white_space(byte)) {
-            continue;
-        }
-        let text = std::str::from_utf8(line).map_err(|error| {
-            let offset = start + error.valid_up_to();
-            BodyError::Invalid { event, offset, reason: NOT_UTF8.to_owned() }
-        })?;
-        each(text, start)?;
-        event += 1;
-    }
-    Ok(())
 }
 
 /// A moment as stored lines give it: RFC 3339, UTC, milliseconds.
@@ -219,160 +202,4 @@ fn is_white_space(byte: u8) -> bool {
 /// Whether valid JSON stands on one line. Its strings can't hold a raw line ending.
 fn is_one_line(json: &[u8]) -> bool {
     memchr::memchr2(b'\n', b'\r', json).is_none()
-}
-
-/// Collects the lines of one request, with limits and redaction. The lines split into one part for
-/// each run of events whose sender names the same log type.
-pub struct LineWriter {
-    limits: Limits,
-    bytes: Vec<u8>,
-    records: u64,
-    runs: Vec<Run>,
-}
-
-/// Consecutive lines of one log type; they begin where the run before ends.
-struct Run {
-    said: Option<LogType>,
-    end: usize,
-    records: u64,
-    redacted: u64,
-}
-
-impl LineWriter {
-    /// `capacity` is a guess at the bytes to come.
-    pub fn with_capacity(limits: &Limits, capacity: usize) -> Self {
-        let bytes = Vec::with_capacity(capacity.min(limits.max_lines_bytes));
-        LineWriter { limits: *limits, bytes, records: 0, runs: Vec::new() }
-    }
-
-    /// Goes on after `records` lines that need no change.
-    fn resume(limits: &Limits, stored: &[u8], records: u64, capacity: usize) -> Self {
-        let mut writer = Self::with_capacity(limits, capacity);
-        writer.bytes.extend_from_slice(stored);
-        if records > 0 {
-            writer.records = records;
-            writer.runs.push(Run { said: None, end: stored.len(), records, redacted: 0 });
-        }
-        writer
-    }
-
-    /// Adds an event that was judged a JSON object: byte for byte where it is one line, else without
-    /// the white space outside its strings.
-    pub fn push(&mut self, said: Option<LogType>, object: &[u8]) -> Result<(), BodyError> {
-        self.line(said, |out| if is_one_line(object) { out.write_all(object) } else { compact(object, out) })
-    }
-
-    /// Adds what `object` serializes to, which must be a JSON object; a `RawValue` in it may span lines.
-    pub fn serialize(&mut self, said: Option<LogType>, object: &impl Serialize) -> Result<(), BodyError> {
-        self.line(said, |out| serde_json::to_writer(out, object).map_err(io::Error::from))
-    }
-
-    fn line(
-        &mut self,
-        said: Option<LogType>,
-        write: impl FnOnce(&mut CappedWriter<'_>) -> io::Result<()>,
-    ) -> Result<(), BodyError> {
-        let start = self.bytes.len();
-        let limit_bytes = self.limits.max_event_bytes;
-        // Nothing but the cap makes writing to memory fail.
-        let too_large = |_| BodyError::EventTooLarge { event: self.records, limit_bytes };
-        write(&mut CappedWriter { bytes: &mut self.bytes, end: start + limit_bytes }).map_err(too_large)?;
-        if !is_one_line(&self.bytes[start..]) {
-            let line = self.bytes.split_off(start);
-            compact(&line, &mut self.bytes).map_err(too_large)?;
-        }
-        let redacted = self.limits.redact && redact::may_hold_secret(&self.bytes[start..]) && {
-            let line = self.bytes.split_off(start);
-            let secrets = redact::secrets(&line);
-            let mut out = CappedWriter { bytes: &mut self.bytes, end: start + limit_bytes };
-            redact::write_without(&line, &secrets, &mut out).map_err(too_large)?;
-            !secrets.is_empty()
-        };
-        self.bytes.push(b'\n');
-        if self.bytes.len() > self.limits.max_lines_bytes {
-            return Err(BodyError::LinesTooLarge { limit_bytes: self.limits.max_lines_bytes });
-        }
-        self.records += 1;
-        let end = self.bytes.len();
-        match self.runs.last_mut().filter(|run| run.said == said) {
-            Some(run) => {
-                run.end = end;
-                run.records += 1;
-                run.redacted += u64::from(redacted);
-            }
-            None => self.runs.push(Run { said, end, records: 1, redacted: u64::from(redacted) }),
-        }
-        Ok(())
-    }
-
-    /// Events so far: the index of the next one.
-    pub fn records(&self) -> u64 {
-        self.records
-    }
-
-    /// Refuses the next event early, where its encoded form alone is over the limit.
-    pub fn check_len(&self, encoded: &[u8]) -> Result<(), BodyError> {
-        let limit_bytes = self.limits.max_event_bytes;
-        if encoded.len() > limit_bytes {
-            return Err(BodyError::EventTooLarge { event: self.records, limit_bytes });
-        }
-        Ok(())
-    }
-
-    /// The parts, in the order sent; none when there was no event.
-    pub fn finish(self) -> Vec<Part> {
-        let bytes = Bytes::from(self.bytes);
-        let mut start = 0;
-        let part = |Run { said, end, records, redacted }| {
-            let lines = Lines { bytes: bytes.slice(start..end), records, redacted };
-            start = end;
-            Part { said, lines }
-        };
-        self.runs.into_iter().map(part).collect()
-    }
-
-    fn finish_lines(self) -> Lines {
-        let redacted = self.runs.iter().map(|run| run.redacted).sum();
-        Lines { bytes: Bytes::from(self.bytes), records: self.records, redacted }
-    }
-}
-
-/// Writes to memory up to an end, then fails: an event is never built larger than it may be stored.
-struct CappedWriter<'a> {
-    bytes: &'a mut Vec<u8>,
-    end: usize,
-}
-
-impl Write for CappedWriter<'_> {
-    fn write(&mut self, chunk: &[u8]) -> io::Result<usize> {
-        self.write_all(chunk).map(|()| chunk.len())
-    }
-
-    fn write_all(&mut self, chunk: &[u8]) -> io::Result<()> {
-        if chunk.len() > self.end - self.bytes.len() {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        self.bytes.extend_from_slice(chunk);
-        Ok(())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// Valid JSON without the white space outside its strings.
-fn compact(json: &[u8], out: &mut impl Write) -> io::Result<()> {
-    let mut rest = json;
-    while !rest.is_empty() {
-        let quote = memchr::memchr(b'"', rest).unwrap_or(rest.len());
-        let (outside, string) = rest.split_at(quote);
-        for token in outside.split(|&byte| is_white_space(byte)) {
-            out.write_all(token)?;
-        }
-        let (string, after) = string.split_at(redact::string_len(string));
-        out.write_all(string)?;
-        rest = after;
-    }
-    Ok(())
 }

@@ -5,6 +5,9 @@ use std::borrow::Cow;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use axum::http::{HeaderMap, Uri};
 
+use percent_encoding::percent_decode_str;
+
+use super::body::BodyError;
 use super::refusal::Refusal;
 use crate::batch::LogType;
 
@@ -108,27 +111,58 @@ pub(super) fn judge_media_type(headers: &HeaderMap, takes_protobuf: bool) -> Res
     Err(Refusal::UnsupportedMediaType { declared, instead })
 }
 
-/// A parameter of the query, percent-decoded; the first of its name.
-pub(super) fn query_parameter(uri: &Uri, name: &str) -> Option<String> {
-    let pairs = uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
-    pairs.into_iter().find(|(key, _)| *key == name).and_then(|(_, value)| percent_decode(&value.replace('+', " ")))
+/// The values of `names` in the query, decoded. Refuses one that is there twice, or that is not UTF-8: what is not
+/// taken would be lost.
+pub(super) fn query_values<const N: usize>(uri: &Uri, names: [&str; N]) -> Result<[Option<String>; N], BodyError> {
+    let mut found = [const { None }; N];
+    for (name, value) in query_pairs(uri) {
+        let Some(index) = names.iter().position(|known| *known == name) else { continue };
+        let value = percent_decode_str(&value.replace('+', " ")).decode_utf8().ok().map(Cow::into_owned);
+        let value = value.ok_or_else(|| invalid(format!("`{}` in the query is not UTF-8", names[index])))?;
+        if found[index].replace(value).is_some() {
+            return Err(invalid(format!("`{}` is in the query twice", names[index])));
+        }
+    }
+    Ok(found)
 }
 
-/// `text` with `%XX` decoded; `None` where an escape is broken or the outcome is not UTF-8.
+/// The token in the query by any of `names`, percent-decoded. `+` stays as it is: tokens in base64 have it, and some
+/// senders don't escape it.
+pub(super) fn query_token(uri: &Uri, names: &[&str]) -> Option<String> {
+    let (_, token) = query_pairs(uri).find(|(name, _)| names.contains(&&**name))?;
+    percent_decode(token)
+}
+
+fn query_pairs(uri: &Uri) -> impl Iterator<Item = (Cow<'_, str>, &str)> {
+    let pairs = uri.query().unwrap_or_default().split('&').filter_map(|pair| pair.split_once('='));
+    pairs.map(|(name, value)| (percent_decode_str(name).decode_utf8_lossy(), value))
+}
+
+/// `text` with `%XX` decoded; `None` where the outcome is not UTF-8.
 pub(super) fn percent_decode(text: &str) -> Option<String> {
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        decoded.push(match byte {
-            b'%' => {
-                let digits = [bytes.next()?, bytes.next()?].map(|digit| char::from(digit).to_digit(16));
-                let [Some(high), Some(low)] = digits else { return None };
-                (high * 16 + low) as u8
-            }
-            byte => byte,
-        });
+    percent_decode_str(text).decode_utf8().ok().map(Cow::into_owned)
+}
+
+/// The values of the headers `names`. Refuses one that is there twice, or that is not UTF-8.
+pub(super) fn header_values<'a, const N: usize>(
+    headers: &'a HeaderMap,
+    names: [&str; N],
+) -> Result<[Option<&'a str>; N], BodyError> {
+    let mut found = [None; N];
+    for (found, name) in found.iter_mut().zip(names) {
+        let mut values = headers.get_all(name).iter();
+        let Some(value) = values.next() else { continue };
+        if values.next().is_some() {
+            return Err(invalid(format!("the header {name} is there twice")));
+        }
+        let value = std::str::from_utf8(value.as_bytes());
+        *found = Some(value.map_err(|_| invalid(format!("the header {name} is not UTF-8")))?);
     }
-    String::from_utf8(decoded).ok()
+    Ok(found)
+}
+
+fn invalid(reason: String) -> BodyError {
+    BodyError::Invalid { event: 0, offset: 0, reason }
 }
 
 /// A header's value as text.
@@ -206,6 +240,35 @@ mod tests {
             let given: Vec<_> = values.iter().map(|&value| ("content-encoding", value)).collect();
             assert_eq!(Encoding::of(&headers(&given), own), expected, "{values:?}");
         }
+    }
+
+    #[test]
+    fn what_the_query_says_is_decoded_once_or_refused() {
+        let values = |query: &str| query_values(&format!("/?{query}").parse().unwrap(), ["source", "host"]);
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(values("host=a+b%2B&x=1&sourc%65=%C3%A9%zz"), Ok([some("\u{e9}%zz"), some("a b+")]));
+        assert_eq!(values("source="), Ok([some(""), None]));
+        for (query, complaint) in [("source=a&source=a", "`source` is in the query twice"), ("host=%ff", "not UTF-8")] {
+            assert!(values(query).unwrap_err().to_string().contains(complaint), "{query}");
+        }
+        let token = |query: &str| query_token(&format!("/?{query}").parse().unwrap(), &["token", "key"]);
+        assert_eq!(token("a=b&token=ab+c/d=="), some("ab+c/d=="));
+        assert_eq!(token("key=ab%2Bc%2Fd%3D%3D"), some("ab+c/d=="));
+    }
+
+    #[test]
+    fn what_headers_say_is_taken_as_utf8_or_refused() {
+        let values = |headers: &HeaderMap| {
+            header_values(headers, ["x-sumo-name", "x-sumo-host"]).map(|v| v.map(|v| v.map(str::to_owned)))
+        };
+        let mut given = headers(&[("x-sumo-name", "n")]);
+        given.insert("x-sumo-host", HeaderValue::from_bytes("\u{e9}".as_bytes()).unwrap());
+        assert_eq!(values(&given), Ok([Some("n".to_owned()), Some("\u{e9}".to_owned())]));
+        given.insert("x-sumo-host", HeaderValue::from_bytes(b"ca\xf1a").unwrap());
+        assert!(values(&given).unwrap_err().to_string().contains("x-sumo-host is not UTF-8"));
+        let mut twice = headers(&[("x-sumo-name", "n")]);
+        twice.append("x-sumo-name", HeaderValue::from_static("m"));
+        assert!(values(&twice).unwrap_err().to_string().contains("x-sumo-name is there twice"));
     }
 
     #[test]

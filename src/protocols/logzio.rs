@@ -10,10 +10,13 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::json;
+use serde_json::value::RawValue;
 
 use crate::batch::LogType;
-use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
-use crate::protocols::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, TEXT, empty_answer, query_parameter};
+use crate::protocols::body::{self, BodyError, Elements, Events, Limits, LineWriter};
+use crate::protocols::{
+    self, Accepted, Answer, JSON, Part, Protocol, Refusal, TEXT, empty_answer, query_token, query_values,
+};
 
 /// Logz.io.
 pub struct Logzio;
@@ -33,7 +36,7 @@ impl Protocol for Logzio {
     }
 
     fn token(&self, uri: &Uri, _headers: &HeaderMap) -> Option<String> {
-        query_parameter(uri, "token")
+        query_token(uri, &["token"])
     }
 
     /// An empty body is fine: logzio-nodejs sends one when it closes.
@@ -45,24 +48,27 @@ impl Protocol for Logzio {
         received: DateTime<Utc>,
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
-        let default_type = query_parameter(uri, "type");
+        let [default_type] = query_values(uri, ["type"])?;
         let default_said = default_type.as_deref().and_then(protocols::log_type_of);
         let added_type = default_type.filter(|_| default_said.is_none());
         let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
         if !Events::sniff(&body) {
             let (timestamp, kind) = (&*body::rfc3339(received), added_type.as_deref());
-            body::for_each_text_line(&body, |message, _| {
+            writer.text_lines(&body, |writer, message| {
                 writer.serialize(default_said, &TextLine { timestamp, message, kind })
             })?;
             return Ok(writer.finish());
         }
-        let addition = added_type.map(|value| format!(r#""type":{}}}"#, json!(value)));
+        let body = writer.repair(body)?;
         for event in Events::new(&body) {
-            let event = event?.bytes();
+            let event = event?.json;
+            if let Some(reason) = of_another_protocol(event) {
+                return Err(BodyError::invalid(&body, event.get().as_bytes(), writer.records(), reason));
+            }
             let [name, own_type] = body::members(event, ["name", "type"]);
             let said: Option<LogType> = protocols::said_by([own_type, name]).or(default_said);
-            match &addition {
-                Some(addition) if own_type.is_none() => writer.push(said, &with_member(event, addition))?,
+            match &added_type {
+                Some(added_type) if own_type.is_none() => writer.push_with(said, event, &[("type", added_type)])?,
                 _ => writer.push(said, event)?,
             }
         }
@@ -92,11 +98,24 @@ impl Protocol for Logzio {
     }
 }
 
-/// `object` with `addition` (a member and the closing brace) at its end.
-fn with_member(object: &[u8], addition: &str) -> Vec<u8> {
-    let open = object.strip_suffix(b"}").unwrap_or(object);
-    let is_empty = open.strip_prefix(b"{").is_some_and(|members| members.trim_ascii().is_empty());
-    [open, if is_empty { b"" } else { b"," }, addition.as_bytes()].concat()
+/// Where a request of another protocol should have gone. It came to `/` because its sender was given an address
+/// without a path, and would be stored as one event, however many it holds.
+fn of_another_protocol(event: &RawValue) -> Option<&'static str> {
+    let names = ["resourceLogs", "resource_logs", "resourceSpans", "resourceMetrics", "streams", "common", "logs"];
+    let [logs, logs_by_original_name, spans, metrics, streams, common, newrelic_logs] =
+        body::members(event, names).map(|value| value.filter(|value| value.get().starts_with(['[', '{'])));
+    let is_stream = |stream: &RawValue| body::members(stream, ["stream", "values"]).iter().all(Option::is_some);
+    if logs.or(logs_by_original_name).is_some() {
+        Some("`resourceLogs`: OTLP goes to POST /v1/logs")
+    } else if spans.or(metrics).is_some() {
+        Some("OTLP's spans and metrics are not taken; its logs go to POST /v1/logs")
+    } else if streams.and_then(|streams| Elements::of(streams).next()).is_some_and(is_stream) {
+        Some("`streams`: a push to Loki goes to POST /loki/api/v1/push")
+    } else if common.is_some() && newrelic_logs.is_some_and(|logs| logs.get().starts_with('[')) {
+        Some("`common` and `logs`: New Relic's logs go to POST /log/v1")
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]
@@ -126,6 +145,31 @@ mod tests {
         assert_eq!(post("/?type=apache", &[], "a \"line\"\n").lines(), [text(r#","type":"apache""#)]);
         assert_eq!(post("/?type=env0-audits", &[], "a \"line\"").stored(), [(AUDITS, text(""))]);
         assert_eq!(post("/?type=apache", &[], "").lines(), [""; 0]);
+    }
+
+    #[test]
+    fn what_another_protocol_s_client_sends_to_the_root_is_told_where_to_go() {
+        for (body, place) in [
+            (include_str!("../../tests/fixtures/bodies/otlp-at-the-root.json"), "POST /v1/logs"),
+            (r#"{"a":1}{"resource_logs":[]}"#, "POST /v1/logs"),
+            (r#"{"resourceSpans":[]}"#, "spans"),
+            (r#"{"streams":[{"stream":{},"values":[]}]}"#, "POST /loki/api/v1/push"),
+            (r#"[{"common":{},"logs":[{}]}]"#, "POST /log/v1"),
+        ] {
+            let answer = post("/", &[], body).refused_body();
+            assert_eq!(answer.status, 400, "{body}");
+            assert!(answer.json()["error"].as_str().unwrap().contains(place), "{body}: {}", answer.text());
+        }
+        for event in [r#"{"resourceLogs":5}"#, r#"{"streams":["a"]}"#, r#"{"logs":[]}"#, r#"{"common":{},"logs":1}"#] {
+            assert_eq!(post("/", &[], event).lines(), [event]);
+        }
+    }
+
+    #[test]
+    fn logzio_events_that_are_not_utf8_are_stored_with_replacements() {
+        let sent = post("/", &[], b"{\"message\":\"ca\xf1on\"}".to_vec());
+        assert_eq!(sent.lines(), ["{\"message\":\"ca\u{fffd}on\"}"]);
+        assert_eq!(sent.replaced(), 1);
     }
 
     #[test]

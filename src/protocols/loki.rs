@@ -3,20 +3,17 @@
 //! Specification: "Ingest logs" in Loki's "HTTP API" documentation, and `push.proto` in Loki's
 //! source (`pkg/push/push.proto`). An entry is stored as
 //! `{"timestamp":"<nanoseconds as sent>","labels":{…},"line":…,"structuredMetadata":{…}}`, the last
-//! only where sent. A label value of env0's own tells the log type.
+//! only where sent. In protobuf labels are one text: where something in it is no label, `labelsText` has all of it. A label value of env0's own tells the log type.
 
-use std::collections::BTreeMap;
+mod json;
+mod labels;
+mod proto;
 
 use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use prost::Message;
-use serde::Serialize;
-use serde_json::value::{RawValue, Value};
 
-use crate::batch::LogType;
-use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
-use crate::protocols::protobuf::embedded;
+use crate::protocols::body::{self, BodyError, Limits, LineWriter};
 use crate::protocols::{
     self, Accepted, Answer, Encoding, Part, Protocol, Refusal, TEXT, empty_answer, judge_media_type,
 };
@@ -30,7 +27,11 @@ impl Protocol for Loki {
     }
 
     fn unpacked_bytes(&self, headers: &HeaderMap, body: &[u8]) -> usize {
-        if protocols::is_json(headers, body) { 0 } else { snap::raw::decompress_len(body).unwrap_or_default() }
+        if protocols::is_json(headers, body) {
+            body::repaired_len(body).unwrap_or_default()
+        } else {
+            snap::raw::decompress_len(body).unwrap_or_default()
+        }
     }
 
     /// `snappy` names what the protocol itself does to a protobuf body; Loki takes it as identity, too.
@@ -52,9 +53,9 @@ impl Protocol for Loki {
     ) -> Result<Vec<Part>, BodyError> {
         let mut writer = LineWriter::with_capacity(limits, 2 * body.len());
         if protocols::is_json(headers, &body) {
-            push_json(&body, &mut writer)?;
+            json::push(&writer.repair(body)?, &mut writer)?;
         } else {
-            push_protobuf(&decompress(&body, limits)?, &mut writer)?;
+            proto::push(&decompress(&body, limits)?, &mut writer)?;
         }
         Ok(writer.finish())
     }
@@ -70,69 +71,6 @@ impl Protocol for Loki {
     }
 }
 
-/// What an entry is stored as.
-#[derive(Serialize)]
-struct Stored<'a, Line: Serialize, Metadata: Serialize> {
-    timestamp: Line,
-    labels: &'a RawValue,
-    line: Line,
-    #[serde(rename = "structuredMetadata", skip_serializing_if = "Option::is_none")]
-    structured_metadata: Option<Metadata>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    parsed: Option<Metadata>,
-}
-
-/// `{"streams":[{"stream":{…},"values":[["<ns>","<line>",{…}],…]},…]}`
-fn push_json(body: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
-    for push in Events::new(body) {
-        let push = push?;
-        let [streams] = body::members(push.bytes(), ["streams"]);
-        let streams = streams.filter(|streams| streams.get().starts_with('['));
-        let streams = streams.ok_or_else(|| invalid(body, push.json, writer, "`streams` must be an array"))?;
-        for stream in Events::new(streams.get().as_bytes()) {
-            let stream = stream.map_err(|error| error.within(body, streams.get().as_bytes(), writer.records()))?;
-            stream_json(body, stream.json, writer)?;
-        }
-    }
-    Ok(())
-}
-
-fn stream_json(body: &[u8], stream: &RawValue, writer: &mut LineWriter) -> Result<(), BodyError> {
-    let (Some(labels), Some(values)) = ({
-        let [labels, values] = body::members(stream.get().as_bytes(), ["stream", "values"]);
-        (labels, values)
-    }) else {
-        return Err(invalid(body, stream, writer, "a stream needs `stream` and `values`"));
-    };
-    let Ok(members) = serde_json::from_str::<BTreeMap<String, &RawValue>>(labels.get()) else {
-        return Err(invalid(body, labels, writer, "`stream` must be an object of labels"));
-    };
-    let said = protocols::said_by(members.into_values().map(Some));
-    let Ok(entries) = serde_json::from_str::<Vec<&RawValue>>(values.get()) else {
-        return Err(invalid(body, values, writer, "`values` must be an array"));
-    };
-    for entry in entries {
-        let entry_fields = serde_json::from_str::<Vec<&RawValue>>(entry.get()).unwrap_or_default();
-        let (timestamp, line, structured_metadata) = match entry_fields[..] {
-            [timestamp, line] if is_text(timestamp) && is_text(line) => (timestamp, line, None),
-            [timestamp, line, metadata] if is_text(timestamp) && is_text(line) && metadata.get().starts_with('{') => {
-                (timestamp, line, Some(metadata))
-            }
-            _ => return Err(invalid(body, entry, writer, r#"an entry is ["<ns>","<line>"] or ["<ns>","<line>",{…}]"#)),
-        };
-        writer.serialize(said, &Stored { timestamp, labels, line, structured_metadata, parsed: None })?;
-    }
-    Ok(())
-}
-
-fn is_text(value: &RawValue) -> bool {
-    value.get().starts_with('"')
-}
-
-fn invalid(body: &[u8], part: &RawValue, writer: &LineWriter, reason: &str) -> BodyError {
-    BodyError::invalid(body, part.get().as_bytes(), writer.records(), reason)
-}
-
 /// The snappy block, but for one that declares more than a body may have.
 fn decompress(body: &[u8], limits: &Limits) -> Result<Vec<u8>, BodyError> {
     let invalid = |error| BodyError::invalid(body, body, 0, error);
@@ -141,105 +79,6 @@ fn decompress(body: &[u8], limits: &Limits) -> Result<Vec<u8>, BodyError> {
         Ok(_) | Err(snap::Error::TooBig { .. }) => Err(BodyError::TooLarge { limit_bytes: limits.max_body_bytes }),
         Err(error) => Err(invalid(error)),
     }
-}
-
-/// `StreamAdapter` without its entries.
-#[derive(Clone, PartialEq, Message)]
-struct StreamAdapter {
-    #[prost(string, tag = "1")]
-    labels: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct EntryAdapter {
-    #[prost(message, optional, tag = "1")]
-    timestamp: Option<Timestamp>,
-    #[prost(string, tag = "2")]
-    line: String,
-    #[prost(message, repeated, tag = "3")]
-    structured_metadata: Vec<LabelPairAdapter>,
-    #[prost(message, repeated, tag = "4")]
-    parsed: Vec<LabelPairAdapter>,
-}
-
-/// `google.protobuf.Timestamp`
-#[derive(Clone, PartialEq, Message)]
-struct Timestamp {
-    #[prost(int64, tag = "1")]
-    seconds: i64,
-    #[prost(int32, tag = "2")]
-    nanos: i32,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct LabelPairAdapter {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(string, tag = "2")]
-    value: String,
-}
-
-const PUSH_REQUEST_STREAMS: u32 = 1;
-const STREAM_ADAPTER_ENTRIES: u32 = 2;
-
-fn push_protobuf(push: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
-    for stream in embedded(push, PUSH_REQUEST_STREAMS) {
-        let stream = stream.map_err(|error| BodyError::invalid(push, push, writer.records(), error))?;
-        let invalid = |part, event, error: String| BodyError::invalid(push, part, event, error);
-        let StreamAdapter { labels } =
-            StreamAdapter::decode(stream).map_err(|error| invalid(stream, writer.records(), error.to_string()))?;
-        let (labels, said) = read_labels(labels);
-        let labels = serde_json::value::to_raw_value(&labels)
-            .map_err(|error| invalid(stream, writer.records(), error.to_string()))?;
-        for entry in embedded(stream, STREAM_ADAPTER_ENTRIES) {
-            let entry = entry.map_err(|error| invalid(stream, writer.records(), error))?;
-            writer.check_len(entry)?;
-            let entry =
-                EntryAdapter::decode(entry).map_err(|error| invalid(entry, writer.records(), error.to_string()))?;
-            let Timestamp { seconds, nanos } = entry.timestamp.unwrap_or_default();
-            let timestamp = (i128::from(seconds) * 1_000_000_000 + i128::from(nanos)).to_string();
-            let stored = Stored {
-                timestamp: &*timestamp,
-                labels: &labels,
-                line: &*entry.line,
-                structured_metadata: as_object(&entry.structured_metadata),
-                parsed: as_object(&entry.parsed),
-            };
-            writer.serialize(said, &stored)?;
-        }
-    }
-    Ok(())
-}
-
-fn as_object(pairs: &[LabelPairAdapter]) -> Option<BTreeMap<&str, &str>> {
-    let pairs = pairs.iter().map(|pair| (&*pair.name, &*pair.value));
-    Some(pairs.collect()).filter(|object: &BTreeMap<_, _>| !object.is_empty())
-}
-
-/// Labels in Prometheus' notation, `{app="env0",level="info"}`, as an object, and the log type that
-/// one names. What is not in that notation stays as sent: no event is refused for it.
-fn read_labels(text: String) -> (Value, Option<LogType>) {
-    match parse_labels(&text) {
-        Some(labels) => {
-            let said = labels.values().find_map(|value| protocols::log_type_of(value));
-            (labels.into_iter().map(|(name, value)| (name, Value::String(value))).collect(), said)
-        }
-        None => (Value::String(text), None),
-    }
-}
-
-fn parse_labels(text: &str) -> Option<BTreeMap<String, String>> {
-    let mut labels = BTreeMap::new();
-    let mut rest = text.trim().strip_prefix('{')?.strip_suffix('}')?.trim();
-    while !rest.is_empty() {
-        let (name, after) = rest.split_once('=')?;
-        let mut values = serde_json::Deserializer::from_str(after).into_iter::<String>();
-        let value = values.next()?.ok()?;
-        labels.insert(name.trim().to_owned(), value);
-        let after = after[values.byte_offset()..].trim_start();
-        rest = if after.is_empty() { after } else { after.strip_prefix(',')?.trim_start() };
-    }
-    Some(labels)
 }
 
 #[cfg(test)]
@@ -272,6 +111,11 @@ mod tests {
             (r#"{"streams":[{"stream":{},"values":[["1","x"],["2"]]}]}"#, 1, 45),
             (r#"{"streams":[{"stream":{},"values":[[1,"x"]]}]}"#, 0, 35),
             (r#"{"streams":[5]}"#, 0, 12),
+            (r#"{"streams":[{"stream":{},"values":[["1","x",{},4]]}]}"#, 0, 35),
+            (r#"{"streams":[{"stream":{},"values":[["1","x",5]]}]}"#, 0, 35),
+            (r#"{"streams":[{"stream":{},"values":[],"entries":[]}]}"#, 0, 37),
+            (r#"{"streams":[{"stream":{},"values":[],"values":[]}]}"#, 0, 37),
+            (r#"{"streams":[],"more":[]}"#, 0, 14),
             ("[1]", 0, 1),
         ] {
             let sent = post("/loki/api/v1/push", &[("content-type", "application/json")], body);
@@ -295,16 +139,74 @@ mod tests {
             )
         };
         for (labels, stored, said) in [
-            (r#"{level="info",app="env0"}"#, r#"{"app":"env0","level":"info"}"#, None),
+            (r#"{level="info",app="env0"}"#, r#"{"level":"info","app":"env0"}"#, None),
             (r#"{ a = "1,\"}" , job="env0-deployments", }"#, r#"{"a":"1,\"}","job":"env0-deployments"}"#, DEPLOYMENTS),
             ("{}", "{}", None),
-            (r#"{a="un"quoted"}"#, r#""{a=\"un\"quoted\"}""#, None),
+            (r#"{a="un"quoted",b="x"}"#, r#"{"b":"x"},"labelsText":"{a=\"un\"quoted\",b=\"x\"}""#, None),
+            (
+                r#"{a="x",a="env0-audits"}"#,
+                r#"{"a":"x","a":"env0-audits"},"labelsText":"{a=\"x\",a=\"env0-audits\"}""#,
+                AUDITS,
+            ),
         ] {
             let sent = post("/loki/api/v1/push", &[PROTOBUF_TYPE], push(labels));
             assert_eq!(sent.stored(), [(said, line(stored))]);
         }
         let without_type = post("/loki/api/v1/push", &[], push("{}"));
         assert_eq!(without_type.lines(), [line("{}")]);
+    }
+
+    #[test]
+    fn loki_labels_in_go_s_escapes_are_labels_and_tell_the_type() {
+        let case: serde_json::Value = include_str!("../../tests/fixtures/bodies/loki-go-escape.json").parse().unwrap();
+        let labels = case["labels"].as_str().unwrap();
+        let push = field(1, &[field(1, labels.as_bytes()), field(2, &field(2, b"x"))].concat());
+        let stored = r#"{"timestamp":"0","labels":{"app":"env0-audits","ws":"\u001b[1mprod"},"line":"x"}"#;
+        let sent = post("/loki/api/v1/push", &[PROTOBUF_TYPE], snappy(&push));
+        assert_eq!(sent.stored(), [(AUDITS, stored.to_owned())]);
+    }
+
+    #[test]
+    fn loki_keeps_what_it_does_not_know_and_names_that_are_there_twice() {
+        let pair = |name: &[u8], value: &[u8]| field(3, &[field(1, name), field(2, value)].concat());
+        let entry = [field(2, b"x"), pair(b"a", b"1"), pair(b"b", b"2"), pair(b"a", b"3"), field(15, b"?")].concat();
+        let stream = [field(2, &entry), field(1, b"{}"), vec![0x18, 7]].concat();
+        let stored = concat!(
+            r#"{"timestamp":"0","labels":{},"line":"x","structuredMetadataPairs":[{"name":"a","value":"1"},"#,
+            r#"{"name":"b","value":"2"},{"name":"a","value":"3"}],"hash":"7","_unknownFields":"egE/"}"#
+        );
+        assert_eq!(post("/loki/api/v1/push", &[PROTOBUF_TYPE], snappy(&field(1, &stream))).lines(), [stored]);
+        let entry = |entry: Vec<u8>| field(1, &field(2, &entry));
+        for push in [
+            field(2, b""),
+            field(1, &field(4, b"")),
+            field(1, &[field(1, b""), field(1, b"")].concat()),
+            entry([field(2, b"a"), field(2, b"b")].concat()),
+            entry(field(1, &field(3, b""))),
+            entry(field(3, &field(3, b""))),
+            entry(vec![0x10, 1]),
+        ] {
+            assert_eq!(post("/loki/api/v1/push", &[PROTOBUF_TYPE], snappy(&push)).refused_body().status, 400);
+        }
+    }
+
+    #[test]
+    fn loki_entries_that_are_not_utf8_are_stored_with_replacements() {
+        let entry = |line: &[u8]| field(2, &field(2, line));
+        let stream = [field(1, b"{a=\"\\xff\"}"), entry(b"first"), entry(b"ca\xf1on"), entry(b"third")].concat();
+        let json = b"{\"streams\":[{\"stream\":{\"a\":\"\xff\"},\"values\":[[\"1\",\"first\"],[\"1\",\"ca\xf1on\"],[\"1\",\"x\"]]}]}";
+        for sent in [
+            post("/loki/api/v1/push", &[PROTOBUF_TYPE], snappy(&field(1, &stream))),
+            post("/loki/api/v1/push", &[], &json[..]),
+        ] {
+            let lines = sent.lines();
+            assert_eq!(lines.len(), 3);
+            assert!(
+                lines[1].contains("\"line\":\"ca\u{fffd}on\"") && lines[1].contains("{\"a\":\"\u{fffd}\"}"),
+                "{lines:?}"
+            );
+            assert_eq!(sent.replaced(), 2);
+        }
     }
 
     #[test]

@@ -16,6 +16,11 @@ impl Protocol for Native {
         "native"
     }
 
+    /// Lines of text are repaired one by one, and JSON that is not UTF-8 is refused.
+    fn unpacked_bytes(&self, _headers: &HeaderMap, _body: &[u8]) -> usize {
+        0
+    }
+
     fn parse(
         &self,
         _uri: &Uri,

@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::batch::LogType;
 use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
-use crate::protocols::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, answer, header_text, query_parameter};
+use crate::protocols::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, answer, header_text, query_token};
 
 /// New Relic.
 pub struct NewRelic;
@@ -46,7 +46,7 @@ impl Protocol for NewRelic {
     fn token(&self, uri: &Uri, headers: &HeaderMap) -> Option<String> {
         let names = ["api-key", "x-license-key", "license-key", "x-insert-key"];
         let in_header = names.into_iter().find_map(|name| header_text(headers, name)).map(str::to_owned);
-        in_header.or_else(|| ["Api-Key", "License-Key"].into_iter().find_map(|name| query_parameter(uri, name)))
+        in_header.or_else(|| query_token(uri, &["Api-Key", "License-Key"]))
     }
 
     fn parse(
@@ -58,9 +58,10 @@ impl Protocol for NewRelic {
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
         let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
+        let body = writer.repair(body)?;
         for object in Events::new(&body) {
-            let object = object?.bytes();
-            match serde_json::from_slice::<Batch<'_>>(object) {
+            let object = object?.json;
+            match serde_json::from_str::<Batch<'_>>(object.get()) {
                 Ok(batch) if batch.logs.get().starts_with('[') => detailed(&body, &batch, &mut writer)?,
                 _ => writer.push(said(object), object)?,
             }
@@ -81,23 +82,22 @@ impl Protocol for NewRelic {
 
 /// Stores each of the logs with what is common to them.
 fn detailed(body: &[u8], &Batch { common, logs }: &Batch<'_>, writer: &mut LineWriter) -> Result<(), BodyError> {
-    let said_by_common = common.and_then(|common| said(common.get().as_bytes()));
+    let said_by_common = common.and_then(said);
     for log in Events::new(logs.get().as_bytes()) {
         let log = log.map_err(|error| error.within(body, logs.get().as_bytes(), writer.records()))?;
-        writer.serialize(said(log.bytes()).or(said_by_common), &Detailed { common, logs: [log.json] })?;
+        writer.serialize(said(log.json).or(said_by_common), &Detailed { common, logs: [log.json] })?;
     }
     Ok(())
 }
 
 /// The log type that a log or a `common` names, itself or in its attributes.
-fn said(object: &[u8]) -> Option<LogType> {
+fn said(object: &RawValue) -> Option<LogType> {
     let [logtype, service, name, source, kind, attributes] =
         body::members(object, ["logtype", "service", "name", "source", "type", "attributes"]);
-    let nested = || attributes.filter(|attributes| attributes.get().starts_with('{'));
-    protocols::said_by([logtype, service, name, source, kind]).or_else(|| said_directly(nested()?.get().as_bytes()))
+    protocols::said_by([logtype, service, name, source, kind]).or_else(|| said_directly(attributes?))
 }
 
-fn said_directly(attributes: &[u8]) -> Option<LogType> {
+fn said_directly(attributes: &RawValue) -> Option<LogType> {
     protocols::said_by(body::members(attributes, ["logtype", "service", "name", "source", "type"]))
 }
 

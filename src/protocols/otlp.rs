@@ -10,14 +10,15 @@
 mod json;
 mod proto;
 
+use std::io::{self, Write};
+
 use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use prost::Message;
-use serde::Serialize;
-use serde_json::value::RawValue;
 
-use crate::protocols::body::{BodyError, Limits, LineWriter};
+use crate::batch::LogType;
+use crate::protocols::body::{self, BodyError, Limits, Line, LineWriter};
 use crate::protocols::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, answer, judge_media_type};
 
 /// OTLP/HTTP, by the encoding of its answers.
@@ -35,6 +36,11 @@ impl Protocol for Otlp {
         "otlp"
     }
 
+    /// Protobuf's texts are repaired one by one.
+    fn unpacked_bytes(&self, headers: &HeaderMap, body: &[u8]) -> usize {
+        if protocols::is_json(headers, body) { body::repaired_len(body).unwrap_or_default() } else { 0 }
+    }
+
     fn judge_media_type(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         judge_media_type(headers, true)
     }
@@ -49,7 +55,7 @@ impl Protocol for Otlp {
     ) -> Result<Vec<Part>, BodyError> {
         let mut writer = LineWriter::with_capacity(limits, 2 * body.len());
         if protocols::is_json(headers, &body) {
-            json::logs(&body, &mut writer)?;
+            json::logs(&writer.repair(body)?, &mut writer)?;
         } else {
             proto::logs(&body, &mut writer)?;
         }
@@ -77,31 +83,39 @@ impl Protocol for Otlp {
     }
 }
 
-/// A request with one log record: what is stored.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Request<'a, Record> {
-    resource_logs: [ResourceLogs<'a, Record>; 1],
+/// What a record has in common with others, in JSON.
+#[derive(Clone, Copy, Default)]
+struct Heads<'a> {
+    resource: Option<&'a [u8]>,
+    resource_url: Option<&'a [u8]>,
+    scope: Option<&'a [u8]>,
+    scope_url: Option<&'a [u8]>,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ResourceLogs<'a, Record> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    resource: Option<&'a RawValue>,
-    scope_logs: [ScopeLogs<'a, Record>; 1],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    schema_url: Option<&'a RawValue>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ScopeLogs<'a, Record> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    scope: Option<&'a RawValue>,
-    log_records: [Record; 1],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    schema_url: Option<&'a RawValue>,
+/// Stores a request with one log record, which `record` writes.
+fn store(
+    said: Option<LogType>,
+    heads: &Heads<'_>,
+    writer: &mut LineWriter,
+    record: impl FnOnce(&mut Line<'_>) -> io::Result<()>,
+) -> Result<(), BodyError> {
+    let member = |out: &mut Line<'_>, [before, behind]: [&str; 2], json: Option<&[u8]>| {
+        let Some(json) = json else { return Ok(()) };
+        [before.as_bytes(), json, behind.as_bytes()].into_iter().try_for_each(|part| out.write_all(part))
+    };
+    writer.line(said, |out| {
+        out.write_all(br#"{"resourceLogs":[{"#)?;
+        member(out, [r#""resource":"#, ","], heads.resource)?;
+        out.write_all(br#""scopeLogs":[{"#)?;
+        member(out, [r#""scope":"#, ","], heads.scope)?;
+        out.write_all(br#""logRecords":["#)?;
+        record(out)?;
+        out.write_all(b"]")?;
+        member(out, [r#","schemaUrl":"#, ""], heads.scope_url)?;
+        out.write_all(b"}]")?;
+        member(out, [r#","schemaUrl":"#, ""], heads.resource_url)?;
+        out.write_all(b"}]}")
+    })
 }
 
 /// The `google.rpc.Code` of a refusal. Clients go by the HTTP status.
@@ -168,13 +182,101 @@ mod tests {
     #[test]
     fn otlp_json_without_resource_logs_is_refused_unless_it_is_empty() {
         let json = [("content-type", "application/json")];
-        for body in ["{}", "[{ }]", r#"{"resourceLogs":null}"#, r#"{"resourceLogs":[],"x":1}"#] {
+        for body in ["{}", "[{ }]", r#"{"resourceLogs":null}"#, r#"{"resourceLogs":[]}"#] {
             assert_eq!(post("/v1/logs", &json, body).lines(), [""; 0], "{body}");
         }
-        for body in [r#"{"message":"x"}"#, r#"{} {"resourcelogs":[]}"#] {
-            let answer = post("/v1/logs", &json, body).refused_body();
+    }
+
+    #[test]
+    fn otlp_json_with_a_member_that_is_not_known_is_refused_by_its_name_and_place() {
+        let one_of_two = include_str!("../../tests/fixtures/bodies/otlp-one-of-two.json");
+        for (body, message) in [
+            (one_of_two, "event 0, byte 85: `logs` is not a known member of `scopeLogs`"),
+            (r#"{"message":"x"}"#, "event 0, byte 1: `message` is not a known member of the request"),
+            (r#"{} {"resourcelogs":[]}"#, "`resourcelogs` is not a known member of the request"),
+            (r#"{"resourceLogs":[],"x":1}"#, "byte 19: `x` is not"),
+            (r#"{"resourceLogs":[],"resource_logs":[]}"#, "`resource_logs` is there twice in the request"),
+            (r#"{"resourceLogs":[{"logRecords":[]}]}"#, "`logRecords` is not a known member of `resourceLogs`"),
+            (r#"{"resourceLogs":[{"scopeLogs":[{"scope":{},"scope":{}}]}]}"#, "`scope` is there twice in `scopeLogs`"),
+            (r#"{"resourceLogs":[{"scopeLogs":[{"\ud800":1}]}]}"#, "a member is not a known member of `scopeLogs`"),
+            (r#"{"resourceLogs":{}}"#, "`resourceLogs` must be an array"),
+            (r#"{"resourceLogs":[{"scopeLogs":[5]}]}"#, "`scopeLogs` must be an array of objects"),
+        ] {
+            let answer = post("/v1/logs", &[("content-type", "application/json")], body).refused_body();
             assert_eq!((answer.status, &answer.json()["code"]), (400, &3.into()), "{body}");
-            assert!(answer.json()["message"].as_str().unwrap().contains("`resourceLogs` is missing"));
+            let said = answer.json()["message"].as_str().unwrap().to_owned();
+            assert!(said.contains(message), "{body}: {said}");
+        }
+    }
+
+    #[test]
+    fn what_older_versions_of_otlp_send_is_stored_as_today_s_do() {
+        let body = include_str!("../../tests/fixtures/bodies/otlp-older-member.json");
+        let stored = r#"{"resourceLogs":[{"resource":{"attributes": []},"scopeLogs":[{"logRecords":[{"body": {"stringValue": "one"}}]}]}]}"#;
+        assert_eq!(post("/v1/logs", &[], body).lines(), [stored]);
+        let body = r#"{"resourceLogs":[{"instrumentation_library_logs":[{"instrumentationLibrary":{"name":"l"},"logs":[{}]}]}]}"#;
+        let stored = r#"{"resourceLogs":[{"scopeLogs":[{"scope":{"name":"l"},"logRecords":[{}]}]}]}"#;
+        assert_eq!(post("/v1/logs", &[], body).lines(), [stored]);
+        let mut older = vec![0xc2, 0x3e]; // field 1000
+        prost::encode_length_delimiter(2, &mut older).unwrap();
+        older.extend(field(2, b""));
+        let named = field(2, &field(2, &field(4, b"n")));
+        let stored = post("/v1/logs", &[PROTOBUF_TYPE], field(1, &[older, named].concat())).lines();
+        assert!(stored[0].contains(r#""logRecords":[{}]"#) && stored[1].contains(r#"[{"name":"n"}]"#), "{stored:?}");
+    }
+
+    #[test]
+    fn otlp_protobuf_keeps_fields_that_are_not_known_and_refuses_them_where_records_may_be() {
+        let unknown = [0xfa, 0x01, 1, b'x']; // field 31
+        let record = field(2, &[&unknown[..], &field(5, &[0x10, 1]), &unknown].concat());
+        let scope = field(1, &[&field(1, b"s")[..], &unknown].concat());
+        let stored = post("/v1/logs", &[PROTOBUF_TYPE], field(1, &field(2, &[scope, record].concat()))).lines();
+        assert!(stored[0].contains(r#""scope":{"name":"s","_unknownFields":"+gEBeA=="}"#), "{stored:?}");
+        assert!(stored[0].contains(r#"[{"body":{"boolValue":true},"_unknownFields":"+gEBePoBAXg="}]"#), "{stored:?}");
+        for (body, message) in [
+            (unknown.to_vec(), "field 31 is not a known one of ExportLogsServiceRequest"),
+            (field(1, &unknown), "event 0, byte 2: protobuf: field 31 is not a known one of ResourceLogs"),
+            (field(1, &field(2, &unknown)), "field 31 is not a known one of ScopeLogs"),
+            (field(1, &[field(1, b""), field(1, b"")].concat()), "field 1 is there twice in ResourceLogs"),
+            (
+                field(1, &field(2, &field(2, &[field(3, b""), field(3, b"")].concat()))),
+                "field 3 is there twice in LogRecord",
+            ),
+            (
+                field(1, &field(2, &field(2, &field(5, &[field(1, b""), vec![0x10, 1]].concat())))),
+                "field 2 is there twice in AnyValue",
+            ),
+            (field(1, &field(2, &field(2, &[0x18, 1]))), "field 3 is of another type in LogRecord"),
+            (vec![0x08, 1], "field 1 is of another type"),
+        ] {
+            let sent = post("/v1/logs", &[PROTOBUF_TYPE], body);
+            let error = sent.parse_with(&LIMITS).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+    }
+
+    #[test]
+    fn otlp_records_that_are_not_utf8_are_stored_with_replacements() {
+        let text = |bytes: &[u8]| field(2, &field(5, &field(1, bytes)));
+        let body = field(1, &field(2, &[text(b"first"), text(b"ca\xf1on"), text(b"third")].concat()));
+        let json = b"{\"resourceLogs\":[{\"scopeLogs\":[{\"logRecords\":[{},{\"body\":{\"stringValue\":\"ca\xf1on\"}},{}]}]}]}";
+        for sent in [post("/v1/logs", &[PROTOBUF_TYPE], body), post("/v1/logs", &[], &json[..])] {
+            assert_eq!(sent.lines().len(), 3);
+            assert!(sent.lines()[1].contains("{\"stringValue\":\"ca\u{fffd}on\"}"));
+            assert_eq!(sent.replaced(), 1);
+        }
+    }
+
+    #[test]
+    fn otlp_s_service_name_tells_the_type_however_the_attributes_beside_it_are_written() {
+        let name = r#"{"key":"service\u002ename","value":{"stringValue":"env0\u002daudits"}}"#;
+        for attributes in
+            [name.to_owned(), format!("{{}},5,{{\"key\":1}},{{\"\\ud800\":1,\"key\":\"\\ud800\"}},{name}")]
+        {
+            let body = format!(
+                r#"{{"resourceLogs":[{{"resource":{{"attributes":[{attributes}]}},"scopeLogs":[{{"logRecords":[{{}}]}}]}}]}}"#
+            );
+            assert_eq!(post("/v1/logs", &[], body).stored()[0].0, AUDITS, "{attributes}");
         }
     }
 
@@ -244,8 +346,9 @@ mod tests {
             #[prost(string, tag = "2")]
             message: String,
         }
-        let not_utf8 = field(1, &field(2, &field(2, &field(3, b"\xff"))));
-        for body in [vec![0x0a, 0x05, 1], vec![0x0b], not_utf8, b"{}".to_vec()] {
+        let deep = (0..200).fold(vec![], |value, _| field(5, &field(1, &value)));
+        let deep = field(1, &field(2, &field(2, &field(5, &deep))));
+        for body in [vec![0x0a, 0x05, 1], vec![0x0b], deep, b"{}".to_vec()] {
             let answer = post("/v1/logs", &[PROTOBUF_TYPE], body).refused_body();
             assert_eq!((answer.status, answer.header("content-type")), (400, Some("application/x-protobuf")));
             let status = Status::decode(answer.body).unwrap();

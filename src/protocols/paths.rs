@@ -14,6 +14,11 @@ use super::splunk::Splunk;
 use super::sumologic::{self, SumoLogic};
 use crate::batch::LogType;
 
+/// Segments of the longest path that leads anywhere.
+const SEGMENTS_MAX: usize = 4;
+/// Paths that are looked at behind the one that a client was given.
+const APPENDED_MAX: u32 = 3;
+
 /// What a path leads to.
 #[derive(Clone, Copy)]
 pub struct Endpoint {
@@ -60,7 +65,7 @@ impl Takes {
 /// tells the encoding of its answer.
 pub fn endpoint(path: &str, headers: &HeaderMap) -> Option<Endpoint> {
     let (rest, log_type) = split_log_type(path);
-    let found = known(rest, headers).or_else(|| doubled(rest, headers))?;
+    let found = known(rest, headers).or_else(|| appended(rest, headers, APPENDED_MAX - 1))?;
     match (log_type, found.log_type) {
         (Some(_), Some(_)) => None,
         _ => Some(Endpoint { log_type: log_type.or(found.log_type), ..found }),
@@ -89,14 +94,20 @@ fn known(path: &str, headers: &HeaderMap) -> Option<Endpoint> {
     Some(Endpoint { protocol, log_type, takes })
 }
 
-/// A client that was given more than the server's address appends its own path to that. The path counts that is
-/// appended, where the one before it is the beginning of it or another path of the same protocol and log type.
-fn doubled(path: &str, headers: &HeaderMap) -> Option<Endpoint> {
-    path.match_indices('/').skip(1).find_map(|(at, _)| {
+/// A client that was given more than the server's address appends its own path to that, and so may the next one. The
+/// path counts that is appended, where what is before it is the beginning of it or another path of the same protocol
+/// and log type.
+fn appended(path: &str, headers: &HeaderMap, more: u32) -> Option<Endpoint> {
+    path.rmatch_indices('/').take(SEGMENTS_MAX).find_map(|(at, _)| {
         let (given, appended) = path.split_at(at);
         let found = known(appended, headers)?;
         let is_beginning = || appended.strip_prefix(given).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        let same = |given: Endpoint| (given.protocol.name(), given.log_type) == (found.protocol.name(), found.log_type);
-        (is_beginning() || known(given, headers).is_some_and(same)).then_some(found)
+        let of_given = || match known(given, headers) {
+            None if more > 0 => self::appended(given, headers, more - 1),
+            known => known,
+        };
+        let is_same =
+            |given: Endpoint| (given.protocol.name(), given.log_type) == (found.protocol.name(), found.log_type);
+        (is_beginning() || of_given().is_some_and(is_same)).then_some(found)
     })
 }

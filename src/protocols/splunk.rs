@@ -13,10 +13,11 @@ use serde::Serialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
+use crate::batch::LogType;
 use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
 use crate::protocols::{
     self, Accepted, Answer, BadCredentials, JSON, ObjectOrText, Part, Protocol, Refusal, answer, empty_answer,
-    query_parameter,
+    query_token, query_values,
 };
 
 /// Splunk HEC.
@@ -33,7 +34,7 @@ impl Protocol for Splunk {
     }
 
     fn token(&self, uri: &Uri, _headers: &HeaderMap) -> Option<String> {
-        query_parameter(uri, "token")
+        query_token(uri, &["token"])
     }
 
     fn parse(
@@ -48,10 +49,11 @@ impl Protocol for Splunk {
             return Err(BodyError::Invalid { event: 0, offset: 0, reason: NO_DATA.to_owned() });
         }
         let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
+        let metadata = Metadata(query_values(uri, METADATA)?);
         if is_raw(uri) {
-            raw(uri, &body, received, &mut writer)?
+            raw(&metadata, &body, received, &mut writer)?
         } else {
-            envelopes(&body, &mut writer)?
+            envelopes(&metadata, &writer.repair(body)?, &mut writer)?
         }
         Ok(writer.finish())
     }
@@ -113,12 +115,32 @@ fn is_raw(uri: &Uri) -> bool {
     uri.path().contains("/collector/raw")
 }
 
-/// Envelopes, one after the other: `{"time":…,"source":…,"sourcetype":…,"index":…,"event":…}`.
-fn envelopes(body: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
+/// What the query may say of all events of a request, as the envelope of one does.
+const METADATA: [&str; 5] = ["time", "host", "source", "sourcetype", "index"];
+
+/// What the query says, by [`METADATA`].
+struct Metadata([Option<String>; METADATA.len()]);
+
+impl Metadata {
+    /// Each that is said, but those that `is_known` otherwise.
+    fn said(&self, is_known: impl Fn(usize) -> bool) -> Vec<(&'static str, &str)> {
+        let said = METADATA.into_iter().zip(&self.0).enumerate().filter(|(index, _)| !is_known(*index));
+        said.filter_map(|(_, (name, value))| Some((name, value.as_deref()?))).collect()
+    }
+
+    fn log_type(&self) -> Option<LogType> {
+        let [_, _, source, sourcetype, index] = &self.0;
+        [source, sourcetype, index].into_iter().flatten().find_map(|word| protocols::log_type_of(word))
+    }
+}
+
+/// Envelopes, one after the other: `{"time":…,"source":…,"sourcetype":…,"index":…,"event":…}`. What an envelope does
+/// not say and the query does is added to it.
+fn envelopes(metadata: &Metadata, body: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
     for envelope in Events::new(body) {
         let envelope = envelope?;
-        let names = ["event", "fields", "source", "sourcetype", "index"];
-        let [event, fields, source, sourcetype, index] = body::members(envelope.bytes(), names);
+        let names = ["time", "host", "source", "sourcetype", "index", "event", "fields"];
+        let found @ [_, _, source, sourcetype, index, event, fields] = body::members(envelope.json, names);
         let complaint = match event.map(RawValue::get) {
             None if fields.is_none() => Some(EVENT_REQUIRED),
             Some(r#""""#) => Some(EVENT_BLANK),
@@ -127,37 +149,37 @@ fn envelopes(body: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
         if let Some(reason) = complaint {
             return Err(BodyError::invalid(body, envelope.bytes(), writer.records(), reason));
         }
-        writer.push(protocols::said_by([source, sourcetype, index]), envelope.bytes())?;
+        let said = protocols::said_by([source, sourcetype, index]).or_else(|| metadata.log_type());
+        match &metadata.said(|index| found[index].is_some())[..] {
+            [] => writer.push(said, envelope.json)?,
+            members => writer.push_with(said, envelope.json, members)?,
+        }
     }
     Ok(())
 }
 
-/// What a line of `/raw` is stored as: an envelope with what the query says, and the time received.
-#[derive(Serialize)]
-struct RawEnvelope<'a> {
-    timestamp: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    time: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    host: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    source: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sourcetype: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    index: Option<&'a str>,
-    event: ObjectOrText<'a>,
-}
-
-fn raw(uri: &Uri, body: &[u8], received: DateTime<Utc>, writer: &mut LineWriter) -> Result<(), BodyError> {
-    let names = ["time", "host", "source", "sourcetype", "index"];
-    let parameters = names.map(|name| query_parameter(uri, name));
-    let [time, host, source, sourcetype, index] = parameters.each_ref().map(Option::as_deref);
-    let said = [source, sourcetype, index].into_iter().flatten().find_map(protocols::log_type_of);
-    let timestamp = &body::rfc3339(received);
-    body::for_each_text_line(body, |line, _| {
+/// Each line becomes an envelope with what the query says, and the time received.
+fn raw(metadata: &Metadata, body: &[u8], received: DateTime<Utc>, writer: &mut LineWriter) -> Result<(), BodyError> {
+    #[derive(Serialize)]
+    struct Envelope<'a> {
+        timestamp: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        time: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        host: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        source: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sourcetype: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        index: Option<&'a str>,
+        event: ObjectOrText<'a>,
+    }
+    let [time, host, source, sourcetype, index] = metadata.0.each_ref().map(Option::as_deref);
+    let (said, timestamp) = (metadata.log_type(), &*body::rfc3339(received));
+    writer.text_lines(body, |writer, line| {
         let event = ObjectOrText::of(line);
-        writer.serialize(said, &RawEnvelope { timestamp, time, host, source, sourcetype, index, event })
+        writer.serialize(said, &Envelope { timestamp, time, host, source, sourcetype, index, event })
     })
 }
 
@@ -191,6 +213,28 @@ mod tests {
         let redacted = r#"{"customEnv0EnvironmentVariables":{"oidcToken":"[redacted]"}}"#;
         assert_eq!(sent.stored(), [line(r#""one \"1\"""#), line(redacted), line(r#""{broken""#)]);
         assert_eq!(sent.token().as_deref(), Some("never"));
+    }
+
+    #[test]
+    fn splunk_envelopes_get_what_the_query_says_and_they_do_not() {
+        let uri = "/services/collector/event?source=env0-audit-logs-source&host=h&token=never";
+        let sent = post(uri, &[], r#"{"event":1}{"host":"own","source":"s","event":2}"#);
+        let first = r#"{"event":1,"host":"h","source":"env0-audit-logs-source"}"#;
+        let second = r#"{"host":"own","source":"s","event":2}"#;
+        assert_eq!(sent.stored(), [(AUDITS, first.to_owned()), (AUDITS, second.to_owned())]);
+        for query in ["source=a&source=b", "source=%ff", "time=1&time=2"] {
+            for path in ["event", "raw"] {
+                let answer = post(&format!("/services/collector/{path}?{query}"), &[], r#"{"event":1}"#).refused_body();
+                assert_eq!((answer.status, &answer.json()["code"]), (400, &6.into()), "{path} {query}");
+            }
+        }
+    }
+
+    #[test]
+    fn splunk_events_that_are_not_utf8_are_stored_with_replacements() {
+        let sent = post("/services/collector", &[], b"{\"event\":\"ca\xf1on\"}{\"event\":2}".to_vec());
+        assert_eq!(sent.lines(), ["{\"event\":\"ca\u{fffd}on\"}", "{\"event\":2}"]);
+        assert_eq!(sent.replaced(), 1);
     }
 
     #[test]

@@ -10,11 +10,13 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::json;
+use serde_json::value::RawValue;
 
+use crate::batch::LogType;
 use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
 use crate::protocols::head::tidy;
 use crate::protocols::{
-    self, Accepted, Answer, JSON, ObjectOrText, Part, Protocol, Refusal, empty_answer, header_text, split_log_type,
+    self, Accepted, Answer, JSON, ObjectOrText, Part, Protocol, Refusal, empty_answer, header_values, split_log_type,
 };
 
 /// Sumo Logic.
@@ -48,6 +50,36 @@ struct Source<'a> {
     fields: Option<&'a str>,
 }
 
+impl Source<'_> {
+    /// Stores a JSON object as it was sent, or beside what is said of it.
+    fn push(self, said: Option<LogType>, object: &RawValue, writer: &mut LineWriter) -> Result<(), BodyError> {
+        if self == Source::default() {
+            return writer.push(said, object);
+        }
+        writer.serialize(said, &Described { timestamp: None, message: ObjectOrText::Object(object), source: self })
+    }
+}
+
+/// The events of a body that is JSON from beginning to end.
+fn objects(
+    said: Option<LogType>,
+    source: Source<'_>,
+    body: Bytes,
+    received: DateTime<Utc>,
+    limits: &Limits,
+) -> Result<Vec<Part>, BodyError> {
+    let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
+    let is_utf8 = body::repaired_len(&body).is_none();
+    if source == Source::default() && is_utf8 {
+        return Ok(vec![Part { said, lines: body::scan(body, received, limits)? }]);
+    }
+    let body = writer.repair(body)?;
+    for object in Events::new(&body) {
+        source.push(said, object?.json, &mut writer)?;
+    }
+    Ok(writer.finish())
+}
+
 impl Protocol for SumoLogic {
     fn name(&self) -> &'static str {
         "sumologic"
@@ -65,25 +97,29 @@ impl Protocol for SumoLogic {
         received: DateTime<Utc>,
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
-        let [name, host, category, fields] =
-            ["x-sumo-name", "x-sumo-host", "x-sumo-category", "x-sumo-fields"].map(|name| header_text(headers, name));
+        let names = ["x-sumo-name", "x-sumo-host", "x-sumo-category", "x-sumo-fields"];
+        let [name, host, category, fields] = header_values(headers, names)?;
         let said = [category, name].into_iter().flatten().find_map(protocols::log_type_of);
         let source = Source { name, host, category, fields };
-        if source == Source::default() {
-            return Ok(vec![Part { said, lines: body::scan(body, received, limits)? }]);
+        if Events::sniff(&body) {
+            match objects(said, source, body.clone(), received, limits) {
+                // Not all of it is JSON, so that each line is judged on its own.
+                Err(BodyError::Invalid { .. }) => {}
+                outcome => return outcome,
+            }
         }
         let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
-        if Events::sniff(&body) {
-            for event in Events::new(&body) {
-                let message = ObjectOrText::Object(event?.json);
-                writer.serialize(said, &Described { timestamp: None, message, source })?;
+        let timestamp = &*body::rfc3339(received);
+        writer.text_lines(&body, |writer, line| {
+            let mut objects = Events::new(line.as_bytes());
+            if line.starts_with(['{', '['])
+                && objects.next().is_some_and(|first| first.is_ok())
+                && objects.all(|object| object.is_ok())
+            {
+                return Events::new(line.as_bytes()).try_for_each(|object| source.push(said, object?.json, writer));
             }
-        } else {
-            let timestamp = Some(&*body::rfc3339(received));
-            body::for_each_text_line(&body, |line, _| {
-                writer.serialize(said, &Described { timestamp, message: ObjectOrText::Text(line), source })
-            })?;
-        }
+            writer.serialize(said, &Described { timestamp: Some(timestamp), message: ObjectOrText::Text(line), source })
+        })?;
         Ok(writer.finish())
     }
 
@@ -120,6 +156,30 @@ mod tests {
         assert_eq!(post(uri, &described, json).lines(), [format!(r#"{{"message":{json},{source}}}"#)]);
         let text = format!(r#"{{"timestamp":"2026-11-22T21:00:00.123Z","message":"a line",{source}}}"#);
         assert_eq!(post(uri, &described, "a line\n").lines(), [text]);
-        assert_eq!(post(uri, &[], "{\"a\":").refused_body().status, 400);
+    }
+
+    #[test]
+    fn sumologic_takes_each_line_as_what_it_is() {
+        let uri = "/receiver/v1/http/s";
+        let body = include_str!("../../tests/fixtures/bodies/sumo-json-then-text.txt");
+        let objects: Vec<_> = body.lines().collect();
+        let text = |text: &str| format!(r#"{{"timestamp":"2026-11-22T21:00:00.123Z","message":"{text}"}}"#);
+        assert_eq!(post(uri, &[], body).lines(), [objects[0].to_owned(), text(objects[1]), objects[2].to_owned()]);
+        assert_eq!(
+            post(uri, &[], "{\"a\":\n[]\n{}{}\n").lines(),
+            [text(r#"{\"a\":"#), text("[]"), "{}".into(), "{}".into()]
+        );
+        let described = post(uri, &[("x-sumo-name", "env0-audits")], "{\"a\":1}\ncut {").stored();
+        assert_eq!(described[0], (AUDITS, r#"{"message":{"a":1},"_sourceName":"env0-audits"}"#.to_owned()));
+        assert!(described[1].1.contains(r#""message":"cut {","_sourceName":"env0-audits""#));
+    }
+
+    #[test]
+    fn sumologic_lines_that_are_not_utf8_are_stored_with_replacements() {
+        for body in [&b"{\"a\":\"ca\xf1on\"}\n{\"b\":1}"[..], b"{\"a\":\"ca\xf1on\"}\n{\"b\":1}\ntext \xff\xff"] {
+            let sent = post("/receiver/v1/http/s", &[], body);
+            assert_eq!(sent.lines()[..2], ["{\"a\":\"ca\u{fffd}on\"}", "{\"b\":1}"]);
+            assert_eq!(sent.replaced(), if sent.lines().len() == 3 { 3 } else { 1 });
+        }
     }
 }

@@ -51,6 +51,11 @@ impl Sent {
         self.stored().into_iter().inspect(|(said, _)| assert_eq!(*said, None)).map(|(_, line)| line).collect()
     }
 
+    /// How many bytes were not UTF-8.
+    pub(crate) fn replaced(&self) -> u64 {
+        self.parse_with(&LIMITS).unwrap().iter().map(|part| part.lines.replaced).sum()
+    }
+
     pub(crate) fn token(&self) -> Option<String> {
         self.protocol().token(&self.uri, &self.headers)
     }
@@ -170,7 +175,7 @@ fn every_protocol_takes_a_body_without_events_but_splunk() {
 fn lines_are_sorted_by_type_in_the_order_sent() {
     let part = |said, text: &'static str, records, redacted| Part {
         said,
-        lines: Lines { bytes: Bytes::from_static(text.as_bytes()), records, redacted },
+        lines: Lines { bytes: Bytes::from_static(text.as_bytes()), records, redacted, replaced: 0 },
     };
     let parts = vec![part(None, "1\n", 1, 0), part(AUDITS, "2\n", 1, 1), part(None, "3\n4\n", 2, 1)];
     let by_said = by_type(parts.clone(), |said| said.unwrap_or(LogType::Deployments));

@@ -68,13 +68,18 @@ impl AuditMemory {
 
 impl Memory for AuditMemory {
     fn found(&mut self, line: &[u8]) {
-        let [id, timestamp] = members(line, ID_AND_TIME);
+        let [id, timestamp] = members(json_of(line), ID_AND_TIME);
         // One without a time was asked for lately, or it would not be unknown.
         let at = timestamp.and_then(millis).unwrap_or_else(|| Utc::now().timestamp_millis());
         if at >= self.from {
             self.taken.insert(Identity::new(&[], id, line), at);
         }
     }
+}
+
+/// A line that is in the spool, or will be.
+fn json_of(line: &[u8]) -> &RawValue {
+    serde_json::from_slice(line).unwrap_or(RawValue::NULL)
 }
 
 /// Of a time in RFC 3339, or of a number of milliseconds.
@@ -257,7 +262,7 @@ impl Audits {
             self.report.refused_event(&answer.malformed("an event is not an object"));
             return None;
         };
-        let [id, timestamp] = members(line.json(), ID_AND_TIME);
+        let [id, timestamp] = members(json_of(line.json()), ID_AND_TIME);
         let at = timestamp.and_then(millis);
         if at.is_none() {
             self.report

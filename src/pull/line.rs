@@ -33,12 +33,12 @@ pub(super) fn stored(event: &RawValue, kept: [&'static str; 2], limits: &Limits)
     if !event.get().starts_with('{') {
         return None;
     }
-    Some(written(event.get(), limits).unwrap_or_else(|_| beginning(event, kept, limits)))
+    Some(written(event, limits).unwrap_or_else(|_| beginning(event, kept, limits)))
 }
 
-fn written(event: &str, limits: &Limits) -> Result<Line, BodyError> {
-    let mut writer = LineWriter::with_capacity(limits, event.len() + 1);
-    writer.push(None, event.as_bytes())?;
+fn written(event: &RawValue, limits: &Limits) -> Result<Line, BodyError> {
+    let mut writer = LineWriter::with_capacity(limits, event.get().len() + 1);
+    writer.push(None, event)?;
     let lines = writer.finish().into_iter().map(|part| part.lines).next().unwrap_or_default();
     Ok(Line { bytes: lines.bytes, redacted: lines.redacted, cut: false })
 }
@@ -47,7 +47,7 @@ fn written(event: &str, limits: &Limits) -> Result<Line, BodyError> {
 fn beginning(event: &RawValue, kept: [&'static str; 2], limits: &Limits) -> Line {
     // Redacted before it is cut: what is half a secret would not be found any more.
     let whole = Limits { max_event_bytes: event.get().len().saturating_mul(2), ..*limits };
-    let whole = written(event.get(), &whole);
+    let whole = written(event, &whole);
     let text = whole.as_ref().map_or("", |line| std::str::from_utf8(line.json()).unwrap_or_default());
     // Quotes and backslashes take two bytes within a string.
     let mut end = limits.max_event_bytes.saturating_sub(MARK_MAX_BYTES) / 2;
@@ -55,7 +55,7 @@ fn beginning(event: &RawValue, kept: [&'static str; 2], limits: &Limits) -> Line
         end -= 1;
     }
     let mut line = String::from("{");
-    for (name, value) in kept.into_iter().zip(members(event.get().as_bytes(), kept)) {
+    for (name, value) in kept.into_iter().zip(members(event, kept)) {
         if let Some(value) = value.filter(|value| value.get().len() <= KEPT_MAX_BYTES) {
             line += &format!("\"{name}\":{value},");
         }

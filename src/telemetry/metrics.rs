@@ -59,6 +59,7 @@ pub const METRICS: &[Metric] = &[
     level("env0_s3_logs_events_spooled", BY_TYPE, "Events in the spool, not in S3 yet"),
     counts("env0_s3_logs_events_quarantined_total", BY_TYPE, "Events set aside because they could not be read back"),
     counts("env0_s3_logs_events_redacted_total", BY_TYPE, "Events in which a token of env0 was replaced by [redacted]"),
+    counts("env0_s3_logs_replaced_bytes_total", BY_TYPE, "Bytes of text that were not UTF-8 and became U+FFFD"),
     level("env0_s3_logs_last_accepted_timestamp_seconds", BY_TYPE, "When events were last acknowledged"),
     level("env0_s3_logs_last_uploaded_timestamp_seconds", BY_TYPE, "When S3 last confirmed an object"),
     counts(

@@ -53,7 +53,7 @@ fn dialects() -> [Dialect; 9] {
             path: |token| format!("/services/collector/raw?token={token}&source=env0-audits"),
             credentials: |_| None,
             content_type: "text/plain",
-            // The query names the source; an event that is no JSON object is text, so only bytes can be wrong.
+            // The query names the source.
             body: |text, _| format!("{text}\n").into_bytes(),
             packed: <[u8]>::to_vec,
             text_at: "/event",
@@ -175,13 +175,11 @@ impl Dialect {
         self.upload(prefix, token, &(self.body)(text, source), source)
     }
 
-    /// A body that is good up to its last event.
-    fn malformed(&self) -> Vec<u8> {
+    /// A body that is good up to its last event; none where any bytes are lines.
+    fn malformed(&self) -> Option<Vec<u8>> {
         let good = (self.body)(REFUSED, "env0-deployments");
-        if self.name == "splunk raw" {
-            return [&good[..], b"\xff\xfe\n"].concat();
-        }
-        [&good[..], &good[..good.len() - 3]].concat()
+        let takes_any_bytes = ["splunk raw", "sumo logic"].contains(&self.name);
+        (!takes_any_bytes).then(|| [&good[..], &good[..good.len() - 3]].concat())
     }
 }
 
@@ -284,7 +282,9 @@ fn every_protocol_is_refused_in_its_own_words_and_nothing_of_it_is_kept() {
     for dialect in &dialects() {
         let (own, event) =
             ("env0-deployments", |prefix: &str, token: &str| dialect.event(prefix, token, REFUSED, "env0-deployments"));
-        listener.refused(dialect, 400, dialect.upload("", TOKEN, &dialect.malformed(), own));
+        if let Some(malformed) = dialect.malformed() {
+            listener.refused(dialect, 400, dialect.upload("", TOKEN, &malformed, own));
+        }
 
         let wrong = listener.refused(dialect, 401, event("", WRONG_TOKEN));
         assert_eq!(wrong.header("www-authenticate"), Some("Bearer"), "{}", dialect.name);
@@ -302,6 +302,12 @@ fn every_protocol_is_refused_in_its_own_words_and_nothing_of_it_is_kept() {
         }
         let not_gzip = event("", TOKEN).header("Content-Encoding", "gzip");
         listener.refused(dialect, 400, not_gzip);
+
+        let form = dialect.upload("", TOKEN, REFUSED.as_bytes(), own);
+        let headers = form.headers.replace(dialect.content_type, "multipart/form-data; boundary=x");
+        let form = listener.daemon.send(Upload { headers, ..form });
+        assert_eq!(form.status, 415, "{}", dialect.name);
+        assert!(form.text().contains("--data-binary"), "{}", dialect.name);
     }
     listener.finish();
 }
@@ -338,6 +344,130 @@ fn every_protocol_may_be_compressed_by_gzip() {
     for index in 0..dialects().len() {
         listener.stored(&format!("gzip-{index}"));
     }
+    listener.finish();
+}
+
+#[test]
+fn gzip_and_zstd_are_recognised_without_their_header_and_in_a_list_of_codings() {
+    let listener = Listener::new();
+    for (index, dialect) in dialects().iter().enumerate() {
+        let event = |text: &str| (dialect.packed)(&(dialect.body)(text, "env0-audits"));
+        let gzip = |bytes: &[u8]| {
+            let mut gzip = GzEncoder::new(Vec::new(), flate2::Compression::default());
+            std::io::Write::write_all(&mut gzip, bytes).unwrap();
+            gzip.finish().unwrap()
+        };
+        let upload = || dialect.event("", TOKEN, "", "env0-audits");
+        listener.accepted(dialect, upload().body(gzip(&event(&format!("magic-gzip-{index}")))));
+        let zstd = zstd::encode_all(&event(&format!("magic-zstd-{index}"))[..], 3).unwrap();
+        listener.accepted(dialect, upload().body(zstd));
+        let listed =
+            upload().body(gzip(&event(&format!("listed-{index}")))).header("Content-Encoding", "identity, GZip,");
+        listener.accepted(dialect, listed);
+        let thrice = gzip(&gzip(&gzip(&event(REFUSED))));
+        listener.refused(dialect, 400, upload().body(thrice));
+    }
+    for index in 0..dialects().len() {
+        for way in ["magic-gzip", "magic-zstd", "listed"] {
+            listener.stored(&format!("{way}-{index}"));
+        }
+    }
+    listener.finish();
+}
+
+#[test]
+fn a_deflate_body_of_two_streams_is_stored_whole() {
+    let listener = Listener::new();
+    let upload = Upload::post(DEPLOYMENTS).bearer(TOKEN).header("Content-Encoding", "deflate");
+    let bytes = include_bytes!("../fixtures/bodies/deflate-two-streams.bin");
+    assert_eq!(listener.daemon.send(upload.clone().body(bytes)).accepted(), 2);
+    let cut = listener.daemon.send(upload.body(&bytes[..bytes.len() - 1]));
+    assert_eq!(cut.status, 400, "{}", cut.text());
+    listener.finish();
+}
+
+#[test]
+fn what_is_not_utf8_is_stored_with_replacements_and_counted() {
+    let listener = Listener::new();
+    let text = include_bytes!("../fixtures/bodies/latin1-in-one-of-three.txt");
+    for path in ["/v1/logs/env0-deployments", "/services/collector/raw", "/receiver/v1/http/not-needed", "/"] {
+        let answer = listener.daemon.send(Upload::post(path).bearer(TOKEN).body(text));
+        assert_eq!(answer.status, 200, "{path}: {}", answer.text());
+    }
+    let json = listener.daemon.send(Upload::post(DEPLOYMENTS).bearer(TOKEN).body(b"{\"a\":\"ca\xf1on\"}"));
+    assert_eq!(json.status, 400, "native JSON is UTF-8");
+    wait_until_delivered(&listener.setup);
+    let lines = listener.aws.s3.lines();
+    assert_eq!(lines.iter().filter(|line| line.contains("ca\u{fffd}on applied")).count(), 4);
+    let replaced = listener.daemon.metric("replaced_bytes_total{type=\"env0-deployments\"}");
+    assert_eq!(replaced, Some(4.0));
+    listener.finish();
+}
+
+#[test]
+fn paths_lead_to_the_same_place_however_a_client_puts_them_together() {
+    let listener = Listener::new();
+    for dialect in dialects().iter().filter(|dialect| !dialect.name.contains("raw") && dialect.name != "sumo logic") {
+        let path = (dialect.path)(TOKEN);
+        for spelt in [format!("/{path}"), format!("{path}/"), format!("{path}{path}"), path.replace('/', "//")] {
+            if !spelt.contains('?') {
+                let upload = Upload { path: spelt, ..dialect.event("", TOKEN, "spelt", "env0") };
+                listener.accepted(dialect, upload);
+            }
+        }
+    }
+    listener.finish();
+}
+
+#[test]
+fn dockers_driver_for_splunk_finds_what_it_asks_for() {
+    let listener = Listener::new();
+    for path in ["/services/collector/event/1.0", "/services/collector", "/env0-audits/services/collector/raw"] {
+        let answer = listener.daemon.send(Upload::new("OPTIONS", path));
+        assert_eq!((answer.status, answer.header("allow")), (200, Some("POST, OPTIONS")), "{path}");
+    }
+    let ack = Upload::post("/services/collector/ack?channel=c").header("Authorization", &format!("Splunk {TOKEN}"));
+    let answer = listener.daemon.send(ack.body(r#"{"acks":[0]}"#));
+    assert_eq!((answer.status, answer.json()["code"].clone()), (400, json!(14)));
+    listener.finish();
+}
+
+#[test]
+fn a_token_in_base64_is_taken_from_a_query_that_does_not_escape_it() {
+    const BASE64_TOKEN: &str = "q7+T/aVx0zE8mB3nYw+Kd2==";
+    let listener = Listener::with(|setup| setup.set("ENV0_S3_LOG_INGEST_TOKEN", BASE64_TOKEN));
+    for query in [BASE64_TOKEN.to_owned(), BASE64_TOKEN.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D")] {
+        let answer = listener.daemon.send(Upload::post(&format!("/?token={query}")).body("{}"));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    listener.finish();
+}
+
+#[test]
+fn what_is_not_understood_is_refused_and_nothing_of_it_kept() {
+    let listener = Listener::new();
+    let send = |path: &str, body: &[u8]| listener.daemon.send(Upload::post(path).bearer(TOKEN).body(body));
+    let protobuf = |path: &str| {
+        let upload = Upload::post(path).bearer(TOKEN).header("Content-Type", "application/x-protobuf");
+        listener.daemon.send(upload.body(otlp_protobuf(REFUSED, "env0-audits")))
+    };
+    let one_of_two = send("/v1/logs", include_bytes!("../fixtures/bodies/otlp-one-of-two.json"));
+    assert_eq!(one_of_two.status, 400);
+    let text = one_of_two.text();
+    assert!(text.contains("`logs`") && text.contains("`scopeLogs`") && text.contains("byte 85"), "{text}");
+    assert_eq!(send("/v1/logs", include_bytes!("../fixtures/bodies/otlp-older-member.json")).status, 200);
+    let at_the_root = send("/", include_bytes!("../fixtures/bodies/otlp-at-the-root.json"));
+    assert_eq!(at_the_root.status, 400);
+    assert!(at_the_root.text().contains("POST /v1/logs"), "{}", at_the_root.text());
+    for path in ["/", "/v1/logs/env0-audits", "/services/collector", "/log/v1", "/receiver/v1/http/x"] {
+        let answer = protobuf(path);
+        assert_eq!(answer.status, 415, "{path}");
+        assert!(answer.text().contains("POST /v1/logs"), "{path}: {}", answer.text());
+    }
+    let sumo = send("/receiver/v1/http/x", include_bytes!("../fixtures/bodies/sumo-json-then-text.txt"));
+    assert_eq!(sumo.status, 200, "each line is what it is");
+    wait_until_delivered(&listener.setup);
+    assert_eq!(listener.aws.s3.lines().len(), 4, "one of OTLP, three of Sumo Logic");
     listener.finish();
 }
 

@@ -63,6 +63,7 @@ fn paths_lead_to_protocols_and_may_begin_with_a_log_type() {
         "/services",
         "/v1/logs/env0-audits/v1/logs/env0-deployments",
         "/loki/api/v1/push/v1/logs",
+        "/log/v1/log/v1/log/v1/log/v1/log/v1",
         "*",
     ] {
         let Route::Refused { refusal, protocol } = route_of(&Method::POST, path) else { panic!("{path} is known") };
@@ -95,6 +96,7 @@ fn a_path_that_a_client_appends_to_a_whole_url_is_the_one_that_counts() {
         ("/v1/v1/logs", ("otlp", None)),
         ("/env0-audits/loki/loki/api/v1/push/", ("loki", AUDITS)),
         ("//log/v1//log/v1/", ("newrelic", None)),
+        ("/log/v1/log/v1/log/v1/log/v1", ("newrelic", None)),
     ] {
         assert_eq!(events(path), Some(found), "{path}");
     }

@@ -1,9 +1,6 @@
 //! Finds the JSON objects of a body: one, an array of them, NDJSON, or one after the other.
 
-use std::fmt;
-
 use serde::Deserialize;
-use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{BOM, BodyError, NOT_UTF8, is_white_space};
@@ -172,60 +169,4 @@ fn offset_of(error: &serde_json::Error, json: &[u8]) -> usize {
         line => memchr::memchr_iter(b'\n', json).nth(line - 2).map_or(json.len(), |newline| newline + 1),
     };
     (line_start + error.column()).saturating_sub(1)
-}
-
-/// The values of `names` among the top-level members of a valid JSON object; of duplicates the last.
-/// Members behind a key that is no text (a lone surrogate) are not seen.
-pub fn members<'a, const N: usize>(object: &'a [u8], names: [&str; N]) -> [Option<&'a RawValue>; N] {
-    let mut found = [None; N];
-    let visitor = Members { names: &names, found: &mut found };
-    // An error leaves what was found before it.
-    let _ = serde_json::Deserializer::from_slice(object).deserialize_map(visitor);
-    found
-}
-
-struct Members<'m, 'a, const N: usize> {
-    names: &'m [&'m str; N],
-    found: &'m mut [Option<&'a RawValue>; N],
-}
-
-impl<'a, const N: usize> Visitor<'a> for Members<'_, 'a, N> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some(index) = map.next_key_seed(IndexOf(self.names))? {
-            let value = map.next_value()?;
-            if let Some(index) = index {
-                self.found[index] = Some(value);
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Reads a key as its index in a list of names.
-struct IndexOf<'m>(&'m [&'m str]);
-
-impl<'de> DeserializeSeed<'de> for IndexOf<'_> {
-    type Value = Option<usize>;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_str(self)
-    }
-}
-
-impl Visitor<'_> for IndexOf<'_> {
-    type Value = Option<usize>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a key")
-    }
-
-    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
-        Ok(self.0.iter().position(|name| *name == key))
-    }
 }

@@ -1,82 +1,98 @@
 //! OTLP logs in JSON: taken apart and put together again as text, so that nothing changes.
 
+use std::io::Write;
+
 use serde_json::value::RawValue;
 
 use crate::batch::LogType;
 use crate::protocols;
-use crate::protocols::body::{self, BodyError, Event, Events, LineWriter};
-use crate::protocols::otlp::{Request, ResourceLogs, ScopeLogs};
+use crate::protocols::body::{self, BodyError, Elements, Events, LineWriter, only_members};
+use crate::protocols::otlp::{Heads, store};
 
-// Each member by its two names: protobuf's JSON mapping has parsers take the original one, too.
-const RESOURCE_LOGS: [&str; 2] = ["resourceLogs", "resource_logs"];
-const SCOPE_LOGS: [&str; 2] = ["scopeLogs", "scope_logs"];
-const LOG_RECORDS: [&str; 2] = ["logRecords", "log_records"];
+// Each member by all its names: protobuf's JSON mapping has parsers take the original one, too, and older versions
+// called scopes instrumentation libraries.
+const RESOURCE_LOGS: &[&str] = &["resourceLogs", "resource_logs"];
+const SCOPE_LOGS: &[&str] = &["scopeLogs", "scope_logs"];
+const LIBRARY_LOGS: &[&str] = &["instrumentationLibraryLogs", "instrumentation_library_logs"];
+const LIBRARY: &[&str] = &["instrumentationLibrary", "instrumentation_library"];
+const LOG_RECORDS: &[&str] = &["logRecords", "log_records"];
+const LIBRARY_RECORDS: &[&str] = &["logRecords", "log_records", "logs"];
+const SCHEMA_URL: &[&str] = &["schemaUrl", "schema_url"];
 
-/// Stores every record of an `ExportLogsServiceRequest`.
+/// Stores every record of an `ExportLogsServiceRequest`. What is taken apart may have no member but the known ones: the
+/// records in any other would be answered 200 and lost.
 pub(super) fn logs(body: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
     for request in Events::new(body) {
-        let request = request?;
-        let is_empty = request.bytes()[1..].trim_ascii_start() == b"}";
-        // Unknown members are to be ignored; a request of nothing else would be answered 200 and lost.
-        if !is_empty && body::members(request.bytes(), RESOURCE_LOGS).iter().all(Option::is_none) {
-            return Err(BodyError::invalid(body, request.bytes(), writer.records(), "`resourceLogs` is missing"));
-        }
-        each_object(body, request.json, RESOURCE_LOGS, writer, |resource_logs, writer| {
-            resource(body, resource_logs.json, writer)
+        let [resource_logs] = only_members(body, request?.json, [RESOURCE_LOGS], writer.records(), "the request")?;
+        each_object(body, resource_logs, RESOURCE_LOGS, writer, |resource_logs, writer| {
+            logs_of_resource(body, resource_logs, writer)
         })?;
     }
     Ok(())
 }
 
-fn resource(body: &[u8], resource_logs: &RawValue, writer: &mut LineWriter) -> Result<(), BodyError> {
-    let (resource, resource_url) = head(resource_logs, "resource");
+fn logs_of_resource(body: &[u8], resource_logs: &RawValue, writer: &mut LineWriter) -> Result<(), BodyError> {
+    let names = [&["resource"], SCHEMA_URL, SCOPE_LOGS, LIBRARY_LOGS];
+    let [resource, resource_url, scope_logs, library_logs] =
+        only_members(body, resource_logs, names, writer.records(), "`resourceLogs`")?;
     let said = resource.and_then(said);
-    each_object(body, resource_logs, SCOPE_LOGS, writer, |scope_logs, writer| {
-        let (scope, scope_url) = head(scope_logs.json, "scope");
-        each_object(body, scope_logs.json, LOG_RECORDS, writer, |record, writer| {
-            let scope_logs = [ScopeLogs { scope, log_records: [record.json], schema_url: scope_url }];
-            let resource_logs = [ResourceLogs { resource, scope_logs, schema_url: resource_url }];
-            writer.serialize(said, &Request { resource_logs })
-        })
-    })
-}
-
-/// The resource or scope that `logs` are of, and the schema's URL.
-fn head<'a>(logs: &'a RawValue, name: &str) -> (Option<&'a RawValue>, Option<&'a RawValue>) {
-    let [head, url, url_by_original_name] = body::members(logs.get().as_bytes(), [name, "schemaUrl", "schema_url"]);
-    (head, url.or(url_by_original_name))
-}
-
-/// Calls `each` with every object of the array by any of `names` of `parent`, which may lack it.
-fn each_object<'a>(
-    body: &[u8],
-    parent: &'a RawValue,
-    names: [&str; 2],
-    writer: &mut LineWriter,
-    mut each: impl FnMut(Event<'a>, &mut LineWriter) -> Result<(), BodyError>,
-) -> Result<(), BodyError> {
-    let arrays = body::members(parent.get().as_bytes(), names).into_iter().flatten();
-    for array in arrays.filter(|array| array.get() != "null") {
-        let bytes = array.get().as_bytes();
-        if !bytes.starts_with(b"[") {
-            return Err(BodyError::invalid(body, bytes, writer.records(), format!("`{}` must be an array", names[0])));
-        }
-        for object in Events::new(bytes) {
-            let object = object.map_err(|error| error.within(body, bytes, writer.records()))?;
-            each(object, writer)?;
-        }
+    let heads =
+        Heads { resource: text(resource, writer)?, resource_url: text(resource_url, writer)?, ..Heads::default() };
+    for (names, scope_logs, scope, records) in
+        [(SCOPE_LOGS, scope_logs, &["scope"][..], LOG_RECORDS), (LIBRARY_LOGS, library_logs, LIBRARY, LIBRARY_RECORDS)]
+    {
+        each_object(body, scope_logs, names, writer, |scope_logs, writer| {
+            let holder = format!("`{}`", names[0]);
+            let [scope, scope_url, records] =
+                only_members(body, scope_logs, [scope, SCHEMA_URL, records], writer.records(), &holder)?;
+            let heads = Heads { scope: text(scope, writer)?, scope_url: text(scope_url, writer)?, ..heads };
+            each_object(body, records, LOG_RECORDS, writer, |record, writer| {
+                store(said, &heads, writer, |out| out.write_all(record.get().as_bytes()))
+            })
+        })?;
     }
     Ok(())
 }
 
-/// The log type that the resource's `service.name` names.
+/// A part that every record repeats, within the limit of an event.
+fn text<'a>(part: Option<&'a RawValue>, writer: &LineWriter) -> Result<Option<&'a [u8]>, BodyError> {
+    let text = part.map(|part| part.get().as_bytes());
+    text.map(|text| writer.check_len(text)).transpose()?;
+    Ok(text)
+}
+
+/// Calls `each` with every object of `array`, which is called `names`.
+fn each_object<'a>(
+    body: &[u8],
+    array: Option<&'a RawValue>,
+    names: &[&str],
+    writer: &mut LineWriter,
+    mut each: impl FnMut(&'a RawValue, &mut LineWriter) -> Result<(), BodyError>,
+) -> Result<(), BodyError> {
+    let Some(array) = array else { return Ok(()) };
+    let invalid = |part: &RawValue, writer: &LineWriter, what: &str| {
+        Err(BodyError::invalid(body, part.get().as_bytes(), writer.records(), format!("`{}` must be {what}", names[0])))
+    };
+    if !array.get().starts_with('[') {
+        return invalid(array, writer, "an array");
+    }
+    for object in Elements::of(array) {
+        if !object.get().starts_with('{') {
+            return invalid(object, writer, "an array of objects");
+        }
+        each(object, writer)?;
+    }
+    Ok(())
+}
+
+/// The log type that the resource's `service.name` names, wherever among the attributes it is.
 fn said(resource: &RawValue) -> Option<LogType> {
-    let [attributes] = body::members(resource.get().as_bytes(), ["attributes"]);
-    Events::new(attributes?.get().as_bytes()).map_while(Result::ok).find_map(|attribute| {
-        let [key, value] = body::members(attribute.bytes(), ["key", "value"]);
-        if key?.get() != r#""service.name""# {
+    let [attributes] = body::members(resource, ["attributes"]);
+    Elements::of(attributes?).find_map(|attribute| {
+        let [key, value] = body::members(attribute, ["key", "value"]);
+        if body::text_of(key?.get())? != "service.name" {
             return None;
         }
-        protocols::said_by(body::members(value?.get().as_bytes(), ["stringValue", "string_value"]))
+        protocols::said_by(body::members(value?, ["stringValue", "string_value"]))
     })
 }

@@ -1,15 +1,15 @@
-//! OTLP logs in protobuf: the messages as published, and how they serialize to OTLP's JSON encoding
-//! (protobuf's own, with ids in hex and enumerations as numbers).
+//! OTLP logs in protobuf: the messages as published, written in OTLP's JSON encoding (protobuf's own, with ids in hex
+//! and enumerations as numbers).
 
 use prost::Message;
-use serde::{Serialize, Serializer};
-use serde_json::value::RawValue;
 
 use crate::batch::LogType;
 use crate::protocols;
 use crate::protocols::body::{BodyError, LineWriter};
-use crate::protocols::otlp::{Request, ResourceLogs, ScopeLogs};
-use crate::protocols::protobuf::embedded;
+use crate::protocols::otlp::{Heads, store};
+use crate::protocols::protobuf::{
+    Fault, Field, Kind, NOT_KNOWN, OF_ANOTHER_TYPE, Schema, TWICE, Wire, fields, often, once,
+};
 
 /// `google.rpc.Status`, without details.
 #[derive(Clone, PartialEq, Message)]
@@ -23,234 +23,213 @@ pub(super) struct Status {
 const REQUEST_RESOURCE_LOGS: u32 = 1;
 /// `resource` of `ResourceLogs`, `scope` of `ScopeLogs`.
 const LOGS_HEAD: u32 = 1;
+/// `scope_logs` of `ResourceLogs`, `log_records` of `ScopeLogs`.
+const LOGS_PARTS: u32 = 2;
 /// `schema_url` of `ResourceLogs` and of `ScopeLogs`.
 const LOGS_SCHEMA_URL: u32 = 3;
-const RESOURCE_LOGS_SCOPE_LOGS: u32 = 2;
-const SCOPE_LOGS_LOG_RECORDS: u32 = 2;
+/// `instrumentation_library_logs` of `ResourceLogs` in versions 0.15 to 0.18. (Before those it was number 2.) It is
+/// the same on the wire as `scope_logs`, which replaced it.
+const RESOURCE_LOGS_OLDER_PARTS: u32 = 1000;
 
-#[derive(Clone, PartialEq, Message, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Resource {
-    #[prost(message, repeated, tag = "1")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    attributes: Vec<KeyValue>,
-    #[prost(uint32, tag = "2")]
-    #[serde(skip_serializing_if = "is_default")]
-    dropped_attributes_count: u32,
-    #[prost(message, repeated, tag = "3")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    entity_refs: Vec<EntityRef>,
-}
+static RESOURCE: Schema = Schema {
+    name: "Resource",
+    fields: &[
+        often(1, "attributes", Kind::Message(&KEY_VALUE)),
+        once(2, "droppedAttributesCount", Kind::Uint32),
+        often(3, "entityRefs", Kind::Message(&ENTITY_REF)),
+    ],
+    is_one_of: false,
+};
 
-#[derive(Clone, PartialEq, Message, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct EntityRef {
-    #[prost(string, tag = "1")]
-    #[serde(skip_serializing_if = "String::is_empty")]
-    schema_url: String,
-    #[prost(string, tag = "2")]
-    #[serde(rename = "type", skip_serializing_if = "String::is_empty")]
-    kind: String,
-    #[prost(string, repeated, tag = "3")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    id_keys: Vec<String>,
-    #[prost(string, repeated, tag = "4")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    description_keys: Vec<String>,
-}
+static ENTITY_REF: Schema = Schema {
+    name: "EntityRef",
+    fields: &[
+        once(1, "schemaUrl", Kind::Text),
+        once(2, "type", Kind::Text),
+        often(3, "idKeys", Kind::Text),
+        often(4, "descriptionKeys", Kind::Text),
+    ],
+    is_one_of: false,
+};
 
-#[derive(Clone, PartialEq, Message, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct InstrumentationScope {
-    #[prost(string, tag = "1")]
-    #[serde(skip_serializing_if = "String::is_empty")]
-    name: String,
-    #[prost(string, tag = "2")]
-    #[serde(skip_serializing_if = "String::is_empty")]
-    version: String,
-    #[prost(message, repeated, tag = "3")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    attributes: Vec<KeyValue>,
-    #[prost(uint32, tag = "4")]
-    #[serde(skip_serializing_if = "is_default")]
-    dropped_attributes_count: u32,
-}
+static SCOPE: Schema = Schema {
+    name: "InstrumentationScope",
+    fields: &[
+        once(1, "name", Kind::Text),
+        once(2, "version", Kind::Text),
+        often(3, "attributes", Kind::Message(&KEY_VALUE)),
+        once(4, "droppedAttributesCount", Kind::Uint32),
+    ],
+    is_one_of: false,
+};
 
-#[derive(Clone, PartialEq, Message, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct LogRecord {
-    #[prost(fixed64, tag = "1")]
-    #[serde(skip_serializing_if = "is_default", serialize_with = "as_text")]
-    time_unix_nano: u64,
-    #[prost(fixed64, tag = "11")]
-    #[serde(skip_serializing_if = "is_default", serialize_with = "as_text")]
-    observed_time_unix_nano: u64,
-    #[prost(int32, tag = "2")]
-    #[serde(skip_serializing_if = "is_default")]
-    severity_number: i32,
-    #[prost(string, tag = "3")]
-    #[serde(skip_serializing_if = "String::is_empty")]
-    severity_text: String,
-    #[prost(message, optional, tag = "5")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    body: Option<AnyValue>,
-    #[prost(message, repeated, tag = "6")]
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    attributes: Vec<KeyValue>,
-    #[prost(uint32, tag = "7")]
-    #[serde(skip_serializing_if = "is_default")]
-    dropped_attributes_count: u32,
-    #[prost(fixed32, tag = "8")]
-    #[serde(skip_serializing_if = "is_default")]
-    flags: u32,
-    #[prost(bytes = "vec", tag = "9")]
-    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_hex")]
-    trace_id: Vec<u8>,
-    #[prost(bytes = "vec", tag = "10")]
-    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "as_hex")]
-    span_id: Vec<u8>,
-    #[prost(string, tag = "12")]
-    #[serde(skip_serializing_if = "String::is_empty")]
-    event_name: String,
-}
+static LOG_RECORD: Schema = Schema {
+    name: "LogRecord",
+    fields: &[
+        once(1, "timeUnixNano", Kind::Fixed64),
+        once(11, "observedTimeUnixNano", Kind::Fixed64),
+        once(2, "severityNumber", Kind::Int32),
+        once(3, "severityText", Kind::Text),
+        // Before version 0.13.
+        once(4, "name", Kind::Text),
+        once(5, "body", Kind::Message(&ANY_VALUE)),
+        often(6, "attributes", Kind::Message(&KEY_VALUE)),
+        once(7, "droppedAttributesCount", Kind::Uint32),
+        once(8, "flags", Kind::Fixed32),
+        once(9, "traceId", Kind::Hex),
+        once(10, "spanId", Kind::Hex),
+        once(12, "eventName", Kind::Text),
+    ],
+    is_one_of: false,
+};
 
-#[derive(Clone, PartialEq, Message, Serialize)]
-struct KeyValue {
-    #[prost(string, tag = "1")]
-    key: String,
-    #[prost(message, optional, tag = "2")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    value: Option<AnyValue>,
-}
+static KEY_VALUE: Schema = Schema {
+    name: "KeyValue",
+    fields: &[once(1, "key", Kind::Text), once(2, "value", Kind::Message(&ANY_VALUE))],
+    is_one_of: false,
+};
 
-#[derive(Clone, PartialEq, Message, Serialize)]
-struct AnyValue {
-    #[prost(oneof = "Value", tags = "1, 2, 3, 4, 5, 6, 7")]
-    #[serde(flatten)]
-    value: Option<Value>,
-}
+static ANY_VALUE: Schema = Schema {
+    name: "AnyValue",
+    fields: &[
+        once(1, "stringValue", Kind::Text),
+        once(2, "boolValue", Kind::Bool),
+        once(3, "intValue", Kind::Int64),
+        once(4, "doubleValue", Kind::Double),
+        once(5, "arrayValue", Kind::Message(&ARRAY_VALUE)),
+        once(6, "kvlistValue", Kind::Message(&KEY_VALUE_LIST)),
+        once(7, "bytesValue", Kind::Base64),
+    ],
+    is_one_of: true,
+};
 
-#[derive(Clone, PartialEq, prost::Oneof, Serialize)]
-#[serde(rename_all = "camelCase")]
-#[allow(clippy::enum_variant_names, reason = "the published names")]
-enum Value {
-    #[prost(string, tag = "1")]
-    StringValue(String),
-    #[prost(bool, tag = "2")]
-    BoolValue(bool),
-    #[prost(int64, tag = "3")]
-    IntValue(#[serde(serialize_with = "as_text")] i64),
-    #[prost(double, tag = "4")]
-    DoubleValue(#[serde(serialize_with = "as_double")] f64),
-    #[prost(message, tag = "5")]
-    ArrayValue(ArrayValue),
-    #[prost(message, tag = "6")]
-    KvlistValue(KeyValueList),
-    #[prost(bytes = "vec", tag = "7")]
-    BytesValue(#[serde(serialize_with = "as_base64")] Vec<u8>),
-}
+static ARRAY_VALUE: Schema =
+    Schema { name: "ArrayValue", fields: &[often(1, "values", Kind::Message(&ANY_VALUE))], is_one_of: false };
 
-#[derive(Clone, PartialEq, Message, Serialize)]
-struct ArrayValue {
-    #[prost(message, repeated, tag = "1")]
-    values: Vec<AnyValue>,
-}
-
-#[derive(Clone, PartialEq, Message, Serialize)]
-struct KeyValueList {
-    #[prost(message, repeated, tag = "1")]
-    values: Vec<KeyValue>,
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
-}
-
-fn as_text<S: Serializer>(value: &impl ToString, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&value.to_string())
-}
-
-fn as_hex<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    serializer.serialize_str(&digits)
-}
-
-fn as_base64<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    use base64::Engine;
-    serializer.serialize_str(&base64::engine::general_purpose::STANDARD.encode(bytes))
-}
-
-/// JSON has no words for what is not a number; protobuf's mapping does.
-fn as_double<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    match *value {
-        value if value.is_nan() => serializer.serialize_str("NaN"),
-        f64::INFINITY => serializer.serialize_str("Infinity"),
-        f64::NEG_INFINITY => serializer.serialize_str("-Infinity"),
-        value => serializer.serialize_f64(value),
-    }
-}
+static KEY_VALUE_LIST: Schema =
+    Schema { name: "KeyValueList", fields: &[often(1, "values", Kind::Message(&KEY_VALUE))], is_one_of: false };
 
 /// Stores every record of an `ExportLogsServiceRequest`.
 pub(super) fn logs(body: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
-    for resource_logs in embedded(body, REQUEST_RESOURCE_LOGS) {
-        let resource_logs = resource_logs.map_err(|error| BodyError::invalid(body, body, writer.records(), error))?;
+    for field in fields(body) {
+        let within = |fault: Fault<'_>| fault.within(body, writer.records());
+        let field = field.map_err(within)?;
+        if field.number != REQUEST_RESOURCE_LOGS {
+            return Err(within(Fault::of_field(&field, NOT_KNOWN, "ExportLogsServiceRequest")));
+        }
+        let resource_logs = message(&field, "ExportLogsServiceRequest").map_err(within)?;
         logs_of_resource(body, resource_logs, writer)?;
     }
     Ok(())
 }
 
 fn logs_of_resource(body: &[u8], resource_logs: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
-    let resource: Option<Resource> = head(body, resource_logs, writer)?;
-    let said = resource.as_ref().and_then(said);
-    let resource = resource.as_ref().map(to_json);
-    let resource_url = schema_url(body, resource_logs, writer)?;
-    for scope_logs in embedded(resource_logs, RESOURCE_LOGS_SCOPE_LOGS) {
-        let invalid = |error: String| BodyError::invalid(body, resource_logs, writer.records(), error);
-        let scope_logs = scope_logs.map_err(invalid)?;
-        let scope = head::<InstrumentationScope>(body, scope_logs, writer)?.as_ref().map(to_json);
-        let scope_url = schema_url(body, scope_logs, writer)?;
-        for record in embedded(scope_logs, SCOPE_LOGS_LOG_RECORDS) {
-            let invalid = |error: String| BodyError::invalid(body, scope_logs, writer.records(), error);
-            let record: LogRecord = decode(body, record.map_err(invalid)?, writer)?;
-            let scope_logs =
-                [ScopeLogs { scope: scope.as_deref(), log_records: [record], schema_url: scope_url.as_deref() }];
-            let resource_logs =
-                [ResourceLogs { resource: resource.as_deref(), scope_logs, schema_url: resource_url.as_deref() }];
-            writer.serialize(said, &Request { resource_logs })?;
-        }
+    let older = Some(RESOURCE_LOGS_OLDER_PARTS);
+    let head = head(resource_logs, older, "ResourceLogs").map_err(|fault| fault.within(body, writer.records()))?;
+    let said = head.of.and_then(said);
+    let (resource, resource_url) = to_json(body, &head, &RESOURCE, writer)?;
+    let heads = Heads { resource: resource.as_deref(), resource_url: resource_url.as_deref(), ..Heads::default() };
+    for scope_logs in parts(resource_logs, older) {
+        logs_of_scope(body, scope_logs, said, &heads, writer)?;
     }
     Ok(())
 }
 
-/// The resource of `ResourceLogs`, the scope of `ScopeLogs`.
-fn head<M: Message + Default>(body: &[u8], logs: &[u8], writer: &LineWriter) -> Result<Option<M>, BodyError> {
-    let head = embedded(logs, LOGS_HEAD).last().transpose();
-    let head = head.map_err(|error| BodyError::invalid(body, logs, writer.records(), error))?;
-    head.map(|head| decode(body, head, writer)).transpose()
+fn logs_of_scope(
+    body: &[u8],
+    scope_logs: &[u8],
+    said: Option<LogType>,
+    heads: &Heads<'_>,
+    writer: &mut LineWriter,
+) -> Result<(), BodyError> {
+    let head = head(scope_logs, None, "ScopeLogs").map_err(|fault| fault.within(body, writer.records()))?;
+    let (scope, scope_url) = to_json(body, &head, &SCOPE, writer)?;
+    let heads = Heads { scope: scope.as_deref(), scope_url: scope_url.as_deref(), ..*heads };
+    for record in parts(scope_logs, None) {
+        writer.check_len(record)?;
+        LOG_RECORD.judge(record).map_err(|fault| fault.within(body, writer.records()))?;
+        store(said, &heads, writer, |out| LOG_RECORD.write(record, out))?;
+    }
+    Ok(())
 }
 
-/// The `schema_url` of `ResourceLogs` or `ScopeLogs`, as JSON.
-fn schema_url(body: &[u8], logs: &[u8], writer: &LineWriter) -> Result<Option<Box<RawValue>>, BodyError> {
-    let invalid = |error: String| BodyError::invalid(body, logs, writer.records(), error);
-    let url = embedded(logs, LOGS_SCHEMA_URL).last().transpose().map_err(invalid)?;
-    let url = url.map(std::str::from_utf8).transpose().map_err(|error| invalid(error.to_string()))?;
-    Ok(url.filter(|url| !url.is_empty()).map(to_json))
+/// What the parts of a `ResourceLogs` or `ScopeLogs` have in common.
+#[derive(Default)]
+struct Head<'a> {
+    /// The resource or scope.
+    of: Option<&'a [u8]>,
+    schema_url: Option<&'a [u8]>,
 }
 
-fn decode<M: Message + Default>(body: &[u8], message: &[u8], writer: &LineWriter) -> Result<M, BodyError> {
-    writer.check_len(message)?;
-    M::decode(message).map_err(|error| BodyError::invalid(body, message, writer.records(), error))
+/// The head of `logs`, in which every field is known.
+fn head<'a>(logs: &'a [u8], older_parts: Option<u32>, holder: &str) -> Result<Head<'a>, Fault<'a>> {
+    let mut head = Head::default();
+    for field in fields(logs) {
+        let field = field?;
+        let place = match field.number {
+            LOGS_HEAD => &mut head.of,
+            LOGS_SCHEMA_URL => &mut head.schema_url,
+            number if number == LOGS_PARTS || Some(number) == older_parts => {
+                message(&field, holder)?;
+                continue;
+            }
+            _ => return Err(Fault::of_field(&field, NOT_KNOWN, holder)),
+        };
+        if place.replace(message(&field, holder)?).is_some() {
+            return Err(Fault::of_field(&field, TWICE, holder));
+        }
+    }
+    Ok(head)
 }
 
-fn to_json(value: &(impl Serialize + ?Sized)) -> Box<RawValue> {
-    serde_json::value::to_raw_value(value).expect("no map with keys that are not text, no serializer that fails")
+/// The scopes of a `ResourceLogs` or the records of a `ScopeLogs`, whose [`head`] has been read.
+fn parts(logs: &[u8], older_parts: Option<u32>) -> impl Iterator<Item = &[u8]> {
+    let parts = fields(logs).flatten();
+    let parts = parts.filter(move |field| field.number == LOGS_PARTS || Some(field.number) == older_parts);
+    parts.filter_map(|field| message(&field, "").ok())
+}
+
+fn message<'a>(field: &Field<'a>, holder: &str) -> Result<&'a [u8], Fault<'a>> {
+    match field.value {
+        Wire::Bytes(message) => Ok(message),
+        _ => Err(Fault::of_field(field, OF_ANOTHER_TYPE, holder)),
+    }
+}
+
+type Json = Option<Vec<u8>>;
+
+/// A head's two members in JSON, each within the limit of an event.
+fn to_json(body: &[u8], head: &Head<'_>, schema: &Schema, writer: &mut LineWriter) -> Result<(Json, Json), BodyError> {
+    let part = |message: &[u8], writer: &mut LineWriter| {
+        writer.check_len(message)?;
+        schema.judge(message).map_err(|fault| fault.within(body, writer.records()))?;
+        writer.part(|out| schema.write(message, out))
+    };
+    let of = head.of.map(|message| part(message, writer)).transpose()?;
+    let url = head.schema_url.filter(|url| !url.is_empty());
+    let url = url.map(|url| writer.part(|out| out.text(url))).transpose()?;
+    Ok((of, url))
 }
 
 /// The log type that the resource's `service.name` names.
-fn said(resource: &Resource) -> Option<LogType> {
-    let service = resource.attributes.iter().find(|attribute| attribute.key == "service.name")?;
-    match service.value.as_ref()?.value.as_ref()? {
-        Value::StringValue(name) => protocols::log_type_of(name),
+fn said(resource: &[u8]) -> Option<LogType> {
+    let text = |message, number| {
+        let field = fields(message).flatten().find(|field| field.number == number)?;
+        message_of(field.value)
+    };
+    let attributes = fields(resource).flatten().filter(|field| field.number == 1);
+    attributes.filter_map(|attribute| message_of(attribute.value)).find_map(|attribute| {
+        if text(attribute, 1)? != b"service.name" {
+            return None;
+        }
+        let name = text(text(attribute, 2)?, 1)?;
+        protocols::log_type_of(std::str::from_utf8(name).ok()?)
+    })
+}
+
+fn message_of(value: Wire<'_>) -> Option<&[u8]> {
+    match value {
+        Wire::Bytes(message) => Some(message),
         _ => None,
     }
 }

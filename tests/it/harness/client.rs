@@ -42,10 +42,11 @@ impl Answer {
 /// A request in the making. `Host`, `Content-Length` and `Connection: close` are added on sending.
 #[derive(Debug, Clone)]
 pub(crate) struct Upload {
-    method: String,
-    path: String,
-    headers: String,
-    body: Vec<u8>,
+    pub(crate) method: String,
+    pub(crate) path: String,
+    /// Lines.
+    pub(crate) headers: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Upload {

@@ -1,0 +1,56 @@
+//! Bytes as text: lines, and what becomes of bytes that are not UTF-8.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+
+use super::{BOM, BodyError, is_white_space};
+
+const REPLACEMENT: &str = "\u{fffd}";
+
+/// The lines of `body` that hold more than white space, without their ending (`\n` or `\r\n`).
+pub(super) fn text_lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let lines = body.strip_prefix(BOM).unwrap_or(body).split(|&byte| byte == b'\n');
+    let lines = lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    lines.filter(|line| !line.iter().all(|&byte| is_white_space(byte)))
+}
+
+/// `bytes` as text, in which what is not UTF-8 became U+FFFD; how many bytes those were.
+pub(super) fn lossy(bytes: &[u8]) -> (Cow<'_, str>, u64) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => (Cow::Borrowed(text), 0),
+        Err(_) => {
+            let replaced = bytes.utf8_chunks().map(|chunk| chunk.invalid().len() as u64).sum();
+            (String::from_utf8_lossy(bytes), replaced)
+        }
+    }
+}
+
+/// The length of `body` once what is not UTF-8 in it is U+FFFD; `None` where it stays as it is.
+pub fn repaired_len(body: &[u8]) -> Option<usize> {
+    std::str::from_utf8(body).is_err().then(|| {
+        let chunks = body.utf8_chunks();
+        chunks.map(|chunk| chunk.valid().len() + replacement(chunk.invalid()).len()).sum()
+    })
+}
+
+/// `body` with U+FFFD for what is not UTF-8, and how many bytes those were. Copied only where there are any; refused
+/// before, where it would take more than `max_bytes`.
+pub(super) fn repaired(body: Bytes, max_bytes: usize) -> Result<(Bytes, u64), BodyError> {
+    let Some(len) = repaired_len(&body) else { return Ok((body, 0)) };
+    if len > max_bytes {
+        return Err(BodyError::TooLarge { limit_bytes: max_bytes });
+    }
+    let mut repaired = String::with_capacity(len);
+    let mut replaced = 0;
+    for chunk in body.utf8_chunks() {
+        repaired.push_str(chunk.valid());
+        repaired.push_str(replacement(chunk.invalid()));
+        replaced += chunk.invalid().len() as u64;
+    }
+    Ok((repaired.into(), replaced))
+}
+
+fn replacement(invalid: &[u8]) -> &'static str {
+    if invalid.is_empty() { "" } else { REPLACEMENT }
+}

@@ -1,0 +1,254 @@
+//! Collects the lines of one request, with limits and redaction.
+
+use std::io::{self, Write};
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::text::{repaired, text_lines};
+use super::{BodyError, Limits, Lines, Part, is_one_line, is_white_space, redact};
+use crate::batch::LogType;
+
+/// What a change of the log type from one line to the next takes in memory until the lines are in the spool. Counted
+/// as bytes of lines: the shortest events that name their type are half as long.
+const RUN_BYTES: usize = 160;
+
+/// Collects the lines of one request. They split into one part for each run of events whose sender names the same log
+/// type.
+pub struct LineWriter {
+    limits: Limits,
+    bytes: Vec<u8>,
+    records: u64,
+    runs: Vec<Run>,
+    /// Bytes of the body that were not UTF-8; counted with the next line.
+    replaced: u64,
+}
+
+/// Consecutive lines of one log type; they begin where the run before ends.
+struct Run {
+    said: Option<LogType>,
+    end: usize,
+    records: u64,
+    redacted: u64,
+    replaced: u64,
+}
+
+impl LineWriter {
+    /// `capacity` is a guess at the bytes to come.
+    pub fn with_capacity(limits: &Limits, capacity: usize) -> Self {
+        let bytes = Vec::with_capacity(capacity.min(limits.max_lines_bytes));
+        LineWriter { limits: *limits, bytes, records: 0, runs: Vec::new(), replaced: 0 }
+    }
+
+    /// Goes on after `records` lines that need no change.
+    pub(super) fn resume(limits: &Limits, stored: &[u8], records: u64, capacity: usize) -> Self {
+        let mut writer = Self::with_capacity(limits, capacity);
+        writer.bytes.extend_from_slice(stored);
+        if records > 0 {
+            writer.records = records;
+            writer.runs.push(Run { said: None, end: stored.len(), records, redacted: 0, replaced: 0 });
+        }
+        writer
+    }
+
+    /// `body` as UTF-8: bytes that aren't become U+FFFD and are counted. Refuses what then is larger than a body may be.
+    pub fn repair(&mut self, body: Bytes) -> Result<Bytes, BodyError> {
+        let (body, replaced) = repaired(body, self.limits.max_body_bytes)?;
+        self.replaced += replaced;
+        Ok(body)
+    }
+
+    /// Calls `each` with every line of `body` that holds more than white space, without its line ending (`\n` or
+    /// `\r\n`). Bytes that are not UTF-8 become U+FFFD and are counted.
+    pub fn text_lines(
+        &mut self,
+        body: &[u8],
+        mut each: impl FnMut(&mut LineWriter, &str) -> Result<(), BodyError>,
+    ) -> Result<(), BodyError> {
+        for line in text_lines(body) {
+            // As a line of JSON it is not shorter.
+            self.check_len(line)?;
+            let (line, replaced) = super::text::lossy(line);
+            self.replaced += replaced;
+            each(self, &line)?;
+        }
+        Ok(())
+    }
+
+    /// Adds an event that was judged a JSON object: byte for byte where it is one line, else without
+    /// the white space outside its strings.
+    pub fn push(&mut self, said: Option<LogType>, object: &RawValue) -> Result<(), BodyError> {
+        let object = object.get().as_bytes();
+        self.line(said, |out| if is_one_line(object) { out.write_all(object) } else { compact(object, out) })
+    }
+
+    /// [`LineWriter::push`], with `members` behind the object's own.
+    pub fn push_with(
+        &mut self,
+        said: Option<LogType>,
+        object: &RawValue,
+        members: &[(&str, &str)],
+    ) -> Result<(), BodyError> {
+        let open = object.get().strip_suffix('}').unwrap_or(object.get());
+        let mut is_empty = open.strip_prefix('{').is_some_and(|members| members.trim_ascii().is_empty());
+        self.line(said, |out| {
+            out.write_all(open.as_bytes())?;
+            for (name, value) in members {
+                out.write_all(if is_empty { b"" } else { b"," })?;
+                is_empty = false;
+                serde_json::to_writer(&mut *out, name)?;
+                out.write_all(b":")?;
+                serde_json::to_writer(&mut *out, value)?;
+            }
+            out.write_all(b"}")
+        })
+    }
+
+    /// Adds what `object` serializes to, which must be a JSON object; a `RawValue` in it may span lines.
+    pub fn serialize(&mut self, said: Option<LogType>, object: &impl Serialize) -> Result<(), BodyError> {
+        self.line(said, |out| serde_json::to_writer(out, object).map_err(io::Error::from))
+    }
+
+    /// Adds what `write` writes, which must be a JSON object and may span lines. `write` fails only where `Line` does.
+    pub fn line(
+        &mut self,
+        said: Option<LogType>,
+        write: impl FnOnce(&mut Line<'_>) -> io::Result<()>,
+    ) -> Result<(), BodyError> {
+        let start = self.bytes.len();
+        let limit_bytes = self.limits.max_event_bytes;
+        // Nothing but the cap makes writing to memory fail.
+        let too_large = |_| BodyError::EventTooLarge { event: self.records, limit_bytes };
+        let mut line = Line::new(&mut self.bytes, limit_bytes);
+        write(&mut line).map_err(too_large)?;
+        let replaced = line.replaced + std::mem::take(&mut self.replaced);
+        if !is_one_line(&self.bytes[start..]) {
+            let line = self.bytes.split_off(start);
+            compact(&line, &mut self.bytes).map_err(too_large)?;
+        }
+        let redacted = self.limits.redact && redact::may_hold_secret(&self.bytes[start..]) && {
+            let line = self.bytes.split_off(start);
+            let secrets = redact::secrets(&line);
+            redact::write_without(&line, &secrets, &mut Line::new(&mut self.bytes, limit_bytes)).map_err(too_large)?;
+            !secrets.is_empty()
+        };
+        self.bytes.push(b'\n');
+        self.records += 1;
+        let end = self.bytes.len();
+        match self.runs.last_mut().filter(|run| run.said == said) {
+            Some(run) => {
+                run.end = end;
+                run.records += 1;
+                run.redacted += u64::from(redacted);
+                run.replaced += replaced;
+            }
+            None => self.runs.push(Run { said, end, records: 1, redacted: u64::from(redacted), replaced }),
+        }
+        if self.bytes.len() + (self.runs.len() - 1) * RUN_BYTES > self.limits.max_lines_bytes {
+            return Err(BodyError::LinesTooLarge { limit_bytes: self.limits.max_lines_bytes });
+        }
+        Ok(())
+    }
+
+    /// Events so far: the index of the next one.
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// Refuses the next event early, where its encoded form, or that of a part of it, is over the limit alone.
+    pub fn check_len(&self, encoded: &[u8]) -> Result<(), BodyError> {
+        let limit_bytes = self.limits.max_event_bytes;
+        if encoded.len() > limit_bytes {
+            return Err(BodyError::EventTooLarge { event: self.records, limit_bytes });
+        }
+        Ok(())
+    }
+
+    /// A part that many lines have in common, written once: at most as long as a line may be.
+    pub fn part(&mut self, write: impl FnOnce(&mut Line<'_>) -> io::Result<()>) -> Result<Vec<u8>, BodyError> {
+        let limit_bytes = self.limits.max_event_bytes;
+        let mut part = Vec::new();
+        let mut line = Line::new(&mut part, limit_bytes);
+        write(&mut line).map_err(|_| BodyError::EventTooLarge { event: self.records, limit_bytes })?;
+        self.replaced += line.replaced;
+        Ok(part)
+    }
+
+    /// The parts, in the order sent; none when there was no event.
+    pub fn finish(self) -> Vec<Part> {
+        let bytes = Bytes::from(self.bytes);
+        let mut start = 0;
+        let part = |Run { said, end, records, redacted, replaced }| {
+            let lines = Lines { bytes: bytes.slice(start..end), records, redacted, replaced };
+            start = end;
+            Part { said, lines }
+        };
+        self.runs.into_iter().map(part).collect()
+    }
+
+    pub(super) fn finish_lines(self) -> Lines {
+        let redacted = self.runs.iter().map(|run| run.redacted).sum();
+        let replaced = self.runs.iter().map(|run| run.replaced).sum();
+        Lines { bytes: Bytes::from(self.bytes), records: self.records, redacted, replaced }
+    }
+}
+
+/// A line in the making: writes to memory up to an end, then fails. An event is never built larger than it may be
+/// stored.
+pub struct Line<'a> {
+    bytes: &'a mut Vec<u8>,
+    end: usize,
+    replaced: u64,
+}
+
+impl<'a> Line<'a> {
+    fn new(bytes: &'a mut Vec<u8>, limit_bytes: usize) -> Self {
+        let end = bytes.len() + limit_bytes;
+        Line { bytes, end, replaced: 0 }
+    }
+
+    /// A JSON string. Bytes that are not UTF-8 become U+FFFD and are counted.
+    pub fn text(&mut self, text: &[u8]) -> io::Result<()> {
+        if text.len() > self.end - self.bytes.len() {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let (text, replaced) = super::text::lossy(text);
+        self.replaced += replaced;
+        Ok(serde_json::to_writer(self, &*text)?)
+    }
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, chunk: &[u8]) -> io::Result<usize> {
+        self.write_all(chunk).map(|()| chunk.len())
+    }
+
+    fn write_all(&mut self, chunk: &[u8]) -> io::Result<()> {
+        if chunk.len() > self.end - self.bytes.len() {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.bytes.extend_from_slice(chunk);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Valid JSON without the white space outside its strings.
+fn compact(json: &[u8], out: &mut impl Write) -> io::Result<()> {
+    let mut rest = json;
+    while !rest.is_empty() {
+        let quote = memchr::memchr(b'"', rest).unwrap_or(rest.len());
+        let (outside, string) = rest.split_at(quote);
+        for token in outside.split(|&byte| is_white_space(byte)) {
+            out.write_all(token)?;
+        }
+        let (string, after) = string.split_at(redact::string_len(string));
+        out.write_all(string)?;
+        rest = after;
+    }
+    Ok(())
+}

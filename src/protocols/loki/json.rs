@@ -1,0 +1,68 @@
+//! Loki's pushes in JSON: `{"streams":[{"stream":{…},"values":[["<ns>","<line>",{…}],…]},…]}`.
+
+use std::io::Write;
+
+use serde_json::value::RawValue;
+
+use crate::protocols;
+use crate::protocols::body::{BodyError, Elements, Events, LineWriter, Members, only_members};
+
+/// Stores every entry of a push.
+pub(super) fn push(body: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
+    for push in Events::new(body) {
+        let push = push?.json;
+        let [streams] = only_members(body, push, [&["streams"]], writer.records(), "a push")?;
+        let streams = streams.filter(|streams| streams.get().starts_with('['));
+        let streams = streams.ok_or_else(|| invalid(body, push, writer, "`streams` must be an array"))?;
+        for stream in Elements::of(streams) {
+            push_stream(body, stream, writer)?;
+        }
+    }
+    Ok(())
+}
+
+fn push_stream(body: &[u8], stream: &RawValue, writer: &mut LineWriter) -> Result<(), BodyError> {
+    let members = only_members(body, stream, [&["stream"], &["values"]], writer.records(), "a stream")?;
+    let [Some(labels), Some(values)] = members else {
+        return Err(invalid(body, stream, writer, "a stream needs `stream` and `values`"));
+    };
+    if !labels.get().starts_with('{') {
+        return Err(invalid(body, labels, writer, "`stream` must be an object of labels"));
+    }
+    writer.check_len(labels.get().as_bytes())?;
+    let said = protocols::said_by(Members::of(labels).map(|(_, value)| Some(value)));
+    if !values.get().starts_with('[') {
+        return Err(invalid(body, values, writer, "`values` must be an array"));
+    }
+    for entry in Elements::of(values) {
+        let mut fields = Elements::of(entry);
+        let (timestamp, line) = (fields.next().filter(is_text), fields.next().filter(is_text));
+        let metadata = fields.next();
+        let is_object = metadata.is_none_or(|metadata| metadata.get().starts_with('{'));
+        let (Some(timestamp), Some(line), true, None) = (timestamp, line, is_object, fields.next()) else {
+            return Err(invalid(body, entry, writer, r#"an entry is ["<ns>","<line>"] or ["<ns>","<line>",{…}]"#));
+        };
+        writer.line(said, |out| {
+            out.write_all(br#"{"timestamp":"#)?;
+            out.write_all(timestamp.get().as_bytes())?;
+            out.write_all(br#","labels":"#)?;
+            out.write_all(labels.get().as_bytes())?;
+            out.write_all(br#","line":"#)?;
+            out.write_all(line.get().as_bytes())?;
+            if let Some(metadata) = metadata {
+                out.write_all(br#","structuredMetadata":"#)?;
+                out.write_all(metadata.get().as_bytes())?;
+            }
+            out.write_all(b"}")
+        })?;
+    }
+    Ok(())
+}
+
+fn is_text(value: &&RawValue) -> bool {
+    value.get().starts_with('"')
+}
+
+fn invalid(body: &[u8], part: &RawValue, writer: &LineWriter, reason: &str) -> BodyError {
+    BodyError::invalid(body, part.get().as_bytes(), writer.records(), reason)
+}

@@ -1,0 +1,210 @@
+//! What the reference decoder of each protocol finds in a body, and whether the stored lines have it: the published
+//! protobuf definitions and protobuf's mapping to JSON for OTLP, Loki's push, HEC's and New Relic's documents. A
+//! reference that refuses a body finds nothing.
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+use serde_json::{Map, json};
+
+use super::*;
+
+/// Panics unless each record that the reference finds is in a line, in the order sent.
+pub(super) fn assert_holds_all(sent: &Sent, parts: &[Part]) {
+    let lines = parts.iter().flat_map(|part| std::str::from_utf8(&part.lines.bytes).unwrap().lines());
+    let lines: Vec<Value> = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let (expected, in_line): (Option<Vec<Value>>, fn(&Value) -> Value) = match sent.protocol().name() {
+        "otlp" if is_json(&sent.headers, &sent.body) => (otlp_json(&sent.body), |line| otlp_record(line, 0, 0, 0)),
+        "otlp" => (otlp_protobuf(&sent.body), |line| otlp_record(line, 0, 0, 0)),
+        "loki" if is_json(&sent.headers, &sent.body) => (loki_json(&sent.body), loki_entry),
+        "loki" => (loki_protobuf(&sent.body), loki_entry),
+        "splunk" if sent.uri.path().contains("raw") => (Some(lines_of(&sent.body)), |line| line["event"].clone()),
+        "splunk" if sent.uri.query().is_none() => (objects(&sent.body), Value::clone),
+        "newrelic" => (newrelic(&sent.body), Value::clone),
+        _ => return,
+    };
+    let mut stored = lines.iter().map(in_line);
+    for record in expected.into_iter().flatten() {
+        assert!(stored.any(|stored| stored == record), "{record} is not stored, or not in its order");
+    }
+}
+
+/// Concatenated objects.
+fn objects(body: &[u8]) -> Option<Vec<Value>> {
+    let objects: Vec<Value> = serde_json::Deserializer::from_slice(body).into_iter().collect::<Result<_, _>>().ok()?;
+    objects.iter().all(Value::is_object).then_some(objects)
+}
+
+/// Lines of text, of which those that are JSON objects are objects.
+fn lines_of(body: &[u8]) -> Vec<Value> {
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+    let lines = body.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let lines = lines.filter(|line| line.iter().any(|byte| !b" \t\r\n".contains(byte)));
+    let event = |line: &[u8]| {
+        let text = String::from_utf8_lossy(line).into_owned();
+        let object: Option<Map<String, Value>> = serde_json::from_str(&text).ok().filter(|_| text.starts_with('{'));
+        object.map_or(Value::String(text), Value::Object)
+    };
+    lines.map(event).collect()
+}
+
+fn newrelic(body: &[u8]) -> Option<Vec<Value>> {
+    let payload: Value = serde_json::from_slice(body).ok()?;
+    let payload = if payload.is_array() { payload.as_array().cloned()? } else { vec![payload] };
+    let mut logs = Vec::new();
+    for part in payload {
+        let of_detailed = |object: &Map<String, Value>| object.keys().all(|key| ["common", "logs"].contains(&&**key));
+        match part["logs"].as_array().filter(|_| part.as_object().is_some_and(of_detailed)) {
+            Some(detailed) => logs.extend(detailed.iter().map(|log| match part["common"].is_null() {
+                true => json!({"logs": [log]}),
+                false => json!({"common": part["common"], "logs": [log]}),
+            })),
+            None => logs.push(part),
+        }
+    }
+    Some(logs)
+}
+
+/// A stored entry, its metadata as sorted pairs.
+fn loki_entry(line: &Value) -> Value {
+    let pairs = |object: &Value| {
+        let pairs = object.as_object().into_iter().flatten().map(|(name, value)| json!([name, value]));
+        Value::from(pairs.collect::<Vec<_>>())
+    };
+    let metadata = match line["structuredMetadataPairs"].as_array() {
+        Some(array) => {
+            let mut pairs: Vec<_> = array.iter().map(|pair| json!([pair["name"], pair["value"]])).collect();
+            pairs.sort_by_key(Value::to_string);
+            pairs.into()
+        }
+        None => pairs(&line["structuredMetadata"]),
+    };
+    json!({"timestamp": line["timestamp"], "line": line["line"], "metadata": metadata})
+}
+
+/// `push.proto`'s `PushRequest`, and what it holds.
+#[derive(Clone, PartialEq, Message)]
+struct PushRequest {
+    #[prost(message, repeated, tag = "1")]
+    streams: Vec<Stream>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Stream {
+    #[prost(string, tag = "1")]
+    labels: String,
+    #[prost(message, repeated, tag = "2")]
+    entries: Vec<Entry>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Entry {
+    #[prost(message, optional, tag = "1")]
+    timestamp: Option<Timestamp>,
+    #[prost(string, tag = "2")]
+    line: String,
+    #[prost(message, repeated, tag = "3")]
+    structured_metadata: Vec<Pair>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Timestamp {
+    #[prost(int64, tag = "1")]
+    seconds: i64,
+    #[prost(int32, tag = "2")]
+    nanos: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Pair {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(string, tag = "2")]
+    value: String,
+}
+
+fn loki_protobuf(body: &[u8]) -> Option<Vec<Value>> {
+    let push = PushRequest::decode(&*snap::raw::Decoder::new().decompress_vec(body).ok()?).ok()?;
+    let entries = push.streams.into_iter().flat_map(|stream| stream.entries);
+    let found = entries.map(|entry| {
+        let Timestamp { seconds, nanos } = entry.timestamp.unwrap_or_default();
+        let timestamp = i128::from(seconds) * 1_000_000_000 + i128::from(nanos);
+        let mut metadata: Vec<_> =
+            entry.structured_metadata.iter().map(|pair| json!([pair.name, pair.value])).collect();
+        metadata.sort_by_key(Value::to_string);
+        let sorted: BTreeMap<_, _> = entry.structured_metadata.iter().map(|pair| (&pair.name, &pair.value)).collect();
+        if sorted.len() == metadata.len() {
+            metadata = sorted.into_iter().map(|(name, value)| json!([name, value])).collect();
+        }
+        json!({"timestamp": timestamp.to_string(), "line": entry.line, "metadata": metadata})
+    });
+    Some(found.collect())
+}
+
+fn loki_json(body: &[u8]) -> Option<Vec<Value>> {
+    let push: Value = serde_json::from_slice(body).ok()?;
+    let mut found = Vec::new();
+    for stream in push["streams"].as_array()? {
+        for entry in stream["values"].as_array()? {
+            let metadata = entry[2].as_object().into_iter().flatten().map(|(name, value)| json!([name, value]));
+            let metadata: Vec<_> = metadata.collect();
+            found.push(json!({"timestamp": entry[0], "line": entry[1], "metadata": metadata}));
+        }
+    }
+    Some(found)
+}
+
+/// A record and what it has in common with others, in today's names and without what says nothing.
+fn otlp_record(request: &Value, resource: usize, scope: usize, record: usize) -> Value {
+    let member = |object: &Value, names: [&str; 2]| match &object[names[0]] {
+        Value::Null => object[names[1]].clone(),
+        found => found.clone(),
+    };
+    let resource_logs = &member(request, ["resourceLogs", "resource_logs"])[resource];
+    let scope_logs = &member(resource_logs, ["scopeLogs", "scope_logs"])[scope];
+    let found = json!({
+        "resource": resource_logs["resource"],
+        "resourceUrl": member(resource_logs, ["schemaUrl", "schema_url"]),
+        "scope": scope_logs["scope"],
+        "scopeUrl": member(scope_logs, ["schemaUrl", "schema_url"]),
+        "record": member(scope_logs, ["logRecords", "log_records"])[record],
+    });
+    without_defaults(found)
+}
+
+/// Protobuf tells what is not there from its default in none of these.
+fn without_defaults(value: Value) -> Value {
+    let is_default = |value: &Value| [json!(0), json!("0"), json!(""), json!([]), Value::Null].contains(value);
+    match value {
+        Value::Array(values) => values.into_iter().map(without_defaults).collect(),
+        Value::Object(members) => {
+            let members = members.into_iter().filter(|(name, _)| !["_unknownFields", "name"].contains(&&**name));
+            let members = members.map(|(name, value)| (name, without_defaults(value)));
+            members.filter(|(_, value)| !is_default(value)).collect()
+        }
+        other => other,
+    }
+}
+
+fn otlp_json(body: &[u8]) -> Option<Vec<Value>> {
+    let request: Value = serde_json::from_slice(body).ok()?;
+    let len =
+        |object: &Value, names: [&str; 2]| names.iter().find_map(|name| object[name].as_array()).map_or(0, Vec::len);
+    let mut found = Vec::new();
+    for resource in 0..len(&request, ["resourceLogs", "resource_logs"]) {
+        let member = |object: &Value, names: [&str; 2], index: usize| {
+            names.iter().find_map(|name| object[name].get(index)).cloned().unwrap_or_default()
+        };
+        let resource_logs = member(&request, ["resourceLogs", "resource_logs"], resource);
+        for scope in 0..len(&resource_logs, ["scopeLogs", "scope_logs"]) {
+            let scope_logs = member(&resource_logs, ["scopeLogs", "scope_logs"], scope);
+            let records = 0..len(&scope_logs, ["logRecords", "log_records"]);
+            found.extend(records.map(|record| otlp_record(&request, resource, scope, record)));
+        }
+    }
+    Some(found)
+}
+
+fn otlp_protobuf(body: &[u8]) -> Option<Vec<Value>> {
+    otlp_json(&serde_json::to_vec(&super::published::Request::decode(body).ok()?).unwrap())
+}
