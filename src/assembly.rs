@@ -38,7 +38,9 @@ impl From<OpenError> for Failure {
             }
             OpenError::OtherDestination { .. } => exit_code::CONFIG,
             OpenError::Manifest(spool::manifest::ManifestError::Newer { .. }) => exit_code::CONFIG,
-            OpenError::Manifest(_) | OpenError::Recovery { .. } => exit_code::IO,
+            OpenError::Lock(LockError::Unsupported { .. }) | OpenError::Manifest(_) | OpenError::Recovery { .. } => {
+                exit_code::IO
+            }
         };
         Failure::new(exit_code, error)
     }

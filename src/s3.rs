@@ -172,10 +172,14 @@ impl S3 {
 
     async fn attempt(&self, put: &Put, session: &Session, conditional: bool) -> Result<(), Refused> {
         let unreadable = |reason: String| Refused::from(PutError::before(PutErrorKind::FileUnreadable, reason));
-        let length =
-            std::fs::metadata(&put.file).map_err(|error| unreadable(format!("the file can't be read: {error}")))?.len();
-        if length != put.bytes {
-            return Err(unreadable(format!("the file has {length} bytes instead of {}", put.bytes)));
+        // Of a link itself: what it leads to is not the spool's to send.
+        let found = std::fs::symlink_metadata(&put.file);
+        let found = found.map_err(|error| unreadable(format!("the file can't be read: {error}")))?;
+        if !found.is_file() {
+            return Err(unreadable("the file can't be read: a link or something else has its name".to_owned()));
+        }
+        if found.len() != put.bytes {
+            return Err(unreadable(format!("the file has {} bytes instead of {}", found.len(), put.bytes)));
         }
         let body = ByteStream::read_from().path(&put.file).buffer_size(READ_BUFFER_BYTES).build().await;
         let body = body.map_err(|error| unreadable(format!("the file can't be read: {}", causes(&error))))?;

@@ -1,7 +1,7 @@
 //! The narrow waist: everything accepted is here until S3 has it.
 //!
 //! ```text
-//! <spool>/lock, manifest.json, reserve
+//! <spool>/lock, manifest.json, reserve (the spare file)
 //! <spool>/<log type>/<name>.open → .sealed → .sending → gone, or .sent for the chain's head
 //! <spool>/quarantine/<log type>_<name>
 //! ```
@@ -16,6 +16,7 @@ pub mod claim;
 pub mod disk;
 pub mod folder;
 pub mod gate;
+mod home;
 pub mod manifest;
 pub mod recovery;
 pub mod sealer;
@@ -27,7 +28,7 @@ mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,7 +39,8 @@ use crate::spool::claim::Claim;
 use crate::spool::disk::Disk;
 use crate::spool::folder::Folder;
 use crate::spool::gate::Gate;
-use crate::spool::manifest::{Destination, Home, Lock, LockError, Manifest, ManifestError};
+use crate::spool::home::Home;
+use crate::spool::manifest::{Destination, Lock, LockError, Manifest, ManifestError};
 use crate::spool::usage::{Room, Usage};
 use crate::spool::writer::Writer;
 
@@ -160,6 +162,13 @@ struct Inner {
     disk: Arc<dyn Disk>,
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The threads of the folders may outlive the spool.
+        self.home.leave();
+    }
+}
+
 /// The sealed batches of one log type, oldest first: those found at the start, then each as it is sealed.
 pub type SealedBatches = UnboundedReceiver<Batch>;
 
@@ -171,40 +180,46 @@ impl Spool {
         let create = |source| OpenError::Create { path: dir.clone(), source };
         disk.create_dir(dir).map_err(create)?;
         let lock = Lock::take(dir)?;
-        for folder in LogType::ALL.map(LogType::as_str).into_iter().chain([QUARANTINE]) {
-            disk.create_dir(&dir.join(folder)).map_err(create)?;
+        let folders = [LogType::ALL[0].as_str(), LogType::ALL[1].as_str(), QUARANTINE].map(|folder| dir.join(folder));
+        for folder in &folders {
+            home::with_room(&*disk, dir, || disk.create_dir(folder)).map_err(create)?;
         }
         disk.sync_dir(dir).map_err(create)?;
 
+        let (mut manifest, mut names) = adopt_manifest(settings, &*disk)?;
+        for (log_type, names) in LogType::ALL.into_iter().zip(&mut names) {
+            if recovery::has_head(names) {
+                continue;
+            }
+            // The manifest first: a number must never be given out under the old id.
+            manifest.chains[log_type.index()] = manifest::new_instance();
+            manifest.write(&*disk, dir)?;
+            tracing::error!(
+                log_type = %log_type,
+                instance = manifest.chain(log_type),
+                "the log type's folder lost the head of its chain; numbering starts anew under a new instance id"
+            );
+            let path = dir.join(log_type.as_str());
+            recovery::restart_chain(&*disk, &path, names).map_err(|source| OpenError::Recovery { path, source })?;
+        }
+
+        let home = Arc::new(Home::new(dir.clone(), disk.clone(), manifest, lock, &folders).map_err(create)?);
         let usage = Arc::new(Usage::new(settings));
-        let (mut manifest, names) = adopt_manifest(settings, &*disk)?;
         let mut folders = Vec::new();
         let mut receivers = Vec::new();
         let mut left_open = Vec::new();
-        for (log_type, mut names) in LogType::ALL.into_iter().zip(names) {
+        for (log_type, names) in LogType::ALL.into_iter().zip(names) {
             let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
-            let folder = Folder::new(log_type, settings, disk.clone(), usage.clone(), sender);
+            let folder = Folder::new(log_type, settings, home.clone(), usage.clone(), sender);
             let recovery = |source| OpenError::Recovery { path: folder.dir.clone(), source };
-            if !recovery::has_head(&names) {
-                // The manifest first: a number must never be given out under the old id.
-                manifest.chains[log_type.index()] = manifest::new_instance();
-                manifest.write(&*disk, dir)?;
-                tracing::error!(
-                    log_type = %log_type,
-                    instance = manifest.chain(log_type),
-                    "the log type's folder lost the head of its chain; numbering starts anew under a new instance id"
-                );
-                recovery::restart_chain(&*disk, &folder.dir, &mut names).map_err(recovery)?;
-            }
             left_open.push(recovery::recover(&folder, names).map_err(recovery)?);
             folders.push(Arc::new(folder));
             receivers.push(receiver);
         }
         let folders: [Arc<Folder>; 2] = folders.try_into().unwrap_or_else(|_| unreachable!("one folder a log type"));
         let receivers: [SealedBatches; 2] = receivers.try_into().unwrap_or_else(|_| unreachable!("one a log type"));
-        folders[0].reserve();
-        let home = Arc::new(Home { manifest, lock: Mutex::new(lock) });
-        folders.iter().for_each(|folder| folder.set_home(&home));
+        home.drop_small_spare_file();
+        home.take_spare_file();
         let mut left_open = left_open.into_iter();
         let writers = folders
             .each_ref()
@@ -344,8 +359,7 @@ fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, [Ve
             return Err(ManifestError::Missing { path: dir.clone(), batches: batches(&names) }.into());
         }
         None => {
-            // Above an empty folder no name needs to be durable. One that may not be opened is another's to care for.
-            dir.ancestors().skip(1).for_each(|ancestor| drop(disk.sync_dir(ancestor)));
+            home::sync_above(disk, dir);
             false
         }
     };

@@ -34,6 +34,8 @@ use crate::backoff;
 use crate::batch::LogType;
 use crate::spool::{AppendError, Spool, disk};
 
+/// Far more than a window of events needs; what is larger is another file.
+const FILE_MAX_BYTES: u64 = 64 << 20;
 const FOLDER: &str = "pull";
 const FORMAT: u32 = 1;
 
@@ -244,7 +246,7 @@ pub(super) fn all(spool: &Spool) -> Result<Vec<(String, LogType)>, PlaceError> {
 fn read_file<M: Memory>(spool: &Spool, name: &str) -> Result<Option<File<M>>, PlaceError> {
     let path = spool.dir().join(FOLDER).join(name);
     let failed = |reason: String| PlaceError::Unusable { path: path.clone(), reason };
-    let bytes = match disk::read(&**spool.disk(), &path) {
+    let bytes = match disk::read(&**spool.disk(), &path, FILE_MAX_BYTES) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         read => read.map_err(|source| PlaceError::Disk { path: path.clone(), source })?,
     };

@@ -9,7 +9,7 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::Advice;
+use rustix::fs::{Advice, OFlags};
 
 /// Rights of every file that the daemon makes; the umask can only narrow them. The group's are there
 /// for volumes that are shared by their group (`fsGroup`), and are taken away elsewhere.
@@ -19,7 +19,21 @@ const DIRECTORY_MODE: u32 = 0o700;
 /// volumes, and an fsync then waits for as long as the disk takes for that.
 const CUT_STEP_BYTES: u64 = 512 * 1024;
 
+/// What tells a file or a folder from every other one on the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId {
+    /// The file system.
+    pub device: u64,
+    /// Its number there.
+    pub inode: u64,
+    /// Whether it is a folder. A link to one is none.
+    pub is_folder: bool,
+}
+
 /// A file system, as far as the spool uses one.
+///
+/// [`Disk::rename`] and [`Disk::remove`] judge by the names, not by the answer alone: on NFS a request that was sent
+/// twice is applied and answers "no such file", and a file system in user space may apply one and answer any error.
 pub trait Disk: Send + Sync {
     /// Makes a folder; one that exists is fine.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
@@ -27,14 +41,33 @@ pub trait Disk: Send + Sync {
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
     /// Opens a file that exists, for writing and reading.
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
-    /// Renames within the spool; a file that has the new name is replaced.
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Removes a file; one that is gone already is fine.
-    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Which file, folder or link has this name now; `None` when none has.
+    fn identify(&self, path: &Path) -> io::Result<Option<FileId>>;
+    /// Asks for a rename. An error may come although it was done.
+    fn try_rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Asks for a removal. An error may come although it was done.
+    fn try_remove(&self, path: &Path) -> io::Result<()>;
     /// Makes the names in a folder durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
     /// The names and sizes in bytes of the files in a folder, in no order.
     fn list(&self, path: &Path) -> io::Result<Vec<(String, u64)>>;
+
+    /// Renames within the spool; a file that has the new name is replaced. Done, too, when it was done before.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let Err(error) = self.try_rename(from, to) else { return Ok(()) };
+        match (self.identify(from), self.identify(to)) {
+            (Ok(None), Ok(Some(_))) => Ok(()),
+            _ => Err(error),
+        }
+    }
+
+    /// Removes a file; one that is gone already is fine.
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        match self.try_remove(path) {
+            Err(error) if !matches!(self.identify(path), Ok(None)) => Err(error),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// An open file of the spool. One owner at a time.
@@ -66,27 +99,30 @@ impl Disk for OsDisk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        Ok(Box::new(OpenOptions::new().read(true).write(true).open(path)?))
+        Ok(Box::new(open_regular(OpenOptions::new().read(true).write(true), path)?))
     }
 
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+    fn identify(&self, path: &Path) -> io::Result<Option<FileId>> {
+        match fs::symlink_metadata(path) {
+            Ok(found) => Ok(Some(FileId { device: found.dev(), inode: found.ino(), is_folder: found.is_dir() })),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn try_rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
     }
 
-    fn remove(&self, path: &Path) -> io::Result<()> {
+    fn try_remove(&self, path: &Path) -> io::Result<()> {
         let large = open_large(path);
-        match fs::remove_file(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-            Ok(()) => {
-                // Under another name somebody may still want the bytes.
-                if let Some(file) = large.filter(|file| file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)) {
-                    // What fails here, the system does at once when the file is closed.
-                    let _ = cut(&file, 0);
-                }
-                Ok(())
-            }
+        fs::remove_file(path)?;
+        // Under another name somebody may still want the bytes.
+        if let Some(file) = large.filter(|file| file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)) {
+            // What fails here, the system does at once when the file is closed.
+            let _ = cut(&file, 0);
         }
+        Ok(())
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
@@ -97,7 +133,11 @@ impl Disk for OsDisk {
         let mut files = Vec::new();
         for entry in fs::read_dir(path)? {
             let entry = entry?;
-            let metadata = entry.metadata()?;
+            let metadata = match entry.metadata() {
+                // It went after its name was read.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                metadata => metadata?,
+            };
             if metadata.is_file() {
                 files.push((entry.file_name().to_string_lossy().into_owned(), metadata.len()));
             }
@@ -136,10 +176,26 @@ impl DiskFile for File {
     }
 }
 
+/// Opens a regular file of the spool as `options` say. A link, a device or a pipe that has its name is no file of the
+/// spool: whoever could put it there would have the daemon read, send or overwrite something else.
+///
+/// # Errors
+/// [`io::ErrorKind::NotFound`] when no regular file has the name.
+pub fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    // A pipe is opened without waiting for its other end.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let irregular = || io::Error::new(io::ErrorKind::NotFound, "it is a link, a device or a pipe, not a file");
+    match options.custom_flags(flags.bits().cast_signed()).open(path) {
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => Err(irregular()),
+        opened => opened.and_then(|file| if file.metadata()?.is_file() { Ok(file) } else { Err(irregular()) }),
+    }
+}
+
 /// A file that is to be removed, where that takes more than one step; `None`, too, without a descriptor to spare.
 fn open_large(path: &Path) -> Option<File> {
     let metadata = fs::symlink_metadata(path).ok()?;
-    (metadata.is_file() && metadata.len() > CUT_STEP_BYTES).then(|| OpenOptions::new().write(true).open(path).ok())?
+    (metadata.is_file() && metadata.len() > CUT_STEP_BYTES)
+        .then(|| open_regular(OpenOptions::new().write(true), path).ok())?
 }
 
 /// Brings a file to `len` bytes; what goes, goes in steps.
@@ -210,12 +266,18 @@ pub fn replace_with(
     disk.sync_dir(folder)
 }
 
-/// All bytes of a file, which the caller knows to be small enough to hold.
-pub fn read(disk: &dyn Disk, path: &Path) -> io::Result<Vec<u8>> {
+/// All bytes of a file.
+///
+/// # Errors
+/// [`io::ErrorKind::FileTooLarge`] when there are more than `max_bytes`.
+pub fn read(disk: &dyn Disk, path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     let mut file = disk.open(path)?;
     let mut bytes = Vec::new();
-    Cursor::new(&mut *file).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    Cursor::new(&mut *file).take(max_bytes + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > max_bytes {
+        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {max_bytes} bytes"))),
+        false => Ok(bytes),
+    }
 }
 
 /// How much of a file is read, or gathered for it, at once.

@@ -6,21 +6,17 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
 
 use crate::batch::{BatchName, Codec, LogType, SealedName, Sha256, Sha256Hasher, SpoolName, Stage};
 use crate::spool::disk::{Disk, DiskFile, READ_BUFFER_BYTES};
-use crate::spool::manifest::Home;
+use crate::spool::home::Home;
 use crate::spool::sealer::SealReason;
 use crate::spool::usage::Usage;
 use crate::spool::{Batch, SealedSender, Settings};
 use crate::status::{ChainHead, SpooledStatus, Timestamp};
-
-/// Given up when the disk is full, so that a rename can still have the block it may need.
-const RESERVE: &str = "reserve";
-const RESERVE_BYTES: usize = 64 * 1024;
 
 /// A block, so that a full disk is found out.
 const PROBE_BYTES: usize = 4096;
@@ -32,16 +28,13 @@ pub struct Folder {
     /// Its path.
     pub dir: PathBuf,
     codec: Codec,
-    spool: PathBuf,
-    disk: Arc<dyn Disk>,
+    home: Arc<Home>,
     usage: Arc<Usage>,
     /// Never held over I/O: the status and the ingest ask here.
     state: Mutex<State>,
     /// Held, I/O included, while the chain's head is delivered or set aside, so that no seal moves it on meanwhile.
     /// Taken before `state`.
     head_transition: Mutex<()>,
-    /// Empty until the spool is open.
-    home: OnceLock<Weak<Home>>,
     sealed: SealedSender,
     figures: Figures,
     fsync_duration: metrics::Histogram,
@@ -102,7 +95,7 @@ impl Folder {
     pub(super) fn new(
         log_type: LogType,
         settings: &Settings,
-        disk: Arc<dyn Disk>,
+        home: Arc<Home>,
         usage: Arc<Usage>,
         sealed: SealedSender,
     ) -> Folder {
@@ -110,12 +103,10 @@ impl Folder {
             log_type,
             dir: settings.dir.join(log_type.as_str()),
             codec: settings.codec,
-            spool: settings.dir.clone(),
-            disk,
+            home,
             usage,
             state: Mutex::default(),
             head_transition: Mutex::default(),
-            home: OnceLock::new(),
             sealed,
             figures: Figures::default(),
             fsync_duration: metrics::histogram!("env0_s3_logs_fsync_duration_seconds"),
@@ -124,7 +115,7 @@ impl Folder {
 
     /// The file system that the folder is on.
     pub(super) fn disk(&self) -> &dyn Disk {
-        &*self.disk
+        &*self.home.disk
     }
 
     /// Counts since the start.
@@ -145,9 +136,17 @@ impl Folder {
         self.head_transition.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What has to be there again when the whole spool is removed.
-    pub(super) fn set_home(&self, home: &Arc<Home>) {
-        let _ = self.home.set(Arc::downgrade(home));
+    /// What both log types' folders share.
+    pub(super) fn home(&self) -> &Home {
+        &self.home
+    }
+
+    /// Refuses events while the spool's path leads elsewhere.
+    pub(super) fn in_place(&self) -> io::Result<()> {
+        match self.home.is_away() {
+            true => Err(io::Error::other(format!("{} does not lead to the spool", self.home.dir.display()))),
+            false => Ok(()),
+        }
     }
 
     /// For `/status`.
@@ -202,10 +201,16 @@ impl Folder {
         // Given out, whatever becomes of it: a file that can't be removed again keeps its name for itself.
         self.state().last_opened = Some(name.opened);
         let path = self.path(&SpoolName::Open(name));
+        self.home.confirm()?;
         let file = self.with_remedy(|| {
-            let file = self.disk.create(&path)?;
-            self.disk.sync_dir(&self.dir).inspect_err(|_| drop(self.disk.remove(&path)))?;
-            Ok(file)
+            let created = self.home.disk.create(&path).and_then(|file| {
+                self.home.disk.sync_dir(&self.dir)?;
+                // Only now is it known that the path led to the spool: the volume may have gone since it was looked at.
+                self.home.confirm()?;
+                Ok(file)
+            });
+            // A file that was made may still answer an error, and nobody would look for it before the next start.
+            created.inspect_err(|_| drop(self.home.disk.remove(&path)))
         })?;
         self.note_opened(name.opened);
         Ok((name, file))
@@ -225,7 +230,7 @@ impl Folder {
 
     /// A batch that never held an event goes without a trace.
     pub(super) fn remove_empty(&self, name: BatchName) -> io::Result<()> {
-        self.disk.remove(&self.path(&SpoolName::Open(name)))?;
+        self.home.disk.remove(&self.path(&SpoolName::Open(name)))?;
         self.state().unsent.remove(&name.opened);
         Ok(())
     }
@@ -243,7 +248,7 @@ impl Folder {
         let Head { sequence, sha256: previous, .. } = self.head();
         let name = SealedName { batch, sequence: sequence + 1, records, sha256, previous, stage: Stage::Sealed };
         let to = self.path(&SpoolName::Sealed(name));
-        self.with_remedy(|| self.disk.rename(from, &to))?;
+        self.with_remedy(|| self.home.disk.rename(from, &to))?;
         self.finish_seal(&name)?;
         Ok(name)
     }
@@ -252,7 +257,7 @@ impl Folder {
     ///
     /// Repeated after an error it does what is left to do.
     pub(super) fn finish_seal(&self, name: &SealedName) -> io::Result<()> {
-        self.with_remedy(|| self.disk.sync_dir(&self.dir))?;
+        self.with_remedy(|| self.home.disk.sync_dir(&self.dir))?;
         let before = {
             let _transition = self.head_transition();
             let head = &mut self.state().head;
@@ -263,7 +268,7 @@ impl Folder {
         };
         if let Some(sent) = before.sent {
             // A head that stays too long is removed at the next start.
-            let _ = self.disk.remove(&self.path(&SpoolName::Sealed(sent)));
+            let _ = self.home.disk.remove(&self.path(&SpoolName::Sealed(sent)));
         }
         Ok(())
     }
@@ -299,12 +304,12 @@ impl Folder {
     fn rename_to(&self, batch: &mut Batch, name: SealedName) -> io::Result<()> {
         self.with_remedy(|| {
             if batch.name != name {
-                self.disk.rename(&self.batch_path(batch), &self.path(&SpoolName::Sealed(name)))?;
+                self.home.disk.rename(&self.batch_path(batch), &self.path(&SpoolName::Sealed(name)))?;
                 batch.name = name;
                 batch.durable = false;
             }
             if !batch.durable {
-                self.disk.sync_dir(&self.dir)?;
+                self.home.disk.sync_dir(&self.dir)?;
                 batch.durable = true;
             }
             Ok(())
@@ -315,12 +320,15 @@ impl Folder {
     ///
     /// A file that comes back after a power cut is `.sending`, and its repeated PUT meets our own object.
     pub fn delivered(&self, batch: &mut Batch) -> io::Result<()> {
+        // Where the path leads elsewhere, a file that is missing there was not removed.
+        self.home.confirm()?;
         {
             let _transition = self.head_transition();
             if self.head().sequence == batch.name.sequence {
                 let sent = SealedName { stage: Stage::Sent, ..batch.name };
-                let emptied =
-                    self.rename_to(batch, sent).and_then(|()| self.disk.open(&self.batch_path(batch))?.truncate(0));
+                let emptied = self
+                    .rename_to(batch, sent)
+                    .and_then(|()| self.home.with_room(|| self.home.disk.open(&self.batch_path(batch))?.truncate(0)));
                 match emptied {
                     // Somebody removed the file; its bytes are in the bucket.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => self.keep_head(sent)?,
@@ -328,7 +336,7 @@ impl Folder {
                 }
                 self.state().head.sent = Some(sent);
             } else {
-                self.disk.remove(&self.batch_path(batch))?;
+                self.home.with_room(|| self.home.disk.remove(&self.batch_path(batch)))?;
             }
         }
         self.state().unsent.remove(&batch.name.batch.opened);
@@ -345,7 +353,7 @@ impl Folder {
 
     /// The sealed copy of a batch that was rewritten, when an earlier try got that far.
     pub(super) fn sealed_already(&self, name: BatchName) -> io::Result<Option<(SealedName, u64)>> {
-        let files = self.with_remedy(|| self.disk.list(&self.dir))?;
+        let files = self.with_remedy(|| self.home.disk.list(&self.dir))?;
         Ok(files.into_iter().find_map(|(file, bytes)| match file.parse() {
             Ok(SpoolName::Sealed(sealed)) if sealed.batch.same_batch(&name) => Some((sealed, bytes)),
             _ => None,
@@ -374,18 +382,18 @@ impl Folder {
     pub(super) fn probe(&self) -> io::Result<()> {
         self.restore()?;
         let path = self.dir.join("probe.tmp");
-        self.disk.remove(&path)?;
-        let written = self.disk.create(&path).and_then(|mut file| {
+        self.home.disk.remove(&path)?;
+        let written = self.home.disk.create(&path).and_then(|mut file| {
             file.write_at(&[0; PROBE_BYTES], 0)?;
             file.sync()
         });
-        self.disk.remove(&path)?;
+        self.home.disk.remove(&path)?;
         written
     }
 
     /// Hashes a batch's file again, for when S3 says that its bytes are not what its name says.
     pub fn rehash(&self, batch: &Batch) -> io::Result<Sha256> {
-        let mut file = self.disk.open(&self.batch_path(batch))?;
+        let mut file = self.home.disk.open(&self.batch_path(batch))?;
         let mut hasher = Sha256Hasher::default();
         let mut buffer = vec![0; READ_BUFFER_BYTES];
         let mut offset = 0;
@@ -400,14 +408,10 @@ impl Folder {
         }
     }
 
-    /// Runs `operation`, and once more after what can be mended: a full disk by giving up the reserve, a
+    /// Runs `operation`, and once more after what can be mended: a full disk by giving up the spare file, a
     /// folder that was removed by making it again.
     pub(super) fn with_remedy<T>(&self, mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-        match operation() {
-            Err(error) if is_full(&error) => {
-                self.disk.remove(&self.spool.join(RESERVE))?;
-                operation()
-            }
+        match self.home.with_room(&mut operation) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.restore()? => operation(),
             result => result,
         }
@@ -415,48 +419,35 @@ impl Folder {
 
     /// Makes the folders again that somebody removed under the daemon, with the chain's head in them; whether
     /// one was missing.
-    fn restore(&self) -> io::Result<bool> {
-        let folders = [&self.dir, &self.quarantine_dir()];
-        let is_missing =
-            |folder: &&PathBuf| self.disk.sync_dir(folder).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-        if !folders.iter().any(is_missing) {
-            return Ok(false);
+    ///
+    /// # Errors
+    /// The path leads elsewhere, see [`Home::confirm`]: what is missing there was not removed.
+    pub(super) fn restore(&self) -> io::Result<bool> {
+        let mut restored = self.home.confirm()?;
+        let (disk, quarantine) = (&self.home.disk, self.home.quarantine_dir());
+        let mut missing = false;
+        for folder in [&self.dir, &quarantine] {
+            missing |= disk.identify(folder)?.is_none();
         }
-        self.disk.create_dir(&self.spool)?;
-        // First of all: nothing may be written into a spool that another daemon has taken meanwhile.
-        if let Some(home) = self.home.get().and_then(Weak::upgrade) {
-            home.restore(&*self.disk, &self.spool)?;
+        if missing {
+            disk.create_dir(&self.dir)?;
+            disk.create_dir(&quarantine)?;
+            disk.sync_dir(&self.home.dir)?;
+            if let Some(sent) = self.head().sent {
+                self.create_head(sent)?;
+            }
+            tracing::error!(log_type = %self.log_type, spool.dir = %self.home.dir.display(), "a folder of the spool was removed while the daemon runs; it is made again; what was uploaded or is still open is safe, see config/README.md#quarantined");
+            restored = true;
         }
-        folders.into_iter().try_for_each(|folder| self.disk.create_dir(folder))?;
-        self.disk.sync_dir(&self.spool)?;
-        if let Some(sent) = self.head().sent {
-            self.create_head(sent)?;
-        }
-        tracing::error!(log_type = %self.log_type, spool.dir = %self.spool.display(), "a folder of the spool was removed while the daemon runs; it is made again; what was uploaded or is still open is safe, see config/README.md#quarantined");
-        Ok(true)
+        Ok(restored)
     }
 
     /// Makes the empty file that keeps a head, durably; it may be there.
     fn create_head(&self, head: SealedName) -> io::Result<()> {
-        match self.disk.create(&self.path(&SpoolName::Sealed(head))) {
+        match self.home.disk.create(&self.path(&SpoolName::Sealed(head))) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             created => drop(created?),
         }
-        self.disk.sync_dir(&self.dir)
+        self.home.disk.sync_dir(&self.dir)
     }
-
-    /// Takes the reserve when it is missing; on a full disk it is tried again later.
-    pub(super) fn reserve(&self) {
-        let path = self.spool.join(RESERVE);
-        let Ok(mut file) = self.disk.create(&path) else { return };
-        // Real bytes: a hole takes no room.
-        if file.write_at(&[b'\n'; RESERVE_BYTES], 0).and_then(|()| file.sync()).is_err() {
-            let _ = self.disk.remove(&path);
-        }
-    }
-}
-
-/// Whether an error says that there is no room: the disk's, or a quota's.
-pub(super) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -5,7 +5,6 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +14,9 @@ use crate::spool::disk::{self, Disk};
 /// File names in the spool's folder.
 const LOCK: &str = "lock";
 const MANIFEST: &str = "manifest.json";
+
+/// Far more than a manifest has; what is larger is another file.
+const MANIFEST_MAX_BYTES: u64 = 64 * 1024;
 
 /// The format that this version writes, and the newest that it reads.
 pub const FORMAT: u32 = 1;
@@ -103,12 +105,12 @@ impl Manifest {
     /// Reads the manifest of a spool; `None` when it has none yet.
     pub fn read(disk: &dyn Disk, spool: &Path) -> Result<Option<Manifest>, ManifestError> {
         let path = spool.join(MANIFEST);
-        let bytes = match disk::read(disk, &path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(ManifestError::Io { path, source }),
-            Ok(bytes) => bytes,
-        };
-        Self::parse(path, &bytes).map(Some)
+        match disk::read(disk, &path, MANIFEST_MAX_BYTES) {
+            Ok(bytes) => Self::parse(path, &bytes).map(Some),
+            // What can't be read is not taken for a spool that is new: it would be numbered anew.
+            Err(_) if matches!(disk.identify(&path), Ok(None)) => Ok(None),
+            Err(source) => Err(ManifestError::Io { path, source }),
+        }
     }
 
     fn parse(path: PathBuf, bytes: &[u8]) -> Result<Manifest, ManifestError> {
@@ -150,30 +152,8 @@ fn holder_in(file: &mut File) -> String {
 #[derive(Debug)]
 pub struct Lock {
     file: File,
-}
-
-/// What makes a folder this daemon's spool, for as long as it is open.
-#[derive(Debug)]
-pub(super) struct Home {
-    pub(super) manifest: Manifest,
-    pub(super) lock: Mutex<Lock>,
-}
-
-impl Home {
-    /// Takes the lock and writes the manifest again where somebody removed them.
-    ///
-    /// # Errors
-    /// Another daemon has the spool by now, or the disk refuses.
-    pub(super) fn restore(&self, disk: &dyn Disk, spool: &Path) -> io::Result<()> {
-        let mut lock = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        if !lock.is_in_place(spool) {
-            *lock = Lock::take(spool).map_err(io::Error::other)?;
-        }
-        match Manifest::read(disk, spool).map_err(io::Error::other)? {
-            Some(_) => Ok(()),
-            None => self.manifest.write(disk, spool).map_err(io::Error::other),
-        }
-    }
+    /// The spool's folder, locked as well where the file system can: who removes the file leaves this one.
+    folder: File,
 }
 
 /// Why a spool can't be locked.
@@ -195,13 +175,24 @@ pub enum LockError {
         /// The system's reason.
         source: io::Error,
     },
+    /// The file system has no locks.
+    #[error("{path}: the file system can't lock a file (flock: {source}), so nothing would keep two daemons apart; choose an ENV0_S3_LOG_SPOOL_DIR on one that can (NFS: with its lock service)", path = path.display())]
+    Unsupported {
+        /// The lock's file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
 }
 
 impl Lock {
     /// The process that holds the lock of a spool, if one does; changes nothing.
     pub fn holder(spool: &Path) -> io::Result<Option<String>> {
-        let mut file = match File::open(spool.join(LOCK)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        let path = spool.join(LOCK);
+        let mut file = match disk::open_regular(OpenOptions::new().read(true), &path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(&path).is_err() => {
+                return Ok(None);
+            }
             opened => opened?,
         };
         match file.try_lock_shared() {
@@ -211,28 +202,65 @@ impl Lock {
         }
     }
 
-    /// Whether the file that is locked is the one that others find: theirs may have taken its place.
-    fn is_in_place(&self, spool: &Path) -> bool {
-        let found = [self.file.metadata(), fs::metadata(spool.join(LOCK))];
-        let [locked, there] = found.map(|found| found.ok().map(|file| (file.dev(), file.ino())));
-        locked == there
-    }
-
     /// Takes the lock of a spool, without waiting.
     pub fn take(spool: &Path) -> Result<Lock, LockError> {
+        let folder = File::open(spool).map_err(|source| LockError::Io { path: spool.to_owned(), source })?;
+        let file = Self::take_file(spool)?;
+        match folder.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                Err(LockError::Held { spool: spool.to_owned(), holder: "unknown".to_owned() })
+            }
+            // NFS locks no folder.
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(Lock { file, folder }),
+        }
+    }
+
+    /// Makes the file again that somebody removed from the folder, and locks it.
+    pub(super) fn take_again(&mut self, spool: &Path) -> Result<(), LockError> {
+        self.file = Self::take_file(spool)?;
+        Ok(())
+    }
+
+    fn take_file(spool: &Path) -> Result<File, LockError> {
         let path = spool.join(LOCK);
-        let io = |source| LockError::Io { path: path.clone(), source };
-        let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).clone();
-        let mut file = options.open(&path).map_err(io)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        let opened = disk::open_regular(&mut options, &path);
+        let mut file = opened.map_err(|source| LockError::Io { path: path.clone(), source })?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(LockError::Held { spool: spool.to_owned(), holder: holder_in(&mut file) });
             }
-            Err(TryLockError::Error(source)) => return Err(io(source)),
+            Err(TryLockError::Error(source)) => return Err(LockError::Unsupported { path, source }),
         }
         // The process id only helps people; a full disk must not keep the daemon from starting.
         let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
-        Ok(Lock { file })
+        Ok(file)
+    }
+
+    /// Whether the file that is locked is the one that others find: theirs may have taken its place.
+    pub(super) fn is_in_place(&self, spool: &Path) -> bool {
+        let found = [self.file.metadata(), fs::symlink_metadata(spool.join(LOCK))];
+        let [locked, there] = found.map(|found| found.ok().map(|file| (file.dev(), file.ino())));
+        locked.is_some() && locked == there
+    }
+
+    /// Whether the locked file was removed. It was not when the path to it leads elsewhere: a volume that is away
+    /// has it still.
+    pub(super) fn is_removed(&self) -> io::Result<bool> {
+        Ok(self.file.metadata()?.nlink() == 0)
+    }
+
+    /// Whether `spool` is the folder that is locked.
+    pub(super) fn is_folder(&self, spool: &Path) -> bool {
+        let found = [self.folder.metadata(), fs::metadata(spool)];
+        let [locked, there] = found.map(|found| found.ok().map(|folder| (folder.dev(), folder.ino())));
+        locked.is_some() && locked == there
+    }
+
+    /// Whether another file has the lock's name.
+    pub(super) fn is_replaced(&self, spool: &Path) -> bool {
+        !self.is_in_place(spool) && fs::symlink_metadata(spool.join(LOCK)).is_ok()
     }
 }

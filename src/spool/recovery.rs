@@ -139,9 +139,9 @@ impl Folder {
 /// Moves a stray file out of the way. One that can't be moved is in nobody's way.
 fn set_aside(folder: &Folder, file_name: &str, why: &str) {
     let path = folder.dir.join(file_name);
-    let moved = match folder.disk().open(&path) {
+    let moved = match folder.disk().identify(&path) {
         // Its name is not UTF-8, and this is not quite it.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(error),
+        Ok(None) => Err(io::ErrorKind::NotFound.into()),
         _ => folder.move_to_quarantine(&path, file_name),
     };
     match moved {
@@ -178,7 +178,7 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
         let foreign = survey.foreign;
         disk::replace_with(
             folder.disk(),
-            &folder.quarantine_dir(),
+            &folder.home().quarantine_dir(),
             &format!("{}_{name}.bytes", folder.log_type),
             |aside| {
                 let aside_only =

@@ -17,7 +17,8 @@ use tokio::sync::oneshot;
 use crate::batch::{BatchName, Codec, Sha256, Sha256Hasher, SpoolName};
 use crate::spool::answers::{self, Outcome, Reply};
 use crate::spool::disk::{DiskFile, READ_BUFFER_BYTES};
-use crate::spool::folder::{Folder, is_full};
+use crate::spool::folder::Folder;
+use crate::spool::home::is_full;
 
 /// The pause between tries to seal a batch that the disk refuses.
 const RETRY_AFTER: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_secs(1) };
@@ -114,7 +115,7 @@ pub(super) fn run(folder: &Arc<Folder>, requests: &Receiver<Request>) {
                     folder.figures().salvages.fetch_sub(1, Ordering::Release);
                 }
                 closed.refused.answer();
-                folder.reserve();
+                folder.home().take_spare_file();
             }
         }
     }
@@ -122,6 +123,8 @@ pub(super) fn run(folder: &Arc<Folder>, requests: &Receiver<Request>) {
 
 /// Seals one batch and hands it to the flusher. Repeated after an error it does what is left to do.
 pub(super) fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
+    // No copy is made in a folder that is not the spool's.
+    folder.restore()?;
     let open = folder.path(&SpoolName::Open(closed.name));
     if closed.records == 0 {
         return folder.remove_empty(closed.name);

@@ -7,6 +7,7 @@ mod durability;
 mod every_call;
 mod fault_disk;
 mod os_disk;
+mod place;
 mod property;
 mod refusals;
 mod start;

@@ -235,6 +235,10 @@ impl State {
                 answers::give([append.refused(refusal)]);
                 continue;
             }
+            if let Err(error) = self.folder.in_place() {
+                self.refuse([append], &error);
+                continue;
+            }
             let len = append.lines.len() as u64;
             let held = self.open.as_ref().map_or(0, |open| open.bytes) + staged_bytes;
             if held > 0 && held + len > self.settings.batch_max_bytes {

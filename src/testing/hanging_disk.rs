@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex};
 
-use crate::spool::disk::{Disk, DiskFile, OsDisk};
+use crate::spool::disk::{Disk, DiskFile, FileId, OsDisk};
 
 /// A call that can hang.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -73,12 +73,16 @@ impl Disk for HangingDisk {
         OsDisk.open(path).map(|file| self.file(path, file))
     }
 
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        OsDisk.rename(from, to)
+    fn identify(&self, path: &Path) -> io::Result<Option<FileId>> {
+        OsDisk.identify(path)
     }
 
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        OsDisk.remove(path)
+    fn try_rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        OsDisk.try_rename(from, to)
+    }
+
+    fn try_remove(&self, path: &Path) -> io::Result<()> {
+        OsDisk.try_remove(path)
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {

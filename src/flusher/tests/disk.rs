@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
 use super::*;
 
 /// S3, as it judges a body.
@@ -86,6 +88,20 @@ async fn a_file_that_changed_or_went_is_set_aside_and_the_next_object_tells_of_t
 }
 
 #[tokio::test]
+async fn what_a_link_in_the_place_of_a_batch_leads_to_is_not_sent() {
+    let mut case = Case::new(checks_the_body).await;
+    let key = case.batch(TYPE, LINE).await;
+    let file = case.sealed_file(&key).await;
+    let elsewhere = case.dir.path().join("elsewhere");
+    fs::rename(&file, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &file).unwrap();
+    case.flush();
+    case.set_aside().await;
+    assert!(case.puts().is_empty());
+    assert_eq!(fs::read_to_string(&elsewhere).unwrap(), LINE);
+}
+
+#[tokio::test]
 async fn a_batch_that_failed_before_it_was_set_aside_ends_its_outage() {
     let mut case = Case::new(first([held(denied())])).await;
     let key = case.batch(TYPE, LINE).await;
@@ -104,16 +120,22 @@ async fn a_file_that_cannot_be_read_is_kept_until_it_can() {
     let mut case = Case::new(checks_the_body).await;
     let key = case.batch(TYPE, LINE).await;
     let file = case.sealed_file(&key).await;
-    // The way to the bytes leads to a folder at first; the name in the spool stays.
-    let elsewhere = tempfile::tempdir().unwrap();
-    let (way, bytes) = (elsewhere.path().join("way"), elsewhere.path().join("bytes"));
-    std::os::unix::fs::symlink(elsewhere.path(), &way).unwrap();
+    // A folder has the name at first: whoever reads it meets an error.
+    let elsewhere = tempfile::tempdir_in(case.dir.path()).unwrap();
+    let bytes = elsewhere.path().join("bytes");
     fs::rename(&file, &bytes).unwrap();
-    std::os::unix::fs::symlink(&way, &file).unwrap();
+    fs::create_dir(&file).unwrap();
     case.flush();
     case.disk_failed(1).await;
     assert!(case.quarantine().is_empty());
-    fs::rename(&bytes, &way).unwrap();
+    // Its name changes with each attempt.
+    let folder = case.spool.folder(TYPE).dir.clone();
+    until("the file is back", || {
+        let mut entries = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
+        let Some(name) = entries.find(|path| path.is_dir()) else { return false };
+        renameat_with(CWD, &bytes, CWD, &name, RenameFlags::EXCHANGE).is_ok()
+    })
+    .await;
     case.delivered(1).await;
     assert_eq!(case.puts()[0].body, LINE);
     assert_eq!(case.keys(), [key]);

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::Folder;
 use crate::batch::{BatchName, SealedName, SpoolName, Stage};
-use crate::spool::{Batch, QUARANTINE};
+use crate::spool::Batch;
 
 /// Added to a quarantined batch's name when a delivered object has told of the gap.
 const TOLD: &str = ".told";
@@ -20,7 +20,11 @@ impl Folder {
     ///
     /// The chain's head leaves an empty `.sent` behind, so that its number is not given out again.
     /// Repeated after an error it does what is left to do.
+    ///
+    /// # Errors
+    /// The disk refuses, or the spool's path leads elsewhere: nothing is wrong with a file that is missing there.
     pub fn quarantine(&self, batch: &Batch) -> io::Result<()> {
+        self.home.confirm()?;
         {
             let _transition = self.head_transition();
             if self.head().sequence == batch.name.sequence {
@@ -45,7 +49,7 @@ impl Folder {
     }
 
     fn quarantine_path(&self, name: &str) -> PathBuf {
-        self.quarantine_dir().join(format!("{}_{name}", self.log_type))
+        self.home.quarantine_dir().join(format!("{}_{name}", self.log_type))
     }
 
     /// Moves a file to quarantine under the log type's and its own name, durably; a name that is taken gets a
@@ -53,37 +57,32 @@ impl Folder {
     pub(in crate::spool) fn move_to_quarantine(&self, from: &Path, name: &str) -> io::Result<()> {
         let first = self.quarantine_path(name);
         let numbered = (1..TAKEN_NAMES_MAX).map(|number| self.quarantine_path(&format!("{name}.{number}")));
-        let is_free = |path: &PathBuf| self.disk.open(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        let is_free = |path: &PathBuf| matches!(self.home.disk.identify(path), Ok(None));
         let to = std::iter::once(first.clone()).chain(numbered).find(is_free).ok_or(io::ErrorKind::AlreadyExists)?;
         self.with_remedy(|| {
-            match self.disk.rename(from, &to) {
+            match self.home.disk.rename(from, &to) {
                 // An earlier try may have got as far as the rename.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     if is_free(&first) {
-                        self.disk.create(&first)?;
+                        self.home.disk.create(&first)?;
                     }
                 }
                 other => other?,
             }
-            self.disk.sync_dir(&self.quarantine_dir())?;
-            self.disk.sync_dir(&self.dir)
+            self.home.disk.sync_dir(&self.home.quarantine_dir())?;
+            self.home.disk.sync_dir(&self.dir)
         })
-    }
-
-    /// The folder for what can't be read.
-    pub(in crate::spool) fn quarantine_dir(&self) -> PathBuf {
-        self.spool.join(QUARANTINE)
     }
 
     /// Size in bytes of all that is in quarantine, both log types.
     pub fn quarantine_bytes(&self) -> u64 {
-        self.disk.list(&self.quarantine_dir()).map_or(0, |files| files.iter().map(|(_, bytes)| bytes).sum())
+        self.home.disk.list(&self.home.quarantine_dir()).map_or(0, |files| files.iter().map(|(_, bytes)| bytes).sum())
     }
 
     /// Reads the gaps that quarantine holds and no object has told of.
     pub(in crate::spool) fn read_gaps(&self) -> io::Result<()> {
         let prefix = format!("{}_", self.log_type);
-        let files = self.disk.list(&self.quarantine_dir())?;
+        let files = self.home.disk.list(&self.home.quarantine_dir())?;
         let untold = files.iter().filter_map(|(name, _)| match name.strip_prefix(&prefix)?.parse() {
             Ok(SpoolName::Sealed(name)) => Some(name.sequence),
             _ => None,
@@ -102,23 +101,26 @@ impl Folder {
         if told.is_empty() {
             return Ok(());
         }
-        let folder = self.quarantine_dir();
+        self.home.confirm()?;
+        let folder = self.home.quarantine_dir();
         let prefix = format!("{}_", self.log_type);
-        for (file, _) in self.with_remedy(|| self.disk.list(&folder))? {
+        for (file, _) in self.with_remedy(|| self.home.disk.list(&folder))? {
             let name = file.strip_prefix(&prefix).and_then(|name| name.parse().ok());
             if let Some(SpoolName::Sealed(name)) = name
                 && told.contains(&name.sequence)
             {
-                self.disk.rename(&folder.join(&file), &folder.join(format!("{file}{TOLD}")))?;
+                let told = folder.join(format!("{file}{TOLD}"));
+                self.home.with_room(|| self.home.disk.rename(&folder.join(&file), &told))?;
             }
         }
-        self.disk.sync_dir(&folder)?;
+        self.home.disk.sync_dir(&folder)?;
         self.state().gaps.retain(|gap| !told.contains(gap));
         Ok(())
     }
 
     /// Sets a batch aside that has no number yet; so it leaves no gap.
     pub(in crate::spool) fn quarantine_unsealed(&self, name: BatchName, bytes: u64, records: u64) -> io::Result<()> {
+        self.home.confirm()?;
         let open = SpoolName::Open(name);
         self.move_to_quarantine(&self.path(&open), &open.to_string())?;
         self.forget(name, bytes);

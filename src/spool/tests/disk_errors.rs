@@ -398,8 +398,14 @@ fn a_batch_of_which_nothing_is_left_is_counted_as_quarantined_and_holds_nothing_
     world.open().unwrap();
     world.append(2).unwrap();
     world.end();
-    // So that the sealer has not opened it either.
-    world.disk.fail(Op::Remove, ".tmp", Errno::IO);
+    // The start reads it, and the sealer can't.
+    let mut read = false;
+    world.disk.rule(move |op, path| {
+        let opens = op == Op::Open && path.to_string_lossy().ends_with(".open");
+        let again = opens && read;
+        read |= opens;
+        if again { Effect::Fail(Errno::IO) } else { Effect::Pass }
+    });
     world.open_without_settling().unwrap();
     let open = world.file(".open");
     world.disk.take(&open);

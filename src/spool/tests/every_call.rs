@@ -81,6 +81,9 @@ fn fail<const INDEX: usize>() -> Effect {
 /// One for each of [`ERRORS`].
 const FAILURES: [fn() -> Effect; 5] = [fail::<0>, fail::<1>, fail::<2>, fail::<3>, fail::<4>];
 
+/// What network file systems answer to a request that they have carried out before, and others to any.
+const DONE_ALL_THE_SAME: [fn() -> Effect; 2] = [|| Effect::Apply(Errno::NOENT), || Effect::Apply(Errno::IO)];
+
 fn lose_some() -> Effect {
     Effect::Die(Cut::Torn(rand::random()))
 }
@@ -90,6 +93,16 @@ fn an_error_at_any_call_loses_nothing_and_passes_by_itself() {
     for codec in CODECS {
         for effect in FAILURES {
             assert!(at_every_call(codec, effect, |_| {}).calls > 40);
+        }
+    }
+}
+
+#[test]
+fn a_call_that_is_done_and_answers_an_error_loses_nothing_and_strands_nothing() {
+    for codec in CODECS {
+        for effect in DONE_ALL_THE_SAME {
+            assert!(at_every_call(codec, effect, |_| {}).calls > 40);
+            assert!(at_every_call(codec, effect, |world| world.crash(Cut::Strict)).calls > 40);
         }
     }
 }
@@ -143,6 +156,9 @@ fn long_run() {
         let error = std::io::Error::from(error);
         row(&format!("{error}"), effect, |_| {});
         row(&format!("{error}, and then a power cut"), effect, |world| world.crash(Cut::Strict));
+    }
+    for (effect, error) in DONE_ALL_THE_SAME.into_iter().zip([Errno::NOENT, Errno::IO]) {
+        row(&format!("done, and answers {}", std::io::Error::from(error)), effect, |_| {});
     }
     row("kill -9", || Effect::Die(Cut::Kill), |world| world.crash(Cut::Strict));
     row("power cut, what was not fsynced is lost", || Effect::Die(Cut::Strict), |world| world.crash(Cut::Strict));

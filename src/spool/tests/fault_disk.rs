@@ -4,13 +4,18 @@
 //! on), [`Cut::Strict`] forgets whatever was not fsynced, [`Cut::Torn`] keeps some of it by the dice.
 //! After a death the old process goes on in a world of its own, as a ghost: nothing that it does is
 //! seen by the life after.
+//!
+//! Two file systems are there: the spool's, and one that [`FaultDisk::mount_over`] puts over it. Paths lead to the one
+//! that is mounted; an open file stays where it is.
 
-use std::collections::BTreeMap;
+mod tree;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::spool::disk::{Disk, DiskFile};
+use self::tree::{Bytes, Change, Tree};
+use crate::spool::disk::{Disk, DiskFile, FileId};
 
 /// A call of the seam.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +23,7 @@ pub(super) enum Op {
     CreateDir,
     Create,
     Open,
+    Identify,
     Rename,
     Remove,
     SyncDir,
@@ -45,6 +51,10 @@ pub(super) enum Effect {
     Pass,
     /// It fails with this error; a write leaves half of its bytes, an fsync nothing.
     Fail(Errno),
+    /// It is carried out, and answers this error all the same.
+    Apply(Errno),
+    /// It passes, and then paths lead to what [`FaultDisk::mount_over`] has shown last.
+    MountOver,
     /// The machine or the process ends before it.
     Die(Cut),
 }
@@ -59,7 +69,10 @@ pub(super) struct FaultDisk(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
-    tree: Tree,
+    /// The spool's file system, and the one that may be mounted over it.
+    trees: [Tree; 2],
+    /// Where paths lead: an index of `trees`.
+    mounted: usize,
     rule: Option<Rule>,
     /// What the life after finds, once this one has ended.
     left: Option<Tree>,
@@ -69,129 +82,6 @@ struct State {
     damaged: bool,
     /// Whether a life before left a file with bytes that a failed fsync gave up.
     gave_up: bool,
-}
-
-#[derive(Default, Clone)]
-struct Tree {
-    names: BTreeMap<PathBuf, usize>,
-    /// Names as they are on the disk itself.
-    durable_names: BTreeMap<PathBuf, usize>,
-    /// Changes of names since, oldest first.
-    pending: Vec<Change>,
-    files: Vec<Bytes>,
-}
-
-#[derive(Clone)]
-enum Change {
-    Create(PathBuf, usize),
-    Rename(PathBuf, PathBuf),
-    Remove(PathBuf),
-}
-
-#[derive(Default, Clone)]
-struct Bytes {
-    durable: Vec<u8>,
-    /// What the file was after each change since its last fsync; the last is what a reader sees.
-    versions: Vec<Vec<u8>>,
-    /// An fsync failed: the kernel took the pages for written, and no later one writes them.
-    given_up: bool,
-}
-
-impl Bytes {
-    fn now(&self) -> &Vec<u8> {
-        self.versions.last().unwrap_or(&self.durable)
-    }
-
-    fn change(&mut self, change: impl FnOnce(&mut Vec<u8>)) {
-        let mut next = self.now().clone();
-        change(&mut next);
-        self.versions.push(next);
-    }
-}
-
-impl Change {
-    fn apply(&self, names: &mut BTreeMap<PathBuf, usize>) {
-        match self {
-            Change::Create(path, file) => drop(names.insert(path.clone(), *file)),
-            Change::Rename(from, to) => {
-                if let Some(file) = names.remove(from) {
-                    names.insert(to.clone(), file);
-                }
-            }
-            Change::Remove(path) => drop(names.remove(path)),
-        }
-    }
-
-    fn touches(&self, folder: &Path) -> bool {
-        let inside = |path: &Path| path.parent() == Some(folder);
-        match self {
-            Change::Create(path, _) | Change::Remove(path) => inside(path),
-            Change::Rename(from, to) => inside(from) || inside(to),
-        }
-    }
-}
-
-impl Tree {
-    fn note(&mut self, change: Change) {
-        change.apply(&mut self.names);
-        self.pending.push(change);
-    }
-
-    fn sync_dir(&mut self, folder: &Path) {
-        let (synced, pending) =
-            std::mem::take(&mut self.pending).into_iter().partition(|change| change.touches(folder));
-        self.pending = pending;
-        let synced: Vec<Change> = synced;
-        synced.iter().for_each(|change| change.apply(&mut self.durable_names));
-    }
-
-    fn after(&self, cut: Cut) -> Tree {
-        let mut dice = match cut {
-            Cut::Kill => return self.clone(),
-            Cut::Strict => None,
-            Cut::Torn(seed) => Some(Dice(seed)),
-        };
-        let mut names = self.durable_names.clone();
-        // A journal keeps changes of names in their order: any number of them, from the oldest on.
-        let kept = dice.as_mut().map_or(0, |dice| dice.below(self.pending.len() + 1));
-        self.pending[..kept].iter().for_each(|change| change.apply(&mut names));
-        let files =
-            self.files.iter().map(|bytes| Bytes { durable: bytes.after(dice.as_mut()), ..Bytes::default() }).collect();
-        Tree { durable_names: names.clone(), names, pending: Vec::new(), files }
-    }
-}
-
-impl Bytes {
-    fn after(&self, dice: Option<&mut Dice>) -> Vec<u8> {
-        /// Written as a whole or not at all; small, as the tests' files are.
-        const SECTOR_BYTES: usize = 16;
-        let Some(dice) = dice else { return self.durable.clone() };
-        let version = |index: usize| if index == 0 { &self.durable } else { &self.versions[index - 1] };
-        let length = version(dice.below(self.versions.len() + 1)).len();
-        let mut bytes = vec![0; length];
-        for (sector, chunk) in bytes.chunks_mut(SECTOR_BYTES).enumerate() {
-            let source = version(dice.below(self.versions.len() + 1));
-            let start = sector * SECTOR_BYTES;
-            for (index, byte) in chunk.iter_mut().enumerate() {
-                *byte = source.get(start + index).copied().unwrap_or_default();
-            }
-        }
-        bytes
-    }
-}
-
-/// Numbers that only look random: the same seed gives the same ones.
-pub(super) struct Dice(pub(super) u64);
-
-impl Dice {
-    pub(super) fn below(&mut self, bound: usize) -> usize {
-        // SplitMix64.
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((mixed ^ (mixed >> 31)) % bound as u64).unwrap()
-    }
 }
 
 impl FaultDisk {
@@ -234,6 +124,25 @@ impl FaultDisk {
         });
     }
 
+    /// Puts another file system over the spool's, or takes the spool's own away: paths lead to one that has these
+    /// folders and no file.
+    pub(super) fn mount_over(&self, folders: &[&Path]) {
+        let state = &mut *self.state();
+        state.trees[1] = Tree::default();
+        state.trees[1].folders.extend(folders.iter().map(|folder| folder.to_path_buf()));
+        state.mounted = 1;
+    }
+
+    /// Paths lead to the spool's file system again.
+    pub(super) fn unmount(&self) {
+        self.state().mounted = 0;
+    }
+
+    /// Names of the files on the file system that was mounted over the spool's.
+    pub(super) fn names_over(&self) -> Vec<PathBuf> {
+        self.state().trees[1].names.keys().cloned().collect()
+    }
+
     /// From now on every call passes.
     pub(super) fn heal(&self) {
         self.state().rule = None;
@@ -247,9 +156,10 @@ impl FaultDisk {
     /// The file system that the next life finds: after the death that a rule brought, else after `cut` now.
     pub(super) fn after(&self, cut: Cut) -> FaultDisk {
         let state = self.state();
-        let tree = state.left.clone().unwrap_or_else(|| state.tree.after(cut));
+        let tree = state.left.clone().unwrap_or_else(|| state.trees[0].after(cut));
         let gave_up = state.gave_up || tree.names.values().any(|file| tree.files[*file].given_up);
-        FaultDisk(Arc::new(Mutex::new(State { tree, damaged: state.damaged, gave_up, ..State::default() })))
+        let trees = [tree, Tree::default()];
+        FaultDisk(Arc::new(Mutex::new(State { trees, damaged: state.damaged, gave_up, ..State::default() })))
     }
 
     /// The calls so far.
@@ -260,14 +170,14 @@ impl FaultDisk {
     /// Names in a folder, without asking the disk.
     pub(super) fn names(&self, folder: &Path) -> Vec<String> {
         let state = self.state();
-        let inside = state.tree.names.keys().filter(|path| path.parent() == Some(folder));
+        let inside = state.trees[0].names.keys().filter(|path| path.parent() == Some(folder));
         inside.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
     }
 
     /// A file's bytes, without asking the disk.
     pub(super) fn bytes(&self, path: &Path) -> Option<Vec<u8>> {
         let state = self.state();
-        state.tree.names.get(path).map(|file| state.tree.files[*file].now().clone())
+        state.trees[0].names.get(path).map(|file| state.trees[0].files[*file].now().clone())
     }
 
     /// Whether acknowledged events may be in quarantine.
@@ -277,7 +187,8 @@ impl FaultDisk {
 
     /// Puts a file there, durably, as somebody else would.
     pub(super) fn put(&self, path: &Path, bytes: &[u8]) {
-        let tree = &mut self.state().tree;
+        let tree = &mut self.state().trees[0];
+        tree.folders.extend(path.ancestors().skip(1).map(Path::to_owned));
         tree.files.push(Bytes { durable: bytes.to_vec(), ..Bytes::default() });
         let file = tree.files.len() - 1;
         tree.names.insert(path.to_owned(), file);
@@ -288,7 +199,7 @@ impl FaultDisk {
     pub(super) fn take(&self, path: &Path) {
         let state = &mut *self.state();
         state.damaged = true;
-        let tree = &mut state.tree;
+        let tree = &mut state.trees[0];
         tree.names.remove(path);
         tree.durable_names.remove(path);
     }
@@ -297,7 +208,7 @@ impl FaultDisk {
     pub(super) fn flip_bit(&self, path: &Path) {
         let state = &mut *self.state();
         state.damaged = true;
-        let tree = &mut state.tree;
+        let tree = &mut state.trees[0];
         let file = tree.names[path];
         let bytes = &mut tree.files[file];
         let middle = bytes.now().len() / 2;
@@ -314,21 +225,39 @@ impl FaultDisk {
         failed: impl FnOnce(&mut Tree),
         operation: impl FnOnce(&mut Tree) -> io::Result<T>,
     ) -> io::Result<T> {
-        let mut state = self.state();
+        let mounted = self.state().mounted;
+        self.call_in(mounted, op, path, failed, operation)
+    }
+
+    fn call_in<T>(
+        &self,
+        tree: usize,
+        op: Op,
+        path: &Path,
+        failed: impl FnOnce(&mut Tree),
+        operation: impl FnOnce(&mut Tree) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let state = &mut *self.state();
         state.trace.push((op, path.to_owned()));
         let effect = state.rule.as_mut().map_or(Effect::Pass, |rule| rule(op, path));
         match effect {
+            Effect::Apply(errno) => {
+                state.damaged |= matches!(op, Op::Open | Op::Read);
+                operation(&mut state.trees[tree])?;
+                return Err(errno.into());
+            }
             Effect::Fail(errno) => {
                 state.damaged |= matches!(op, Op::Open | Op::Read);
                 // Without room for a copy, only luck saves what a failed fsync and then a kill left.
                 state.damaged |= state.gave_up && matches!(errno, Errno::NOSPC | Errno::DQUOT | Errno::FBIG);
-                failed(&mut state.tree);
+                failed(&mut state.trees[tree]);
                 return Err(errno.into());
             }
-            Effect::Die(cut) if state.left.is_none() => state.left = Some(state.tree.after(cut)),
+            Effect::Die(cut) if state.left.is_none() => state.left = Some(state.trees[0].after(cut)),
+            Effect::MountOver => state.mounted = 1,
             Effect::Die(_) | Effect::Pass => {}
         }
-        operation(&mut state.tree)
+        operation(&mut state.trees[tree])
     }
 }
 
@@ -338,40 +267,61 @@ fn missing() -> io::Error {
 
 impl Disk for FaultDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        self.call(Op::CreateDir, path, |_| {}, |_| Ok(()))
-    }
-
-    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        let file = self.call(
-            Op::Create,
+        self.call(
+            Op::CreateDir,
             path,
             |_| {},
             |tree| {
-                if tree.names.contains_key(path) {
-                    return Err(Errno::EXIST.into());
-                }
-                tree.files.push(Bytes::default());
-                let file = tree.files.len() - 1;
-                tree.note(Change::Create(path.to_owned(), file));
-                Ok(file)
+                tree.folders.extend(path.ancestors().map(Path::to_owned));
+                Ok(())
             },
-        )?;
-        Ok(Box::new(FaultFile { disk: self.clone(), path: path.to_owned(), file }))
+        )
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
+        let tree = self.state().mounted;
+        let make = |tree: &mut Tree| {
+            if tree.names.contains_key(path) {
+                return Err(Errno::EXIST.into());
+            }
+            if !tree.holds(path) {
+                return Err(missing());
+            }
+            tree.files.push(Bytes::default());
+            let file = tree.files.len() - 1;
+            tree.note(Change::Create(path.to_owned(), file));
+            Ok(file)
+        };
+        let file = self.call_in(tree, Op::Create, path, |_| {}, make)?;
+        Ok(Box::new(FaultFile { disk: self.clone(), tree, path: path.to_owned(), file }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {
-        let file = self.call(Op::Open, path, |_| {}, |tree| tree.names.get(path).copied().ok_or_else(missing))?;
-        Ok(Box::new(FaultFile { disk: self.clone(), path: path.to_owned(), file }))
+        let tree = self.state().mounted;
+        let find = |tree: &mut Tree| tree.names.get(path).copied().ok_or_else(missing);
+        let file = self.call_in(tree, Op::Open, path, |_| {}, find)?;
+        Ok(Box::new(FaultFile { disk: self.clone(), tree, path: path.to_owned(), file }))
     }
 
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+    fn identify(&self, path: &Path) -> io::Result<Option<FileId>> {
+        let device = self.state().mounted;
+        let find = |tree: &mut Tree| {
+            let file = tree.names.get(path).map(|file| *file as u64 + 1);
+            // Of a folder only the file system matters.
+            let folder = tree.folders.contains(path).then_some(0);
+            Ok(file.or(folder).map(|inode| FileId { device: device as u64, inode, is_folder: inode == 0 }))
+        };
+        self.call_in(device, Op::Identify, path, |_| {}, find)
+    }
+
+    fn try_rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         // A rule sees the new name: it says what the rename is for.
         self.call(
             Op::Rename,
             to,
             |_| {},
             |tree| {
-                if !tree.names.contains_key(from) {
+                if !tree.names.contains_key(from) || !tree.holds(to) {
                     return Err(missing());
                 }
                 tree.note(Change::Rename(from.to_owned(), to.to_owned()));
@@ -380,15 +330,16 @@ impl Disk for FaultDisk {
         )
     }
 
-    fn remove(&self, path: &Path) -> io::Result<()> {
+    fn try_remove(&self, path: &Path) -> io::Result<()> {
         self.call(
             Op::Remove,
             path,
             |_| {},
             |tree| {
-                if tree.names.contains_key(path) {
-                    tree.note(Change::Remove(path.to_owned()));
+                if !tree.names.contains_key(path) {
+                    return Err(missing());
                 }
+                tree.note(Change::Remove(path.to_owned()));
                 Ok(())
             },
         )
@@ -400,6 +351,9 @@ impl Disk for FaultDisk {
             path,
             |_| {},
             |tree| {
+                if !tree.folders.contains(path) {
+                    return Err(missing());
+                }
                 tree.sync_dir(path);
                 Ok(())
             },
@@ -412,6 +366,9 @@ impl Disk for FaultDisk {
             path,
             |_| {},
             |tree| {
+                if !tree.folders.contains(path) {
+                    return Err(missing());
+                }
                 let inside = tree.names.iter().filter(|(name, _)| name.parent() == Some(path));
                 let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
                 Ok(inside.map(|(path, file)| (name(path), tree.files[*file].now().len() as u64)).collect())
@@ -423,6 +380,8 @@ impl Disk for FaultDisk {
 /// Stays open whatever becomes of its name.
 struct FaultFile {
     disk: FaultDisk,
+    /// An index of the disk's file systems.
+    tree: usize,
     path: PathBuf,
     file: usize,
 }
@@ -437,14 +396,15 @@ impl DiskFile for FaultFile {
             });
         };
         let half = |tree: &mut Tree| put(tree, &bytes[..bytes.len() / 2]);
-        self.disk.call(Op::Write, &self.path, half, |tree| {
+        self.disk.call_in(self.tree, Op::Write, &self.path, half, |tree| {
             put(tree, bytes);
             Ok(())
         })
     }
 
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.disk.call(
+        self.disk.call_in(
+            self.tree,
             Op::Read,
             &self.path,
             |_| {},
@@ -458,7 +418,8 @@ impl DiskFile for FaultFile {
     }
 
     fn truncate(&mut self, len: u64) -> io::Result<()> {
-        self.disk.call(
+        self.disk.call_in(
+            self.tree,
             Op::Truncate,
             &self.path,
             |_| {},
@@ -470,12 +431,13 @@ impl DiskFile for FaultFile {
     }
 
     fn begin_write_out(&mut self, _offset: u64, _bytes: u64) {
-        let _ = self.disk.call(Op::BeginWriteOut, &self.path, |_| {}, |_| Ok(()));
+        let _ = self.disk.call_in(self.tree, Op::BeginWriteOut, &self.path, |_| {}, |_| Ok(()));
     }
 
     fn sync(&mut self) -> io::Result<()> {
         let file = self.file;
-        self.disk.call(
+        self.disk.call_in(
+            self.tree,
             Op::Sync,
             &self.path,
             |tree| tree.files[file].given_up = true,

@@ -107,7 +107,7 @@ fn a_file_is_created_only_where_there_is_none_and_opened_only_where_there_is_one
     assert_eq!(OsDisk.open(&path).err().unwrap().kind(), ErrorKind::NotFound);
     OsDisk.create(&path).unwrap().write_at(b"{}\n", 0).unwrap();
     assert_eq!(OsDisk.create(&path).err().unwrap().kind(), ErrorKind::AlreadyExists);
-    assert_eq!(disk::read(&OsDisk, &path).unwrap(), b"{}\n");
+    assert_eq!(disk::read(&OsDisk, &path, 3).unwrap(), b"{}\n");
 }
 
 #[test]

@@ -1,0 +1,211 @@
+//! What the log types' folders share: the place that is theirs, its lock and manifest, and the spare file.
+//!
+//! A path is not a place. A volume that is unmounted, or another one that is mounted over it, leaves the path and
+//! takes the spool away: renames answer "no such file", and new files go to another disk. So the folder and the lock
+//! are known by device and inode ([`Home::confirm`]), and are looked at again before anything is concluded from a name
+//! that is missing and before an event counts as safe in a new file.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::spool::QUARANTINE;
+use crate::spool::disk::{Disk, FileId};
+use crate::spool::manifest::{Lock, Manifest};
+
+/// Given up when the disk is full, so that a rename can still have the blocks it may need.
+const SPARE_FILE: &str = "reserve";
+/// btrfs sets 700 to 900 KiB aside for a rename where it keeps data and metadata together, as on small volumes.
+const SPARE_FILE_BYTES: u64 = if cfg!(test) { 64 * 1024 } else { 2 * 1024 * 1024 };
+const SPARE_PIECE_BYTES: usize = 64 * 1024;
+
+/// What makes a folder this daemon's spool, for as long as it is open.
+pub(super) struct Home {
+    /// The spool's folder.
+    pub(super) dir: PathBuf,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) manifest: Manifest,
+    held: Mutex<Held>,
+    /// What the last [`Home::confirm`] found; asked for every append.
+    is_away: AtomicBool,
+}
+
+struct Held {
+    folder: FileId,
+    /// None once the spool is closed.
+    lock: Option<Lock>,
+}
+
+impl Home {
+    /// The home of a spool whose folders are made and whose lock is taken.
+    ///
+    /// # Errors
+    /// A log type's folder is a link, no folder, or on another file system than the spool.
+    pub(super) fn new(
+        dir: PathBuf,
+        disk: Arc<dyn Disk>,
+        manifest: Manifest,
+        lock: Lock,
+        folders: &[PathBuf],
+    ) -> io::Result<Home> {
+        let folder = identify_folder(&*disk, &dir)?;
+        for path in folders {
+            let wrong = match disk.identify(path)? {
+                Some(found) if found.is_folder && found.device == folder.device => continue,
+                Some(found) if found.is_folder => "is on another file system than the spool",
+                _ => "is a link or no folder",
+            };
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "{} {wrong}; a spool is one folder on one file system, and no link in it is followed",
+                    path.display()
+                ),
+            ));
+        }
+        let held = Mutex::new(Held { folder, lock: Some(lock) });
+        Ok(Home { dir, disk, manifest, held, is_away: AtomicBool::new(false) })
+    }
+
+    /// The folder for what can't be read.
+    pub(super) fn quarantine_dir(&self) -> PathBuf {
+        self.dir.join(QUARANTINE)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the lock back. Threads that are still at work end in the folder that they know.
+    pub(super) fn leave(&self) {
+        self.held().lock = None;
+    }
+
+    /// Whether the spool's path led elsewhere when it was looked at last.
+    pub(super) fn is_away(&self) -> bool {
+        self.is_away.load(Ordering::Relaxed)
+    }
+
+    /// Makes sure that the spool's path leads to the folder that this daemon has locked. Where somebody removed the
+    /// lock or all of the folder, it is made again with its manifest; true then.
+    ///
+    /// # Errors
+    /// The path leads elsewhere. Nothing may be concluded from what is found there, and nothing written. The caller
+    /// tries again until it leads home: a volume comes back.
+    pub(super) fn confirm(&self) -> io::Result<bool> {
+        let confirmed = self.look();
+        self.is_away.store(confirmed.is_err(), Ordering::Relaxed);
+        confirmed
+    }
+
+    fn look(&self) -> io::Result<bool> {
+        let Held { folder, lock } = &mut *self.held();
+        let Some(held) = lock else { return Ok(false) };
+        let found = identify_folder(&*self.disk, &self.dir);
+        if found.as_ref().is_ok_and(|found| found == folder) && held.is_in_place(&self.dir) {
+            return Ok(false);
+        }
+        if !held.is_removed()? {
+            return Err(io::Error::other(format!(
+                "{} does not lead to the spool any more: its volume is away, or something else was put in its place; \
+                 all goes on by itself once it is back",
+                self.dir.display()
+            )));
+        }
+        self.disk.create_dir(&self.dir)?;
+        if held.is_folder(&self.dir) {
+            if held.is_replaced(&self.dir) {
+                return Err(self.another_daemons());
+            }
+            held.take_again(&self.dir).map_err(io::Error::other)?;
+        } else {
+            let taken = Lock::take(&self.dir).map_err(io::Error::other)?;
+            match Manifest::read(&*self.disk, &self.dir).map_err(io::Error::other)? {
+                Some(manifest) if manifest.instance != self.manifest.instance => return Err(self.another_daemons()),
+                _ => *held = taken,
+            }
+        }
+        if Manifest::read(&*self.disk, &self.dir).map_err(io::Error::other)?.is_none() {
+            self.manifest.write(&*self.disk, &self.dir).map_err(io::Error::other)?;
+        }
+        sync_above(&*self.disk, &self.dir);
+        self.disk.sync_dir(&self.dir)?;
+        *folder = identify_folder(&*self.disk, &self.dir)?;
+        tracing::error!(spool.dir = %self.dir.display(), "the spool's lock was removed while the daemon runs; it is taken again");
+        Ok(true)
+    }
+
+    fn another_daemons(&self) -> io::Error {
+        let dir = self.dir.display();
+        io::Error::other(format!(
+            "{dir} was removed and is another daemon's now; end one of the two, and restart this one"
+        ))
+    }
+
+    /// Takes the spare file when it is missing; on a full disk it is tried again later.
+    pub(super) fn take_spare_file(&self) {
+        let path = self.dir.join(SPARE_FILE);
+        if self.confirm().is_err() {
+            return;
+        }
+        let Ok(mut file) = self.disk.create(&path) else { return };
+        // Real bytes that no file system can compress: neither a hole nor a row of equal bytes takes room.
+        let mut piece = vec![0; SPARE_PIECE_BYTES];
+        let mut pieces = (0..SPARE_FILE_BYTES).step_by(SPARE_PIECE_BYTES);
+        let written = pieces.try_for_each(|offset| {
+            rand::fill(&mut piece[..]);
+            file.write_at(&piece, offset)
+        });
+        if written.and_then(|()| file.sync()).is_err() {
+            let _ = self.disk.remove(&path);
+        }
+    }
+
+    /// Removes a spare file that is smaller than this version's, so that the next one is large enough.
+    pub(super) fn drop_small_spare_file(&self) {
+        let files = self.disk.list(&self.dir).unwrap_or_default();
+        if files.iter().any(|(name, bytes)| name == SPARE_FILE && *bytes < SPARE_FILE_BYTES) {
+            // What stays is only smaller than it should be.
+            let _ = self.disk.remove(&self.dir.join(SPARE_FILE));
+        }
+    }
+
+    /// [`with_room`] of this spool.
+    pub(super) fn with_room<T>(&self, operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        with_room(&*self.disk, &self.dir, operation)
+    }
+}
+
+/// The folder that a path leads to: the spool's own path may be a link, as systemd's is.
+fn identify_folder(disk: &dyn Disk, dir: &Path) -> io::Result<FileId> {
+    disk.identify(&dir.join("."))?.ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Makes the names of the folders above the spool durable. Above an empty folder no name needs to be; one that may not
+/// be opened is another's to care for.
+pub(super) fn sync_above(disk: &dyn Disk, spool: &Path) {
+    spool.ancestors().skip(1).for_each(|ancestor| drop(disk.sync_dir(ancestor)));
+}
+
+/// Runs `operation`, and on a full disk once more without the spare file.
+pub(super) fn with_room<T>(
+    disk: &dyn Disk,
+    spool: &Path,
+    mut operation: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
+    match operation() {
+        Err(error) if is_full(&error) => {
+            disk.remove(&spool.join(SPARE_FILE))?;
+            // Some file systems give room back only once the removal is durable.
+            let _ = disk.sync_dir(spool);
+            operation()
+        }
+        result => result,
+    }
+}
+
+/// Whether an error says that there is no room: the disk's, or a quota's.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}

@@ -1,0 +1,205 @@
+//! A path is not a place: what the spool makes of names that are missing or that lead elsewhere.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::fault_disk::{Effect, Errno, Op};
+use super::world::{DEADLINE, Fate, TYPE, World, settings};
+use crate::batch::{LogType, Stage};
+use crate::spool::disk::OsDisk;
+use crate::spool::manifest::{Lock, LockError};
+use crate::spool::{AppendError, OpenError, QUARANTINE, Receipt, Spool};
+
+/// A world with one batch that waits for its delivery.
+fn sealed() -> World {
+    let mut world = World::opened();
+    world.append(2).unwrap();
+    world.seal();
+    world
+}
+
+/// What lies over the spool's path when its volume is away: the folder of the mount alone, or another spool's.
+fn mounted_over(world: &World) -> [Vec<PathBuf>; 2] {
+    let dir = world.settings.dir.clone();
+    let folders = LogType::ALL.map(LogType::as_str).into_iter().chain([QUARANTINE]).map(|folder| dir.join(folder));
+    let another_spool = std::iter::once(dir.clone()).chain(folders).collect();
+    [vec![dir], another_spool]
+}
+
+fn mount_over(world: &World, folders: &[PathBuf]) {
+    world.disk.mount_over(&folders.iter().map(PathBuf::as_path).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_rename_that_is_done_and_answers_that_nothing_was_there_is_done() {
+    for errno in [Errno::NOENT, Errno::IO] {
+        for ending in [".sending", ".sent", ".sealed"] {
+            let mut world = World::opened();
+            world.append(2).unwrap();
+            let mut answered = false;
+            world.disk.rule(move |op, path| {
+                let hit = !answered && op == Op::Rename && path.to_string_lossy().ends_with(ending);
+                answered |= hit;
+                if hit { Effect::Apply(errno) } else { Effect::Pass }
+            });
+            world.seal();
+            world.upload(Fate::Stored).unwrap();
+            assert_eq!((world.bucket.len(), world.quarantine()), (1, Vec::new()), "{errno} {ending}");
+            world.deliver_all();
+        }
+    }
+}
+
+#[test]
+fn a_batch_that_goes_to_quarantine_goes_there_once_whatever_its_rename_answers() {
+    for errno in [Errno::NOENT, Errno::IO] {
+        let mut world = sealed();
+        world.disk.flip_bit(&world.file(".sealed"));
+        let batch = world.waiting.remove(0);
+        world.disk.rule(move |op, path| {
+            let aside = op == Op::Rename && path.parent().is_some_and(|folder| folder.ends_with(QUARANTINE));
+            if aside { Effect::Apply(errno) } else { Effect::Pass }
+        });
+        world.folder().quarantine(&batch).unwrap();
+        world.disk.heal();
+        assert_eq!(world.quarantine().len(), 1, "{errno}: {:?}", world.quarantine());
+        assert_eq!(world.folder().quarantine_bytes(), batch.bytes);
+    }
+}
+
+#[test]
+fn while_the_path_leads_elsewhere_nothing_is_set_aside_and_nothing_written_and_then_all_goes_on() {
+    for index in 0..2 {
+        let mut world = sealed();
+        world.append(1).unwrap();
+        let folders = mounted_over(&world)[index].clone();
+        mount_over(&world, &folders);
+        let mut batch = world.waiting[0].clone();
+        let folder = world.folder();
+        folder.set_stage(&mut batch, Stage::Sending).unwrap_err();
+        folder.quarantine(&batch).unwrap_err();
+        folder.delivered(&mut batch).unwrap_err();
+        // The open batch is sealed, and the next one would be a new file.
+        world.spool().seal();
+        let refusal = world.append(1).unwrap_err();
+        assert!(
+            matches!(&refusal, AppendError::Disk(reason) if reason.contains("does not lead to the spool")),
+            "{refusal}"
+        );
+        assert!(world.spool().failing(TYPE).is_some());
+        assert_eq!((world.disk.names_over(), world.quarantine()), (Vec::new(), Vec::new()));
+        world.disk.unmount();
+        world.wait_until("events are taken again", |world| world.append(1).is_ok());
+        world.wait_until("the status says so", |world| world.spool().failing(TYPE).is_none());
+        world.deliver_all();
+        assert_eq!((world.missing(), world.quarantine()), (0, Vec::new()));
+    }
+}
+
+#[test]
+fn no_event_is_acknowledged_in_a_file_that_was_made_after_the_volume_went_away() {
+    let mut world = World::opened();
+    mount_over(&world, &mounted_over(&world)[1]);
+    world.disk.unmount();
+    let dir = world.settings.dir.clone();
+    let mut looked = false;
+    world.disk.rule(move |op, path| {
+        let goes = !looked && op == Op::Identify && path == dir;
+        looked |= goes;
+        if goes { Effect::MountOver } else { Effect::Pass }
+    });
+    assert!(matches!(world.append(1), Err(AppendError::Disk(_))));
+    let trace = world.disk.trace();
+    let made = trace.iter().rfind(|(op, _)| *op == Op::Create).unwrap();
+    assert!(made.1.to_string_lossy().ends_with(".open"), "the path led to the spool when the file was asked for");
+    assert_eq!(world.disk.names_over(), Vec::<PathBuf>::new());
+    world.disk.heal();
+    world.disk.unmount();
+    world.wait_until("events are taken again", |world| world.append(1).is_ok());
+    world.deliver_all();
+}
+
+/// A spool on a real disk with nothing in it.
+fn real() -> (tempfile::TempDir, PathBuf, Spool) {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("spool");
+    let (spool, _) = Spool::open(&settings(dir.clone()), Arc::new(OsDisk)).unwrap();
+    (home, dir, spool)
+}
+
+fn append(spool: &Spool) -> Result<Receipt, AppendError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(spool.append(TYPE, "{}\n".into(), 1))
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < DEADLINE, "waited in vain until {what}");
+        std::thread::yield_now();
+    }
+}
+
+fn names(dir: &Path) -> Vec<std::ffi::OsString> {
+    let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_spool_that_is_moved_away_is_not_made_anew_and_goes_on_when_it_is_back() {
+    let (home, dir, spool) = real();
+    let away = home.path().join("away");
+    for put_in_its_place in [false, true] {
+        fs::rename(&dir, &away).unwrap();
+        if put_in_its_place {
+            fs::create_dir(&dir).unwrap();
+        }
+        assert!(matches!(append(&spool), Err(AppendError::Disk(_))));
+        assert!(!dir.exists() || names(&dir).is_empty(), "{:?}", names(&dir));
+        if put_in_its_place {
+            fs::remove_dir(&dir).unwrap();
+        }
+        fs::rename(&away, &dir).unwrap();
+        wait_until("events are taken again", || append(&spool).is_ok());
+        spool.seal();
+        let is_sealed = |name: &std::ffi::OsString| name.to_string_lossy().ends_with(".sealed");
+        wait_until("the batch is sealed", || names(&dir.join(TYPE.as_str())).iter().any(is_sealed));
+    }
+}
+
+#[test]
+fn a_lock_that_is_removed_lets_no_second_daemon_in_and_is_there_again_with_the_next_event() {
+    let (_home, dir, spool) = real();
+    fs::remove_file(dir.join("lock")).unwrap();
+    let refusal = Lock::take(&dir).unwrap_err();
+    assert!(matches!(refusal, LockError::Held { .. }), "{refusal}");
+    fs::remove_file(dir.join("lock")).unwrap();
+    append(&spool).unwrap();
+    assert_eq!(Lock::holder(&dir).unwrap(), Some(std::process::id().to_string()));
+}
+
+#[test]
+fn a_lock_that_another_daemon_may_have_held_is_not_taken_back() {
+    let (_home, dir, spool) = real();
+    fs::remove_file(dir.join("lock")).unwrap();
+    fs::write(dir.join("lock"), "1\n").unwrap();
+    let refusal = append(&spool).unwrap_err();
+    assert!(refusal.to_string().contains("another daemon"), "{refusal}");
+}
+
+#[test]
+fn a_folder_that_is_a_link_is_refused_and_left_as_it_is() {
+    for folder in [TYPE.as_str(), QUARANTINE] {
+        let home = tempfile::tempdir().unwrap();
+        let (dir, elsewhere) = (home.path().join("spool"), home.path().join("elsewhere"));
+        fs::create_dir(&dir).unwrap();
+        fs::create_dir(&elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, dir.join(folder)).unwrap();
+        let refusal = Spool::open(&settings(dir), Arc::new(OsDisk)).err().unwrap();
+        assert!(matches!(&refusal, OpenError::Create { .. }), "{refusal}");
+        assert!(refusal.to_string().contains("link"), "{refusal}");
+    }
+}
