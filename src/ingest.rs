@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::http::header::{CONNECTION, CONTENT_LENGTH, EXPECT};
+use axum::http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
 use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::Utc;
@@ -241,6 +241,9 @@ impl Ingest {
         }
         if self.draining.load(Ordering::Relaxed) {
             return Err(receive::draining());
+        }
+        if !sender.headers.contains_key(CONTENT_LENGTH) && !sender.headers.contains_key(TRANSFER_ENCODING) {
+            return Err(Refusal::LengthRequired);
         }
         sender.protocol.judge_media_type(sender.headers)?;
         let encoding = sender.protocol.encoding(sender.headers)?;

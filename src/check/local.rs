@@ -92,6 +92,15 @@ pub(super) fn files(config: &Config) -> Vec<Step> {
     let remedy = "mount the file, let this user read it, or make it as is said";
     match (Files::read(config), named.into_iter().flatten().count()) {
         (Err(errors), _) => errors.into_iter().map(|error| Step::fail(NAME, CONFIG, error, remedy)).collect(),
+        (Ok(Files { tls: Some(tls), .. }), _) if tls.ended().is_some() => {
+            let ended = tls.ended().unwrap_or_default();
+            vec![Step::fail(
+                NAME,
+                CONFIG,
+                ended,
+                "replace the certificate and its key; a running daemon reads them by itself",
+            )]
+        }
         (Ok(_), 0) => vec![Step::skipped(NAME, "none is configured")],
         (Ok(_), count) => vec![Step::ok(NAME, format!("{count} can be used"))],
     }

@@ -30,6 +30,8 @@ const UNFINISHED_MAX_BYTES: usize = 4 * 1024 * 1024;
 const FRESH: Duration = Duration::from_secs(1);
 /// An address with more than this part of all connections is a crowd: its strangers go first, however fresh they are.
 const CROWD_PART: usize = 8;
+/// Connections that are closed and not gone yet: their tasks still have their descriptors. Beyond it, nobody new comes in.
+const CLOSING_MAX: usize = 32;
 /// TLS handshakes that are computed at once for one address; the others of that address wait for them.
 const HANDSHAKES_PER_SOURCE: usize = 2;
 
@@ -53,6 +55,8 @@ pub(super) struct Registry {
 struct Open {
     last_id: u64,
     connections: HashMap<u64, Arc<Connection>>,
+    /// How many of the connections are closed and not gone yet.
+    closing: usize,
     sources: HashMap<IpAddr, Arc<Source>>,
 }
 
@@ -82,6 +86,8 @@ pub(super) struct Connection {
     pub(super) refused: OnceLock<Refused>,
     /// Set before the next connection is accepted.
     task: OnceLock<AbortHandle>,
+    /// It is closed for another one.
+    closing: AtomicBool,
 }
 
 /// A request is served.
@@ -109,6 +115,15 @@ impl Connection {
     /// The task that serves it, for the end that it may meet.
     pub(super) fn is_served_by(&self, task: AbortHandle) {
         let _ = self.task.set(task);
+        if self.closing.load(Ordering::SeqCst) {
+            self.close();
+        }
+    }
+
+    fn close(&self) {
+        if let Some(task) = self.task.get() {
+            task.abort();
+        }
     }
 
     /// Bytes in its unfinished piece of `layer`.
@@ -177,11 +192,15 @@ impl Registry {
         loop {
             // Before the look, so that nobody who leaves after it is missed.
             let left = self.left.notified();
-            if self.open().connections.len() < self.max {
+            let (staying, closing) = {
+                let open = self.open();
+                (open.connections.len() - open.closing, open.closing)
+            };
+            if staying < self.max && closing < CLOSING_MAX {
                 return;
             }
-            if !self.close_one() {
-                // All are at work on a request whose body has come; one of them ends.
+            // None can be closed where all are at work on a request whose body has come; one of them ends.
+            if staying < self.max || !self.close_one() {
                 left.await;
             }
         }
@@ -208,6 +227,7 @@ impl Registry {
             body_bytes: AtomicU64::new(0),
             refused: OnceLock::new(),
             task: OnceLock::new(),
+            closing: AtomicBool::new(false),
         });
         open.last_id += 1;
         let id = open.last_id;
@@ -255,13 +275,18 @@ impl Registry {
     /// Closes the connection for which `missed` is least, of those for which it is something.
     fn close_least<M: Ord>(&self, missed: impl Fn(&Connection) -> Option<M>) -> bool {
         let mut open = self.open();
-        let candidates = open.connections.iter().filter_map(|(id, connection)| Some((missed(connection)?, *id)));
-        let Some((_, id)) = candidates.min() else { return false };
-        let Some(connection) = open.connections.remove(&id) else { return false };
+        let stays = |connection: &&Arc<Connection>| !connection.closing.load(Ordering::Relaxed);
+        let candidates = open.connections.values().filter(stays);
+        let candidates = candidates.filter_map(|connection| Some((missed(connection)?, connection)));
+        let least = candidates.min_by(|(one, _), (other, _)| one.cmp(other));
+        let Some(connection) = least.map(|(_, connection)| connection.clone()) else { return false };
+        connection.closing.store(true, Ordering::SeqCst);
+        open.closing += 1;
         drop(open);
         self.refusals.count(Refused::Limit, connection.client, &"");
-        if let Some(task) = connection.task.get() {
-            task.abort();
+        connection.close();
+        for layer in [Layer::Head, Layer::Tls] {
+            self.unfinished(&connection, layer, 0);
         }
         true
     }
@@ -330,6 +355,7 @@ impl Drop for Member {
             open.sources.remove(&network_of(connection.client));
         }
         open.connections.remove(&self.id);
+        open.closing -= usize::from(connection.closing.load(Ordering::Relaxed));
         self.registry.share_reads(&open);
         drop(open);
         self.registry.left.notify_waiters();

@@ -122,7 +122,7 @@ fn store(
 fn code(refusal: &Refusal) -> i32 {
     match refusal {
         Refusal::Body(BodyError::Invalid { .. }) | Refusal::BrokenBody { .. } => 3,
-        Refusal::UnsupportedEncoding | Refusal::UnsupportedMediaType { .. } => 3,
+        Refusal::UnsupportedEncoding | Refusal::UnsupportedMediaType { .. } | Refusal::LengthRequired => 3,
         Refusal::BodyTimeout => 4,
         Refusal::UnknownPath => 5,
         Refusal::Body(_) | Refusal::TooLarge { .. } => 8,

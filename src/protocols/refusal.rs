@@ -38,6 +38,9 @@ pub enum Refusal {
     /// 408
     #[error("the body did not arrive in time: at most 30 s without a byte, 5 minutes in all")]
     BodyTimeout,
+    /// 411: neither a length nor chunks, so that there is no body, whatever was meant to be one.
+    #[error("a POST without Content-Length and without chunks has no body: send one of them")]
+    LengthRequired,
     /// 413
     #[error("larger than {limit} bytes, the limit that {variable} sets")]
     TooLarge {
@@ -103,6 +106,7 @@ impl Refusal {
             Refusal::Body(_) | Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Refusal::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             Refusal::UnsupportedEncoding | Refusal::UnsupportedMediaType { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Refusal::LengthRequired => StatusCode::LENGTH_REQUIRED,
             Refusal::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
@@ -113,6 +117,8 @@ impl Refusal {
         let (name, value): (HeaderName, HeaderValue) = match self {
             Refusal::Unauthorized(_) => (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
             Refusal::WrongMethod { allowed } => (header::ALLOW, HeaderValue::from_static(allowed)),
+            // What comes next was meant to be the body: it is never run as a request.
+            Refusal::LengthRequired => (header::CONNECTION, HeaderValue::from_static("close")),
             Refusal::UnsupportedEncoding => (header::ACCEPT_ENCODING, HeaderValue::from_static(SUPPORTED_ENCODINGS)),
             Refusal::Unavailable { retry_after_seconds, .. } => (header::RETRY_AFTER, (*retry_after_seconds).into()),
             _ => return answer,

@@ -74,6 +74,7 @@ impl Protocol for Splunk {
                 EVENT_BLANK => (EVENT_BLANK, 13),
                 _ => ("Invalid data format", 6),
             },
+            Refusal::LengthRequired => (NO_DATA, 5),
             Refusal::BrokenBody { .. } | Refusal::UnsupportedEncoding | Refusal::UnsupportedMediaType { .. } => {
                 ("Invalid data format", 6)
             }

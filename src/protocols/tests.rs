@@ -145,6 +145,7 @@ fn the_status_and_headers_of_a_refusal_are_the_same_in_every_protocol() {
         (Refusal::Body(BodyError::TooLarge { limit_bytes: 5 }), 413, None),
         (Refusal::BrokenBody { reason: "gzip: corrupt".to_owned() }, 400, None),
         (Refusal::BodyTimeout, 408, None),
+        (Refusal::LengthRequired, 411, Some(("connection", "close"))),
         (Refusal::TooLarge { limit: 5, variable: "ENV0_S3_LOG_MAX_BODY_BYTES" }, 413, None),
         (Refusal::UnsupportedEncoding, 415, Some(("accept-encoding", "gzip, deflate, zstd"))),
         (busy(), 503, Some(("retry-after", "7"))),

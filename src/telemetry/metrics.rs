@@ -66,7 +66,10 @@ pub const METRICS: &[Metric] = &[
         "env0_s3_logs_ingest_requests_total",
         &[
             ("type", &["env0-deployments", "env0-audits", "none"]),
-            ("code", &["200", "202", "204", "400", "401", "403", "404", "405", "408", "413", "415", "500", "503"]),
+            (
+                "code",
+                &["200", "202", "204", "400", "401", "403", "404", "405", "408", "411", "413", "415", "500", "503"],
+            ),
         ],
         "Requests answered on the ingest listener; type none is a request that came to no log type",
     ),

@@ -259,6 +259,11 @@ impl Daemon {
         self.signal(rustix::process::Signal::KILL);
     }
 
+    /// SIGHUP: the files are read again.
+    pub(crate) fn signal_hang_up(&self) {
+        self.signal(rustix::process::Signal::HUP);
+    }
+
     fn signal(&self, signal: rustix::process::Signal) {
         rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).unwrap();
     }

@@ -9,6 +9,7 @@ mod local_aws;
 mod local_env0;
 
 mod backlog;
+mod browsers;
 mod check;
 mod configuration;
 mod crash;
@@ -30,6 +31,7 @@ mod secrets;
 mod sessions;
 mod shutdown;
 mod status_table;
+mod strangers;
 mod sts_answers;
 mod tls;
 mod tokens;

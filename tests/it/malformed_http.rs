@@ -104,3 +104,22 @@ fn a_chunk_whose_size_is_no_number() {
     is_refused("letters", &format!("{head}zz\r\n{}\r\n0\r\n\r\n", event(REFUSED)));
     is_refused("too long", &format!("{head}fffffffffffffffff\r\n{}\r\n0\r\n\r\n", event(REFUSED)));
 }
+
+#[test]
+fn a_lone_cr_or_lf_in_chunks_or_trailers() {
+    let head = format!(
+        "POST {DEPLOYMENTS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    );
+    let (size, body) = (length(), event(REFUSED));
+    for (name, rest) in [
+        ("a trailer's LF, and an end for one reader only", format!("{size:x}\r\n{body}\r\n0\r\nX: a\n\r\n")),
+        ("a trailer's LF", format!("{size:x}\r\n{body}\r\n0\r\nX: a\n\r\n\r\n")),
+        ("a trailer's CR", format!("{size:x}\r\n{body}\r\n0\r\nX: a\rb\r\n\r\n")),
+        ("the last line's LF", format!("{size:x}\r\n{body}\r\n0\r\n\n")),
+        ("a size's LF", format!("{size:x}\n{body}\r\n0\r\n\r\n")),
+        ("an extension's LF", format!("{size:x};a\nb\r\n{body}\r\n0\r\n\r\n")),
+        ("data's LF", format!("{size:x}\r\n{body}\n0\r\n\r\n")),
+    ] {
+        is_refused(name, &format!("{head}{rest}"));
+    }
+}

@@ -1,16 +1,18 @@
 //! TLS and mTLS on the ingest listener; certificates replaced while it runs.
 
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::harness::{Books, DEPLOYMENTS, Daemon, Setup, TOKEN, wait_until};
+use crate::harness::{Books, DEPLOYMENTS, Daemon, Raw, Setup, TOKEN, wait_until};
 use crate::local_aws::LocalAws;
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
@@ -27,8 +29,13 @@ impl Authority {
 
     /// Certificate and key for `localhost`, PEM.
     fn issue(&self) -> (String, String) {
+        self.issue_until(4096)
+    }
+
+    fn issue_until(&self, year: i32) -> (String, String) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         (params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
     }
@@ -164,4 +171,92 @@ fn a_certificate_that_can_not_be_used_ends_the_start_and_is_named() {
     let finished = setup.run("run");
     assert_eq!(finished.code, Some(78), "{}", finished.stderr);
     assert!(finished.stderr.contains("ENV0_S3_LOG_TLS_"), "{}", finished.stderr);
+}
+
+#[test]
+fn a_certificate_that_has_ended_is_an_error_at_every_reading_and_fails_check() {
+    let aws = LocalAws::start();
+    let (setup, files) = Files::set_in(Setup::new(&aws));
+    let authority = Authority::new();
+    files.write(authority.issue_until(2024));
+    let check = setup.run("check --offline");
+    assert_eq!(check.code, Some(78), "{}", check.stdout);
+    assert!(check.stdout.contains("the certificate ended at 2024-01-01"), "{}", check.stdout);
+    let daemon = setup.start();
+    assert_eq!(daemon.log().count("ERROR", "the certificate ended at 2024-01-01"), 1);
+    daemon.signal_hang_up();
+    wait_until("it is said again", || daemon.log().count("ERROR", "the certificate ended at 2024-01-01") == 2);
+    files.write(authority.issue());
+    daemon.signal_hang_up();
+    wait_until("the new one is used", || post(&mut authority.connect(&daemon, None), "").is_ok_and(|s| s == 200));
+    assert_eq!(daemon.log().count("ERROR", "ended"), 2);
+}
+
+#[test]
+fn sighup_reads_the_files_again_and_nothing_ends() {
+    let aws = LocalAws::start();
+    let (setup, files) = Files::set_in(Setup::new(&aws));
+    let authority = Authority::new();
+    files.write(authority.issue());
+    let tokens = setup.folder().join("tokens");
+    std::fs::write(&tokens, "a-token-of-the-token-file\n").unwrap();
+    let setup = setup.set("ENV0_S3_LOG_INGEST_TOKEN_FILE", tokens.to_str().unwrap());
+    let (mut daemon, books) = (setup.start(), Books::default());
+    let mut open = authority.connect(&daemon, None);
+    post_new(&mut open, &books);
+    daemon.signal_hang_up();
+    for file in ["the TLS certificate", "the file of ENV0_S3_LOG_INGEST_TOKEN_FILE"] {
+        wait_until(file, || daemon.log().count("INFO", &format!("{file} changed and was read again")) == 1);
+    }
+    post_new(&mut open, &books);
+    assert!(daemon.is_running());
+    books.balance(&aws, &setup);
+}
+
+#[test]
+fn what_tls_refuses_is_counted_by_reason_and_said_once() {
+    let aws = LocalAws::start();
+    let (setup, files) = Files::set_in(Setup::new(&aws));
+    let (servers, clients) = (Authority::new(), Authority::new());
+    files.write(servers.issue());
+    let ca = setup.folder().join("clients.crt");
+    std::fs::write(&ca, clients.0.pem()).unwrap();
+    let setup = setup.set("ENV0_S3_LOG_TLS_CLIENT_CA_FILE", ca.to_str().unwrap());
+    let daemon = setup.start();
+    for _ in 0..3 {
+        assert!(post(&mut servers.connect(&daemon, None), "").is_err());
+        assert!(daemon.try_post(DEPLOYMENTS, "in clear").is_err());
+        // A probe of a load balancer: no refusal.
+        drop(TcpStream::connect(daemon.listen).unwrap());
+    }
+    let refused = |reason| daemon.metric(&format!("connections_refused_total{{reason=\"{reason}\"}}"));
+    wait_until("all are counted", || refused("client_certificate") == Some(3.0) && refused("tls") == Some(3.0));
+    assert_eq!(daemon.log().count("WARN", "a connection was refused"), 2);
+}
+
+#[test]
+fn a_tls_sender_at_another_address_gets_in_while_one_floods_handshakes() {
+    let aws = LocalAws::start();
+    let (setup, files) = Files::set_in(Setup::new(&aws).set("ENV0_S3_LOG_MAX_CONNECTIONS", "64"));
+    let authority = Authority::new();
+    files.write(authority.issue());
+    let daemon = setup.start();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for flood in 0..2 {
+            let (daemon, done) = (&daemon, &done);
+            scope.spawn(move || {
+                let mut held = VecDeque::new();
+                while !done.load(Ordering::SeqCst) {
+                    held.extend(Raw::connect_from(2 + flood, daemon.listen));
+                    if held.len() > 200 {
+                        held.pop_front();
+                    }
+                }
+            });
+        }
+        let sent: Vec<_> = (0..10).map(|_| post(&mut authority.connect(&daemon, None), "{\"a\":1}").ok()).collect();
+        done.store(true, Ordering::SeqCst);
+        assert_eq!(sent, [Some(200); 10]);
+    });
 }

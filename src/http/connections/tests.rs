@@ -1,5 +1,7 @@
 use std::net::Ipv4Addr;
 
+use futures_util::FutureExt;
+
 use super::*;
 
 fn registry(max: usize) -> Arc<Registry> {
@@ -14,11 +16,14 @@ fn let_in(member: &Member) {
     Guest { registry: member.registry.clone(), connection: member.connection.clone() }.let_in();
 }
 
-/// The index of the member that was closed; it is dropped, as by its task.
+fn is_closing(member: &Member) -> bool {
+    member.connection.closing.load(Ordering::Relaxed)
+}
+
+/// The id of the member that was closed; it is dropped, as by its task.
 fn closed(registry: &Registry, members: &mut Vec<Member>) -> Option<u64> {
     registry.close_one().then(|| {
-        let open = registry.open().connections.keys().copied().collect::<Vec<_>>();
-        let at = members.iter().position(|member| !open.contains(&member.id)).unwrap();
+        let at = members.iter().position(is_closing).unwrap();
         members.remove(at).id
     })
 }
@@ -81,14 +86,28 @@ fn strangers_hold_no_more_unfinished_bytes_than_there_may_be() {
     for member in &members {
         registry.unfinished(&member.connection, Layer::Head, head);
     }
-    let open: Vec<_> = registry.open().connections.keys().copied().collect();
-    members.retain(|member| open.contains(&member.id));
+    members.retain(|member| !is_closing(member));
     assert_eq!(members.len(), UNFINISHED_MAX_BYTES / head);
     assert_eq!(registry.unfinished_bytes.load(Ordering::Relaxed), UNFINISHED_MAX_BYTES);
     let_in(&members[0]);
     assert_eq!(registry.unfinished_bytes.load(Ordering::Relaxed), UNFINISHED_MAX_BYTES - head);
     drop(members);
     assert_eq!(registry.unfinished_bytes.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_place_is_free_once_few_of_the_closed_connections_still_hold_theirs() {
+    let registry = registry(CLOSING_MAX);
+    let mut members: Vec<_> = (0..CLOSING_MAX).map(|_| from(&registry, 1)).collect();
+    for _ in 1..CLOSING_MAX {
+        registry.make_room().await;
+        members.push(from(&registry, 1));
+    }
+    assert_eq!(members.iter().filter(|member| is_closing(member)).count(), CLOSING_MAX - 1);
+    registry.make_room().now_or_never();
+    assert!(registry.make_room().now_or_never().is_none(), "as many as may be are closing");
+    members.retain(|member| !is_closing(member));
+    registry.make_room().await;
 }
 
 #[test]

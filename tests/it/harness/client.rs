@@ -95,7 +95,19 @@ pub(crate) struct Raw {
 
 impl Raw {
     pub(crate) fn connect(to: SocketAddr) -> std::io::Result<Raw> {
-        let stream = TcpStream::connect(to)?;
+        Raw::new(TcpStream::connect(to)?)
+    }
+
+    /// Connects from another address of this machine, `127.0.0.<host>`, as another sender.
+    pub(crate) fn connect_from(host: u8, to: SocketAddr) -> std::io::Result<Raw> {
+        use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+        let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        bind(&socket, &SocketAddr::from(([127, 0, 0, host], 0)))?;
+        connect(&socket, &to)?;
+        Raw::new(socket.into())
+    }
+
+    fn new(stream: TcpStream) -> std::io::Result<Raw> {
         stream.set_read_timeout(Some(READ_TIMEOUT))?;
         stream.set_nodelay(true)?;
         Ok(Raw { stream, unread: Vec::new() })
@@ -103,6 +115,17 @@ impl Raw {
 
     pub(crate) fn write(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
         self.stream.write_all(bytes.as_ref())
+    }
+
+    /// Writes what the socket takes at once; none of it is no error.
+    pub(crate) fn write_some(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
+        self.stream.set_nonblocking(true)?;
+        let written = self.stream.write(bytes.as_ref());
+        self.stream.set_nonblocking(false)?;
+        match written {
+            Err(error) if error.kind() != ErrorKind::WouldBlock => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Says that nothing more will be sent.
