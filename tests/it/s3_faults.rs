@@ -221,7 +221,7 @@ fn answers_that_come_late_cost_no_event_and_double_none() {
 }
 
 #[test]
-fn a_412_without_a_document_is_another_writers_name_at_first_and_our_own_object_after_a_lost_answer() {
+fn a_412_with_a_request_id_alone_is_the_stores() {
     let bare = || Fault::bare_answer(412);
     // Another writer's name.
     let case = Case::new([bare().times(1)]);
@@ -233,6 +233,65 @@ fn a_412_without_a_document_is_another_writers_name_at_first_and_our_own_object_
     case.send(DEPLOYMENTS, 3);
     case.balance();
     assert_eq!((case.aws.s3.put_count(), case.aws.s3.objects().len()), (2, 1));
+}
+
+#[test]
+fn what_s3_did_not_answer_delivers_nothing_and_renames_nothing() {
+    const PAGE: &str = "<html><body>Please log in</body></html>";
+    for foreign in [
+        Fault::block_page(),
+        Fault::block_page().header("etag", "\"abc\""),
+        Fault::foreign(200, ""),
+        Fault::foreign(202, ""),
+        Fault::foreign(204, "").header("x-amz-request-id", "LOCALFAULT"),
+        Fault::foreign(302, "").header("location", "http://127.0.0.1:9/login"),
+        Fault::other_checksum(),
+        Fault::foreign(403, PAGE),
+        Fault::foreign(407, ""),
+        Fault::foreign(412, ""),
+        Fault::foreign(412, PAGE),
+        Fault::foreign(200, &" ".repeat(1_000_000)),
+        Fault::huge_code(),
+    ] {
+        let name = format!("{:.200}", format!("{foreign:?}"));
+        let case = Case::new([foreign.times(1)]);
+        case.send(DEPLOYMENTS, 3);
+        case.balance();
+        let objects = case.aws.s3.objects();
+        assert_eq!((case.aws.s3.put_count(), objects.len()), (2, 1), "{name}");
+        assert!(!objects[0].metadata.contains_key("env0-renamed-from"), "{name}");
+        assert!(case.daemon.log().text().len() < 100_000, "{name}");
+    }
+}
+
+#[test]
+fn a_session_token_that_s3_repeats_is_in_no_log_and_no_status() {
+    let case = Case::new([Fault::echo_of_secrets()]);
+    case.send(DEPLOYMENTS, 3);
+    case.wait_for_puts(2);
+    let token = |request: crate::local_aws::Request| request.headers.get("x-amz-security-token").cloned();
+    let token = case.aws.s3.requests().into_iter().find_map(token).unwrap();
+    let token = token.to_str().unwrap();
+    let status = || case.daemon.admin_get("/status").unwrap().text();
+    wait_until("the status tells of it", || status().contains("[removed]"));
+    for told in [case.daemon.log().text(), status()] {
+        assert!(told.contains("AccessDenied"), "{told}");
+        for piece in token.as_bytes().windows(12).map(|piece| std::str::from_utf8(piece).unwrap()) {
+            assert!(!told.contains(piece), "{piece} in {told}");
+        }
+    }
+    case.aws.s3.heal();
+    case.balance();
+}
+
+#[test]
+fn a_refusal_of_another_header_does_not_cost_the_condition() {
+    let case = Case::new([Fault::not_implemented_header("x-amz-tagging").times(2)]);
+    case.send(DEPLOYMENTS, 3);
+    case.balance();
+    let conditions = |request: crate::local_aws::Request| request.headers.contains_key("if-none-match");
+    assert!(case.aws.s3.requests().into_iter().filter(|request| !request.key.is_empty()).all(conditions));
+    assert_eq!(case.daemon.log().count("WARN", "If-None-Match"), 0);
 }
 
 #[test]

@@ -420,3 +420,21 @@ fn what_keeps_it_from_a_verdict_has_an_exit_code_of_its_own() {
     let finished = vault.run("");
     assert!(finished.code == Some(77) && finished.stderr.contains("s3:ListBucket"), "{finished:?}");
 }
+
+#[test]
+fn nothing_to_judge_is_a_failure_unless_it_is_allowed() {
+    let vault = vault();
+    let empty = vault.verify("--from 2020-01-01 --to 2020-01-02");
+    empty.is(1, &[]).says("verdict", "nothing to judge");
+    vault.verify("--from 2020-01-01 --to 2020-01-02 --allow-empty").is(0, &[]);
+    assert!(vault.text("--from 2020-01-01 --to 2020-01-02").contains("ENV0_S3_LOG_BUCKET_PATH"));
+}
+
+#[test]
+fn without_credentials_it_says_so_in_one_line() {
+    let vault = vault();
+    let finished = vault.run_without_credentials();
+    assert_eq!(finished.code, Some(77), "{finished:?}");
+    assert!(finished.stderr.contains("no AWS credentials were found"), "{finished:?}");
+    assert!(finished.stderr.lines().count() == 1 && !finished.stderr.contains("Some("), "{finished:?}");
+}

@@ -299,6 +299,9 @@ fn what_is_asked(request: &HttpRequest) -> (Operation, String) {
 }
 
 fn with_request_id(mut response: HttpResponse, index: usize) -> HttpResponse {
+    if response.extensions().get::<faults::NoRequestId>().is_some() {
+        return response;
+    }
     let id = hyper::header::HeaderValue::try_from(format!("LOCAL{index:011}")).unwrap();
     response.headers_mut().insert("x-amz-request-id", id);
     response

@@ -155,6 +155,11 @@ impl Vault {
         self.auditor.run(&format!("verify {}", self.with_paths(arguments)))
     }
 
+    /// As on a machine where nobody is logged in to AWS.
+    pub(crate) fn run_without_credentials(&self) -> Finished {
+        Setup::new(&self.aws).set("AWS_EC2_METADATA_DISABLED", "true").run("verify")
+    }
+
     /// What `verify` writes for people.
     pub(crate) fn text(&self, arguments: &str) -> String {
         self.run(arguments).stdout

@@ -18,7 +18,8 @@ pub(crate) struct Fault {
 #[derive(Debug, Clone)]
 enum Kind {
     Answer { status: u16, code: String, message: String, headers: Vec<(&'static str, String)> },
-    BareAnswer(u16),
+    Foreign { status: u16, headers: Vec<(&'static str, String)>, body: String },
+    EchoOfSecrets,
     LoseResponse,
     StoreAndFail,
     DropConnection,
@@ -37,9 +38,41 @@ impl Fault {
         Fault::new(Kind::Answer { status, code: code.into(), message: message.into(), headers: Vec::new() })
     }
 
-    /// A status without a document, after the body was read, without storing.
+    /// A status of the store's without a document, after the body was read, without storing.
     pub(crate) fn bare_answer(status: u16) -> Fault {
-        Fault::new(Kind::BareAnswer(status))
+        Fault::foreign(status, "").header("x-amz-request-id", "LOCALFAULT")
+    }
+
+    /// An answer of something that is no S3, a page of HTML for one, without storing: no mark of the store's.
+    pub(crate) fn foreign(status: u16, body: &str) -> Fault {
+        Fault::new(Kind::Foreign { status, headers: Vec::new(), body: body.into() })
+    }
+
+    /// A login page or a firewall's notice, with the status of success.
+    pub(crate) fn block_page() -> Fault {
+        Fault::foreign(200, BLOCK_PAGE).header("content-type", "text/html")
+    }
+
+    /// A 200 of the store's, about another object.
+    pub(crate) fn other_checksum() -> Fault {
+        let fault = Fault::foreign(200, "").header("x-amz-request-id", "LOCALFAULT");
+        fault.header("x-amz-checksum-sha256", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")
+    }
+
+    /// An error document with a code of 3 MB.
+    pub(crate) fn huge_code() -> Fault {
+        Fault::answer(400, &"C".repeat(3_000_000), "far too long")
+    }
+
+    /// An error document that repeats the session token and the signature that it was sent.
+    pub(crate) fn echo_of_secrets() -> Fault {
+        Fault::new(Kind::EchoOfSecrets)
+    }
+
+    /// 501 NotImplemented that names the header it is about.
+    pub(crate) fn not_implemented_header(name: &str) -> Fault {
+        let message = format!("A header you provided implies functionality that is not implemented: {name}");
+        Fault::answer(501, "NotImplemented", &message)
     }
 
     /// 503 SlowDown: known not to have stored anything.
@@ -159,7 +192,7 @@ impl Fault {
 
     /// Adds a header to an answer, for instance `retry-after`.
     pub(crate) fn header(mut self, name: &'static str, value: &str) -> Fault {
-        if let Kind::Answer { headers, .. } = &mut self.kind {
+        if let Kind::Answer { headers, .. } | Kind::Foreign { headers, .. } = &mut self.kind {
             headers.push((name, value.into()));
         }
         self
@@ -191,9 +224,23 @@ impl Fault {
                 }
                 Ok(response)
             }
-            Kind::BareAnswer(status) => {
+            Kind::Foreign { status, headers, body } => {
                 http::read_body(request).await?;
-                Ok(answer(status, "text/plain", ""))
+                let mut response = answer(status, "text/plain", body);
+                for (name, value) in headers {
+                    response.headers_mut().insert(name, value.parse().unwrap());
+                }
+                response.extensions_mut().insert(NoRequestId);
+                Ok(response)
+            }
+            Kind::EchoOfSecrets => {
+                let header = |name: &str| {
+                    let value = request.headers().get(name).and_then(|value| value.to_str().ok());
+                    value.unwrap_or_default().to_owned()
+                };
+                let told = format!("got {}, {}", header("x-amz-security-token"), header("authorization"));
+                http::read_body(request).await?;
+                Ok(error_answer(403, "AccessDenied", &told))
             }
             Kind::LoseResponse => {
                 store.serve(service, request).await?;
@@ -219,6 +266,14 @@ impl Fault {
         }
     }
 }
+
+/// Beside an answer that isn't the store's: it gets no request id.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct NoRequestId;
+
+/// What a proxy with a policy answers, whatever it was asked.
+const BLOCK_PAGE: &str =
+    "<html><head><title>Blocked</title></head><body>This page was blocked by policy.</body></html>";
 
 fn error_answer(status: u16, code: &str, message: &str) -> HttpResponse {
     let body = format!(
