@@ -254,9 +254,13 @@ pub async fn own_tokens(config: &Config, network: &Network) -> (Vec<OidcToken>, 
 }
 
 fn no_token(state: &State) -> String {
-    let expired = if state.candidates.all().next().is_some() { " (every one at hand has expired)" } else { "" };
+    let newest = state.candidates.all().max_by_key(|(token, _)| token.expires_at);
+    let ended = newest.and_then(|(token, _)| {
+        let (source, end) = (token.source.as_str(), Timestamp(token.expires_at?));
+        Some(format!(" (the last one at hand, from the {source}, ended at {end})"))
+    });
     let problems = state.source_problems.iter().map(|problem| format!("; {problem}")).collect::<String>();
-    format!("an OIDC token{expired}{problems}")
+    format!("an OIDC token{}{problems}", ended.unwrap_or_default())
 }
 
 impl Inner {

@@ -89,7 +89,7 @@ impl Sts {
 
 /// The end of a session by our clock: what was asked for, or what STS says where that is sooner. An end that is over
 /// already means that our clock is ahead: what was asked for is what counts then.
-fn session_end(obtained_at: DateTime<Utc>, asked: Duration, told_seconds: i64) -> DateTime<Utc> {
+pub(super) fn session_end(obtained_at: DateTime<Utc>, asked: Duration, told_seconds: i64) -> DateTime<Utc> {
     let asked = TimeDelta::from_std(asked).ok().and_then(|asked| obtained_at.checked_add_signed(asked));
     let asked_end = asked.unwrap_or(obtained_at);
     let told = moment(told_seconds as f64);

@@ -1,3 +1,4 @@
+mod calendar;
 mod days;
 
 use std::sync::RwLock;
