@@ -3,6 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::config::Config;
@@ -29,14 +30,16 @@ impl Sources {
         let mut tokens = Vec::new();
         let mut problems = Vec::new();
         if let Some(path) = &self.file {
-            match read_small(path).map(|text| OidcToken::own(&text, Source::File)) {
-                Ok(Some(token)) => tokens.push(token),
-                Ok(None) => problems.push("ENV0_S3_LOG_OIDC_TOKEN_FILE: the file holds no token".to_owned()),
-                Err(error) => problems.push(format!("ENV0_S3_LOG_OIDC_TOKEN_FILE: {error}")),
+            match read_small(path)
+                .map_err(|error| error.to_string())
+                .and_then(|text| in_file(&text).map_err(str::to_owned))
+            {
+                Ok(token) => tokens.push(token),
+                Err(reason) => problems.push(format!("ENV0_S3_LOG_OIDC_TOKEN_FILE: {reason}")),
             }
         }
         if let Some(url) = &self.url {
-            match self.network.fetch(url.expose_secret(), MAX_BYTES).await.map(|body| token_in(&body)) {
+            match self.network.fetch(url.expose_secret(), MAX_BYTES).await.map(|body| token_in(&Zeroizing::new(body))) {
                 Ok(Some(token)) => tokens.push(token),
                 Ok(None) => problems.push("ENV0_S3_LOG_OIDC_TOKEN_URL: no token in the answer".to_owned()),
                 Err(error) => problems.push(format!("ENV0_S3_LOG_OIDC_TOKEN_URL: {error}")),
@@ -47,10 +50,23 @@ impl Sources {
 }
 
 /// Blocks, but for a page or two at most, and seldom.
-fn read_small(path: &Path) -> std::io::Result<String> {
-    let mut text = String::new();
+fn read_small(path: &Path) -> std::io::Result<Zeroizing<String>> {
+    // Room for all from the start: a buffer that grows leaves copies behind.
+    let mut text = Zeroizing::new(String::with_capacity(MAX_BYTES));
     std::fs::File::open(path)?.take(MAX_BYTES as u64).read_to_string(&mut text)?;
     Ok(text)
+}
+
+/// The file is held to the rules of the variable: quotes and names that nobody replaced are no part of a token.
+fn in_file(text: &str) -> Result<OidcToken, &'static str> {
+    let text = text.trim_start_matches('\u{feff}').trim();
+    if text.starts_with(['"', '\'']) || text.ends_with(['"', '\'']) {
+        return Err("there are quotes around the token: take them away");
+    }
+    if text.contains("${") {
+        return Err("there is a ${…} in it, which nothing has replaced by its value");
+    }
+    OidcToken::own(text, Source::File).ok_or("the file holds no token")
 }
 
 /// Raw, or JSON with `token`, `value`, `access_token` or `id_token`.
@@ -89,6 +105,23 @@ mod tests {
         let forms: [&[u8]; 6] = [b"<p>no token here</p>", b"", b" \n", b"{}", b"{\"token\": 1}", b"\xff\xfe"];
         for form in forms {
             assert!(token_in(form).is_none(), "{}", String::from_utf8_lossy(form));
+        }
+    }
+
+    #[test]
+    fn a_file_is_held_to_the_rules_of_the_variable() {
+        for text in ["raw.token", "\u{feff}raw.token\r\n", " raw.token "] {
+            assert_eq!(in_file(text).unwrap().expose(), "raw.token", "{text:?}");
+        }
+        for (text, expected) in [
+            ("\"raw.token\"", "quotes"),
+            ("'raw.token'", "quotes"),
+            ("${ENV0_OIDC_TOKEN}", "${…}"),
+            ("", "no token"),
+            ("two words", "no token"),
+        ] {
+            let reason = in_file(text).unwrap_err();
+            assert!(reason.contains(expected), "{text}: {reason}");
         }
     }
 }
