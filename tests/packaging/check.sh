@@ -61,6 +61,9 @@ python tests/packaging/test_consistency.py
 says "the released binary: live.py"
 python tests/packaging/live.py
 
+says "the AWS set-up, made in moto: aws.py"
+python tests/packaging/aws.py
+
 says "the status page, in Chromium: status_page.py"
 if ! command -v chromium google-chrome >/dev/null; then
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium

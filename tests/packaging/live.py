@@ -14,7 +14,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BINARY = ROOT / "target" / "release" / "env0-s3-logs"
+BINARY = pathlib.Path(os.environ.get("BINARY", ROOT / "target" / "release" / "env0-s3-logs"))
 MAX_BINARY_BYTES = 20 * 1024 * 1024
 DEADLINE_SECONDS = 30
 TOKEN = "a-token-for-this-check"
@@ -111,4 +111,5 @@ def main():
             sys.exit(f"SIGTERM ended the daemon with {code}:\n{log.read_text()}")
 
 
-main()
+if __name__ == "__main__":
+    main()

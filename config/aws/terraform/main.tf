@@ -1,0 +1,179 @@
+# Everything that the daemon needs in AWS: the bucket, the OpenID Connect provider and the role.
+#
+#   module "env0_s3_logs" {
+#     source      = "./config/aws/terraform"
+#     bucket_name = "my-env0-logs"
+#     subject     = "auth0|0123456789abcdef01234567"
+#   }
+#
+# Its output `variables` is what the daemon is given.
+terraform {
+  required_version = ">= 1.5"
+  required_providers {
+    aws = {
+      source  = "hashicorp/aws"
+      version = ">= 6.0"
+    }
+  }
+}
+
+data "aws_partition" "here" {}
+
+data "aws_region" "here" {}
+
+locals {
+  provider_arn = var.provider_arn != null ? var.provider_arn : aws_iam_openid_connect_provider.issuer[0].arn
+  bucket_arn   = "arn:${data.aws_partition.here.partition}:s3:::${var.bucket_name}"
+}
+
+resource "aws_s3_bucket" "logs" {
+  bucket              = var.bucket_name
+  object_lock_enabled = var.object_lock_days != null
+
+  lifecycle {
+    prevent_destroy = true
+  }
+}
+
+resource "aws_s3_bucket_public_access_block" "logs" {
+  bucket                  = aws_s3_bucket.logs.id
+  block_public_acls       = true
+  block_public_policy     = true
+  ignore_public_acls      = true
+  restrict_public_buckets = true
+}
+
+resource "aws_s3_bucket_server_side_encryption_configuration" "logs" {
+  bucket = aws_s3_bucket.logs.id
+
+  rule {
+    bucket_key_enabled = var.kms_key_arn != null
+
+    apply_server_side_encryption_by_default {
+      sse_algorithm     = var.kms_key_arn != null ? "aws:kms" : "AES256"
+      kms_master_key_id = var.kms_key_arn
+    }
+  }
+}
+
+resource "aws_s3_bucket_versioning" "logs" {
+  bucket = aws_s3_bucket.logs.id
+
+  versioning_configuration {
+    status = "Enabled"
+  }
+}
+
+resource "aws_s3_bucket_object_lock_configuration" "logs" {
+  count  = var.object_lock_days != null ? 1 : 0
+  bucket = aws_s3_bucket.logs.id
+
+  rule {
+    default_retention {
+      mode = "COMPLIANCE"
+      days = var.object_lock_days
+    }
+  }
+}
+
+resource "aws_s3_bucket_lifecycle_configuration" "logs" {
+  count  = var.retention_days != null ? 1 : 0
+  bucket = aws_s3_bucket.logs.id
+
+  rule {
+    id     = "expire"
+    status = "Enabled"
+    filter {}
+
+    expiration {
+      days = var.retention_days
+    }
+
+    noncurrent_version_expiration {
+      noncurrent_days = 1
+    }
+
+    abort_incomplete_multipart_upload {
+      days_after_initiation = 7
+    }
+  }
+}
+
+resource "aws_s3_bucket_policy" "logs" {
+  bucket = aws_s3_bucket.logs.id
+
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [{
+      Sid       = "TlsOnly"
+      Effect    = "Deny"
+      Principal = "*"
+      Action    = "s3:*"
+      Resource  = [local.bucket_arn, "${local.bucket_arn}/*"]
+      Condition = { Bool = { "aws:SecureTransport" = "false" } }
+    }]
+  })
+}
+
+resource "aws_iam_openid_connect_provider" "issuer" {
+  count          = var.provider_arn == null ? 1 : 0
+  url            = "https://${var.issuer}"
+  client_id_list = var.audiences
+}
+
+resource "aws_iam_role" "logs" {
+  name_prefix = "env0-s3-logs-"
+  description = "env0-s3-logs writes log objects with it"
+
+  assume_role_policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [{
+      Sid       = "Env0Deployments"
+      Effect    = "Allow"
+      Principal = { Federated = local.provider_arn }
+      Action    = ["sts:AssumeRoleWithWebIdentity", "sts:TagSession"]
+      Condition = {
+        StringEquals = merge(
+          {
+            "${var.issuer}:aud" = var.audiences
+            "${var.issuer}:sub" = var.subject
+          },
+          var.project_id != null ? { "aws:RequestTag/projectId" = var.project_id } : {}
+        )
+      }
+    }]
+  })
+}
+
+resource "aws_iam_role_policy" "logs" {
+  name = "env0-s3-logs"
+  role = aws_iam_role.logs.id
+
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = concat(
+      [
+        {
+          Sid      = "WriteLogs"
+          Effect   = "Allow"
+          Action   = "s3:PutObject"
+          Resource = "${local.bucket_arn}/*"
+        },
+        {
+          Sid      = "FindTheRegion"
+          Effect   = "Allow"
+          Action   = "s3:GetBucketLocation"
+          Resource = local.bucket_arn
+        }
+      ],
+      var.kms_key_arn != null ? [
+        {
+          Sid      = "EncryptLogs"
+          Effect   = "Allow"
+          Action   = "kms:GenerateDataKey"
+          Resource = var.kms_key_arn
+        }
+      ] : []
+    )
+  })
+}

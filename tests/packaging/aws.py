@@ -1,0 +1,186 @@
+"""The AWS set-up: the template is made in moto, the daemon delivers with what it made, and both forms agree with config/*.json.
+
+moto makes no BucketPolicy and no OIDCProvider of a template and judges no token: cfn-lint and the comparison with
+config/trust-policy.json hold those.
+"""
+
+import ast
+import base64
+import contextlib
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+import warnings
+
+import boto3
+import cfnlint.decode
+import hcl2
+
+from live import BINARY, ROOT, TOKEN, free_port, wait_until_ready
+
+BUCKET, SUBJECT, REGION = "my-env0-logs", "auth0|0123456789abcdef01234567", "us-east-1"
+PROVIDER = "arn:aws:iam::111122223333:oidc-provider/login.app.env0.com/"
+DEADLINE_SECONDS = 60
+TEMPLATE = ROOT / "config" / "aws" / "cloudformation.yaml"
+EVENT = b'{"message":"made by the template"}\n'
+
+
+def check(holds, words):
+    if not holds:
+        sys.exit(f"config/aws: {words}")
+
+
+def config(name):
+    return json.loads((ROOT / "config" / name).read_text())
+
+
+def wait_for(what, condition):
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            if result := condition():
+                return result
+        time.sleep(0.05)
+    return sys.exit(f"{what} did not come within {DEADLINE_SECONDS} s")
+
+
+def make_stack(client, name, **parameters):
+    client("cloudformation").create_stack(
+        StackName=name,
+        TemplateBody=TEMPLATE.read_text(),
+        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
+        Capabilities=["CAPABILITY_IAM"],
+    )
+    (stack,) = client("cloudformation").describe_stacks(StackName=name)["Stacks"]
+    check(stack["StackStatus"] == "CREATE_COMPLETE", f"the stack is {stack['StackStatus']}")
+    # An output's description is the daemon's variable.
+    return {output["Description"]: output["OutputValue"] for output in stack["Outputs"]}
+
+
+def check_role(client, variables):
+    role = variables["ENV0_S3_LOG_ROLE_ARN"].rsplit("/", 1)[1]
+    trust = client("iam").get_role(RoleName=role)["Role"]["AssumeRolePolicyDocument"]
+    check(trust == config("trust-policy.json"), f"the trust policy is {json.dumps(trust)}")
+    policy = client("iam").get_role_policy(RoleName=role, PolicyName="env0-s3-logs")["PolicyDocument"]
+    if isinstance(policy, str):
+        # moto keeps an inline policy of a template as Python prints it.
+        policy = ast.literal_eval(json.loads(policy) if policy.startswith('"') else policy)
+    check(policy == config("iam-policy.json"), f"the role may {json.dumps(policy)}")
+
+
+def check_bucket():
+    """moto's templates know few of a bucket's properties, so they are read from the template."""
+    template, errors = cfnlint.decode.decode(str(TEMPLATE))
+    check(not errors, errors)
+    bucket = template["Resources"]["Bucket"]
+    check(bucket["DeletionPolicy"] == bucket["UpdateReplacePolicy"] == "Retain", "deleting the stack deletes the logs")
+    properties = bucket["Properties"]
+    blocked = properties["PublicAccessBlockConfiguration"]
+    check(len(blocked) == 4 and all(blocked.values()), f"public access: {blocked}")
+    check(properties["VersioningConfiguration"]["Status"] == "Enabled", "no versioning")
+    check("BucketEncryption" in properties, "no encryption")
+
+
+def token():
+    """An unsigned one: moto looks at no token."""
+    claims = {"iss": "https://login.app.env0.com/", "sub": SUBJECT, "azp": "a", "exp": int(time.time()) + 3600}
+    parts = [json.dumps(part).encode() for part in ({"alg": "none"}, claims)]
+    return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts) + "."
+
+
+def deliver(client, variables, port, folder):
+    ingest, admin = free_port(), free_port()
+    environment = {
+        "PATH": os.environ["PATH"],
+        **variables,
+        "ENV0_OIDC_TOKEN": token(),
+        "ENV0_S3_LOG_INGEST_TOKEN": TOKEN,
+        "ENV0_S3_LOG_BATCH_MAX_AGE": "200ms",
+        "ENV0_S3_LOG_LISTEN_ADDR": f"127.0.0.1:{ingest}",
+        "ENV0_S3_LOG_ADMIN_ADDR": f"127.0.0.1:{admin}",
+        "ENV0_S3_LOG_SPOOL_DIR": str(folder / "spool"),
+        "ENV0_S3_LOG_FORCE_PATH_STYLE": "true",
+        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL_STS": f"http://127.0.0.1:{port}",
+    }
+    log = folder / "daemon.log"
+    with log.open("wb") as output:
+        daemon = subprocess.Popen([str(BINARY)], env=environment, stderr=output, stdin=subprocess.DEVNULL)
+    try:
+        wait_until_ready(daemon, log, admin)
+        url = f"http://127.0.0.1:{ingest}/v1/logs/env0-audits"
+        request = urllib.request.Request(url, data=EVENT, headers={"Authorization": f"Bearer {TOKEN}"})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            key = json.load(answer)["object"]
+        s3, bucket = client("s3"), variables["ENV0_S3_LOG_BUCKET_NAME"]
+        wait_for("the object", lambda: s3.list_objects_v2(Bucket=bucket, Prefix=key).get("Contents"))
+        stored = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+        check(stored == EVENT, f"the object holds {stored!r}")
+    finally:
+        daemon.terminate()
+        daemon.wait(DEADLINE_SECONDS)
+
+
+def check_terraform():
+    """The module's documents, with its defaults filled in, are those of config/*.json."""
+    text = (ROOT / "config" / "aws" / "terraform" / "main.tf").read_text()
+    for path in (ROOT / "config" / "aws" / "terraform").glob("*.tf"):
+        with path.open() as file:
+            hcl2.load(file)
+    (wanted,) = config("trust-policy.json")["Statement"]
+    for action in wanted["Action"]:
+        check(f'"{action}"' in text, f"the module's trust policy lacks {action}")
+    check('"${var.issuer}:aud" = var.audiences' in text, "the module's trust policy judges no audience")
+    check('"${var.issuer}:sub" = var.subject' in text, "the module's trust policy judges no subject")
+    defaults = (ROOT / "config" / "aws" / "terraform" / "variables.tf").read_text()
+    for audience in wanted["Condition"]["StringEquals"]["login.app.env0.com/:aud"]:
+        check(f'"{audience}"' in defaults, f"the module's default lacks the audience {audience}")
+    allowed = set(re.findall(r'Action\s+= "(s3:\w+)"', text))
+    check(allowed == {statement["Action"] for statement in config("iam-policy.json")["Statement"]}, f"allowed: {allowed}")
+
+
+def main():
+    warnings.simplefilter("ignore")
+    subprocess.run([pathlib.Path(sys.executable).with_name("cfn-lint"), TEMPLATE], check=True)
+    check_bucket()
+    check_terraform()
+    port = free_port()
+
+    def client(service):
+        return boto3.client(
+            service,
+            REGION,
+            endpoint_url=f"http://127.0.0.1:{port}",
+            aws_access_key_id="any",
+            aws_secret_access_key="any",
+        )
+
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        with (folder / "moto.log").open("wb") as output:
+            server = [pathlib.Path(sys.executable).with_name("moto_server"), "-p", str(port)]
+            moto = subprocess.Popen(server, stdout=output, stderr=output)
+        try:
+            wait_for("moto", lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5))
+            variables = make_stack(client, "logs", BucketName=BUCKET, Subject=SUBJECT, ProviderArn=PROVIDER)
+            check(set(variables) == {f"ENV0_S3_LOG_{name}" for name in ("ROLE_ARN", "BUCKET_NAME", "AWS_REGION")}, variables)
+            check_role(client, variables)
+            deliver(client, variables, port, folder)
+            make_stack(
+                client, "all", BucketName="all-of-it", Subject=SUBJECT, ProviderArn=PROVIDER, ObjectLockDays="30",
+                RetentionDays="400", ProjectId="one", KmsKeyArn="arn:aws:kms:us-east-1:111122223333:key/k",
+            )
+        finally:
+            moto.terminate()
+            moto.wait(DEADLINE_SECONDS)
+    print("  the template was made, and the daemon delivered with its outputs")
+
+
+if __name__ == "__main__":
+    main()
