@@ -211,7 +211,9 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     let authenticator = Authenticator::new(&config, verifier.clone(), credentials.clone())
         .map_err(|error| Failure::new(exit_code::CONFIG, error))?;
     let (flusher, settled) = start_flusher(&config, &network, &spool, &credentials, signing_key, sealed)?;
-    let puller = config.pull.as_ref().map(|pull| Puller::start(&config, pull, &network, &spool, settled)).transpose();
+    let tokens = (&verifier, &credentials);
+    let puller =
+        config.pull.as_ref().map(|pull| Puller::start(&config, pull, &network, &spool, settled, tokens)).transpose();
     let puller = puller.map_err(|error| Failure::new(exit_code::CONFIG, anyhow::Error::msg(error)))?;
     let parts =
         Parts { spool: spool.clone(), credentials, verifier, deliveries: flusher.states(), puller: puller.clone() };

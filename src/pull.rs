@@ -1,24 +1,26 @@
 //! What env0 keeps, fetched with an API key: audit events and the step logs of deployments.
 //!
 //! ```text
-//! env0's API ─► api ─► audits ─► place ─► spool ─► flusher …
+//! env0's API ─► api ─► audits, deployments ─► place ─► spool ─► flusher …
 //! ```
 //!
-//! [`api`] asks, `audits` decides what is new, `place` brings it into the spool and remembers durably how far that
+//! [`api`] asks, `audits` and `deployments` decide what is new, `place` brings it into the spool and remembers durably how far that
 //! came. A start first compares the places with what a crash left in the spool ([`settle`]).
 
 pub mod api;
 mod audits;
+mod deployments;
 mod identity;
 mod line;
 mod place;
 mod report;
+mod round;
 pub mod settle;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -26,12 +28,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::batch::LogType;
 use crate::config::{self, Config};
+use crate::credentials::Credentials;
 use crate::network::Network;
+use crate::oidc::Verifier;
 use crate::protocols::body::Limits;
 use crate::pull::api::{Answer, Api, ApiError, Endpoint};
-use crate::pull::audits::{AuditMemory, Audits, RoundError};
-use crate::pull::place::{Place, Shared, Stopped};
+use crate::pull::audits::{AuditMemory, Audits};
+use crate::pull::deployments::{DeploymentMemory, Deployments, HandOver};
+use crate::pull::place::{Place, PlaceError, Shared, Stopped};
 use crate::pull::report::Report;
+use crate::pull::round::RoundError;
 use crate::pull::settle::Settled;
 use crate::spool::Spool;
 use crate::status::PullStatus;
@@ -59,6 +65,9 @@ struct Parts {
     shared: [Shared; 2],
     stop: CancellationToken,
     started_at: DateTime<Utc>,
+    config: Config,
+    network: Network,
+    hand_over: HandOver,
 }
 
 impl Puller {
@@ -72,6 +81,7 @@ impl Puller {
         network: &Network,
         spool: &Spool,
         settled: Settled,
+        (verifier, credentials): (&Verifier, &Credentials),
     ) -> Result<Puller, String> {
         let stop = CancellationToken::new();
         let shared = || Shared { one_at_a_time: Arc::default(), stop: stop.clone() };
@@ -90,6 +100,9 @@ impl Puller {
             shared: [shared(), shared()],
             stop: stop.clone(),
             started_at: Utc::now(),
+            config: config.clone(),
+            network: network.clone(),
+            hand_over: HandOver { verifier: verifier.clone(), credentials: credentials.clone() },
         };
         let reports = parts.reports.clone();
         let mut tasks = JoinSet::new();
@@ -120,9 +133,7 @@ impl Parts {
             for log_type in &self.pull.types {
                 let report = Report::new(*log_type, organization);
                 self.reports.lock().unwrap_or_else(PoisonError::into_inner).push(report.clone());
-                if *log_type == LogType::Audits {
-                    pulls.spawn(self.clone().audits(organization.clone(), report));
-                }
+                pulls.spawn(self.clone().pull(*log_type, organization.clone(), report));
             }
         }
         while pulls.join_next().await.is_some() {}
@@ -147,7 +158,7 @@ impl Parts {
             };
             match organizations {
                 Ok(organizations) => {
-                    reports.iter().for_each(|report| report.succeeded(Duration::ZERO));
+                    reports.iter().for_each(|report| report.works_again());
                     self.reports.lock().unwrap_or_else(PoisonError::into_inner).clear();
                     return Ok(organizations);
                 }
@@ -156,36 +167,76 @@ impl Parts {
         }
     }
 
-    async fn audits(self, organization: String, report: Arc<Report>) {
-        let from = self.pull.from.unwrap_or(self.started_at.min(self.api.now()));
-        let shared = self.shared[LogType::Audits.index()].clone();
-        let first = AuditMemory::beginning(from);
+    /// Pulls one log type from one organization until the process ends.
+    async fn pull(self, log_type: LogType, organization: String, report: Arc<Report>) {
         let mut ticks = ticks(self.pull.interval);
-        let place = loop {
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                _ = ticks.tick() => {}
-            }
-            match Place::open(&self.spool, LogType::Audits, &organization, shared.clone(), first.clone()).await {
-                Ok(place) => break place,
-                Err(error) => report.unusable(&error),
-            }
-        };
-        let mut audits = Audits::new(self.api.clone(), self.limits, place, report.clone());
-        ticks.reset_immediately();
+        let mut pull: Option<Pull> = None;
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
                 _ = ticks.tick() => {}
             }
+            let pull = match &mut pull {
+                Some(pull) => pull,
+                None => match self.open(log_type, &organization, &report).await {
+                    Ok(opened) => pull.insert(opened),
+                    Err(error) => {
+                        report.unusable(&error);
+                        continue;
+                    }
+                },
+            };
             let started = Instant::now();
-            match audits.round().await {
+            let ended = match pull {
+                Pull::Audits(audits) => audits.round().await,
+                Pull::Deployments(deployments) => deployments.round().await,
+            };
+            match ended {
                 Ok(()) => report.succeeded(started.elapsed()),
                 Err(RoundError::Api(error)) => report.failed(&error),
                 Err(RoundError::Stopped) => return,
             }
         }
     }
+
+    async fn open(&self, log_type: LogType, organization: &str, report: &Arc<Report>) -> Result<Pull, PlaceError> {
+        let from = self.pull.from.unwrap_or(self.started_at.min(self.api.now()));
+        let shared = self.shared[log_type.index()].clone();
+        let (api, limits, report) = (self.api.clone(), self.limits, report.clone());
+        match log_type {
+            LogType::Audits => {
+                let first = AuditMemory::beginning(from);
+                let place = Place::open(&self.spool, log_type, organization, shared, first).await?;
+                Ok(Pull::Audits(Box::new(Audits::new(api, limits, place, report))))
+            }
+            LogType::Deployments => {
+                let first = DeploymentMemory::beginning(from);
+                let place = Place::open(&self.spool, log_type, organization, shared, first).await?;
+                let interval = TimeDelta::from_std(self.pull.interval).unwrap_or(TimeDelta::hours(1));
+                let hand_over = self.hand_over(organization);
+                Ok(Pull::Deployments(Box::new(Deployments::new(api, limits, interval, place, report, hand_over))))
+            }
+        }
+    }
+
+    /// Where nobody is configured to hand tokens over, those of the organization's own records are let in.
+    fn hand_over(&self, organization: &str) -> HandOver {
+        if !self.config.oidc_subjects.is_empty() || !self.config.oidc_organization_ids.is_empty() {
+            return self.hand_over.clone();
+        }
+        let config = Config { oidc_organization_ids: vec![organization.to_owned()], ..self.config.clone() };
+        match Verifier::new(&config, &self.network) {
+            Ok(verifier) => HandOver { verifier, ..self.hand_over.clone() },
+            // The same issuer was taken at the start.
+            Err(_) => self.hand_over.clone(),
+        }
+    }
+}
+
+/// A pull of either log type.
+enum Pull {
+    Audits(Box<Audits>),
+    Deployments(Box<Deployments>),
 }
 
 fn ticks(interval: Duration) -> tokio::time::Interval {

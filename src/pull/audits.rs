@@ -17,11 +17,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::protocols::body::{Limits, members};
-use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind};
+use crate::pull::api::{Answer, Api, Endpoint, ErrorKind};
 use crate::pull::identity::{Identity, Taken};
-use crate::pull::line::{Line, stored};
+use crate::pull::line::{Line, json_of, stored};
 use crate::pull::place::{Memory, Place, Stopped};
 use crate::pull::report::Report;
+use crate::pull::round::RoundError;
 
 /// So long after its time an event may still appear.
 const LATE: TimeDelta = TimeDelta::minutes(15);
@@ -77,11 +78,6 @@ impl Memory for AuditMemory {
     }
 }
 
-/// A line that is in the spool, or will be.
-fn json_of(line: &[u8]) -> &RawValue {
-    serde_json::from_slice(line).unwrap_or(RawValue::NULL)
-}
-
 /// Of a time in RFC 3339, or of a number of milliseconds.
 fn millis(timestamp: &RawValue) -> Option<i64> {
     match serde_json::from_str(timestamp.get()).ok()? {
@@ -125,25 +121,6 @@ enum Window {
     Complete(Vec<New>),
     /// It holds more than fits into memory at once.
     TooMany,
-}
-
-/// Why a round ended early.
-#[derive(Debug)]
-pub(super) enum RoundError {
-    Api(ApiError),
-    Stopped,
-}
-
-impl From<ApiError> for RoundError {
-    fn from(error: ApiError) -> RoundError {
-        RoundError::Api(error)
-    }
-}
-
-impl From<Stopped> for RoundError {
-    fn from(Stopped: Stopped) -> RoundError {
-        RoundError::Stopped
-    }
 }
 
 /// The pull of one organization's audit events.

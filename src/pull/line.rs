@@ -27,9 +27,14 @@ impl Line {
     }
 }
 
+/// A line that is in the spool, or will be.
+pub(super) fn json_of(line: &[u8]) -> &RawValue {
+    serde_json::from_slice(line).unwrap_or(RawValue::NULL)
+}
+
 /// The line of `event`, byte for byte as it was sent where it is on one line and holds nothing to redact. Of one that
 /// is too large the beginning is kept, with a mark and the members `kept`. `None` when it is not an object.
-pub(super) fn stored(event: &RawValue, kept: [&'static str; 2], limits: &Limits) -> Option<Line> {
+pub(super) fn stored<const N: usize>(event: &RawValue, kept: [&'static str; N], limits: &Limits) -> Option<Line> {
     if !event.get().starts_with('{') {
         return None;
     }
@@ -44,7 +49,7 @@ fn written(event: &RawValue, limits: &Limits) -> Result<Line, BodyError> {
 }
 
 /// `{"id":…,"timestamp":…,"cutFromBytes":<size>,"beginning":"<the event's first bytes>"}`
-fn beginning(event: &RawValue, kept: [&'static str; 2], limits: &Limits) -> Line {
+fn beginning<const N: usize>(event: &RawValue, kept: [&'static str; N], limits: &Limits) -> Line {
     // Redacted before it is cut: what is half a secret would not be found any more.
     let whole = Limits { max_event_bytes: event.get().len().saturating_mul(2), ..*limits };
     let whole = written(event, &whole);

@@ -1,5 +1,6 @@
 //! What one pull tells: its status, its metrics, and a log line once per change of state.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ struct State {
     status: PullStatus,
     /// The kind of trouble that the log was told of.
     told: Option<&'static str>,
+    /// Ids that the log was told of.
+    gone: BTreeSet<String>,
 }
 
 impl Report {
@@ -42,7 +45,7 @@ impl Report {
         Arc::new(Report {
             log_type,
             organization: organization.to_owned(),
-            state: Mutex::new(State { status, told: None }),
+            state: Mutex::new(State { status, told: None, gone: BTreeSet::new() }),
             pulled: metrics::counter!("env0_s3_logs_pulled_events_total", "type" => label),
             redacted: metrics::counter!("env0_s3_logs_events_redacted_total", "type" => label),
         })
@@ -85,6 +88,13 @@ impl Report {
     /// Something that is stored, though it is not what env0 documents.
     pub(super) fn odd_event(&self, error: &ApiError) {
         tracing::error!(log_type = %self.log_type, organization = self.organization, "{error}");
+    }
+
+    /// An environment, a deployment or a step that env0 has no more.
+    pub(super) fn gone(&self, id: &str, error: &ApiError) {
+        if self.state().gone.insert(id.to_owned()) {
+            tracing::warn!(log_type = %self.log_type, organization = self.organization, env0.id = id, "{error}; what env0 had of it until now is stored, and the rest goes on");
+        }
     }
 
     /// The spool doesn't take what was pulled, for now.
@@ -137,6 +147,13 @@ impl Report {
         let now = Timestamp::now();
         state.status.last_round = Some(now);
         state.status.last_round_millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        drop(state);
+        self.works_again();
+    }
+
+    /// What failed before works.
+    pub(super) fn works_again(&self) {
+        let (mut state, now) = (self.state(), Timestamp::now());
         let Some(trouble) = state.status.error.take() else { return };
         state.told = None;
         tracing::info!(log_type = %self.log_type, organization = self.organization, outage.seconds = now.seconds_since(trouble.since), "the pull from env0 works again");

@@ -9,6 +9,7 @@ use tokio::sync::SetOnce;
 
 use crate::batch::{Codec, LogType, SpoolName, Stage};
 use crate::pull::audits::AuditMemory;
+use crate::pull::deployments::DeploymentMemory;
 use crate::pull::place::{self, Memory, PlaceError, Unsettled};
 use crate::spool::Spool;
 use crate::spool::disk::{Cursor, READ_BUFFER_BYTES};
@@ -66,7 +67,7 @@ fn unsettled(spool: &Spool, log_type: LogType) -> Result<Vec<Box<dyn AnyPlace>>,
     for (name, _) in place::all(spool)?.into_iter().filter(|(_, of)| *of == log_type) {
         let read: Result<Option<Box<dyn AnyPlace>>, PlaceError> = match log_type {
             LogType::Audits => Unsettled::<AuditMemory>::read(spool, &name).map(boxed),
-            LogType::Deployments => Ok(None),
+            LogType::Deployments => Unsettled::<DeploymentMemory>::read(spool, &name).map(boxed),
         };
         match read {
             Ok(place) => places.extend(place),

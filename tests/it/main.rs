@@ -26,6 +26,7 @@ mod operating;
 mod process;
 mod protocols;
 mod pull_audits;
+mod pull_deployments;
 mod s3_faults;
 mod secrets;
 mod sessions;

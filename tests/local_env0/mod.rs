@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used)]
 
 pub(crate) mod audits;
+pub(crate) mod deployments;
 mod serve;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -18,8 +19,8 @@ pub(crate) use audits::{Key, LastKey, Order, Shape};
 
 /// The API key that exists.
 pub(crate) const KEY: (&str, &str) = ("local-key-id", "local-key-secret-canary");
-/// The organization that the key sees.
-pub(crate) const ORGANIZATION: &str = "0a0a0a0a-org";
+/// The organization that the key sees; the local issuer's tokens are of it.
+pub(crate) const ORGANIZATION: &str = "51d48700-4aee-5a5d-a8a5-27a5c1471ac6";
 
 /// What goes wrong with an answer.
 #[derive(Debug, Clone)]
@@ -55,6 +56,8 @@ pub(crate) struct World {
 pub(crate) struct State {
     pub(crate) audits: Vec<audits::Event>,
     pub(crate) shape: Shape,
+    pub(crate) environments: Vec<deployments::Environment>,
+    pub(crate) log_shape: deployments::LogShape,
     /// By the beginning of the path; each is used up by one request.
     pub(crate) faults: Vec<(String, VecDeque<Fault>)>,
     /// By the beginning of the path, until taken away.

@@ -18,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use super::{Fault, KEY, ORGANIZATION, World, audits};
+use super::{Fault, KEY, ORGANIZATION, World, audits, deployments};
 
 type Body = BoxBody<Bytes, std::io::Error>;
 
@@ -81,8 +81,19 @@ fn answer(world: &World, request: &Request<Incoming>) -> Result<Response<Body>, 
             Ok(page) => json_reply(200, page),
             Err(refusal) => json_reply(400, refusal.to_string()),
         },
+        _ if path.starts_with("/environments") || path.starts_with("/deployments/") => {
+            let parts: Vec<String> = url.path_segments().unwrap().map(percent_decode).collect();
+            match deployments::answer(&state, &parts, &query) {
+                Some((status, text)) => json_reply(status, text),
+                None => json_reply(404, r#"{"message":"Not Found"}"#),
+            }
+        }
         _ => json_reply(403, r#"{"message":"Missing Authentication Token"}"#),
     })
+}
+
+fn percent_decode(part: &str) -> String {
+    percent_encoding::percent_decode_str(part).decode_utf8().unwrap().into_owned()
 }
 
 fn broken(fault: &Fault) -> Result<Response<Body>, Dropped> {

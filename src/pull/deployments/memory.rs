@@ -1,0 +1,148 @@
+//! What is remembered of an organization's deployments.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::protocols::body::members;
+use crate::pull::identity::{Identity, Taken};
+use crate::pull::line::json_of;
+use crate::pull::place::Memory;
+
+/// A deployment may appear in the list this long, in milliseconds, after newer ones.
+const LATE_MILLIS: i64 = 3_600_000;
+/// What tells which event of which step a line is.
+pub(super) const EVENT_STEP_DEPLOYMENT: [&str; 4] = ["eventId", "stepName", "deploymentLogId", "timestamp"];
+
+/// What is remembered; times are milliseconds since 1970.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct DeploymentMemory {
+    /// Deployments that had ended before are not taken.
+    pub(super) from: i64,
+    /// Everything before it is taken.
+    pub(super) reached: i64,
+    /// By id.
+    pub(super) environments: BTreeMap<String, Environment>,
+    /// Deployments that are being read, by id.
+    pub(super) following: BTreeMap<String, Following>,
+}
+
+/// An environment.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Environment {
+    /// What its record said when its deployments were last listed.
+    pub(super) state: String,
+    /// When that was.
+    pub(super) looked_at: i64,
+    /// Its deployments from before are done with.
+    pub(super) done_before: i64,
+    /// Those that are done with from then on, by id, with the time they were made.
+    pub(super) done: BTreeMap<String, i64>,
+}
+
+/// A deployment that is being read.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Following {
+    pub(super) environment_id: String,
+    pub(super) environment_name: Option<String>,
+    pub(super) project_id: Option<String>,
+    pub(super) kind: Option<String>,
+    pub(super) created: i64,
+    /// By name: a step that is tried again goes on in its log.
+    pub(super) steps: BTreeMap<String, Step>,
+    /// Whether its last line is in the spool.
+    pub(super) finished: bool,
+}
+
+/// How far a step's log was read.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Step {
+    /// What the next page is asked with; `None` for the first.
+    pub(super) next: Option<String>,
+    /// Pages up to there.
+    pages: i64,
+    /// The events of this page and of the one before, by the number of their page: a page may begin with events that
+    /// the last one had.
+    taken: Taken,
+    /// Whether it was read after it had ended.
+    pub(super) ended: bool,
+}
+
+impl Step {
+    /// Takes note of an event; false when it was taken before.
+    pub(super) fn take(&mut self, identity: Identity) -> bool {
+        self.taken.insert(identity, self.pages)
+    }
+
+    /// The page was read to its end; whether there is another place to go on from.
+    pub(super) fn go_on(&mut self, next: Option<String>) -> bool {
+        if next.is_none() || next == self.next {
+            return false;
+        }
+        self.next = next;
+        self.pages += 1;
+        self.taken.forget_before(self.pages - 1);
+        true
+    }
+}
+
+impl DeploymentMemory {
+    /// Of a pull that begins at `from`.
+    pub(crate) fn beginning(from: DateTime<Utc>) -> DeploymentMemory {
+        let from = from.timestamp_millis();
+        DeploymentMemory { from, reached: from, ..DeploymentMemory::default() }
+    }
+
+    /// The deployments of an environment that are followed.
+    pub(super) fn followed_of(&self, environment_id: &str) -> Vec<String> {
+        let of = self.following.iter().filter(|(_, following)| following.environment_id == environment_id);
+        of.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// The deployment is done with.
+    pub(super) fn done(&mut self, id: &str) {
+        if let Some(following) = self.following.remove(id) {
+            let environment = self.environments.entry(following.environment_id).or_default();
+            environment.done.insert(id.to_owned(), following.created);
+        }
+    }
+
+    /// All deployments of an environment were listed; the newest was made at `newest`.
+    pub(super) fn listed(&mut self, environment_id: &str, newest: i64) {
+        let followed = self.following.values().filter(|following| following.environment_id == environment_id);
+        let open = followed.map(|following| following.created).min().unwrap_or(i64::MAX);
+        let Some(environment) = self.environments.get_mut(environment_id) else { return };
+        environment.done_before = environment.done_before.max(newest.min(open) - LATE_MILLIS);
+        let done_before = environment.done_before;
+        environment.done.retain(|_, created| *created >= done_before);
+    }
+}
+
+/// The identity of an event of a step's log, from its stored line.
+pub(super) fn identity(deployment: &str, step: &str, line: &[u8]) -> Identity {
+    let [id, ..] = members(json_of(line), EVENT_STEP_DEPLOYMENT);
+    Identity::new(&[deployment, step], id, line)
+}
+
+/// The `eventId` of the line that says how a deployment ended.
+pub(super) fn finished_id(deployment: &str) -> String {
+    format!("{deployment}-finished")
+}
+
+impl Memory for DeploymentMemory {
+    fn found(&mut self, line: &[u8]) {
+        let text = |value: Option<&RawValue>| serde_json::from_str::<String>(value?.get()).ok();
+        let [event, step, deployment, _] = members(json_of(line), EVENT_STEP_DEPLOYMENT);
+        let Some(deployment) = text(deployment) else { return };
+        let Some(following) = self.following.get_mut(&deployment) else { return };
+        match text(step) {
+            Some(step) => {
+                let identity = identity(&deployment, &step, line);
+                following.steps.entry(step).or_default().take(identity);
+            }
+            None => following.finished |= text(event) == Some(finished_id(&deployment)),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! What env0 says of environments, deployments and steps, as far as it is looked at.
+//!
+//! A deployment's record holds secrets. Only the fields named here are read from it, and of those only plain values:
+//! whatever else stands in a record is never stored, logged or kept.
+
+use std::fmt::Write;
+
+use chrono::DateTime;
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::protocols::body::members;
+
+/// An environment, from the list of an organization's.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct EnvironmentRecord {
+    pub(super) id: String,
+    pub(super) name: Option<String>,
+    pub(super) project_id: Option<String>,
+    updated_at: Option<String>,
+    latest_deployment_log_id: Option<String>,
+}
+
+impl EnvironmentRecord {
+    /// Of an environment that is not listed any more, and of which a deployment is still followed.
+    pub(super) fn unlisted(id: String, name: Option<String>, project_id: Option<String>) -> EnvironmentRecord {
+        EnvironmentRecord { id, name, project_id, updated_at: None, latest_deployment_log_id: None }
+    }
+
+    /// Another text means that the environment has moved.
+    pub(super) fn state(&self) -> String {
+        let part = |part: &Option<String>| part.clone().unwrap_or_default();
+        format!("{} {}", part(&self.updated_at), part(&self.latest_deployment_log_id))
+    }
+}
+
+/// A deployment.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct DeploymentRecord<'a> {
+    pub(super) id: String,
+    pub(super) created_at: Option<String>,
+    #[serde(rename = "type")]
+    pub(super) kind: Option<String>,
+    pub(super) status: String,
+    #[serde(borrow)]
+    started_by: Option<&'a RawValue>,
+    #[serde(borrow)]
+    started_by_user: Option<&'a RawValue>,
+    #[serde(borrow)]
+    queued_at: Option<&'a RawValue>,
+    #[serde(borrow)]
+    started_at: Option<&'a RawValue>,
+    #[serde(borrow)]
+    finished_at: Option<&'a RawValue>,
+    #[serde(borrow)]
+    trigger_name: Option<&'a RawValue>,
+    #[serde(borrow)]
+    blueprint_name: Option<&'a RawValue>,
+    #[serde(borrow)]
+    blueprint_revision: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pr_number: Option<&'a RawValue>,
+    #[serde(borrow)]
+    plan_summary: Option<&'a RawValue>,
+    #[serde(borrow)]
+    resource_count: Option<&'a RawValue>,
+    #[serde(borrow, rename = "customEnv0EnvironmentVariables")]
+    variables: Option<&'a RawValue>,
+}
+
+impl DeploymentRecord<'_> {
+    /// When it was made, in milliseconds since 1970.
+    pub(super) fn created_millis(&self) -> Option<i64> {
+        Some(DateTime::parse_from_rfc3339(self.created_at.as_deref()?).ok()?.timestamp_millis())
+    }
+
+    /// Whether its status can't change any more. One that is not known is taken for a final one only by its end.
+    pub(super) fn is_final(&self) -> bool {
+        match &*self.status {
+            "QUEUED" | "IN_PROGRESS" | "WAITING_FOR_USER" | "ABORTING" => false,
+            "SUCCESS" | "FAILURE" | "INTERNAL_FAILURE" | "TIMEOUT" | "CANCELLED" | "ABORTED" | "SKIPPED"
+            | "NEVER_DEPLOYED" => true,
+            _ => self.finished_at.and_then(plain).is_some(),
+        }
+    }
+
+    /// env0's token of this deployment, where env0 shows it.
+    pub(super) fn oidc_token(&self) -> Option<SecretString> {
+        let [token] = within(self.variables, ["oidcToken"]);
+        serde_json::from_str::<String>(token?.get()).ok().map(SecretString::from)
+    }
+
+    /// The members of the line that says how it ended, without braces, from `status` on.
+    pub(super) fn outcome(&self) -> String {
+        let mut text = format!("\"status\":{}", serde_json::Value::from(&*self.status));
+        let mut member = |name: &str, value: Option<&RawValue>| {
+            if let Some(value) = value.and_then(plain) {
+                let _ = write!(text, ",\"{name}\":{value}");
+            }
+        };
+        member("startedBy", self.started_by);
+        let [email] = within(self.started_by_user, ["email"]);
+        member("startedByEmail", email);
+        member("queuedAt", self.queued_at);
+        member("startedAt", self.started_at);
+        member("finishedAt", self.finished_at);
+        member("triggerName", self.trigger_name);
+        member("blueprintName", self.blueprint_name);
+        member("blueprintRevision", self.blueprint_revision);
+        member("prNumber", self.pr_number);
+        member("resourceCount", self.resource_count);
+        const COUNTS: [&str; 4] = ["added", "changed", "destroyed", "imported"];
+        let counts = COUNTS.into_iter().zip(within(self.plan_summary, COUNTS));
+        let counts = counts.filter_map(|(name, count)| Some(format!("\"{name}\":{}", plain(count?)?)));
+        let counts = counts.collect::<Vec<_>>().join(",");
+        if !counts.is_empty() {
+            let _ = write!(text, ",\"planSummary\":{{{counts}}}");
+        }
+        text
+    }
+}
+
+/// Members of a record's member, where that is an object.
+fn within<'a, const N: usize>(object: Option<&'a RawValue>, names: [&str; N]) -> [Option<&'a RawValue>; N] {
+    object.map_or([None; N], |object| members(object, names))
+}
+
+/// A string, a number or a truth value. An object or a list could hold anything.
+fn plain(value: &RawValue) -> Option<&str> {
+    let text = value.get();
+    (!text.starts_with(['{', '[']) && text != "null").then_some(text)
+}
+
+/// A step of a deployment.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct StepRecord {
+    pub(super) name: String,
+    pub(super) status: String,
+}
+
+impl StepRecord {
+    /// Whether there can be no log yet.
+    pub(super) fn has_not_started(&self) -> bool {
+        self.status == "NOT_STARTED"
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        matches!(&*self.status, "IN_PROGRESS" | "WAITING_FOR_USER")
+    }
+}
+
+/// A page of a step's log.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct LogPage<'a> {
+    #[serde(borrow)]
+    pub(super) events: Vec<&'a RawValue>,
+    /// Opaque; a string or a number.
+    #[serde(borrow)]
+    next_start_time: Option<&'a RawValue>,
+    #[serde(default)]
+    pub(super) has_more_logs: bool,
+}
+
+impl LogPage<'_> {
+    /// What the next page is asked with.
+    pub(super) fn next(&self) -> Option<String> {
+        match serde_json::from_str(self.next_start_time?.get()).ok()? {
+            serde_json::Value::String(next) => Some(next).filter(|next| !next.is_empty()),
+            serde_json::Value::Number(_) => Some(self.next_start_time?.get().to_owned()),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_record_only_named_plain_values_come_into_the_line() {
+        let json = r#"{"id":"d","status":"SUCCESS","createdAt":"2026-11-01T00:00:00.000Z","startedBy":"auth0|1",
+            "startedByUser":{"email":"a@b.c","name":"canary"},"finishedAt":null,"prNumber":7,"blueprintName":"net\"work",
+            "triggerName":{"value":"canary"},"planSummary":{"added":1,"changed":["canary"],"destroyed":0,"output":"canary"},
+            "variables":[{"value":"canary"}],"output":"canary","plan":"canary","error":"canary",
+            "customEnv0EnvironmentVariables":{"oidcToken":"canary","vcsAccessToken":"canary"}}"#;
+        let record: DeploymentRecord<'_> = serde_json::from_str(json).unwrap();
+        assert_eq!(
+            record.outcome(),
+            r#""status":"SUCCESS","startedBy":"auth0|1","startedByEmail":"a@b.c","blueprintName":"net\"work","prNumber":7,"planSummary":{"added":1,"destroyed":0}"#
+        );
+        assert!(record.is_final() && record.oidc_token().is_some());
+        assert_eq!(record.created_millis(), Some(1_793_491_200_000));
+    }
+
+    #[test]
+    fn a_cursor_is_a_string_or_a_number_as_it_was_written() {
+        let next = |json: &str| serde_json::from_str::<LogPage<'_>>(json).unwrap().next();
+        assert_eq!(next(r#"{"events":[],"nextStartTime":1700000000000123456789}"#).unwrap(), "1700000000000123456789");
+        assert_eq!(next(r#"{"events":[],"nextStartTime":"a/b"}"#).unwrap(), "a/b");
+        for none in [r#"{"events":[]}"#, r#"{"events":[],"nextStartTime":null}"#, r#"{"events":[],"nextStartTime":""}"#]
+        {
+            assert_eq!(next(none), None, "{none}");
+        }
+    }
+}

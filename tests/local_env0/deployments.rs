@@ -1,0 +1,186 @@
+//! Environments, their deployments and the logs of their steps.
+
+use serde_json::{Value, json};
+
+use super::State;
+
+/// How a log says where the next page begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Cursor {
+    /// A number.
+    #[default]
+    Number,
+    /// A string.
+    Text,
+    /// A number, and none behind the last page: the old one is to be kept.
+    NoneAtTheEnd,
+}
+
+/// What env0 doesn't publish of its logs.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct LogShape {
+    pub(crate) cursor: Cursor,
+    /// Whether a page begins with the last event of the page before.
+    pub(crate) repeats: bool,
+    pub(crate) page_events: usize,
+}
+
+impl Default for LogShape {
+    fn default() -> LogShape {
+        LogShape { cursor: Cursor::Number, repeats: false, page_events: 1000 }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Environment {
+    pub(crate) id: String,
+    pub(crate) moved: usize,
+    /// Newest first.
+    pub(crate) deployments: Vec<Deployment>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Deployment {
+    pub(crate) id: String,
+    pub(crate) status: &'static str,
+    pub(crate) created_at: String,
+    pub(crate) oidc_token: Option<String>,
+    pub(crate) steps: Vec<Step>,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Step {
+    pub(crate) name: String,
+    pub(crate) status: &'static str,
+    pub(crate) lines: usize,
+}
+
+impl Environment {
+    pub(crate) fn new(id: &str) -> Environment {
+        Environment { id: id.to_owned(), moved: 0, deployments: Vec::new() }
+    }
+}
+
+impl Deployment {
+    /// One that was made now and runs, with a step.
+    pub(crate) fn running(id: &str, step: &str, lines: usize) -> Deployment {
+        Deployment {
+            id: id.to_owned(),
+            status: "IN_PROGRESS",
+            created_at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+            oidc_token: None,
+            steps: vec![Step { name: step.to_owned(), status: "IN_PROGRESS", lines }],
+        }
+    }
+
+    /// It and its steps have ended.
+    pub(crate) fn ended(mut self) -> Deployment {
+        self.status = "SUCCESS";
+        self.steps.iter_mut().for_each(|step| step.status = "SUCCESS");
+        self
+    }
+
+    /// With secrets where env0's have some.
+    fn record(&self, environment: &str) -> Value {
+        json!({
+            "id": self.id, "environmentId": environment, "type": "deploy", "status": self.status,
+            "createdAt": self.created_at, "startedBy": "auth0|1", "startedByUser": {"email": "dev@acme.io", "name": "canary"},
+            "output": "canary-output", "plan": "canary-plan", "error": "canary-error", "blueprintName": "network",
+            "planSummary": {"added": 1, "changed": 0, "destroyed": 0, "secret": "canary"},
+            "variables": [{"name": "PASSWORD", "value": "canary-value"}],
+            "customEnv0EnvironmentVariables": {"oidcToken": self.oidc_token, "vcsAccessToken": "canary-vcs"},
+        })
+    }
+}
+
+/// Event number `number` of a step, as env0 sends it.
+pub(crate) fn event(step: &str, number: usize) -> String {
+    format!(
+        r#"{{"eventId":"{step}-{number}", "message":"\u001b[32mline {number}\u001b[0m","level":"info","timestamp":{}}}"#,
+        1_790_000_000_000_u64 + number as u64
+    )
+}
+
+/// The stored line of that event.
+pub(crate) fn line(environment: &str, deployment: &str, step: &str, number: usize) -> String {
+    let event = event(step, number);
+    let inner = event.strip_suffix('}').unwrap();
+    format!(
+        r#"{inner},"deploymentLogId":"{deployment}","stepName":"{step}","environmentId":"{environment}","environmentName":"name of {environment}","projectId":"project-1","organizationId":"{}","deploymentType":"deploy"}}"#,
+        super::ORGANIZATION
+    )
+}
+
+/// Every line of all logs, without those that end a deployment.
+pub(crate) fn all_lines(state: &State) -> Vec<String> {
+    let mut lines = Vec::new();
+    for environment in &state.environments {
+        for deployment in &environment.deployments {
+            for step in &deployment.steps {
+                lines.extend((0..step.lines).map(|number| line(&environment.id, &deployment.id, &step.name, number)));
+            }
+        }
+    }
+    lines
+}
+
+/// The answer to a path; none where there is no such thing.
+pub(super) fn answer(state: &State, path: &[String], query: &dyn Fn(&str) -> Option<String>) -> Option<(u16, String)> {
+    let path: Vec<&str> = path.iter().map(|part| &**part).collect();
+    let deployment = |id: &str| {
+        state
+            .environments
+            .iter()
+            .flat_map(|environment| &environment.deployments)
+            .find(|deployment| deployment.id == id)
+    };
+    let window = || {
+        let number = |name: &str, default| query(name).and_then(|number| number.parse().ok()).unwrap_or(default);
+        (number("offset", 0), number("limit", 100_usize).min(100))
+    };
+    Some(match path[..] {
+        ["environments"] => {
+            let (offset, limit) = window();
+            let record = |environment: &Environment| {
+                let latest = environment.deployments.first();
+                json!({
+                    "id": environment.id, "name": format!("name of {}", environment.id), "projectId": "project-1",
+                    "updatedAt": format!("moved {}", environment.moved),
+                    "latestDeploymentLogId": latest.map(|latest| &latest.id),
+                    "latestDeploymentLog": latest.map(|latest| latest.record(&environment.id)),
+                })
+            };
+            let page: Vec<Value> = state.environments.iter().skip(offset).take(limit).map(record).collect();
+            (200, Value::from(page).to_string())
+        }
+        ["environments", id, "deployments"] => {
+            let environment = state.environments.iter().find(|environment| environment.id == id)?;
+            let (offset, limit) = window();
+            let page = environment.deployments.iter().skip(offset).take(limit);
+            (200, Value::from_iter(page.map(|deployment| deployment.record(id))).to_string())
+        }
+        ["deployments", id, "steps"] => {
+            let steps = deployment(id)?.steps.iter().enumerate();
+            (200, Value::from_iter(steps.map(|(order, step)| json!({"id": format!("{id}-{order}"), "name": step.name, "order": order, "status": step.status, "retryCount": 0}))).to_string())
+        }
+        ["deployments", id, "steps", name, "log"] => {
+            let step = deployment(id)?.steps.iter().find(|step| step.name == name)?;
+            if step.status == "NOT_STARTED" {
+                return Some((400, json!({"message": "the step has not started"}).to_string()));
+            }
+            let LogShape { cursor, repeats, page_events } = state.log_shape;
+            let from: usize = query("startTime").map_or(0, |start| start.trim_start_matches("t-").parse().unwrap());
+            let first = if repeats { from.saturating_sub(1) } else { from };
+            let end = (from + page_events).min(step.lines);
+            let more = end < step.lines;
+            let events = (first..end).map(|number| event(&step.name, number)).collect::<Vec<_>>().join(",");
+            let next = match cursor {
+                Cursor::NoneAtTheEnd if !more => String::new(),
+                Cursor::Text => format!(r#","nextStartTime":"t-{end}""#),
+                _ => format!(r#","nextStartTime":{end}"#),
+            };
+            (200, format!(r#"{{"events":[{events}]{next},"hasMoreLogs":{more}}}"#))
+        }
+        _ => return None,
+    })
+}
