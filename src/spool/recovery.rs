@@ -201,8 +201,8 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
     let Survey { bytes, records, hasher, .. } = survey;
     folder.usage().remove(folder.log_type, found_bytes.saturating_sub(bytes));
     folder.count_recovered(records);
-    let (reason, file, refused) = (SealReason::Recovery, None, Refused::default());
-    Ok(Some(Closed { name, bytes, records, sha256: hasher.finish(), reason, file, refused }))
+    let (sha256, reason, refused) = (hasher.finish(), SealReason::Recovery, Refused::default());
+    Ok(Some(Closed { name, bytes, records, sha256, reason, file: None, refused, was_tried: false }))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

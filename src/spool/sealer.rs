@@ -7,9 +7,9 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Receiver;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -22,6 +22,11 @@ use crate::spool::home::is_full;
 
 /// The pause between tries to seal a batch that the disk refuses.
 const RETRY_AFTER: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_secs(1) };
+/// Batches that wait with their files open; more would take the descriptors that connections need.
+const OPEN_FILES_MAX: usize = 64;
+/// Batches that wait for the sealer before the writer waits, too: what they take in memory is bounded.
+const QUEUE_MAX: usize = 4096;
+const QUEUE_WAIT: Duration = Duration::from_secs(1);
 /// zstd's own default.
 const ZSTD_LEVEL: i32 = 3;
 
@@ -63,9 +68,11 @@ pub(super) struct Closed {
     /// Of the plain bytes.
     pub(super) sha256: Sha256,
     pub(super) reason: SealReason,
-    /// Where the writer had it open: the bytes are there even when somebody removes the name.
+    /// Where the writer had it open, and few others wait: the bytes are there even when somebody removes the name.
     pub(super) file: Option<Box<dyn DiskFile>>,
     pub(super) refused: Refused,
+    /// An earlier try may have got as far as the sealed name.
+    pub(super) was_tried: bool,
 }
 
 /// Who is to be told that their lines are not stored, once the file that may hold them is gone.
@@ -82,15 +89,69 @@ impl Refused {
     }
 }
 
-/// What the sealer is asked for.
-pub(super) enum Request {
+enum Request {
     Seal(Closed),
     /// Answered when all that was asked before is done.
     Drained(oneshot::Sender<()>),
 }
 
+/// The writer's end of the batches that wait for the sealer.
+pub(super) struct Queue {
+    requests: Sender<Request>,
+    waiting: Arc<Backlog>,
+}
+
+/// How many batches wait, the one being sealed included.
+#[derive(Default)]
+struct Backlog {
+    batches: Mutex<usize>,
+    sealed: Condvar,
+}
+
+impl Backlog {
+    fn batches(&self) -> MutexGuard<'_, usize> {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    /// Hands a batch to the sealer. Waits for it for at most [`QUEUE_WAIT`] where too many wait already, so that what
+    /// is taken and what is compressed keep pace; a sealer that is stuck holds nothing up for longer.
+    pub(super) fn seal(&self, mut closed: Closed) {
+        let Backlog { sealed, .. } = &*self.waiting;
+        let (mut batches, _) = sealed
+            .wait_timeout_while(self.waiting.batches(), QUEUE_WAIT, |batches| *batches >= QUEUE_MAX)
+            .unwrap_or_else(PoisonError::into_inner);
+        if *batches >= OPEN_FILES_MAX && closed.reason != SealReason::DiskError {
+            closed.file = None;
+        }
+        *batches += 1;
+        drop(batches);
+        // The sealer ends after the writer.
+        let _ = self.requests.send(Request::Seal(closed));
+    }
+
+    /// `reply` is sent when all that was handed over before is sealed.
+    pub(super) fn when_drained(&self, reply: oneshot::Sender<()>) {
+        let _ = self.requests.send(Request::Drained(reply));
+    }
+}
+
+/// Starts the log type's sealer thread, with what a crash left open; it ends when its queue is dropped.
+pub(super) fn start(folder: Arc<Folder>, left_open: Vec<Closed>) -> Queue {
+    let (requests, receiver) = mpsc::channel();
+    let waiting = Arc::new(Backlog { batches: Mutex::new(left_open.len()), ..Backlog::default() });
+    for closed in left_open {
+        // Its receiver is here.
+        let _ = requests.send(Request::Seal(closed));
+    }
+    let backlog = waiting.clone();
+    std::thread::spawn(move || run(&folder, &receiver, &backlog));
+    Queue { requests, waiting }
+}
+
 /// Works off the requests until the writer is gone.
-pub(super) fn run(folder: &Arc<Folder>, requests: &Receiver<Request>) {
+fn run(folder: &Folder, requests: &Receiver<Request>, backlog: &Backlog) {
     for request in requests {
         match request {
             Request::Drained(reply) => drop(reply.send(())),
@@ -106,6 +167,7 @@ pub(super) fn run(folder: &Arc<Folder>, requests: &Receiver<Request>) {
                     if closed.refused.is_cut {
                         closed.refused.answer();
                     }
+                    closed.was_tried = true;
                     std::thread::sleep(RETRY_AFTER);
                 }
                 if told {
@@ -115,6 +177,8 @@ pub(super) fn run(folder: &Arc<Folder>, requests: &Receiver<Request>) {
                     folder.figures().salvages.fetch_sub(1, Ordering::Release);
                 }
                 closed.refused.answer();
+                *backlog.batches() -= 1;
+                backlog.sealed.notify_one();
                 folder.home().take_spare_file();
             }
         }
@@ -122,7 +186,7 @@ pub(super) fn run(folder: &Arc<Folder>, requests: &Receiver<Request>) {
 }
 
 /// Seals one batch and hands it to the flusher. Repeated after an error it does what is left to do.
-pub(super) fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
+fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
     // No copy is made in a folder that is not the spool's.
     folder.restore()?;
     let open = folder.path(&SpoolName::Open(closed.name));
@@ -135,7 +199,9 @@ pub(super) fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
     if plain && trusted && seal_in_place(folder, closed, &open)? {
         return Ok(());
     }
-    let sealed = if let Some((name, bytes)) = folder.sealed_already(closed.name)? {
+    // A listing takes as long as the folder is large: only where it can find something.
+    let sealed_before = if closed.was_tried { folder.sealed_already(closed.name)? } else { None };
+    let sealed = if let Some((name, bytes)) = sealed_before {
         folder.finish_seal(&name)?;
         (name, bytes)
     } else {
@@ -197,7 +263,7 @@ fn copy_checked(folder: &Folder, from: &Path, to: &Path, closed: &mut Closed) ->
     let mut encoder =
         Encoder::new(closed.name.codec, Target { file: disk.create(to)?, bytes: 0, hasher: Sha256Hasher::default() })?;
     let mut plain = Sha256Hasher::default();
-    let mut buffer = vec![0; READ_BUFFER_BYTES];
+    let mut buffer = vec![0; READ_BUFFER_BYTES.min(usize::try_from(closed.bytes).unwrap_or(usize::MAX))];
     let mut offset = 0;
     while offset < closed.bytes {
         let wanted = buffer.len().min(usize::try_from(closed.bytes - offset).unwrap_or(usize::MAX));

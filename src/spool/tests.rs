@@ -10,6 +10,7 @@ mod os_disk;
 mod place;
 mod property;
 mod refusals;
+mod sealer;
 mod start;
 mod world;
 mod writer;

@@ -92,16 +92,10 @@ impl Writer {
     /// Starts the log type's writer and sealer threads; what a crash left open is sealed first.
     pub(super) fn start(folder: Arc<Folder>, settings: Settings, left_open: Vec<Closed>) -> Writer {
         let (requests, receiver) = mpsc::channel();
-        let (seal, seal_receiver) = mpsc::channel();
-        for closed in left_open {
-            // Its receiver is here.
-            let _ = seal.send(sealer::Request::Seal(closed));
-        }
+        let sealer = sealer::start(folder.clone(), left_open);
         let clock = Arc::new(BusyClock { start: Instant::now(), busy_since: AtomicU64::new(IDLE) });
-        let sealer_folder = folder.clone();
-        let state = State { folder, settings, seal, open: None, closed: false, failing_since: None };
+        let state = State { folder, settings, sealer, open: None, closed: false, failing_since: None };
         let busy = clock.clone();
-        std::thread::spawn(move || sealer::run(&sealer_folder, &seal_receiver));
         std::thread::spawn(move || state.run(&receiver, &busy));
         Writer { requests, clock }
     }
@@ -151,7 +145,7 @@ struct Open {
 struct State {
     folder: Arc<Folder>,
     settings: Settings,
-    seal: Sender<sealer::Request>,
+    sealer: sealer::Queue,
     open: Option<Open>,
     closed: bool,
     failing_since: Option<Instant>,
@@ -205,7 +199,7 @@ impl State {
                     self.commit(std::mem::take(&mut group));
                     self.close(SealReason::Shutdown);
                     self.closed = true;
-                    let _ = self.seal.send(sealer::Request::Drained(reply));
+                    self.sealer.when_drained(reply);
                 }
             }
             next = match bytes {
@@ -340,9 +334,8 @@ impl State {
         if reason == SealReason::DiskError {
             self.folder.figures().salvages.fetch_add(1, Ordering::Release);
         }
-        let closed = Closed { name, bytes, records, sha256: hasher.finish(), reason, file: Some(file), refused };
-        // The sealer ends after the writer.
-        let _ = self.seal.send(sealer::Request::Seal(closed));
+        let sha256 = hasher.finish();
+        self.sealer.seal(Closed { name, bytes, records, sha256, reason, file: Some(file), refused, was_tried: false });
     }
 
     fn refuse(&mut self, appends: impl IntoIterator<Item = Append>, error: &io::Error) {

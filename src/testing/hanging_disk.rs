@@ -23,6 +23,7 @@ struct Hangs {
     told: Vec<(Op, &'static str)>,
     /// Calls that hang now.
     paths: Vec<PathBuf>,
+    open_files: usize,
 }
 
 impl HangingDisk {
@@ -42,6 +43,11 @@ impl HangingDisk {
         self.0.0.lock().unwrap().paths.iter().any(|path| path.to_string_lossy().contains(part))
     }
 
+    /// How many files are open now.
+    pub(crate) fn open_files(&self) -> usize {
+        self.0.0.lock().unwrap().open_files
+    }
+
     fn pass(&self, op: Op, path: &Path) {
         let mut hangs = self.0.0.lock().unwrap();
         let text = path.to_string_lossy();
@@ -56,6 +62,7 @@ impl HangingDisk {
     }
 
     fn file(&self, path: &Path, file: Box<dyn DiskFile>) -> Box<dyn DiskFile> {
+        self.0.0.lock().unwrap().open_files += 1;
         Box::new(HangingFile { file, path: path.to_owned(), disk: self.clone() })
     }
 }
@@ -121,5 +128,11 @@ impl DiskFile for HangingFile {
     fn sync(&mut self) -> io::Result<()> {
         self.disk.pass(Op::Sync, &self.path);
         self.file.sync()
+    }
+}
+
+impl Drop for HangingFile {
+    fn drop(&mut self) {
+        self.disk.0.0.lock().unwrap().open_files -= 1;
     }
 }
