@@ -11,11 +11,15 @@
 //! names sort in the order of acceptance. `<first suffix>` is there when another writer owned the
 //! first key. The longest name has 229 bytes; file systems take 255.
 
+mod clock;
+
 use std::fmt;
 use std::str::FromStr;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use serde::{Deserialize, Serialize};
+
+pub use clock::now;
 
 /// The closed set of log types. Each has its own spool folder, key prefix and chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -209,7 +213,8 @@ impl BatchName {
         use chrono::{DurationRound, TimeDelta};
         let tick = TimeDelta::microseconds(1);
         let now = now.duration_trunc(tick).unwrap_or(now);
-        let opened = last.map_or(now, |last| now.max(last + tick));
+        let next = last.map(|last| last.checked_add_signed(tick).unwrap_or(last));
+        let opened = next.map_or(now, |next| now.max(next));
         BatchName { opened, suffix: Suffix::random(), renamed_from: None, codec }
     }
 

@@ -100,7 +100,7 @@ struct State {
 impl Credentials {
     /// Starts the background exchange, which ends with `shutdown`. Needs a Tokio runtime.
     pub fn start(config: &Config, network: &Network, instance_id: &str, shutdown: CancellationToken) -> Credentials {
-        Credentials::start_by(Arc::new(Utc::now), config, network, instance_id, shutdown)
+        Credentials::start_by(Arc::new(crate::batch::now), config, network, instance_id, shutdown)
     }
 
     fn start_by(

@@ -1,5 +1,7 @@
 //! `run`: binds the sockets, owns the order of start and of shutdown.
 
+mod disk_facts;
+
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -19,6 +21,7 @@ use crate::assembly::{Failure, Files, spool_settings, start_flusher};
 use crate::batch::LogType;
 use crate::config::{self, Config};
 use crate::credentials::Credentials;
+use crate::daemon::disk_facts::DiskWatch;
 use crate::exit_code;
 use crate::http::descriptors;
 use crate::http::listener::Listener;
@@ -32,7 +35,6 @@ use crate::spool::Spool;
 use crate::spool::disk::OsDisk;
 use crate::status::{self, CredentialsStatus, DeliveryStatus, Phase, SpoolStatus, Status, Timestamp, TypeStatus};
 use crate::telemetry::metrics::Exporter;
-use crate::volume;
 
 /// After SIGTERM: how long new requests are still taken while load balancers look away.
 const STILL_INGESTING: Duration = Duration::from_secs(1);
@@ -62,6 +64,7 @@ struct Parts {
     verifier: Verifier,
     deliveries: [Arc<Mutex<DeliveryStatus>>; 2],
     puller: Option<Puller>,
+    disk: Arc<DiskWatch>,
 }
 
 impl Probe {
@@ -97,6 +100,7 @@ impl Probe {
         let config = &self.config;
         let parts = self.parts();
         let spool = parts.as_ref().map(|parts| &parts.spool);
+        let disk = parts.as_ref().map(|parts| parts.disk.latest()).unwrap_or_default();
         let of_type = |log_type: LogType| {
             let delivery = parts.as_ref().map(|parts| &parts.deliveries[log_type.index()]);
             TypeStatus {
@@ -126,8 +130,9 @@ impl Probe {
                 bytes: spool
                     .map_or(0, |spool| LogType::ALL.iter().map(|log_type| spool.usage().used_bytes(*log_type)).sum()),
                 limit_bytes: spool.map_or(config.spool_max_bytes, |spool| spool.usage().limit_bytes()),
-                disk_available_bytes: volume::available_bytes(&config.spool_dir),
-                quarantine_bytes: spool.map_or(0, |spool| spool.folder(LogType::Deployments).quarantine_bytes()),
+                disk_available_bytes: disk.available_bytes,
+                quarantine_bytes: disk.quarantine_bytes,
+                disk_asked_at: disk.asked_at,
             },
             types: LogType::ALL.map(of_type).into(),
             pull: parts.as_ref().and_then(|parts| Some(parts.puller.as_ref()?.status())).unwrap_or_default(),
@@ -204,7 +209,15 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     });
 
     let settings = spool_settings(&config);
-    let opened = tokio::task::spawn_blocking(move || Spool::open(&settings, Arc::new(OsDisk))).await;
+    let opened = tokio::select! {
+        opened = tokio::task::spawn_blocking(move || Spool::open(&settings, Arc::new(OsDisk))) => opened,
+        // Every file was read a moment ago.
+        () = signals.next(|| {}) => {
+            // Nothing was taken yet, and a start that is broken off is a crash like any other.
+            tracing::info!("stopped by a signal while the spool was being recovered; the next start begins anew");
+            return Ok(());
+        }
+    };
     let (spool, sealed) = opened.map_err(|error| Failure::new(exit_code::SOFTWARE, error))??;
     let stop_credentials = CancellationToken::new();
     let credentials = Credentials::start(&config, &network, spool.instance(), stop_credentials.clone());
@@ -215,8 +228,15 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     let puller =
         config.pull.as_ref().map(|pull| Puller::start(&config, pull, &network, &spool, settled, tokens)).transpose();
     let puller = puller.map_err(|error| Failure::new(exit_code::CONFIG, anyhow::Error::msg(error)))?;
-    let parts =
-        Parts { spool: spool.clone(), credentials, verifier, deliveries: flusher.states(), puller: puller.clone() };
+    let disk = Arc::new(DiskWatch::start(config.spool_dir.clone(), spool.folder(LogType::Deployments)));
+    let parts = Parts {
+        spool: spool.clone(),
+        credentials,
+        verifier,
+        deliveries: flusher.states(),
+        puller: puller.clone(),
+        disk,
+    };
     *probe.parts.lock().unwrap_or_else(PoisonError::into_inner) = Some(parts);
 
     let ingest = Ingest::new(&config, spool.clone(), authenticator.clone());

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
 use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use bytes::Bytes;
-use chrono::Utc;
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
 use tokio::sync::SetOnce;
@@ -294,7 +293,7 @@ impl Ingest {
         let (body, limits) = (Arc::clone(body), Limits { max_lines_bytes, ..self.limits });
         let aside = body.bytes.len().max(unpacked_bytes) >= SCAN_ASIDE_BYTES;
         let scan = move |uri: &Uri, headers: &HeaderMap| {
-            let parts = protocol.parse(uri, headers, body.bytes.clone(), Utc::now(), &limits)?;
+            let parts = protocol.parse(uri, headers, body.bytes.clone(), crate::batch::now(), &limits)?;
             let as_sent = |part: &&Part| body.bytes.as_ptr_range().contains(&part.lines.bytes.as_ptr());
             let built = parts.iter().filter(|part| !as_sent(part)).map(|part| part.lines.bytes.len()).sum();
             lines.shrink_to(built);
@@ -389,6 +388,10 @@ impl From<AuthError> for Refusal {
 
 fn not_taken(error: AppendError) -> Refusal {
     let retry_after_seconds = match error {
+        AppendError::TooLarge { limit_bytes } => {
+            let limit = usize::try_from(limit_bytes).unwrap_or(usize::MAX);
+            return Refusal::TooLarge { limit, variable: "ENV0_S3_LOG_SPOOL_MAX_BYTES" };
+        }
         AppendError::Full { .. } => RETRY_FULL_SECONDS,
         AppendError::Disk(_) | AppendError::Closed => RETRY_DISK_SECONDS,
     };

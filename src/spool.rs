@@ -86,17 +86,27 @@ pub struct Receipt {
     pub line: u64,
 }
 
-/// Why events were not taken. Each is temporary.
+/// Why events were not taken. All but [`AppendError::TooLarge`] is temporary.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
-    /// The limit would be passed.
+    /// The log type's share would be passed.
     #[error(
-        "the spool is full ({used_bytes} of {limit_bytes} bytes, ENV0_S3_LOG_SPOOL_MAX_BYTES); see config/README.md#spool-high"
+        "the spool is full: {log_type} holds {used_bytes} of the {share_bytes} bytes that it may take now (ENV0_S3_LOG_SPOOL_MAX_BYTES less what the other log type holds, or the tenth that is kept for it); see config/README.md#spool-high"
     )]
     Full {
-        /// In the spool, both log types.
+        /// Whose events were refused.
+        log_type: LogType,
+        /// In the spool, of this log type.
         used_bytes: u64,
-        /// Of the spool.
+        /// What they may come to.
+        share_bytes: u64,
+    },
+    /// Not even an empty spool would take them.
+    #[error(
+        "the spool never takes more than {limit_bytes} bytes of one log type (nine tenths of ENV0_S3_LOG_SPOOL_MAX_BYTES)"
+    )]
+    TooLarge {
+        /// The most.
         limit_bytes: u64,
     },
     /// The file system refused.

@@ -10,7 +10,7 @@ use std::fmt;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::batch::LogType;
+use crate::batch::{self, LogType};
 pub use credentials::{CredentialsStatus, ExchangeTrouble, RefusedTokens, TokenStatus};
 
 /// How many of the newest objects each log type shows.
@@ -23,7 +23,7 @@ pub struct Timestamp(pub DateTime<Utc>);
 impl Timestamp {
     /// The moment of the call.
     pub fn now() -> Timestamp {
-        Timestamp(Utc::now())
+        Timestamp(batch::now())
     }
 
     /// Seconds from `earlier` to this moment; 0 when the clock went back.
@@ -116,6 +116,8 @@ pub struct SpoolStatus {
     pub disk_available_bytes: Option<u64>,
     /// Files that were set aside; no share of the limit.
     pub quarantine_bytes: u64,
+    /// When the disk told the two above; `None` before it first did.
+    pub disk_asked_at: Option<Timestamp>,
 }
 
 /// One log type.
@@ -153,6 +155,16 @@ pub struct SpooledStatus {
     pub last_accepted: Option<Timestamp>,
     /// Why appends are refused at the moment.
     pub write_error: Option<String>,
+    /// Since when there is no room for events that were sent; they are answered 503.
+    #[serde(default)]
+    pub full_since: Option<Timestamp>,
+    /// What the log type's files may hold now: the limit less what the other type holds, or could.
+    #[serde(default)]
+    pub share_bytes: u64,
+    /// By how much the time in new keys is ahead of the clock, where that is an hour or more: a batch was opened while
+    /// the clock was wrong, and the time never goes back within a type.
+    #[serde(default)]
+    pub key_time_ahead_seconds: u64,
     /// Whose chain the batches are numbered in.
     pub chain_instance: String,
     /// The newest link of the chain; `None` before the first.
@@ -256,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_status_reads_back_as_it_was_written_and_its_fields_keep_their_names() {
-        let text = r#"{"version":"0.1.0","instance":"i","phase":"running","started_at":"2026-11-22T21:04:05.678Z","now":"2026-11-22T21:05:05.000Z","destination":{"bucket":"b","region":"r","path":"","endpoint":null},"spool":{"dir":"/s","bytes":1,"limit_bytes":2,"disk_available_bytes":3,"quarantine_bytes":4},"types":[{"type":"env0-audits","events_accepted":1,"events_recovered":2,"events_quarantined":3,"events_spooled":4,"spool_bytes":5,"batches":6,"oldest_unsent":"2026-11-22T21:04:05.678Z","last_accepted":null,"write_error":null,"chain_instance":"c","head":{"sequence":7,"sha256":"00"},"events_uploaded":8,"objects_uploaded":9,"last_objects":[{"key":"k","bytes":1,"records":2,"uploaded_at":"2026-11-22T21:04:05.678Z"}],"error":{"since":"2026-11-22T21:04:05.678Z","latest":"2026-11-22T21:04:05.678Z","attempts":1,"message":"m","remedy":null,"code":null,"request_id":null},"last_outage":null}],"credentials":{"role_arn":"a","state":"s","session_expires_at":"2026-11-22T21:04:05.678Z","session_duration_seconds":3600,"waits_for":"w","remedy":"r","last_error":{"refused":true,"code":null,"request_id":null,"message":"m","remedy":"r","since":"2026-11-22T21:04:05.678Z"},"tokens":[{"subject":"auth0|1…","expires_at":"2026-11-22T21:04:05.678Z","source":"file","set_aside":false}],"refused_tokens":[{"reason":"organization","message":"m","count":3,"found":"1234…","configured":"0000…","remedy":"r","last":"2026-11-22T21:04:05.678Z"}]}}"#;
+        let text = r#"{"version":"0.1.0","instance":"i","phase":"running","started_at":"2026-11-22T21:04:05.678Z","now":"2026-11-22T21:05:05.000Z","destination":{"bucket":"b","region":"r","path":"","endpoint":null},"spool":{"dir":"/s","bytes":1,"limit_bytes":2,"disk_available_bytes":3,"quarantine_bytes":4,"disk_asked_at":"2026-11-22T21:05:04.000Z"},"types":[{"type":"env0-audits","events_accepted":1,"events_recovered":2,"events_quarantined":3,"events_spooled":4,"spool_bytes":5,"batches":6,"oldest_unsent":"2026-11-22T21:04:05.678Z","last_accepted":null,"write_error":null,"full_since":"2026-11-22T21:04:05.678Z","share_bytes":6,"key_time_ahead_seconds":0,"chain_instance":"c","head":{"sequence":7,"sha256":"00"},"events_uploaded":8,"objects_uploaded":9,"last_objects":[{"key":"k","bytes":1,"records":2,"uploaded_at":"2026-11-22T21:04:05.678Z"}],"error":{"since":"2026-11-22T21:04:05.678Z","latest":"2026-11-22T21:04:05.678Z","attempts":1,"message":"m","remedy":null,"code":null,"request_id":null},"last_outage":null}],"credentials":{"role_arn":"a","state":"s","session_expires_at":"2026-11-22T21:04:05.678Z","session_duration_seconds":3600,"waits_for":"w","remedy":"r","last_error":{"refused":true,"code":null,"request_id":null,"message":"m","remedy":"r","since":"2026-11-22T21:04:05.678Z"},"tokens":[{"subject":"auth0|1…","expires_at":"2026-11-22T21:04:05.678Z","source":"file","set_aside":false}],"refused_tokens":[{"reason":"organization","message":"m","count":3,"found":"1234…","configured":"0000…","remedy":"r","last":"2026-11-22T21:04:05.678Z"}]}}"#;
         let status: Status = serde_json::from_str(text).unwrap();
         assert_eq!(serde_json::to_string(&status).unwrap(), text);
         assert_eq!(status.now.seconds_since(status.started_at), 59);

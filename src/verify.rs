@@ -137,7 +137,7 @@ async fn report(options: &VerifyOptions, config: &Config, network: &Network) -> 
     {
         return Err(VerifyError::Window(from, to));
     }
-    let now = Utc::now();
+    let now = crate::batch::now();
     let rules = rules(options, config, now)?;
     let receipts = Arc::new(Receipts::read(&options.receipts)?);
     let scope = format!("s3://{}/{}", config.bucket_name, config.bucket_path);

@@ -26,6 +26,7 @@ fn status_now() -> Status {
             limit_bytes: 1,
             disk_available_bytes: None,
             quarantine_bytes: 0,
+            disk_asked_at: None,
         },
         types: LogType::ALL.map(of_type).into(),
         credentials: None,

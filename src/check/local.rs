@@ -54,10 +54,34 @@ pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {
     };
     let mut steps = files(config);
     steps.push(running);
+    steps.extend(daemon.into_iter().flat_map(troubles));
     if daemon.is_none() {
         steps.push(addresses(config));
     }
     steps.extend([spool(&config.spool_dir), lock(&config.spool_dir, daemon), manifest(config), disk(config)]);
+    steps
+}
+
+/// What the running daemon says of its spool that is worth a look.
+fn troubles(status: &Status) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for of_type in &status.types {
+        let (log_type, spooled) = (of_type.log_type, &of_type.spooled);
+        if let Some(since) = spooled.full_since {
+            let (used, share) = (spooled.spool_bytes, spooled.share_bytes);
+            let detail = format!(
+                "the spool has been full for {log_type} since {since}: {used} of the {share} bytes that it may take; its events are answered 503"
+            );
+            let remedy = "see why uploads fail or lag, or raise ENV0_S3_LOG_SPOOL_MAX_BYTES";
+            steps.push(Step::warn(DAEMON, detail, remedy));
+        }
+        if spooled.key_time_ahead_seconds > 0 {
+            let ahead = spooled.key_time_ahead_seconds;
+            let detail = format!("the time in keys of {log_type} is {ahead} s ahead of the clock; nothing is lost");
+            let remedy = "set the clock right; a new spool, once this one is drained, starts with the clock's time";
+            steps.push(Step::warn(DAEMON, detail, remedy));
+        }
+    }
     steps
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -103,7 +103,7 @@ fn other_organizations(config: &Config, claims: &ShownClaims) -> Option<String> 
 fn own_token(config: &Config, token: &OidcToken, claims: &ShownClaims) -> Step {
     const NAME: &str = "token";
     let source = token.source.as_str();
-    let now = Utc::now();
+    let now = crate::batch::now();
     let (Some(issuer), Some(_)) = (&claims.issuer, &claims.subject) else {
         return Step::fail(NAME, DENIED, format!("what the {source} holds is not an OIDC token"), HAND_OVER);
     };
@@ -148,7 +148,7 @@ fn own_token(config: &Config, token: &OidcToken, claims: &ShownClaims) -> Step {
 }
 
 fn has_ended(token: &OidcToken) -> bool {
-    token.expires_at.is_some_and(|end| end <= Utc::now())
+    token.expires_at.is_some_and(|end| end <= crate::batch::now())
 }
 
 fn token_ended(token: &OidcToken) -> String {

@@ -183,7 +183,7 @@ pub(super) fn past_moment(value: &str) -> Parsed<DateTime<Utc>> {
     let moment = DateTime::parse_from_rfc3339(value).ok().map(|moment| moment.to_utc()).or_else(date);
     let moment = moment.ok_or("a time such as 2026-01-01T00:00:00Z, or a date such as 2026-01-01")?;
     let year_2000 = DateTime::from_timestamp(946_684_800, 0).unwrap_or_default();
-    check((year_2000..=Utc::now()).contains(&moment), moment, "a time between the year 2000 and now")
+    check((year_2000..=crate::batch::now()).contains(&moment), moment, "a time between the year 2000 and now")
 }
 
 /// An id of env0's: it becomes part of file names and of addresses.

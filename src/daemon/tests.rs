@@ -6,24 +6,40 @@ use crate::network::Network;
 use crate::testing::hanging_disk::{HangingDisk, Op};
 use crate::testing::{self, until};
 
+/// The admin listener of a daemon that runs on `disk`.
+struct Running {
+    address: std::net::SocketAddr,
+    probe: Arc<Probe>,
+    spool: Spool,
+    _dir: tempfile::TempDir,
+}
+
+impl Running {
+    async fn on(disk: &HangingDisk) -> Running {
+        let dir = tempfile::tempdir().unwrap();
+        let config = Config { spool_dir: dir.path().to_owned(), ..testing::config(&testing::nobody().await) };
+        let (spool, _sealed) = Spool::open(&spool_settings(&config), Arc::new(disk.clone())).unwrap();
+        let network = Network::new(&config.network).unwrap();
+        let credentials = Credentials::start(&config, &network, spool.instance(), CancellationToken::new());
+        let verifier = Verifier::new(&config, &network).unwrap();
+        let probe = Probe::new(config);
+        let watch = Arc::new(DiskWatch::start(dir.path().to_owned(), spool.folder(LogType::Audits)));
+        let (deliveries, puller) = (Default::default(), None);
+        let parts = Parts { spool: spool.clone(), credentials, verifier, deliveries, puller, disk: watch };
+        *probe.parts.lock().unwrap() = Some(parts);
+        probe.enter(Phase::Running);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let health = Health::new(sources(&probe, Duration::from_millis(50)), Exporter::install());
+        tokio::spawn(health.serve(listener, Vec::new(), CancellationToken::new()));
+        Running { address, probe, spool, _dir: dir }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_writer_that_hangs_in_an_fsync_fails_liveness_and_only_that_until_it_gets_on() {
-    let dir = tempfile::tempdir().unwrap();
-    let config = Config { spool_dir: dir.path().to_owned(), ..testing::config(&testing::nobody().await) };
     let disk = HangingDisk::default();
-    let (spool, _sealed) = Spool::open(&spool_settings(&config), Arc::new(disk.clone())).unwrap();
-    let network = Network::new(&config.network).unwrap();
-    let credentials = Credentials::start(&config, &network, spool.instance(), CancellationToken::new());
-    let verifier = Verifier::new(&config, &network).unwrap();
-    let probe = Probe::new(config);
-    let parts = Parts { spool: spool.clone(), credentials, verifier, deliveries: Default::default(), puller: None };
-    *probe.parts.lock().unwrap() = Some(parts);
-    probe.enter(Phase::Running);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let health = Health::new(sources(&probe, Duration::from_millis(50)), Exporter::install());
-    tokio::spawn(health.serve(listener, Vec::new(), CancellationToken::new()));
-
+    let Running { address, probe, spool, _dir } = Running::on(&disk).await;
     client::healthy(address).unwrap();
     disk.hang(Op::Sync, "");
     let appended = tokio::spawn(async move { spool.append(LogType::Audits, Bytes::from("{}\n"), 1).await });
@@ -35,4 +51,20 @@ async fn a_writer_that_hangs_in_an_fsync_fails_liveness_and_only_that_until_it_g
     disk.let_go("");
     appended.await.unwrap().unwrap();
     until("it is alive again", || client::healthy(address).is_ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_listing_that_hangs_holds_up_no_answer_and_the_status_tells_when_its_figures_were_so() {
+    let disk = HangingDisk::default();
+    let Running { address, spool, _dir, .. } = Running::on(&disk).await;
+    let asked_at = || client::status(address).unwrap().spool.disk_asked_at;
+    until("the disk has answered", || asked_at().is_some()).await;
+    disk.hang(Op::List, "quarantine");
+    until("a listing hangs", || disk.hangs_at("quarantine")).await;
+    let before = asked_at();
+    client::healthy(address).unwrap();
+    spool.append(LogType::Audits, Bytes::from("{}\n"), 1).await.unwrap();
+    assert_eq!(asked_at(), before);
+    disk.let_go("quarantine");
+    until("the disk has answered again", || asked_at() > before).await;
 }

@@ -30,7 +30,7 @@ impl UploadMeters {
     pub(super) fn delivered(&self, batch: &Batch) {
         self.objects.increment(1);
         self.bytes.increment(batch.bytes);
-        self.last_uploaded.set(chrono::Utc::now().timestamp_millis() as f64 / 1e3);
+        self.last_uploaded.set(crate::batch::now().timestamp_millis() as f64 / 1e3);
     }
 
     pub(super) fn failed(&self, kind: PutErrorKind) {

@@ -92,7 +92,7 @@ pub fn problems(files: &TlsFiles) -> Vec<TlsError> {
 }
 
 fn ended(files: &TlsFiles, ends: Option<DateTime<Utc>>) -> Option<String> {
-    let ends = ends.filter(|ends| *ends < Utc::now())?;
+    let ends = ends.filter(|ends| *ends < crate::batch::now())?;
     Some(format!(
         "{CERT}={}: the certificate ended at {ends}; clients refuse it until it is replaced",
         files.cert.display()

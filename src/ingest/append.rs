@@ -83,7 +83,7 @@ async fn store_rest(spool: Spool, log_type: LogType, lines: Lines, claim: Arc<Cl
         match spool.append_claimed(room, lines.bytes.clone(), lines.records, claim.clone()).await {
             Ok(receipt) => return receipt,
             Err(AppendError::Closed) => std::future::pending().await,
-            Err(AppendError::Full { .. } | AppendError::Disk(_)) => {}
+            Err(AppendError::Full { .. } | AppendError::TooLarge { .. } | AppendError::Disk(_)) => {}
         }
     }
 }

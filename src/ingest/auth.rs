@@ -12,7 +12,7 @@ use axum::http::{HeaderMap, HeaderName};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use bytes::Bytes;
-use chrono::Utc;
+
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Semaphore;
 
@@ -220,7 +220,7 @@ impl Authenticator {
     async fn verify(&self, token: &str) -> Result<OidcToken, AuthError> {
         let token = token.trim();
         let verified = match looks_like_jwt(token) {
-            true => self.0.verifier.verify(token, Utc::now()).await.map_err(AuthError::from),
+            true => self.0.verifier.verify(token, crate::batch::now()).await.map_err(AuthError::from),
             false => Err(AuthError::Invalid),
         };
         let outcome = match &verified {

@@ -28,7 +28,7 @@ impl HttpConnector for Bounded {
         let success_max_bytes = self.success_max_bytes;
         HttpConnectorFuture::new(async move {
             let mut answer = answer.await?;
-            if !tells_a_clock(&answer, Utc::now()) {
+            if !tells_a_clock(&answer, crate::batch::now()) {
                 answer.headers_mut().remove("date");
             }
             let max_bytes = if answer.status().is_success() { success_max_bytes } else { Some(ANSWER_MAX_BYTES) };

@@ -176,7 +176,9 @@ impl<M: Memory> Place<M> {
             gate.release();
             match error {
                 AppendError::Closed => return Err(Stopped),
-                AppendError::Full { .. } | AppendError::Disk(_) => waiting(&error.to_string()),
+                AppendError::Full { .. } | AppendError::TooLarge { .. } | AppendError::Disk(_) => {
+                    waiting(&error.to_string());
+                }
             }
             pause(&mut attempt, &self.shared.stop).await?;
         }

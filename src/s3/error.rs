@@ -238,7 +238,7 @@ impl PutError {
         );
         PutError {
             may_have_arrived: true,
-            retry_after: answer.retry_after.as_deref().and_then(|value| retry_after(value, Utc::now())),
+            retry_after: answer.retry_after.as_deref().and_then(|value| retry_after(value, crate::batch::now())),
             status: Some(answer.status),
             ..PutError::before(kind, message)
         }
@@ -281,7 +281,7 @@ impl PutError {
             kind,
             may_have_arrived: !(kind == PutErrorKind::NameTaken
                 || code.is_some() && (matches!(status, 400..=499) || is_slow_down(status, code.as_deref()))),
-            retry_after: answer.retry_after.as_deref().and_then(|value| retry_after(value, Utc::now())),
+            retry_after: answer.retry_after.as_deref().and_then(|value| retry_after(value, crate::batch::now())),
             status: Some(status),
             message: format!("{} at {host}: {said}{more}", call.operation),
             request_id: error.request_id().and_then(|id| foreign_name(id, call.secrets)),

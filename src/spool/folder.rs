@@ -18,6 +18,9 @@ use crate::spool::usage::Usage;
 use crate::spool::{Batch, SealedSender, Settings};
 use crate::status::{ChainHead, SpooledStatus, Timestamp};
 
+/// From here on it is said that keys are ahead of the clock: clocks are set by less than that all the time.
+const KEY_TIME_AHEAD_SECONDS: u64 = 3600;
+
 /// A block, so that a full disk is found out.
 const PROBE_BYTES: usize = 4096;
 
@@ -165,10 +168,18 @@ impl Folder {
             oldest_unsent: state.unsent.first().copied().map(Timestamp),
             last_accepted: last_accepted.filter(|at| at.timestamp_millis() > 0).map(Timestamp),
             write_error: state.failing.clone(),
+            full_since: self.usage.full_since(self.log_type),
+            share_bytes: self.usage.share_bytes(self.log_type),
+            key_time_ahead_seconds: key_time_ahead_seconds(state.last_opened),
             chain_instance: chain_instance.to_owned(),
             head: (state.head.sequence > 0)
                 .then(|| ChainHead { sequence: state.head.sequence, sha256: state.head.sha256.to_string() }),
         }
+    }
+
+    /// See [`SpooledStatus::key_time_ahead_seconds`].
+    pub(super) fn key_time_ahead_seconds(&self) -> u64 {
+        key_time_ahead_seconds(self.state().last_opened)
     }
 
     /// The newest link of the chain.
@@ -197,7 +208,7 @@ impl Folder {
 
     /// Creates the file of a new batch, durably.
     pub(super) fn open_batch(&self) -> io::Result<(BatchName, Box<dyn DiskFile>)> {
-        let name = BatchName::open(Utc::now(), self.state().last_opened, self.codec);
+        let name = BatchName::open(crate::batch::now(), self.state().last_opened, self.codec);
         // Given out, whatever becomes of it: a file that can't be removed again keeps its name for itself.
         self.state().last_opened = Some(name.opened);
         let path = self.path(&SpoolName::Open(name));
@@ -369,7 +380,7 @@ impl Folder {
     /// Counts events that are durable now.
     pub(super) fn accepted(&self, records: u64) {
         self.figures.accepted.fetch_add(records, Ordering::Relaxed);
-        self.figures.last_accepted_millis.store(Utc::now().timestamp_millis(), Ordering::Relaxed);
+        self.figures.last_accepted_millis.store(crate::batch::now().timestamp_millis(), Ordering::Relaxed);
         self.figures.spooled.fetch_add(records, Ordering::Relaxed);
     }
 
@@ -450,4 +461,9 @@ impl Folder {
         }
         self.home.disk.sync_dir(&self.dir)
     }
+}
+
+fn key_time_ahead_seconds(last_opened: Option<DateTime<Utc>>) -> u64 {
+    let ahead = last_opened.map(|opened| (opened - crate::batch::now()).num_seconds());
+    ahead.and_then(|seconds| u64::try_from(seconds).ok()).filter(|ahead| *ahead >= KEY_TIME_AHEAD_SECONDS).unwrap_or(0)
 }

@@ -42,7 +42,7 @@ pub(super) fn restart_chain(disk: &dyn Disk, dir: &Path, names: &mut Vec<Found>)
         Some(SpoolName::Sealed(name)) => Some(name.batch.opened),
         _ => None,
     });
-    let batch = BatchName::open(chrono::Utc::now(), last.max(), crate::batch::Codec::None);
+    let batch = BatchName::open(crate::batch::now(), last.max(), crate::batch::Codec::None);
     let name =
         SealedName { batch, sequence: 0, records: 0, sha256: Sha256::ZERO, previous: Sha256::ZERO, stage: Stage::Sent };
     let file_name = name.to_string();

@@ -4,22 +4,41 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::batch::{Codec, LogType};
 use crate::spool::{AppendError, Settings};
+use crate::status::Timestamp;
 
-/// Each log type's share that the other can never take.
+/// The other type's share: this part of the limit, which a log type can never take from it.
 const OTHERS_SHARE: u64 = 10;
+
+/// Room is said to be there again once this part of the limit is: a spool at its limit would else say so at every
+/// upload.
+const ROOM_AGAIN_SHARE: u64 = 20;
 
 /// Bytes in the spool by log type, in files and promised to appends under way.
 #[derive(Debug)]
 pub struct Usage {
     limit_bytes: u64,
-    used: Mutex<[u64; 2]>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    used: [u64; 2],
+    full: [Option<Full>; 2],
+}
+
+/// A log type that has refused events for want of room.
+#[derive(Debug, Clone, Copy)]
+struct Full {
+    since: Timestamp,
+    /// What had no room.
+    bytes: u64,
 }
 
 impl Usage {
     /// With compression, room for the compressed copy of one batch is always kept.
     pub fn new(settings: &Settings) -> Usage {
         let copy = if settings.codec == Codec::None { 0 } else { settings.batch_max_bytes };
-        Usage { limit_bytes: settings.max_bytes.saturating_sub(copy), used: Mutex::new([0; 2]) }
+        Usage { limit_bytes: settings.max_bytes.saturating_sub(copy), state: Mutex::default() }
     }
 
     /// What all files together may hold.
@@ -29,49 +48,90 @@ impl Usage {
 
     /// What a log type holds.
     pub fn used_bytes(&self, log_type: LogType) -> u64 {
-        self.lock()[log_type.index()]
+        self.lock().used[log_type.index()]
+    }
+
+    /// What a log type may hold now: the limit less what the other holds, or its share where that is more.
+    pub fn share_bytes(&self, log_type: LogType) -> u64 {
+        self.share(&self.lock(), log_type)
+    }
+
+    /// Since when a log type has had no room for what was sent.
+    pub fn full_since(&self, log_type: LogType) -> Option<Timestamp> {
+        self.lock().full[log_type.index()].map(|full| full.since)
     }
 
     /// Says whether `bytes` more fit.
     pub fn check_room(&self, log_type: LogType, bytes: u64) -> Result<(), AppendError> {
-        self.judge(&self.lock(), log_type, bytes)
+        self.take(log_type, bytes, 0)
     }
 
     /// Takes room for `bytes`; given back when it is dropped without [`Room::keep`].
     pub fn take_room(self: Arc<Self>, log_type: LogType, bytes: u64) -> Result<Room, AppendError> {
-        {
-            let mut used = self.lock();
-            self.judge(&used, log_type, bytes)?;
-            used[log_type.index()] += bytes;
-        }
+        self.take(log_type, bytes, bytes)?;
         Ok(Room { usage: self, log_type, bytes })
     }
 
     /// Counts a file that is there, whatever the limit.
     pub fn add(&self, log_type: LogType, bytes: u64) {
-        self.lock()[log_type.index()] += bytes;
+        self.lock().used[log_type.index()] += bytes;
     }
 
     /// Counts a file that went, or the part that it shrank by.
     pub fn remove(&self, log_type: LogType, bytes: u64) {
-        let mut used = self.lock();
-        let used = &mut used[log_type.index()];
+        let mut state = self.lock();
+        let used = &mut state.used[log_type.index()];
         *used = used.saturating_sub(bytes);
-    }
-
-    fn judge(&self, used: &[u64; 2], log_type: LogType, bytes: u64) -> Result<(), AppendError> {
-        let others_share = self.limit_bytes / OTHERS_SHARE;
-        let others = LogType::ALL.into_iter().filter(|other| *other != log_type);
-        let kept_for_others: u64 = others.map(|other| used[other.index()].max(others_share)).sum();
-        let mine = used[log_type.index()].saturating_add(bytes);
-        if mine.saturating_add(kept_for_others) > self.limit_bytes {
-            return Err(AppendError::Full { used_bytes: used.iter().sum(), limit_bytes: self.limit_bytes });
+        if state.full.iter().all(Option::is_none) {
+            return;
         }
-        Ok(())
+        // Of either type: what one gives back the other may have.
+        let again = LogType::ALL.map(|log_type| {
+            let (used, share) = (state.used[log_type.index()], self.share(&state, log_type));
+            let wanted = |full: &Full| full.bytes.max(self.limit_bytes / ROOM_AGAIN_SHARE).min(share);
+            let full = &mut state.full[log_type.index()];
+            full.take_if(|full| used.saturating_add(wanted(full)) <= share).map(|_| (log_type, used, share))
+        });
+        drop(state);
+        for (log_type, used, share) in again.into_iter().flatten() {
+            tracing::info!(%log_type, spool.bytes = used, spool.share_bytes = share, "the spool has room again for this log type");
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, [u64; 2]> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes room for `bytes`, where there is room for `wanted`.
+    fn take(&self, log_type: LogType, wanted: u64, bytes: u64) -> Result<(), AppendError> {
+        let mut state = self.lock();
+        let share = self.share(&state, log_type);
+        let used = state.used[log_type.index()];
+        if used.saturating_add(wanted) <= share {
+            state.used[log_type.index()] += bytes;
+            return Ok(());
+        }
+        let most = self.limit_bytes - self.others_share();
+        if wanted > most {
+            return Err(AppendError::TooLarge { limit_bytes: most });
+        }
+        let full = &mut state.full[log_type.index()];
+        let was_full = full.replace(Full { since: full.map_or_else(Timestamp::now, |full| full.since), bytes: wanted });
+        drop(state);
+        if was_full.is_none() {
+            tracing::warn!(%log_type, spool.bytes = used, spool.share_bytes = share, spool.limit_bytes = self.limit_bytes, "the spool is full for this log type; its events are answered 503 until uploads make room; see config/README.md#spool-high");
+        }
+        Err(AppendError::Full { log_type, used_bytes: used, share_bytes: share })
+    }
+
+    fn others_share(&self) -> u64 {
+        self.limit_bytes / OTHERS_SHARE
+    }
+
+    fn share(&self, state: &State, log_type: LogType) -> u64 {
+        let others = LogType::ALL.into_iter().filter(|other| *other != log_type);
+        let kept_for_others: u64 = others.map(|other| state.used[other.index()].max(self.others_share())).sum();
+        self.limit_bytes.saturating_sub(kept_for_others)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -119,16 +179,41 @@ mod tests {
         Arc::new(Usage::new(&Settings { dir, max_bytes: 100, batch_max_bytes: 16, batch_max_age, codec, destination }))
     }
 
+    fn full(used_bytes: u64, share_bytes: u64) -> AppendError {
+        AppendError::Full { log_type: MINE, used_bytes, share_bytes }
+    }
+
     #[test]
     fn a_tenth_is_kept_for_the_other_type_whatever_that_holds() {
         let usage = usage(Codec::None);
         assert_eq!(usage.check_room(MINE, 90), Ok(()));
-        assert_eq!(usage.check_room(MINE, 91), Err(AppendError::Full { used_bytes: 0, limit_bytes: 100 }));
+        assert_eq!(usage.check_room(MINE, 91), Err(AppendError::TooLarge { limit_bytes: 90 }));
         usage.add(OTHER, 10);
         assert_eq!(usage.check_room(MINE, 90), Ok(()));
         usage.add(OTHER, 1);
         assert_eq!(usage.check_room(MINE, 89), Ok(()));
-        assert_eq!(usage.check_room(MINE, 90), Err(AppendError::Full { used_bytes: 11, limit_bytes: 100 }));
+        assert_eq!(usage.check_room(MINE, 90), Err(full(0, 89)));
+    }
+
+    #[test]
+    fn a_type_is_full_from_its_first_refusal_until_what_was_refused_and_a_bit_more_fits() {
+        let usage = usage(Codec::None);
+        usage.add(MINE, 85);
+        assert_eq!(usage.full_since(MINE), None);
+        assert_eq!(usage.check_room(MINE, 6), Err(full(85, 90)));
+        let since = usage.full_since(MINE);
+        assert!(since.is_some());
+        assert_eq!(usage.check_room(MINE, 7), Err(full(85, 90)));
+        assert_eq!((usage.full_since(MINE), usage.full_since(OTHER)), (since, None), "one state, of one type");
+        usage.remove(MINE, 1);
+        assert_eq!(usage.full_since(MINE), since);
+        usage.remove(MINE, 1);
+        assert_eq!(usage.full_since(MINE), None);
+        // What the other type gives back is room, too.
+        usage.add(OTHER, 30);
+        assert_eq!(usage.check_room(MINE, 1), Err(full(83, 70)));
+        usage.remove(OTHER, 20);
+        assert_eq!(usage.full_since(MINE), None);
     }
 
     #[test]
@@ -143,10 +228,7 @@ mod tests {
         let usage = usage(Codec::None);
         let kept = usage.clone().take_room(MINE, 30).unwrap();
         let dropped = usage.clone().take_room(MINE, 20).unwrap();
-        assert_eq!(
-            usage.clone().take_room(MINE, 41).unwrap_err(),
-            AppendError::Full { used_bytes: 50, limit_bytes: 100 }
-        );
+        assert_eq!(usage.clone().take_room(MINE, 41).unwrap_err(), full(50, 90));
         assert_eq!((usage.used_bytes(MINE), usage.used_bytes(OTHER)), (50, 0));
         kept.keep();
         drop(dropped);

@@ -94,7 +94,15 @@ impl Writer {
         let (requests, receiver) = mpsc::channel();
         let sealer = sealer::start(folder.clone(), left_open);
         let clock = Arc::new(BusyClock { start: Instant::now(), busy_since: AtomicU64::new(IDLE) });
-        let state = State { folder, settings, sealer, open: None, closed: false, failing_since: None };
+        let state = State {
+            folder,
+            settings,
+            sealer,
+            open: None,
+            closed: false,
+            failing_since: None,
+            key_time_is_ahead: false,
+        };
         let busy = clock.clone();
         std::thread::spawn(move || state.run(&receiver, &busy));
         Writer { requests, clock }
@@ -149,6 +157,7 @@ struct State {
     open: Option<Open>,
     closed: bool,
     failing_since: Option<Instant>,
+    key_time_is_ahead: bool,
 }
 
 impl State {
@@ -266,10 +275,27 @@ impl State {
     fn ensure_open(&mut self) -> io::Result<()> {
         if self.open.is_none() {
             let (name, file) = self.folder.open_batch()?;
+            self.tell_key_time();
             let hasher = Sha256Hasher::default();
             self.open = Some(Open { name, file, since: Instant::now(), bytes: 0, records: 0, hasher });
         }
         Ok(())
+    }
+
+    /// Says once that keys have a wrong time, and once that they have the right one again.
+    fn tell_key_time(&mut self) {
+        let ahead = self.folder.key_time_ahead_seconds();
+        if (ahead > 0) == self.key_time_is_ahead {
+            return;
+        }
+        self.key_time_is_ahead = ahead > 0;
+        let log_type = self.folder.log_type;
+        match ahead {
+            0 => tracing::info!(%log_type, "the time in keys is the clock's again"),
+            ahead => {
+                tracing::warn!(%log_type, keys.ahead_seconds = ahead, "the time in keys is ahead of the clock, since a batch was opened while the clock was wrong, and it never goes back within a log type; nothing is lost; see config/README.md#keys-ahead-of-the-clock");
+            }
+        }
     }
 
     /// Writes and fsyncs the staged appends to the open batch and acknowledges them; on an error

@@ -396,6 +396,7 @@ mod tests {
                 limit_bytes: 2,
                 disk_available_bytes: None,
                 quarantine_bytes: 0,
+                disk_asked_at: None,
             },
             types: vec![TypeStatus { log_type, spooled, delivery }],
             credentials: None,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use chrono::{TimeDelta, Utc};
 use env0_s3_logs::batch::{BatchName, Codec, SealedName, Sha256, SpoolName, Stage};
 
-use crate::harness::{Books, DEPLOYMENTS, Setup, event, wait_until};
+use crate::harness::{AUDITS, Books, DEPLOYMENTS, Daemon, Setup, event, wait_until};
 use crate::local_aws::{Fault, LocalAws};
 
 /// Batches that wait for each type.
@@ -132,4 +132,79 @@ fn a_large_batch_that_a_crash_left_open_is_recovered_in_little_memory() {
     assert_eq!(daemon.metric("events_recovered_total{type=\"env0-deployments\"}"), Some(LARGE_LINES as f64));
     assert_eq!(daemon.metric("events_quarantined_total{type=\"env0-deployments\"}"), Some(1.0));
     wait_until("it is delivered", || aws.s3.line_count() == LARGE_LINES - 1);
+}
+
+/// The spool's side of a log type in `/status`.
+fn spooled(daemon: &Daemon, log_type: &str) -> serde_json::Value {
+    let status = daemon.admin_get("/status").unwrap().json();
+    let types = status["types"].as_array().unwrap();
+    types.iter().find(|of_type| of_type["type"] == log_type).unwrap().clone()
+}
+
+#[test]
+fn a_spool_that_is_full_for_one_type_says_so_once_and_once_that_it_has_room_again() {
+    let aws = LocalAws::start();
+    aws.s3.hold_puts();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_SPOOL_MAX_BYTES", "1MiB");
+    let setup = setup.set("ENV0_S3_LOG_BATCH_MAX_BYTES", "64KiB").set("ENV0_S3_LOG_ADMIN_ADDR", free_address());
+    let (daemon, books) = (setup.start(), Books::default());
+    let mut refusals = Vec::new();
+    while refusals.len() < 3 {
+        let ids = books.ids(200);
+        match daemon.post(DEPLOYMENTS, Books::body(&ids)) {
+            answer if answer.status == 200 => books.acknowledge(ids),
+            answer => refusals.push((answer.status, answer.text())),
+        }
+    }
+    let of = spooled(&daemon, "env0-deployments");
+    let said =
+        format!("env0-deployments holds {} of the {} bytes that it may take", of["spool_bytes"], of["share_bytes"]);
+    assert!(refusals.iter().all(|(status, text)| *status == 503 && text.contains(&said)), "{said}: {refusals:?}");
+    assert_eq!(of["share_bytes"], (1 << 20) - (1 << 20) / 10);
+    assert!(of["full_since"].is_string(), "{of}");
+    assert!(spooled(&daemon, "env0-audits")["full_since"].is_null());
+    assert_eq!(daemon.log().count("WARN", "the spool is full for this log type"), 1);
+    let check = setup.run("check --offline").stdout;
+    assert!(check.contains("the spool has been full for env0-deployments since"), "{check}");
+    aws.s3.release_puts();
+    wait_until("there is room again", || spooled(&daemon, "env0-deployments")["full_since"].is_null());
+    assert_eq!(daemon.log().count("INFO", "the spool has room again"), 1);
+    books.balance(&aws, &setup);
+}
+
+#[test]
+fn an_event_that_the_spool_could_never_take_is_refused_for_good() {
+    let aws = LocalAws::start();
+    let daemon = Setup::new(&aws).set("ENV0_S3_LOG_SPOOL_MAX_BYTES", "64KiB").start();
+    let answer = daemon.post(DEPLOYMENTS, event(&"x".repeat(64 << 10)));
+    assert_eq!(answer.status, 413, "{}", answer.text());
+    assert!(answer.text().contains("ENV0_S3_LOG_SPOOL_MAX_BYTES"), "{}", answer.text());
+}
+
+#[test]
+fn keys_that_are_ahead_of_the_clock_are_said_once() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_ADMIN_ADDR", free_address());
+    drop(setup.start());
+    // Opened while the clock was ahead.
+    let ahead = Utc::now() + TimeDelta::days(3650);
+    let name = SpoolName::Open(BatchName::open(ahead, None, Codec::None)).to_string();
+    std::fs::write(setup.spool().join("env0-audits").join(name), event("ahead") + "\n").unwrap();
+    let (daemon, books) = (setup.start(), Books::default());
+    for batches in 1..=2 {
+        let ids = books.ids(1);
+        assert_eq!(daemon.post(AUDITS, Books::body(&ids)).accepted(), 1);
+        books.acknowledge(ids);
+        wait_until("its batch is delivered", || aws.s3.objects_with("env0-audits").len() == 1 + batches);
+    }
+    assert_eq!(daemon.log().count("WARN", "the time in keys is ahead of the clock"), 1);
+    let seconds = |log_type| spooled(&daemon, log_type)["key_time_ahead_seconds"].as_u64().unwrap();
+    assert!((3649 * 86400..=3650 * 86400).contains(&seconds("env0-audits")), "{}", seconds("env0-audits"));
+    assert_eq!(seconds("env0-deployments"), 0);
+    let check = setup.run("check --offline").stdout;
+    assert!(check.contains("the time in keys of env0-audits is"), "{check}");
+}
+
+fn free_address() -> String {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }

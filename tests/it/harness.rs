@@ -159,6 +159,17 @@ impl Setup {
         daemon
     }
 
+    /// Starts the daemon and waits until its admin listener answers; the spool may still be recovered.
+    pub(crate) fn spawn_starting(&self, admin: SocketAddr) -> Daemon {
+        let mut command = self.command("run");
+        command.env("ENV0_S3_LOG_ADMIN_ADDR", admin.to_string());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let log = Log::of(child.stderr.take().unwrap());
+        let daemon = Daemon { child, log, listen: ([127, 0, 0, 1], 0).into(), admin };
+        wait_until("the admin listener answers", || daemon.admin_get("/livez").is_some());
+        daemon
+    }
+
     /// Runs a command of the binary to its end.
     pub(crate) fn run(&self, command: &str) -> Finished {
         let mut child = self.command(command).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use env0_s3_logs::batch::{BatchName, Codec, SpoolName};
+
 use crate::harness::{AUDITS, Books, DEPLOYMENTS, Raw, Setup, TOKEN, Upload, wait_until};
 use crate::local_aws::issuer::ORGANIZATION;
 use crate::local_aws::{Fault, LocalAws};
@@ -109,6 +111,26 @@ fn a_second_signal_ends_at_once_and_loses_nothing() {
     aws.s3.release_puts();
     let _daemon = setup.start();
     books.balance(&aws, &setup);
+}
+
+#[test]
+fn a_signal_while_the_spool_is_recovered_ends_the_start_at_once_and_changes_nothing() {
+    // Many small lines, which a start takes longer to read than a test may take.
+    const LINES: usize = 64 << 20;
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    drop(setup.start());
+    let name = SpoolName::Open(BatchName::open(chrono::Utc::now(), None, Codec::None)).to_string();
+    let left_open = setup.spool().join("env0-deployments").join(&name);
+    std::fs::write(&left_open, "{}\n".repeat(LINES)).unwrap();
+    let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut daemon = setup.spawn_starting(admin);
+    daemon.signal_terminate();
+    assert_eq!(daemon.wait().code(), Some(0));
+    let log = daemon.log().text();
+    assert!(log.contains("stopped by a signal while the spool was being recovered"), "{log}");
+    assert!(!log.contains("\"listening\""), "{log}");
+    assert_eq!(std::fs::metadata(&left_open).unwrap().len(), 3 * LINES as u64);
 }
 
 #[test]

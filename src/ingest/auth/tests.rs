@@ -140,7 +140,7 @@ async fn a_token_in_base64_is_known_by_its_form_in_a_query_that_nobody_escaped()
 #[tokio::test]
 async fn an_oidc_token_that_is_let_in_is_handed_over_and_one_that_is_not_leaves_no_trace() {
     let case = Case::new().await;
-    let mut claims = case.issuer.claims(Utc::now() + chrono::TimeDelta::hours(1));
+    let mut claims = case.issuer.claims(chrono::Utc::now() + chrono::TimeDelta::hours(1));
     claims["organizationId"] = "org-2".into();
     let foreign = case.issuer.sign(&claims);
     assert_eq!(case.judge(&format!("Bearer {foreign}")).await, Err(AuthError::Invalid));
@@ -150,7 +150,7 @@ async fn an_oidc_token_that_is_let_in_is_handed_over_and_one_that_is_not_leaves_
 
     assert_eq!(case.judge(&format!("Bearer {}", case.issuer.token())).await, Ok(Identity::Oidc));
     assert_eq!(case.tokens(), 1);
-    let beside = case.issuer.sign(&case.issuer.claims(Utc::now() + chrono::TimeDelta::hours(2)));
+    let beside = case.issuer.sign(&case.issuer.claims(chrono::Utc::now() + chrono::TimeDelta::hours(2)));
     case.auth.hand_over_beside(&headers(&[("x-env0-oidc-token", &beside)])).await;
     assert_eq!(case.tokens(), 2);
     let basic = case.judge(&basic(&format!("oidc:{beside}"))).await;

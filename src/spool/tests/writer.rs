@@ -179,7 +179,10 @@ fn a_full_spool_says_so_before_anything_is_sent_to_it() {
     let spool = world.spool();
     let room = spool.usage().limit_bytes() / 10 * 9;
     assert_eq!(spool.check_room(TYPE, room), Ok(()));
-    assert!(matches!(spool.check_room(TYPE, room + 10), Err(AppendError::Full { used_bytes: 0, .. })));
+    assert!(matches!(spool.check_room(TYPE, room + 10), Err(AppendError::TooLarge { .. })));
+    let taken = spool.take_room(TYPE, 10).unwrap();
+    assert!(matches!(spool.check_room(TYPE, room), Err(AppendError::Full { used_bytes: 10, .. })));
+    drop(taken);
 }
 
 #[test]

@@ -1,0 +1,46 @@
+//! The system's clock, as far as it is believed.
+
+use std::time::SystemTime;
+
+use chrono::{DateTime, Utc};
+
+/// The last second that a clock is believed: names and keys have four digits for the year, and batches that are opened
+/// while the clock stands there still each take a microsecond of the year after.
+const LATEST_CLOCK_SECONDS: i64 = 253_370_764_799;
+
+/// The time by the system's clock, which may be set to anything: before 1970 it is the start of 1970, after 9998 the
+/// end of that year.
+pub fn now() -> DateTime<Utc> {
+    at(SystemTime::now())
+}
+
+fn at(clock: SystemTime) -> DateTime<Utc> {
+    let since_1970 = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let seconds = i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX);
+    let nanos = if seconds < LATEST_CLOCK_SECONDS { since_1970.subsec_nanos() } else { 0 };
+    DateTime::from_timestamp(seconds.min(LATEST_CLOCK_SECONDS), nanos).unwrap_or(DateTime::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::batch::{BatchName, Codec, SpoolName};
+
+    #[test]
+    fn a_clock_that_is_set_to_anything_names_batches_that_read_back() {
+        let years = |years: u64| Duration::from_secs(years * 365 * 24 * 3600);
+        let epoch = SystemTime::UNIX_EPOCH;
+        let clocks = [epoch - years(100), epoch, epoch + years(8100), epoch + years(1_000_000)];
+        for clock in clocks {
+            let first = BatchName::open(at(clock), None, Codec::None);
+            let second = BatchName::open(at(clock), Some(first.opened), Codec::None);
+            assert!(first.opened < second.opened, "{clock:?}");
+            for name in [first, second].map(SpoolName::Open) {
+                assert_eq!(name.to_string().parse(), Ok(name), "{clock:?}");
+            }
+        }
+        assert_eq!(at(epoch + Duration::from_millis(1500)).timestamp_millis(), 1500);
+    }
+}
