@@ -130,6 +130,8 @@ fn one_of_each() -> Vec<Sent> {
 
 mod fuzz;
 mod golden;
+mod published;
+mod reference;
 
 #[test]
 fn the_status_and_headers_of_a_refusal_are_the_same_in_every_protocol() {

@@ -136,6 +136,8 @@ fn unescape(escape: &[u8], quote: u8, out: &mut Vec<u8>) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn read(text: &str) -> (Vec<(String, String)>, bool) {
@@ -160,6 +162,36 @@ mod tests {
             ("\"\"", ""),
         ] {
             assert_eq!(read(&format!("{{k={quoted}}}")), (vec![("k".into(), value.into())], false), "{quoted}");
+        }
+    }
+
+    /// As Go's `strconv.Quote` writes it, with hex for what is not plain.
+    fn quoted(value: &[u8]) -> String {
+        let escaped = value.iter().map(|&byte| match byte {
+            b'"' | b'\\' => format!("\\{}", char::from(byte)),
+            b' '..=b'~' => char::from(byte).to_string(),
+            b'\n' => "\\n".to_owned(),
+            _ => format!("\\x{byte:02x}"),
+        });
+        format!("\"{}\"", escaped.collect::<String>())
+    }
+
+    proptest! {
+        #[test]
+        fn any_values_that_go_quotes_are_read_back(values in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..12), 0..5)) {
+            let text = values.iter().enumerate().map(|(index, value)| format!("k{index}={}", quoted(value)));
+            let text = format!("{{{}}}", text.collect::<Vec<_>>().join(", "));
+            let mut labels = Labels::of(&text);
+            let read: Vec<_> = labels.by_ref().map(|(_, value)| value.into_owned()).collect();
+            prop_assert_eq!((read, labels.is_odd), (values, false));
+        }
+
+        #[test]
+        fn any_text_is_read_to_its_end(text in "[{}a=,\"'`\\\\x0n ]{0,40}") {
+            let before = Labels::of(&text).count();
+            // What stands behind a brace is no label, but a good one before all others always counts.
+            let with_one = format!("{{good=\"1\",{}", text.trim().strip_prefix('{').unwrap_or(text.trim()));
+            prop_assert_eq!(Labels::of(&with_one).count(), before + 1);
         }
     }
 

@@ -23,6 +23,9 @@ const ENTRY_PARSED: u32 = 4;
 const PAIR_NAME: u32 = 1;
 const PAIR_VALUE: u32 = 2;
 
+/// So many labels of a stream, and pairs of an entry, are looked at for names that are there twice: more than Loki takes.
+const NAMES_MAX: usize = 1024;
+
 /// Stores every entry of a `PushRequest`.
 pub(super) fn push(push: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
     for stream in fields(push) {
@@ -74,8 +77,8 @@ struct StoredLabels {
     said: Option<LogType>,
 }
 
-/// `"labels":{…}`. Where something in the text is no label, or one is there twice, the text as it was sent stands
-/// beside the others.
+/// `"labels":{…}`. Where something in the text is no label, one is there twice, or there are more than [`NAMES_MAX`], the
+/// text as it was sent stands beside them.
 fn read_labels(text: &[u8], writer: &mut LineWriter) -> Result<StoredLabels, BodyError> {
     writer.check_len(text)?;
     let mut said = None;
@@ -84,7 +87,7 @@ fn read_labels(text: &[u8], writer: &mut LineWriter) -> Result<StoredLabels, Bod
         let mut labels = Labels::of(&as_text);
         let mut names = Vec::new();
         out.write_all(br#""labels":{"#)?;
-        for (name, value) in labels.by_ref() {
+        for (name, value) in labels.by_ref().take(NAMES_MAX) {
             out.write_all(if names.is_empty() { b"" } else { b"," })?;
             out.text(&name)?;
             out.write_all(b":")?;
@@ -93,7 +96,7 @@ fn read_labels(text: &[u8], writer: &mut LineWriter) -> Result<StoredLabels, Bod
             names.push(name);
         }
         out.write_all(b"}")?;
-        if labels.is_odd || has_twice(&mut names) {
+        if labels.next().is_some() || labels.is_odd || has_twice(&mut names) {
             out.write_all(br#","labelsText":"#)?;
             out.text(text)?;
         }
@@ -154,16 +157,16 @@ impl<'a> Entry<'a> {
         out.write_all(b"}")
     }
 
-    /// The pairs of field `number` as an object called `name`; where a name is there twice, as an array called
-    /// `<name>Pairs`.
+    /// The pairs of field `number` as an object called `name`; where a name is there twice, or there are more than
+    /// [`NAMES_MAX`], as an array called `<name>Pairs`.
     fn write_pairs(&self, number: u32, name: &str, out: &mut Line<'_>) -> io::Result<()> {
         let messages = || fields(self.bytes).flatten().filter(move |field| field.number == number);
         let pairs = || messages().filter_map(|field| pair(bytes(&field, "").ok()?).ok());
-        let mut names: Vec<_> = pairs().map(|(name, _)| Cow::Borrowed(name)).collect();
+        let mut names: Vec<_> = pairs().map(|(name, _)| Cow::Borrowed(name)).take(NAMES_MAX + 1).collect();
         if names.is_empty() {
             return Ok(());
         }
-        let is_object = !has_twice(&mut names);
+        let is_object = names.len() <= NAMES_MAX && !has_twice(&mut names);
         write!(out, ",\"{name}{}\":", if is_object { "" } else { "Pairs" })?;
         let mut before: &[u8] = if is_object { b"{" } else { b"[" };
         for (name, value) in pairs() {

@@ -70,8 +70,39 @@ fn assert_stored_well(parts: Vec<Part>, limits: &Limits) {
     }
 }
 
+/// One request of each foreign protocol with all that it may say.
+fn rich_requests() -> Vec<Sent> {
+    let any = [field(1, b"text"), vec![0x10, 1], vec![0x18, 5], field(5, &field(1, &field(7, b"\x00\xff")))];
+    let attributes = any.map(|value| field(6, &[field(1, b"k"), field(2, &value)].concat())).concat();
+    let record =
+        [&[0x09, 1, 2, 3, 4, 5, 6, 7, 8, 0x10, 9][..], &field(3, b"INFO"), &attributes, &field(9, &[7; 16])].concat();
+    let resource = field(1, &field(1, &[field(1, b"service.name"), field(2, &field(1, b"env0-audits"))].concat()));
+    let scope = field(2, &[field(1, &field(1, b"s")), field(2, &record), field(2, &record), field(3, b"u")].concat());
+    let pair = |name: &[u8]| field(3, &[field(1, name), field(2, b"v")].concat());
+    let entry = [field(1, &[0x08, 1, 0x10, 5]), field(2, b"line"), pair(b"a"), pair(b"b")].concat();
+    let stream = [field(1, b"{app=\"env0-audits\",x=\"\\x1b\"}"), field(2, &entry), field(2, &entry)].concat();
+    let json = &[("content-type", "application/json")];
+    let otlp = r#"{"resourceLogs":[{"resource":{"attributes":[]},"scopeLogs":[{"scope":{"name":"s"},"logRecords":[{"body":{"stringValue":"a"}},{"traceId":"0a"}],"schemaUrl":"u"}]},{"scope_logs":[{"log_records":[{"severityNumber":9}]}]}]}"#;
+    let loki = r#"{"streams":[{"stream":{"app":"env0"},"values":[["1","a"],["2","b",{"trace":"t"}]]},{"values":[["3","c"]],"stream":{}}]}"#;
+    vec![
+        post("/v1/logs", &[PROTOBUF_TYPE], field(1, &[resource, scope].concat())),
+        post("/v1/logs", json, otlp),
+        post("/v1/logs", json, include_str!("../../../tests/fixtures/bodies/otlp-older-member.json")),
+        post("/loki/api/v1/push", &[PROTOBUF_TYPE], snappy(&field(1, &stream))),
+        post("/loki/api/v1/push", json, loki),
+        post("/services/collector", &[], r#"{"event":"a","source":"s"}{"event":{"b":1},"fields":{"c":2}}"#),
+        post("/services/collector/raw", &[], "one\r\n{\"two\":2}\n\nca\u{f1}on\n{cut"),
+        post(
+            "/log/v1",
+            &[],
+            r#"[{"common":{"attributes":{"a":1}},"logs":[{"message":"a"},{"message":"b"}]},{"message":"c"}]"#,
+        ),
+        post("/receiver/v1/http/s", &[], include_str!("../../../tests/fixtures/bodies/sumo-json-then-text.txt")),
+    ]
+}
+
 #[test]
-fn any_mutation_of_a_real_request_is_refused_or_stored_as_lines_of_objects() {
+fn any_mutation_of_a_real_request_is_refused_or_stored_with_all_its_reference_finds() {
     let executions = number("FUZZ_EXECUTIONS", FEW_FOR_EVERY_TEST_RUN);
     let first = number("FUZZ_SEED", 0);
     let mut corpus: Vec<Sent> = CLIENTS.map(recorded).into();
@@ -85,6 +116,7 @@ fn any_mutation_of_a_real_request_is_refused_or_stored_as_lines_of_objects() {
     }
     let secret = r#"[{"a":{"customEnv0EnvironmentVariables":{"oidcToken":"x\"y","b":[{}],"vcsAccessToken":""}}},{}]"#;
     corpus.push(post("/v1/logs/env0-audits", &[], secret));
+    corpus.extend(rich_requests());
     for seed in first..first + executions {
         let mut random = StdRng::seed_from_u64(seed);
         let sent = &corpus[random.random_range(0..corpus.len())];
@@ -98,7 +130,10 @@ fn any_mutation_of_a_real_request_is_refused_or_stored_as_lines_of_objects() {
         let run = || {
             for limits in [&LIMITS, &SMALL] {
                 match mutant.parse_with(limits) {
-                    Ok(parts) => assert_stored_well(parts, limits),
+                    Ok(parts) => {
+                        reference::assert_holds_all(&mutant, &parts);
+                        assert_stored_well(parts, limits);
+                    }
                     Err(error) => assert!((400..=413).contains(&mutant.refused(&error.into()).status)),
                 }
             }

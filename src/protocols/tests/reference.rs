@@ -9,11 +9,14 @@ use serde_json::{Map, json};
 
 use super::*;
 
+/// What of a stored line is compared with a record.
+type InLine = fn(&Value) -> Value;
+
 /// Panics unless each record that the reference finds is in a line, in the order sent.
 pub(super) fn assert_holds_all(sent: &Sent, parts: &[Part]) {
     let lines = parts.iter().flat_map(|part| std::str::from_utf8(&part.lines.bytes).unwrap().lines());
     let lines: Vec<Value> = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let (expected, in_line): (Option<Vec<Value>>, fn(&Value) -> Value) = match sent.protocol().name() {
+    let (expected, in_line): (Option<Vec<Value>>, InLine) = match sent.protocol().name() {
         "otlp" if is_json(&sent.headers, &sent.body) => (otlp_json(&sent.body), |line| otlp_record(line, 0, 0, 0)),
         "otlp" => (otlp_protobuf(&sent.body), |line| otlp_record(line, 0, 0, 0)),
         "loki" if is_json(&sent.headers, &sent.body) => (loki_json(&sent.body), loki_entry),
@@ -42,10 +45,11 @@ fn lines_of(body: &[u8]) -> Vec<Value> {
     let lines = lines.filter(|line| line.iter().any(|byte| !b" \t\r\n".contains(byte)));
     let event = |line: &[u8]| {
         let text = String::from_utf8_lossy(line).into_owned();
-        let object: Option<Map<String, Value>> = serde_json::from_str(&text).ok().filter(|_| text.starts_with('{'));
-        object.map_or(Value::String(text), Value::Object)
+        let is_object = text.starts_with('{') && serde_json::from_str::<&RawValue>(&text).is_ok();
+        // An object with half a surrogate pair is stored as one, and is no value to compare.
+        if is_object { serde_json::from_str(&text).ok() } else { Some(Value::String(text)) }
     };
-    lines.map(event).collect()
+    lines.filter_map(event).collect()
 }
 
 fn newrelic(body: &[u8]) -> Option<Vec<Value>> {
