@@ -199,9 +199,10 @@ impl Registry {
             if staying < self.max && closing < CLOSING_MAX {
                 return;
             }
-            // None can be closed where all are at work on a request whose body has come; one of them ends.
+            // None can be closed where all are at work on a request whose body has come, or has only begun to come:
+            // one of them ends, or has had its time.
             if staying < self.max || !self.close_one() {
-                left.await;
+                let _ = tokio::time::timeout(FRESH / 4, left).await;
             }
         }
     }

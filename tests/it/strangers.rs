@@ -161,7 +161,11 @@ fn bodies_of_one_byte_on_every_connection_keep_no_audit_out() {
     let daemon = setup.start();
     let mut slow: Vec<Raw> = (0..LIMIT).map(|_| Raw::connect(daemon.listen).unwrap()).collect();
     for raw in &mut slow {
-        raw.write(head(DEPLOYMENTS, 1000) + "{").unwrap();
+        raw.write(head(DEPLOYMENTS, 1000).replace("Host", "Expect: 100-continue\r\nHost")).unwrap();
+    }
+    for raw in &mut slow {
+        assert_eq!(raw.answer().unwrap().unwrap().status, 100, "it is let in");
+        raw.write("{").unwrap();
     }
     for _ in 0..2 * LIMIT {
         let started = Instant::now();

@@ -78,6 +78,19 @@ async fn idle_and_slow_connections_go_before_a_stranger_that_has_just_come() {
     assert_eq!(closed(&registry, &mut members), None, "a request whose body has come");
 }
 
+#[tokio::test(start_paused = true)]
+async fn bodies_that_have_only_begun_get_their_time_before_the_slowest_makes_room() {
+    let registry = registry(2);
+    let members = [from(&registry, 1), from(&registry, 1)];
+    for member in &members {
+        let_in(member);
+        member.connection.body_has(1, Instant::now());
+    }
+    let since = Instant::now();
+    registry.make_room().await;
+    assert!((FRESH..2 * FRESH).contains(&since.elapsed()), "{:?}", since.elapsed());
+}
+
 #[test]
 fn strangers_hold_no_more_unfinished_bytes_than_there_may_be() {
     let registry = registry(2000);
