@@ -145,6 +145,8 @@ impl Parts {
             return Ok(self.pull.organization_ids.clone());
         }
         let reports: Vec<_> = self.pull.types.iter().map(|log_type| Report::new(*log_type, "")).collect();
+        // Until env0 has told an organization, nothing is known to be taken from the start on.
+        reports.iter().for_each(|report| report.position(self.started_at.timestamp_millis()));
         *self.reports.lock().unwrap_or_else(PoisonError::into_inner) = reports.clone();
         let mut ticks = ticks(self.pull.interval);
         loop {

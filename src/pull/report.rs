@@ -99,7 +99,12 @@ impl Report {
 
     /// The spool doesn't take what was pulled, for now.
     pub(super) fn waiting(&self, reason: &str) {
-        self.trouble("spool", reason.to_owned(), "see README#spool-high and README#disk-refuses-writes", false);
+        self.trouble(
+            "spool",
+            reason.to_owned(),
+            "see config/README.md#spool-high and config/README.md#disk-refuses-writes",
+            false,
+        );
     }
 
     /// A round has failed.
@@ -110,7 +115,7 @@ impl Report {
 
     /// The pull can't begin.
     pub(super) fn unusable(&self, error: &impl ToString) {
-        self.trouble("place", error.to_string(), "see README#pull-behind", true);
+        self.trouble("place", error.to_string(), "see config/README.md#pull-behind", true);
     }
 
     fn trouble(&self, kind: &'static str, message: String, remedy: &str, needs_a_person: bool) {

@@ -8,6 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use crate::harness::{Daemon, Setup, wait_until};
 use crate::local_aws::LocalAws;
 use crate::local_env0::audits::{Event, event, event_without_id};
+use crate::local_env0::deployments::Environment;
 use crate::local_env0::{Fault, KEY, Key, LastKey, LocalEnv0, ORGANIZATION, Order, Shape};
 
 const AUDIT_EVENTS: &str = "/audit/events";
@@ -318,4 +319,22 @@ fn a_place_that_cannot_be_read_is_never_begun_anew() {
     std::fs::write(&place, good).unwrap();
     a_round_later(&daemon);
     all_arrive_once(&aws, &env0);
+}
+
+#[test]
+fn check_tries_the_key_and_each_permission_and_says_what_env0_forwards_by_itself() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().environments = vec![Environment::new("env-1")];
+    env0.break_down("/log-forwarding", Fault::Json(r#"[{"type":"S3","auditLogForwarding":true}]"#));
+    let setup = setup(&aws, &env0).unset("ENV0_S3_LOG_PULL");
+    let finished = setup.run("check");
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    let env0_forwards = "env0 forwards by itself, too: S3";
+    for said in [KEY.0, "readable, and still empty", "1 environments in 1 requests", env0_forwards] {
+        assert!(finished.stdout.contains(said), "{said}: {finished:?}");
+    }
+    env0.break_down(AUDIT_EVENTS, Fault::Status(403, "{}", None));
+    let finished = setup.run("check");
+    assert_eq!(finished.code, Some(77), "{finished:?}");
+    assert!(finished.stdout.contains("VIEW_AUDIT_LOGS") && !finished.stdout.contains(KEY.1), "{finished:?}");
 }
