@@ -78,7 +78,7 @@ pub const METRICS: &[Metric] = &[
     seconds("env0_s3_logs_fsync_duration_seconds", "Duration of an fsync of a batch"),
     counts(
         "env0_s3_logs_auth_failures_total",
-        &[("reason", &["missing", "invalid", "malformed", "unavailable"])],
+        &[("reason", &["missing", "invalid", "malformed", "unavailable", "wrong_type"])],
         "Requests whose credentials were refused or could not be judged",
     ),
     counts(
@@ -103,7 +103,7 @@ pub const METRICS: &[Metric] = &[
     ),
     counts(
         "env0_s3_logs_token_handovers_total",
-        &[("outcome", &["accepted", "known", "refused", "unavailable"])],
+        &[("outcome", &["accepted", "known", "set_aside", "no_room", "refused", "unavailable"])],
         "OIDC tokens handed over by clients",
     ),
     level("env0_s3_logs_spool_bytes", BY_TYPE, "Size of the spool"),
