@@ -50,12 +50,20 @@ async fn bytes_a_second(codec: Codec, batch_bytes: usize, total_bytes: usize) ->
     let settings = settings(&folder, codec, batch_bytes as u64);
     let (spool, [sealed, _]) = Spool::open(&settings, Arc::new(OsDisk)).unwrap();
     tokio::spawn(deliver(spool.clone(), sealed));
-    let body = Bytes::from(events.repeat(batch_bytes / TOGETHER / events.len() + 1));
+    let mut body = String::new();
+    for line in events.split_inclusive('\n').cycle() {
+        body.push_str(line);
+        if body.len() >= batch_bytes / TOGETHER {
+            break;
+        }
+    }
+    let body = Bytes::from(body);
+    let requests = total_bytes / TOGETHER / body.len();
     let started = Instant::now();
     let senders = (0..TOGETHER).map(|_| {
         let (spool, body) = (spool.clone(), body.clone());
         tokio::spawn(async move {
-            for _ in 0..total_bytes / TOGETHER / body.len() {
+            for _ in 0..requests {
                 spool.append(TYPE, body.clone(), 1).await.unwrap();
             }
         })
@@ -64,7 +72,7 @@ async fn bytes_a_second(codec: Codec, batch_bytes: usize, total_bytes: usize) ->
         sender.await.unwrap();
     }
     spool.close().await;
-    total_bytes as f64 / started.elapsed().as_secs_f64()
+    (requests * body.len() * TOGETHER) as f64 / started.elapsed().as_secs_f64()
 }
 
 async fn deliver(spool: Spool, mut sealed: SealedBatches) {
@@ -78,13 +86,15 @@ async fn deliver(spool: Spool, mut sealed: SealedBatches) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement, which another program on the machine would spoil"]
 async fn compression_in_small_batches_is_within_a_factor_of_three_of_plain() {
-    for (batch_bytes, total_bytes) in [(2 << 10, 2 << 20), (256 << 10, 128 << 20), (16 << 20, 256 << 20)] {
+    let mut worst = f64::MAX;
+    for (batch_bytes, total_bytes) in [(2 << 10, 1 << 20), (256 << 10, 64 << 20)] {
         let plain = bytes_a_second(Codec::None, batch_bytes, total_bytes).await;
         for codec in [Codec::Gzip, Codec::Zstd] {
             let compressed = bytes_a_second(codec, batch_bytes, total_bytes).await;
             let ratio = compressed / plain;
             println!("{batch_bytes} B {codec:?}: {:.1} MB/s of {:.1}: {ratio:.2}", compressed / 1e6, plain / 1e6);
-            assert!(ratio > 1.0 / 3.0);
+            worst = ratio.min(worst);
         }
     }
+    assert!(worst > 1.0 / 3.0, "{worst:.2}");
 }
