@@ -163,13 +163,16 @@ fn a_spool_that_is_full_for_one_type_says_so_once_and_once_that_it_has_room_agai
     assert_eq!(of["share_bytes"], (1 << 20) - (1 << 20) / 10);
     assert!(of["full_since"].is_string(), "{of}");
     assert!(spooled(&daemon, "env0-audits")["full_since"].is_null());
+    wait_until("it is said", || daemon.log().count("WARN", "the spool is full for this log type") > 0);
     assert_eq!(daemon.log().count("WARN", "the spool is full for this log type"), 1);
     let check = setup.run("check --offline").stdout;
     assert!(check.contains("the spool has been full for env0-deployments since"), "{check}");
     aws.s3.release_puts();
     wait_until("there is room again", || spooled(&daemon, "env0-deployments")["full_since"].is_null());
-    assert_eq!(daemon.log().count("INFO", "the spool has room again"), 1);
     books.balance(&aws, &setup);
+    // The line comes a moment after the status.
+    wait_until("it is said", || daemon.log().count("INFO", "the spool has room again") > 0);
+    assert_eq!(daemon.log().count("INFO", "the spool has room again"), 1);
 }
 
 #[test]
@@ -197,6 +200,7 @@ fn keys_that_are_ahead_of_the_clock_are_said_once() {
         books.acknowledge(ids);
         wait_until("its batch is delivered", || aws.s3.objects_with("env0-audits").len() == 1 + batches);
     }
+    wait_until("it is said", || daemon.log().count("WARN", "the time in keys is ahead of the clock") > 0);
     assert_eq!(daemon.log().count("WARN", "the time in keys is ahead of the clock"), 1);
     let seconds = |log_type| spooled(&daemon, log_type)["key_time_ahead_seconds"].as_u64().unwrap();
     assert!((3649 * 86400..=3650 * 86400).contains(&seconds("env0-audits")), "{}", seconds("env0-audits"));
