@@ -111,8 +111,8 @@ fn run() -> u8 {
             return exit_code::CONFIG;
         }
     };
-    let forgets = volume::forgets(&loaded.config.spool_dir);
-    for warning in loaded.unknown.iter().chain(&loaded.warnings).chain(&forgets) {
+    let weaknesses = volume::weaknesses(&loaded.config.spool_dir);
+    for warning in loaded.unknown.iter().chain(&loaded.warnings).chain(&weaknesses) {
         tracing::warn!("{warning}");
     }
     match in_runtime(daemon::run(loaded.config, files)) {

@@ -16,7 +16,7 @@ use crate::exit_code;
 use crate::network::Network;
 use crate::spool::disk::OsDisk;
 use crate::spool::manifest::Manifest;
-use crate::spool::{self, Spool};
+use crate::spool::{self, LeftBehind, Spool};
 
 /// How often the progress is shown.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -34,12 +34,16 @@ pub struct DrainOptions {
     /// Give up after this time [default: never; example: --timeout 10m]
     #[arg(long, value_name = "TIME", value_parser = config::parse_duration)]
     timeout: Option<Duration>,
+    /// Send to the endpoint that the spool's manifest names, where the configuration names another
+    #[arg(long)]
+    to_manifest: bool,
 }
 
 /// Uploads until the spool is empty. `show` gets a line of progress a second.
 ///
 /// # Errors
-/// 73 when a daemon runs on the spool, 69 when the time is over before it is empty.
+/// 73 when a daemon runs on the spool, 69 when the time is over before it is empty, 74 when a file is in quarantine or
+/// stays in a folder, 78 when the spool names an endpoint that the configuration doesn't.
 pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut(&str)) -> Result<(), Failure> {
     if let Some(spool) = options.spool {
         config.spool_dir = spool;
@@ -50,6 +54,16 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
         return Err(Failure::new(exit_code::IO, error));
     };
     let endpoint = Some(destination.endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
+    // Who can write to a spool must not say where its events go.
+    if config.endpoint_url_s3 != endpoint && !options.to_manifest {
+        let name = |endpoint: &Option<String>| endpoint.clone().unwrap_or_else(|| "AWS".to_owned());
+        let error = anyhow::anyhow!(
+            "the spool's manifest sends to the endpoint {}, and the configuration names {}; set AWS_ENDPOINT_URL_S3 as the spool has it, or say --to-manifest if that endpoint is yours",
+            name(&endpoint),
+            name(&config.endpoint_url_s3)
+        );
+        return Err(Failure::new(exit_code::CONFIG, error));
+    }
     // A bucket has one region: what is configured now mends the wrong one that events were accepted under.
     let same_bucket = config.endpoint_url_s3 == endpoint && config.bucket_name == destination.bucket;
     if !same_bucket {
@@ -75,11 +89,10 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
     let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
     let mut next_show = Instant::now();
     loop {
-        let Left { batches, events, bytes } = left(&spool);
-        // What a crash left open is events before it is a batch.
-        if batches == 0 && events == 0 {
-            show("the spool is empty");
-            return Ok(());
+        let Left { batches, events, bytes, waits } = left(&spool);
+        // What a crash left open is events before it is a batch, and unread before it is events.
+        if batches == 0 && events == 0 && !waits {
+            return emptied(&spool, show).await;
         }
         let now = Instant::now();
         if now >= next_show {
@@ -100,19 +113,42 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
     }
 }
 
+/// Looks at the folders again before it says that they are empty.
+async fn emptied(spool: &Spool, mut show: impl FnMut(&str)) -> Result<(), Failure> {
+    let spool = spool.clone();
+    let looked = tokio::task::spawn_blocking(move || spool.left_behind()).await;
+    let LeftBehind { batches, quarantined } = looked.map_err(|error| Failure::new(exit_code::SOFTWARE, error))??;
+    let error = match (batches, quarantined) {
+        (0, 0) => {
+            show("the spool is empty");
+            return Ok(());
+        }
+        (0, _) => anyhow::anyhow!(
+            "all that could be read is sent; {quarantined} files are in quarantine and were not, see config/README.md#quarantined"
+        ),
+        _ => anyhow::anyhow!(
+            "{batches} batches lie in the folders that were not there at the start, and {quarantined} files are in quarantine; run drain again"
+        ),
+    };
+    Err(Failure::new(exit_code::IO, error))
+}
+
 struct Left {
     batches: u64,
     events: u64,
     bytes: u64,
+    /// For anything, be it known or not how much that is.
+    waits: bool,
 }
 
 fn left(spool: &Spool) -> Left {
-    LogType::ALL.iter().fold(Left { batches: 0, events: 0, bytes: 0 }, |left, log_type| {
+    LogType::ALL.iter().fold(Left { batches: 0, events: 0, bytes: 0, waits: false }, |left, log_type| {
         let status = spool.folder(*log_type).status("");
         Left {
             batches: left.batches + status.batches,
             events: left.events + status.events_spooled,
             bytes: left.bytes + status.spool_bytes,
+            waits: left.waits || status.oldest_unsent.is_some(),
         }
     })
 }

@@ -86,6 +86,15 @@ pub struct Receipt {
     pub line: u64,
 }
 
+/// What the folders hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeftBehind {
+    /// Files with events that are not in S3.
+    pub batches: usize,
+    /// Files that were set aside.
+    pub quarantined: usize,
+}
+
 /// Why events were not taken. All but [`AppendError::TooLarge`] is temporary.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AppendError {
@@ -322,6 +331,20 @@ impl Spool {
     /// The file system that it is on.
     pub fn disk(&self) -> &Arc<dyn Disk> {
         &self.inner.disk
+    }
+
+    /// Looks at the folders again: the number of batches in them, and of files in quarantine. The figures tell what
+    /// the daemon knows of; this tells what is there.
+    pub fn left_behind(&self) -> Result<LeftBehind, OpenError> {
+        let mut batches = 0;
+        for log_type in LogType::ALL {
+            batches +=
+                scan(&*self.inner.disk, &self.inner.dir, log_type)?.iter().filter(|found| found.is_batch()).count();
+        }
+        let path = self.inner.home.quarantine_dir();
+        let files = self.inner.disk.list(&path).map_err(|source| OpenError::Create { path, source })?;
+        let quarantined = files.iter().filter(|(name, _)| !name.starts_with('.')).count();
+        Ok(LeftBehind { batches, quarantined })
     }
 
     /// Bytes in the spool, both log types, and the limit.

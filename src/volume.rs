@@ -1,5 +1,6 @@
 //! The file system that a directory is on: what is left of it, and whether it outlives the machine.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 /// What the file system of a directory has left for this user, in bytes; `None` when it can't be asked.
@@ -8,21 +9,23 @@ pub fn available_bytes(dir: &Path) -> Option<u64> {
     Some(statistics.f_bavail.saturating_mul(statistics.f_frsize))
 }
 
-/// Why what is written to `dir` would not survive, in words; `None` where it does, or where nothing is known.
+/// Why what is written to `dir` may not survive or not stay its own, a sentence each; none where nothing is known.
 ///
 /// A directory that does not exist yet is judged by the nearest one above it that does.
-pub fn forgets(dir: &Path) -> Option<String> {
-    let existing = nearest_existing(dir)?.canonicalize().ok()?;
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let mount = mount_of(&mounts, &existing)?;
+pub fn weaknesses(dir: &Path) -> Vec<String> {
+    let Some(existing) = nearest_existing(dir).and_then(|existing| existing.canonicalize().ok()) else {
+        return Vec::new();
+    };
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let words = mount_of(&mounts, &existing).map(|mount| mount.weaknesses(&Ext4::of(&mount))).unwrap_or_default();
+    // Not refused: a kubelet makes its volumes so, and only the pod's own processes reach them there.
+    let others_write = |metadata: std::fs::Metadata| existing == dir && metadata.permissions().mode() & 0o002 != 0;
+    let open = existing
+        .metadata()
+        .is_ok_and(others_write)
+        .then_some("lets every user of the machine write: who can put files there can take events away; chmod o-w");
     let dir = dir.display();
-    if mount.root.contains("/kubernetes.io~empty-dir/") {
-        Some(format!("{dir} is on an emptyDir: its events are lost with the pod; use a PersistentVolumeClaim"))
-    } else if matches!(mount.file_system, "tmpfs" | "ramfs") {
-        Some(format!("{dir} is on {}: its events are lost with the machine's memory; use a disk", mount.file_system))
-    } else {
-        None
-    }
+    words.iter().map(|words| format!("{dir} is on {words}")).chain(open.map(|words| format!("{dir} {words}"))).collect()
 }
 
 /// `dir`, or the nearest directory above it that exists.
@@ -32,19 +35,94 @@ pub fn nearest_existing(dir: &Path) -> Option<PathBuf> {
 }
 
 struct Mount<'a> {
+    /// `<major>:<minor>` of the device.
+    device: &'a str,
     /// The part of the file system that is mounted.
     root: String,
     file_system: &'a str,
+    /// Of the mount and of the file system.
+    options: Vec<&'a str>,
+}
+
+impl Mount<'_> {
+    /// What an operator has to know of the file system, each after "is on".
+    fn weaknesses(&self, ext4: &Ext4) -> Vec<String> {
+        let file_system = self.file_system;
+        let mut words = Vec::new();
+        if self.root.contains("/kubernetes.io~empty-dir/") {
+            words.push("an emptyDir: its events are lost with the pod; use a PersistentVolumeClaim".to_owned());
+        }
+        match file_system {
+            "tmpfs" | "ramfs" => {
+                words.push(format!("{file_system}: its events are lost with the machine's memory; use a disk"));
+            }
+            "overlay" => words.push(
+                "overlay, as a container's own files are: its events are lost with the container; mount a volume".into(),
+            ),
+            "nfs" | "nfs4" | "cifs" | "smb3" | "9p" => words.push(format!(
+                "{file_system}: an fsync is worth what the server makes of it (never export it async), and events are answered 503 while the server is away; a disk of the machine's own is safer"
+            )),
+            fuse if fuse.starts_with("fuse") && fuse != "fuseblk" => words.push(format!(
+                "{fuse}: whether an fsync or a rename reaches a disk is that program's choice, and many don't; use a disk"
+            )),
+            _ => {}
+        }
+        if ext4.has_no_journal {
+            words.push("ext4 without a journal: a power cut takes acknowledged events with it; make one (tune2fs -O has_journal)".into());
+        }
+        if ext4.has_fast_commit {
+            words.push("ext4 with fast_commit, which can lose a renamed file in a power cut; turn it off (tune2fs -O ^fast_commit)".into());
+        }
+        if self.options.iter().any(|option| matches!(*option, "nobarrier" | "barrier=0")) {
+            words.push(format!(
+                "{file_system} mounted with nobarrier: a power cut takes acknowledged events with it; mount it without"
+            ));
+        }
+        if self.options.contains(&"volatile") {
+            words.push(format!("{file_system} mounted volatile: no fsync reaches a disk; mount it without"));
+        }
+        words
+    }
+}
+
+/// What only the kernel's own files tell of an ext4; false where they can't be read.
+#[derive(Default)]
+struct Ext4 {
+    has_no_journal: bool,
+    has_fast_commit: bool,
+}
+
+impl Ext4 {
+    fn of(mount: &Mount) -> Ext4 {
+        let device = std::fs::read_link(format!("/sys/dev/block/{}", mount.device)).ok();
+        let Some(device) = device.as_deref().and_then(Path::file_name).filter(|_| mount.file_system == "ext4") else {
+            return Ext4::default();
+        };
+        let read = |folder: &str, file: &str| {
+            std::fs::read_to_string(Path::new(folder).join(device).join(file)).unwrap_or_default()
+        };
+        Ext4 {
+            has_no_journal: read("/sys/fs/ext4", "journal_task").trim() == "<none>",
+            has_fast_commit: read("/proc/fs/ext4", "options").lines().any(|option| option == "fast_commit")
+                || read("/proc/fs/ext4", "fc_info")
+                    .lines()
+                    .any(|line| line.strip_suffix(" commits").is_some_and(|commits| commits.trim() != "0")),
+        }
+    }
 }
 
 /// The mount that holds `path`: of the deepest mount point the one that was mounted last.
 fn mount_of<'a>(mountinfo: &'a str, path: &Path) -> Option<Mount<'a>> {
     let parse = |line: &'a str| {
         let (before, after) = line.split_once(" - ")?;
-        let mut fields = before.split(' ').skip(3);
+        let mut fields = before.split(' ').skip(2);
+        let device = fields.next()?;
         let (root, point) = (unescape(fields.next()?), PathBuf::from(unescape(fields.next()?)));
         let depth = path.starts_with(&point).then(|| point.components().count())?;
-        Some((depth, Mount { root, file_system: after.split(' ').next()? }))
+        let mut super_block = after.split(' ');
+        let file_system = super_block.next()?;
+        let options = fields.next()?.split(',').chain(super_block.nth(1).unwrap_or_default().split(',')).collect();
+        Some((depth, Mount { device, root, file_system, options }))
     };
     mountinfo.lines().filter_map(parse).max_by_key(|(depth, _)| *depth).map(|(_, mount)| mount)
 }
@@ -79,12 +157,50 @@ mod tests {
     }
 
     #[test]
+    fn each_file_system_that_may_break_the_promise_is_told_with_its_reason() {
+        let told = |line: &str, ext4: Ext4| mount_of(line, Path::new("/s/x")).unwrap().weaknesses(&ext4).join("; ");
+        let of = |file_system: &str, options: &str| {
+            told(&format!("3 1 8:1 / /s rw,noatime - {file_system} /dev/sda1 rw{options}"), Ext4::default())
+        };
+        for sound in ["ext4", "xfs", "btrfs", "fuseblk"] {
+            assert_eq!(of(sound, ""), "");
+        }
+        let words = [
+            ("tmpfs", "", "memory"),
+            ("overlay", "", "container"),
+            ("overlay", ",volatile", "no fsync"),
+            ("nfs4", "", "async"),
+            ("fuse.s3fs", "", "that program's choice"),
+            ("ext4", ",nobarrier", "nobarrier"),
+            ("ext4", ",barrier=0", "nobarrier"),
+        ];
+        for (file_system, options, expected) in words {
+            let words = of(file_system, options);
+            assert!(words.contains(expected) && words.contains(file_system), "{file_system}{options}: {words}");
+        }
+        let ext4 = "3 1 8:1 / /s rw - ext4 /dev/sda1 rw";
+        assert!(told(ext4, Ext4 { has_no_journal: true, ..Ext4::default() }).contains("without a journal"));
+        assert!(told(ext4, Ext4 { has_fast_commit: true, ..Ext4::default() }).contains("fast_commit"));
+    }
+
+    #[test]
+    fn a_folder_that_every_user_may_write_to_is_told() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path().canonicalize().unwrap();
+        let told = |mode| {
+            std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(mode)).unwrap();
+            weaknesses(&dir).iter().any(|words| words.contains("every user"))
+        };
+        assert_eq!([0o777, 0o1777, 0o770, 0o700].map(told), [true, true, false, false]);
+    }
+
+    #[test]
     fn memory_forgets_and_a_directory_that_is_not_there_yet_is_judged_by_its_parent() {
         let shared_memory = Path::new("/dev/shm");
         if !shared_memory.exists() {
             return;
         }
-        let words = forgets(&shared_memory.join("not/there/yet")).unwrap_or_default();
+        let words = weaknesses(&shared_memory.join("not/there/yet")).join("; ");
         assert!(words.contains("is on tmpfs"), "{words}");
     }
 }

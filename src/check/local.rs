@@ -1,7 +1,9 @@
 //! The steps that ask nobody but this machine.
 
+use std::fs::OpenOptions;
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::Step;
@@ -10,7 +12,7 @@ use crate::assembly::Files;
 use crate::batch::LogType;
 use crate::config::{Config, ConfigErrors, Loaded};
 use crate::exit_code::{CANT_BIND, CANT_CREATE, CONFIG, IO};
-use crate::spool::disk::OsDisk;
+use crate::spool::disk::{Disk, OsDisk};
 use crate::spool::manifest::{Destination, Lock, Manifest, ManifestError};
 use crate::status::Status;
 use crate::volume;
@@ -142,7 +144,15 @@ fn spool(dir: &Path) -> Step {
     };
     if dir.is_dir() {
         return match Probe::write(dir, b"probe\n") {
-            Ok(_) => Step::ok(NAME, format!("{} can be written to", dir.display())),
+            Ok(probe) => match probe.try_what_a_spool_needs() {
+                Ok(()) => Step::ok(NAME, format!("{} can be written to", dir.display())),
+                Err((call, error)) => Step::fail(
+                    NAME,
+                    IO,
+                    format!("the file system of {} can't do what a spool needs: {call}: {error}", dir.display()),
+                    "put ENV0_S3_LOG_SPOOL_DIR on a local file system (NFS: with its lock service)",
+                ),
+            },
             Err(error) => fail(dir, &error),
         };
     }
@@ -163,7 +173,9 @@ pub(super) struct Probe(PathBuf);
 impl Probe {
     pub(super) fn write(dir: &Path, bytes: &[u8]) -> std::io::Result<Probe> {
         let path = dir.join(format!("check-{}.tmp", std::process::id()));
-        let mut file = std::fs::File::create(&path)?;
+        // Whatever has the name, a link too, goes; nothing is written through it.
+        OsDisk.remove(&path)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         let probe = Probe(path);
         file.write_all(bytes)?;
         file.sync_all()?;
@@ -173,7 +185,24 @@ impl Probe {
     pub(super) fn path(&self) -> &Path {
         &self.0
     }
+
+    /// Tries on the probe's own file what `run` does with a spool's.
+    ///
+    /// # Errors
+    /// The call that failed, and the system's reason.
+    fn try_what_a_spool_needs(mut self) -> Result<(), (&'static str, std::io::Error)> {
+        let file = std::fs::File::open(&self.0).map_err(|error| ("open", error))?;
+        file.try_lock().map_err(|error| ("flock", error.into()))?;
+        let long = self.0.with_file_name(format!("check-{:0>width$}.tmp", std::process::id(), width = NAME_BYTES - 10));
+        OsDisk.rename(&self.0, &long).map_err(|error| ("rename to a name of 251 bytes", error))?;
+        self.0 = long;
+        let folder = self.0.parent().unwrap_or(Path::new("."));
+        OsDisk.sync_dir(folder).map_err(|error| ("fsync of a folder", error))
+    }
 }
+
+/// The longest name that a spool gives: a batch's in quarantine, once its gap is told.
+const NAME_BYTES: usize = 251;
 
 impl Drop for Probe {
     fn drop(&mut self) {
@@ -242,7 +271,7 @@ fn batches_in(dir: &Path) -> usize {
 fn disk(config: &Config) -> Step {
     const NAME: &str = "disk";
     let dir = &config.spool_dir;
-    let forgets = volume::forgets(dir);
+    let weaknesses = volume::weaknesses(dir);
     let Some(available) = volume::nearest_existing(dir).and_then(|dir| volume::available_bytes(&dir)) else {
         return Step::skipped(NAME, "the file system can't be asked");
     };
@@ -252,9 +281,9 @@ fn disk(config: &Config) -> Step {
     let remedy = "enlarge the disk, or lower ENV0_S3_LOG_SPOOL_MAX_BYTES below what is free";
     if available < LEAST_AVAILABLE_BYTES {
         Step::fail(NAME, IO, detail, remedy)
-    } else if let Some(words) = forgets {
+    } else if !weaknesses.is_empty() {
         let remedy = "acknowledged events must outlive a restart of the machine or the pod";
-        Step::warn(NAME, format!("{words}; {detail}"), remedy)
+        Step::warn(NAME, format!("{}; {detail}", weaknesses.join("; ")), remedy)
     } else if available.saturating_add(used) < config.spool_max_bytes {
         Step::warn(NAME, format!("{detail}: the disk is full before the spool is"), remedy)
     } else {

@@ -8,11 +8,12 @@ use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use crate::batch::{BatchName, SealedName, Sha256, Sha256Hasher, SpoolName, Stage};
+use crate::batch::{BatchName, OPEN_EXTENSION, SealedName, Sha256, Sha256Hasher, SpoolName, Stage};
 use crate::spool::Found;
 use crate::spool::disk::{self, Cursor, Disk, DiskFile, READ_BUFFER_BYTES};
 use crate::spool::folder::Folder;
-use crate::spool::sealer::{Closed, Refused, SealReason};
+use crate::spool::home::is_full;
+use crate::spool::sealer::{Closed, LeftOpen, Refused, SealReason};
 
 /// Ending of files that were never finished; whatever they were made from is still there.
 const TEMPORARY: &str = ".tmp";
@@ -61,7 +62,7 @@ pub(super) fn has_head(names: &[Found]) -> bool {
 /// Brings a folder that has a head into the state that its names and bytes tell, and announces its sealed
 /// batches in order. What was open is returned, oldest first, for the sealer: a disk that is full at the
 /// start must not keep the daemon from running.
-pub(super) fn recover(folder: &Folder, names: Vec<Found>) -> io::Result<Vec<Closed>> {
+pub(super) fn recover(folder: &Folder, names: Vec<Found>) -> io::Result<Vec<LeftOpen>> {
     // A rename that a crash of the process alone left undurable must not be taken back later.
     folder.disk().sync_dir(&folder.dir)?;
     folder.read_gaps()?;
@@ -71,7 +72,9 @@ pub(super) fn recover(folder: &Folder, names: Vec<Found>) -> io::Result<Vec<Clos
         match name {
             Some(SpoolName::Sealed(name)) => sealed.push((name, bytes)),
             Some(SpoolName::Open(name)) => open.push((name, bytes)),
-            None if file_name.ends_with(TEMPORARY) => folder.disk().remove(&folder.dir.join(&file_name))?,
+            // NFS keeps a removed file so that is still open, and others keep theirs beside what they work on.
+            None if file_name.starts_with('.') => {}
+            None if is_own_temporary(&file_name) => remove(folder, &file_name)?,
             None => set_aside(folder, &file_name, "it is not a batch that this daemon wrote"),
         }
     }
@@ -89,25 +92,43 @@ pub(super) fn recover(folder: &Folder, names: Vec<Found>) -> io::Result<Vec<Clos
         if name.stage != Stage::Sent {
             folder.recover_sealed(name, *bytes)?;
         } else if name.sequence < head_sequence {
-            folder.disk().remove(&folder.dir.join(name.to_string()))?;
+            remove(folder, &name.to_string())?;
         } else if *bytes > 0 {
-            folder.disk().open(&folder.dir.join(name.to_string()))?.truncate(0)?;
+            let path = folder.dir.join(name.to_string());
+            folder.home().with_room(|| folder.disk().open(&path)?.truncate(0))?;
         }
     }
-    let mut closed = Vec::new();
+    let mut left_open = Vec::new();
     for (name, bytes) in open {
-        let path = folder.path(&SpoolName::Open(name));
         if sealed.iter().any(|(sealed, _)| sealed.batch.same_batch(&name)) {
             // Its copy was sealed, and nobody has heard of that yet.
-            folder.disk().remove(&path)?;
+            remove(folder, &SpoolName::Open(name).to_string())?;
             folder.disk().sync_dir(&folder.dir)?;
         } else {
             folder.note_opened(name.opened);
             folder.usage().add(folder.log_type, bytes);
-            closed.extend(recover_open(folder, name, bytes)?);
+            match recover_open(folder, name, bytes) {
+                Ok(closed) => left_open.extend(closed.map(LeftOpen::Read)),
+                Err(error) if is_full(&error) => {
+                    tracing::error!(log_type = %folder.log_type, batch.name = %name, %error, "there is no room to work through a batch that a crash left open; it is tried again every second, while deliveries make room");
+                    left_open.push(LeftOpen::Unread(Box::new(move |folder| recover_open(folder, name, bytes))));
+                }
+                Err(error) => return Err(error),
+            }
         }
     }
-    Ok(closed)
+    Ok(left_open)
+}
+
+/// Whether a file is one of the unfinished ones that this daemon makes.
+fn is_own_temporary(file_name: &str) -> bool {
+    let Some(stem) = file_name.strip_suffix(TEMPORARY) else { return false };
+    let is_name = |name: &str| name.parse::<SpoolName>().is_ok();
+    stem == "probe" || is_name(stem) || is_name(&format!("{stem}.{OPEN_EXTENSION}"))
+}
+
+fn remove(folder: &Folder, file_name: &str) -> io::Result<()> {
+    folder.home().with_room(|| folder.disk().remove(&folder.dir.join(file_name)))
 }
 
 impl Folder {

@@ -89,8 +89,20 @@ impl Refused {
     }
 }
 
+/// Reads what a crash left open, and brings it into order.
+type Recover = Box<dyn FnMut(&Folder) -> io::Result<Option<Closed>> + Send>;
+
+/// What a crash left open.
+pub(super) enum LeftOpen {
+    Read(Closed),
+    /// There was no room to bring it into order: to be tried until there is.
+    Unread(Recover),
+}
+
 enum Request {
     Seal(Closed),
+    /// Seals what comes of it.
+    Recover(Recover),
     /// Answered when all that was asked before is done.
     Drained(oneshot::Sender<()>),
 }
@@ -111,6 +123,11 @@ struct Backlog {
 impl Backlog {
     fn batches(&self) -> MutexGuard<'_, usize> {
         self.batches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn one_less(&self) {
+        *self.batches() -= 1;
+        self.sealed.notify_one();
     }
 }
 
@@ -138,12 +155,16 @@ impl Queue {
 }
 
 /// Starts the log type's sealer thread, with what a crash left open; it ends when its queue is dropped.
-pub(super) fn start(folder: Arc<Folder>, left_open: Vec<Closed>) -> Queue {
+pub(super) fn start(folder: Arc<Folder>, left_open: Vec<LeftOpen>) -> Queue {
     let (requests, receiver) = mpsc::channel();
     let waiting = Arc::new(Backlog { batches: Mutex::new(left_open.len()), ..Backlog::default() });
-    for closed in left_open {
+    for left in left_open {
+        let request = match left {
+            LeftOpen::Read(closed) => Request::Seal(closed),
+            LeftOpen::Unread(recover) => Request::Recover(recover),
+        };
         // Its receiver is here.
-        let _ = requests.send(Request::Seal(closed));
+        let _ = requests.send(request);
     }
     let backlog = waiting.clone();
     std::thread::spawn(move || run(&folder, &receiver, &backlog));
@@ -155,34 +176,48 @@ fn run(folder: &Folder, requests: &Receiver<Request>, backlog: &Backlog) {
     for request in requests {
         match request {
             Request::Drained(reply) => drop(reply.send(())),
-            Request::Seal(mut closed) => {
-                let mut told = false;
-                while let Err(error) = seal(folder, &mut closed) {
-                    if !told {
-                        tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, %error, "a batch can't be sealed; trying again every second");
-                        told = true;
+            Request::Seal(closed) => seal_in_the_end(folder, closed, backlog),
+            Request::Recover(mut recover) => {
+                let closed = loop {
+                    match recover(folder) {
+                        Ok(closed) => break closed,
+                        Err(_) => std::thread::sleep(RETRY_AFTER),
                     }
-                    // A disk that takes nothing at all writes no copy of the cut lines either: no reason to let their
-                    // senders wait until it is mended.
-                    if closed.refused.is_cut {
-                        closed.refused.answer();
-                    }
-                    closed.was_tried = true;
-                    std::thread::sleep(RETRY_AFTER);
+                };
+                match closed {
+                    Some(closed) => seal_in_the_end(folder, closed, backlog),
+                    None => backlog.one_less(),
                 }
-                if told {
-                    tracing::info!(log_type = %folder.log_type, batch.name = %closed.name, "the batch is sealed now");
-                }
-                if closed.reason == SealReason::DiskError {
-                    folder.figures().salvages.fetch_sub(1, Ordering::Release);
-                }
-                closed.refused.answer();
-                *backlog.batches() -= 1;
-                backlog.sealed.notify_one();
-                folder.home().take_spare_file();
             }
         }
     }
+}
+
+/// Seals a batch, however often the disk refuses.
+fn seal_in_the_end(folder: &Folder, mut closed: Closed, backlog: &Backlog) {
+    let mut told = false;
+    while let Err(error) = seal(folder, &mut closed) {
+        if !told {
+            tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, %error, "a batch can't be sealed; trying again every second");
+            told = true;
+        }
+        // A disk that takes nothing at all writes no copy of the cut lines either: no reason to let their
+        // senders wait until it is mended.
+        if closed.refused.is_cut {
+            closed.refused.answer();
+        }
+        closed.was_tried = true;
+        std::thread::sleep(RETRY_AFTER);
+    }
+    if told {
+        tracing::info!(log_type = %folder.log_type, batch.name = %closed.name, "the batch is sealed now");
+    }
+    if closed.reason == SealReason::DiskError {
+        folder.figures().salvages.fetch_sub(1, Ordering::Release);
+    }
+    closed.refused.answer();
+    backlog.one_less();
+    folder.home().take_spare_file();
 }
 
 /// Seals one batch and hands it to the flusher. Repeated after an error it does what is left to do.

@@ -90,7 +90,7 @@ impl BusyClock {
 
 impl Writer {
     /// Starts the log type's writer and sealer threads; what a crash left open is sealed first.
-    pub(super) fn start(folder: Arc<Folder>, settings: Settings, left_open: Vec<Closed>) -> Writer {
+    pub(super) fn start(folder: Arc<Folder>, settings: Settings, left_open: Vec<sealer::LeftOpen>) -> Writer {
         let (requests, receiver) = mpsc::channel();
         let sealer = sealer::start(folder.clone(), left_open);
         let clock = Arc::new(BusyClock { start: Instant::now(), busy_since: AtomicU64::new(IDLE) });

@@ -119,6 +119,45 @@ fn a_drain_with_the_open_batch_still_to_be_sealed_waits_for_its_upload() {
 }
 
 #[test]
+fn a_drain_that_leaves_a_file_in_quarantine_says_so_and_fails() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let books = Books::default();
+    let mut daemon = setup.start();
+    let ids = books.ids(5);
+    assert_eq!(daemon.post(DEPLOYMENTS, Books::body(&ids)).accepted(), 5);
+    books.acknowledge(ids);
+    daemon.terminate();
+    std::fs::write(setup.spool().join("quarantine/env0-deployments_notes.txt"), "hello").unwrap();
+    let finished = setup.run("drain");
+    assert_eq!(finished.code, Some(74), "{finished:?}");
+    assert!(finished.stderr.contains("1 files are in quarantine"), "{}", finished.stderr);
+    books.balance(&aws, &setup);
+}
+
+#[test]
+fn a_drain_goes_to_no_endpoint_that_only_the_spool_names() {
+    let aws = LocalAws::start();
+    aws.s3.inject(Fault::slow_down());
+    let setup = setup(&aws);
+    let books = Books::default();
+    let daemon = setup.start();
+    let ids = books.ids(5);
+    assert_eq!(daemon.post(DEPLOYMENTS, Books::body(&ids)).accepted(), 5);
+    books.acknowledge(ids);
+    daemon.kill();
+    aws.s3.heal();
+    let own = setup.environment()["AWS_ENDPOINT_URL_S3"].clone();
+    let setup = setup.set("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9");
+    let puts = aws.s3.put_count();
+    let finished = setup.run("drain");
+    assert_eq!((finished.code, aws.s3.put_count()), (Some(78), puts), "{finished:?}");
+    assert!(finished.stderr.contains(&own) && finished.stderr.contains("--to-manifest"), "{}", finished.stderr);
+    let finished = setup.run("drain --to-manifest");
+    assert_eq!((finished.code, aws.s3.line_count()), (Some(0), 5), "{finished:?}");
+}
+
+#[test]
 fn events_accepted_under_a_wrong_region_are_drained_to_the_right_one() {
     let aws = LocalAws::start();
     aws.s3.inject(Fault::permanent_redirect("eu-west-1"));

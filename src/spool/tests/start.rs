@@ -117,6 +117,35 @@ fn a_foreign_file_goes_to_quarantine_and_an_unfinished_one_goes() {
 }
 
 #[test]
+fn a_strangers_unfinished_file_goes_to_quarantine_and_a_hidden_one_is_left_alone() {
+    let mut world = with_file("notes.tmp", b"hello");
+    world.disk.put(&world.dir().join(".nfs0000000000a1b2c3"), b"still open");
+    world.open().unwrap();
+    assert_eq!(world.quarantine(), ["env0-deployments_notes.tmp"]);
+    assert_eq!(world.disk.bytes(&world.dir().join(".nfs0000000000a1b2c3")).unwrap(), b"still open");
+}
+
+#[test]
+fn on_a_full_disk_a_hole_that_a_crash_left_waits_until_deliveries_make_room() {
+    let mut world = World::opened();
+    world.append(1).unwrap();
+    world.seal();
+    world.end();
+    world
+        .disk
+        .put(&world.dir().join(open_name()), &[line(10).as_bytes(), &[0; 64], b"\n", line(11).as_bytes()].concat());
+    world.disk.fail(Op::Write, "", Errno::NOSPC);
+    world.open_without_settling().unwrap();
+    world.upload(Fate::Stored).unwrap();
+    assert_eq!(world.bucket.len(), 1, "what was sealed is delivered");
+    world.disk.heal();
+    world.settle();
+    assert_eq!((world.waiting[0].name.records, world.quarantine().len()), (2, 1));
+    world.append(1).unwrap();
+    world.deliver_all();
+}
+
+#[test]
 fn a_foreign_file_whose_name_quarantine_has_already_gets_a_number() {
     let mut world = with_file("notes.txt", b"second");
     let quarantine = world.settings.dir.join("quarantine");
