@@ -4,6 +4,7 @@
 mod append;
 pub mod auth;
 mod inflate;
+pub mod memory;
 mod meters;
 pub mod receive;
 pub mod route;
@@ -25,11 +26,12 @@ use crate::batch::{BatchName, LogType, object_key};
 use crate::config::Config;
 use crate::http::listener::Guest;
 use crate::ingest::auth::{AuthError, Authenticator, Identity, OIDC_TOKEN_HEADER};
+use crate::ingest::memory::{Charge, HOLD, Lane, Memory};
 use crate::ingest::meters::IngestMeters;
-use crate::ingest::receive::{Budget, Charge, HOLD, Received};
+use crate::ingest::receive::{Received, Terms};
 use crate::ingest::route::{Route, route};
 use crate::protocols::body::{BodyError, Limits, Lines};
-use crate::protocols::{Answer, BadCredentials, Encoding, Part, Protocol, Refusal, by_type, empty_answer};
+use crate::protocols::{Answer, BadCredentials, Encoding, Protocol, Refusal, by_type, empty_answer};
 use crate::spool::{AppendError, Spool};
 
 /// A body from this size on is scanned where it can't hold up other requests.
@@ -41,13 +43,13 @@ const LINGER_TIME: Duration = Duration::from_secs(30);
 /// Of a body that is a token; anyone may send one.
 const TOKEN_BODY_MAX_BYTES: usize = 64 * 1024;
 const TOKEN_BODY_TIME: Duration = Duration::from_secs(10);
-/// Of all bodies that are tokens, at once.
+/// Of all bodies that are tokens, at once. A usual one is so small that it isn't charged.
 const TOKEN_BODIES_MAX_BYTES: usize = 16 * TOKEN_BODY_MAX_BYTES;
 /// What the lines of almost every request fit in: so many times its body, and a bit for small ones.
 const USUAL_GROWTH: usize = 4;
 const USUAL_LINES_LEAST_BYTES: usize = 16 * 1024;
 /// What all lines of one request may take, in bodies of the largest size.
-const MAX_GROWTH: usize = 4;
+const MAX_GROWTH: usize = 2;
 
 const RETRY_FULL_SECONDS: u64 = 10;
 const RETRY_DISK_SECONDS: u64 = 5;
@@ -61,12 +63,12 @@ type LastKey = Option<(BatchName, Arc<str>)>;
 pub struct Ingest {
     spool: Spool,
     authenticator: Authenticator,
-    /// What was received, with and without its `Content-Encoding`.
-    bodies: Budget,
-    /// What is built of it and not yet durable. Apart from the bodies, so that no request waits for
-    /// lines that wait for bodies.
-    lines: Budget,
-    tokens: Budget,
+    /// For bodies, inflated.
+    bodies: Memory,
+    /// For what is built of them and not yet durable.
+    lines: Memory,
+    /// For bodies that are tokens.
+    tokens: Memory,
     limits: Limits,
     max_body_bytes: usize,
     default_type: LogType,
@@ -81,16 +83,18 @@ pub struct Ingest {
 impl Ingest {
     /// The front before the first request.
     pub fn new(config: &Config, spool: Spool, authenticator: Authenticator) -> Arc<Ingest> {
+        let max_lines_bytes = config.max_inflight_bytes.max(config.max_body_bytes.saturating_mul(MAX_GROWTH));
+        let largest_body = config.max_body_bytes.saturating_add(inflate::MAX_BYTES_BESIDE);
         Arc::new(Ingest {
             spool,
             authenticator,
-            bodies: Budget::new(config.max_inflight_bytes),
-            lines: Budget::new(config.max_inflight_bytes),
-            tokens: Budget::new(TOKEN_BODIES_MAX_BYTES),
+            bodies: Memory::new(config.max_inflight_bytes, largest_body),
+            lines: Memory::new(config.max_inflight_bytes, max_lines_bytes),
+            tokens: Memory::new(TOKEN_BODIES_MAX_BYTES, TOKEN_BODY_MAX_BYTES),
             limits: Limits {
                 max_event_bytes: config.max_event_bytes,
                 max_body_bytes: config.max_body_bytes,
-                max_lines_bytes: config.max_inflight_bytes.max(config.max_body_bytes.saturating_mul(MAX_GROWTH)),
+                max_lines_bytes,
                 redact: config.redact,
             },
             max_body_bytes: config.max_body_bytes,
@@ -178,7 +182,10 @@ impl Ingest {
             if body.size_hint().lower() > TOKEN_BODY_MAX_BYTES as u64 {
                 return Ok(None);
             }
-            let read = receive::read(body, TOKEN_BODY_MAX_BYTES, &self.tokens, &self.stop_bodies);
+            // Whoever hands a token over has the same share.
+            let (memory, lane, stop) = (&self.tokens, Lane::Oidc, &self.stop_bodies);
+            let terms = Terms { limit: TOKEN_BODY_MAX_BYTES, memory, lane, stop };
+            let read = receive::read(body, Encoding::Identity, &terms);
             match tokio::time::timeout(TOKEN_BODY_TIME, read).await {
                 Ok(Ok(received)) => Ok(Some(received.bytes)),
                 Ok(Err(Refusal::TooLarge { .. })) => Ok(None),
@@ -212,16 +219,16 @@ impl Ingest {
         let encoding = self.judge_head(&identity, sender, decided)?;
         guest.let_in();
 
-        let received = receive::read(body, self.max_body_bytes, &self.bodies, &self.stop_bodies).await?;
-        let received = received.inflate(encoding, self.max_body_bytes, &self.bodies).await?;
-        // Some senders compress and don't say so, or twice and say so once.
+        let lane = Lane::of(identity, decided);
+        let terms = Terms { limit: self.max_body_bytes, memory: &self.bodies, lane, stop: &self.stop_bodies };
+        let received = receive::read(body, encoding, &terms).await?;
+        // Some senders compress twice and say so once.
         let encoding = Encoding::by_magic(&received.bytes);
-        let received = received.inflate(encoding, self.max_body_bytes, &self.bodies).await?;
+        let received = received.inflate(encoding, &terms).await?;
         if Encoding::by_magic(&received.bytes) != Encoding::Identity {
             return Err(Refusal::BrokenBody { reason: "it is compressed more than twice".to_owned() });
         }
-        let (parts, held) = self.parse(sender, received).await?;
-        let lines = by_type(parts, |said| decided.or(said).unwrap_or(self.default_type));
+        let (lines, held) = self.parse(sender, decided, lane, received).await?;
         *log_type = Some(main_type(&lines));
         Ok(Taken::Events(lines, held))
     }
@@ -265,42 +272,54 @@ impl Ingest {
 
     /// The request's events. Few grow more than usual on their way to lines; those are parsed again,
     /// with room for the most that is allowed.
-    async fn parse(&self, sender: &Sender<'_>, body: Received) -> Result<(Vec<Part>, Held), Refusal> {
+    async fn parse(
+        &self,
+        sender: &Sender<'_>,
+        decided: Option<LogType>,
+        lane: Lane,
+        body: Received,
+    ) -> Result<([Lines; 2], Held), Refusal> {
         let unpacked = sender.protocol.unpacked_bytes(sender.headers, &body.bytes).min(self.max_body_bytes);
-        let most = self.limits.max_lines_bytes;
+        let most = self.limits.max_lines_bytes.saturating_sub(unpacked);
         let usual = USUAL_LINES_LEAST_BYTES + USUAL_GROWTH * body.bytes.len().max(unpacked);
         let body = Arc::new(body);
-        match self.parse_within(usual.min(most), unpacked, sender, &body).await {
-            Err(Refusal::Body(BodyError::LinesTooLarge { .. })) if usual < most => {
-                self.parse_within(most, unpacked, sender, &body).await
-            }
+        let parse = |max_lines_bytes| {
+            let limits = Limits { max_lines_bytes, ..self.limits };
+            self.parse_within(limits, unpacked, sender, decided, lane, &body)
+        };
+        match parse(usual.min(most)).await {
+            Err(Refusal::Body(BodyError::LinesTooLarge { .. })) if usual < most => parse(most).await,
             outcome => outcome,
         }
     }
 
-    /// The request's events, where lines that have to be built take at most `max_lines_bytes`. Those
-    /// are charged first; what they turn out not to need is given back.
+    /// The request's events, where all that is built of its body stays within `limits`. That is charged first; what it
+    /// turns out not to need is given back.
     async fn parse_within(
         &self,
-        max_lines_bytes: usize,
+        limits: Limits,
         unpacked_bytes: usize,
         sender: &Sender<'_>,
+        decided: Option<LogType>,
+        lane: Lane,
         body: &Arc<Received>,
-    ) -> Result<(Vec<Part>, Held), Refusal> {
+    ) -> Result<([Lines; 2], Held), Refusal> {
         let Sender { protocol, uri, headers, .. } = *sender;
-        let mut lines = Charge::default();
-        self.lines.charge(&mut lines, unpacked_bytes + max_lines_bytes).await?;
-        let (body, limits) = (Arc::clone(body), Limits { max_lines_bytes, ..self.limits });
-        let aside = body.bytes.len().max(unpacked_bytes) >= SCAN_ASIDE_BYTES;
+        let length = body.bytes.len().max(unpacked_bytes);
+        // A line is copied once more where it is changed.
+        let needs = unpacked_bytes + limits.max_lines_bytes + 2 * length.min(limits.max_event_bytes);
+        let mut charge = Charge::default();
+        self.lines.charge(lane, &mut charge, needs, needs).await?;
+        let (body, default_type) = (Arc::clone(body), self.default_type);
         let scan = move |uri: &Uri, headers: &HeaderMap| {
             let parts = protocol.parse(uri, headers, body.bytes.clone(), crate::batch::now(), &limits)?;
-            let as_sent = |part: &&Part| body.bytes.as_ptr_range().contains(&part.lines.bytes.as_ptr());
-            let built = parts.iter().filter(|part| !as_sent(part)).map(|part| part.lines.bytes.len()).sum();
-            lines.shrink_to(built);
-            let body = parts.iter().any(|part| as_sent(&part)).then_some(body);
-            Ok((parts, Held { _body: body, _lines: lines }))
+            let lines = by_type(parts, &limits, |said| decided.or(said).unwrap_or(default_type))?;
+            let as_sent = |lines: &Lines| body.bytes.as_ptr_range().contains(&lines.bytes.as_ptr());
+            charge.shrink_to(lines.iter().filter(|lines| !as_sent(lines)).map(|lines| lines.bytes.len()).sum());
+            let body = lines.iter().any(as_sent).then_some(body);
+            Ok((lines, Held { _body: body, _lines: charge }))
         };
-        if !aside {
+        if length < SCAN_ASIDE_BYTES {
             return scan(uri, headers);
         }
         let (uri, headers) = (uri.clone(), headers.clone());

@@ -124,21 +124,36 @@ impl<'a> ObjectOrText<'a> {
 }
 
 /// The lines for each log type (by [`LogType::index`]), where `decide` turns what the sender said
-/// into the type. Order is kept; nothing is copied where a type has one part.
-pub fn by_type(parts: Vec<Part>, decide: impl Fn(Option<LogType>) -> LogType) -> [Lines; 2] {
+/// into the type. Order is kept; nothing is copied where a type has one part. Where that is not so, parts and copies
+/// together stay within `limits`.
+pub fn by_type(
+    parts: Vec<Part>,
+    limits: &Limits,
+    decide: impl Fn(Option<LogType>) -> LogType,
+) -> Result<[Lines; 2], BodyError> {
+    let bytes = |parts: &[Lines]| parts.iter().map(|lines| lines.bytes.len()).sum::<usize>();
     let mut sorted: [Vec<Lines>; 2] = Default::default();
     for part in parts {
         sorted[decide(part.said).index()].push(part.lines);
     }
-    sorted.map(|mut lines| match lines.len() {
+    let copied: usize = sorted.iter().filter(|parts| parts.len() > 1).map(|parts| bytes(parts)).sum();
+    let all: usize = sorted.iter().map(|parts| bytes(parts)).sum();
+    if copied > 0 && all + copied > limits.max_lines_bytes {
+        return Err(BodyError::LinesTooLarge { limit_bytes: limits.max_lines_bytes });
+    }
+    Ok(sorted.map(|mut lines| match lines.len() {
         0 | 1 => lines.pop().unwrap_or_default(),
-        _ => Lines {
-            records: lines.iter().map(|lines| lines.records).sum(),
-            redacted: lines.iter().map(|lines| lines.redacted).sum(),
-            replaced: lines.iter().map(|lines| lines.replaced).sum(),
-            bytes: lines.iter().map(|lines| &lines.bytes[..]).collect::<Vec<_>>().concat().into(),
-        },
-    })
+        _ => {
+            let mut together = Vec::with_capacity(bytes(&lines));
+            lines.iter().for_each(|lines| together.extend_from_slice(&lines.bytes));
+            Lines {
+                records: lines.iter().map(|lines| lines.records).sum(),
+                redacted: lines.iter().map(|lines| lines.redacted).sum(),
+                replaced: lines.iter().map(|lines| lines.replaced).sum(),
+                bytes: together.into(),
+            }
+        }
+    }))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::future::{OptionFuture, join};
 
 use crate::batch::LogType;
-use crate::ingest::receive::HOLD;
+use crate::ingest::memory::HOLD;
 use crate::ingest::{Held, Ingest, not_taken};
 use crate::protocols::body::Lines;
 use crate::protocols::{Accepted, Refusal};

@@ -1,89 +1,113 @@
-//! Undoes `Content-Encoding`. Every byte of a body is part of what a decoder has read to its end, or is an error:
-//! nothing is left behind.
+//! Undoes `Content-Encoding` while a body arrives, piece by piece, into memory that was charged for before. Every byte
+//! of a body is part of what a decoder has read to its end, or is an error: nothing is left behind.
 
-use std::io::{self, BufReader, Cursor, Read};
+use std::io;
 
-use bytes::{Buf, Bytes};
-use flate2::read::MultiGzDecoder;
 use flate2::{Decompress, FlushDecompress, Status};
+use zstd::stream::raw::{DParameter, Decoder as ZstdDecoder, InBuffer, Operation, OutBuffer};
 
 use crate::protocols::Encoding;
 
 /// The largest zstd window, 8 MiB, that RFC 8878 asks a decoder to take.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+const ZSTD_WINDOW_MAX_BYTES: usize = 1 << ZSTD_WINDOW_LOG_MAX;
+/// What the window of RFC 1951, and what belongs to it, takes.
+const DEFLATE_BYTES: usize = 64 * 1024;
+/// What zstd takes beside its window, which has the end of the output a second time.
+const ZSTD_BYTES: usize = 256 * 1024;
+/// The most that inflating takes beside its output.
+pub(super) const MAX_BYTES_BESIDE: usize = ZSTD_BYTES + ZSTD_WINDOW_MAX_BYTES;
 
-/// A body on its way out of its encoding.
-pub(super) enum Decoder {
-    Gzip(MultiGzDecoder<Cursor<Bytes>>),
-    Deflate(Deflate),
-    Zstd(zstd::Decoder<'static, BufReader<Cursor<Bytes>>>),
+/// Inflates one body.
+pub(super) struct Inflater {
+    encoding: Encoding,
+    /// Of the stream that is being read; a body may have several, one behind the other.
+    stream: Option<Decoder>,
+}
+
+enum Decoder {
+    Deflate(Decompress),
+    Zstd(ZstdDecoder<'static>),
+}
+
+impl Inflater {
+    /// For a body that is encoded; `None` for one that is not.
+    pub(super) fn new(encoding: Encoding) -> Option<Box<Inflater>> {
+        (encoding != Encoding::Identity).then(|| Box::new(Inflater { encoding, stream: None }))
+    }
+
+    /// The memory that inflating takes beside an output of `output` bytes.
+    pub(super) fn bytes_beside(&self, output: usize) -> usize {
+        match self.encoding {
+            Encoding::Zstd => ZSTD_BYTES + output.min(ZSTD_WINDOW_MAX_BYTES),
+            _ => DEFLATE_BYTES,
+        }
+    }
+
+    /// Appends to `output`, within its capacity, what `input` inflates to; how much of `input` was used. All that
+    /// `input` gives has been written where capacity is left.
+    pub(super) fn write(&mut self, input: &[u8], output: &mut Vec<u8>) -> io::Result<usize> {
+        let mut used = 0;
+        while output.len() < output.capacity() {
+            let rest = &input[used..];
+            if self.stream.is_none() && rest.is_empty() {
+                break;
+            }
+            let stream = match &mut self.stream {
+                Some(stream) => stream,
+                None => self.stream.insert(Decoder::new(self.encoding, rest[0])?),
+            };
+            let written = output.len();
+            let (read, ended) = stream.step(rest, output)?;
+            used += read;
+            if ended {
+                self.stream = None;
+            } else if read == 0 && output.len() == written {
+                break;
+            }
+        }
+        Ok(used)
+    }
+
+    /// Whether the input may end here.
+    pub(super) fn is_whole(&self) -> bool {
+        self.stream.is_none()
+    }
 }
 
 impl Decoder {
-    /// For a body that is compressed so.
-    pub(super) fn new(encoding: Encoding, bytes: Bytes) -> io::Result<Decoder> {
+    /// For the stream that begins with `first`.
+    fn new(encoding: Encoding, first: u8) -> io::Result<Decoder> {
+        // Some clients send `deflate` without the zlib wrapper that RFC 9110 asks for. That begins with its method, 8,
+        // and the size of its window, 7 or less; no block of RFC 1951 that an encoder writes does.
+        let zlib = first & 0x0f == 8 && first >> 4 <= 7;
         Ok(match encoding {
-            Encoding::Deflate => Decoder::Deflate(Deflate::new(bytes)),
+            Encoding::Deflate => Decoder::Deflate(Decompress::new(zlib)),
             Encoding::Zstd => {
-                let mut decoder = zstd::Decoder::new(Cursor::new(bytes))?;
-                decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+                let mut decoder = ZstdDecoder::new()?;
+                decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX))?;
                 Decoder::Zstd(decoder)
             }
-            Encoding::Gzip | Encoding::Identity => Decoder::Gzip(MultiGzDecoder::new(Cursor::new(bytes))),
+            Encoding::Gzip | Encoding::Identity => Decoder::Deflate(Decompress::new_gzip(15)),
         })
     }
-}
 
-impl Read for Decoder {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+    /// How much of `input` was used, and whether the stream ended.
+    fn step(&mut self, input: &[u8], output: &mut Vec<u8>) -> io::Result<(usize, bool)> {
         match self {
-            Decoder::Gzip(decoder) => decoder.read(buffer),
-            Decoder::Deflate(decoder) => decoder.read(buffer),
-            Decoder::Zstd(decoder) => decoder.read(buffer),
-        }
-    }
-}
-
-/// Streams of zlib or of raw deflate, one after the other. (The decoders of `flate2` for these take the end of the
-/// body for the end of a stream, and leave behind what follows a stream.)
-pub(super) struct Deflate {
-    state: Decompress,
-    is_zlib: bool,
-    rest: Bytes,
-    /// No stream is open.
-    between: bool,
-}
-
-impl Deflate {
-    fn new(bytes: Bytes) -> Deflate {
-        // Some clients send `deflate` without the zlib wrapper that RFC 9110 asks for.
-        let is_zlib =
-            bytes.len() >= 2 && bytes[0] & 0x0f == 8 && u16::from_be_bytes([bytes[0], bytes[1]]).is_multiple_of(31);
-        Deflate { state: Decompress::new(is_zlib), is_zlib, rest: bytes, between: true }
-    }
-}
-
-impl Read for Deflate {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while !(buffer.is_empty() || self.between && self.rest.is_empty()) {
-            if self.between {
-                self.state.reset(self.is_zlib);
-                self.between = false;
+            Decoder::Deflate(decoder) => {
+                let before = decoder.total_in();
+                let status = decoder.decompress_vec(input, output, FlushDecompress::None)?;
+                let used = usize::try_from(decoder.total_in() - before).unwrap_or_default();
+                Ok((used, status == Status::StreamEnd))
             }
-            let before = (self.state.total_in(), self.state.total_out());
-            let status = self.state.decompress(&self.rest, buffer, FlushDecompress::None)?;
-            let read = self.state.total_in() - before.0;
-            let written = self.state.total_out() - before.1;
-            self.rest.advance(usize::try_from(read).map_err(io::Error::other)?);
-            self.between = status == Status::StreamEnd;
-            if written > 0 {
-                return usize::try_from(written).map_err(io::Error::other);
-            }
-            if read == 0 && !self.between {
-                return Err(io::ErrorKind::UnexpectedEof.into());
+            Decoder::Zstd(decoder) => {
+                let end = output.len();
+                let (mut input, mut output) = (InBuffer::around(input), OutBuffer::around_pos(output, end));
+                let left = decoder.run(&mut input, &mut output)?;
+                Ok((input.pos(), left == 0))
             }
         }
-        Ok(0)
     }
 }
 
@@ -93,55 +117,96 @@ mod tests {
 
     use super::*;
 
-    fn inflated(encoding: Encoding, bytes: &[u8]) -> io::Result<Vec<u8>> {
-        let mut all = Vec::new();
-        Decoder::new(encoding, Bytes::copy_from_slice(bytes))?.read_to_end(&mut all)?;
-        Ok(all)
+    const TEXT: &[u8] = b"What goes in comes out, whatever the pieces are: one, two, three, one, two, three.\n";
+
+    fn encoded(encoding: &str) -> Vec<u8> {
+        let text = TEXT.repeat(50);
+        let level = flate2::Compression::default();
+        macro_rules! deflate {
+            ($encoder:ident) => {{
+                let mut encoder = flate2::write::$encoder::new(Vec::new(), level);
+                encoder.write_all(&text).unwrap();
+                encoder.finish().unwrap()
+            }};
+        }
+        match encoding {
+            "gzip" => deflate!(GzEncoder),
+            "zlib" => deflate!(ZlibEncoder),
+            "deflate" => deflate!(DeflateEncoder),
+            _ => zstd::encode_all(&text[..], 3).unwrap(),
+        }
     }
 
-    fn deflated(text: &[u8]) -> [(Encoding, Vec<u8>); 4] {
-        let level = flate2::Compression::default();
-        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), level);
-        let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), level);
-        let mut raw = flate2::write::DeflateEncoder::new(Vec::new(), level);
-        gzip.write_all(text).unwrap();
-        zlib.write_all(text).unwrap();
-        raw.write_all(text).unwrap();
-        [
-            (Encoding::Gzip, gzip.finish().unwrap()),
-            (Encoding::Deflate, zlib.finish().unwrap()),
-            (Encoding::Deflate, raw.finish().unwrap()),
-            (Encoding::Zstd, zstd::encode_all(text, 3).unwrap()),
-        ]
+    /// What comes of `input` in pieces of `step` bytes, with room for as many at a time.
+    fn inflate(encoding: Encoding, input: &[u8], step: usize) -> Result<Vec<u8>, String> {
+        let mut inflater = Inflater::new(encoding).unwrap();
+        let mut all = Vec::new();
+        for mut piece in input.chunks(step) {
+            loop {
+                let mut output = Vec::with_capacity(step);
+                let used = inflater.write(piece, &mut output).map_err(|error| error.to_string())?;
+                let room_left = output.len() < output.capacity();
+                all.extend(output);
+                piece = &piece[used..];
+                if room_left {
+                    assert!(piece.is_empty(), "{encoding:?}: input is left where there is room");
+                    break;
+                }
+            }
+        }
+        if inflater.is_whole() { Ok(all) } else { Err("ends early".to_owned()) }
     }
+
+    const ALL: [(Encoding, &str); 4] = [
+        (Encoding::Gzip, "gzip"),
+        (Encoding::Deflate, "zlib"),
+        (Encoding::Deflate, "deflate"),
+        (Encoding::Zstd, "zstd"),
+    ];
 
     #[test]
-    fn every_stream_of_a_body_is_read_and_nothing_may_be_left_behind_one() {
-        let (one, two) = (b"{\"n\":1}\n".repeat(5000), b"{\"n\":2}\n".to_vec());
-        for ((encoding, first), (_, second)) in deflated(&one).into_iter().zip(deflated(&two)) {
-            assert_eq!(inflated(encoding, &first).unwrap(), one, "{encoding:?}");
-            let both = inflated(encoding, &[&first[..], &second].concat()).unwrap();
-            assert_eq!(both, [&one[..], &two].concat(), "{encoding:?}");
-            for left_behind in [&b"x"[..], b"{\"n\":3}\n", &second[..second.len() - 1]] {
-                let bytes = [&first[..], left_behind].concat();
-                assert!(inflated(encoding, &bytes).is_err(), "{encoding:?} {left_behind:?}");
+    fn every_encoding_is_inflated_whatever_pieces_it_comes_in() {
+        for (encoding, name) in ALL {
+            for step in [1, 2, 7, 100, 64 * 1024] {
+                assert_eq!(inflate(encoding, &encoded(name), step), Ok(TEXT.repeat(50)), "{name} in steps of {step}");
             }
         }
     }
 
     #[test]
-    fn a_body_that_is_cut_anywhere_is_an_error() {
-        let text: Vec<u8> = (0..500_u32).flat_map(|n| format!("{{\"n\":{}}}\n", n * n).into_bytes()).collect();
-        for (encoding, whole) in deflated(&text) {
-            for end in 1..whole.len() {
-                assert!(inflated(encoding, &whole[..end]).is_err(), "{encoding:?} cut at {end} of {}", whole.len());
+    fn streams_one_behind_the_other_are_all_inflated() {
+        for (encoding, name) in ALL {
+            for step in [1, 7, 64 * 1024] {
+                let twice = encoded(name).repeat(2);
+                assert_eq!(inflate(encoding, &twice, step), Ok(TEXT.repeat(100)), "{name} in steps of {step}");
             }
+        }
+    }
+
+    #[test]
+    fn what_is_cut_short_changed_or_followed_by_something_else_is_refused() {
+        for (encoding, name) in ALL {
+            let whole = encoded(name);
+            for cut in 1..whole.len() {
+                assert!(inflate(encoding, &whole[..cut], 64).is_err(), "{name} cut to {cut} bytes");
+            }
+            for left_behind in [&b"x"[..], b"{\"n\":3}\n", b"\x07\x07\x07", &whole[..whole.len() - 1]] {
+                let both = [&whole[..], left_behind].concat();
+                assert!(inflate(encoding, &both, 64).is_err(), "{name} and {left_behind:?}");
+            }
+        }
+        for name in ["gzip", "zlib"] {
+            let encoding = if name == "gzip" { Encoding::Gzip } else { Encoding::Deflate };
+            let mut changed = encoded(name);
+            let checksum = changed.len() - if name == "gzip" { 8 } else { 4 };
+            changed[checksum] ^= 1;
+            assert!(inflate(encoding, &changed, 64).is_err(), "{name} with another checksum");
         }
     }
 
     #[test]
     fn two_zlib_streams_are_both_read() {
         let bytes = include_bytes!("../../tests/fixtures/bodies/deflate-two-streams.bin");
-        assert_eq!(inflated(Encoding::Deflate, bytes).unwrap(), b"{\"n\":1}\n{\"n\":2}\n");
+        assert_eq!(inflate(Encoding::Deflate, bytes, 64), Ok(b"{\"n\":1}\n{\"n\":2}\n".to_vec()));
     }
 }

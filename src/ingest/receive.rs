@@ -1,84 +1,51 @@
 //! One request's body: read within time, memory and size, and inflated.
 
-use std::io::Read;
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body_util::BodyExt;
-use hyper::body::{Body as _, Incoming};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use hyper::body::{Body as _, Frame, Incoming};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::ingest::inflate::Decoder;
+use crate::ingest::inflate::Inflater;
+use crate::ingest::memory::{Charge, Lane, Memory};
 use crate::protocols::{Encoding, Refusal};
 
 /// Without a byte of the body.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// For all of the body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(300);
-/// How long memory, an fsync or a start may hold a request before it becomes a 503.
-pub const HOLD: Duration = Duration::from_secs(5);
-/// Room made at once for a body that declares its length.
-const PREALLOCATE_MAX_BYTES: u64 = 1024 * 1024;
-/// Steps in which an inflated body is charged.
-const INFLATE_STEP_BYTES: usize = 256 * 1024;
+/// What a body must bring on average, once it has had its first seconds.
+const LEAST: Pace = Pace { first: Duration::from_secs(30), bytes_per_second: 1024 };
+/// The same for one that has a turn in memory for which others wait.
+const LEAST_IN_DEMAND: Pace = Pace { first: Duration::from_secs(10), bytes_per_second: 64 * 1024 };
+/// How often a body that is slower than that is looked at again.
+const DEMAND_INTERVAL: Duration = Duration::from_secs(1);
+/// A smaller body is not charged: a connection is counted as if it always had one.
+pub const UNCHARGED_BYTES: usize = 4 * 1024;
+/// What most bodies inflate to at most, in times of what was sent.
+const USUAL_INFLATION: usize = 16;
 
 /// Sets the limit of a body.
 pub const BODY_VARIABLE: &str = "ENV0_S3_LOG_MAX_BODY_BYTES";
 
-/// Memory that requests share. Beyond it, they wait.
-#[derive(Clone)]
-pub struct Budget {
-    free: Arc<Semaphore>,
-    bytes: u32,
+/// What a body must keep to.
+pub struct Terms<'a> {
+    /// In bytes, as sent and inflated.
+    pub limit: usize,
+    /// Where it is charged.
+    pub memory: &'a Memory,
+    /// For whom.
+    pub lane: Lane,
+    /// Ends the reading of a body that is still arriving.
+    pub stop: &'a CancellationToken,
 }
 
-/// What a request has of a [`Budget`]; given back on drop.
-#[derive(Default)]
-pub struct Charge(Option<OwnedSemaphorePermit>);
-
-impl Charge {
-    fn bytes(&self) -> usize {
-        self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
-    }
-
-    /// Gives back what goes beyond `bytes`.
-    pub fn shrink_to(&mut self, bytes: usize) {
-        let surplus = self.bytes().saturating_sub(bytes);
-        drop(self.0.as_mut().and_then(|permit| permit.split(surplus)));
-    }
-}
-
-impl Budget {
-    /// For `bytes` in all, 4 GiB at most.
-    pub fn new(bytes: usize) -> Budget {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        Budget { free: Arc::new(Semaphore::new(bytes as usize)), bytes }
-    }
-
-    /// Charges `bytes` more; no request is charged more than all there is, so that any one fits alone.
-    pub async fn charge(&self, held: &mut Charge, bytes: usize) -> Result<(), Refusal> {
-        let left = (self.bytes as usize).saturating_sub(held.bytes());
-        let bytes = u32::try_from(bytes.min(left)).unwrap_or(u32::MAX);
-        let permit = match Arc::clone(&self.free).try_acquire_many_owned(bytes) {
-            Ok(permit) => permit,
-            Err(_) => {
-                let acquire = Arc::clone(&self.free).acquire_many_owned(bytes);
-                let Ok(Ok(permit)) = tokio::time::timeout(HOLD, acquire).await else {
-                    let reason = "the memory for requests is in use (ENV0_S3_LOG_MAX_INFLIGHT_BYTES)".to_owned();
-                    return Err(Refusal::Unavailable { reason, retry_after_seconds: 1 });
-                };
-                permit
-            }
-        };
-        match &mut held.0 {
-            Some(held) => held.merge(permit),
-            None => held.0 = Some(permit),
-        }
-        Ok(())
+impl Terms<'_> {
+    fn too_large(&self) -> Refusal {
+        Refusal::TooLarge { limit: self.limit, variable: BODY_VARIABLE }
     }
 }
 
@@ -89,95 +56,205 @@ pub struct Received {
     charge: Charge,
 }
 
-/// Reads all of a body of at most `limit` bytes; `stop` ends the reading of one that is still arriving.
-pub async fn read(
-    body: &mut Incoming,
-    limit: usize,
-    budget: &Budget,
-    stop: &CancellationToken,
-) -> Result<Received, Refusal> {
-    let too_large = Refusal::TooLarge { limit, variable: BODY_VARIABLE };
-    let mut end = None;
-    let declared = body.size_hint().lower();
+impl Received {
+    /// Without one more layer of compression; an error where it isn't whole.
+    pub async fn inflate(self, encoding: Encoding, terms: &Terms<'_>) -> Result<Received, Refusal> {
+        let Some(mut inflater) = Inflater::new(encoding) else { return Ok(self) };
+        let mut buffer = Buffer::new(terms.limit.saturating_add(1));
+        if self.charge.has_turn() {
+            // Who has a turn waits for no other.
+            let may_need = buffer.most.saturating_add(inflater.bytes_beside(buffer.most));
+            buffer.charge = terms.memory.second_turn(&self.charge, may_need)?;
+        }
+        inflate(&mut inflater, &self.bytes, &mut buffer, terms).await?;
+        if inflater.is_whole() { Ok(buffer.finish()) } else { Err(broken("it ends early")) }
+    }
+}
+
+/// Reads and inflates all of a body.
+pub async fn read(body: &mut Incoming, encoding: Encoding, terms: &Terms<'_>) -> Result<Received, Refusal> {
+    let mut inflater = Inflater::new(encoding);
+    let declared = body.size_hint().exact().filter(|_| inflater.is_none());
+    // A byte over the limit tells that there is more.
+    let most = declared.map_or(usize::MAX, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+    let mut buffer = Buffer::new(most.min(terms.limit.saturating_add(1)));
+    let mut clock = Clock::default();
     let mut first = Bytes::new();
-    let mut all = BytesMut::new();
-    let mut charge = Charge::default();
+    let mut sent = 0;
     loop {
         // What is here already needs no clock.
         let frame = match body.frame().now_or_never() {
             Some(frame) => frame,
-            None => {
-                let now = Instant::now();
-                let deadline = (now + STALL_TIMEOUT).min(*end.get_or_insert(now + BODY_TIMEOUT));
-                tokio::select! {
-                    biased;
-                    frame = timeout_at(deadline, body.frame()) => frame.map_err(|_| Refusal::BodyTimeout)?,
-                    () = stop.cancelled() => return Err(draining()),
-                }
-            }
+            None => clock.next_frame(body, sent, buffer.charge.has_turn(), terms).await?,
         };
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|error| Refusal::BrokenBody { reason: error.to_string() })?;
         let Ok(data) = frame.into_data() else { continue };
-        if first.len() + all.len() + data.len() > limit {
-            return Err(too_large);
+        sent += data.len();
+        if sent > terms.limit {
+            return Err(terms.too_large());
         }
-        budget.charge(&mut charge, data.len()).await?;
-        if first.is_empty() && all.is_empty() {
-            first = data;
-            continue;
+        if sent == data.len() && inflater.is_none() {
+            // Some senders compress and don't say so.
+            inflater = Inflater::new(Encoding::by_magic(&data));
+            if inflater.is_some() {
+                buffer.most = terms.limit.saturating_add(1);
+            }
         }
-        if all.is_empty() {
-            all.reserve(usize::try_from(declared.clamp(first.len() as u64, PREALLOCATE_MAX_BYTES)).unwrap_or_default());
-            all.extend_from_slice(&std::mem::take(&mut first));
+        match &mut inflater {
+            // Most bodies come in one piece, and stay where they were read.
+            None if sent == data.len() => {
+                buffer.charge(data.len(), buffer.most, terms).await?;
+                first = data;
+            }
+            None => {
+                let first = std::mem::take(&mut first);
+                buffer.make_room(first.len() + data.len(), None, terms).await?;
+                buffer.bytes.extend_from_slice(&first);
+                buffer.bytes.extend_from_slice(&data);
+            }
+            Some(inflater) => inflate(inflater, &data, &mut buffer, terms).await?,
         }
-        all.extend_from_slice(&data);
     }
-    let bytes = if all.is_empty() { first } else { all.freeze() };
-    Ok(Received { bytes, charge })
+    if sent > 0 && inflater.is_some_and(|inflater| !inflater.is_whole()) {
+        return Err(broken("it ends early"));
+    }
+    Ok(if first.is_empty() { buffer.finish() } else { Received { bytes: first, charge: buffer.charge } })
+}
+
+/// Appends to `buffer` what a piece of the body inflates to.
+async fn inflate(inflater: &mut Inflater, piece: &[u8], buffer: &mut Buffer, terms: &Terms<'_>) -> Result<(), Refusal> {
+    let mut rest = piece;
+    buffer.make_room(USUAL_INFLATION.saturating_mul(piece.len()), Some(inflater), terms).await?;
+    loop {
+        let used = inflater.write(rest, &mut buffer.bytes).map_err(broken)?;
+        rest = &rest[used..];
+        if buffer.bytes.len() > terms.limit {
+            return Err(terms.too_large());
+        }
+        if buffer.bytes.len() < buffer.bytes.capacity() {
+            return Ok(());
+        }
+        buffer.make_room(1, Some(inflater), terms).await?;
+        // A little can inflate to a lot; others have their turn in between.
+        tokio::task::yield_now().await;
+    }
+}
+
+/// What there is of a body, charged before it grows.
+struct Buffer {
+    bytes: Vec<u8>,
+    charge: Charge,
+    /// All that was asked to be charged.
+    charged: usize,
+    /// No body gets larger.
+    most: usize,
+}
+
+impl Buffer {
+    fn new(most: usize) -> Buffer {
+        Buffer { bytes: Vec::new(), charge: Charge::default(), charged: 0, most }
+    }
+
+    /// Makes room for `more` bytes, or for all that there can be.
+    async fn make_room(&mut self, more: usize, inflater: Option<&Inflater>, terms: &Terms<'_>) -> Result<(), Refusal> {
+        let needed = self.bytes.len().saturating_add(more).min(self.most);
+        if needed <= self.bytes.capacity() {
+            return Ok(());
+        }
+        let capacity = needed.max(2 * self.bytes.capacity()).max(UNCHARGED_BYTES).min(self.most);
+        let with = |bytes| bytes + inflater.map_or(0, |inflater| inflater.bytes_beside(bytes));
+        self.charge(with(capacity), with(self.most), terms).await?;
+        // Who has a turn is charged for all of it.
+        let capacity = if self.charge.has_turn() { self.most } else { capacity };
+        self.bytes.reserve_exact(capacity - self.bytes.len());
+        Ok(())
+    }
+
+    /// Charges `bytes` in all, of the `most` that the body may come to need.
+    async fn charge(&mut self, bytes: usize, most: usize, terms: &Terms<'_>) -> Result<(), Refusal> {
+        if bytes <= UNCHARGED_BYTES || bytes <= self.charged {
+            return Ok(());
+        }
+        let (more, may_need) = (bytes - self.charged, most - self.charged);
+        terms.memory.charge(terms.lane, &mut self.charge, more, may_need).await?;
+        self.charged = bytes;
+        Ok(())
+    }
+
+    fn finish(mut self) -> Received {
+        if self.bytes.capacity() / 2 > self.bytes.len() {
+            self.bytes.shrink_to_fit();
+        }
+        let bytes = self.bytes.capacity();
+        self.charge.shrink_to(if bytes <= UNCHARGED_BYTES { 0 } else { bytes });
+        Received { bytes: Bytes::from(self.bytes), charge: self.charge }
+    }
+}
+
+fn broken(reason: impl ToString) -> Refusal {
+    Refusal::BrokenBody { reason: format!("its Content-Encoding is broken: {}", reason.to_string()) }
+}
+
+/// How fast a body must come.
+struct Pace {
+    first: Duration,
+    bytes_per_second: u64,
+}
+
+impl Pace {
+    /// When a body of which `bytes` came since `since` is too slow.
+    fn due(&self, since: Instant, bytes: usize) -> Instant {
+        since + self.first + Duration::from_millis(bytes as u64 * 1000 / self.bytes_per_second)
+    }
+}
+
+/// Watches over the time that a body takes.
+#[derive(Default)]
+struct Clock {
+    /// Since it was waited for.
+    begun: Option<Instant>,
+    /// Since it was waited for with a turn, and what had come by then.
+    turn: Option<(Instant, usize)>,
+}
+
+type NextFrame = Option<Result<Frame<Bytes>, hyper::Error>>;
+
+impl Clock {
+    /// The next frame of a body of which `sent` bytes are here.
+    async fn next_frame(
+        &mut self,
+        body: &mut Incoming,
+        sent: usize,
+        has_turn: bool,
+        terms: &Terms<'_>,
+    ) -> Result<NextFrame, Refusal> {
+        let now = Instant::now();
+        let begun = *self.begun.get_or_insert(now);
+        let end = (now + STALL_TIMEOUT).min(begun + BODY_TIMEOUT).min(LEAST.due(begun, sent));
+        let mut look = end;
+        if has_turn {
+            let (since, before) = *self.turn.get_or_insert((now, sent));
+            look = end.min(LEAST_IN_DEMAND.due(since, sent - before).max(now + DEMAND_INTERVAL));
+        }
+        loop {
+            let frame = tokio::select! {
+                biased;
+                frame = timeout_at(look, body.frame()) => frame,
+                () = terms.stop.cancelled() => return Err(draining()),
+            };
+            match frame {
+                Ok(frame) => return Ok(frame),
+                Err(_) if look >= end || terms.memory.is_awaited() => return Err(Refusal::BodyTimeout),
+                Err(_) => look = end.min(look + DEMAND_INTERVAL),
+            }
+        }
+    }
 }
 
 /// The refusal of everything that comes too late.
 pub fn draining() -> Refusal {
     Refusal::Unavailable { reason: "shutting down".to_owned(), retry_after_seconds: 5 }
-}
-
-impl Received {
-    /// The inflated body, of at most `limit` bytes; the compressed one goes.
-    pub async fn inflate(self, encoding: Encoding, limit: usize, budget: &Budget) -> Result<Received, Refusal> {
-        if encoding == Encoding::Identity || self.bytes.is_empty() {
-            return Ok(self);
-        }
-        let mut charge = self.charge;
-        let mut decoder = Decoder::new(encoding, self.bytes).map_err(broken)?;
-        let mut inflated = BytesMut::new();
-        let step_bytes = INFLATE_STEP_BYTES.min(limit);
-        loop {
-            budget.charge(&mut charge, step_bytes).await?;
-            let step;
-            (decoder, step) = tokio::task::spawn_blocking(move || {
-                let mut step = Vec::with_capacity(step_bytes);
-                let read = decoder.by_ref().take(step_bytes as u64).read_to_end(&mut step);
-                (decoder, read.map(|_| step))
-            })
-            .await
-            .map_err(|error| broken(std::io::Error::other(error)))?;
-            let step = step.map_err(broken)?;
-            if inflated.len() + step.len() > limit {
-                return Err(Refusal::TooLarge { limit, variable: BODY_VARIABLE });
-            }
-            inflated.extend_from_slice(&step);
-            if step.len() < step_bytes {
-                drop(decoder);
-                charge.shrink_to(inflated.len());
-                return Ok(Received { bytes: inflated.freeze(), charge });
-            }
-        }
-    }
-}
-
-fn broken(error: std::io::Error) -> Refusal {
-    Refusal::BrokenBody { reason: format!("its Content-Encoding is broken: {error}") }
 }
 
 #[cfg(test)]
@@ -194,25 +271,29 @@ mod tests {
 
     use super::*;
 
-    /// Seconds until a body is given up of which a byte comes every `pause`.
-    async fn given_up_after(pause: Duration) -> u64 {
+    const BYTES: usize = 1024 * 1024;
+
+    /// Seconds until a body is given up of which `piece` comes every `pause`.
+    async fn given_up_after(piece: &'static [u8], pause: Duration) -> u64 {
         let (mut client, server) = tokio::io::duplex(1024);
         let (ended, mut end) = mpsc::unbounded_channel();
         let service = service_fn(move |request: Request<Incoming>| {
             let ended = ended.clone();
             async move {
-                let (budget, stop) = (Budget::new(1000), CancellationToken::new());
-                let outcome = read(&mut request.into_body(), 1000, &budget, &stop).await;
+                let (memory, stop) = (Memory::new(BYTES, BYTES), CancellationToken::new());
+                let terms = Terms { limit: BYTES, memory: &memory, lane: Lane::Audits, stop: &stop };
+                let outcome = read(&mut request.into_body(), Encoding::Identity, &terms).await;
                 ended.send(outcome.map(|received| received.bytes)).unwrap();
                 Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
             }
         });
         tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(server), service));
-        client.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n").await.unwrap();
+        let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {BYTES}\r\n\r\n");
+        client.write_all(head.as_bytes()).await.unwrap();
         let started = Instant::now();
         let trickle = async {
             loop {
-                client.write_all(b"x").await.unwrap();
+                client.write_all(piece).await.unwrap();
                 tokio::time::sleep(pause).await;
             }
         };
@@ -225,7 +306,12 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_body_is_given_up_30_s_after_its_last_byte_and_5_minutes_after_its_first() {
-        assert_eq!(given_up_after(Duration::from_secs(3600)).await, 30);
-        assert_eq!(given_up_after(Duration::from_secs(29)).await, 300);
+        assert_eq!(given_up_after(b"x", Duration::from_secs(3600)).await, 30);
+        assert_eq!(given_up_after(&[b'x'; 40_000], Duration::from_secs(29)).await, 300);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_trickles_is_given_up_after_30_s() {
+        assert_eq!(given_up_after(b"x", Duration::from_secs(1)).await, 30);
     }
 }

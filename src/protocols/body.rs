@@ -93,7 +93,7 @@ pub enum BodyError {
     /// 413
     #[error(
         "the events take more than {limit_bytes} bytes as lines of JSON, the larger of \
-         ENV0_S3_LOG_MAX_INFLIGHT_BYTES and four times ENV0_S3_LOG_MAX_BODY_BYTES; send fewer in one request"
+         ENV0_S3_LOG_MAX_INFLIGHT_BYTES and twice ENV0_S3_LOG_MAX_BODY_BYTES; send fewer in one request"
     )]
     LinesTooLarge {
         /// [`Limits::max_lines_bytes`].

@@ -17,6 +17,7 @@ mod disk;
 mod documents;
 mod floors;
 mod hostile_clients;
+mod laws;
 mod local_aws_itself;
 mod long_run;
 mod machine;
