@@ -1,5 +1,7 @@
-//! `drain`: uploads what a spool holds, to where its events were accepted for, and nothing else.
+//! `drain`: uploads what a spool holds, to where its events were accepted for or, when asked to, to the configured
+//! bucket. Takes no events.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +13,12 @@ use crate::assembly::{self, Failure};
 use crate::batch::LogType;
 use crate::chain::SigningKey;
 use crate::config::{self, Config};
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, HAND_OVER};
 use crate::exit_code;
 use crate::network::Network;
 use crate::spool::disk::OsDisk;
-use crate::spool::manifest::Manifest;
-use crate::spool::{self, LeftBehind, Spool};
+use crate::spool::manifest::{Destination, Lock, Manifest};
+use crate::spool::{self, LeftBehind, OpenError, Spool};
 
 /// How often the progress is shown.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -37,41 +39,36 @@ pub struct DrainOptions {
     /// Send to the endpoint that the spool's manifest names, where the configuration names another
     #[arg(long)]
     to_manifest: bool,
+    /// Send to the bucket, path, region and endpoint that are configured now, whatever the events were accepted for; asks first
+    #[arg(long, conflicts_with = "to_manifest")]
+    to_configured: bool,
+    /// Don't ask before --to-configured
+    #[arg(long, requires = "to_configured")]
+    yes: bool,
 }
 
 /// Uploads until the spool is empty. `show` gets a line of progress a second.
 ///
 /// # Errors
-/// 73 when a daemon runs on the spool, 69 when the time is over before it is empty, 74 when a file is in quarantine or
-/// stays in a folder, 78 when the spool names an endpoint that the configuration doesn't.
+/// 73 when a daemon runs on the spool, 69 when the time is over before it is empty or when no OIDC token can come,
+/// 74 when a file is in quarantine or stays in a folder, 78 when the spool names an endpoint that the configuration
+/// doesn't, 64 when nobody agrees to `--to-configured`.
 pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut(&str)) -> Result<(), Failure> {
     if let Some(spool) = options.spool {
         config.spool_dir = spool;
     }
     let manifest = Manifest::read(&OsDisk, &config.spool_dir).map_err(|error| Failure::new(exit_code::IO, error))?;
-    let Some(Manifest { destination, .. }) = manifest else {
+    let Some(Manifest { destination: accepted, .. }) = manifest else {
         let error = anyhow::anyhow!("{} is not a spool: it has no manifest", config.spool_dir.display());
         return Err(Failure::new(exit_code::IO, error));
     };
-    let endpoint = Some(destination.endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
-    // Who can write to a spool must not say where its events go.
-    if config.endpoint_url_s3 != endpoint && !options.to_manifest {
-        let name = |endpoint: &Option<String>| endpoint.clone().unwrap_or_else(|| "AWS".to_owned());
-        let error = anyhow::anyhow!(
-            "the spool's manifest sends to the endpoint {}, and the configuration names {}; set AWS_ENDPOINT_URL_S3 as the spool has it, or say --to-manifest if that endpoint is yours",
-            name(&endpoint),
-            name(&config.endpoint_url_s3)
-        );
-        return Err(Failure::new(exit_code::CONFIG, error));
-    }
-    // A bucket has one region: what is configured now mends the wrong one that events were accepted under.
-    let same_bucket = config.endpoint_url_s3 == endpoint && config.bucket_name == destination.bucket;
-    if !same_bucket {
-        config.aws_region.clone_from(&destination.region);
-    }
-    config.bucket_name.clone_from(&destination.bucket);
-    config.bucket_path.clone_from(&destination.path);
-    config.endpoint_url_s3 = endpoint;
+    let destination = match options.to_configured {
+        true => to_configured(&config, accepted, options.yes, &mut show)?,
+        false => {
+            to_accepted(&mut config, &accepted, options.to_manifest)?;
+            accepted
+        }
+    };
     show(&format!("draining {} to {destination}", config.spool_dir.display()));
     if config.aws_region != destination.region {
         show(&format!("the bucket is asked in the region that is configured now, {}", config.aws_region));
@@ -94,11 +91,18 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
         if batches == 0 && events == 0 && !waits {
             return emptied(&spool, show).await;
         }
-        let now = Instant::now();
+        let (now, status) = (Instant::now(), credentials.status());
+        let token_can_come = config.oidc_token_file.is_some() || config.oidc_token_url.is_some();
+        if !token_can_come && credentials.session().is_none() && status.remedy.as_deref() == Some(HAND_OVER) {
+            let error = anyhow::anyhow!(
+                "drain waits for {} and nothing is configured that could bring one; set ENV0_OIDC_TOKEN, ENV0_S3_LOG_OIDC_TOKEN_FILE or ENV0_S3_LOG_OIDC_TOKEN_URL (drain has no listener that takes one); {batches} batches with {events} events are still in the spool, and safe there",
+                status.waits_for.unwrap_or_default(),
+            );
+            return Err(Failure::new(exit_code::UNAVAILABLE, error));
+        }
         if now >= next_show {
             next_show = now + PROGRESS_INTERVAL;
-            let waits_for =
-                credentials.status().waits_for.map(|what| format!("; waiting for {what}")).unwrap_or_default();
+            let waits_for = status.waits_for.map(|what| format!("; waiting for {what}")).unwrap_or_default();
             show(&format!("{batches} batches, {events} events, {bytes} bytes left{waits_for}"));
         }
         if deadline.is_some_and(|deadline| now >= deadline) {
@@ -111,6 +115,84 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// Points the configuration at the place that the events were accepted for.
+fn to_accepted(config: &mut Config, accepted: &Destination, to_manifest: bool) -> Result<(), Failure> {
+    let endpoint = Some(accepted.endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
+    // Who can write to a spool must not say where its events go.
+    if config.endpoint_url_s3 != endpoint && !to_manifest {
+        let name = |endpoint: &Option<String>| endpoint.clone().unwrap_or_else(|| "AWS".to_owned());
+        let error = anyhow::anyhow!(
+            "the spool's manifest sends to the endpoint {}, and the configuration names {}; set AWS_ENDPOINT_URL_S3 as the spool has it, or say --to-manifest if that endpoint is yours, or --to-configured if the events shall go to the configured one",
+            name(&endpoint),
+            name(&config.endpoint_url_s3)
+        );
+        return Err(Failure::new(exit_code::CONFIG, error));
+    }
+    // A bucket has one region: what is configured now mends the wrong one that events were accepted under.
+    let same_bucket = config.endpoint_url_s3 == endpoint && config.bucket_name == accepted.bucket;
+    if !same_bucket {
+        config.aws_region.clone_from(&accepted.region);
+    }
+    config.bucket_name.clone_from(&accepted.bucket);
+    config.bucket_path.clone_from(&accepted.path);
+    config.endpoint_url_s3 = endpoint;
+    Ok(())
+}
+
+/// Makes the configured place the spool's own, once somebody has agreed.
+///
+/// The chains stay what they are. A batch's number and the hash of the one before it are part of its file's name, and
+/// may already be in the old bucket; under the same chain, a number names the same bytes in either place. Where
+/// nothing had reached the old bucket, the new one has the chain from number 1.
+fn to_configured(
+    config: &Config,
+    accepted: Destination,
+    yes: bool,
+    show: &mut impl FnMut(&str),
+) -> Result<Destination, Failure> {
+    let (dir, configured) = (&config.spool_dir, assembly::spool_settings(config).destination);
+    let _lock = Lock::take(dir).map_err(OpenError::from)?;
+    let (batches, sending) = spool::count_batches(&OsDisk, dir)?;
+    // An empty spool takes the configured place over by itself, with chains of its own.
+    if accepted == configured || batches == 0 {
+        return Ok(configured);
+    }
+    let already = match sending {
+        0 => String::new(),
+        _ => format!(
+            " {sending} of them were being sent when the daemon ended: the old place may have them already, and then both places have them."
+        ),
+    };
+    let question = format!(
+        "{} holds {batches} batches that were accepted for {accepted}. They and all that comes later will go to {configured}.{already}",
+        dir.display()
+    );
+    if !yes && !agreed(&question, show)? {
+        let error = anyhow::anyhow!("not agreed; nothing was changed or sent");
+        return Err(Failure::new(exit_code::USAGE, error));
+    }
+    let manifest = Manifest::read(&OsDisk, dir).map_err(OpenError::from)?;
+    if let Some(manifest) = manifest {
+        Manifest { destination: configured.clone(), ..manifest }.write(&OsDisk, dir).map_err(OpenError::from)?;
+    }
+    if yes {
+        show(&question);
+    }
+    Ok(configured)
+}
+
+/// Whether the person at the terminal says yes.
+fn agreed(question: &str, show: &mut impl FnMut(&str)) -> Result<bool, Failure> {
+    if !std::io::stdin().is_terminal() {
+        let error = anyhow::anyhow!("{question} There is no terminal to ask at: add --yes if that is right");
+        return Err(Failure::new(exit_code::USAGE, error));
+    }
+    show(&format!("{question} Is that right? [y/N]"));
+    let mut answer = String::new();
+    std::io::stdin().read_line(&mut answer).map_err(|error| Failure::new(exit_code::USAGE, error))?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
 /// Looks at the folders again before it says that they are empty.

@@ -34,7 +34,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
-use crate::batch::{Codec, LogType, SealedName, SpoolName};
+use crate::batch::{Codec, LogType, SealedName, SpoolName, Stage};
 use crate::spool::claim::Claim;
 use crate::spool::disk::Disk;
 use crate::spool::folder::Folder;
@@ -145,7 +145,7 @@ pub enum OpenError {
     Manifest(#[from] ManifestError),
     /// The spool holds batches for another place.
     #[error(
-        "the spool holds {batches} batches for {holds}, but the configuration says {configured}; run `env0-s3-logs drain`, which sends them where they belong, or restore the old settings, or choose another ENV0_S3_LOG_SPOOL_DIR"
+        "the spool holds {batches} batches for {holds}, but the configuration says {configured}; run `env0-s3-logs drain`, which sends them where they belong, or `env0-s3-logs drain --to-configured`, which sends them to the configured place (after a mistake in the bucket's name), or restore the old settings, or choose another ENV0_S3_LOG_SPOOL_DIR"
     )]
     OtherDestination {
         /// How many it holds.
@@ -368,6 +368,19 @@ fn scan(disk: &dyn Disk, dir: &Path, log_type: LogType) -> Result<Vec<Found>, Op
     let files = disk.list(&path).map_err(|source| OpenError::Create { path, source })?;
     let found = |(file_name, bytes): (String, u64)| Found { name: file_name.parse().ok(), file_name, bytes };
     Ok(files.into_iter().map(found).collect())
+}
+
+/// How many batches a spool that nobody has open holds, and how many of them were being sent when it was left.
+pub fn count_batches(disk: &dyn Disk, dir: &Path) -> Result<(usize, usize), OpenError> {
+    let is_sending =
+        |found: &&Found| matches!(found.name, Some(SpoolName::Sealed(name)) if name.stage == Stage::Sending);
+    let mut counts = (0, 0);
+    for log_type in LogType::ALL {
+        let found = scan(disk, dir, log_type)?;
+        counts.0 += found.iter().filter(|found| found.is_batch()).count();
+        counts.1 += found.iter().filter(is_sending).count();
+    }
+    Ok(counts)
 }
 
 /// Reads the manifest, or writes the first one; takes over new settings when no batch is left.

@@ -255,7 +255,10 @@ fn manifest(config: &Config) -> Step {
             NAME,
             CONFIG,
             format!("the spool holds {batches} batches for {found}, and the configuration says {configured}"),
-            format!("run drain --spool {} first, or set the variables back", dir.display()),
+            format!(
+                "run drain --spool {} first (with --to-configured if the old place was a mistake), or set the variables back",
+                dir.display()
+            ),
         ),
     }
 }

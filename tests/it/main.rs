@@ -15,6 +15,7 @@ mod configuration;
 mod crash;
 mod disk;
 mod documents;
+mod drain;
 mod floors;
 mod hostile_clients;
 mod laws;

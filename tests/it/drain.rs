@@ -1,0 +1,109 @@
+//! `drain` where it is not plain: events accepted for a bucket that is a mistake, and no token.
+
+use serde_json::Value;
+
+use crate::harness::{AUDITS, Books, DEPLOYMENTS, Setup, event, wait_until};
+use crate::local_aws::{BUCKET, LocalAws};
+
+const MISTAKE: &str = "a-mistaken-name";
+
+/// Events of both types, accepted for a bucket that does not exist; returns the setup with the right name.
+fn accepted_for_a_mistaken_bucket(aws: &LocalAws, books: &Books) -> Setup {
+    let setup = Setup::new(aws).set("ENV0_S3_LOG_BUCKET_NAME", MISTAKE);
+    let mut daemon = setup.start();
+    for path in [DEPLOYMENTS, AUDITS] {
+        let ids = books.ids(3);
+        assert_eq!(daemon.post(path, Books::body(&ids)).accepted(), 3);
+        books.acknowledge(ids);
+    }
+    wait_until("the bucket is missed", || daemon.log().text().contains("NoSuchBucket"));
+    assert!(daemon.log().text().contains("drain --to-configured"), "{}", daemon.log().text());
+    daemon.terminate();
+    setup.set("ENV0_S3_LOG_BUCKET_NAME", BUCKET)
+}
+
+fn manifest(setup: &Setup) -> Value {
+    serde_json::from_slice(&std::fs::read(setup.spool().join("manifest.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn events_for_a_mistaken_bucket_are_sent_to_the_configured_one_when_asked() {
+    let aws = LocalAws::start();
+    let books = Books::default();
+    let setup = accepted_for_a_mistaken_bucket(&aws, &books);
+    let before = manifest(&setup);
+    let start = setup.run("run");
+    assert_eq!(start.code, Some(78), "{}", start.stderr);
+    assert!(start.stderr.contains("drain --to-configured"), "{}", start.stderr);
+    let plain = setup.run("drain --timeout 1s");
+    assert_eq!(plain.code, Some(69), "{plain:?}");
+    assert!(format!("{plain:?}").contains("drain --to-configured"), "{plain:?}");
+
+    let unasked = setup.run("drain --to-configured");
+    assert_eq!(unasked.code, Some(64), "{unasked:?}");
+    for part in [MISTAKE, BUCKET, "--yes"] {
+        assert!(unasked.stderr.contains(part), "no {part} in {}", unasked.stderr);
+    }
+    assert_eq!(manifest(&setup), before, "nothing was changed");
+    assert_eq!(aws.s3.line_count(), 0);
+
+    let agreed = setup.run("drain --to-configured --yes");
+    assert_eq!(agreed.code, Some(0), "{agreed:?}");
+    assert_eq!((aws.s3.line_count(), manifest(&setup)["chains"] == before["chains"]), (6, true));
+    let _daemon = setup.start();
+    books.balance(&aws, &setup);
+    let verified = verify(&aws, &setup);
+    assert_eq!(verified.code, Some(0), "{verified:?}");
+}
+
+/// Of the bucket's whole chain: it begins with number 1.
+fn verify(aws: &LocalAws, setup: &Setup) -> crate::harness::Finished {
+    let mut auditor = Setup::new(aws).unset("ENV0_OIDC_TOKEN");
+    for (name, value) in aws.auditor_environment() {
+        auditor = auditor.set(name, value);
+    }
+    auditor.run(&format!("verify --instance {}", manifest(setup)["chains"][0].as_str().unwrap()))
+}
+
+#[test]
+fn what_the_old_place_may_have_already_is_told_before_it_goes_to_another() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BUCKET_PATH", "old");
+    aws.s3.hold_puts();
+    let daemon = setup.start();
+    daemon.post(DEPLOYMENTS, event("sent twice"));
+    wait_until("a PUT is under way", || aws.s3.put_count() > 0);
+    daemon.kill();
+    let setup = setup.set("ENV0_S3_LOG_BUCKET_PATH", "new");
+    let finished = setup.run("drain --to-configured");
+    assert_eq!(finished.code, Some(64), "{finished:?}");
+    assert!(finished.stderr.contains("1 of them were being sent"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("may have them already"), "{}", finished.stderr);
+}
+
+#[test]
+fn an_empty_spool_is_left_to_the_next_start_under_a_new_chain() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BUCKET_NAME", MISTAKE);
+    setup.start().terminate();
+    let before = manifest(&setup);
+    let setup = setup.set("ENV0_S3_LOG_BUCKET_NAME", BUCKET);
+    let finished = setup.run("drain --to-configured");
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    assert_eq!(manifest(&setup)["bucket"], BUCKET);
+    assert_ne!(manifest(&setup)["chains"], before["chains"]);
+}
+
+#[test]
+fn drain_without_a_token_says_how_to_give_one_and_ends() {
+    let aws = LocalAws::start();
+    let books = Books::default();
+    let setup = accepted_for_a_mistaken_bucket(&aws, &books).unset("ENV0_OIDC_TOKEN");
+    let finished = setup.run("drain --to-configured --yes");
+    assert_eq!(finished.code, Some(69), "{finished:?}");
+    for part in ["ENV0_OIDC_TOKEN", "ENV0_S3_LOG_OIDC_TOKEN_FILE", "6 events"] {
+        assert!(finished.stderr.contains(part), "no {part} in {}", finished.stderr);
+    }
+    let finished = setup.set("ENV0_OIDC_TOKEN", aws.issuer.token()).run("drain");
+    assert_eq!((finished.code, aws.s3.line_count()), (Some(0), 6), "{finished:?}");
+}
