@@ -44,3 +44,45 @@ fn tells_a_clock(answer: &HttpResponse, now: DateTime<Utc>) -> bool {
     let date = answer.headers().get("date").and_then(|date| DateTime::parse_from_rfc2822(date).ok());
     date.is_some_and(|date| date.to_utc().signed_duration_since(now).abs() <= CLOCK_MAX_DIFFERENCE)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::error::Error;
+
+    use aws_smithy_runtime_api::http::StatusCode;
+
+    use super::*;
+
+    /// Answers every request with this `Date`, in memory.
+    #[derive(Debug)]
+    struct Dated(Option<String>);
+
+    impl HttpConnector for Dated {
+        fn call(&self, _: HttpRequest) -> HttpConnectorFuture {
+            let mut answer = HttpResponse::new(StatusCode::try_from(200).unwrap(), SdkBody::empty());
+            if let Some(date) = &self.0 {
+                answer.headers_mut().insert("date", date.clone());
+            }
+            HttpConnectorFuture::ready(Ok(answer))
+        }
+    }
+
+    /// The `Date` that reaches the SDK.
+    async fn passed_on(date: Option<String>) -> Result<Option<String>, Box<dyn Error>> {
+        let connector = Bounded { connector: SharedHttpConnector::new(Dated(date)), success_max_bytes: None };
+        let answer = connector.call(HttpRequest::get("http://localhost")?).await?;
+        Ok(answer.headers().get("date").map(str::to_owned))
+    }
+
+    #[tokio::test]
+    async fn the_sdk_sees_no_date_more_than_ten_years_from_our_clock() {
+        for date in ["Fri, 31 Dec 9999 23:59:59 GMT", "Thu, 01 Jan 1970 00:00:00 GMT", "soon", ""] {
+            assert_eq!(passed_on(Some(date.to_owned())).await.unwrap(), None, "{date}");
+        }
+        assert_eq!(passed_on(None).await.unwrap(), None);
+        for days in [-3649, 0, 3649] {
+            let date = Some((crate::batch::now() + TimeDelta::days(days)).to_rfc2822());
+            assert_eq!(passed_on(date.clone()).await.unwrap(), date);
+        }
+    }
+}

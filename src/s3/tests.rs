@@ -239,22 +239,6 @@ async fn what_an_answer_says_is_cut_and_shows_no_secret() {
 }
 
 #[tokio::test]
-async fn a_date_at_the_end_of_the_calendar_ends_no_later_attempt() {
-    for date in ["Fri, 31 Dec 9999 23:59:59 GMT", "Thu, 01 Jan 1970 00:00:00 GMT", "Mon, 01 Jan 0001 00:00:00 GMT"] {
-        let server = Server::start(move |_| {
-            let mut response = s3_error(403, "RequestTimeTooSkewed", "The difference is too large.");
-            response.headers_mut().insert("date", date.parse().unwrap());
-            response
-        })
-        .await;
-        let (s3, _sts) = s3_at(&server.url()).await;
-        for _ in 0..3 {
-            assert_eq!(s3.put(&put(&file())).await.unwrap_err().kind, PutErrorKind::ClockSkew, "{date}");
-        }
-    }
-}
-
-#[tokio::test]
 async fn a_412_without_a_document_is_the_stores_where_it_has_a_request_id() {
     for (request_id, kind) in [(None, PutErrorKind::NameTakenUnproven), (Some("id"), PutErrorKind::NameTaken)] {
         let error = refused_by(move |_| {
