@@ -235,6 +235,9 @@ fn a_whole_chain_rewritten_without_the_key() {
     rewrite(&vault, false);
     vault.verify(KEYS).is(1, &all("unsigned"));
     vault.verify("").is(0, &[]).says("verdict", "consistent, not authenticated");
+    let tomorrow = (Utc::now() + TimeDelta::days(1)).date_naive();
+    vault.verify(&format!("{KEYS} --unsigned-before 2020-01-01")).is(1, &all("unsigned"));
+    vault.verify(&format!("{KEYS} --unsigned-before {tomorrow}")).is(0, &[]);
     vault.verify("--heads heads").is(1, &[("altered", &vault.b, only(4))]);
     rewrite(&vault, true);
     vault.verify(KEYS).is(1, &all("altered"));

@@ -1,4 +1,4 @@
-"""A second verifier, written from the README's "format" section alone, to hold the first one to it.
+"""A second verifier, written from the format's page (src/verify/README.md) alone, to hold the first one to it.
 
 Same options, same variables, same exit codes as `env0-s3-logs verify --json`; keeps everything in memory.
 """
@@ -260,7 +260,8 @@ class Verifier:
         if not self.keys:
             return None
         if "env0-signature" not in entry.metadata:
-            return "unsigned"
+            before = self.options.unsigned_before
+            return None if before and entry.opened.date() < before else "unsigned"
         for key in self.keys:
             try:
                 key.verify(base64.b64decode(entry.metadata["env0-signature"]), entry.signed_text())
@@ -298,7 +299,8 @@ class Verifier:
         self.receipts()
         kinds = {finding["kind"] for finding in self.findings}
         harmless = {"pending", "explained"} | (set() if self.options.strict else {"foreign"})
-        code = 1 if kinds - harmless else 2 if "pending" in kinds else 0
+        empty = not any(chain["objects"] for chain in reports) and not self.options.allow_empty
+        code = 1 if kinds - harmless else 2 if "pending" in kinds else 1 if empty else 0
         return {"exit_code": code, "authenticated": bool(self.keys), "chains": reports, "foreign": self.foreign,
                 "archived": self.archived, "findings": self.findings}
 
@@ -455,9 +457,11 @@ def main():
     parser.add_argument("--from", dest="from_", type=day)
     parser.add_argument("--to", type=day)
     parser.add_argument("--expired-before", type=day)
+    parser.add_argument("--unsigned-before", type=day)
     for name in ("--instance", "--public-key", "--heads", "--receipts", "--anchor"):
         parser.add_argument(name, action="append", default=[])
     parser.add_argument("--strict", action="store_true")
+    parser.add_argument("--allow-empty", action="store_true")
     parser.add_argument("--json", action="store_true")
     verifier = Verifier(parser.parse_args())
     verifier.run()
