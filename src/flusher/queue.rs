@@ -19,6 +19,11 @@ use crate::spool::Batch;
 const OUTAGE_AFTER_FAILURES: u32 = 16;
 /// In an outage, from one failed first attempt to the next: a new batch waits for no failing one's pause.
 const UNTRIED_PAUSE: Duration = Duration::from_secs(1);
+/// A batch that has failed takes three times the memory of one that waits where the spool announced it. From this
+/// many on, new ones are tried so seldom that the number of the failed hardly grows.
+const FAILED_MANY: usize = 10_000;
+/// From one failed first attempt to the next where many batches have failed.
+const UNTRIED_PAUSE_WITH_MANY: Duration = Duration::from_secs(60);
 
 /// A batch that is not delivered.
 pub(super) struct Waiting {
@@ -53,7 +58,7 @@ pub(super) struct Queue {
     failures: u32,
     /// In an outage: when the next retry may be.
     retries_not_before: Instant,
-    /// In an outage: when the next first attempt may be.
+    /// In an outage, and where many batches have failed: when the next first attempt may be.
     untried_not_before: Instant,
     draining: bool,
     /// How many batches were looked at or moved, for the test of how long a step takes.
@@ -117,7 +122,7 @@ impl Queue {
             return None;
         }
         let untried = self.untried.first_key_value().map(|(sequence, _)| *sequence);
-        let untried = untried.filter(|_| !self.in_outage() || self.untried_not_before <= now);
+        let untried = untried.filter(|_| !self.spares_untried() || self.untried_not_before <= now);
         let retry_may_go = slots == 1 || self.retries_in_flight + 1 < slots || self.draining;
         let retry = self.due.first().copied().filter(|_| retry_may_go);
         let retry = retry.filter(|_| !self.in_outage() || self.retries_not_before <= now);
@@ -155,11 +160,8 @@ impl Queue {
         let pause_ends = self.paused.first().map(|(ends, _)| *ends);
         let retry = if self.due.is_empty() { pause_ends } else { Some(now) };
         let untried = (!self.untried.is_empty()).then_some(now);
-        let [retry, untried] = if self.in_outage() {
-            [retry.map(|due| due.max(self.retries_not_before)), untried.map(|due| due.max(self.untried_not_before))]
-        } else {
-            [retry, untried]
-        };
+        let retry = if self.in_outage() { retry.map(|due| due.max(self.retries_not_before)) } else { retry };
+        let untried = if self.spares_untried() { untried.map(|due| due.max(self.untried_not_before)) } else { untried };
         // What is due already waits for a slot, but the next pause may end before that.
         let pause_ends = pause_ends.filter(|_| !self.in_outage());
         [retry, untried, pause_ends].into_iter().flatten().filter(|due| *due > now).min()
@@ -190,12 +192,14 @@ impl Queue {
         if kind.is_some() {
             self.failures = self.failures.saturating_add(1);
             self.one_at_a_time |= kind == Some(PutErrorKind::Timeout);
-            if waiting.attempts == 0 {
-                self.untried_not_before = now + UNTRIED_PAUSE;
-            } else if self.in_outage() {
+            if waiting.attempts > 0 && self.in_outage() {
                 let in_outage = self.failures - OUTAGE_AFTER_FAILURES + 1;
                 self.retries_not_before = now + backoff::full_jitter(in_outage, random);
             }
+        }
+        if waiting.attempts == 0 {
+            let many = self.failed.len() >= FAILED_MANY;
+            self.untried_not_before = now + if many { UNTRIED_PAUSE_WITH_MANY } else { UNTRIED_PAUSE };
         }
         waiting.attempts += 1;
         if !self.draining || waiting.stored {
@@ -234,6 +238,11 @@ impl Queue {
 
     fn in_outage(&self) -> bool {
         self.failures >= OUTAGE_AFTER_FAILURES && !self.draining
+    }
+
+    /// Whether first attempts keep to their pause.
+    fn spares_untried(&self) -> bool {
+        self.in_outage() || (self.failed.len() >= FAILED_MANY && !self.draining)
     }
 
     fn slots(&self) -> usize {

@@ -246,6 +246,28 @@ fn a_failing_disk_is_no_outage_of_s3s() {
 }
 
 #[test]
+fn where_many_batches_have_failed_new_ones_are_tried_once_a_minute() {
+    for kind in [Some(PutErrorKind::Denied), None] {
+        let mut lane = Lane::with(SLOTS, 1..=2 * FAILED_MANY as u64);
+        let mut first_attempts = Vec::new();
+        while first_attempts.len() < FAILED_MANY + SLOTS + 10 {
+            let Some(waiting) = lane.queue.next(lane.now) else {
+                lane.now = lane.queue.next_wake(lane.now).unwrap();
+                continue;
+            };
+            if waiting.attempts == 0 {
+                first_attempts.push(lane.now);
+            }
+            lane.queue.failed(waiting, kind, 30 * SECOND, lane.now, 0.5);
+        }
+        let took = first_attempts[FAILED_MANY + SLOTS + 9] - first_attempts[FAILED_MANY + SLOTS];
+        assert!(took >= 9 * UNTRIED_PAUSE_WITH_MANY, "{kind:?}: ten in {took:?}");
+        lane.queue.drain();
+        assert!(lane.go().len() == SLOTS, "{kind:?}: a drain waits for nothing");
+    }
+}
+
+#[test]
 fn a_drain_tries_every_batch_once_more_whatever_its_pause_and_no_more() {
     let mut lane = Lane::with(SLOTS, 1..=20);
     lane.enter_outage();
