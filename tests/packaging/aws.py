@@ -94,11 +94,37 @@ def token():
     return ".".join(base64.urlsafe_b64encode(part).decode().rstrip("=") for part in parts) + "."
 
 
-def deliver(client, variables, port, folder):
+@contextlib.contextmanager
+def moto(folder):
+    """The port of a moto server."""
+    port = free_port()
+    with (folder / "moto.log").open("wb") as output:
+        command = [pathlib.Path(sys.executable).with_name("moto_server"), "-p", str(port)]
+        server = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        wait_for("moto", lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5))
+        yield port
+    finally:
+        server.terminate()
+        server.wait(DEADLINE_SECONDS)
+
+
+def aws_client(service, port):
+    return boto3.client(
+        service,
+        REGION,
+        endpoint_url=f"http://127.0.0.1:{port}",
+        aws_access_key_id="any",
+        aws_secret_access_key="any",
+    )
+
+
+@contextlib.contextmanager
+def daemon(variables, port, folder):
+    """A daemon that delivers to moto's port: its two listeners' ports."""
     ingest, admin = free_port(), free_port()
     environment = {
         "PATH": os.environ["PATH"],
-        **variables,
         "ENV0_OIDC_TOKEN": token(),
         "ENV0_S3_LOG_INGEST_TOKEN": TOKEN,
         "ENV0_S3_LOG_BATCH_MAX_AGE": "200ms",
@@ -108,12 +134,21 @@ def deliver(client, variables, port, folder):
         "ENV0_S3_LOG_FORCE_PATH_STYLE": "true",
         "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
         "AWS_ENDPOINT_URL_STS": f"http://127.0.0.1:{port}",
+        **variables,
     }
     log = folder / "daemon.log"
     with log.open("wb") as output:
-        daemon = subprocess.Popen([str(BINARY)], env=environment, stderr=output, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen([str(BINARY)], env=environment, stderr=output, stdin=subprocess.DEVNULL)
     try:
-        wait_until_ready(daemon, log, admin)
+        wait_until_ready(process, log, admin)
+        yield ingest, admin
+    finally:
+        process.terminate()
+        process.wait(DEADLINE_SECONDS)
+
+
+def deliver(client, variables, port, folder):
+    with daemon(variables, port, folder) as (ingest, _):
         url = f"http://127.0.0.1:{ingest}/v1/logs/env0-audits"
         request = urllib.request.Request(url, data=EVENT, headers={"Authorization": f"Bearer {TOKEN}"})
         with urllib.request.urlopen(request, timeout=10) as answer:
@@ -122,9 +157,6 @@ def deliver(client, variables, port, folder):
         wait_for("the object", lambda: s3.list_objects_v2(Bucket=bucket, Prefix=key).get("Contents"))
         stored = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
         check(stored == EVENT, f"the object holds {stored!r}")
-    finally:
-        daemon.terminate()
-        daemon.wait(DEADLINE_SECONDS)
 
 
 def check_terraform():
@@ -150,35 +182,19 @@ def main():
     subprocess.run([pathlib.Path(sys.executable).with_name("cfn-lint"), TEMPLATE], check=True)
     check_bucket()
     check_terraform()
-    port = free_port()
+    with tempfile.TemporaryDirectory() as folder, moto(pathlib.Path(folder)) as port:
 
-    def client(service):
-        return boto3.client(
-            service,
-            REGION,
-            endpoint_url=f"http://127.0.0.1:{port}",
-            aws_access_key_id="any",
-            aws_secret_access_key="any",
+        def client(service):
+            return aws_client(service, port)
+
+        variables = make_stack(client, "logs", BucketName=BUCKET, Subject=SUBJECT, ProviderArn=PROVIDER)
+        check(set(variables) == {f"ENV0_S3_LOG_{name}" for name in ("ROLE_ARN", "BUCKET_NAME", "AWS_REGION")}, variables)
+        check_role(client, variables)
+        deliver(client, variables, port, pathlib.Path(folder))
+        make_stack(
+            client, "all", BucketName="all-of-it", Subject=SUBJECT, ProviderArn=PROVIDER, ObjectLockDays="30",
+            RetentionDays="400", ProjectId="one", KmsKeyArn="arn:aws:kms:us-east-1:111122223333:key/k",
         )
-
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        with (folder / "moto.log").open("wb") as output:
-            server = [pathlib.Path(sys.executable).with_name("moto_server"), "-p", str(port)]
-            moto = subprocess.Popen(server, stdout=output, stderr=output)
-        try:
-            wait_for("moto", lambda: urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/", timeout=5))
-            variables = make_stack(client, "logs", BucketName=BUCKET, Subject=SUBJECT, ProviderArn=PROVIDER)
-            check(set(variables) == {f"ENV0_S3_LOG_{name}" for name in ("ROLE_ARN", "BUCKET_NAME", "AWS_REGION")}, variables)
-            check_role(client, variables)
-            deliver(client, variables, port, folder)
-            make_stack(
-                client, "all", BucketName="all-of-it", Subject=SUBJECT, ProviderArn=PROVIDER, ObjectLockDays="30",
-                RetentionDays="400", ProjectId="one", KmsKeyArn="arn:aws:kms:us-east-1:111122223333:key/k",
-            )
-        finally:
-            moto.terminate()
-            moto.wait(DEADLINE_SECONDS)
     print("  the template was made, and the daemon delivered with its outputs")
 
 

@@ -64,6 +64,13 @@ python tests/packaging/live.py
 says "the AWS set-up, made in moto: aws.py"
 python tests/packaging/aws.py
 
+says "the logs, read by DuckDB and jq: queries.py"
+if ! { command -v jq && command -v zstd; } >/dev/null; then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends jq zstd >/dev/null
+fi
+python tests/packaging/queries.py
+
 says "the status page, in Chromium: status_page.py"
 if ! command -v chromium google-chrome >/dev/null; then
     apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
