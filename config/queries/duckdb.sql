@@ -46,7 +46,8 @@ SELECT
             WHEN number < 1e17 THEN make_timestamp(round(number)::BIGINT)
             WHEN number < 1e20 THEN make_timestamp((time::HUGEINT // 1000)::BIGINT)
         END,
-        try_cast(time AS TIMESTAMPTZ) AT TIME ZONE 'UTC',
+        -- Only dates: DuckDB knows words such as 'infinity', too.
+        try_cast(regexp_extract(time, '^\d{4}-.*') AS TIMESTAMPTZ) AT TIME ZONE 'UTC',
         try_strptime(named.day || ' ' || named.time, '%Y/%m/%d %H:%M:%S')
     ) AS event_time,
     named.log_type AS log_type,

@@ -1,14 +1,15 @@
 # One line per stored line of any sender: its time (UTC, microseconds; empty where it has none), a tab, its message.
 # As in duckdb.sql.
 
+def record: (.resourceLogs[0].scopeLogs[0].logRecords[0])?;
+
 def time:
-  .timestamp // .time // ."@timestamp" // .message.timestamp? // .logs[0].timestamp? // .common.timestamp?
-  // .resourceLogs[0].scopeLogs[0].logRecords[0].timeUnixNano?
-  // .resourceLogs[0].scopeLogs[0].logRecords[0].observedTimeUnixNano? // .finishedAt;
+  .timestamp // .time // ."@timestamp" // .message.timestamp? // (.logs[0].timestamp)? // .common.timestamp?
+  // record.timeUnixNano? // record.observedTimeUnixNano? // .finishedAt;
 
 def message:
-  .message.message? // .message // .line // .event.message? // .event // .logs[0].message?
-  // .resourceLogs[0].scopeLogs[0].logRecords[0].body.stringValue? // .actionName // .;
+  .message.message? // .message // .line // .event.message? // .event // (.logs[0].message)?
+  // (record.body.stringValue)? // .actionName // .;
 
 # Seconds, milliseconds, microseconds or nanoseconds since 1970 to microseconds: their sizes tell which.
 def from_number:
@@ -22,7 +23,8 @@ def from_text:
      else (.zone[0:1] + "1" | tonumber) * ((.zone[1:3] | tonumber) * 3600 + (.zone[4:6] | tonumber) * 60) end) as $east
   | ((.date + "T" + .time + "Z" | fromdate) - $east) * 1e6 + ("0" + (.fraction // "") | tonumber) * 1e6;
 
-def micros: (tonumber? | from_number) // (from_text? // null);
+# A number has 53 bits, too few for nanoseconds: their last three digits are cut off as text.
+def micros: (select(type == "string" and test("^[0-9]{18,19}$")) | .[:-3] | tonumber) // (tonumber? | from_number) // (from_text? // null);
 
 def text: (. / 1e6 | floor | strftime("%Y-%m-%dT%H:%M:%S")) + "." + ("00000" + (. % 1e6 | tostring))[-6:] + "Z";
 

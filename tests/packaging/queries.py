@@ -32,11 +32,17 @@ NANOSECONDS = {"timeUnixNano": f"{START + 9}500000000", "body": {"stringValue": 
 EVENTS = {
     "otlp": ("/v1/logs", BEARER, {"resourceLogs": [{"scopeLogs": [{"logRecords": [NANOSECONDS]}]}]}, 9.5),
     "native": ("/v1/logs/env0-deployments", BEARER, {"timestamp": "2026-11-22T22:00:01+01:00", "message": "native"}, 1),
+    "odd": (
+        "/v1/logs/env0-deployments",
+        BEARER,
+        {"timestamp": "infinity", "logs": "x", "common": 1, "resourceLogs": {}, "event": [], "message": "odd"},
+        None,
+    ),
     "text": ("/v1/logs/env0-deployments", BEARER, "text", None),
     "loki": (
         "/loki/api/v1/push",
         {"Authorization": "Basic " + base64.b64encode(f"env0:{TOKEN}".encode()).decode()},
-        {"streams": [{"stream": {"app": "env0"}, "values": [[f"{START + 2}000001000", "loki"]]}]},
+        {"streams": [{"stream": {"app": "env0"}, "values": [[f"{START + 2}000001789", "loki"]]}]},
         2.000001,
     ),
     "splunk": (
