@@ -14,12 +14,6 @@ pub fn now() -> DateTime<Utc> {
     at(SystemTime::now())
 }
 
-/// Whether the system's clock says a time that [`now`] passes on, and that a date in HTTP can say.
-pub fn clock_is_believed() -> bool {
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since_1970.is_ok_and(|since_1970| since_1970.as_secs() < LATEST_CLOCK_SECONDS.unsigned_abs())
-}
-
 fn at(clock: SystemTime) -> DateTime<Utc> {
     let since_1970 = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let seconds = i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX);

@@ -157,8 +157,6 @@ where
     });
     let mut served = std::pin::pin!(
         http1::Builder::new()
-            // A server without a clock sends no date; hyper ends the process where it can't write one.
-            .auto_date_header(crate::batch::clock_is_believed())
             // Who has nothing more to send still waits for the answer; and a read that waits for the end holds a buffer.
             .half_close(true)
             .max_buf_size(READ_MOST_BYTES)
