@@ -19,7 +19,7 @@ use std::str::FromStr;
 use chrono::{DateTime, NaiveDateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-pub use clock::now;
+pub use clock::{clock_is_usable, now};
 
 /// The closed set of log types. Each has its own spool folder, key prefix and chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Check, Health, Sources};
 use crate::assembly::{Failure, Files, spool_settings, start_flusher};
-use crate::batch::LogType;
+use crate::batch::{self, LogType};
 use crate::config::{self, Config};
 use crate::credentials::Credentials;
 use crate::daemon::disk_facts::DiskWatch;
@@ -172,6 +172,10 @@ fn sources(probe: &Arc<Probe>, stalled_after: Duration) -> Sources {
 /// Runs the daemon until a signal ends it.
 pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
+    if !batch::clock_is_usable() {
+        let error = anyhow::anyhow!("this machine's clock is before 1970 or beyond 9998; set it, and start again");
+        return Err(Failure::new(exit_code::UNAVAILABLE, error));
+    }
     let open_files = descriptors::raise_limit();
     let Files { network, verifier, tls, signing_key } = files;
     if let Some(ended) = tls.as_ref().and_then(Tls::ended) {

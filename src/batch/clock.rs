@@ -14,6 +14,17 @@ pub fn now() -> DateTime<Utc> {
     at(SystemTime::now())
 }
 
+/// Whether a daemon can run by this machine's clock. The HTTP library writes the date of every connection down, and ends
+/// the process where HTTP has none: before 1970 and from the year 9999 on.
+pub fn clock_is_usable() -> bool {
+    is_usable(SystemTime::now())
+}
+
+fn is_usable(clock: SystemTime) -> bool {
+    let since_1970 = clock.duration_since(SystemTime::UNIX_EPOCH);
+    since_1970.is_ok_and(|since_1970| since_1970.as_secs() < LATEST_CLOCK_SECONDS.unsigned_abs())
+}
+
 fn at(clock: SystemTime) -> DateTime<Utc> {
     let since_1970 = clock.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let seconds = i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX);
@@ -27,6 +38,14 @@ mod tests {
 
     use super::*;
     use crate::batch::{BatchName, Codec, SpoolName};
+
+    #[test]
+    fn a_clock_that_http_has_no_date_for_is_not_usable() {
+        let years = |years: u64| Duration::from_secs(years * 366 * 24 * 3600);
+        let epoch = SystemTime::UNIX_EPOCH;
+        assert!(is_usable(epoch) && is_usable(epoch + years(200)) && is_usable(SystemTime::now()));
+        assert!(!is_usable(epoch - years(60)) && !is_usable(epoch + years(8137)));
+    }
 
     #[test]
     fn a_clock_that_is_set_to_anything_names_batches_that_read_back() {
