@@ -1,5 +1,6 @@
 //! `run`: binds the sockets, owns the order of start and of shutdown.
 
+mod bucket_facts;
 mod disk_facts;
 
 use std::os::linux::net::SocketAddrExt;
@@ -21,16 +22,19 @@ use crate::assembly::{Failure, Files, spool_settings, start_flusher};
 use crate::batch::{self, LogType};
 use crate::config::{self, Config};
 use crate::credentials::Credentials;
+use crate::daemon::bucket_facts::BucketFacts;
 use crate::daemon::disk_facts::DiskWatch;
 use crate::exit_code;
 use crate::http::descriptors;
 use crate::http::listener::Listener;
+use crate::http::refusals;
 use crate::http::site::{self, Site};
 use crate::http::tls::Tls;
 use crate::ingest::auth::Authenticator;
 use crate::ingest::{self, Ingest};
 use crate::oidc::Verifier;
 use crate::pull::Puller;
+use crate::s3::S3;
 use crate::spool::Spool;
 use crate::spool::disk::OsDisk;
 use crate::status::{self, CredentialsStatus, DeliveryStatus, Phase, SpoolStatus, Status, Timestamp, TypeStatus};
@@ -65,6 +69,7 @@ struct Parts {
     deliveries: [Arc<Mutex<DeliveryStatus>>; 2],
     puller: Option<Puller>,
     disk: Arc<DiskWatch>,
+    bucket: BucketFacts,
 }
 
 impl Probe {
@@ -135,6 +140,8 @@ impl Probe {
                 disk_asked_at: disk.asked_at,
             },
             types: LogType::ALL.map(of_type).into(),
+            bucket: parts.as_ref().and_then(|parts| parts.bucket.latest()),
+            connections_refused_total: refusals::totals(),
             pull: parts.as_ref().and_then(|parts| Some(parts.puller.as_ref()?.status())).unwrap_or_default(),
             credentials: parts.map(|parts| CredentialsStatus {
                 refused_tokens: parts.verifier.refusals(),
@@ -233,6 +240,8 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
         config.pull.as_ref().map(|pull| Puller::start(&config, pull, &network, &spool, settled, tokens)).transpose();
     let puller = puller.map_err(|error| Failure::new(exit_code::CONFIG, anyhow::Error::msg(error)))?;
     let disk = Arc::new(DiskWatch::start(config.spool_dir.clone(), spool.folder(LogType::Deployments)));
+    let s3 = S3::new(&config, &network, credentials.clone());
+    let bucket = BucketFacts::start(config.bucket_name.clone(), s3, credentials.clone(), stop_credentials.clone());
     let parts = Parts {
         spool: spool.clone(),
         credentials,
@@ -240,6 +249,7 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
         deliveries: flusher.states(),
         puller: puller.clone(),
         disk,
+        bucket,
     };
     *probe.parts.lock().unwrap_or_else(PoisonError::into_inner) = Some(parts);
 

@@ -4,7 +4,7 @@ mod connections;
 pub mod descriptors;
 mod framing;
 pub mod listener;
-mod refusals;
+pub mod refusals;
 pub mod site;
 pub mod tls;
 pub mod watched;

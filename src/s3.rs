@@ -295,6 +295,18 @@ fn keys(session: &Session) -> Keys {
     Keys::new(&session.access_key_id, secret, Some(token), None, "env0-s3-logs")
 }
 
+impl LocateError {
+    /// What an operator can do about it.
+    pub fn remedy(&self, bucket: &str) -> String {
+        match self.kind {
+            PutErrorKind::Denied => format!(
+                "allow the role s3:GetBucketLocation on arn:aws:s3:::{bucket}; see that the bucket is yours and its policy denies nothing"
+            ),
+            kind => kind.remedy().to_owned(),
+        }
+    }
+}
+
 impl From<PutError> for LocateError {
     fn from(error: PutError) -> LocateError {
         let PutError { kind, status, code, request_id, message, .. } = error;

@@ -5,6 +5,7 @@
 
 mod credentials;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -73,6 +74,13 @@ pub struct Status {
     pub types: Vec<TypeStatus>,
     /// `None` while starting.
     pub credentials: Option<CredentialsStatus>,
+    /// What the bucket answered last; absent before there was a session to ask with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bucket: Option<BucketStatus>,
+    /// How many connections, or requests on them, both listeners refused since the start, by the `reason` of
+    /// `connections_refused_total`; absent where none was.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub connections_refused_total: BTreeMap<String, u64>,
     /// What is pulled from env0's API, one for each log type and organization; absent where nothing is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pull: Vec<PullStatus>,
@@ -101,6 +109,21 @@ pub struct Destination {
     pub path: String,
     /// Of a store other than AWS.
     pub endpoint: Option<String>,
+}
+
+/// What `GetBucketLocation` told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BucketStatus {
+    /// The bucket's region; `None` where the store told none, or failed.
+    pub region: Option<String>,
+    /// When it was asked.
+    pub checked_at: Timestamp,
+    /// Why it could not be asked, in words.
+    pub error: Option<String>,
+    /// What to do about that.
+    pub remedy: Option<String>,
+    /// S3's own code.
+    pub code: Option<String>,
 }
 
 /// The disk's side.

@@ -14,6 +14,8 @@ fn status_now() -> Status {
         TypeStatus { log_type, spooled, delivery: DeliveryStatus { events_uploaded: 3, ..DeliveryStatus::default() } }
     };
     Status {
+        bucket: None,
+        connections_refused_total: Default::default(),
         version: "0".into(),
         instance: "instance".into(),
         phase: Phase::Running,

@@ -67,6 +67,14 @@ pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {
 /// What the running daemon says of its spool that is worth a look.
 fn troubles(status: &Status) -> Vec<Step> {
     let mut steps = Vec::new();
+    if !status.connections_refused_total.is_empty() {
+        let reasons = status.connections_refused_total.iter().map(|(reason, total)| format!("{reason} {total}"));
+        let reasons = reasons.collect::<Vec<_>>().join(", ");
+        let detail = format!("it has refused connections since its start, by reason: {reasons}");
+        let remedy =
+            "nothing where no sender of yours is missed; else its log names the client and the reason of the first";
+        steps.push(Step::warn(DAEMON, detail, remedy));
+    }
     for of_type in &status.types {
         let (log_type, spooled) = (of_type.log_type, &of_type.spooled);
         if let Some(since) = spooled.full_since {

@@ -221,25 +221,9 @@ fn exchange(config: &Config, claims: &ShownClaims, credentials: &Credentials) ->
 
 async fn bucket(config: &Config, s3: &S3) -> Step {
     const NAME: &str = "bucket";
-    let bucket = &config.bucket_name;
     match s3.bucket_region().await {
-        Ok(BucketRegion::Known(region)) if region == config.aws_region => {
-            Step::ok(NAME, format!("{bucket} is in {region}"))
-        }
-        Ok(BucketRegion::Known(region)) => {
-            wrong_region(&region, format!("{bucket} is in {region}, not in {}", config.aws_region))
-        }
-        Ok(BucketRegion::NotTold) => {
-            let detail = format!("{bucket} is there; the store tells no region, by which AWS means {UNTOLD_REGION}");
-            match config.aws_region.as_str() {
-                UNTOLD_REGION => Step::ok(NAME, detail),
-                other => Step::warn(
-                    NAME,
-                    format!("{detail}, and ENV0_S3_LOG_AWS_REGION is {other}"),
-                    format!("nothing where the store is not AWS; else set ENV0_S3_LOG_AWS_REGION={UNTOLD_REGION}"),
-                ),
-            }
-        }
+        Ok(BucketRegion::Known(region)) => region_told(&config.bucket_name, &config.aws_region, Some(&region)),
+        Ok(BucketRegion::NotTold) => region_told(&config.bucket_name, &config.aws_region, None),
         Err(error) => {
             let expected = error.message.split_once("expecting '").and_then(|(_, rest)| rest.split_once('\''));
             let step = match expected {
@@ -248,13 +232,31 @@ async fn bucket(config: &Config, s3: &S3) -> Step {
                     NAME,
                     DENIED,
                     format!("GetBucketLocation is denied: {}", error.message),
-                    format!(
-                        "allow the role s3:GetBucketLocation on arn:aws:s3:::{bucket}; see that the bucket is yours and its policy denies nothing"
-                    ),
+                    error.remedy(&config.bucket_name),
                 ),
                 None => of_kind(config, NAME, error.kind, &error.message),
             };
             step.of_service(error.code, error.request_id)
+        }
+    }
+}
+
+/// Whether the region that the store told, if it told one, is the `configured` one.
+fn region_told(bucket: &str, configured: &str, told: Option<&str>) -> Step {
+    const NAME: &str = "bucket";
+    match told {
+        Some(region) if region == configured => Step::ok(NAME, format!("{bucket} is in {region}")),
+        Some(region) => wrong_region(region, format!("{bucket} is in {region}, not in {configured}")),
+        None => {
+            let detail = format!("{bucket} is there; the store tells no region, by which AWS means {UNTOLD_REGION}");
+            match configured {
+                UNTOLD_REGION => Step::ok(NAME, detail),
+                other => Step::warn(
+                    NAME,
+                    format!("{detail}, and ENV0_S3_LOG_AWS_REGION is {other}"),
+                    format!("nothing where the store is not AWS; else set ENV0_S3_LOG_AWS_REGION={UNTOLD_REGION}"),
+                ),
+            }
         }
     }
 }
@@ -358,13 +360,32 @@ fn refused_words(refused: &RefusedTokens) -> String {
 
 /// What the running daemon's status tells of STS, bucket and writing.
 fn of_daemon(status: &Status, write: bool) -> [Step; 3] {
-    let bucket =
-        Step::skipped("bucket", "there is no token of its own to ask with; the step write tells what the daemon met");
     let write = match write {
         true => Step::skipped("write", "there is no token of its own to write with"),
         false => last_put(Some(status)),
     };
-    [daemon_sts(status.credentials.as_ref()), bucket, write]
+    [daemon_sts(status.credentials.as_ref()), daemon_bucket(status), write]
+}
+
+/// What the bucket told the running daemon.
+fn daemon_bucket(status: &Status) -> Step {
+    const NAME: &str = "bucket";
+    let Some(told) = &status.bucket else {
+        return Step::skipped(NAME, "the running daemon has not asked it yet; it does with its first session");
+    };
+    let step = match &told.error {
+        None => region_told(&status.destination.bucket, &status.destination.region, told.region.as_deref()),
+        Some(error) => {
+            let exit_code = match told.code.as_deref() {
+                Some("NoSuchBucket" | "AuthorizationHeaderMalformed" | "PermanentRedirect") => CONFIG,
+                Some(code) if code.contains("Denied") => DENIED,
+                _ => UNAVAILABLE,
+            };
+            Step::fail(NAME, exit_code, error, told.remedy.clone().unwrap_or_default())
+        }
+    };
+    let detail = format!("the running daemon asked at {}: {}", told.checked_at, step.detail);
+    Step { detail, ..step }.of_service(told.code.clone(), None)
 }
 
 fn daemon_sts(credentials: Option<&CredentialsStatus>) -> Step {

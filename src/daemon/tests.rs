@@ -25,7 +25,15 @@ impl Running {
         let probe = Probe::new(config);
         let watch = Arc::new(DiskWatch::start(dir.path().to_owned(), spool.folder(LogType::Audits)));
         let (deliveries, puller) = (Default::default(), None);
-        let parts = Parts { spool: spool.clone(), credentials, verifier, deliveries, puller, disk: watch };
+        let parts = Parts {
+            spool: spool.clone(),
+            credentials,
+            verifier,
+            deliveries,
+            puller,
+            disk: watch,
+            bucket: Default::default(),
+        };
         *probe.parts.lock().unwrap() = Some(parts);
         probe.enter(Phase::Running);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

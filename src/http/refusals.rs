@@ -1,7 +1,10 @@
 //! What a listener refuses below the requests: counted by reason, and said once for each change.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::net::IpAddr;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -104,6 +107,15 @@ impl Refused {
     }
 }
 
+/// Of every listener, since the process began: what a [`Counter`] counts can't be read back.
+static TOTALS: [AtomicU64; Refused::ALL.len()] = [const { AtomicU64::new(0) }; Refused::ALL.len()];
+
+/// How many were refused by all listeners, by reason; reasons that were never met are left out.
+pub fn totals() -> BTreeMap<String, u64> {
+    let totals = Refused::ALL.map(|refused| (refused.label().to_owned(), TOTALS[refused as usize].load(Relaxed)));
+    totals.into_iter().filter(|(_, total)| *total > 0).collect()
+}
+
 /// The refusals of one listener.
 pub(super) struct Refusals {
     listener: &'static str,
@@ -129,6 +141,7 @@ impl Refusals {
     pub(super) fn count(&self, refused: Refused, client: IpAddr, detail: &dyn Display) {
         let reason = &self.reasons[refused as usize];
         reason.total.increment(1);
+        TOTALS[refused as usize].fetch_add(1, Relaxed);
         let now = Instant::now();
         let last = reason.last.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
         if last.is_none_or(|last| now.duration_since(last) >= FORGOTTEN_AFTER) {

@@ -384,6 +384,8 @@ mod tests {
         let delivery = DeliveryStatus { events_uploaded: 4, ..DeliveryStatus::default() };
         let log_type = LogType::Audits;
         Status {
+            bucket: None,
+            connections_refused_total: Default::default(),
             version: VERSION.to_owned(),
             instance: "i".to_owned(),
             phase: Phase::Running,

@@ -11,6 +11,7 @@ mod local_env0;
 mod backlog;
 mod browsers;
 mod check;
+mod check_beside;
 mod configuration;
 mod crash;
 mod disk;

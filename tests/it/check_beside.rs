@@ -1,0 +1,66 @@
+//! `check` beside a running daemon whose token was handed over: it tells what the daemon was told.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use serde_json::Value;
+
+use crate::harness::{Daemon, Finished, Setup, wait_for, wait_until};
+use crate::local_aws::{BUCKET, Fault, LocalAws, Operation};
+
+/// A daemon with a token, and the setup of a check that has none.
+fn beside(setup: Setup) -> (Daemon, Setup) {
+    let daemon = setup.start();
+    let admin = daemon.admin.to_string();
+    (daemon, setup.unset("ENV0_OIDC_TOKEN").set("ENV0_S3_LOG_ADMIN_ADDR", admin))
+}
+
+fn status(daemon: &Daemon) -> Value {
+    daemon.admin_get("/status").unwrap().json()
+}
+
+fn line<'a>(finished: &'a Finished, start: &str) -> &'a str {
+    finished.stdout.lines().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{}", finished.stdout))
+}
+
+#[test]
+fn the_daemon_asks_its_bucket_and_check_tells_the_answer() {
+    let aws = LocalAws::start();
+    let (daemon, check) = beside(Setup::new(&aws));
+    let bucket = wait_for("the bucket answers", || status(&daemon).get("bucket").cloned());
+    assert_eq!((&bucket["region"], &bucket["error"]), (&"eu-west-1".into(), &Value::Null), "{bucket}");
+    let finished = check.run("check");
+    let told = line(&finished, "[ok]   bucket");
+    assert!(told.contains("the running daemon asked at") && told.contains(BUCKET), "{told}");
+}
+
+#[test]
+fn a_bucket_that_is_missing_or_denied_to_the_daemon_fails_the_check_with_its_remedy() {
+    let aws = LocalAws::start();
+    let (daemon, check) = beside(Setup::new(&aws).set("ENV0_S3_LOG_BUCKET_NAME", "a-mistaken-name"));
+    wait_until("the bucket is missed", || status(&daemon)["bucket"]["code"] == "NoSuchBucket");
+    let finished = check.run("check");
+    assert_eq!(finished.code, Some(78), "{}", finished.stdout);
+    assert!(line(&finished, "[fail] bucket").contains("a-mistaken-name"), "{}", finished.stdout);
+    assert!(finished.stdout.contains("make the bucket"), "{}", finished.stdout);
+
+    aws.s3.inject(Fault::access_denied().on(Operation::GetBucketLocation));
+    let (daemon, check) = beside(Setup::new(&aws));
+    wait_until("the bucket is denied", || status(&daemon)["bucket"]["code"] == "AccessDenied");
+    let finished = check.run("check");
+    assert_eq!(finished.code, Some(77), "{}", finished.stdout);
+    assert!(finished.stdout.contains("allow the role s3:GetBucketLocation"), "{}", finished.stdout);
+}
+
+#[test]
+fn refused_connections_are_in_the_status_and_check_warns_of_them() {
+    let aws = LocalAws::start();
+    let (daemon, check) = beside(Setup::new(&aws));
+    assert_eq!(status(&daemon).get("connections_refused_total"), None);
+    let mut stranger = TcpStream::connect(daemon.listen).unwrap();
+    stranger.write_all(b"no HTTP at all\r\n\r\n").unwrap();
+    stranger.read_to_end(&mut Vec::new()).unwrap();
+    wait_until("it is counted", || status(&daemon)["connections_refused_total"]["malformed"] == 1);
+    let finished = check.run("check");
+    assert!(line(&finished, "[warn] daemon").contains("malformed 1"), "{}", finished.stdout);
+}
