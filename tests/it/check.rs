@@ -81,7 +81,7 @@ fn the_last_line_says_what_to_do_next() {
     let aws = LocalAws::start();
     let ready = setup(&aws).run("check");
     assert_has(ready.stdout.lines().last().unwrap(), &["Next: start the daemon"]);
-    let wrong = setup(&aws).set("ENV0_S3_LOG_BUCKET_NAME", "Logs").run("check");
+    let wrong = setup(&aws).set("ENV0_S3_LOG_AWS_REGION", "EU (Frankfurt)").run("check");
     assert_has(wrong.stdout.lines().last().unwrap(), &["Next: configuration: "]);
 }
 

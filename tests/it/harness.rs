@@ -29,7 +29,7 @@ pub(crate) const DEPLOYMENTS: &str = "/v1/logs/env0-deployments";
 pub(crate) const AUDITS: &str = "/v1/logs/env0-audits";
 
 /// How long a condition may take. Long, so that a busy machine fails no test.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(180);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Waits until `condition` holds; panics with `what` when it never does.
