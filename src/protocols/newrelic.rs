@@ -2,40 +2,59 @@
 //!
 //! Specification: "Introduction to the Log API" in New Relic's documentation. The simple form (an
 //! object, or an array of them) is stored as sent. Of the detailed form
-//! (`[{"common":{…},"logs":[{…},…]}]`, no other member) each log becomes a line of the same form with one log, so
-//! that nothing is said in other words. Neither documents how env0 names the log type; `logtype`,
+//! (`[{"common":{…},"logs":[{…},…]}]`) each log becomes a line of the same form with one log and all that is beside
+//! `logs`, so that nothing is said in other words. Neither documents how env0 names the log type; `logtype`,
 //! `service`, `name`, `source` and `type`, of the log or common to all, are looked at.
+
+use std::io::Write;
 
 use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
 use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::batch::LogType;
-use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
+use crate::protocols::body::{self, BodyError, Elements, Events, Limits, LineWriter, Members};
 use crate::protocols::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, answer, header_text, query_token};
 
 /// New Relic.
 pub struct NewRelic;
 
-/// The detailed form as it is sent.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Batch<'a> {
-    #[serde(borrow)]
+/// What tells an object of the detailed form from a log.
+struct Form<'a> {
     common: Option<&'a RawValue>,
-    #[serde(borrow)]
-    logs: &'a RawValue,
+    logs: Option<&'a RawValue>,
+    has_others: bool,
 }
 
-/// One log in the detailed form.
-#[derive(Serialize)]
-struct Detailed<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    common: Option<&'a RawValue>,
-    logs: [&'a RawValue; 1],
+impl<'a> Form<'a> {
+    /// Of `object`, a part of `body` where event number `event` is due. Refuses a member of the form that is there twice.
+    fn of(body: &[u8], object: &'a RawValue, event: u64) -> Result<Self, BodyError> {
+        let mut form = Form { common: None, logs: None, has_others: false };
+        for (key, value) in Members::of(object) {
+            let (found, twice) = match body::text_of(key).as_deref() {
+                Some("common") => (&mut form.common, "`common` is there twice"),
+                Some("logs") => (&mut form.logs, "`logs` is there twice"),
+                _ => {
+                    form.has_others = true;
+                    continue;
+                }
+            };
+            if found.replace(value).is_some() {
+                return Err(BodyError::invalid(body, key.as_bytes(), event, twice));
+            }
+        }
+        Ok(form)
+    }
+
+    /// The logs of the detailed form. A log may have an attribute `logs` of its own, of other things than objects.
+    fn logs(&self) -> Option<&'a RawValue> {
+        let logs = self.logs.filter(|logs| logs.get().starts_with('['))?;
+        let are_objects =
+            || Elements::of(logs).next().is_some() && Elements::of(logs).all(|log| log.get().starts_with('{'));
+        (!self.has_others || are_objects()).then_some(logs)
+    }
 }
 
 impl Protocol for NewRelic {
@@ -61,9 +80,11 @@ impl Protocol for NewRelic {
         let body = writer.repair(body)?;
         for object in Events::new(&body) {
             let object = object?.json;
-            match serde_json::from_str::<Batch<'_>>(object.get()) {
-                Ok(batch) if batch.logs.get().starts_with('[') => detailed(&body, &batch, &mut writer)?,
-                _ => writer.push(said(object), object)?,
+            let form = Form::of(&body, object, writer.records())?;
+            let said_by_all = || said(object).or_else(|| form.common.and_then(said));
+            match form.logs() {
+                Some(logs) => detailed(&body, object, logs, said_by_all(), &mut writer)?,
+                None => writer.push(said_by_all(), object)?,
             }
         }
         Ok(writer.finish())
@@ -80,12 +101,22 @@ impl Protocol for NewRelic {
     }
 }
 
-/// Stores each of the logs with what is common to them.
-fn detailed(body: &[u8], &Batch { common, logs }: &Batch<'_>, writer: &mut LineWriter) -> Result<(), BodyError> {
-    let said_by_common = common.and_then(said);
-    for log in Events::new(logs.get().as_bytes()) {
-        let log = log.map_err(|error| error.within(body, logs.get().as_bytes(), writer.records()))?;
-        writer.serialize(said(log.json).or(said_by_common), &Detailed { common, logs: [log.json] })?;
+/// Stores each of `logs`, a member of `object`, with all else that the object says.
+fn detailed(
+    body: &[u8],
+    object: &RawValue,
+    logs: &RawValue,
+    said_by_all: Option<LogType>,
+    writer: &mut LineWriter,
+) -> Result<(), BodyError> {
+    let (object, logs) = (object.get().as_bytes(), logs.get().as_bytes());
+    let start = logs.as_ptr() as usize - object.as_ptr() as usize;
+    let (before, behind) = (&object[..start], &object[start + logs.len()..]);
+    for log in Events::new(logs) {
+        let log = log.map_err(|error| error.within(body, logs, writer.records()))?;
+        writer.line(said(log.json).or(said_by_all), |out| {
+            [before, b"[", log.bytes(), b"]", behind].into_iter().try_for_each(|part| out.write_all(part))
+        })?;
     }
     Ok(())
 }
@@ -147,14 +178,43 @@ mod tests {
     }
 
     #[test]
-    fn a_newrelic_log_that_has_logs_beside_other_members_is_stored_as_sent() {
+    fn newrelic_logs_are_lines_of_their_own_whatever_is_beside_them() {
+        let common = r#""common":{"attributes":{"service":"env0-audits"}}"#;
+        for (before, behind, said) in [
+            (format!("{{{common},"), r#","extra":1}"#, AUDITS),
+            (r#"{"a":null,"#.to_owned(), &*format!(",{common}}}"), AUDITS),
+            (r#"{"logtype":"env0-audits","#.to_owned(), "}", AUDITS),
+            (r#"{"message":"m","#.to_owned(), "}", None),
+        ] {
+            let line = |logs| format!(r#"{before}"logs":[{logs}]{behind}"#);
+            let stored = post("/log/v1", &[], line(r#"{"x":1},{"logtype":"env0-deployments"}"#)).stored();
+            assert_eq!(stored, [(said, line(r#"{"x":1}"#)), (DEPLOYMENTS, line(r#"{"logtype":"env0-deployments"}"#))]);
+        }
+    }
+
+    #[test]
+    fn a_newrelic_log_that_has_logs_of_other_things_is_stored_as_sent() {
         for body in [
             r#"{"message":"m","logs":[]}"#,
-            r#"{"message":"m","logs":[{"x":1}]}"#,
-            r#"{"logs":[{"x":1}],"logs":[{"y":2}]}"#,
+            r#"{"message":"m","logs":[{"x":1},"y"]}"#,
             r#"{"logs":"l"}"#,
+            r#"{"common":1}"#,
         ] {
             assert_eq!(post("/log/v1", &[], body).lines(), [body]);
+        }
+        let named = r#"{"common":{"service":"env0-audits"},"logs":{}}"#;
+        assert_eq!(post("/log/v1", &[], named).stored(), [(AUDITS, named.to_owned())]);
+    }
+
+    #[test]
+    fn newrelic_members_that_are_there_twice_are_refused_by_name() {
+        for (body, name) in [
+            (r#"[{"common":{"attributes":{"service":"env0-audits"}},"common":{},"logs":[{"x":1}]}]"#, "`common`"),
+            (r#"{"logs":[{"x":1}],"logs":[{"y":2}]}"#, "`logs`"),
+        ] {
+            let answer = post("/log/v1", &[], body).refused_body();
+            assert_eq!(answer.status, 400);
+            assert!(answer.text().contains(&format!("{name} is there twice")), "{}", answer.text());
         }
     }
 }
