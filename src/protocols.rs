@@ -2,6 +2,7 @@
 //! becomes that protocol's own answer. Pure: no socket, no token, no spool.
 
 pub mod body;
+mod foreign;
 mod head;
 pub mod logzio;
 pub mod loki;
@@ -67,6 +68,21 @@ pub trait Protocol: Send + Sync + 'static {
     /// Refuses a body that declares itself as another thing than this protocol's events.
     fn judge_media_type(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         judge_media_type(headers, false)
+    }
+
+    /// The request's events, as [`Protocol::parse`] finds them, where `body` doesn't declare itself as another
+    /// protocol's. Native events are any objects: their path names the log type, and what was stored of another
+    /// protocol may be sent again there.
+    fn events(
+        &self,
+        uri: &Uri,
+        headers: &HeaderMap,
+        body: Bytes,
+        received: DateTime<Utc>,
+        limits: &Limits,
+    ) -> Result<Vec<Part>, BodyError> {
+        foreign::refuse(self.name(), &body, limits)?;
+        self.parse(uri, headers, body, received, limits)
     }
 
     /// The request's events; `body` is already inflated (HTTP `Content-Encoding`).

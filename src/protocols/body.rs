@@ -21,7 +21,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use crate::batch::LogType;
 pub use events::{Event, Events};
 pub use members::{Elements, Members, members, only_members, text_of};
-pub use text::repaired_len;
+pub use text::{repaired, repaired_len};
 pub use writer::{Line, LineWriter};
 
 /// What the events of one request must keep to.

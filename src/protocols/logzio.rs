@@ -10,10 +10,9 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::json;
-use serde_json::value::RawValue;
 
 use crate::batch::LogType;
-use crate::protocols::body::{self, BodyError, Elements, Events, Limits, LineWriter};
+use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
 use crate::protocols::{
     self, Accepted, Answer, JSON, Part, Protocol, Refusal, TEXT, empty_answer, query_token, query_values,
 };
@@ -62,9 +61,6 @@ impl Protocol for Logzio {
         let body = writer.repair(body)?;
         for event in Events::new(&body) {
             let event = event?.json;
-            if let Some(reason) = of_another_protocol(event) {
-                return Err(BodyError::invalid(&body, event.get().as_bytes(), writer.records(), reason));
-            }
             let [name, own_type] = body::members(event, ["name", "type"]);
             let said: Option<LogType> = protocols::said_by([own_type, name]).or(default_said);
             match &added_type {
@@ -98,26 +94,6 @@ impl Protocol for Logzio {
     }
 }
 
-/// Where a request of another protocol should have gone. It came to `/` because its sender was given an address
-/// without a path, and would be stored as one event, however many it holds.
-fn of_another_protocol(event: &RawValue) -> Option<&'static str> {
-    let names = ["resourceLogs", "resource_logs", "resourceSpans", "resourceMetrics", "streams", "common", "logs"];
-    let [logs, logs_by_original_name, spans, metrics, streams, common, newrelic_logs] =
-        body::members(event, names).map(|value| value.filter(|value| value.get().starts_with(['[', '{'])));
-    let is_stream = |stream: &RawValue| body::members(stream, ["stream", "values"]).iter().all(Option::is_some);
-    if logs.or(logs_by_original_name).is_some() {
-        Some("`resourceLogs`: OTLP goes to POST /v1/logs")
-    } else if spans.or(metrics).is_some() {
-        Some("OTLP's spans and metrics are not taken; its logs go to POST /v1/logs")
-    } else if streams.and_then(|streams| Elements::of(streams).next()).is_some_and(is_stream) {
-        Some("`streams`: a push to Loki goes to POST /loki/api/v1/push")
-    } else if common.is_some() && newrelic_logs.is_some_and(|logs| logs.get().starts_with('[')) {
-        Some("`common` and `logs`: New Relic's logs go to POST /log/v1")
-    } else {
-        None
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,24 +121,6 @@ mod tests {
         assert_eq!(post("/?type=apache", &[], "a \"line\"\n").lines(), [text(r#","type":"apache""#)]);
         assert_eq!(post("/?type=env0-audits", &[], "a \"line\"").stored(), [(AUDITS, text(""))]);
         assert_eq!(post("/?type=apache", &[], "").lines(), [""; 0]);
-    }
-
-    #[test]
-    fn what_another_protocol_s_client_sends_to_the_root_is_told_where_to_go() {
-        for (body, place) in [
-            (include_str!("../../tests/fixtures/bodies/otlp-at-the-root.json"), "POST /v1/logs"),
-            (r#"{"a":1}{"resource_logs":[]}"#, "POST /v1/logs"),
-            (r#"{"resourceSpans":[]}"#, "spans"),
-            (r#"{"streams":[{"stream":{},"values":[]}]}"#, "POST /loki/api/v1/push"),
-            (r#"[{"common":{},"logs":[{}]}]"#, "POST /log/v1"),
-        ] {
-            let answer = post("/", &[], body).refused_body();
-            assert_eq!(answer.status, 400, "{body}");
-            assert!(answer.json()["error"].as_str().unwrap().contains(place), "{body}: {}", answer.text());
-        }
-        for event in [r#"{"resourceLogs":5}"#, r#"{"streams":["a"]}"#, r#"{"logs":[]}"#, r#"{"common":{},"logs":1}"#] {
-            assert_eq!(post("/", &[], event).lines(), [event]);
-        }
     }
 
     #[test]

@@ -54,7 +54,7 @@ impl Protocol for Loki {
         let mut writer = LineWriter::with_capacity(limits, 2 * body.len());
         if protocols::is_json(headers, &body) {
             json::push(&writer.repair(body)?, &mut writer)?;
-        } else {
+        } else if !body.is_empty() {
             proto::push(&decompress(&body, limits)?, &mut writer)?;
         }
         Ok(writer.finish())

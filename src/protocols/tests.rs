@@ -32,7 +32,7 @@ impl Sent {
     }
 
     pub(crate) fn parse_with(&self, limits: &Limits) -> Result<Vec<Part>, BodyError> {
-        self.protocol().parse(&self.uri, &self.headers, self.body.clone(), received(), limits)
+        self.protocol().events(&self.uri, &self.headers, self.body.clone(), received(), limits)
     }
 
     /// Stored lines, each with the log type that its sender named.
@@ -120,6 +120,7 @@ fn one_of_each() -> Vec<Sent> {
         post("/services/collector/event", &[], r#"{"event":"x"}"#),
         post("/services/collector/raw", &[], "x"),
         post("/loki/api/v1/push", &[("content-type", "application/json")], r#"{"streams":[]}"#),
+        post("/loki/api/v1/push", &[PROTOBUF_TYPE], ""),
         post("/v1/logs", &[("content-type", "application/json")], "{}"),
         post("/v1/logs", &[("content-type", "application/x-protobuf")], ""),
         post("/?token=t", &[], "{}"),

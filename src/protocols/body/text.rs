@@ -36,7 +36,7 @@ pub fn repaired_len(body: &[u8]) -> Option<usize> {
 
 /// `body` with U+FFFD for what is not UTF-8, and how many bytes those were. Copied only where there are any; refused
 /// before, where it would take more than `max_bytes`.
-pub(super) fn repaired(body: Bytes, max_bytes: usize) -> Result<(Bytes, u64), BodyError> {
+pub fn repaired(body: Bytes, max_bytes: usize) -> Result<(Bytes, u64), BodyError> {
     let Some(len) = repaired_len(&body) else { return Ok((body, 0)) };
     if len > max_bytes {
         return Err(BodyError::TooLarge { limit_bytes: max_bytes });
