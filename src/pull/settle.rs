@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -19,7 +20,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Done when every place knows what the spool holds.
 pub type Settled = Arc<SetOnce<()>>;
 
-/// Holds back the batches that may hold events which no place knows, and reads them in a thread of its own. Has to be
+/// Holds back the batches that may hold events which no place knows, and reads them in threads of its own. Has to be
 /// called before the flusher starts, whether or not this process pulls: a drain sends batches, too.
 pub fn begin(spool: &Spool) -> Settled {
     let settled = Settled::default();
@@ -29,9 +30,11 @@ pub fn begin(spool: &Spool) -> Settled {
         let _ = settled.set(());
         return settled;
     }
-    let (spool, done) = (spool.clone(), settled.clone());
-    std::thread::spawn(move || {
-        for log_type in types {
+    // A thread for each log type: one that can't be settled must not hold back the other.
+    let left = Arc::new(AtomicUsize::new(types.len()));
+    for log_type in types {
+        let (spool, done, left) = (spool.clone(), settled.clone(), left.clone());
+        std::thread::spawn(move || {
             let mut told = false;
             while let Err(error) = settle(&spool, log_type) {
                 if !told {
@@ -41,9 +44,11 @@ pub fn begin(spool: &Spool) -> Settled {
                 std::thread::sleep(RETRY_AFTER);
             }
             spool.gate(log_type).release();
-        }
-        let _ = done.set(());
-    });
+            if left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                let _ = done.set(());
+            }
+        });
+    }
     settled
 }
 
