@@ -4,8 +4,6 @@
 //! No error holds a byte of an answer: records hold secrets.
 
 mod pace;
-#[cfg(test)]
-mod tests;
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -5,9 +5,6 @@
 //! with what was taken before: so it doesn't matter whether a page begins with its key or behind it. The last 15
 //! minutes are asked for again in every round, because events appear late.
 
-#[cfg(test)]
-mod tests;
-
 use std::collections::HashSet;
 use std::sync::Arc;
 
