@@ -20,7 +20,7 @@ pub mod settle;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -214,9 +214,15 @@ impl Parts {
             LogType::Deployments => {
                 let first = DeploymentMemory::beginning(from);
                 let place = Place::open(&self.spool, log_type, organization, shared, first).await?;
-                let interval = TimeDelta::from_std(self.pull.interval).unwrap_or(TimeDelta::hours(1));
                 let hand_over = self.hand_over(organization);
-                Ok(Pull::Deployments(Box::new(Deployments::new(api, limits, interval, place, report, hand_over))))
+                Ok(Pull::Deployments(Box::new(Deployments::new(
+                    api,
+                    limits,
+                    self.pull.interval,
+                    place,
+                    report,
+                    hand_over,
+                ))))
             }
         }
     }

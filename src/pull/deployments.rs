@@ -8,12 +8,14 @@
 mod follow;
 mod memory;
 mod records;
+mod sweep;
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use chrono::{TimeDelta, Utc};
+use chrono::Utc;
 use futures_util::StreamExt;
 use futures_util::stream;
 use secrecy::{ExposeSecret, SecretString};
@@ -28,6 +30,7 @@ use crate::pull::deployments::follow::{Follow, Piece};
 pub(super) use crate::pull::deployments::memory::DeploymentMemory;
 use crate::pull::deployments::memory::Following;
 use crate::pull::deployments::records::{DeploymentRecord, EnvironmentRecord};
+use crate::pull::deployments::sweep::Sweep;
 use crate::pull::place::{Place, Stopped};
 use crate::pull::report::Report;
 use crate::pull::round::RoundError;
@@ -36,10 +39,6 @@ use crate::pull::round::RoundError;
 const PAGE_MAX: usize = 100;
 /// Deployments whose logs are read at once; as many pages are in memory.
 const FOLLOWED_AT_ONCE: usize = 8;
-/// Every environment's deployments are listed so often, or a little earlier.
-const SWEEP: TimeDelta = TimeDelta::hours(1);
-/// An environment whose turn comes earlier is left for later.
-const SWEEP_LEAST: TimeDelta = TimeDelta::minutes(45);
 /// A page behind a last one that was full is asked for in one round of so many, while there never was one.
 const PAGE_BEHIND_ROUNDS: u64 = 4;
 
@@ -58,13 +57,13 @@ pub(super) struct Deployments {
     api: Api,
     organization: String,
     limits: Limits,
-    interval: TimeDelta,
     place: Place<DeploymentMemory>,
     report: Arc<Report>,
     hand_over: HandOver,
     /// Tokens that were handed over or refused, so that none is judged twice.
     judged: HashSet<Sha256>,
     rounds: u64,
+    sweep: Sweep,
     /// Environments in the last round.
     environments: usize,
 }
@@ -80,7 +79,7 @@ impl Deployments {
     pub(super) fn new(
         api: Api,
         limits: Limits,
-        interval: TimeDelta,
+        interval: Duration,
         place: Place<DeploymentMemory>,
         report: Arc<Report>,
         hand_over: HandOver,
@@ -92,12 +91,12 @@ impl Deployments {
             api,
             organization,
             limits,
-            interval,
             place,
             report,
             hand_over,
             judged,
             rounds: 0,
+            sweep: Sweep::new(interval),
             environments: 0,
         }
     }
@@ -116,7 +115,7 @@ impl Deployments {
         memory.environments.retain(|id, _| listed.contains(&**id));
         let mut known = Vec::new();
         let mut first_error = None;
-        for environment in self.due(&environments, now) {
+        for environment in self.sweep.due(&environments, &self.place.memory, now) {
             match self.list_deployments(environment, &mut memory, now, &mut known).await {
                 Ok(()) => {}
                 Err(RoundError::Stopped) => return Err(RoundError::Stopped),
@@ -176,29 +175,6 @@ impl Deployments {
             EnvironmentRecord::unlisted(environment_id, environment_name, project_id)
         };
         unlisted.map(record).collect()
-    }
-
-    /// The environments whose deployments are to be listed: those that moved first.
-    fn due<'e>(&self, environments: &'e [EnvironmentRecord], now: i64) -> Vec<&'e EnvironmentRecord> {
-        let memory = &self.place.memory;
-        let followed: BTreeSet<&str> = memory.following.values().map(|following| &*following.environment_id).collect();
-        let moved = |environment: &EnvironmentRecord| {
-            let known = memory.environments.get(&environment.id);
-            known.is_none_or(|known| known.state != environment.state()) || followed.contains(&*environment.id)
-        };
-        let (mut due, rest): (Vec<_>, Vec<_>) = environments.iter().partition(|environment| moved(environment));
-        let looked_at = |environment: &EnvironmentRecord| {
-            memory.environments.get(&environment.id).map_or(0, |known| known.looked_at)
-        };
-        let mut rest: Vec<_> = rest
-            .into_iter()
-            .filter(|environment| now - looked_at(environment) >= SWEEP_LEAST.num_milliseconds())
-            .collect();
-        rest.sort_by_key(|environment| looked_at(environment));
-        let rounds = (SWEEP.num_milliseconds() / self.interval.num_milliseconds().max(1)).max(1);
-        let share = environments.len().div_ceil(usize::try_from(rounds).unwrap_or(usize::MAX));
-        due.extend(rest.into_iter().take(share));
-        due
     }
 
     /// Takes up the environment's deployments that are not done with, and what is new of those that are followed.

@@ -1,0 +1,128 @@
+//! Whose deployments a round lists: of environments that moved or have one under way, and of those whose turn it is.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::pull::deployments::memory::DeploymentMemory;
+use crate::pull::deployments::records::EnvironmentRecord;
+
+const HOUR_MILLIS: i64 = 3_600_000;
+
+/// Spreads the turns evenly over the rounds, so that every environment's comes within an hour.
+pub(super) struct Sweep {
+    /// From one turn of an environment to its next, in milliseconds.
+    period: i64,
+    /// The turns up to then have been given, in milliseconds since 1970.
+    given_until: i64,
+}
+
+impl Sweep {
+    /// With a round every `interval`.
+    pub(super) fn new(interval: Duration) -> Sweep {
+        let interval = i64::try_from(interval.as_millis()).unwrap_or(HOUR_MILLIS);
+        // One interval for the round that a turn has to wait for, and one in which a round may be late.
+        Sweep { period: (HOUR_MILLIS - 2 * interval.min(HOUR_MILLIS)).max(1), given_until: 0 }
+    }
+
+    /// The environments whose deployments are to be listed at `now`: those that moved first.
+    pub(super) fn due<'e>(
+        &mut self,
+        environments: &'e [EnvironmentRecord],
+        memory: &DeploymentMemory,
+        now: i64,
+    ) -> Vec<&'e EnvironmentRecord> {
+        let followed: BTreeSet<&str> = memory.following.values().map(|following| &*following.environment_id).collect();
+        let moved = |environment: &EnvironmentRecord| {
+            let known = memory.environments.get(&environment.id);
+            known.is_none_or(|known| known.state != environment.state()) || followed.contains(&*environment.id)
+        };
+        let (mut due, mut rest): (Vec<_>, Vec<_>) = environments.iter().partition(|environment| moved(environment));
+        let looked_at = |environment: &EnvironmentRecord| {
+            memory.environments.get(&environment.id).map_or(0, |known| known.looked_at)
+        };
+        rest.sort_by_key(|environment| looked_at(environment));
+        // After a time without a daemon all of them may be late.
+        let late = rest.iter().take_while(|environment| now - looked_at(environment) >= self.period).count();
+        let turns = self.turns(environments.len(), now);
+        due.extend(rest.into_iter().take(turns.max(late)));
+        due
+    }
+
+    /// How many of `environments` have their turn at `now`.
+    fn turns(&mut self, environments: usize, now: i64) -> usize {
+        let count = i64::try_from(environments).unwrap_or(i64::MAX).max(1);
+        // The first round gives none, and a clock that was set gives no more than one turn to each.
+        let passed = if self.given_until == 0 { 0 } else { (now - self.given_until).clamp(0, self.period) };
+        let turns = passed.saturating_mul(count) / self.period;
+        // The rest of a turn counts for the next round.
+        self.given_until = now - (passed - turns * self.period / count);
+        usize::try_from(turns).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: i64 = 60_000;
+    const START: i64 = 1_800_000_000_000;
+    const END: i64 = START + 5 * HOUR_MILLIS;
+
+    fn environments(count: usize) -> Vec<EnvironmentRecord> {
+        (0..count).map(|number| EnvironmentRecord::unlisted(format!("env-{number}"), None, None)).collect()
+    }
+
+    /// Notes that these were listed at `now`.
+    fn list(memory: &mut DeploymentMemory, due: &[&EnvironmentRecord], now: i64) {
+        for environment in due {
+            let known = memory.environments.entry(environment.id.clone()).or_default();
+            (known.state, known.looked_at) = (environment.state(), now);
+        }
+    }
+
+    #[test]
+    fn every_idle_environment_is_listed_each_hour_and_the_hour_is_spread_evenly() {
+        for interval in [5, 30, 7 * 60, 3600] {
+            let (environments, mut memory) = (environments(300), DeploymentMemory::default());
+            let mut sweep = Sweep::new(Duration::from_secs(interval));
+            let mut last = vec![START; 300];
+            let mut most = 0;
+            for now in (0..).map(|round| START + round * interval as i64 * 1000).take_while(|now| *now <= END) {
+                let due = sweep.due(&environments, &memory, now);
+                for environment in &due {
+                    let number: usize = environment.id.trim_start_matches("env-").parse().unwrap();
+                    last[number] = now;
+                }
+                let oldest = last.iter().min().unwrap();
+                assert!(now - oldest <= HOUR_MILLIS, "not listed for {} s, every {interval} s", (now - oldest) / 1000);
+                most = if now == START { 0 } else { most.max(due.len()) };
+                list(&mut memory, &due, now);
+            }
+            let share = (300 * interval).div_ceil(3600_u64.saturating_sub(2 * interval).max(1)).min(300);
+            assert!(most as u64 <= share, "{most} in a round, every {interval} s");
+        }
+    }
+
+    #[test]
+    fn three_hundred_idle_environments_take_five_requests_a_minute_beside_their_list() {
+        let (environments, mut memory) = (environments(300), DeploymentMemory::default());
+        let mut sweep = Sweep::new(Duration::from_secs(30));
+        let mut requests = 0;
+        for now in (START..=END).step_by(30_000) {
+            let due = sweep.due(&environments, &memory, now);
+            // In the first round all of them are new.
+            requests += if now == START { 0 } else { due.len() };
+            list(&mut memory, &due, now);
+        }
+        let a_minute = requests as f64 / ((END - START) / MINUTE) as f64;
+        assert!((4.9..5.2).contains(&a_minute), "{a_minute}");
+    }
+
+    #[test]
+    fn all_that_are_late_after_a_day_without_a_daemon_are_listed_in_the_first_round() {
+        let (environments, mut memory) = (environments(300), DeploymentMemory::default());
+        list(&mut memory, &environments.iter().collect::<Vec<_>>(), START);
+        let due = |now| Sweep::new(Duration::from_secs(30)).due(&environments, &memory, now).len();
+        assert_eq!((due(START + MINUTE), due(START + 24 * HOUR_MILLIS)), (0, 300));
+    }
+}
