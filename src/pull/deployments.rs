@@ -9,6 +9,8 @@ mod follow;
 mod memory;
 mod records;
 mod sweep;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;

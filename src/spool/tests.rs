@@ -5,12 +5,12 @@
 mod disk_errors;
 mod durability;
 mod every_call;
-mod fault_disk;
+pub(crate) mod fault_disk;
 mod os_disk;
 mod place;
 mod property;
 mod refusals;
 mod sealer;
 mod start;
-mod world;
+pub(crate) mod world;
 mod writer;

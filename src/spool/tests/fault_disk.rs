@@ -19,7 +19,7 @@ use crate::spool::disk::{Disk, DiskFile, FileId};
 
 /// A call of the seam.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Op {
+pub(crate) enum Op {
     CreateDir,
     Create,
     Open,
@@ -37,7 +37,7 @@ pub(super) enum Op {
 
 /// What a crash leaves.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Cut {
+pub(crate) enum Cut {
     /// `kill -9`: all that was written, durable or not.
     Kill,
     /// A power cut: only what was fsynced.
@@ -47,7 +47,7 @@ pub(super) enum Cut {
 }
 
 /// What becomes of a call.
-pub(super) enum Effect {
+pub(crate) enum Effect {
     Pass,
     /// It fails with this error; a write leaves half of its bytes, an fsync nothing.
     Fail(Errno),
@@ -59,13 +59,13 @@ pub(super) enum Effect {
     Die(Cut),
 }
 
-pub(super) use rustix::io::Errno;
+pub(crate) use rustix::io::Errno;
 
 type Rule = Box<dyn FnMut(Op, &Path) -> Effect + Send>;
 
 /// The file system. Clones share it.
 #[derive(Clone)]
-pub(super) struct FaultDisk(Arc<Mutex<State>>);
+pub(crate) struct FaultDisk(Arc<Mutex<State>>);
 
 #[derive(Default)]
 struct State {
@@ -85,7 +85,7 @@ struct State {
 }
 
 impl FaultDisk {
-    pub(super) fn new() -> FaultDisk {
+    pub(crate) fn new() -> FaultDisk {
         FaultDisk(Arc::default())
     }
 
@@ -94,12 +94,12 @@ impl FaultDisk {
     }
 
     /// Judges every call from now on.
-    pub(super) fn rule(&self, rule: impl FnMut(Op, &Path) -> Effect + Send + 'static) {
+    pub(crate) fn rule(&self, rule: impl FnMut(Op, &Path) -> Effect + Send + 'static) {
         self.state().rule = Some(Box::new(rule));
     }
 
     /// The call after `calls` more has this effect; the others pass.
-    pub(super) fn at_call(&self, calls: u64, effect: impl Fn() -> Effect + Send + 'static) {
+    pub(crate) fn at_call(&self, calls: u64, effect: impl Fn() -> Effect + Send + 'static) {
         let mut left = calls;
         self.rule(move |_, _| {
             left = left.wrapping_sub(1);
@@ -108,14 +108,14 @@ impl FaultDisk {
     }
 
     /// Every call of `op` on a path that contains `part` fails with `errno` until [`FaultDisk::heal`].
-    pub(super) fn fail(&self, op: Op, part: &'static str, errno: Errno) {
+    pub(crate) fn fail(&self, op: Op, part: &'static str, errno: Errno) {
         self.rule(move |asked, path| {
             if asked == op && path.to_string_lossy().contains(part) { Effect::Fail(errno) } else { Effect::Pass }
         });
     }
 
     /// The next call of `op` on a path that contains `part` fails with `errno`.
-    pub(super) fn fail_once(&self, op: Op, part: &'static str, errno: Errno) {
+    pub(crate) fn fail_once(&self, op: Op, part: &'static str, errno: Errno) {
         let mut done = false;
         self.rule(move |asked, path| {
             let hit = !done && asked == op && path.to_string_lossy().contains(part);
@@ -126,7 +126,7 @@ impl FaultDisk {
 
     /// Puts another file system over the spool's, or takes the spool's own away: paths lead to one that has these
     /// folders and no file.
-    pub(super) fn mount_over(&self, folders: &[&Path]) {
+    pub(crate) fn mount_over(&self, folders: &[&Path]) {
         let state = &mut *self.state();
         state.trees[1] = Tree::default();
         state.trees[1].folders.extend(folders.iter().map(|folder| folder.to_path_buf()));
@@ -134,27 +134,27 @@ impl FaultDisk {
     }
 
     /// Paths lead to the spool's file system again.
-    pub(super) fn unmount(&self) {
+    pub(crate) fn unmount(&self) {
         self.state().mounted = 0;
     }
 
     /// Names of the files on the file system that was mounted over the spool's.
-    pub(super) fn names_over(&self) -> Vec<PathBuf> {
+    pub(crate) fn names_over(&self) -> Vec<PathBuf> {
         self.state().trees[1].names.keys().cloned().collect()
     }
 
     /// From now on every call passes.
-    pub(super) fn heal(&self) {
+    pub(crate) fn heal(&self) {
         self.state().rule = None;
     }
 
     /// Whether this life has ended.
-    pub(super) fn died(&self) -> bool {
+    pub(crate) fn died(&self) -> bool {
         self.state().left.is_some()
     }
 
     /// The file system that the next life finds: after the death that a rule brought, else after `cut` now.
-    pub(super) fn after(&self, cut: Cut) -> FaultDisk {
+    pub(crate) fn after(&self, cut: Cut) -> FaultDisk {
         let state = self.state();
         let tree = state.left.clone().unwrap_or_else(|| state.trees[0].after(cut));
         let gave_up = state.gave_up || tree.names.values().any(|file| tree.files[*file].given_up);
@@ -163,30 +163,30 @@ impl FaultDisk {
     }
 
     /// The calls so far.
-    pub(super) fn trace(&self) -> Vec<(Op, PathBuf)> {
+    pub(crate) fn trace(&self) -> Vec<(Op, PathBuf)> {
         self.state().trace.clone()
     }
 
     /// Names in a folder, without asking the disk.
-    pub(super) fn names(&self, folder: &Path) -> Vec<String> {
+    pub(crate) fn names(&self, folder: &Path) -> Vec<String> {
         let state = self.state();
         let inside = state.trees[0].names.keys().filter(|path| path.parent() == Some(folder));
         inside.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
     }
 
     /// A file's bytes, without asking the disk.
-    pub(super) fn bytes(&self, path: &Path) -> Option<Vec<u8>> {
+    pub(crate) fn bytes(&self, path: &Path) -> Option<Vec<u8>> {
         let state = self.state();
         state.trees[0].names.get(path).map(|file| state.trees[0].files[*file].now().clone())
     }
 
     /// Whether acknowledged events may be in quarantine.
-    pub(super) fn is_damaged(&self) -> bool {
+    pub(crate) fn is_damaged(&self) -> bool {
         self.state().damaged
     }
 
     /// Puts a file there, durably, as somebody else would.
-    pub(super) fn put(&self, path: &Path, bytes: &[u8]) {
+    pub(crate) fn put(&self, path: &Path, bytes: &[u8]) {
         let tree = &mut self.state().trees[0];
         tree.folders.extend(path.ancestors().skip(1).map(Path::to_owned));
         tree.files.push(Bytes { durable: bytes.to_vec(), ..Bytes::default() });
@@ -196,7 +196,7 @@ impl FaultDisk {
     }
 
     /// Takes a file away, durably.
-    pub(super) fn take(&self, path: &Path) {
+    pub(crate) fn take(&self, path: &Path) {
         let state = &mut *self.state();
         state.damaged = true;
         let tree = &mut state.trees[0];
@@ -205,7 +205,7 @@ impl FaultDisk {
     }
 
     /// Flips one bit of a file, on the disk itself.
-    pub(super) fn flip_bit(&self, path: &Path) {
+    pub(crate) fn flip_bit(&self, path: &Path) {
         let state = &mut *self.state();
         state.damaged = true;
         let tree = &mut state.trees[0];

@@ -16,13 +16,13 @@ use crate::spool::folder::Folder;
 use crate::spool::manifest::Destination;
 use crate::spool::{AppendError, Batch, OpenError, QUARANTINE, Receipt, SealedBatches, Settings, Spool};
 
-pub(super) const TYPE: LogType = LogType::Deployments;
+pub(crate) const TYPE: LogType = LogType::Deployments;
 /// How long a thread of the spool may take. Long, so that a busy machine fails no test.
-pub(super) const DEADLINE: Duration = Duration::from_secs(60);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What becomes of a PUT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(crate) enum Fate {
     Stored,
     /// Stored, and the answer is lost.
     AnswerLost,
@@ -39,37 +39,37 @@ pub(super) enum Fate {
 }
 
 /// An object: its body and what its PUT said of it.
-pub(super) struct Object {
-    pub(super) body: Vec<u8>,
+pub(crate) struct Object {
+    pub(crate) body: Vec<u8>,
     /// None for another writer's.
-    pub(super) name: Option<SealedName>,
-    pub(super) instance: String,
-    pub(super) gaps: Vec<u64>,
+    pub(crate) name: Option<SealedName>,
+    pub(crate) instance: String,
+    pub(crate) gaps: Vec<u64>,
 }
 
 /// One life of the spool after the other, on one disk.
-pub(super) struct World {
-    pub(super) disk: FaultDisk,
-    pub(super) settings: Settings,
-    pub(super) spool: Option<Spool>,
+pub(crate) struct World {
+    pub(crate) disk: FaultDisk,
+    pub(crate) settings: Settings,
+    pub(crate) spool: Option<Spool>,
     receivers: Option<[SealedBatches; 2]>,
     /// Sealed batches that are not delivered, oldest first.
-    pub(super) waiting: Vec<Batch>,
-    pub(super) bucket: BTreeMap<String, Object>,
+    pub(crate) waiting: Vec<Batch>,
+    pub(crate) bucket: BTreeMap<String, Object>,
     /// Sequences of which an attempt may have arrived.
     tried: BTreeSet<u64>,
     /// Sequences that this life knows to be in the bucket, and whose file is still to go.
     stored: BTreeSet<u64>,
     /// By sequence, of those that this life has sent.
     known: BTreeMap<u64, Known>,
-    pub(super) acknowledged: BTreeMap<u64, Receipt>,
+    pub(crate) acknowledged: BTreeMap<u64, Receipt>,
     /// Events whose sender was told that they are not stored.
     refused: BTreeSet<u64>,
     next_event: u64,
     _lock_dir: tempfile::TempDir,
 }
 
-pub(super) fn settings(dir: PathBuf) -> Settings {
+pub(crate) fn settings(dir: PathBuf) -> Settings {
     let text = |text: &str| text.to_owned();
     let destination =
         Destination { endpoint: text(""), bucket: text("acme"), region: text("eu-west-1"), path: text("") };
@@ -85,11 +85,11 @@ pub(super) fn settings(dir: PathBuf) -> Settings {
 
 impl World {
     /// An empty disk; nothing is open yet.
-    pub(super) fn new() -> World {
+    pub(crate) fn new() -> World {
         World::with_codec(Codec::None)
     }
 
-    pub(super) fn with_codec(codec: Codec) -> World {
+    pub(crate) fn with_codec(codec: Codec) -> World {
         // Only the lock is a real file.
         let lock_dir = tempfile::tempdir().unwrap();
         World {
@@ -110,19 +110,19 @@ impl World {
     }
 
     /// A world with its spool open.
-    pub(super) fn opened() -> World {
+    pub(crate) fn opened() -> World {
         let mut world = World::new();
         world.open().unwrap();
         world
     }
 
-    pub(super) fn open(&mut self) -> Result<(), OpenError> {
+    pub(crate) fn open(&mut self) -> Result<(), OpenError> {
         self.open_without_settling()?;
         self.settle();
         Ok(())
     }
 
-    pub(super) fn open_without_settling(&mut self) -> Result<(), OpenError> {
+    pub(crate) fn open_without_settling(&mut self) -> Result<(), OpenError> {
         let (spool, receivers) = Spool::open(&self.settings, Arc::new(self.disk.clone()))?;
         self.spool = Some(spool);
         self.receivers = Some(receivers);
@@ -130,7 +130,7 @@ impl World {
     }
 
     /// Ends this life in order; the disk stays as it is.
-    pub(super) fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.spool = None;
         self.receivers = None;
         self.waiting.clear();
@@ -140,7 +140,7 @@ impl World {
     }
 
     /// A world that nobody opens, on what a power cut now would leave.
-    pub(super) fn disk_after_power_cut(&self) -> World {
+    pub(crate) fn disk_after_power_cut(&self) -> World {
         let mut left = World::new();
         left.disk = self.disk.after(Cut::Strict);
         left.settings = self.settings.clone();
@@ -148,7 +148,7 @@ impl World {
     }
 
     /// Ends this life and opens the next; a fault at the start has passed at the second try.
-    pub(super) fn crash(&mut self, cut: Cut) {
+    pub(crate) fn crash(&mut self, cut: Cut) {
         let ended = self.disk.clone();
         self.end();
         self.disk = ended.after(cut);
@@ -170,29 +170,29 @@ impl World {
         }
     }
 
-    pub(super) fn spool(&self) -> &Spool {
+    pub(crate) fn spool(&self) -> &Spool {
         self.spool.as_ref().unwrap()
     }
 
-    pub(super) fn folder(&self) -> Arc<Folder> {
+    pub(crate) fn folder(&self) -> Arc<Folder> {
         self.spool().folder(TYPE)
     }
 
-    pub(super) fn dir(&self) -> PathBuf {
+    pub(crate) fn dir(&self) -> PathBuf {
         self.settings.dir.join(TYPE.as_str())
     }
 
-    pub(super) fn quarantine(&self) -> Vec<String> {
+    pub(crate) fn quarantine(&self) -> Vec<String> {
         self.disk.names(&self.settings.dir.join(QUARANTINE))
     }
 
     /// Names of the batches in the folder.
-    pub(super) fn files(&self) -> Vec<SpoolName> {
+    pub(crate) fn files(&self) -> Vec<SpoolName> {
         self.disk.names(&self.dir()).iter().filter_map(|name| name.parse().ok()).collect()
     }
 
     /// The path of the one file with this ending.
-    pub(super) fn file(&self, ending: &str) -> PathBuf {
+    pub(crate) fn file(&self, ending: &str) -> PathBuf {
         let names = self.disk.names(&self.dir());
         let mut found = names.iter().filter(|name| name.ends_with(ending));
         let name = found.next().unwrap_or_else(|| panic!("no {ending} in {names:?}"));
@@ -208,7 +208,7 @@ impl World {
     }
 
     /// Sends `count` events in one request; the acknowledgement counts only if the machine still lives.
-    pub(super) fn append(&mut self, count: u64) -> Result<Receipt, AppendError> {
+    pub(crate) fn append(&mut self, count: u64) -> Result<Receipt, AppendError> {
         let ids = self.next_event..self.next_event + count;
         self.next_event = ids.end;
         let lines: String = ids.clone().map(line).collect();
@@ -230,13 +230,13 @@ impl World {
     }
 
     /// Seals what is open and waits until the sealer is done with it.
-    pub(super) fn seal(&mut self) {
+    pub(crate) fn seal(&mut self) {
         self.spool().seal();
         self.settle();
     }
 
     /// Waits until every batch that was closed is sealed and announced.
-    pub(super) fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         self.wait_until("the sealer is done", |world| {
             world.receive();
             let known: BTreeSet<u64> = world.waiting.iter().map(|batch| batch.name.sequence).collect();
@@ -247,7 +247,7 @@ impl World {
         });
     }
 
-    pub(super) fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&mut World) -> bool) {
+    pub(crate) fn wait_until(&mut self, what: &str, mut condition: impl FnMut(&mut World) -> bool) {
         let start = Instant::now();
         while !condition(self) {
             assert!(start.elapsed() < DEADLINE, "waited in vain until {what}: {:?}", self.disk.names(&self.dir()));
@@ -256,7 +256,7 @@ impl World {
     }
 
     /// One attempt at the oldest waiting batch, as the flusher makes it.
-    pub(super) fn upload(&mut self, fate: Fate) -> std::io::Result<()> {
+    pub(crate) fn upload(&mut self, fate: Fate) -> std::io::Result<()> {
         self.receive();
         if self.waiting.is_empty() {
             return Ok(());
@@ -351,7 +351,7 @@ impl World {
     }
 
     /// The disk works again; everything is delivered; the law holds.
-    pub(super) fn deliver_all(&mut self) {
+    pub(crate) fn deliver_all(&mut self) {
         self.disk.heal();
         // A thread that was still at work met the death that a rule had in store.
         if self.disk.died() {
@@ -367,7 +367,7 @@ impl World {
     }
 
     /// No batch that an attempt may have brought to the bucket is taken for untried.
-    pub(super) fn check_stages(&self) {
+    pub(crate) fn check_stages(&self) {
         for name in self.files() {
             if let SpoolName::Sealed(name) = name
                 && name.stage == Stage::Sealed
@@ -437,7 +437,7 @@ impl World {
     }
 
     /// How many acknowledged events are in no object.
-    pub(super) fn missing(&self) -> usize {
+    pub(crate) fn missing(&self) -> usize {
         let objects =
             self.bucket.values().filter_map(|object| object.name.as_ref().map(|name| plain_lines(name, &object.body)));
         let found: BTreeSet<u64> = objects.flatten().collect();
@@ -446,7 +446,7 @@ impl World {
 }
 
 /// One event.
-pub(super) fn line(id: u64) -> String {
+pub(crate) fn line(id: u64) -> String {
     format!("{{\"id\":{id},\"message\":\"created\"}}\n")
 }
 

@@ -1,0 +1,146 @@
+//! A crash at every call of the file system while a step's log comes into the spool: each event is in the bucket once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use chrono::DateTime;
+use futures_util::FutureExt;
+use tokio_util::sync::CancellationToken;
+
+use super::memory::{DeploymentMemory, Following, identity};
+use crate::pull::place::{Place, Shared, Stopped};
+use crate::pull::settle;
+use crate::spool::tests::fault_disk::{Cut, Effect, Errno};
+use crate::spool::tests::world::{Fate, TYPE, World};
+
+/// Events of the log; two come at a time.
+const EVENTS: u64 = 6;
+
+fn line(number: u64) -> String {
+    format!("{{\"id\":{number},\"eventId\":\"{number}\",\"deploymentLogId\":\"d\",\"stepName\":\"s\"}}\n")
+}
+
+/// A deployment that is followed, as the round that has found it leaves it.
+fn beginning() -> DeploymentMemory {
+    let mut memory = DeploymentMemory::beginning(DateTime::UNIX_EPOCH);
+    memory.following.insert("d".into(), Following { environment_id: "e".into(), ..Following::default() });
+    memory
+}
+
+/// The flusher: seals, and sends every batch that the gate lets pass.
+fn send(world: &mut World) {
+    world.seal();
+    while let Some(batch) = world.waiting.first() {
+        if world.disk.died() || world.spool().gate(TYPE).pass(batch.name.batch.opened).now_or_never().is_none() {
+            return;
+        }
+        // What fails is tried again after the next events.
+        if world.upload(Fate::Stored).is_err() {
+            return;
+        }
+    }
+}
+
+/// One life: what the place doesn't know is taken from the log, and sent when it may be. Whatever the disk refuses is
+/// tried again. With `ends_at_refusal` the life ends there instead, after the flusher has had its turn.
+fn pull(world: &mut World, ends_at_refusal: bool) -> Result<(), Stopped> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let spool = world.spool().clone();
+    runtime.block_on(async {
+        settle::begin(&spool).wait().await;
+        let stop = CancellationToken::new();
+        let shared = Shared { one_at_a_time: Arc::default(), stop: stop.clone() };
+        let mut place = loop {
+            match Place::open(&spool, TYPE, "o", shared.clone(), beginning()).await {
+                Ok(place) => break place,
+                Err(_) if ends_at_refusal => return Err(Stopped),
+                Err(_) => {}
+            }
+        };
+        for first in (0..EVENTS).step_by(2) {
+            let mut memory: DeploymentMemory = place.memory.clone();
+            let step = memory.following.get_mut("d").unwrap().steps.entry("s".into()).or_default();
+            let mut new: Vec<String> = (first..first + 2).map(line).collect();
+            new.retain(|line| step.take(identity("d", "s", line.trim_end().as_bytes())));
+            let lines = Bytes::from(new.concat());
+            let waiting = |_: &str| {
+                if ends_at_refusal {
+                    send(world);
+                    stop.cancel();
+                }
+            };
+            place.commit(lines, new.len() as u64, memory, waiting).await?;
+            send(world);
+            if world.disk.died() {
+                return Err(Stopped);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Pulls once for each call of the file system, with `effect` at that call, and once more after a power cut. The number
+/// of calls.
+fn at_every_call(effect: fn() -> Effect, ends_at_refusal: bool) -> u64 {
+    for call in 0.. {
+        let mut world = World::new();
+        let reached = Arc::new(AtomicBool::new(false));
+        let sign = reached.clone();
+        world.disk.at_call(call, move || {
+            sign.store(true, Ordering::SeqCst);
+            effect()
+        });
+        // A start that fails is tried again, as a supervisor does.
+        if world.open().is_err() {
+            world.open().unwrap();
+        }
+        // However this life ends, the next one has to bring the rest.
+        let _ = pull(&mut world, ends_at_refusal);
+        let reached = reached.load(Ordering::SeqCst);
+        world.disk.heal();
+        world.crash(Cut::Strict);
+        pull(&mut world, false).unwrap();
+        world.deliver_all();
+        assert_eq!(stored(&world), (0..EVENTS).map(|number| (number, 1)).collect(), "call {call}");
+        if !reached {
+            return call;
+        }
+    }
+    unreachable!("a run has an end")
+}
+
+/// How often each event is in the bucket.
+fn stored(world: &World) -> BTreeMap<u64, usize> {
+    let mut counts = BTreeMap::new();
+    for object in world.bucket.values() {
+        for line in std::str::from_utf8(&object.body).unwrap().lines() {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            *counts.entry(line["id"].as_u64().unwrap()).or_default() += 1;
+        }
+    }
+    counts
+}
+
+#[test]
+fn a_kill_at_any_call_brings_every_pulled_event_once() {
+    assert!(at_every_call(|| Effect::Die(Cut::Kill), false) > 60);
+}
+
+#[test]
+fn a_power_cut_at_any_call_brings_every_pulled_event_once() {
+    assert!(at_every_call(|| Effect::Die(Cut::Strict), false) > 60);
+}
+
+#[test]
+fn a_power_cut_that_tears_writes_brings_every_pulled_event_once() {
+    for _ in 0..4 {
+        assert!(at_every_call(|| Effect::Die(Cut::Torn(rand::random())), false) > 60);
+    }
+}
+
+#[test]
+fn an_error_at_any_call_and_then_a_power_cut_brings_every_pulled_event_once() {
+    assert!(at_every_call(|| Effect::Fail(Errno::IO), true) > 60);
+}
