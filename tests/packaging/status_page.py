@@ -199,6 +199,29 @@ class StatusPage(unittest.TestCase):
         self.shows(trouble, "The last outage ended")
         self.shows(page.locator("#verdict"), "Events flow")
 
+    def test_the_pull_is_shown_with_its_position_rate_and_error_and_only_where_something_is_pulled(self):
+        page = self.open()
+        self.shows(page.locator("#verdict"), "Events flow")
+        self.assertTrue(page.locator("#pulls").is_hidden())
+        hour_ago = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 7200))
+        error = {"since": hour_ago, "latest": hour_ago, "attempts": 3, "message": "GET /audit/events: 403" + EXECUTES,
+                 "remedy": "give the key's role that permission", "code": "forbidden", "request_id": None}
+        pulled = {"type": "env0-audits", "organization": "acme", "position": hour_ago, "events_pulled": 1234,
+                  "events_cut": 0, "events_refused": 0, "last_round": None, "last_round_millis": 0, "error": error}
+
+        def with_a_pull(route):
+            answer = route.fetch()
+            route.fulfill(response=answer, json=answer.json() | {"pull": [pulled]})
+
+        page.route("**/status", with_a_pull)
+        for told in ("env0-audits of acme", "2.0 h ago", "1,234 events", EXECUTES, "give the key's role", "3 attempts"):
+            self.shows(page.locator("#pulls"), told)
+        self.shows(page.locator("#verdict"), "The pull from env0 fails: env0-audits")
+        self.assertIsNone(page.evaluate("window.executed || null"))
+        pulled["error"] = None
+        self.shows(page.locator("#verdict"), "Events flow")
+        page.unroute("**/status")
+
     def test_hostile_words_are_shown_and_never_run(self):
         page = self.open()
         self.store.fault = fault(f"Code{EXECUTES}", f"Message{EXECUTES}", f"Request{EXECUTES}")
