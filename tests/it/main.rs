@@ -30,6 +30,7 @@ mod process;
 mod protocols;
 mod pull_audits;
 mod pull_deployments;
+mod pull_figures;
 mod s3_faults;
 mod secrets;
 mod sessions;

@@ -1,0 +1,46 @@
+//! How fast a history of audit events is pulled, and in how much memory. Prints its figures.
+
+use std::fs;
+use std::time::Instant;
+
+use chrono::{TimeDelta, Utc};
+
+use crate::harness::{Daemon, Setup, wait_until};
+use crate::local_aws::LocalAws;
+use crate::local_env0::LocalEnv0;
+use crate::local_env0::audits::event;
+
+/// The most that the daemon had in RAM, in KiB.
+fn peak_kib(daemon: &Daemon) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.process_id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+    peak.unwrap()
+}
+
+/// `EVENTS=1000000 cargo test --release --test it -- --ignored --nocapture history_of_audits`
+#[test]
+#[ignore = "a measurement"]
+fn a_history_of_audits_is_measured() {
+    let events: usize = std::env::var("EVENTS").map_or(100_000, |events| events.parse().unwrap());
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let start = Utc::now() - TimeDelta::days(90);
+    let step = TimeDelta::days(90).num_milliseconds() / events as i64;
+    env0.world().audits =
+        (0..events).map(|number| event(number, start + TimeDelta::milliseconds(step * number as i64))).collect();
+    let setup = Setup::new(&aws)
+        .unset("ENV0_S3_LOG_INGEST_TOKEN")
+        .set("ENV0_S3_LOG_PULL", "env0-audits")
+        .set("ENV0_S3_LOG_PULL_FROM", (start - TimeDelta::seconds(1)).to_rfc3339());
+    let setup = env0.environment().into_iter().fold(setup, |setup, (name, value)| setup.set(name, value));
+    let started = Instant::now();
+    let daemon = setup.start();
+    let pulled = || daemon.metric("pulled_events_total{type=\"env0-audits\"}").unwrap_or_default();
+    wait_until("the history is pulled", || pulled() >= events as f64);
+    let seconds = started.elapsed().as_secs_f64();
+    println!(
+        "{events} events in {seconds:.1} s: {:.0} a second, {} requests, {:.1} MiB at most",
+        events as f64 / seconds,
+        env0.asked("/audit/events"),
+        peak_kib(&daemon) as f64 / 1024.0
+    );
+}
