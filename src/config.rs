@@ -1,6 +1,7 @@
 //! Every variable: meaning, unit, default, range. The only file that reads the environment.
 
 mod reader;
+mod slips;
 mod values;
 mod variables;
 
@@ -16,6 +17,7 @@ use serde::Deserialize;
 
 use crate::batch::{Codec, LogType};
 use reader::Reader;
+pub use slips::token_not_meant;
 pub use variables::{Need, PREFIX, VARIABLES, Variable, example_env, help_text, markdown_table};
 
 /// The effective configuration (contract section 2).

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
+use super::slips;
 use super::values::{self, Parsed};
 use super::variables::{self, PREFIX, VARIABLES, Variable};
 use super::{Config, LogFormat, Network, OwnVariables, Pull, Purpose, Setting, SharedVariables, Source, TlsFiles};
@@ -66,7 +67,7 @@ impl Reader {
         }
         self.shown = given.iter().map(|(name, value)| (*name, shown(name, value))).collect();
         for (name, value) in &given {
-            if let Some(problem) = values::not_meant(value) {
+            if let Some(problem) = slips::not_meant(value) {
                 self.refuse(name, &format!("expected {problem}"));
             }
         }
@@ -109,7 +110,7 @@ impl Reader {
     ) -> Option<T> {
         let given = given?;
         // Here for what comes from files, too.
-        let parsed = values::not_meant(&given).map_or_else(|| parse(&given), Err);
+        let parsed = slips::not_meant(&given).map_or_else(|| parse(&given), Err);
         match parsed {
             Ok(value) => Some(value),
             Err(expected) => {

@@ -226,6 +226,18 @@ fn a_value_that_nobody_can_have_meant_is_refused_for_every_variable() {
             "${NAME:-default}".to_owned(),
             "$(NAME)".to_owned(),
             "{{ .Values.name }}".to_owned(),
+            "$NAME_of_the_value".to_owned(),
+            "%NAME%".to_owned(),
+            format!("%NAME%{example}"),
+            format!("`{example}`"),
+            format!("{example}\""),
+            format!("'{example}"),
+            "<your-value-goes-here>".to_owned(),
+            format!(r"{example}\n"),
+            "[redacted][REDACTED]".to_owned(),
+            "****************".to_owned(),
+            r#"{"value":"0123456789abcdef"}"#.to_owned(),
+            format!("ENV0_S3_LOG_SOMETHING={example}"),
         ] {
             let errors = with(&[(variable.name, &value)]).expect_err(variable.name).errors;
             let of_it: Vec<_> =
@@ -234,6 +246,30 @@ fn a_value_that_nobody_can_have_meant_is_refused_for_every_variable() {
             assert!(of_it[0].contains("expected a value"), "{of_it:?}");
             assert!(!variable.secret || !of_it[0].contains(&format!("{value:?}")), "{of_it:?}");
         }
+    }
+}
+
+#[test]
+fn a_token_that_everybody_knows_or_that_holds_a_log_type_is_refused() {
+    for token in ["change-me-0123456789abcdef", "0123456789abcdef,env0-audits", "env0-deployments"] {
+        let error = refused(&[("ENV0_S3_LOG_INGEST_TOKEN", token)]);
+        assert!(error.contains("expected a value"), "{error}");
+    }
+}
+
+#[test]
+fn what_looks_odd_but_can_be_meant_is_accepted() {
+    for (name, value) in [
+        ("ENV0_S3_LOG_INGEST_TOKEN", "pa$$word%with'all\"of`it<>"),
+        ("ENV0_S3_LOG_INGEST_TOKEN", "$2b$12$abcdefghijklmnop"),
+        ("ENV0_S3_LOG_INGEST_TOKEN", "ends-with-a-star-*-and-%-$"),
+        ("ENV0_S3_LOG_INGEST_TOKEN", "{abcdefghijklmnop}"),
+        ("ENV0_S3_LOG_INGEST_TOKEN", "team-of-env0-audits"),
+        ("ENV0_S3_LOG_OBJECT_TAGS", "team=%C3%A4%DEAD%20"),
+        ("ENV0_S3_LOG_BUCKET_PATH", "50%/of%20it"),
+        ("NO_PROXY", "*"),
+    ] {
+        assert!(with(&[(name, value)]).is_ok(), "{name}={value}");
     }
 }
 
@@ -381,7 +417,9 @@ fn drain_needs_no_senders_and_verify_no_role() {
 fn every_example_and_every_default_of_the_table_is_accepted() {
     let read_at_start = ["ENV0_S3_LOG_OIDC_TOKEN_URL_FILE", "ENV0_API_KEY_ID_FILE", "ENV0_API_KEY_SECRET_FILE"];
     for variable in VARIABLES.iter().filter(|variable| !read_at_start.contains(&variable.name)) {
-        for value in [variable.example].into_iter().chain(variable.default) {
+        // Everybody knows the example of a token, so it is none.
+        let example = if variable.name == "ENV0_S3_LOG_INGEST_TOKEN" { "0123456789abcdef" } else { variable.example };
+        for value in [example].into_iter().chain(variable.default) {
             let mut changes = vec![("ENV0_S3_LOG_TLS_CERT_FILE", "/c"), ("ENV0_S3_LOG_TLS_KEY_FILE", "/k")];
             changes.extend(KEY);
             changes.push((variable.name, value));

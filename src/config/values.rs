@@ -7,6 +7,7 @@ use std::time::Duration;
 use chrono::{DateTime, NaiveDate, NaiveTime, Utc};
 use reqwest::Url;
 
+use super::slips::token_not_meant;
 use crate::batch::LogType;
 
 /// The longest `bucketPath` that leaves room for the rest of the key in S3's 1024 bytes.
@@ -30,24 +31,6 @@ fn check<T>(holds: bool, value: T, expected: &str) -> Parsed<T> {
 /// A value that is taken as it is.
 pub(super) fn text(value: &str) -> Parsed<String> {
     check(!value.chars().any(char::is_control), value.to_owned(), "text without control characters")
-}
-
-/// Why no variable can be meant to have this value, whatever it is for: what a file of variables, a shell or a template
-/// should have taken away or filled in is still there.
-pub(super) fn not_meant(value: &str) -> Option<String> {
-    let in_quotes = |quote: char| value.len() > 1 && value.starts_with(quote) && value.ends_with(quote);
-    if in_quotes('"') || in_quotes('\'') {
-        return Some("a value without quotes around it (--env-file and Kubernetes keep them as part of it)".to_owned());
-    }
-    if value.starts_with('\u{feff}') {
-        return Some("a value without a byte order mark before it (save the file as UTF-8 without BOM)".to_owned());
-    }
-    let open = |(start, close)| {
-        let names = value.split(start).skip(1).filter_map(move |rest| Some(rest.split_once(close)?.0));
-        names.map(move |name| format!("{start}{name}{close}"))
-    };
-    let mut unexpanded = [("${", '}'), ("$(", ')'), ("{{", '}')].into_iter().flat_map(open);
-    unexpanded.next().map(|_| "a value in which every ${NAME} or template has been filled in".to_owned())
 }
 
 /// `true`/`false`, `1`/`0`, `yes`/`no`, `on`/`off`, in any case.
@@ -263,6 +246,9 @@ pub(super) fn bucket_path(value: &str) -> Parsed<String> {
 
 /// A static token: it travels in a header, so it is printable ASCII without spaces.
 pub(super) fn ingest_token(value: &str) -> Parsed<String> {
+    if let Some(expected) = token_not_meant(value) {
+        return Err(expected);
+    }
     let holds = value.len() >= INGEST_TOKEN_MIN_CHARS && value.bytes().all(|byte| byte.is_ascii_graphic());
     let expected = format!("{INGEST_TOKEN_MIN_CHARS} or more printable ASCII characters without spaces");
     check(holds, value.to_owned(), &expected)

@@ -27,7 +27,7 @@ pub struct Variable {
     pub need: Need,
     /// Whether its value is never shown.
     pub secret: bool,
-    /// A value that is accepted.
+    /// A value that is accepted; the static token's is not, since everybody knows it.
     pub example: &'static str,
     /// What it does, in one sentence; Markdown.
     pub meaning: &'static str,

@@ -5,6 +5,7 @@
 //! [`Watched`]), and a last line without a line break counts only where the whole file was put in place by a rename,
 //! as Kubernetes does with a Secret, or at start, when there is nothing older to keep.
 
+use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -108,9 +109,20 @@ fn load(path: &Path, change: Change) -> Result<StaticTokens, TokenFileError> {
     let lines = text.trim_start_matches(BYTE_ORDER_MARK).lines();
     let lines = lines.enumerate().map(|(index, line)| (index + 1, line.trim()));
     let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
-    let tokens: StaticTokens =
-        lines.map(|(number, line)| parse(number, line)).collect::<Result<_, _>>().map_err(refuse)?;
-    if tokens.is_empty() { Err(refuse("no token in it".to_owned())) } else { Ok(tokens) }
+    let mut tokens: Vec<StaticToken> = Vec::new();
+    let mut types = HashMap::new();
+    for (number, line) in lines {
+        let token = parse(number, line).map_err(refuse)?;
+        let (earlier, log_type) = *types.entry(token.digest).or_insert((number, token.log_type));
+        if log_type != token.log_type {
+            return Err(refuse(format!(
+                "line {number}: the token of line {earlier} again, with another log type; a token writes one log type, \
+                 or without one all of them"
+            )));
+        }
+        tokens.push(token);
+    }
+    if tokens.is_empty() { Err(refuse("no token in it".to_owned())) } else { Ok(tokens.into()) }
 }
 
 /// Never repeats the line: it holds a secret.
@@ -118,10 +130,10 @@ fn parse(number: usize, line: &str) -> Result<StaticToken, String> {
     let mut words = line.split_whitespace();
     let token = words.next().unwrap_or_default();
     let log_type = words.next().map(str::parse::<LogType>).transpose();
-    let fault = if line.starts_with(['"', '\'']) || line.ends_with(['"', '\'']) {
-        Some("quotes around it, which would be a part of the token: take them away".to_owned())
-    } else if line.contains("${") {
-        Some("${…} in it, which nothing has replaced by its value".to_owned())
+    // The line, too: quotes and JSON may be around a token and its type together.
+    let not_meant = config::token_not_meant(line).or_else(|| config::token_not_meant(token));
+    let fault = if let Some(expected) = not_meant {
+        Some(format!("it should be {expected}"))
     } else if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         Some("a character that no header can carry: a token is printable ASCII".to_owned())
     } else if token.len() < MIN_TOKEN_CHARS {

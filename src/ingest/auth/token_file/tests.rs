@@ -137,11 +137,20 @@ fn a_line_that_cannot_be_meant_is_told_without_its_words() {
         ("\n# nothing\n", "no token in it"),
         ("good-good-good-good\nsecret-short", "line 2: the token is shorter than 16 characters"),
         ("secret-secret-secret env0-other", "line 1: not a log type after the token, which is env0-deployments"),
-        ("\"secret-secret-secret\"", "line 1: quotes around it"),
-        ("'secret-secret-secret env0-audits'", "line 1: quotes around it"),
-        ("secret-secret-${NAME}-secret", "line 1: ${…} in it"),
+        ("\"secret-secret-secret\"", "line 1: it should be a value without quotes"),
+        ("'secret-secret-secret env0-audits'", "line 1: it should be a value without quotes"),
+        ("secret-secret-secret' env0-audits", "line 1: it should be a value without quotes"),
+        ("secret-secret-${NAME}-secret", "line 1: it should be a value in which every ${NAME}"),
+        ("secret-secret-secret,env0-audits", "line 1: it should be a value without env0-audits in it"),
+        ("secret-secret-secret=env0-audits", "line 1: it should be a value without env0-audits in it"),
+        ("env0-deployments:secret-secret", "line 1: it should be a value without env0-deployments in it"),
+        ("env0-deployments", "line 1: it should be a value without env0-deployments in it"),
+        ("{\"secret\":\"secret-secret-secret\"}", "line 1: it should be a value alone, not the JSON"),
+        ("{\"secret\": \"secret-secret-secret\"}", "line 1: it should be a value alone, not the JSON"),
+        ("change-me-0123456789abcdef env0-audits", "line 1: it should be a value of your own"),
+        ("good-good-good-good\nsecret-secret-secret\\n", "line 2: it should be a value without a written-out"),
         ("secret-secret-s\u{fc}cret", "line 1: a character that no header can carry"),
-        ("good-good-good-good\n\u{feff}secret-secret-secret", "line 2: a character that no header can carry"),
+        ("good-good-good-good\n\u{feff}secret-secret-secret", "line 2: it should be a value without a byte order mark"),
         ("secret-secret-secret env0-audits more", "line 1: more than a token and a log type"),
     ] {
         let message = problem(text);
@@ -149,4 +158,14 @@ fn a_line_that_cannot_be_meant_is_told_without_its_words() {
         assert!(!message.contains("secret-") && !message.contains("cret-"), "{message}");
     }
     assert!(problem(b"\xff\xfe").contains("not UTF-8"));
+}
+
+#[test]
+fn a_token_that_is_given_twice_with_different_types_is_refused() {
+    for (first, second) in [("env0-audits", "env0-deployments"), ("", "env0-audits"), ("env0-audits", "")] {
+        let message = problem(format!("{TOKEN} {first}\n# again\n{TOKEN} {second}\n"));
+        assert!(message.contains("line 3: the token of line 1 again, with another log type"), "{message}");
+        assert!(!message.contains(TOKEN), "{message}");
+    }
+    assert_eq!(problem(format!("{TOKEN} env0-audits\n{TYPED}\n{TOKEN} env0-audits\n")), "none");
 }

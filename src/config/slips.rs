@@ -1,0 +1,86 @@
+//! Values that nobody can have meant: a shell, a template or a person should have changed them first.
+
+use super::variables::PREFIX;
+use crate::batch::LogType;
+
+/// Why no variable can be meant to have this value, whatever it is for: what was expected instead.
+pub(super) fn not_meant(value: &str) -> Option<String> {
+    let expected = if value.starts_with(['"', '\'', '`']) || value.ends_with(['"', '\'', '`']) {
+        "a value without quotes around it (--env-file and Kubernetes keep them as part of it)"
+    } else if value.starts_with('\u{feff}') {
+        "a value without a byte order mark before it (save the file as UTF-8 without BOM)"
+    } else if is_unexpanded(value) {
+        "a value in which every ${NAME} or template has been filled in"
+    } else if value.len() > 2 && value.starts_with('<') && value.ends_with('>') {
+        "a value in place of the <placeholder>"
+    } else if value.ends_with(r"\n") || value.ends_with(r"\r") {
+        r"a value without a written-out line break (\n) at its end"
+    } else if value.to_ascii_lowercase().contains("[redacted]") || is_mask(value) {
+        "a value, not the [redacted] or *** that stands for it in a log or on a page"
+    } else if is_json(value) {
+        "a value alone, not the JSON that it was delivered in"
+    } else if value.starts_with(PREFIX) && value.contains('=') {
+        "a value without the variable's name before it"
+    } else {
+        return None;
+    };
+    Some(expected.to_owned())
+}
+
+/// The same for a static token, which has two more slips: the example, which everybody knows, and a log type that
+/// isn't set apart by white space, which would leave the token free to write any type.
+pub fn token_not_meant(token: &str) -> Option<String> {
+    not_meant(token).or_else(|| {
+        let token = token.to_ascii_lowercase();
+        if token.starts_with("change-me") || token.starts_with("changeme") {
+            return Some("a value of your own, not the example (openssl rand -hex 32 makes one)".to_owned());
+        }
+        let separators = [',', '=', ':', ';', '|'];
+        let holds = |log_type: LogType| {
+            let name = log_type.as_str();
+            token == name
+                || token.strip_suffix(name).is_some_and(|rest| rest.ends_with(separators))
+                || token.strip_prefix(name).is_some_and(|rest| rest.starts_with(separators))
+        };
+        let found = LogType::ALL.into_iter().find(|log_type| holds(*log_type))?;
+        Some(format!(
+            "a value without {found} in it (a token of one log type is <token> {found}, with a space between, in \
+             ENV0_S3_LOG_INGEST_TOKEN_FILE)"
+        ))
+    })
+}
+
+/// Whether a shell's or a template's placeholder is still there: `${NAME}`, `$(command)` and `{{ name }}` anywhere,
+/// `%NAME%` where it is not URL-encoded text, `$NAME` as the whole value. A token may hold `$` and `%`.
+fn is_unexpanded(value: &str) -> bool {
+    let is_open = |(start, end)| value.split(start).skip(1).any(|rest| rest.contains(end));
+    [("${", '}'), ("$(", ')'), ("{{", '}')].into_iter().any(is_open)
+        || value.strip_prefix('$').is_some_and(is_name)
+        || (!is_url_encoded(value) && has_windows_variable(value))
+}
+
+fn is_name(text: &str) -> bool {
+    text.starts_with(|first: char| first == '_' || first.is_ascii_alphabetic())
+        && text.bytes().all(|byte| byte == b'_' || byte.is_ascii_alphanumeric())
+}
+
+fn has_windows_variable(value: &str) -> bool {
+    let pieces: Vec<_> = value.split('%').collect();
+    // The first piece has no % before it, and the last has none after it.
+    let between = pieces.get(1..pieces.len().saturating_sub(1)).unwrap_or_default();
+    let in_capitals = |name: &&str| name.len() > 2 && is_name(name) && **name == name.to_ascii_uppercase();
+    between.iter().any(in_capitals)
+}
+
+fn is_url_encoded(value: &str) -> bool {
+    let mut escapes = value.split('%').skip(1).map(|rest| rest.as_bytes().get(..2).unwrap_or_default());
+    escapes.all(|digits| digits.len() == 2 && digits.iter().all(u8::is_ascii_hexdigit))
+}
+
+fn is_mask(value: &str) -> bool {
+    value.chars().count() > 1 && value.chars().all(|character| matches!(character, '*' | '•'))
+}
+
+fn is_json(value: &str) -> bool {
+    value.starts_with(['{', '[']) && serde_json::from_str::<serde::de::IgnoredAny>(value).is_ok()
+}
