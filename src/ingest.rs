@@ -45,6 +45,8 @@ const TOKEN_BODY_MAX_BYTES: usize = 64 * 1024;
 const TOKEN_BODY_TIME: Duration = Duration::from_secs(10);
 /// Of all bodies that are tokens, at once. A usual one is so small that it isn't charged.
 const TOKEN_BODIES_MAX_BYTES: usize = 16 * TOKEN_BODY_MAX_BYTES;
+/// Of all connections, so many wait for memory at most: one in so many.
+const MAX_WAITING_PART: usize = 4;
 /// What the lines of almost every request fit in: so many times its body, and a bit for small ones.
 const USUAL_GROWTH: usize = 4;
 const USUAL_LINES_LEAST_BYTES: usize = 16 * 1024;
@@ -84,13 +86,15 @@ impl Ingest {
     /// The front before the first request.
     pub fn new(config: &Config, spool: Spool, authenticator: Authenticator) -> Arc<Ingest> {
         let max_lines_bytes = config.max_inflight_bytes.max(config.max_body_bytes.saturating_mul(MAX_GROWTH));
+        // Connections are left for those who need little.
+        let max_waiting = (config.max_connections / MAX_WAITING_PART).max(1);
         let largest_body = config.max_body_bytes.saturating_add(inflate::MAX_BYTES_BESIDE);
         Arc::new(Ingest {
             spool,
             authenticator,
-            bodies: Memory::new(config.max_inflight_bytes, largest_body),
-            lines: Memory::new(config.max_inflight_bytes, max_lines_bytes),
-            tokens: Memory::new(TOKEN_BODIES_MAX_BYTES, TOKEN_BODY_MAX_BYTES),
+            bodies: Memory::new(config.max_inflight_bytes, largest_body, max_waiting),
+            lines: Memory::new(config.max_inflight_bytes, max_lines_bytes, max_waiting),
+            tokens: Memory::new(TOKEN_BODIES_MAX_BYTES, TOKEN_BODY_MAX_BYTES, max_waiting),
             limits: Limits {
                 max_event_bytes: config.max_event_bytes,
                 max_body_bytes: config.max_body_bytes,

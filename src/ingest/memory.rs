@@ -10,7 +10,8 @@
 //! 5. Who waits for a turn has none of the memory for turns, and who has a turn waits for no more of it: so every turn
 //!    ends, and the next one begins.
 //! 6. Who has a turn for which others wait has to hurry (`receive.rs`).
-//! 7. A turn that doesn't come within [`HOLD`] is a 503.
+//! 7. A turn that doesn't come within [`HOLD`] is a 503; so, at once, is one for which too many others wait: a
+//!    connection stays open for each of them, even where the client is gone.
 //! 8. What a request turns out not to need is given back at once, the rest when the disk has its events.
 
 use std::sync::Arc;
@@ -63,6 +64,7 @@ pub struct Memory {
     turns: Arc<Semaphore>,
     turns_bytes: u32,
     waiting: AtomicUsize,
+    max_waiting: usize,
 }
 
 /// What a request has of a [`Memory`]; given back on drop.
@@ -98,8 +100,8 @@ fn permits(permit: &Option<OwnedSemaphorePermit>) -> usize {
 
 impl Memory {
     /// For `bytes` in all, 4 GiB at most, of which one request may need `largest_bytes`. One that needs more than there
-    /// is for turns gets all of that: any one is served alone.
-    pub fn new(bytes: usize, largest_bytes: usize) -> Memory {
+    /// is for turns gets all of that: any one is served alone. At most `max_waiting` requests wait for a turn.
+    pub fn new(bytes: usize, largest_bytes: usize, max_waiting: usize) -> Memory {
         let bytes = bytes.min(u32::MAX as usize);
         let common = bytes - LANES * (bytes / SHARE);
         let turns = (common / 2).max(largest_bytes).min(common);
@@ -110,6 +112,7 @@ impl Memory {
             turns: semaphore(turns),
             turns_bytes: u32::try_from(turns).unwrap_or(u32::MAX),
             waiting: AtomicUsize::new(0),
+            max_waiting,
         }
     }
 
@@ -145,9 +148,12 @@ impl Memory {
     }
 
     async fn wait_for_turn(&self, bytes: u32) -> Result<OwnedSemaphorePermit, Refusal> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        // Also where the client is gone, and this is dropped.
+        let waiting = self.waiting.fetch_add(1, Ordering::Relaxed);
+        // Also where the connection is closed, and this is dropped.
         let _waits = Waits(&self.waiting);
+        if waiting >= self.max_waiting {
+            return Err(in_use());
+        }
         match tokio::time::timeout(HOLD, Arc::clone(&self.turns).acquire_many_owned(bytes)).await {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(in_use()),
@@ -170,5 +176,90 @@ struct Waits<'a>(&'a AtomicUsize);
 impl Drop for Waits<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    /// Of 3200 bytes: 100 for each lane, 400 free for all, 2400 for turns.
+    fn memory(max_waiting: usize) -> Memory {
+        Memory::new(3200, 2400, max_waiting)
+    }
+
+    /// A charge that is there at once.
+    fn at_once(memory: &Memory, lane: Lane, bytes: usize, may_need: usize) -> Option<Charge> {
+        let mut charge = Charge::default();
+        memory.charge(lane, &mut charge, bytes, may_need).now_or_never()?.ok()?;
+        Some(charge)
+    }
+
+    #[tokio::test]
+    async fn a_lane_has_its_share_whatever_the_others_take() {
+        let memory = memory(8);
+        let all: Vec<_> = [(100, 100), (400, 400), (1, 2400)]
+            .map(|(bytes, may_need)| at_once(&memory, Lane::Oidc, bytes, may_need).unwrap())
+            .into();
+        assert!(at_once(&memory, Lane::Oidc, 1, 1).is_none());
+        for lane in [Lane::Audits, Lane::Deployments, Lane::Untold] {
+            assert!(at_once(&memory, lane, 100, 100).is_some(), "{lane:?}");
+            assert!(at_once(&memory, lane, 101, 101).is_none(), "{lane:?}");
+        }
+        drop(all);
+        assert!(at_once(&memory, Lane::Oidc, 2400, 2400).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn however_many_need_more_each_gets_its_turn_and_all_end() {
+        let memory = Arc::new(memory(64));
+        let senders: Vec<_> = (0..64)
+            .map(|_| {
+                let memory = memory.clone();
+                tokio::spawn(async move {
+                    let mut charge = Charge::default();
+                    for left in (1..=10).rev() {
+                        memory.charge(Lane::Oidc, &mut charge, 100, left * 100).await?;
+                        tokio::time::sleep(Duration::from_millis(10)).await;
+                    }
+                    Ok::<_, Refusal>(())
+                })
+            })
+            .collect();
+        for sender in senders {
+            assert_eq!(sender.await.unwrap(), Ok(()));
+        }
+        assert!(at_once(&memory, Lane::Oidc, 2400, 2400).is_some(), "all of it was given back");
+        assert!(!memory.is_awaited());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_that_does_not_come_is_refused_after_5_s_and_at_once_where_too_many_wait() {
+        let memory = memory(1);
+        let _all = at_once(&memory, Lane::Oidc, 2400, 2400).unwrap();
+        let since = tokio::time::Instant::now();
+        let (mut first, mut second) = (Charge::default(), Charge::default());
+        let mut waits = std::pin::pin!(memory.charge(Lane::Oidc, &mut first, 1000, 1000));
+        assert!(waits.as_mut().now_or_never().is_none());
+        assert!(memory.is_awaited());
+        assert!(memory.charge(Lane::Oidc, &mut second, 1000, 1000).await.is_err());
+        assert_eq!(since.elapsed(), Duration::ZERO);
+        assert!(waits.await.is_err());
+        assert_eq!(since.elapsed(), HOLD);
+    }
+
+    #[tokio::test]
+    async fn what_is_not_needed_is_given_back_the_turn_first() {
+        let memory = memory(8);
+        let mut charge = at_once(&memory, Lane::Audits, 50, 1000).unwrap();
+        memory.charge(Lane::Audits, &mut charge, 900, 900).now_or_never().unwrap().unwrap();
+        assert!(charge.has_turn());
+        charge.shrink_to(60);
+        assert!(charge.has_turn(), "10 bytes of it");
+        charge.shrink_to(50);
+        assert!(!charge.has_turn());
+        assert!(at_once(&memory, Lane::Oidc, 2400, 2400).is_some());
     }
 }

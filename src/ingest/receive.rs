@@ -280,7 +280,7 @@ mod tests {
         let service = service_fn(move |request: Request<Incoming>| {
             let ended = ended.clone();
             async move {
-                let (memory, stop) = (Memory::new(BYTES, BYTES), CancellationToken::new());
+                let (memory, stop) = (Memory::new(BYTES, BYTES, 1), CancellationToken::new());
                 let terms = Terms { limit: BYTES, memory: &memory, lane: Lane::Audits, stop: &stop };
                 let outcome = read(&mut request.into_body(), Encoding::Identity, &terms).await;
                 ended.send(outcome.map(|received| received.bytes)).unwrap();
