@@ -150,7 +150,7 @@ impl Reader {
     }
 
     fn path(&mut self, name: &'static str, given: Option<String>) -> Option<PathBuf> {
-        self.optional(name, given, values::text).map(PathBuf::from)
+        self.optional(name, given, values::path).map(PathBuf::from)
     }
 
     fn secret(
@@ -205,7 +205,7 @@ impl Reader {
                 own.session_duration,
                 values::duration(Duration::from_secs(900), Duration::from_secs(43_200)),
             ),
-            oidc_token: self.secret("ENV0_OIDC_TOKEN", shared.env0_oidc_token, values::text),
+            oidc_token: self.secret("ENV0_OIDC_TOKEN", shared.env0_oidc_token, values::oidc_token),
             oidc_token_file: {
                 let own_file = self.path("ENV0_S3_LOG_OIDC_TOKEN_FILE", own.oidc_token_file);
                 let file = self.path("ENV0_OIDC_TOKEN_FILE", shared.env0_oidc_token_file);
@@ -217,7 +217,7 @@ impl Reader {
             },
             oidc_issuer: self.value("ENV0_S3_LOG_OIDC_ISSUER", own.oidc_issuer, values::issuer_url),
             oidc_subjects: self
-                .optional("ENV0_S3_LOG_OIDC_SUBJECT", own.oidc_subject, values::list)
+                .optional("ENV0_S3_LOG_OIDC_SUBJECT", own.oidc_subject, values::subjects)
                 .unwrap_or_default(),
             oidc_organization_ids: self
                 .optional("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", own.oidc_organization_id, values::organization_ids)
@@ -244,7 +244,7 @@ impl Reader {
                 let client_ca = self.path("ENV0_S3_LOG_TLS_CLIENT_CA_FILE", own.tls_client_ca_file);
                 self.tls(cert, key, client_ca)
             },
-            spool_dir: self.value("ENV0_S3_LOG_SPOOL_DIR", own.spool_dir, values::text).into(),
+            spool_dir: self.value("ENV0_S3_LOG_SPOOL_DIR", own.spool_dir, values::own_folder).into(),
             spool_max_bytes: self.value("ENV0_S3_LOG_SPOOL_MAX_BYTES", own.spool_max_bytes, values::size(u64::MAX)),
             batch_max_bytes: self.value(
                 "ENV0_S3_LOG_BATCH_MAX_BYTES",

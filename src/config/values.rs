@@ -33,6 +33,21 @@ pub(super) fn text(value: &str) -> Parsed<String> {
     check(!value.chars().any(char::is_control), value.to_owned(), "text without control characters")
 }
 
+/// A file's or folder's path. Only a shell knows `~` and `$HOME`: here they would be names.
+pub(super) fn path(value: &str) -> Parsed<String> {
+    check(!value.starts_with(['~', '$']), text(value)?, "a path in full: no shell replaces ~ or $HOME here")
+}
+
+/// A folder that belongs to the daemon alone.
+pub(super) fn own_folder(value: &str) -> Parsed<String> {
+    check(!value.trim_matches('/').is_empty(), path(value)?, "a folder for this daemon alone, not the root")
+}
+
+/// A JWT, or whatever else the token service takes: one word, sent as it is.
+pub(super) fn oidc_token(value: &str) -> Parsed<String> {
+    check(!value.contains(char::is_whitespace), text(value)?, "the token alone, without \"Bearer\" or white space")
+}
+
 /// `true`/`false`, `1`/`0`, `yes`/`no`, `on`/`off`, in any case.
 pub(super) fn boolean(value: &str) -> Parsed<bool> {
     match value.to_ascii_lowercase().as_str() {
@@ -127,6 +142,13 @@ pub(super) fn socket_address(value: &str) -> Parsed<SocketAddr> {
 pub(super) fn list(value: &str) -> Parsed<Vec<String>> {
     let items: Vec<_> = value.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect();
     check(!items.is_empty(), items, "one or more values, separated by commas")
+}
+
+/// Comma-separated subjects of OIDC tokens. They are compared as a whole, so a pattern would let nobody in.
+pub(super) fn subjects(value: &str) -> Parsed<Vec<String>> {
+    let subjects = list(value)?;
+    let holds = |subject: &String| !subject.contains('*') && !subject.ends_with('|');
+    check(subjects.iter().all(holds), subjects, "whole subjects, separated by commas: there are no patterns")
 }
 
 /// Comma-separated ids of env0 organizations: UUIDs, and not the zeros of an example.
@@ -335,8 +357,10 @@ pub(super) fn object_tags(value: &str) -> Parsed<String> {
     let tags: Vec<_> = value.split('&').collect();
     let tag_holds = |tag: &&str| {
         let (name, value) = tag.split_once('=').unwrap_or_default();
-        !name.is_empty() && !value.contains('=') && tag.bytes().all(|byte| byte.is_ascii_graphic())
+        let reserved = ["aws:", "aws%3a"].iter().any(|prefix| name.to_ascii_lowercase().starts_with(prefix));
+        !name.is_empty() && !reserved && !value.contains('=') && tag.bytes().all(|byte| byte.is_ascii_graphic())
     };
-    let expected = format!("at most {OBJECT_TAGS_MAX} tags as name=value&name=value, URL-encoded");
+    let expected =
+        format!("at most {OBJECT_TAGS_MAX} tags as name=value&name=value, URL-encoded, none of AWS's own (aws:)");
     check(tags.len() <= OBJECT_TAGS_MAX && tags.iter().all(tag_holds), value.to_owned(), &expected)
 }
