@@ -184,6 +184,18 @@ mod tests {
     }
 
     #[test]
+    fn zstd_that_begins_with_a_skippable_frame_is_recognised_and_inflated() {
+        for first in [0x50, 0x5f] {
+            let skippable = [first, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, b'a', b'b', b'c', b'd'];
+            let body = [&skippable[..], &encoded("zstd")].concat();
+            assert_eq!(Encoding::by_magic(&body), Encoding::Zstd);
+            for step in [1, 7, 64 * 1024] {
+                assert_eq!(inflate(Encoding::Zstd, &body, step), Ok(TEXT.repeat(50)), "in steps of {step}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_cut_short_changed_or_followed_by_something_else_is_refused() {
         for (encoding, name) in ALL {
             let whole = encoded(name);

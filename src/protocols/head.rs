@@ -32,6 +32,8 @@ pub(super) const KNOWN_PATHS: [&str; 12] = [
 
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b, 0x08];
 const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+/// Of a skippable frame, which pzstd and the seekable format begin with, behind its first byte, 0x50 to 0x5f.
+const ZSTD_SKIPPABLE_MAGIC: &[u8] = &[0x2a, 0x4d, 0x18];
 
 /// How a body is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,12 +72,14 @@ impl Encoding {
         Ok(found)
     }
 
-    /// The coding that `body` begins with the magic of. No body of any protocol begins so: in UTF-8 neither is
-    /// text, in protobuf and in snappy neither is a first field or element.
+    /// The coding that `body` begins with the magic of. No body of any protocol begins so: in protobuf and in snappy none
+    /// is a first field or element, and none is text: they are not UTF-8, or (a skippable frame's) hold U+0018.
     pub fn by_magic(body: &[u8]) -> Encoding {
         if body.starts_with(GZIP_MAGIC) {
             Encoding::Gzip
-        } else if body.starts_with(ZSTD_MAGIC) {
+        } else if body.starts_with(ZSTD_MAGIC)
+            || matches!(body, [0x50..=0x5f, rest @ ..] if rest.starts_with(ZSTD_SKIPPABLE_MAGIC))
+        {
             Encoding::Zstd
         } else {
             Encoding::Identity
