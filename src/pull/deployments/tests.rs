@@ -10,7 +10,7 @@ use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use super::memory::{DeploymentMemory, Following, identity};
-use crate::pull::place::{Place, Shared, Stopped};
+use crate::pull::place::{Place, PlaceError, Shared, Stopped};
 use crate::pull::settle;
 use crate::spool::tests::fault_disk::{Cut, Effect, Errno};
 use crate::spool::tests::world::{Fate, TYPE, World};
@@ -55,6 +55,7 @@ fn pull(world: &mut World, ends_at_refusal: bool) -> Result<(), Stopped> {
         let mut place = loop {
             match Place::open(&spool, TYPE, "o", shared.clone(), beginning()).await {
                 Ok(place) => break place,
+                Err(error @ PlaceError::Unusable { .. }) => panic!("{error}"),
                 Err(_) if ends_at_refusal => return Err(Stopped),
                 Err(_) => {}
             }
