@@ -14,6 +14,7 @@ use aws_sdk_s3::config::{
     Builder, IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation,
     StalledStreamProtectionConfig, timeout::TimeoutConfig,
 };
+use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{BucketLocationConstraint, ServerSideEncryption, StorageClass};
 use aws_smithy_runtime_api::client::behavior_version::BehaviorVersion;
@@ -214,7 +215,13 @@ impl S3 {
                 Some(Err(reason)) => PutError::unconfirmed(reason, &seen, &call),
                 None => PutError::unconfirmed(NotConfirmed::NotTheStore, &seen, &call),
             },
-            Ok(Err(error)) => PutError::of(&error, &seen, &call),
+            Ok(Err(error)) => match (&error, seen.answer.as_ref().map(|answer| answer.confirms(&put.sha256))) {
+                // The SDK takes headers that contradict each other for a refusal, but the status is a success.
+                (SdkError::ServiceError(_), Some(Err(NotConfirmed::OtherChecksum))) => {
+                    PutError::unconfirmed(NotConfirmed::OtherChecksum, &seen, &call)
+                }
+                _ => PutError::of(&error, &seen, &call),
+            },
             Err(_) => {
                 let message = format!("PutObject at {}: no answer within {} s", seen.host, put.timeout.as_secs());
                 PutError { may_have_arrived: true, ..PutError::before(PutErrorKind::Timeout, message) }

@@ -18,8 +18,8 @@ use memchr::memmem;
 use crate::batch::Sha256;
 use crate::network::server;
 
-/// Of a body, looked at for what kind of document it is.
-const HEAD_BYTES: usize = 1024;
+/// A page for people has one of these, in whatever case. Login pages often leave the first two out.
+const HTML_TAGS: [&[u8]; 5] = [b"<html", b"<!doctype html", b"<head>", b"<body", b"<title"];
 
 /// What an answer says of who sent it.
 #[derive(Debug, Clone, Default)]
@@ -29,11 +29,13 @@ pub(super) struct Answer {
     pub(super) is_error_document: bool,
     /// A page for people. Never S3's, whatever headers it has.
     pub(super) is_html: bool,
-    has_body: bool,
+    /// S3's answer to a PUT has none.
+    pub(super) has_body: bool,
+    /// In the form that S3 sends: neither weak nor empty.
     has_e_tag: bool,
     has_request_id: bool,
-    /// As sent.
-    checksum: Option<String>,
+    /// Each `x-amz-checksum-sha256`, as sent.
+    checksums: Vec<String>,
     /// `x-amz-bucket-region`, as sent.
     pub(super) region: Option<String>,
     /// As sent.
@@ -42,6 +44,8 @@ pub(super) struct Answer {
     names_the_condition: bool,
     /// The error document speaks of another header.
     names_another_header: bool,
+    /// The header or argument that the error document refuses, as sent.
+    pub(super) refused_header: Option<String>,
 }
 
 /// Why a 2xx doesn't confirm an object.
@@ -57,6 +61,8 @@ pub(super) enum NotConfirmed {
 const CONDITION_HEADER: &[u8] = b"if-none-match";
 /// What S3's document puts the name of a header in that it refuses.
 const HEADER_ELEMENT: &[u8] = b"<header>";
+/// The same in the answer to a value that S3 doesn't know.
+const ARGUMENT_ELEMENT: &[u8] = b"<argumentname>";
 /// All other headers of ours that a store may not know begin so.
 const AMZ_HEADER: &[u8] = b"x-amz-";
 
@@ -66,42 +72,48 @@ impl Answer {
         let header = |name: &str| response.headers().get(name).map(str::trim).filter(|value| !value.is_empty());
         let body = response.body().bytes().unwrap_or_default();
         let is_error_document = root_element(body) == Some("Error");
-        let head = body[..body.len().min(HEAD_BYTES)].to_ascii_lowercase();
+        let document = body.to_ascii_lowercase();
         let content_type = header("content-type").unwrap_or_default().to_ascii_lowercase();
         let looks_like_html = ["text/html", "application/xhtml"].iter().any(|html| content_type.starts_with(html))
-            || [&b"<html"[..], b"<!doctype html"].iter().any(|html| memmem::find(&head, html).is_some());
-        let document = if is_error_document { body.to_ascii_lowercase() } else { Vec::new() };
-        let names = |name: &[u8]| memmem::find(&document, name).is_some();
+            || HTML_TAGS.iter().any(|tag| memmem::find(&document, tag).is_some());
+        let names = |name: &[u8]| is_error_document && memmem::find(&document, name).is_some();
+        let refused = [HEADER_ELEMENT, ARGUMENT_ELEMENT].into_iter().find_map(|element| text_of(&document, element));
         Answer {
             status: response.status().as_u16(),
             is_error_document,
             is_html: looks_like_html && !is_error_document,
             has_body: !body.trim_ascii().is_empty(),
-            has_e_tag: header("etag").is_some(),
+            has_e_tag: header("etag").is_some_and(is_s3s_e_tag),
             has_request_id: header("x-amz-request-id").is_some(),
-            checksum: header("x-amz-checksum-sha256").map(str::to_owned),
+            checksums: response.headers().get_all("x-amz-checksum-sha256").map(str::to_owned).collect(),
             region: header("x-amz-bucket-region").map(str::to_owned),
             retry_after: header("retry-after").map(str::to_owned),
             names_the_condition: names(CONDITION_HEADER),
             names_another_header: names(HEADER_ELEMENT) || names(AMZ_HEADER),
+            refused_header: refused.filter(|_| is_error_document),
         }
     }
 
     /// Whether the store itself sent it. Stores differ in what they send: some no document, some no request id, some
-    /// no `ETag`. An `ETag` is any web server's mark, too, so it counts only where nothing follows it, as after a PUT.
+    /// no `ETag`. A proxy can pass on a header of the store's with a body of its own, so headers count only where no
+    /// body follows them: S3's only body after a PUT is its error document.
     pub(super) fn is_the_stores(&self) -> bool {
-        !self.is_html && (self.is_error_document || self.has_request_id || (self.has_e_tag && !self.has_body))
+        self.is_error_document || ((self.has_request_id || self.has_e_tag) && self.is_empty())
+    }
+
+    /// Neither a body, nor the type of a page.
+    fn is_empty(&self) -> bool {
+        !self.has_body && !self.is_html
     }
 
     /// Whether it confirms that the store has exactly the bytes with this hash. Only then may their file go.
     pub(super) fn confirms(&self, sha256: &Sha256) -> Result<(), NotConfirmed> {
         let ours = STANDARD.encode(sha256.0);
-        match &self.checksum {
-            Some(checksum) if *checksum != ours => return Err(NotConfirmed::OtherChecksum),
-            _ => {}
+        if self.checksums.iter().any(|checksum| checksum.trim() != ours) {
+            return Err(NotConfirmed::OtherChecksum);
         }
-        let is_marked = self.is_the_stores() || (self.checksum.is_some() && !self.is_html);
-        let holds = self.status == 200 && is_marked && !self.is_error_document;
+        let is_marked = self.has_request_id || self.has_e_tag || !self.checksums.is_empty();
+        let holds = self.status == 200 && is_marked && self.is_empty();
         if holds { Ok(()) } else { Err(NotConfirmed::NotTheStore) }
     }
 
@@ -113,7 +125,19 @@ impl Answer {
     }
 }
 
-/// The name of a document's first element, behind what may stand before it.
+/// Web servers mark a file of theirs by a weak tag; an empty one marks nothing.
+fn is_s3s_e_tag(value: &str) -> bool {
+    !value.starts_with("W/") && !value.trim_matches('"').is_empty()
+}
+
+/// What stands in the first `element` of a document.
+fn text_of(document: &[u8], element: &[u8]) -> Option<String> {
+    let rest = &document[memmem::find(document, element)? + element.len()..];
+    let text = &rest[..memchr::memchr(b'<', rest)?];
+    (!text.is_empty()).then(|| String::from_utf8_lossy(text).into_owned())
+}
+
+/// The name of a document's first element, without a namespace's prefix, behind what may stand before it.
 fn root_element(body: &[u8]) -> Option<&str> {
     let mut rest = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body).trim_ascii_start();
     for (begin, end) in [(&b"<?"[..], &b"?>"[..]), (b"<!--", b"-->")] {
@@ -122,8 +146,8 @@ fn root_element(body: &[u8]) -> Option<&str> {
         }
     }
     let name = rest.strip_prefix(b"<")?;
-    let end = name.iter().position(|byte| !byte.is_ascii_alphanumeric())?;
-    std::str::from_utf8(&name[..end]).ok()
+    let end = name.iter().position(|byte| !byte.is_ascii_alphanumeric() && !b":-_".contains(byte))?;
+    std::str::from_utf8(&name[..end]).ok()?.rsplit(':').next()
 }
 
 /// Watches one request: where it goes, and what comes back.
@@ -196,12 +220,19 @@ mod tests {
         let sha256 = Sha256::of(b"body");
         let ours: &'static str = STANDARD.encode(sha256.0).leak();
         let checksum = ("x-amz-checksum-sha256", ours);
+        let late_page: &'static str = format!("{}<html>login</html>", " ".repeat(1_100)).leak();
         for marks in [&[ID][..], &[E_TAG], &[checksum], &[ID, E_TAG, checksum]] {
             assert_eq!(answer(200, marks, "").confirms(&sha256), Ok(()), "{marks:?}");
         }
         for (status, headers, body) in [
             (200, &[][..], ""),
             (200, &[("etag", "")], ""),
+            (200, &[("etag", "\"\"")], ""),
+            (200, &[("etag", "W/\"5e2-0\"")], ""),
+            (200, &[ID], late_page),
+            (200, &[ID], "<head><title>login</title></head><body>x</body>"),
+            (200, &[ID, ("content-encoding", "gzip")], "\u{1f}coded"),
+            (200, &[ID, checksum], "{\"error\":\"not stored\"}"),
             (202, &[ID, E_TAG], ""),
             (204, &[ID, E_TAG], ""),
             (200, &[], PAGE),
@@ -216,19 +247,29 @@ mod tests {
         }
         let other = ("x-amz-checksum-sha256", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
         assert_eq!(answer(200, &[ID, E_TAG, other], "").confirms(&sha256), Err(NotConfirmed::OtherChecksum));
+        let mut two = HttpResponse::new(200.try_into().unwrap(), "".into());
+        for value in [ours, other.1] {
+            two.headers_mut().append(other.0, value);
+        }
+        assert_eq!(Answer::of(&two).confirms(&sha256), Err(NotConfirmed::OtherChecksum));
     }
 
     #[test]
     fn an_error_document_is_known_by_its_root_element() {
-        for body in ["<Error><Code>A</Code></Error>", "\u{feff}<?xml version=\"1.0\"?>\n<!-- x --><Error xmlns=\"a\"/>"]
-        {
+        for body in [
+            "<Error><Code>A</Code></Error>",
+            "\u{feff}<?xml version=\"1.0\"?>\n<!-- x --><Error xmlns=\"a\"/>",
+            "<s3:Error xmlns:s3=\"a\"/>",
+        ] {
             assert!(answer(412, &[], body).is_the_stores(), "{body}");
         }
         for body in ["", "<Errors/>", "<html><Error/></html>", "no <Error>", PAGE, "<Error", "<?xml"] {
             assert!(!answer(412, &[], body).is_the_stores(), "{body}");
         }
         assert!(answer(412, &[ID], "").is_the_stores());
-        assert!(!answer(412, &[ID], PAGE).is_the_stores());
+        for body in [PAGE, "{\"error\":\"no\"}"] {
+            assert!(!answer(412, &[ID], body).is_the_stores(), "{body}");
+        }
     }
 
     #[test]

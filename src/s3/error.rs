@@ -77,7 +77,7 @@ pub enum PutErrorKind {
     ChecksumRefused,
     /// The file can't be read, or hasn't the length it should have.
     FileUnreadable,
-    /// Any other 5xx.
+    /// Any other 5xx, or S3's redirect while a new bucket's name isn't known everywhere.
     ServerError,
     /// A proxy asks for credentials of its own.
     ProxyRefused,
@@ -183,8 +183,10 @@ impl PutErrorKind {
                  see config/README.md#not-uploading"
             }
             PutErrorKind::ClockSkew => "set this machine's clock right; see config/README.md#not-uploading",
-            PutErrorKind::Throttled | PutErrorKind::ServerError => {
-                "nothing: it is tried again; see config/README.md#not-uploading"
+            PutErrorKind::Throttled => "nothing: it is tried again; see config/README.md#not-uploading",
+            PutErrorKind::ServerError => {
+                "nothing if it passes: it is tried again; else look at the store, and at a proxy on the way to it; \
+                 see config/README.md#not-uploading"
             }
             PutErrorKind::ChecksumRefused => {
                 "look at the disk and the network: the bytes changed on the way; see config/README.md#quarantined"
@@ -231,6 +233,8 @@ impl PutError {
             NotConfirmed::OtherChecksum => (PutErrorKind::ChecksumRefused, "with the checksum of other bytes"),
             NotConfirmed::NotTheStore if answer.is_html => (PutErrorKind::NotS3, "with a page of HTML"),
             NotConfirmed::NotTheStore if answer.is_error_document => (PutErrorKind::Other, "with an error document"),
+            NotConfirmed::NotTheStore if answer.has_body => (PutErrorKind::NotS3, "with a body, where S3 sends none"),
+            NotConfirmed::NotTheStore if answer.is_the_stores() => (PutErrorKind::NotS3, "where S3 says 200"),
             NotConfirmed::NotTheStore => (PutErrorKind::NotS3, "without a mark of S3's"),
         };
         let message = format!(
@@ -276,7 +280,10 @@ impl PutError {
         let more = match (kind, region) {
             (PutErrorKind::WrongRegion, Some(region)) => format!("; the bucket is in {region}"),
             (PutErrorKind::NoSuchBucket, _) => format!("; ENV0_S3_LOG_BUCKET_NAME is {}", call.bucket),
-            _ => String::new(),
+            _ if code.as_deref() == Some("TemporaryRedirect") => {
+                "; S3 says so of a new bucket, until its name is known everywhere".to_owned()
+            }
+            _ => answer.refused_header.as_deref().map(|header| refused(header, call)).unwrap_or_default(),
         };
         PutError {
             kind,
@@ -301,6 +308,19 @@ pub(super) struct Call<'a> {
     pub(super) secrets: &'a [&'a str],
 }
 
+/// What is said of a header or argument that the store refuses. `header` is in lower case.
+fn refused(header: &str, call: &Call<'_>) -> String {
+    let Some(header) = foreign_name(header, call.secrets) else { return String::new() };
+    let variable = match header.as_str() {
+        "x-amz-tagging" => "ENV0_S3_LOG_OBJECT_TAGS",
+        "x-amz-storage-class" => "ENV0_S3_LOG_STORAGE_CLASS",
+        "x-amz-expected-bucket-owner" => "ENV0_S3_LOG_EXPECTED_BUCKET_OWNER",
+        name if name.starts_with("x-amz-server-side-encryption") => "ENV0_S3_LOG_SSE_KMS_KEY_ID",
+        _ => return format!("; it refuses {header}"),
+    };
+    format!("; it refuses {header}, which {variable} sets")
+}
+
 fn is_slow_down(status: u16, code: Option<&str>) -> bool {
     status == 503 && code == Some("SlowDown")
 }
@@ -321,14 +341,16 @@ fn classify(answer: &Answer, code: Option<&str>, message: &str) -> PutErrorKind 
         }
         (_, code) if code.starts_with("KMS.") => KmsDenied,
         (403, _) if message.contains("kms:") => KmsDenied,
-        (_, "PermanentRedirect" | "TemporaryRedirect" | "IllegalLocationConstraintException") => WrongRegion,
+        (_, "PermanentRedirect" | "IllegalLocationConstraintException") => WrongRegion,
+        (_, "TemporaryRedirect") => ServerError,
         (400, "AuthorizationHeaderMalformed") if message.contains("region") => WrongRegion,
         (_, "RequestTimeout") => Timeout,
         (503, "SlowDown") | (_, "Throttling" | "ThrottlingException" | "TooManyRequests") => Throttled,
         (403, "AccessDenied") => Denied,
         (_, "NoSuchBucket") => NoSuchBucket,
         (status, "") if !answer.is_the_stores() => of_anybody(status, answer.is_html),
-        (301 | 307 | 308, _) => WrongRegion,
+        (301 | 307 | 308, _) if answer.region.is_some() => WrongRegion,
+        (300..=399, "") => NotS3,
         (404, "") => NoSuchBucket,
         (409, _) => Conflict,
         (412, _) => NameTaken,
@@ -347,6 +369,7 @@ fn of_anybody(status: u16, is_html: bool) -> PutErrorKind {
         408 => Timeout,
         412 if !is_html => NameTakenUnproven,
         429 => Throttled,
+        501 if is_html => NotS3,
         500.. => ServerError,
         _ => NotS3,
     }

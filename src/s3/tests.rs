@@ -147,6 +147,7 @@ async fn each_answer_has_its_meaning_and_tells_whether_the_object_may_be_there()
         (400, "KMS.DisabledException", "is disabled", KmsDenied, false),
         (404, "NoSuchBucket", "The specified bucket does not exist", NoSuchBucket, false),
         (301, "PermanentRedirect", "must be addressed", WrongRegion, true),
+        (307, "TemporaryRedirect", "Please re-send this request", ServerError, true),
         (400, "AuthorizationHeaderMalformed", "the region 'a' is wrong; expecting 'b'", WrongRegion, false),
         (403, "RequestTimeTooSkewed", "The difference", ClockSkew, false),
         (503, "SlowDown", "Please reduce your request rate.", Throttled, false),
@@ -184,6 +185,7 @@ async fn an_answer_that_is_not_s3s_own_tells_nothing_about_the_object() {
         (412, "", NameTakenUnproven),
         (412, "<html>Precondition failed</html>", NotS3),
         (429, "", Throttled),
+        (501, "<html>Unsupported method</html>", NotS3),
         (502, "<html>Bad gateway</html>", ServerError),
         (503, "", ServerError),
     ] {
@@ -236,6 +238,40 @@ async fn what_an_answer_says_is_cut_and_shows_no_secret() {
     assert_eq!((endless.code, endless.may_have_arrived), (None, true), "{}", endless.message);
     let error = refused_by(|_| s3_error(404, "NoSuchBucket", "The specified bucket does not exist")).await;
     assert!(error.message.contains("ENV0_S3_LOG_BUCKET_NAME is logs"), "{}", error.message);
+}
+
+#[tokio::test]
+async fn a_failure_says_what_the_answer_was() {
+    let with = |status: u16, headers: &[(&'static str, &'static str)], body: &'static str| {
+        let mut response = answer(status, body);
+        for (name, value) in headers {
+            response.headers_mut().append(*name, value.parse().unwrap());
+        }
+        response
+    };
+    const ID: (&str, &str) = ("x-amz-request-id", "1");
+    const OTHER: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let ours: &'static str = STANDARD.encode(Sha256::of(BODY).0).leak();
+    let checksums = [ID, ("x-amz-checksum-sha256", ours), ("x-amz-checksum-sha256", OTHER)];
+    let tags = "<Error><Code>NotImplemented</Code><Message>A header</Message><Header>x-amz-tagging</Header></Error>";
+    let class = "<Error><Code>InvalidArgument</Code><ArgumentName>x-amz-storage-class</ArgumentName></Error>";
+    for (response, kind, said) in [
+        (with(200, &[ID], "{\"error\":\"not stored\"}"), PutErrorKind::NotS3, "with a body, where S3 sends none"),
+        (with(204, &[ID], ""), PutErrorKind::NotS3, "HTTP 204 where S3 says 200"),
+        (with(200, &checksums, ""), PutErrorKind::ChecksumRefused, "with the checksum of other bytes"),
+        (with(307, &[ID], ""), PutErrorKind::NotS3, "HTTP 307 "),
+        (with(400, &[ID], tags), PutErrorKind::Other, "refuses x-amz-tagging, which ENV0_S3_LOG_OBJECT_TAGS sets"),
+        (with(400, &[ID], class), PutErrorKind::Other, "x-amz-storage-class, which ENV0_S3_LOG_STORAGE_CLASS sets"),
+        (
+            with(200, &[ID], "<s:Error xmlns:s='a'><Code>InternalError</Code></s:Error>"),
+            PutErrorKind::Other,
+            "document",
+        ),
+    ] {
+        let error = refused_by(move |_| response.clone()).await;
+        assert_eq!(error.kind, kind, "{}", error.message);
+        assert!(error.message.contains(said), "{}", error.message);
+    }
 }
 
 #[tokio::test]
