@@ -5,6 +5,9 @@
 
 use std::collections::HashSet;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+
 /// Of a message: S3's and STS's longest have some 300 characters.
 pub const FOREIGN_WORDS_MAX_CHARS: usize = 500;
 /// Of a code, a request id, a region or an element's name: AWS's longest, an `x-amz-id-2`, has 76 characters.
@@ -15,10 +18,12 @@ const LOOKED_AT_MAX_CHARS: usize = 4 * FOREIGN_WORDS_MAX_CHARS;
 const SECRET_PIECE_BYTES: usize = 8;
 /// A JWT's header and claims begin so: JSON's `{"` in base64.
 const JWT_BEGINS: &str = "eyJ";
+/// The parts of a signature of AWS's, in a header or a query: what follows is a value of our request.
+const SIGNATURE_PARTS: [&str; 3] = ["Credential=", "SignedHeaders=", "Signature="];
 const REMOVED: &str = "[removed]";
 
 /// A message: letters, digits, ASCII punctuation and single spaces, at most 500 characters. Pieces of `secrets` from 8
-/// bytes on, and whatever looks like a JWT, are replaced by `[removed]`.
+/// bytes on, in plain or coded, whatever looks like a JWT and the values of a signature are replaced by `[removed]`.
 pub fn foreign_words(text: &str, secrets: &[&str]) -> String {
     let mut words = String::new();
     for character in text.chars().take(LOOKED_AT_MAX_CHARS) {
@@ -29,7 +34,7 @@ pub fn foreign_words(text: &str, secrets: &[&str]) -> String {
             _ => {}
         }
     }
-    let words = without_jwts(&without_secrets(&words, secrets));
+    let words = without_any(&words, secrets);
     cut(words.trim(), FOREIGN_WORDS_MAX_CHARS)
 }
 
@@ -38,12 +43,69 @@ pub fn foreign_words(text: &str, secrets: &[&str]) -> String {
 pub fn foreign_name(text: &str, secrets: &[&str]) -> Option<String> {
     let allowed = |character: &char| character.is_ascii_alphanumeric() || "-_.:/+=".contains(*character);
     let name: String = text.chars().take(LOOKED_AT_MAX_CHARS).filter(allowed).collect();
-    let name = cut(&without_jwts(&without_secrets(&name, secrets)), FOREIGN_NAME_MAX_CHARS);
+    let name = cut(&without_any(&name, secrets), FOREIGN_NAME_MAX_CHARS);
     (!name.is_empty()).then_some(name)
 }
 
 fn cut(text: &str, max_chars: usize) -> String {
     text.chars().take(max_chars).collect()
+}
+
+fn without_any(text: &str, secrets: &[&str]) -> String {
+    let text = without_spread_secrets(&without_secrets(text, secrets), secrets);
+    without_signatures(&without_jwts(&text))
+}
+
+/// `text` without what shares a run of letters and digits with a secret, whatever stands between them and in whichever
+/// case, as it is or in base64 or hexadecimal.
+fn without_spread_secrets(text: &str, secrets: &[&str]) -> String {
+    if secrets.is_empty() {
+        return text.to_owned();
+    }
+    let letters = |text: &str| -> Vec<u8> {
+        text.bytes().filter(u8::is_ascii_alphanumeric).map(|byte| byte.to_ascii_lowercase()).collect()
+    };
+    let mut forms = Vec::new();
+    for secret in secrets {
+        forms.push(letters(secret));
+        forms.push(secret.bytes().flat_map(|byte| format!("{byte:02x}").into_bytes()).collect());
+        // Where a secret begins within three bytes of what is encoded, decides how it looks.
+        let ends = (0..3).filter_map(|skipped| secret.as_bytes().get(skipped..));
+        forms.extend(ends.map(|end| letters(&STANDARD_NO_PAD.encode(end))));
+    }
+    let pieces: HashSet<&[u8]> = forms.iter().flat_map(|form| form.windows(SECRET_PIECE_BYTES)).collect();
+    let places = text.bytes().enumerate().filter(|(_, byte)| byte.is_ascii_alphanumeric());
+    let places: Vec<usize> = places.map(|(place, _)| place).collect();
+    let found = letters(text);
+    let (mut left, mut shown_to) = (String::new(), 0);
+    for (start, piece) in found.windows(SECRET_PIECE_BYTES).enumerate() {
+        if pieces.contains(piece) {
+            let (from, to) = (places[start], places[start + SECRET_PIECE_BYTES - 1] + 1);
+            if from >= shown_to {
+                left.push_str(&text[shown_to..from]);
+                left.push_str(REMOVED);
+            }
+            shown_to = to;
+        }
+    }
+    left + &text[shown_to..]
+}
+
+/// `text` without the values in a signature of AWS's.
+fn without_signatures(text: &str) -> String {
+    let mut left = text.to_owned();
+    for part in SIGNATURE_PARTS {
+        let mut pieces = left.split(part);
+        let mut shown = pieces.next().unwrap_or_default().to_owned();
+        for piece in pieces {
+            let end = piece.find([' ', ',', '&', '"', '\'']).unwrap_or(piece.len());
+            shown.push_str(part);
+            shown.push_str(REMOVED);
+            shown.push_str(&piece[end..]);
+        }
+        left = shown;
+    }
+    left
 }
 
 /// `text` without each run of bytes that it shares with a secret.
@@ -140,6 +202,29 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_secret_is_removed_in_other_forms_too() {
+        for secret in [JWT, SESSION, "canary-session-token"] {
+            let spread: String = secret.chars().flat_map(|character| [character, ' ']).collect();
+            let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+            let coded = [STANDARD_NO_PAD.encode(secret), STANDARD_NO_PAD.encode(format!("a{secret}b"))];
+            let [coded, shifted] = &coded;
+            for echo in [&spread, &hex, coded, shifted, &secret.to_uppercase()] {
+                let shown = foreign_words(&format!("was: {echo}!"), &[secret]);
+                assert!(shown.len() < 40 && shown.contains(REMOVED), "{echo}: {shown}");
+                assert!(foreign_name(echo, &[secret]).unwrap().len() < 40, "{echo}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_values_of_a_signature_are_removed() {
+        let header = "no: AWS4-HMAC-SHA256 Credential=AKIA1/20261122/eu-west-1/s3/aws4_request, \
+                      SignedHeaders=host;x-amz-date, Signature=0a1b.";
+        let shown = "no: AWS4-HMAC-SHA256 Credential=[removed], SignedHeaders=[removed], Signature=[removed]";
+        assert_eq!(foreign_words(header, &[]), shown);
     }
 
     #[test]
