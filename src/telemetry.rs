@@ -55,8 +55,9 @@ fn tells_our_level(filter: &str) -> bool {
 /// Other crates speak only when something is wrong.
 fn default_directives(level: &str) -> String {
     match level {
-        "off" | "error" | "warn" => level.to_owned(),
-        _ => format!("warn,{OWN_TARGET}={level}"),
+        "off" | "error" => level.to_owned(),
+        // The HTTP client of AWS's warns at each answer that it can't read, in its own words. We tell of it, too.
+        _ => format!("warn,aws_smithy_http_client=error,{OWN_TARGET}={level}"),
     }
 }
 
