@@ -140,7 +140,7 @@ where
         member.may_close();
         let refused = match connection.refused.get() {
             Some(refused) if is_guards_own(request.method()) => Some(*refused),
-            _ => site.refusal(request.method(), request.headers()).inspect(|refused| {
+            _ => site.refusal(request.method(), request.uri(), request.headers()).inspect(|refused| {
                 registry.refusals.count(*refused, connection.client, &"");
             }),
         };

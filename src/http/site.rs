@@ -8,7 +8,7 @@
 use std::net::IpAddr;
 
 use axum::http::header::{HOST, ORIGIN};
-use axum::http::{HeaderMap, HeaderName, Method};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 use crate::http::refusals::Refused;
 
@@ -32,32 +32,37 @@ pub struct Site {
 }
 
 impl Site {
-    /// Why a request is refused.
-    pub(super) fn refusal(&self, method: &Method, headers: &HeaderMap) -> Option<Refused> {
+    /// Why a request is refused. A header that comes more than once must pass each time.
+    pub(super) fn refusal(&self, method: &Method, target: &Uri, headers: &HeaderMap) -> Option<Refused> {
         if self.is_cross_site(method, headers) {
             return Some(Refused::CrossSite);
         }
         let own_names = self.own_names.as_deref()?;
-        // A browser always sends one. A probe of HTTP/1.0 need not.
-        let host = headers.get(HOST)?;
-        let known = host.to_str().is_ok_and(|host| is_private(host, own_names));
+        // A browser always sends `Host`. A probe of HTTP/1.0 need not. A target in absolute form names a host, too, and
+        // that one is the request's.
+        let is_known = |host: &HeaderValue| host.to_str().is_ok_and(|host| is_private(host, own_names));
+        let known =
+            headers.get_all(HOST).iter().all(is_known) && target.host().is_none_or(|host| is_private(host, own_names));
         (!known).then_some(Refused::ForeignHost)
     }
 
     fn is_cross_site(&self, method: &Method, headers: &HeaderMap) -> bool {
         let is_follow_up = || {
-            let navigates = headers.get(SEC_FETCH_MODE).is_some_and(|mode| mode == "navigate");
+            let navigates = headers.contains_key(SEC_FETCH_MODE)
+                && headers.get_all(SEC_FETCH_MODE).iter().all(|mode| mode == "navigate");
             self.has_pages && navigates && *method == Method::GET
         };
-        let site = headers.get(SEC_FETCH_SITE);
-        if site.is_some_and(|site| site != "same-origin" && site != "none") && !is_follow_up() {
+        let is_others = |site: &HeaderValue| site != "same-origin" && site != "none";
+        if headers.get_all(SEC_FETCH_SITE).iter().any(is_others) && !is_follow_up() {
             return true;
         }
-        let Some(origin) = headers.get(ORIGIN) else { return false };
         let own = headers.get(HOST).filter(|_| self.has_pages).map(|host| host.as_bytes());
-        let origin = origin.as_bytes();
-        let authority = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
-        !authority.is_some_and(|authority| own.is_some_and(|own| own.eq_ignore_ascii_case(authority)))
+        let is_foreign = |origin: &HeaderValue| {
+            let origin = origin.as_bytes();
+            let authority = origin.strip_prefix(b"http://").or_else(|| origin.strip_prefix(b"https://"));
+            !authority.is_some_and(|authority| own.is_some_and(|own| own.eq_ignore_ascii_case(authority)))
+        };
+        headers.get_all(ORIGIN).iter().any(is_foreign)
     }
 }
 
@@ -95,14 +100,51 @@ fn search_domains(resolver: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderValue;
-
     use super::*;
 
     fn refusal(site: &Site, method: Method, headers: &[(&'static str, &'static str)]) -> Option<Refused> {
-        let headers =
-            headers.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
-        site.refusal(&method, &headers.collect())
+        refusal_at(site, method, "/status", headers)
+    }
+
+    fn refusal_at(
+        site: &Site,
+        method: Method,
+        target: &'static str,
+        named: &[(&'static str, &'static str)],
+    ) -> Option<Refused> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in named {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        site.refusal(&method, &Uri::from_static(target), &headers)
+    }
+
+    #[test]
+    fn a_header_that_comes_twice_must_pass_each_time() {
+        let site = Site { has_pages: true, own_names: Some(Vec::new()) };
+        for (name, good, bad, refused) in [
+            ("sec-fetch-site", "same-origin", "cross-site", Refused::CrossSite),
+            ("origin", "http://localhost", "http://evil.example", Refused::CrossSite),
+            ("host", "localhost", "evil.example", Refused::ForeignHost),
+        ] {
+            for pair in [[good, bad], [bad, good]] {
+                let headers = [("host", "localhost"), (name, pair[0]), (name, pair[1])];
+                assert_eq!(refusal(&site, Method::GET, &headers), Some(refused), "{name}: {pair:?}");
+            }
+        }
+        let modes = ["navigate", "no-cors"].map(|mode| ("sec-fetch-mode", mode));
+        let headers = [[("host", "localhost"), ("sec-fetch-site", "cross-site")], modes].concat();
+        assert_eq!(refusal(&site, Method::GET, &headers), Some(Refused::CrossSite));
+    }
+
+    #[test]
+    fn the_host_of_an_absolute_target_is_judged_as_the_header_is() {
+        let site = Site { has_pages: true, own_names: Some(Vec::new()) };
+        let at = |target| refusal_at(&site, Method::GET, target, &[("host", "localhost")]);
+        assert_eq!(at("http://evil.example/status"), Some(Refused::ForeignHost));
+        assert_eq!(at("http://localhost@evil.example:9090/"), Some(Refused::ForeignHost));
+        assert_eq!(at("http://localhost:9090/status"), None);
+        assert_eq!(at("http://[::1]:9090/status"), None);
     }
 
     #[test]
