@@ -16,7 +16,7 @@ pub mod claim;
 pub mod disk;
 pub mod folder;
 pub mod gate;
-mod home;
+pub mod home;
 pub mod manifest;
 pub mod recovery;
 pub mod sealer;
@@ -199,9 +199,9 @@ impl Spool {
         let create = |source| OpenError::Create { path: dir.clone(), source };
         disk.create_dir(dir).map_err(create)?;
         let lock = Lock::take(dir)?;
-        let folders = [LogType::ALL[0].as_str(), LogType::ALL[1].as_str(), QUARANTINE].map(|folder| dir.join(folder));
-        for folder in &folders {
-            home::with_room(&*disk, dir, || disk.create_dir(folder)).map_err(create)?;
+        home::judge_folders(&*disk, dir).map_err(create)?;
+        for folder in home::folders(dir) {
+            home::with_room(&*disk, dir, || disk.create_dir(&folder)).map_err(create)?;
         }
         disk.sync_dir(dir).map_err(create)?;
 
@@ -222,7 +222,7 @@ impl Spool {
             recovery::restart_chain(&*disk, &path, names).map_err(|source| OpenError::Recovery { path, source })?;
         }
 
-        let home = Arc::new(Home::new(dir.clone(), disk.clone(), manifest, lock, &folders).map_err(create)?);
+        let home = Arc::new(Home::new(dir.clone(), disk.clone(), manifest, lock).map_err(create)?);
         let usage = Arc::new(Usage::new(settings));
         let mut folders = Vec::new();
         let mut receivers = Vec::new();

@@ -19,10 +19,9 @@ pub fn weaknesses(dir: &Path) -> Vec<String> {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let words = mount_of(&mounts, &existing).map(|mount| mount.weaknesses(&Ext4::of(&mount))).unwrap_or_default();
     // Not refused: a kubelet makes its volumes so, and only the pod's own processes reach them there.
-    let others_write = |metadata: std::fs::Metadata| existing == dir && metadata.permissions().mode() & 0o002 != 0;
-    let open = existing
+    let open = dir
         .metadata()
-        .is_ok_and(others_write)
+        .is_ok_and(|metadata| metadata.permissions().mode() & 0o002 != 0)
         .then_some("lets every user of the machine write: who can put files there can take events away; chmod o-w");
     let dir = dir.display();
     words.iter().map(|words| format!("{dir} is on {words}")).chain(open.map(|words| format!("{dir} {words}"))).collect()
@@ -187,11 +186,17 @@ mod tests {
     fn a_folder_that_every_user_may_write_to_is_told() {
         let home = tempfile::tempdir().unwrap();
         let dir = home.path().canonicalize().unwrap();
-        let told = |mode| {
-            std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(mode)).unwrap();
-            weaknesses(&dir).iter().any(|words| words.contains("every user"))
-        };
-        assert_eq!([0o777, 0o1777, 0o770, 0o700].map(told), [true, true, false, false]);
+        let spool = dir.join("spool");
+        let link = dir.join("link");
+        std::fs::create_dir(&spool).unwrap();
+        std::os::unix::fs::symlink(&spool, &link).unwrap();
+        for path in [&spool, &link] {
+            let told = |mode| {
+                std::fs::set_permissions(&spool, std::fs::Permissions::from_mode(mode)).unwrap();
+                weaknesses(path).iter().any(|words| words.contains("every user"))
+            };
+            assert_eq!([0o777, 0o1777, 0o770, 0o700].map(told), [true, true, false, false], "{}", path.display());
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::batch::LogType;
 use crate::config::{Config, ConfigErrors, Loaded};
 use crate::exit_code::{CANT_BIND, CANT_CREATE, CONFIG, IO};
 use crate::spool::disk::{Disk, OsDisk};
+use crate::spool::home;
 use crate::spool::manifest::{Destination, Lock, Manifest, ManifestError};
 use crate::status::Status;
 use crate::volume;
@@ -151,6 +152,10 @@ fn spool(dir: &Path) -> Step {
         Step::fail(NAME, CANT_CREATE, format!("{} can't be written to: {reason}", path.display()), remedy.clone())
     };
     if dir.is_dir() {
+        if let Err(error) = home::judge_folders(&OsDisk, dir) {
+            let remedy = "move away what has the name; a start makes the folder";
+            return Step::fail(NAME, CANT_CREATE, error.to_string(), remedy);
+        }
         return match Probe::write(dir, b"probe\n") {
             Ok(probe) => match probe.try_what_a_spool_needs() {
                 Ok(()) => Step::ok(NAME, format!("{} can be written to", dir.display())),

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::batch::LogType;
 use crate::spool::QUARANTINE;
 use crate::spool::disk::{Disk, FileId};
 use crate::spool::manifest::{Lock, Manifest};
@@ -41,29 +42,9 @@ impl Home {
     /// The home of a spool whose folders are made and whose lock is taken.
     ///
     /// # Errors
-    /// A log type's folder is a link, no folder, or on another file system than the spool.
-    pub(super) fn new(
-        dir: PathBuf,
-        disk: Arc<dyn Disk>,
-        manifest: Manifest,
-        lock: Lock,
-        folders: &[PathBuf],
-    ) -> io::Result<Home> {
+    /// The folder can't be looked at.
+    pub(super) fn new(dir: PathBuf, disk: Arc<dyn Disk>, manifest: Manifest, lock: Lock) -> io::Result<Home> {
         let folder = identify_folder(&*disk, &dir)?;
-        for path in folders {
-            let wrong = match disk.identify(path)? {
-                Some(found) if found.is_folder && found.device == folder.device => continue,
-                Some(found) if found.is_folder => "is on another file system than the spool",
-                _ => "is a link or no folder",
-            };
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!(
-                    "{} {wrong}; a spool is one folder on one file system, and no link in it is followed",
-                    path.display()
-                ),
-            ));
-        }
         let held = Mutex::new(Held { folder, lock: Some(lock) });
         Ok(Home { dir, disk, manifest, held, is_away: AtomicBool::new(false) })
     }
@@ -175,6 +156,35 @@ impl Home {
     pub(super) fn with_room<T>(&self, operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         with_room(&*self.disk, &self.dir, operation)
     }
+}
+
+/// Judges the folders within a spool, before anything is written into them. One that is missing is made at the start.
+///
+/// # Errors
+/// One of them is a link, no folder, or on another file system than the spool.
+pub fn judge_folders(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
+    let device = identify_folder(disk, dir)?.device;
+    for path in folders(dir) {
+        let wrong = match disk.identify(&path)? {
+            None => continue,
+            Some(found) if found.is_folder && found.device == device => continue,
+            Some(found) if found.is_folder => "is on another file system than the spool",
+            Some(_) => "is a link or no folder",
+        };
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!(
+                "{} {wrong}; a spool is one folder on one file system, and no link in it is followed",
+                path.display()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// The folders within a spool: one for each log type, and the quarantine.
+pub(super) fn folders(dir: &Path) -> [PathBuf; 3] {
+    [LogType::ALL[0].as_str(), LogType::ALL[1].as_str(), QUARANTINE].map(|folder| dir.join(folder))
 }
 
 /// The folder that a path leads to: the spool's own path may be a link, as systemd's is.

@@ -191,15 +191,26 @@ fn a_lock_that_another_daemon_may_have_held_is_not_taken_back() {
 }
 
 #[test]
-fn a_folder_that_is_a_link_is_refused_and_left_as_it_is() {
-    for folder in [TYPE.as_str(), QUARANTINE] {
-        let home = tempfile::tempdir().unwrap();
-        let (dir, elsewhere) = (home.path().join("spool"), home.path().join("elsewhere"));
-        fs::create_dir(&dir).unwrap();
-        fs::create_dir(&elsewhere).unwrap();
-        std::os::unix::fs::symlink(&elsewhere, dir.join(folder)).unwrap();
-        let refusal = Spool::open(&settings(dir), Arc::new(OsDisk)).err().unwrap();
-        assert!(matches!(&refusal, OpenError::Create { .. }), "{refusal}");
-        assert!(refusal.to_string().contains("link"), "{refusal}");
+fn a_folder_that_is_a_link_or_a_file_is_refused_and_nothing_is_written_first() {
+    for folder in [LogType::ALL[0].as_str(), LogType::ALL[1].as_str(), QUARANTINE] {
+        for is_link in [true, false] {
+            let home = tempfile::tempdir().unwrap();
+            let (dir, elsewhere) = (home.path().join("spool"), home.path().join("elsewhere"));
+            fs::create_dir(&dir).unwrap();
+            fs::create_dir(&elsewhere).unwrap();
+            match is_link {
+                true => std::os::unix::fs::symlink(&elsewhere, dir.join(folder)).unwrap(),
+                false => fs::write(dir.join(folder), "").unwrap(),
+            }
+            let refusal = Spool::open(&settings(dir.clone()), Arc::new(OsDisk)).err().unwrap();
+            assert!(matches!(&refusal, OpenError::Create { .. }), "{refusal}");
+            assert!(refusal.to_string().contains(&format!("{folder} is a link or no folder")), "{refusal}");
+            assert_eq!(
+                (names(&elsewhere).len(), names(&dir).len()),
+                (0, 2),
+                "only the lock is made: {:?}",
+                names(&dir)
+            );
+        }
     }
 }
