@@ -279,7 +279,7 @@ impl Spool {
     /// long the disk takes and whether or not the caller still waits.
     ///
     /// Both log types' appends of one request share a claim, and their futures must be polled together: one that
-    /// isn't keeps the answers of others; see [`answers`].
+    /// isn't keeps the answers of others; see `answers`.
     pub fn append_claimed(
         &self,
         room: Room,

@@ -265,7 +265,7 @@ async fn a_failure_says_what_the_answer_was() {
         (
             with(200, &[ID], "<s:Error xmlns:s='a'><Code>InternalError</Code></s:Error>"),
             PutErrorKind::Other,
-            "document",
+            "InternalError, HTTP 200",
         ),
     ] {
         let error = refused_by(move |_| response.clone()).await;

@@ -2,7 +2,7 @@
 //!
 //! A path is not a place. A volume that is unmounted, or another one that is mounted over it, leaves the path and
 //! takes the spool away: renames answer "no such file", and new files go to another disk. So the folder and the lock
-//! are known by device and inode ([`Home::confirm`]), and are looked at again before anything is concluded from a name
+//! are known by device and inode (`Home::confirm`), and are looked at again before anything is concluded from a name
 //! that is missing and before an event counts as safe in a new file.
 
 use std::io;

@@ -345,6 +345,14 @@ impl Log {
     }
 
     /// How many entries of `level` have a message that contains `part`.
+    /// WARN and ERROR, but for what a start says of this machine's file system.
+    pub(crate) fn complaints(&self) -> Vec<Value> {
+        let of_the_machine =
+            |entry: &Value| field(entry, "message").as_str().is_some_and(|message| message.contains("/spool is on "));
+        let complains = |entry: &Value| matches!(entry["level"].as_str(), Some("WARN" | "ERROR"));
+        self.entries().into_iter().filter(|entry| complains(entry) && !of_the_machine(entry)).collect()
+    }
+
     pub(crate) fn count(&self, level: &str, part: &str) -> usize {
         let has = |entry: &Value| {
             entry["level"] == level && field(entry, "message").as_str().is_some_and(|message| message.contains(part))

@@ -329,9 +329,7 @@ fn a_restarted_daemon_with_a_backlog_and_no_token_says_in_one_line_what_it_waits
     daemon.kill();
     let daemon = setup.start();
     wait_until("the log says it", || daemon.log().count("WARN", "waiting for an OIDC token") > 0);
-    let entries = daemon.log().entries();
-    let complaints: Vec<_> =
-        entries.iter().filter(|entry| entry["level"] == "WARN" || entry["level"] == "ERROR").collect();
+    let complaints = daemon.log().complaints();
     assert_eq!(complaints.len(), 1, "{complaints:#?}");
     let text = complaints[0].to_string();
     assert!(text.contains("PUT /v1/oidc-token"), "it says how to end it: {text}");
