@@ -61,8 +61,9 @@ impl Vault {
         let daemon = a.start();
         send(&daemon, "before the first crash", &mut receipts);
         // A kill between that 412 and the new name would take the other's object for the daemon's own.
-        let is_ours = |object: &Object| object.key.contains(TYPE) && object.metadata.contains_key("env0-instance");
-        wait_until("the first object has its new name", || aws.s3.objects().iter().any(is_ours));
+        // Other batches may arrive before, so it is the renamed one that is waited for.
+        let is_renamed = |object: &Object| object.metadata.contains_key("env0-renamed-from");
+        wait_until("the first object has its new name", || aws.s3.objects().iter().any(is_renamed));
         daemon.kill();
         aws.s3.inject(Fault::lose_response().times(2));
         let daemon = a.start();
