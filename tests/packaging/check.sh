@@ -61,6 +61,10 @@ python tests/packaging/test_consistency.py
 says "the released binary: live.py"
 python tests/packaging/live.py
 
+says "the README's first command: quickstart.py"
+cargo build --quiet --locked --example quickstart
+python tests/packaging/quickstart.py "${CARGO_TARGET_DIR:-target}/debug/examples/quickstart"
+
 says "the AWS set-up, made in moto: aws.py"
 python tests/packaging/aws.py
 

@@ -1,7 +1,8 @@
 //! The daemon as a process of its own.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -52,6 +53,8 @@ impl Daemon {
             .env_clear()
             .envs(environment.iter().cloned())
             .stdin(Stdio::null())
+            // A terminal's Ctrl-C is for the quickstart, which ends the daemon then.
+            .process_group(0)
             .stderr(Stdio::piped())
             .spawn()
             .context("the daemon could not be started")?;
@@ -65,15 +68,20 @@ impl Daemon {
     pub(crate) async fn stop(mut self) -> Result<()> {
         let process = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(process, rustix::process::Signal::TERM)?;
-        let mut poll = tokio::time::interval(Duration::from_millis(20));
-        let status = loop {
-            if let Some(status) = self.child.try_wait()? {
-                break status;
-            }
-            poll.tick().await;
-        };
+        let status = self.ended().await?;
         ensure!(status.success(), "the daemon ended with {status}");
         Ok(())
+    }
+
+    /// Waits for its end.
+    pub(crate) async fn ended(&mut self) -> Result<ExitStatus> {
+        let mut poll = tokio::time::interval(Duration::from_millis(20));
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            poll.tick().await;
+        }
     }
 }
 

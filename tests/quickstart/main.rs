@@ -1,8 +1,8 @@
 //! `cargo run --example quickstart`: a log's way from HTTP to S3, on this machine alone.
 //!
 //! Starts a local AWS (S3, STS, OIDC issuer; see `tests/local_aws`) and the daemon as a process of
-//! its own, configured by environment variables only; sends real logs; reads the bucket back. Leaves
-//! nothing behind. With `--keep` it stays up until Ctrl-C.
+//! its own, configured by environment variables only; sends real logs; reads the bucket back. Then it stays
+//! up for the reader's own tries until Ctrl-C, or ends at once with `--once`. Leaves nothing behind.
 
 mod daemon;
 mod loki;
@@ -11,6 +11,7 @@ mod show;
 #[path = "../local_aws/mod.rs"]
 mod local_aws;
 
+use std::io;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,8 @@ use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 
 use daemon::Daemon;
 use local_aws::{AUDITOR, BUCKET, LocalAws, REGION};
-use show::{heading, line, note, thousands};
+use show::{heading, line, note, say, thousands};
+use tokio::signal::unix::{SignalKind, signal};
 
 const DEPLOYMENT_LOG: &str = include_str!("../fixtures/deployment-events.ndjson");
 const TERRAFORM_OUTPUT: &str = include_str!("../fixtures/terraform-apply.ansi.txt");
@@ -32,15 +34,24 @@ const AUDITS_TOKEN: &str = "quickstart-audits-token";
 /// How long the objects may take to arrive.
 const DELIVERY_DEADLINE: Duration = Duration::from_secs(45);
 
+const USAGE: &str = "\
+usage: cargo run --example quickstart [-- --once]
+
+Shows a log's way from HTTP to S3, on this machine alone, and stays up until Ctrl-C.
+
+  --once      end after the show instead of staying up
+  -h, --help  print this";
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let keep = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+    let once = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         // The daemon is this program once more, so that `cargo run` need not build two.
         [daemon::ARGUMENT] => return env0_s3_logs::cli::main_from(["env0-s3-logs".into(), "run".into()]),
         [] => false,
-        ["--keep"] => true,
+        ["--once"] => true,
+        ["--help" | "-h"] => return ended(say(USAGE).map_err(Into::into)),
         _ => {
-            eprintln!("usage: cargo run --example quickstart [-- --keep]");
+            eprintln!("{USAGE}");
             return ExitCode::from(64);
         }
     };
@@ -48,13 +59,20 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime of one thread");
     let result = runtime.block_on(async {
         tokio::select! {
-            result = tour(&aws, keep) => result,
-            _ = tokio::signal::ctrl_c() => Ok(()),
+            result = tour(&aws, once) => result,
+            result = interrupted() => result,
         }
     });
+    drop(aws);
+    ended(result.and_then(|()| Ok(say("\nStopped. Nothing was left behind.")?)))
+}
+
+/// The exit code of a result; tells the error, where there is somebody to tell.
+fn ended(result: Result<()>) -> ExitCode {
     match result {
-        Ok(()) => {
-            println!("\nStopped. Nothing was left behind.");
+        Ok(()) => ExitCode::SUCCESS,
+        // `| head` has read what it wanted.
+        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -64,49 +82,60 @@ fn main() -> ExitCode {
     }
 }
 
+/// Waits for Ctrl-C, `kill`, or the end of the terminal.
+async fn interrupted() -> Result<()> {
+    let (mut interrupt, mut terminate, mut hangup) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+    tokio::select! {
+        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+        _ = hangup.recv() => Ok(()),
+    }
+}
+
 /// The whole show. Dropping it, at any point, stops the daemon and removes its files.
-async fn tour(aws: &LocalAws, keep: bool) -> Result<()> {
-    println!("env0-s3-logs: a log's way from HTTP to S3, on this machine alone");
+async fn tour(aws: &LocalAws, once: bool) -> Result<()> {
+    say("env0-s3-logs: a log's way from HTTP to S3, on this machine alone")?;
 
-    heading(1, "A local AWS, speaking the real protocols on loopback");
-    line("S3", &format!("{}  bucket {BUCKET}; the role may PutObject and GetBucketLocation, no more", aws.s3.url()));
-    line("STS", &format!("{}  verifies the token's signature, issuer, expiry, audience, subject", aws.sts.url()));
-    line("issuer", &format!("{}  stands for https://login.app.env0.com/", aws.issuer.url()));
+    heading(1, "A local AWS, speaking the real protocols on loopback")?;
+    line("S3", &format!("{}  bucket {BUCKET}; the role may PutObject and GetBucketLocation, no more", aws.s3.url()))?;
+    line("STS", &format!("{}  verifies the token's signature, issuer, expiry, audience, subject", aws.sts.url()))?;
+    line("issuer", &format!("{}  stands for https://login.app.env0.com/", aws.issuer.url()))?;
 
-    heading(2, "The daemon, configured by its environment alone");
+    heading(2, "The daemon, configured by its environment alone")?;
     let daemon = Daemon::start(aws).await?;
     for (name, value) in &daemon.environment {
-        note(&format!("{name}={value}"));
+        note(&format!("{name}={value}"))?;
     }
-    line("ingest", &daemon.listen);
-    line("admin", &daemon.admin);
+    line("ingest", &daemon.listen)?;
+    line("admin", &daemon.admin)?;
 
-    heading(3, "Events in: a 200 means that they are on disk, fsynced");
+    heading(3, "Events in: a 200 means that they are on disk, fsynced")?;
     let sent = send(aws, &daemon).await?;
 
-    heading(4, "Objects out");
+    heading(4, "Objects out")?;
     let objects = delivered(aws, sent).await?;
     for object in &objects {
-        println!("\n    {}", show::bold(&object.key));
+        say(&format!("\n    {}", show::bold(&object.key)))?;
         let records = object.metadata.get("env0-records").map_or("?", String::as_str);
-        note(&format!("  {} bytes, {records} events, in a single PUT", thousands(object.body.len())));
+        note(&format!("  {} bytes, {records} events, in a single PUT", thousands(object.body.len())))?;
         for text in object.body.lines().take(2) {
-            note(&format!("  {}", show::shortened(text)));
+            note(&format!("  {}", show::shortened(text)))?;
         }
     }
 
-    heading(5, "The books");
+    heading(5, "The books")?;
     let lines: usize = objects.iter().map(|object| object.body.lines().count()).sum();
-    line("events in", &thousands(sent));
-    line("lines out", &thousands(lines));
+    line("events in", &thousands(sent))?;
+    line("lines out", &thousands(lines))?;
     ensure!(sent == lines, "the bucket does not hold what was acknowledged");
     for (name, log) in [("deployment", DEPLOYMENT_LOG), ("audit", AUDIT_LOG)] {
         let whole = objects.iter().any(|object| object.body.contains(log));
         ensure!(whole, "the {name} log is not in the bucket byte for byte");
     }
-    note("and both JSON logs are there byte for byte, in order");
+    note("and both JSON logs are there byte for byte, in order")?;
 
-    if keep { stay_up(aws, &daemon).await } else { daemon.stop().await }
+    if once { daemon.stop().await } else { stay_up(aws, daemon).await }
 }
 
 /// Sends every log; says how many events were acknowledged.
@@ -116,22 +145,23 @@ async fn send(aws: &LocalAws, daemon: &Daemon) -> Result<usize> {
     let token = aws.issuer.token();
     let mut sent = 0;
 
-    println!("\n    A deployment's log, NDJSON. The bearer is the deployment's ENV0_OIDC_TOKEN, which");
-    println!("    also gives the daemon what it exchanges at STS: it holds no AWS keys.");
+    say("\n    A deployment's log, NDJSON. The bearer is the deployment's ENV0_OIDC_TOKEN, which")?;
+    say("    also gives the daemon what it exchanges at STS: it holds no AWS keys.")?;
     let request = post("/v1/logs/env0-deployments").bearer_auth(&token).body(DEPLOYMENT_LOG);
     sent += acknowledged("deployment-events.ndjson", request).await?;
 
-    println!("\n    What Terraform printed, plain text with colours: one event a line.");
+    say("\n    What Terraform printed, plain text with colours: one event a line.")?;
     let request = post("/v1/logs/env0-deployments").bearer_auth(&token).body(TERRAFORM_OUTPUT);
     sent += acknowledged("terraform-apply.ansi.txt", request).await?;
 
-    println!("\n    The audit trail, with a static token that may write nothing else.");
+    say("\n    The audit trail, with a static token that may write nothing else.")?;
     let request = post("/v1/logs/env0-audits").bearer_auth(AUDITS_TOKEN).body(AUDIT_LOG);
     sent += acknowledged("audit-events.ndjson", request).await?;
 
-    println!("\n    A Loki push as env0's own log forwarding sends it (snappy protobuf). To make env0 do the same:");
-    note(&format!("ENV0_LOKI_HOST={}", daemon.listen));
-    note(&format!("ENV0_LOKI_USERNAME=env0  ENV0_LOKI_PASSWORD={DEPLOYMENTS_TOKEN}"));
+    say(
+        "\n    A Loki push as env0's own log forwarding sends it (snappy protobuf), where its variables ENV0_LOKI_HOST,",
+    )?;
+    say("    ENV0_LOKI_USERNAME and ENV0_LOKI_PASSWORD name a daemon that it can reach.")?;
     let lines: Vec<&str> = TERRAFORM_OUTPUT.lines().filter(|text| !text.is_empty()).take(25).collect();
     let request = post("/loki/api/v1/push")
         .basic_auth("env0", Some(DEPLOYMENTS_TOKEN))
@@ -140,7 +170,7 @@ async fn send(aws: &LocalAws, daemon: &Daemon) -> Result<usize> {
     let answer = request.send().await?;
     let status = answer.status();
     ensure!(status == 204, "Loki push: {status} {}", answer.text().await?);
-    line("204", &format!("{} lines, in Loki's own way to say yes", lines.len()));
+    line("204", &format!("{} lines, in Loki's own way to say yes", lines.len()))?;
     Ok(sent + lines.len())
 }
 
@@ -149,8 +179,8 @@ async fn acknowledged(name: &str, request: reqwest::RequestBuilder) -> Result<us
     let answer = request.send().await?;
     let (status, body) = (answer.status(), answer.text().await?);
     ensure!(status == 200, "{name}: {status} {body}");
-    line("POST", name);
-    line("200", &body);
+    line("POST", name)?;
+    line("200", &body)?;
     let body: serde_json::Value = serde_json::from_str(&body)?;
     let accepted = body["accepted"].as_u64().context("no count in the acknowledgement")?;
     Ok(usize::try_from(accepted)?)
@@ -165,7 +195,7 @@ struct Delivered {
 
 /// Waits until the bucket holds `lines` lines, and reads all of it through S3.
 async fn delivered(aws: &LocalAws, lines: usize) -> Result<Vec<Delivered>> {
-    println!("    waiting for the batches to be sealed, at {} …", daemon::BATCH_MAX_AGE);
+    say(&format!("    waiting for the batches to be sealed, at {} …", daemon::BATCH_MAX_AGE))?;
     let start = Instant::now();
     let mut poll = tokio::time::interval(Duration::from_millis(50));
     while aws.s3.line_count() < lines {
@@ -193,17 +223,23 @@ async fn delivered(aws: &LocalAws, lines: usize) -> Result<Vec<Delivered>> {
     Ok(objects)
 }
 
-/// Tells what is up and how to use it, and waits for ever: Ctrl-C ends the program.
-async fn stay_up(aws: &LocalAws, daemon: &Daemon) -> Result<()> {
-    heading(6, "Staying up until Ctrl-C (the bucket is in memory and goes with it)");
-    println!("\n    Send:");
-    note(&format!("curl -H 'Authorization: Bearer {DEPLOYMENTS_TOKEN}' --data-binary @FILE \\"));
-    note(&format!("  {}/v1/logs/env0-deployments", daemon.listen));
-    println!("\n    Look:");
-    note(&format!("curl {}/status", daemon.admin));
-    note(&format!("{}/ in a browser", daemon.admin));
-    println!("\n    Read the bucket:");
-    note(&format!("export AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={} AWS_REGION={REGION}", AUDITOR.0, AUDITOR.1));
-    note(&format!("aws --endpoint-url {} s3api list-objects-v2 --bucket {BUCKET}", aws.s3.url()));
-    std::future::pending().await
+/// Tells what is up and how to use it, and stays until the daemon ends, which it does not do by itself.
+async fn stay_up(aws: &LocalAws, mut daemon: Daemon) -> Result<()> {
+    heading(6, "Yours to try until Ctrl-C (the bucket is in memory and goes with it)")?;
+    say("\n    Open:")?;
+    note(&format!("{}/", daemon.admin))?;
+    say("\n    Send:")?;
+    note(&format!(
+        "curl -H 'Authorization: Bearer {DEPLOYMENTS_TOKEN}' -d '{{\"message\":\"hello\"}}' {}/v1/logs/env0-deployments",
+        daemon.listen
+    ))?;
+    say("\n    Read, a few seconds later:")?;
+    note(&format!(
+        "AWS_ACCESS_KEY_ID={} AWS_SECRET_ACCESS_KEY={} AWS_REGION={REGION} aws --endpoint-url {} s3 sync s3://{BUCKET} logs",
+        AUDITOR.0,
+        AUDITOR.1,
+        aws.s3.url()
+    ))?;
+    let status = daemon.ended().await?;
+    bail!("the daemon ended with {status}")
 }

@@ -1,6 +1,7 @@
-//! How things look on the terminal.
+//! How things look on the terminal. A reader that is gone (`| head`) is an error of kind `BrokenPipe`, where `println!`
+//! would panic.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 
 /// Longest piece of a log line that is shown, in characters.
 const SHOWN_CHARACTERS: usize = 100;
@@ -10,19 +11,24 @@ pub(crate) fn bold(text: &str) -> String {
     if std::io::stdout().is_terminal() { format!("\x1b[1m{text}\x1b[0m") } else { text.into() }
 }
 
+/// A line as it is.
+pub(crate) fn say(text: &str) -> io::Result<()> {
+    writeln!(io::stdout(), "{text}")
+}
+
 /// The title of a step.
-pub(crate) fn heading(number: usize, title: &str) {
-    println!("\n{}", bold(&format!("{number}  {title}")));
+pub(crate) fn heading(number: usize, title: &str) -> io::Result<()> {
+    say(&format!("\n{}", bold(&format!("{number}  {title}"))))
 }
 
 /// A name and what belongs to it.
-pub(crate) fn line(name: &str, text: &str) {
-    println!("    {name:<10} {text}");
+pub(crate) fn line(name: &str, text: &str) -> io::Result<()> {
+    say(&format!("    {name:<10} {text}"))
 }
 
 /// Something to copy or to read in full.
-pub(crate) fn note(text: &str) {
-    println!("      {text}");
+pub(crate) fn note(text: &str) -> io::Result<()> {
+    say(&format!("      {text}"))
 }
 
 /// The start of a log line.
