@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 tests/packaging/tools.sh "$folder"
-PATH="$folder/venv/bin:$PATH"
+PATH="$folder/venv/bin:$folder/bin:$PATH"
 
 says() { printf '  %s\n' "$*"; }
 
@@ -29,12 +29,8 @@ check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.y
 check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
 check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 
-says "Kubernetes manifests: kustomize, then the schemas of Kubernetes"
-for rendered in base overlays/ingest-tokens overlays/monitoring overlays/saas-audits drain; do
-    kubectl kustomize "config/kubernetes/$rendered" >"$folder/rendered.yaml"
-    # The two kinds of the Prometheus operator have no schema here.
-    kubernetes-validate --strict --quiet --no-warn "$folder/rendered.yaml"
-done
+says "the Helm chart and the plain manifests: helm, kubernetes-validate, the daemon itself: helm.py"
+python tests/packaging/helm.py
 
 says "alerts: promtool, by their rules' own tests"
 promtool check rules config/prometheus/alerts.yaml

@@ -24,9 +24,11 @@ def read(path):
     return (ROOT / path).read_text()
 
 
-def documents(folder):
-    for path in sorted((CONFIG / folder).rglob("*.yaml")):
-        yield from ((path, document) for document in yaml.safe_load_all(path.read_text()))
+def stateful_set_pod():
+    """The pod of the plain manifest for pushing, which the Helm chart renders."""
+    documents = yaml.safe_load_all(read("config/kubernetes/push.yaml"))
+    (pod,) = (d["spec"]["template"]["spec"] for d in documents if d["kind"] == "StatefulSet")
+    return pod
 
 
 def code_metrics():
@@ -82,10 +84,6 @@ class Alerts(unittest.TestCase):
             self.assertIn(anchor, anchors, rule["alert"])
             self.assertIn(f"alertname: {rule['alert']}\n", tests)
 
-    def test_the_prometheus_rule_holds_the_same(self):
-        rule = yaml.safe_load(read("config/kubernetes/components/monitoring/prometheusrule.yaml"))
-        self.assertEqual(rule["spec"], yaml.safe_load(read("config/prometheus/alerts.yaml")))
-
 
 class Variables(unittest.TestCase):
     def test_every_manifest_sets_only_variables_that_exist(self):
@@ -98,8 +96,7 @@ class Variables(unittest.TestCase):
         grace = seconds(default("ENV0_S3_LOG_SHUTDOWN_GRACE"))
         compose = yaml.safe_load(read("config/compose.yaml"))["services"]["daemon"]
         unit = re.search(r"^TimeoutStopSec=(.+)$", read("config/env0-s3-logs.service"), re.M)[1]
-        stateful_set = yaml.safe_load(read("config/kubernetes/base/statefulset.yaml"))["spec"]["template"]["spec"]
-        for allowed in (stateful_set["terminationGracePeriodSeconds"], seconds(unit), seconds(compose["stop_grace_period"])):
+        for allowed in (stateful_set_pod()["terminationGracePeriodSeconds"], seconds(unit), seconds(compose["stop_grace_period"])):
             self.assertGreater(allowed, grace)
 
     def test_ports_and_spool_are_the_images(self):
@@ -110,9 +107,9 @@ class Variables(unittest.TestCase):
         self.assertIn(f"EXPOSE {ingest} {admin}\n", image)
         spool = re.search(r'VOLUME \["(.+)"\]', image)[1]
         self.assertEqual(spool, default("ENV0_S3_LOG_SPOOL_DIR"))
-        container = yaml.safe_load(read("config/kubernetes/base/statefulset.yaml"))["spec"]["template"]["spec"]["containers"][0]
+        (container,) = stateful_set_pod()["containers"]
         self.assertEqual({p["name"]: p["containerPort"] for p in container["ports"]}, {"ingest": ingest, "admin": admin})
-        self.assertEqual([m["mountPath"] for m in container["volumeMounts"]], [spool])
+        self.assertIn({"name": "spool", "mountPath": spool}, container["volumeMounts"])
         self.assertIn(f"spool:{spool}", yaml.safe_load(read("config/compose.yaml"))["services"]["daemon"]["volumes"])
 
 
@@ -140,29 +137,6 @@ class Image(unittest.TestCase):
         name, digest = re.findall(r"^FROM (\S+)@(sha256:[0-9a-f]{64})", image, re.M)[-1]
         self.assertIn(f'image.base.name="{name}"', image)
         self.assertIn(f'image.base.digest="{digest}"', image)
-
-
-class Kubernetes(unittest.TestCase):
-    def test_every_container_is_locked_down(self):
-        for path, document in documents("kubernetes"):
-            if document["kind"] not in ("StatefulSet", "Job") or path.name == "ingest-token.yaml":
-                continue
-            pod = document["spec"]["template"]["spec"]
-            self.assertTrue(pod["securityContext"]["runAsNonRoot"], path)
-            self.assertEqual(pod["securityContext"]["runAsUser"], 65532, path)
-            self.assertEqual(pod["securityContext"]["fsGroup"], 65532, path)
-            self.assertFalse(pod["automountServiceAccountToken"], path)
-            for container in pod["containers"]:
-                context = container["securityContext"]
-                self.assertTrue(context["readOnlyRootFilesystem"], path)
-                self.assertFalse(context["allowPrivilegeEscalation"], path)
-                self.assertEqual(context["capabilities"], {"drop": ["ALL"]}, path)
-
-    def test_probes_ask_the_admin_listener(self):
-        container = yaml.safe_load(read("config/kubernetes/base/statefulset.yaml"))["spec"]["template"]["spec"]["containers"][0]
-        probes = {name: container[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
-        self.assertEqual({probe["port"] for probe in probes.values()}, {"admin"})
-        self.assertEqual([probe["path"] for probe in probes.values()], ["/livez", "/livez", "/readyz"])
 
 
 @contextlib.contextmanager

@@ -1,0 +1,195 @@
+{{- define "name" -}}
+{{ .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- end }}
+
+{{- define "selector" -}}
+app.kubernetes.io/name: env0-s3-logs
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "labels" -}}
+{{ include "selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: env0-s3-logs
+{{- end }}
+
+{{- /* "true" where tokens of env0 are let in: such a token may be handed over to every pod. */ -}}
+{{- define "trusts" -}}
+{{- if or (index .Values.config "ENV0_S3_LOG_OIDC_ORGANIZATION_ID") (index .Values.config "ENV0_S3_LOG_OIDC_SUBJECT") }}true{{ end }}
+{{- end }}
+
+{{- /* "true" where somebody may send events. */ -}}
+{{- define "push" -}}
+{{- if and (gt (int .Values.replicas) 0) (or .Values.ingestTokensSecret (include "trusts" .)) }}true{{ end }}
+{{- end }}
+
+{{- define "tlsSecret" -}}
+{{- if .Values.tls.certManager.enabled }}{{ include "name" . }}-tls{{ else }}{{ .Values.tls.secretName }}{{ end }}
+{{- end }}
+
+{{- define "image" -}}
+{{- with .Values.image }}
+{{- if .digest }}{{ .repository }}@{{ .digest }}{{ else }}{{ .repository }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- end }}
+{{- end }}
+
+{{- /* "true" where the pod opens the port for senders; `component` is push, pull or drain. */ -}}
+{{- define "listens" -}}
+{{- if or (eq .component "push") (and (eq .component "pull") (include "trusts" .root)) }}true{{ end }}
+{{- end }}
+
+{{- define "env" -}}
+{{- range $name, $value := .root.Values.config }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
+- name: ENV0_S3_LOG_LISTEN_ADDR
+  value: 0.0.0.0:8080
+- name: ENV0_S3_LOG_ADMIN_ADDR
+  value: 0.0.0.0:9090
+- name: ENV0_S3_LOG_SPOOL_DIR
+  value: /var/lib/env0-s3-logs
+- name: ENV0_S3_LOG_SHUTDOWN_GRACE
+  value: 25s
+{{- if or .root.Values.podToken.enabled .root.Values.oidcTokenSecret }}
+- name: ENV0_S3_LOG_OIDC_TOKEN_FILE
+  value: /run/secrets/oidc/token
+{{- end }}
+{{- if eq .component "pull" }}
+- name: ENV0_API_KEY_ID_FILE
+  value: /run/secrets/env0-api-key/id
+- name: ENV0_API_KEY_SECRET_FILE
+  value: /run/secrets/env0-api-key/secret
+{{- end }}
+{{- if and (eq .component "push") .root.Values.ingestTokensSecret }}
+- name: ENV0_S3_LOG_INGEST_TOKEN_FILE
+  value: /run/secrets/ingest/tokens
+{{- end }}
+{{- if and (include "listens" .) (include "tlsSecret" .root) }}
+- name: ENV0_S3_LOG_TLS_CERT_FILE
+  value: /run/secrets/tls/tls.crt
+- name: ENV0_S3_LOG_TLS_KEY_FILE
+  value: /run/secrets/tls/tls.key
+{{- end }}
+{{- end }}
+
+{{- define "volumeMounts" -}}
+- name: spool
+  mountPath: /var/lib/env0-s3-logs
+{{- /* Whole Secrets, never a subPath: only so does a changed one arrive without a restart. */ -}}
+{{- if or .root.Values.podToken.enabled .root.Values.oidcTokenSecret }}
+- name: oidc
+  mountPath: /run/secrets/oidc
+  readOnly: true
+{{- end }}
+{{- if eq .component "pull" }}
+- name: env0-api-key
+  mountPath: /run/secrets/env0-api-key
+  readOnly: true
+{{- end }}
+{{- if and (eq .component "push") .root.Values.ingestTokensSecret }}
+- name: ingest
+  mountPath: /run/secrets/ingest
+  readOnly: true
+{{- end }}
+{{- if and (include "listens" .) (include "tlsSecret" .root) }}
+- name: tls
+  mountPath: /run/secrets/tls
+  readOnly: true
+{{- end }}
+{{- with .root.Values.extraVolumeMounts }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "volumes" -}}
+{{- if .root.Values.podToken.enabled }}
+- name: oidc
+  projected:
+    defaultMode: 0440
+    sources:
+      - serviceAccountToken:
+          audience: {{ .root.Values.podToken.audience }}
+          expirationSeconds: {{ int .root.Values.podToken.expirationSeconds }}
+          path: token
+{{- else if .root.Values.oidcTokenSecret }}
+- name: oidc
+  secret:
+    secretName: {{ .root.Values.oidcTokenSecret }}
+    defaultMode: 0440
+{{- end }}
+{{- if eq .component "pull" }}
+- name: env0-api-key
+  secret:
+    secretName: {{ .root.Values.apiKeySecret }}
+    defaultMode: 0440
+{{- end }}
+{{- if and (eq .component "push") .root.Values.ingestTokensSecret }}
+- name: ingest
+  secret:
+    secretName: {{ .root.Values.ingestTokensSecret }}
+    defaultMode: 0440
+{{- end }}
+{{- if and (include "listens" .) (include "tlsSecret" .root) }}
+- name: tls
+  secret:
+    secretName: {{ include "tlsSecret" .root }}
+    defaultMode: 0440
+{{- end }}
+{{- with .root.Values.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "podSpec" -}}
+serviceAccountName: {{ include "name" .root }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  fsGroup: 65532
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile:
+    type: RuntimeDefault
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .root.Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .root.Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .root.Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .root.Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end }}
+
+{{- define "container" -}}
+image: {{ include "image" .root }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+env:
+  {{- include "env" . | trim | nindent 2 }}
+# The last lines of a refused configuration show in kubectl describe.
+terminationMessagePolicy: FallbackToLogsOnError
+resources:
+  {{- toYaml .root.Values.resources | nindent 2 }}
+securityContext:
+  allowPrivilegeEscalation: false
+  privileged: false
+  readOnlyRootFilesystem: true
+  capabilities:
+    drop:
+      - ALL
+volumeMounts:
+  {{- include "volumeMounts" . | trim | nindent 2 }}
+{{- end }}

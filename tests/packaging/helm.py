@@ -1,0 +1,337 @@
+"""The Helm chart: renders in every combination, refuses what is wrong, and is what the plain manifests are rendered from.
+
+`python tests/packaging/helm.py --write` renders config/kubernetes and the schema's list of variables again.
+"""
+
+import base64
+import copy
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CHART = ROOT / "config" / "helm" / "env0-s3-logs"
+PLAIN = ROOT / "config" / "kubernetes"
+SCHEMA = CHART / "values.schema.json"
+BINARY = pathlib.Path(os.environ.get("BINARY", ROOT / "target" / "release" / "env0-s3-logs"))
+NAMESPACE = "env0-agent"
+
+# Not for `config`: the chart sets these itself, or they hold a secret.
+NOT_CONFIG = {
+    *(f"ENV0_S3_LOG_{name}" for name in ("LISTEN_ADDR", "ADMIN_ADDR", "SPOOL_DIR", "SHUTDOWN_GRACE", "INGEST_AUTH")),
+    *(f"ENV0_S3_LOG_{name}" for name in ("INGEST_TOKEN", "INGEST_TOKEN_FILE", "OIDC_TOKEN_FILE", "OIDC_TOKEN_URL")),
+    *("ENV0_S3_LOG_TLS_CERT_FILE", "ENV0_S3_LOG_TLS_KEY_FILE", "ENV0_OIDC_TOKEN", "ENV0_OIDC_TOKEN_FILE"),
+    *(f"ENV0_API_KEY_{name}" for name in ("ID", "ID_FILE", "SECRET", "SECRET_FILE")),
+}
+# A header is all that a plain manifest has beside what the chart renders.
+HEADER = """\
+# Rendered from config/helm/env0-s3-logs with {values}; don't change one without the other.
+# Put your own values in place of the examples in `env`, then: kubectl -n {namespace} apply -f config/kubernetes/{name}
+"""
+CONFIG = {
+    "ENV0_S3_LOG_ROLE_ARN": "arn:aws:iam::111122223333:role/env0-logs",
+    "ENV0_S3_LOG_BUCKET_NAME": "my-env0-logs",
+    "ENV0_S3_LOG_AWS_REGION": "us-east-1",
+}
+ORGANIZATION = {"ENV0_S3_LOG_OIDC_ORGANIZATION_ID": "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9"}
+AUDITS = {"enabled": True, "host": "audits.example.com", "tlsSecretName": "audits-tls", "allowedCidrs": ["192.0.2.0/24"]}
+# Of each pair of values every combination is rendered.
+CHOICES = [
+    ({"apiKeySecret": "key"}, {"ingestTokensSecret": "tokens"}, {"apiKeySecret": "key", "ingestTokensSecret": "tokens"}),
+    ({}, {"config": ORGANIZATION}),
+    ({}, {"tls": {"secretName": "tls"}}, {"tls": {"certManager": {"enabled": True, "issuer": "ca"}}}),
+    ({}, {"podToken": {"enabled": True}, "drain": ["spool-env0-s3-logs-push-1"]}, {"oidcTokenSecret": "oidc"}),
+    ({}, {"replicas": 3, "monitoring": {"enabled": True, "labels": {"release": "prometheus"}}}),
+    (
+        {},
+        {
+            "image": {"digest": "sha256:" + "0" * 64},
+            "storage": {"size": "32Gi", "className": "gp3"},
+            "networkPolicy": {"egress": {"ports": [443, 3128]}},
+            "config": {"HTTPS_PROXY": "http://proxy.example.com:3128", "ENV0_S3_LOG_COMPRESSION": "zstd"},
+        },
+    ),
+]
+
+
+def variables():
+    return set(re.findall(r"^#?([A-Z][A-Z0-9_]+)=", (ROOT / "config" / "example.env").read_text(), re.M))
+
+
+def merged(*parts):
+    whole = {}
+    for part in parts:
+        for key, value in part.items():
+            old = whole.get(key)
+            whole[key] = merged(old, value) if isinstance(value, dict) and isinstance(old, dict) else copy.deepcopy(value)
+    return whole
+
+
+def helm(*arguments, values=None):
+    return subprocess.run(
+        ["helm", *map(str, arguments), *(["-f", "-"] if values is not None else [])],
+        input=json.dumps(values) if values is not None else None,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def template(values, *arguments):
+    outcome = helm("template", "env0-s3-logs", CHART, "-n", NAMESPACE, *arguments, values=values)
+    if outcome.returncode:
+        raise AssertionError(outcome.stderr)
+    return outcome.stdout
+
+
+def plain(name):
+    """A plain manifest, as the chart renders it."""
+    values = yaml.safe_load((PLAIN / f"{name}.values.yaml").read_text())
+    only = ["--show-only", "templates/drain.yaml"] if name == "drain" else ["--skip-tests"]
+    lines = [line for line in template(values, *only).splitlines() if not line.startswith("# Source: ") and line.strip()]
+    text = "\n".join(lines).removeprefix("---\n")
+    text = re.sub(r"(?m)^---\n(?=(#[^\n]*\n)*---$)", "", text)
+    return HEADER.format(values=f"{name}.values.yaml", namespace=NAMESPACE, name=f"{name}.yaml") + text + "\n"
+
+
+PLAIN_NAMES = sorted(path.name.removesuffix(".values.yaml") for path in PLAIN.glob("*.values.yaml"))
+
+
+def write():
+    schema = json.loads(SCHEMA.read_text())
+    schema["properties"]["config"]["propertyNames"]["enum"] = sorted(variables() - NOT_CONFIG)
+    SCHEMA.write_text(json.dumps(schema, indent=2) + "\n")
+    for name in PLAIN_NAMES:
+        (PLAIN / f"{name}.yaml").write_text(plain(name))
+
+
+def pods(documents):
+    for document in documents:
+        if document["kind"] in ("StatefulSet", "Job"):
+            yield document["metadata"]["name"], document["spec"]["template"]["spec"]
+        elif document["kind"] == "Pod":
+            yield document["metadata"]["name"], document["spec"]
+
+
+def kinds(documents, kind):
+    return {document["metadata"]["name"]: document for document in documents if document["kind"] == kind}
+
+
+class Chart(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.rendered = []
+        for choice in itertools.product(*CHOICES):
+            values = merged({"config": CONFIG}, *choice)
+            cls.rendered.append((values, list(yaml.safe_load_all(template(values)))))
+        values = merged({"config": CONFIG, "ingestTokensSecret": "tokens"}, {"audits": AUDITS})
+        for extra in ({}, {"tls": {"secretName": "tls"}}):
+            for controller in ("ingress-nginx", "aws-load-balancer-controller"):
+                audits = merged(values, extra, {"audits": {"controller": controller}})
+                cls.rendered.append((audits, list(yaml.safe_load_all(template(audits)))))
+
+    def test_the_plain_manifests_are_what_it_renders(self):
+        for name in PLAIN_NAMES:
+            written = (PLAIN / f"{name}.yaml").read_text()
+            self.assertEqual(written, plain(name), "run: python tests/packaging/helm.py --write")
+
+    def test_the_schema_knows_every_variable_that_is_no_secret(self):
+        known = json.loads(SCHEMA.read_text())["properties"]["config"]["propertyNames"]["enum"]
+        self.assertEqual(known, sorted(variables() - NOT_CONFIG), "run: python tests/packaging/helm.py --write")
+        self.assertEqual(NOT_CONFIG - variables(), set())
+
+    def test_helm_lint_finds_nothing(self):
+        for name in PLAIN_NAMES:
+            outcome = helm("lint", "--strict", CHART, "-f", PLAIN / f"{name}.values.yaml")
+            self.assertEqual(outcome.returncode, 0, outcome.stdout + outcome.stderr)
+
+    def test_every_combination_fits_the_schemas_of_kubernetes(self):
+        with tempfile.TemporaryDirectory() as folder:
+            distinct = {}
+            for _, documents in self.rendered:
+                for document in documents:
+                    # cert-manager's and the Prometheus operator's kinds have no schema here.
+                    if document["apiVersion"].split("/")[0] not in ("cert-manager.io", "monitoring.coreos.com"):
+                        distinct[json.dumps(document, sort_keys=True)] = document
+            path = pathlib.Path(folder, "all.yaml")
+            path.write_text(yaml.safe_dump_all(distinct.values()))
+            command = ["kubernetes-validate", "--strict", "--quiet", "--no-warn", path]
+            outcome = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            self.assertEqual(outcome.returncode, 0, outcome.stdout + outcome.stderr)
+
+    def test_every_pod_is_locked_down_and_its_image_is_the_one_named(self):
+        for values, documents in self.rendered:
+            for name, pod in pods(documents):
+                self.assertTrue(pod["securityContext"]["runAsNonRoot"], name)
+                self.assertEqual(pod["securityContext"]["runAsUser"], 65532, name)
+                self.assertEqual(pod["securityContext"]["fsGroup"], 65532, name)
+                self.assertFalse(pod["automountServiceAccountToken"], name)
+                (container,) = pod["containers"]
+                context = container["securityContext"]
+                self.assertTrue(context["readOnlyRootFilesystem"], name)
+                self.assertFalse(context["allowPrivilegeEscalation"], name)
+                self.assertEqual(context["capabilities"], {"drop": ["ALL"]}, name)
+                digest = values.get("image", {}).get("digest")
+                self.assertEqual(container["image"], f"env0-s3-logs@{digest}" if digest else "env0-s3-logs:0.1.0")
+                mounts = {mount["name"] for mount in container["volumeMounts"]}
+                volumes = {volume["name"] for volume in pod.get("volumes", [])} | {"spool"}
+                self.assertEqual(mounts, volumes, name)
+
+    def test_one_pod_pulls_whatever_the_number_of_replicas(self):
+        for values, documents in self.rendered:
+            holders = []
+            for name, stateful_set in kinds(documents, "StatefulSet").items():
+                (container,) = stateful_set["spec"]["template"]["spec"]["containers"]
+                if any(env["name"] == "ENV0_API_KEY_ID_FILE" for env in container["env"]):
+                    holders.append((name, stateful_set["spec"]["replicas"]))
+                else:
+                    self.assertEqual(stateful_set["spec"]["replicas"], values.get("replicas", 1))
+            self.assertEqual(holders, [("env0-s3-logs-pull", 1)] if values.get("apiKeySecret") else [])
+
+    def test_probes_ask_the_admin_port_and_the_other_is_open_only_where_senders_may_come(self):
+        for values, documents in self.rendered:
+            trusts = "ENV0_S3_LOG_OIDC_ORGANIZATION_ID" in values["config"]
+            for name, stateful_set in kinds(documents, "StatefulSet").items():
+                (container,) = stateful_set["spec"]["template"]["spec"]["containers"]
+                for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                    self.assertEqual(container[probe]["httpGet"]["port"], "admin")
+                ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+                listens = trusts or name.endswith("-push")
+                self.assertEqual(ports, {"admin": 9090} | ({"ingest": 8080} if listens else {}), (name, values))
+
+    def test_every_service_finds_its_pods_and_a_policy_holds_them(self):
+        for _, documents in self.rendered:
+            templates = [s["spec"]["template"]["metadata"]["labels"] for s in kinds(documents, "StatefulSet").values()]
+            selectors = [service["spec"]["selector"] for service in kinds(documents, "Service").values()]
+            selectors += [policy["spec"]["podSelector"]["matchLabels"] for policy in kinds(documents, "NetworkPolicy").values()]
+            for selector in selectors:
+                self.assertTrue(any(selector.items() <= labels.items() for labels in templates), selector)
+            for name, stateful_set in kinds(documents, "StatefulSet").items():
+                self.assertIn(stateful_set["spec"]["serviceName"], kinds(documents, "Service"))
+                self.assertIn(name, kinds(documents, "PodDisruptionBudget"))
+            policy = kinds(documents, "NetworkPolicy")["env0-s3-logs"]["spec"]
+            self.assertEqual(policy["policyTypes"], ["Ingress", "Egress"])
+            self.assertEqual([port["port"] for port in policy["egress"][0]["ports"]], [53, 53])
+            self.assertIn("169.254.0.0/16", policy["egress"][1]["to"][0]["ipBlock"]["except"])
+
+    def test_the_audits_door_opens_one_path_to_the_allow_list_alone(self):
+        doors = 0
+        for values, documents in self.rendered:
+            for ingress in kinds(documents, "Ingress").values():
+                doors += 1
+                (rule,) = ingress["spec"]["rules"]
+                paths = [(path["path"], path["pathType"]) for path in rule["http"]["paths"]]
+                self.assertEqual(paths, [("/env0-audits", "Prefix")])
+                self.assertNotIn("defaultBackend", ingress["spec"])
+                lists = [v for k, v in ingress["metadata"]["annotations"].items() if k.endswith(("source-range", "inbound-cidrs"))]
+                self.assertEqual(lists, ["192.0.2.0/24"])
+                self.assertTrue(ingress["spec"]["tls"])
+        self.assertEqual(doors, 4)
+
+    def test_the_alerts_are_those_of_the_prometheus_folder(self):
+        alerts = yaml.safe_load((ROOT / "config" / "prometheus" / "alerts.yaml").read_text())
+        rules = [r for _, documents in self.rendered for r in kinds(documents, "PrometheusRule").values()]
+        self.assertTrue(rules)
+        for rule in rules:
+            self.assertEqual(rule["spec"], alerts)
+
+    def test_what_is_wrong_is_refused_with_the_name_of_the_value(self):
+        good = {"config": CONFIG, "ingestTokensSecret": "tokens"}
+        audits = lambda **more: merged(good, {"audits": AUDITS}, {"audits": more})
+        for values, word in (
+            (merged(good, {"replica": 2}), "replica"),
+            (merged(good, {"config": {"ENV0_S3_LOG_BUKET": "x"}}), "ENV0_S3_LOG_BUKET"),
+            (merged(good, {"config": {"ENV0_S3_LOG_INGEST_TOKEN": "a-secret-0123456789"}}), "ENV0_S3_LOG_INGEST_TOKEN"),
+            (merged(good, {"config": {"ENV0_S3_LOG_UPLOAD_CONCURRENCY": 4}}), "ENV0_S3_LOG_UPLOAD_CONCURRENCY"),
+            ({"ingestTokensSecret": "tokens", "config": {"ENV0_S3_LOG_AWS_REGION": "x"}}, "ENV0_S3_LOG_ROLE_ARN"),
+            (merged(good, {"image": {"digest": "abc"}}), "digest"),
+            ({"config": CONFIG}, "apiKeySecret"),
+            (merged(good, {"tls": {"certManager": {"enabled": True}}}), "issuer"),
+            (merged(good, {"drain": ["spool-env0-s3-logs-push-1"]}), "podToken"),
+            (audits(allowedCidrs=[]), "allowedCidrs"),
+            (audits(allowedCidrs=["0.0.0.0/0"]), "allowedCidrs"),
+            (audits(controller="traefik"), "controller"),
+            (audits(host=""), "host"),
+            (audits(tlsSecretName=""), "tlsSecretName"),
+            (merged(audits(), {"ingestTokensSecret": "", "apiKeySecret": "key"}), "ingestTokensSecret"),
+        ):
+            outcome = helm("template", "env0-s3-logs", CHART, values=values)
+            self.assertNotEqual(outcome.returncode, 0, values)
+            self.assertIn(word, outcome.stderr)
+
+    def test_every_pods_environment_and_files_are_accepted_by_the_daemon(self):
+        seen = set()
+        for _, documents in self.rendered:
+            for name, pod in pods(documents):
+                (container,) = pod["containers"]
+                environment = {env["name"]: env["value"] for env in container["env"]}
+                if (key := json.dumps(environment, sort_keys=True)) in seen:
+                    continue
+                seen.add(key)
+                with tempfile.TemporaryDirectory() as folder:
+                    for mount in container["volumeMounts"]:
+                        pathlib.Path(folder + mount["mountPath"]).mkdir(parents=True, mode=0o700, exist_ok=True)
+                    fill(folder, pod, container)
+                    for variable, value in environment.items():
+                        if value.startswith(("/run/", "/var/")):
+                            environment[variable] = folder + value
+                    # An empty folder is no spool, which a drain job says once its configuration has passed.
+                    words, code = (container["args"], 74) if container["name"] == "drain" else (["check", "--offline"], 0)
+                    command = [BINARY, *words]
+                    outcome = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+                    self.assertEqual(outcome.returncode, code, f"{name}\n{outcome.stdout}{outcome.stderr}")
+                    self.assertNotIn("unknown", outcome.stdout + outcome.stderr)
+        self.assertGreater(len(seen), 20)
+
+    def test_the_terraform_outputs_are_names_that_config_takes(self):
+        known = json.loads(SCHEMA.read_text())["properties"]["config"]["propertyNames"]["enum"]
+        outputs = set(re.findall(r"\bENV0_[A-Z0-9_]+", (ROOT / "config/aws/terraform/outputs.tf").read_text()))
+        self.assertTrue(outputs)
+        self.assertEqual(outputs - set(known), set())
+
+    def test_the_notes_say_the_next_command(self):
+        outcome = helm(
+            "install", "env0-s3-logs", CHART, "-n", NAMESPACE, "--dry-run=client", "-f", PLAIN / "pull.values.yaml"
+        )
+        self.assertEqual(outcome.returncode, 0, outcome.stderr)
+        self.assertIn("exec env0-s3-logs-pull-0 -- env0-s3-logs check", outcome.stdout)
+
+
+def fill(folder, pod, container):
+    """The files of the mounted Secrets, as the documents say to make them."""
+    key, certificate = pathlib.Path(folder, "key.pem"), pathlib.Path(folder, "cert.pem")
+    claims = base64.urlsafe_b64encode(b'{"iss":"https://issuer.example","sub":"x","aud":"sts.amazonaws.com","exp":4102444800}')
+    contents = {
+        "oidc": {"token": f"eyJhbGciOiJSUzI1NiJ9.{claims.decode().rstrip('=')}.c2lnbmF0dXJl"},
+        "env0-api-key": {"id": "abcdefgh12345678", "secret": "a-secret-of-an-api-key"},
+        "ingest": {"tokens": "5f0c1d6f0b1e4d0c8a2b7e9d env0-deployments\n7e1d2c3b4a59687f6e5d4c3b env0-audits\n"},
+    }
+    for mount in container["volumeMounts"]:
+        if mount["name"] == "tls":
+            subprocess.run(
+                ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "9"]
+                + ["-subj", "/CN=env0-s3-logs", "-addext", "subjectAltName=DNS:env0-s3-logs"]
+                + ["-keyout", key, "-out", certificate],
+                check=True,
+                capture_output=True,
+            )
+            shutil.copy(key, folder + mount["mountPath"] + "/tls.key")
+            shutil.copy(certificate, folder + mount["mountPath"] + "/tls.crt")
+        for name, text in contents.get(mount["name"], {}).items():
+            pathlib.Path(folder + mount["mountPath"], name).write_text(text)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--write"]:
+        write()
+    else:
+        unittest.main()
