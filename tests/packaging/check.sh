@@ -22,7 +22,7 @@ says "YAML: yamllint"
 yamllint --strict -c tests/packaging/.yamllint.yaml .github config
 
 says "compose file, workflows, dependabot, issue forms: JSON schemas"
-check-jsonschema --quiet --builtin-schema vendor.compose-spec config/compose.yaml
+check-jsonschema --quiet --builtin-schema vendor.compose-spec config/compose*.yaml
 check-jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 check-jsonschema --quiet --builtin-schema custom.github-workflows-require-timeout .github/workflows/*.yml
 check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
@@ -63,6 +63,9 @@ python tests/packaging/quickstart.py "${CARGO_TARGET_DIR:-target}/debug/examples
 
 says "the AWS set-up, made in moto: aws.py"
 python tests/packaging/aws.py
+
+says "the compose files, started as they say: compose.py"
+python tests/packaging/compose.py
 
 says "the logs, read by DuckDB and jq: queries.py"
 if ! { command -v jq && command -v zstd; } >/dev/null; then
