@@ -1,9 +1,7 @@
-# syntax=docker/dockerfile:1
-
 # Debian 12 builds (glibc 2.36), Debian 13 runs (glibc 2.41): a binary never needs a newer glibc than it is built on.
 FROM rust:1.95-bookworm@sha256:6258907abe69656e41cd992e0b705cdcfabcbbe3db374f92ed2d47121282d4a1 AS build
 WORKDIR /src
-COPY Cargo.toml Cargo.lock ./
+COPY Cargo.toml Cargo.lock build.rs ./
 COPY src ./src
 ARG REVISION=unknown
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
@@ -34,8 +32,10 @@ LABEL org.opencontainers.image.title="env0-s3-logs" \
       org.opencontainers.image.base.digest="sha256:54df941ed0d06a1bd95ef5e0ce391fd8d9f94b64782dc9a60062727849ee3f97"
 COPY --from=build /out/ /
 COPY LICENSE /usr/share/doc/env0-s3-logs/LICENSE
+# MIMALLOC_PURGE_DELAY as src/main.rs sets it: where it is set, the program need not start itself again with it.
 ENV ENV0_S3_LOG_LISTEN_ADDR=0.0.0.0:8080 \
-    ENV0_S3_LOG_ADMIN_ADDR=0.0.0.0:9090
+    ENV0_S3_LOG_ADMIN_ADDR=0.0.0.0:9090 \
+    MIMALLOC_PURGE_DELAY=10
 # Numeric: a kubelet that checks runAsNonRoot can't look up a name.
 USER 65532:65532
 VOLUME ["/var/lib/env0-s3-logs"]

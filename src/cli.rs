@@ -16,7 +16,7 @@ use crate::network::Network;
 use crate::verify::{self, VerifyOptions};
 use crate::{daemon, exit_code, telemetry, volume};
 
-/// Of `--version`.
+/// What `--version` prints after the name.
 static VERSION: LazyLock<String> =
     LazyLock::new(|| format!("{} (revision {})", telemetry::metrics::VERSION, telemetry::metrics::REVISION));
 

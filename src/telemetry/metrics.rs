@@ -216,11 +216,8 @@ pub const METRICS: &[Metric] = &[
 
 /// The version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The source revision of this build, where the build was told.
-pub const REVISION: &str = match option_env!("REVISION") {
-    Some(revision) => revision,
-    None => "unknown",
-};
+/// The source revision of this build: a commit, with `-modified` where the sources differ from it, or `unknown`.
+pub const REVISION: &str = env!("REVISION");
 
 const BUCKETS_SECONDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];

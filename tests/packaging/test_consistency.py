@@ -113,6 +113,44 @@ class Variables(unittest.TestCase):
         self.assertIn(f"spool:{spool}", yaml.safe_load(read("config/compose.yaml"))["services"]["daemon"]["volumes"])
 
 
+class Revision(unittest.TestCase):
+    """Every way of building knows it: by git, by a source tarball, by REVISION (the image)."""
+
+    def test_a_build_knows_its_commit(self):
+        git = lambda *words, **options: subprocess.run(
+            ["git", "-c", "user.name=a", "-c", "user.email=a@example.com", *words],
+            check=True, capture_output=True, timeout=60, **options,
+        ).stdout
+        with tempfile.TemporaryDirectory() as name:
+            checkout, archive, copy = (pathlib.Path(name, part) for part in ("checkout", "archive", "copy"))
+            for folder in (checkout, archive, copy):
+                folder.mkdir()
+            for path in ("build.rs", ".gitattributes", "Cargo.toml", "Cargo.lock"):
+                (checkout / path).write_text(read(path))
+            (copy / "build.rs").write_text(read("build.rs"))
+            git("init", "-q", cwd=checkout)
+            git("add", ".", cwd=checkout)
+            git("commit", "-qm", "all", cwd=checkout)
+            commit = git("rev-parse", "HEAD", cwd=checkout).decode().strip()
+            subprocess.run(["tar", "-x"], input=git("archive", "HEAD", cwd=checkout), cwd=archive, check=True)
+
+            def told(folder, **variables):
+                program = pathlib.Path(name, "program")
+                subprocess.run(
+                    ["rustc", "--edition", "2024", "-o", program, folder / "build.rs"], check=True, capture_output=True
+                )
+                environment = {"PATH": os.environ["PATH"], "GIT_CEILING_DIRECTORIES": name, **variables}
+                out = subprocess.run([program], cwd=folder, env=environment, capture_output=True, text=True, check=True)
+                return re.search(r"^cargo::rustc-env=REVISION=(.+)$", out.stdout, re.M)[1]
+
+            self.assertEqual(told(checkout), commit)
+            self.assertEqual(told(archive), commit)
+            self.assertEqual(told(copy), "unknown")
+            self.assertEqual(told(copy, REVISION="abc"), "abc")
+            (checkout / "Cargo.toml").write_text("changed")
+            self.assertEqual(told(checkout), f"{commit}-modified")
+
+
 class Policies(unittest.TestCase):
     def test_the_role_may_do_two_things(self):
         policy = json.loads(read("config/iam-policy.json"))
@@ -132,6 +170,18 @@ class Policies(unittest.TestCase):
 
 
 class Image(unittest.TestCase):
+    def test_it_sets_what_the_program_would_start_itself_again_for(self):
+        name, value = re.search(r'KEEP: \(&str, &str\) = \("(\w+)", "(\d+)"\)', read("src/main.rs")).groups()
+        self.assertRegex(read("Dockerfile"), rf"(?m)^(ENV|   ) {name}={value}$")
+
+    def test_nothing_that_builds_it_floats(self):
+        image = read("Dockerfile")
+        self.assertNotIn("syntax=", image)
+        for base in re.findall(r"^FROM (\S+)", image, re.M):
+            self.assertRegex(base, r"@sha256:[0-9a-f]{64}$")
+        copied = {word for line in re.findall(r"^COPY (?!--)(.+) \S+$", image, re.M) for word in line.split()}
+        self.assertEqual({f"!{path.removeprefix('./')}" for path in copied}, set(read(".dockerignore").split()) - {"*"})
+
     def test_the_label_names_the_base_that_is_used(self):
         image = read("Dockerfile")
         name, digest = re.findall(r"^FROM (\S+)@(sha256:[0-9a-f]{64})", image, re.M)[-1]

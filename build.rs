@@ -1,0 +1,41 @@
+//! Tells the program which source it is built from, as the variable `REVISION` of its compilation.
+
+use std::process::Command;
+
+/// `git archive`, and so a source tarball of GitHub, puts the commit in here (.gitattributes).
+const ARCHIVE: &str = "$Format:%H$";
+
+/// What the program is compiled from.
+const SOURCES: [&str; 4] = ["src", "Cargo.toml", "Cargo.lock", "build.rs"];
+
+fn main() {
+    println!("cargo::rerun-if-env-changed=REVISION");
+    SOURCES.iter().for_each(|path| println!("cargo::rerun-if-changed={path}"));
+    let told = std::env::var("REVISION").ok().filter(|revision| !revision.is_empty());
+    let revision = told.or_else(archived).or_else(checked_out).unwrap_or_else(|| "unknown".into());
+    println!("cargo::rustc-env=REVISION={revision}");
+}
+
+/// The commit of a source tarball.
+fn archived() -> Option<String> {
+    (!ARCHIVE.starts_with('$')).then(|| ARCHIVE.to_owned())
+}
+
+/// The commit of a git checkout, and whether the sources differ from it.
+fn checked_out() -> Option<String> {
+    // A folder inside somebody else's checkout is no checkout of this.
+    if git(&["ls-files", "build.rs"])?.is_empty() {
+        return None;
+    }
+    // Written at each commit and each checkout.
+    println!("cargo::rerun-if-changed={}", git(&["rev-parse", "--git-path", "logs/HEAD"])?);
+    let commit = git(&["rev-parse", "HEAD"])?;
+    let changes = git(&[&["status", "--porcelain", "--"], &SOURCES[..]].concat())?;
+    Some(if changes.is_empty() { commit } else { format!("{commit}-modified") })
+}
+
+/// What git prints, where it is there and succeeds.
+fn git(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
+    Some(String::from_utf8(output.stdout).ok()?.trim().to_owned())
+}
