@@ -46,6 +46,7 @@ enum Command {
 /// Runs the command line `arguments` (the program's name first).
 pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     // Tokens are in memory: a core dump would write them down, and another process of this user could read them there.
+    #[cfg(target_os = "linux")]
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     let _ = rustix::process::setrlimit(
         rustix::process::Resource::Core,

@@ -3,9 +3,6 @@
 mod bucket_facts;
 mod disk_facts;
 
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admin::{Check, Health, Sources};
 use crate::assembly::{Failure, Files, spool_settings, start_flusher};
 use crate::batch::{self, LogType};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::credentials::Credentials;
 use crate::daemon::bucket_facts::BucketFacts;
 use crate::daemon::disk_facts::DiskWatch;
@@ -331,8 +328,13 @@ fn ingest_site(config: &Config) -> Site {
 }
 
 /// `sd_notify(3)`; without systemd nothing happens.
+#[cfg(target_os = "linux")]
 fn tell_systemd(state: &str) {
-    let Some(path) = config::notify_socket() else { return };
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+    let Some(path) = crate::config::notify_socket() else { return };
     let address = match path.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name),
         None => SocketAddr::from_pathname(&path),
@@ -342,6 +344,10 @@ fn tell_systemd(state: &str) {
         tracing::warn!(%error, "systemd can't be told that the daemon is {state}");
     }
 }
+
+/// Other systems have no systemd.
+#[cfg(not(target_os = "linux"))]
+fn tell_systemd(_: &str) {}
 
 async fn bind(variable: &str, address: std::net::SocketAddr) -> Result<TcpListener, Failure> {
     let bound = TcpListener::bind(address).await;

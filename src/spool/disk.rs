@@ -5,11 +5,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
-use std::num::NonZeroU64;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use rustix::fs::{Advice, OFlags};
+use rustix::fs::OFlags;
 
 /// Rights of every file that the daemon makes; the umask can only narrow them. The group's are there
 /// for volumes that are shared by their group (`fsGroup`), and are taken away elsewhere.
@@ -159,10 +158,16 @@ impl DiskFile for File {
         cut(self, len)
     }
 
+    #[cfg(target_os = "linux")]
     fn begin_write_out(&mut self, offset: u64, bytes: u64) {
         // "Not needed again" is for a page that is dirty a reason to write it. What is refused here, the fsync does.
-        let _ = rustix::fs::fadvise(self, offset, NonZeroU64::new(bytes), Advice::DontNeed);
+        let bytes = std::num::NonZeroU64::new(bytes);
+        let _ = rustix::fs::fadvise(self, offset, bytes, rustix::fs::Advice::DontNeed);
     }
+
+    /// Other systems have no such call, and the fsync waits longer.
+    #[cfg(not(target_os = "linux"))]
+    fn begin_write_out(&mut self, _: u64, _: u64) {}
 
     fn sync(&mut self) -> io::Result<()> {
         self.sync_data()?;
