@@ -72,6 +72,16 @@ fn paths_lead_to_protocols_and_may_begin_with_a_log_type() {
 }
 
 #[test]
+fn a_token_is_handed_over_at_one_path_and_nowhere_behind_the_audits_prefix() {
+    // The prefix is all that the Helm chart opens to the internet, and not every load balancer resolves `..`.
+    let takes_tokens = |path: &str| matches!(route_of(&Method::PUT, path), Route::OidcToken);
+    assert!(takes_tokens("/v1/oidc-token"));
+    for path in ["v1/oidc-token", "/v1/oidc-token/", "../v1/oidc-token", "%2e%2e/v1/oidc-token", "..%2fv1/oidc-token"] {
+        assert!(!takes_tokens(&format!("/env0-audits/{path}")), "{path}");
+    }
+}
+
+#[test]
 fn empty_segments_and_a_slash_at_the_end_do_no_harm() {
     for (path, _) in PATHS {
         for prefix in ["", "/env0-audits"] {
