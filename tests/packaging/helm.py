@@ -136,7 +136,8 @@ class Chart(unittest.TestCase):
         values = merged({"config": CONFIG, "ingestTokensSecret": "tokens"}, {"audits": AUDITS})
         for extra in ({}, {"tls": {"secretName": "tls"}}):
             for controller in ("ingress-nginx", "aws-load-balancer-controller"):
-                audits = merged(values, extra, {"audits": {"controller": controller}})
+                subnets = {} if controller == "ingress-nginx" else {"from": [{"ipBlock": {"cidr": "10.0.0.0/20"}}]}
+                audits = merged(values, extra, {"audits": {"controller": controller, **subnets}})
                 cls.rendered.append((audits, list(yaml.safe_load_all(template(audits)))))
 
     def test_the_plain_manifests_are_what_it_renders(self):
@@ -234,6 +235,8 @@ class Chart(unittest.TestCase):
                 self.assertNotIn("defaultBackend", ingress["spec"])
                 lists = [v for k, v in ingress["metadata"]["annotations"].items() if k.endswith(("source-range", "inbound-cidrs"))]
                 self.assertEqual(lists, ["192.0.2.0/24"])
+                policy = kinds(documents, "NetworkPolicy")["env0-s3-logs-audits"]["spec"]["ingress"]
+                self.assertEqual([[port["port"] for port in rule["ports"]] for rule in policy], [[8080]])
                 self.assertTrue(ingress["spec"]["tls"])
         self.assertEqual(doors, 4)
 
@@ -260,6 +263,7 @@ class Chart(unittest.TestCase):
             (audits(allowedCidrs=[]), "allowedCidrs"),
             (audits(allowedCidrs=["0.0.0.0/0"]), "allowedCidrs"),
             (audits(controller="traefik"), "controller"),
+            (audits(controller="aws-load-balancer-controller"), "audits.from"),
             (audits(host=""), "host"),
             (audits(tlsSecretName=""), "tlsSecretName"),
             (merged(audits(), {"ingestTokensSecret": "", "apiKeySecret": "key"}), "ingestTokensSecret"),
@@ -299,11 +303,16 @@ class Chart(unittest.TestCase):
         self.assertEqual(outputs - set(known), set())
 
     def test_the_notes_say_the_next_command(self):
-        outcome = helm(
-            "install", "env0-s3-logs", CHART, "-n", NAMESPACE, "--dry-run=client", "-f", PLAIN / "pull.values.yaml"
-        )
-        self.assertEqual(outcome.returncode, 0, outcome.stderr)
-        self.assertIn("exec env0-s3-logs-pull-0 -- env0-s3-logs check", outcome.stdout)
+        for secrets, pods in (
+            ({"apiKeySecret": "key"}, ["pull"]),
+            ({"ingestTokensSecret": "tokens"}, ["push"]),
+            ({"apiKeySecret": "key", "ingestTokensSecret": "tokens"}, ["push", "pull"]),
+        ):
+            values = {"config": CONFIG, **secrets}
+            outcome = helm("install", "env0-s3-logs", CHART, "-n", NAMESPACE, "--dry-run=client", values=values)
+            self.assertEqual(outcome.returncode, 0, outcome.stderr)
+            asked = re.findall(r"exec env0-s3-logs-(\w+)-0 -- env0-s3-logs check$", outcome.stdout, re.M)
+            self.assertEqual(asked, pods)
 
 
 def fill(folder, pod, container):
