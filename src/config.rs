@@ -122,6 +122,8 @@ pub struct Pull {
     pub key_id: String,
     /// The API key's secret.
     pub key_secret: SecretString,
+    /// Where the key came from files: they are read again.
+    pub key_files: KeyFiles,
     /// Which log types; never empty.
     pub types: Vec<LogType>,
     /// How far back the first pull reaches; `None` for the first start.
@@ -132,6 +134,15 @@ pub struct Pull {
     pub organization_ids: Vec<String>,
     /// env0's API, without a `/` at its end.
     pub api_url: String,
+}
+
+/// The files of an API key, as far as it came from files.
+#[derive(Debug, Clone, Default)]
+pub struct KeyFiles {
+    /// `ENV0_API_KEY_ID_FILE`
+    pub id: Option<PathBuf>,
+    /// `ENV0_API_KEY_SECRET_FILE`
+    pub secret: Option<PathBuf>,
 }
 
 /// Proxy and private CA, for every outgoing client alike.
@@ -275,6 +286,21 @@ impl Config {
 /// A duration as the variables take it: `90s`, `5m`, `2h`; a bare number is seconds.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     values::duration(Duration::ZERO, Duration::from_secs(366 * 86_400))(text)
+}
+
+/// The secret that a file holds, without the space around it.
+///
+/// # Errors
+/// What is wrong with the file; never what it holds.
+pub fn secret_of_file(path: &Path) -> Result<SecretString, String> {
+    let content = std::fs::read_to_string(path)
+        .map_err(|error| format!("can't be read ({error}); expected a file that this user may read"))?;
+    match content.trim() {
+        "" => Err("holds nothing".to_owned()),
+        text => {
+            values::text(text).map(SecretString::from).map_err(|expected| format!("expected {expected} in that file"))
+        }
+    }
 }
 
 /// What is wrong with the file that `variable` names, in the words of every error of a configuration.

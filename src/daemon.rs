@@ -258,7 +258,7 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
 
     tell_systemd("READY=1");
 
-    signals.next(|| reload(tls.as_ref(), &authenticator)).await;
+    signals.next(|| reload(tls.as_ref(), &authenticator, puller.as_ref())).await;
     tell_systemd("STOPPING=1");
     let started = Instant::now();
     let grace = config.shutdown_grace;
@@ -300,10 +300,11 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
 }
 
 /// On SIGHUP. The files of OIDC tokens are read at every exchange anyway.
-fn reload(tls: Option<&Tls>, authenticator: &Authenticator) {
+fn reload(tls: Option<&Tls>, authenticator: &Authenticator, puller: Option<&Puller>) {
     tracing::info!("SIGHUP: the files that the configuration names are read again");
     tls.inspect(|tls| tls.reload());
     authenticator.reload();
+    puller.inspect(|puller| puller.reload());
 }
 
 /// How many connections of ingest there may be when so many files may be open.

@@ -17,6 +17,7 @@ mod report;
 mod round;
 pub mod settle;
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,7 +33,7 @@ use crate::credentials::Credentials;
 use crate::network::Network;
 use crate::oidc::Verifier;
 use crate::protocols::body::Limits;
-use crate::pull::api::{Answer, Api, ApiError, Endpoint};
+use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind};
 use crate::pull::audits::{AuditMemory, Audits};
 use crate::pull::deployments::{DeploymentMemory, Deployments, HandOver};
 use crate::pull::place::{Place, PlaceError, Shared, Stopped};
@@ -48,6 +49,7 @@ const STOP_WAIT: Duration = Duration::from_secs(3);
 /// The running pulls.
 #[derive(Clone)]
 pub struct Puller {
+    api: Api,
     reports: Arc<Mutex<Vec<Arc<Report>>>>,
     stop: CancellationToken,
     tasks: Arc<tokio::sync::Mutex<JoinSet<()>>>,
@@ -104,16 +106,21 @@ impl Puller {
             network: network.clone(),
             hand_over: HandOver { verifier: verifier.clone(), credentials: credentials.clone() },
         };
-        let reports = parts.reports.clone();
+        let (api, reports) = (parts.api.clone(), parts.reports.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(parts.run());
-        Ok(Puller { reports, stop, tasks: Arc::new(tokio::sync::Mutex::new(tasks)) })
+        Ok(Puller { api, reports, stop, tasks: Arc::new(tokio::sync::Mutex::new(tasks)) })
     }
 
     /// What each pull tells of itself.
     pub fn status(&self) -> Vec<PullStatus> {
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         reports.iter().map(|report| report.status()).collect()
+    }
+
+    /// Reads the files of the API key again.
+    pub fn reload(&self) {
+        self.api.reload_key();
     }
 
     /// Ends the pulls; what is being appended is first written to the end, or else found by the next start.
@@ -164,7 +171,10 @@ impl Parts {
                     self.reports.lock().unwrap_or_else(PoisonError::into_inner).clear();
                     return Ok(organizations);
                 }
-                Err(error) => reports.iter().for_each(|report| report.failed(&error)),
+                Err(error) => {
+                    let error = explained(&self.api, "", error).await;
+                    reports.iter().for_each(|report| report.failed(&error));
+                }
             }
         }
     }
@@ -195,7 +205,7 @@ impl Parts {
             };
             match ended {
                 Ok(()) => report.succeeded(started.elapsed()),
-                Err(RoundError::Api(error)) => report.failed(&error),
+                Err(RoundError::Api(error)) => report.failed(&explained(&self.api, &organization, error).await),
                 Err(RoundError::Stopped) => return,
             }
         }
@@ -241,6 +251,19 @@ impl Parts {
     }
 }
 
+/// A 403 has three causes that env0 doesn't tell apart; what the key sees does.
+pub async fn explained(api: &Api, organization: &str, error: ApiError) -> ApiError {
+    if error.kind != ErrorKind::Forbidden {
+        return error;
+    }
+    let kind = match organizations(api).await {
+        Ok(seen) if !seen.iter().any(|id| id == organization) => ErrorKind::OtherOrganization(seen.join(", ")),
+        Err(ApiError { kind: ErrorKind::Forbidden, .. }) => ErrorKind::AllForbidden,
+        _ => ErrorKind::Forbidden,
+    };
+    error.because(kind)
+}
+
 /// A pull of either log type.
 enum Pull {
     Audits(Box<Audits>),
@@ -268,7 +291,9 @@ pub async fn organizations(api: &Api) -> Result<Vec<String>, ApiError> {
     if organizations.is_empty() {
         return Err(answer.malformed("it holds no organization, so the key sees none"));
     }
-    let ids: Vec<String> = organizations.into_iter().map(|organization| organization.id).collect();
+    let mut ids: Vec<String> = organizations.into_iter().map(|organization| organization.id).collect();
+    let mut named = HashSet::new();
+    ids.retain(|id| named.insert(id.clone()));
     let is_id = |id: &String| {
         !id.is_empty()
             && id.len() <= 64

@@ -12,7 +12,7 @@ use crate::config::{self, Config};
 use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
 use crate::network::Network;
 use crate::pull::api::{Api, ApiError, Endpoint, ErrorKind};
-use crate::pull::organizations;
+use crate::pull::{explained, organizations};
 
 const KEY: &str = "api-key";
 /// env0 gives no more in one page.
@@ -28,7 +28,7 @@ pub(super) async fn steps(config: &Config) -> Vec<Step> {
     };
     let seen = match organizations(&api).await {
         Ok(seen) => seen,
-        Err(error) => return vec![failed(KEY, &error)],
+        Err(error) => return vec![failed(KEY, &explained(&api, "", error).await)],
     };
     let ids = match &pull.organization_ids[..] {
         [] => seen.clone(),
@@ -49,7 +49,11 @@ pub(super) async fn steps(config: &Config) -> Vec<Step> {
 
 fn failed(name: &'static str, error: &ApiError) -> Step {
     let exit_code = match error.kind {
-        ErrorKind::Unauthorized | ErrorKind::Forbidden => DENIED,
+        ErrorKind::Unauthorized
+        | ErrorKind::Revoked
+        | ErrorKind::Forbidden
+        | ErrorKind::OtherOrganization(_)
+        | ErrorKind::AllForbidden => DENIED,
         ErrorKind::WrongUrl => CONFIG,
         _ => UNAVAILABLE,
     };
@@ -71,7 +75,7 @@ async fn audits(api: &Api, organization: &str) -> Step {
     match page.await {
         Ok(page) if page.events.is_empty() => Step::ok(NAME, format!("{organization}: readable, and still empty")),
         Ok(_) => Step::ok(NAME, format!("{organization}: the audit trail is readable")),
-        Err(error) => failed(NAME, &error),
+        Err(error) => failed(NAME, &explained(api, organization, error).await),
     }
 }
 
@@ -107,7 +111,7 @@ async fn deployments(api: &Api, organization: &str, pull: &config::Pull) -> Step
     };
     let (environments, pages) = match listed.await {
         Ok(listed) => listed,
-        Err(error) => return failed(NAME, &error),
+        Err(error) => return failed(NAME, &explained(api, organization, error).await),
     };
     let took = started.elapsed();
     let detail = format!(

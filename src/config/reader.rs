@@ -10,7 +10,9 @@ use secrecy::{ExposeSecret, SecretString};
 use super::slips;
 use super::values::{self, Parsed};
 use super::variables::{self, PREFIX, VARIABLES, Variable};
-use super::{Config, LogFormat, Network, OwnVariables, Pull, Purpose, Setting, SharedVariables, Source, TlsFiles};
+use super::{
+    Config, KeyFiles, LogFormat, Network, OwnVariables, Pull, Purpose, Setting, SharedVariables, Source, TlsFiles,
+};
 use crate::batch::{Codec, LogType};
 
 const REDACTED: &str = "[redacted]";
@@ -350,21 +352,8 @@ impl Reader {
         if given.is_some() {
             return self.secret(name, given, values::text);
         }
-        match std::fs::read_to_string(file?) {
-            Ok(content) if !content.trim().is_empty() => {
-                self.secret(file_name, Some(content.trim().to_owned()), |text| {
-                    values::text(text).map_err(|expected| format!("{expected} in that file"))
-                })
-            }
-            Ok(_) => {
-                self.refuse(file_name, "holds nothing");
-                None
-            }
-            Err(error) => {
-                self.refuse(file_name, &format!("can't be read ({error}); expected a file that this user may read"));
-                None
-            }
-        }
+        let secret = super::secret_of_file(&file?);
+        secret.map_err(|problem| self.refuse(file_name, &problem)).ok()
     }
 
     /// What is pulled. `key` is the key's id and its secret.
@@ -373,6 +362,11 @@ impl Reader {
         key: [(&'static str, Option<String>, &'static str, Option<String>); 2],
         [types, from, interval, organization_ids, api_url]: [Option<String>; 5],
     ) -> Option<Pull> {
+        let [id_file, secret_file] = key.each_ref().map(|(_, given, _, file)| match given {
+            Some(_) => None,
+            None => file.clone().map(PathBuf::from),
+        });
+        let key_files = KeyFiles { id: id_file, secret: secret_file };
         let [key_id, key_secret] = key.map(|part| self.secret_or_file(part));
         let types = self.value("ENV0_S3_LOG_PULL", types, values::log_types);
         let from = self.optional("ENV0_S3_LOG_PULL_FROM", from, values::past_moment);
@@ -391,7 +385,16 @@ impl Reader {
             _ => {}
         }
         let (key_id, key_secret) = (key_id?.expose_secret().to_owned(), key_secret?);
-        (!types.is_empty()).then_some(Pull { key_id, key_secret, types, from, interval, organization_ids, api_url })
+        (!types.is_empty()).then_some(Pull {
+            key_id,
+            key_secret,
+            key_files,
+            types,
+            from,
+            interval,
+            organization_ids,
+            api_url,
+        })
     }
 
     fn tls(&mut self, cert: Option<PathBuf>, key: Option<PathBuf>, client_ca: Option<PathBuf>) -> Option<TlsFiles> {

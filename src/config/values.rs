@@ -193,7 +193,10 @@ pub(super) fn past_moment(value: &str) -> Parsed<DateTime<Utc>> {
 
 /// An id of env0's: it becomes part of file names and of addresses.
 pub(super) fn ids(value: &str) -> Parsed<Vec<String>> {
-    let ids = list(value)?;
+    let mut ids = list(value)?;
+    // One that is named twice would be pulled twice.
+    let mut named = BTreeSet::new();
+    ids.retain(|id| named.insert(id.clone()));
     let holds = |id: &String| {
         id.len() <= 64 && id.bytes().all(|byte| matches!(byte, b'-' | b'_') || byte.is_ascii_alphanumeric())
     };

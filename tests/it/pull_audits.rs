@@ -249,8 +249,100 @@ fn a_key_without_the_permission_is_told_which_key_and_which_permission() {
 }
 
 #[test]
-fn a_revoked_key_is_told_which_key_it_is() {
+fn a_key_that_env0_does_not_know_is_told_which_key_it_is() {
     says_and_goes_on(Fault::Status(401, "{}", None), &["401", KEY.0]);
+}
+
+#[test]
+fn a_key_that_worked_and_is_revoked_is_told_apart_from_one_that_never_did() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
+    let daemon = setup.start();
+    a_round_later(&daemon);
+    env0.break_down(AUDIT_EVENTS, Fault::Status(401, "{}", None));
+    wait_until("the log says it", || daemon.log().text().contains("worked before"));
+    env0.heal();
+    env0.world().audits = vec![event(1, Utc::now())];
+    all_arrive_once(&aws, &env0);
+}
+
+#[test]
+fn a_key_of_another_organization_is_told_which_one_it_sees() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.break_down(AUDIT_EVENTS, Fault::Status(403, "{}", None));
+    let setup = setup(&aws, &env0).set("ENV0_S3_LOG_PULL_ORGANIZATION_ID", "another-one");
+    let daemon = setup.start();
+    let said = format!("is of another organization: it sees {ORGANIZATION}");
+    wait_until("the log says it", || daemon.log().text().contains(&said));
+    let finished = setup.run("check");
+    assert!(finished.code == Some(77) && finished.stdout.contains(&said), "{finished:?}");
+}
+
+#[test]
+fn a_daemon_whose_address_may_ask_for_nothing_is_told_of_the_allow_list() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.break_down("/", Fault::Status(403, "{}", None));
+    let setup = setup(&aws, &env0);
+    let daemon = setup.start();
+    for said in ["as to everything that the API key", "allow-list of addresses"] {
+        wait_until("the log says it", || daemon.log().text().contains(said));
+    }
+    env0.heal();
+    a_round_later(&daemon);
+}
+
+#[test]
+fn a_new_key_in_the_files_is_taken_by_itself_when_the_old_one_is_refused() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let setup = setup(&aws, &env0).unset("ENV0_API_KEY_ID").unset("ENV0_API_KEY_SECRET");
+    let (id, secret) = (setup.folder().join("id"), setup.folder().join("secret"));
+    std::fs::write(&id, "old-key-id\n").unwrap();
+    std::fs::write(&secret, "old-secret-canary\n").unwrap();
+    let setup = setup
+        .set("ENV0_API_KEY_ID_FILE", id.to_str().unwrap())
+        .set("ENV0_API_KEY_SECRET_FILE", secret.to_str().unwrap());
+    let daemon = setup.start();
+    wait_until("the old key is refused", || daemon.log().text().contains("the API key old-key-id is not known"));
+    std::fs::write(&id, KEY.0).unwrap();
+    std::fs::write(&secret, KEY.1).unwrap();
+    a_round_later(&daemon);
+    let log = daemon.log().text();
+    assert!(log.contains("another API key was read") && !log.contains("canary"), "{log}");
+}
+
+#[test]
+fn an_answer_that_never_comes_is_given_up_and_told() {
+    says_and_goes_on(Fault::Silent, &["nothing came for 20 s"]);
+}
+
+#[test]
+fn an_answer_of_a_gibibyte_is_refused_by_its_header_and_told() {
+    says_and_goes_on(Fault::Promised(1 << 30), &["more than 33554432 bytes"]);
+}
+
+#[test]
+fn while_the_spool_is_full_nothing_is_asked_and_it_goes_on_by_itself() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let start = Utc::now() - TimeDelta::days(3);
+    let text = "x".repeat(50_000);
+    let large = |index: usize| {
+        let event = event(index, start + TimeDelta::minutes(index as i64));
+        Event { json: event.json.replace("\"ratio\"", &format!("\"text\":\"{text}\",\"ratio\"")), ..event }
+    };
+    env0.world().audits = (0..1000).map(large).collect();
+    aws.s3.hold_puts();
+    let setup = from(setup(&aws, &env0), start - TimeDelta::hours(1))
+        .set("ENV0_S3_LOG_SPOOL_MAX_BYTES", "32MiB")
+        .set("ENV0_S3_LOG_BATCH_MAX_BYTES", "1MiB")
+        .set("ENV0_S3_LOG_MAX_BODY_BYTES", "1MiB");
+    let daemon = setup.start();
+    wait_until("the log says that it waits", || daemon.log().text().contains("the pull from env0 waits"));
+    let asked = env0.asked("/");
+    // More than an interval.
+    std::thread::park_timeout(Duration::from_secs(8));
+    assert_eq!(env0.asked("/"), asked);
+    aws.s3.release_puts();
+    all_arrive_once(&aws, &env0);
 }
 
 #[test]
@@ -279,7 +371,7 @@ fn answers_that_break_off_and_servers_that_fail_for_a_while_are_asked_again() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     env0.world().audits = vec![event(1, Utc::now() - TimeDelta::minutes(1))];
     let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
-    for fault in [Fault::Cut, Fault::Dropped, Fault::Status(502, "", None)] {
+    for fault in [Fault::Cut, Fault::Dropped, Fault::Status(429, "", None)] {
         env0.inject(AUDIT_EVENTS, fault);
     }
     let daemon = setup.start();

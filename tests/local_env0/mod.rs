@@ -35,6 +35,10 @@ pub(crate) enum Fault {
     Endless,
     /// No answer at all; the connection is closed.
     Dropped,
+    /// An answer that never comes.
+    Silent,
+    /// So many bytes are promised in the header.
+    Promised(u64),
     /// 200 with another JSON.
     Json(&'static str),
 }
@@ -57,6 +61,10 @@ pub(crate) struct State {
     pub(crate) audits: Vec<audits::Event>,
     pub(crate) shape: Shape,
     pub(crate) environments: Vec<deployments::Environment>,
+    /// Listed before the environments.
+    pub(crate) odd_records: Vec<serde_json::Value>,
+    /// Whether something is made between two pages of a list of deployments.
+    pub(crate) pages_move: bool,
     pub(crate) log_shape: deployments::LogShape,
     /// By the beginning of the path; each is used up by one request.
     pub(crate) faults: Vec<(String, VecDeque<Fault>)>,

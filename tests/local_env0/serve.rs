@@ -31,7 +31,7 @@ pub(super) async fn start(world: Arc<World>) -> SocketAddr {
             let world = world.clone();
             let service = service_fn(move |request: Request<Incoming>| {
                 let world = world.clone();
-                async move { answer(&world, &request) }
+                async move { answer(&world, &request).await }
             });
             tokio::spawn(async move { http1::Builder::new().serve_connection(TokioIo::new(stream), service).await });
         }
@@ -56,7 +56,7 @@ fn json_reply(status: u16, json: impl Into<Bytes>) -> Response<Body> {
 #[error("dropped without an answer")]
 struct Dropped;
 
-fn answer(world: &World, request: &Request<Incoming>) -> Result<Response<Body>, Dropped> {
+async fn answer(world: &World, request: &Request<Incoming>) -> Result<Response<Body>, Dropped> {
     let path = request.uri().path().to_owned();
     let fault = {
         let mut state = world.lock();
@@ -66,6 +66,9 @@ fn answer(world: &World, request: &Request<Incoming>) -> Result<Response<Body>, 
         injected.or_else(|| Some(state.lasting.iter().find(|(known, _)| path.starts_with(&***known))?.1.clone()))
     };
     if let Some(fault) = fault {
+        if matches!(fault, Fault::Silent) {
+            std::future::pending::<()>().await;
+        }
         return broken(&fault);
     }
     let expected = format!("Basic {}", STANDARD.encode(format!("{}:{}", KEY.0, KEY.1)));
@@ -113,6 +116,10 @@ fn broken(fault: &Fault) -> Result<Response<Body>, Dropped> {
             let begun = Ok(Frame::data(Bytes::from_static(b"{\"events\":[{\"id\":")));
             Response::new(StreamBody::new(stream::iter([begun, Err(std::io::Error::other("cut"))])).boxed())
         }
-        Fault::Dropped => return Err(Dropped),
+        Fault::Promised(bytes) => {
+            let reply = Response::builder().header("content-length", *bytes);
+            reply.body(StreamBody::new(endless()).boxed()).unwrap()
+        }
+        Fault::Dropped | Fault::Silent => return Err(Dropped),
     })
 }

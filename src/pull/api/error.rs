@@ -1,0 +1,206 @@
+//! The kinds of requests, and why one brought nothing: for people, without a byte of an answer.
+
+/// A larger answer is refused: a page of the largest kind has less.
+pub(super) const ANSWER_MAX_BYTES: usize = 32 * 1024 * 1024;
+/// What env0's gateway answers to a path that doesn't exist.
+pub(super) const WRONG_PATH_MESSAGE: &str = "Missing Authentication Token";
+
+/// The kinds of requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `GET /organizations`
+    Organizations,
+    /// `GET /audit/events`
+    AuditEvents,
+    /// `GET /environments`
+    Environments,
+    /// `GET /environments/{id}/deployments`
+    Deployments,
+    /// `GET /deployments/{id}/steps`
+    Steps,
+    /// `GET /deployments/{id}/steps/{name}/log`
+    StepLog,
+    /// `GET /log-forwarding/configurations`
+    Forwarding,
+}
+
+impl Endpoint {
+    /// The label in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Endpoint::Organizations => "organizations",
+            Endpoint::AuditEvents => "audit_events",
+            Endpoint::Environments => "environments",
+            Endpoint::Deployments => "deployments",
+            Endpoint::Steps => "steps",
+            Endpoint::StepLog => "step_log",
+            Endpoint::Forwarding => "log_forwarding",
+        }
+    }
+
+    /// The request as messages name it.
+    pub fn request(self) -> &'static str {
+        match self {
+            Endpoint::Organizations => "GET /organizations",
+            Endpoint::AuditEvents => "GET /audit/events",
+            Endpoint::Environments => "GET /environments",
+            Endpoint::Deployments => "GET /environments/{id}/deployments",
+            Endpoint::Steps => "GET /deployments/{id}/steps",
+            Endpoint::StepLog => "GET /deployments/{id}/steps/{name}/log",
+            Endpoint::Forwarding => "GET /log-forwarding/configurations",
+        }
+    }
+
+    /// The permission that the key's role needs for it.
+    fn permission(self) -> &'static str {
+        match self {
+            Endpoint::AuditEvents => "VIEW_AUDIT_LOGS",
+            Endpoint::Organizations | Endpoint::Forwarding => "VIEW_ORGANIZATION",
+            Endpoint::Environments | Endpoint::Deployments | Endpoint::Steps | Endpoint::StepLog => "VIEW_ENVIRONMENT",
+        }
+    }
+}
+
+/// Why a request brought nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// 401
+    Unauthorized,
+    /// 401, to a key that worked before.
+    Revoked,
+    /// 403: the key's role lacks a permission, or the organization doesn't let this address in.
+    Forbidden,
+    /// 403, and the key sees other organizations; which ones.
+    OtherOrganization(String),
+    /// 403 to this as to `GET /organizations`, which every role may ask for.
+    AllForbidden,
+    /// 403 with the gateway's message for a path that doesn't exist.
+    WrongUrl,
+    /// 404
+    Gone,
+    /// Another 4xx.
+    Refused(u16),
+    /// 429, as often as it was tried.
+    Throttled,
+    /// 5xx, as often as it was tried.
+    Server(u16),
+    /// No answer, or one that broke off or took too long; the reason in words.
+    Unreachable(String),
+    /// More than 32 MiB.
+    TooLarge,
+    /// Not what is documented; what was missing.
+    Malformed(String),
+}
+
+/// Who is asked, and with which key, as messages name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) host: String,
+    pub(super) key_id: String,
+}
+
+/// A request that brought nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", self.message())]
+pub struct ApiError {
+    /// Which request.
+    pub endpoint: Endpoint,
+    /// Why.
+    pub kind: ErrorKind,
+    pub(super) asked: Asked,
+}
+
+impl ApiError {
+    /// The same, with a cause that is known better.
+    pub fn because(self, kind: ErrorKind) -> ApiError {
+        ApiError { kind, ..self }
+    }
+
+    /// One word for metrics and for telling a change of state.
+    pub fn as_str(&self) -> &'static str {
+        match self.kind {
+            ErrorKind::Unauthorized => "unauthorized",
+            ErrorKind::Revoked => "revoked",
+            ErrorKind::Forbidden => "forbidden",
+            ErrorKind::OtherOrganization(_) => "other_organization",
+            ErrorKind::AllForbidden => "all_forbidden",
+            ErrorKind::WrongUrl => "wrong_url",
+            ErrorKind::Gone => "gone",
+            ErrorKind::Refused(_) => "refused",
+            ErrorKind::Throttled => "throttled",
+            ErrorKind::Server(_) => "server_error",
+            ErrorKind::Unreachable(_) => "unreachable",
+            ErrorKind::TooLarge => "too_large",
+            ErrorKind::Malformed(_) => "malformed",
+        }
+    }
+
+    fn message(&self) -> String {
+        let ApiError { endpoint, kind, asked: Asked { host, key_id } } = self;
+        let request = format!("{} at {host}", endpoint.request());
+        match kind {
+            ErrorKind::Unauthorized => {
+                format!("{request}: 401, the API key {key_id} is not known, or its secret is wrong")
+            }
+            ErrorKind::Revoked => {
+                format!(
+                    "{request}: 401, the API key {key_id} worked before and does so no more: it was deleted, or its secret was replaced"
+                )
+            }
+            ErrorKind::Forbidden => {
+                format!("{request}: 403, the API key {key_id} may not do this; it takes {}", endpoint.permission())
+            }
+            ErrorKind::OtherOrganization(sees) => {
+                format!("{request}: 403, the API key {key_id} is of another organization: it sees {sees}")
+            }
+            ErrorKind::AllForbidden => {
+                format!("{request}: 403, as to everything that the API key {key_id} asks for from this address")
+            }
+            ErrorKind::WrongUrl => {
+                format!("{request}: 403 \"{WRONG_PATH_MESSAGE}\", which means that the path doesn't exist there")
+            }
+            ErrorKind::Gone => format!("{request}: 404, there is no such thing any more"),
+            ErrorKind::Refused(status) => format!("{request}: {status}"),
+            ErrorKind::Throttled => format!("{request}: 429, too many requests"),
+            ErrorKind::Server(status) => format!("{request}: {status}"),
+            ErrorKind::Unreachable(reason) => format!("{request}: {reason}"),
+            ErrorKind::TooLarge => format!("{request}: the answer has more than {ANSWER_MAX_BYTES} bytes"),
+            ErrorKind::Malformed(missing) => format!("{request}: the answer is not what env0 documents: {missing}"),
+        }
+    }
+
+    /// What to do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self.kind {
+            ErrorKind::Unauthorized => {
+                "look whether the key exists in env0 (Organization Settings, API Keys), and set ENV0_API_KEY_ID and ENV0_API_KEY_SECRET"
+            }
+            ErrorKind::Revoked => {
+                "make another key in env0 (Organization Settings, API Keys), and set ENV0_API_KEY_ID and ENV0_API_KEY_SECRET; of their _FILE variants the new content is taken by itself"
+            }
+            ErrorKind::Forbidden => {
+                "give the key's role that permission; audit events need env0's Enterprise plan, too. Where the role has it, look at the organization's allow-list of addresses"
+            }
+            ErrorKind::OtherOrganization(_) => {
+                "set ENV0_S3_LOG_PULL_ORGANIZATION_ID to the key's organization, leave it out, or make a key in that organization"
+            }
+            ErrorKind::AllForbidden => {
+                "see that the organization's allow-list of addresses for API keys has the address from which this daemon reaches env0, and that the key's role may see the organization"
+            }
+            ErrorKind::WrongUrl => "see that ENV0_S3_LOG_API_URL is the API's address, without a path behind it",
+            ErrorKind::Gone => "none is needed",
+            ErrorKind::Throttled => {
+                "another client asks env0 from this address or with this key; raise ENV0_S3_LOG_PULL_INTERVAL"
+            }
+            ErrorKind::Server(_) | ErrorKind::Refused(_) => {
+                "env0's status page tells of outages; it is tried again every interval"
+            }
+            ErrorKind::Unreachable(_) => {
+                "see that the daemon reaches this host, through HTTPS_PROXY where there is one, and trusts its certificate (AWS_CA_BUNDLE)"
+            }
+            ErrorKind::TooLarge | ErrorKind::Malformed(_) => {
+                "see that ENV0_S3_LOG_API_URL is env0's API and that no proxy answers in its place; else tell this project"
+            }
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The API key, and its files, which are read again when they may have changed.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::config;
+
+/// A key: who asks, and what proves it.
+pub(super) struct Key {
+    pub(super) id: String,
+    pub(super) secret: SecretString,
+}
+
+/// The key in use.
+pub(super) struct KeyHolder {
+    key: Mutex<Arc<Key>>,
+    files: config::KeyFiles,
+}
+
+impl KeyHolder {
+    pub(super) fn new(pull: &config::Pull) -> KeyHolder {
+        let key = Key { id: pull.key_id.clone(), secret: pull.key_secret.clone() };
+        KeyHolder { key: Mutex::new(Arc::new(key)), files: pull.key_files.clone() }
+    }
+
+    pub(super) fn key(&self) -> Arc<Key> {
+        self.key.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads the files again; whether they hold another key. What can't be read leaves the old one.
+    pub(super) fn reload(&self) -> bool {
+        let old = self.key();
+        let read = |file: Option<&Path>| file.map(config::secret_of_file).transpose();
+        let (id, secret) = match (read(self.files.id.as_deref()), read(self.files.secret.as_deref())) {
+            (Ok(id), Ok(secret)) => (id, secret),
+            (Err(error), _) | (_, Err(error)) => {
+                tracing::error!("the API key stays what it was, because a file of it can't be used: {error}");
+                return false;
+            }
+        };
+        let id = id.map_or_else(|| old.id.clone(), |id| id.expose_secret().to_owned());
+        let secret = secret.unwrap_or_else(|| old.secret.clone());
+        if id == old.id && secret.expose_secret() == old.secret.expose_secret() {
+            return false;
+        }
+        tracing::info!(key.id = id, "another API key was read from its file");
+        *self.key.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(Key { id, secret });
+        true
+    }
+}
