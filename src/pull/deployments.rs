@@ -12,14 +12,14 @@ mod sweep;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::Utc;
 use futures_util::StreamExt;
-use futures_util::stream;
+use futures_util::stream::{self, FuturesOrdered};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::mpsc;
 
@@ -27,7 +27,7 @@ use crate::batch::Sha256;
 use crate::credentials::Credentials;
 use crate::oidc::{Verifier, VerifyError};
 use crate::protocols::body::Limits;
-use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind};
+use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind, List};
 use crate::pull::deployments::follow::{Follow, Piece};
 pub(super) use crate::pull::deployments::memory::DeploymentMemory;
 use crate::pull::deployments::memory::Following;
@@ -41,6 +41,8 @@ use crate::pull::round::RoundError;
 const PAGE_MAX: usize = 100;
 /// Deployments whose logs are read at once; as many pages are in memory.
 const FOLLOWED_AT_ONCE: usize = 8;
+/// Environments whose deployments are listed at once.
+const LOOKS_AT_ONCE: usize = 8;
 /// A page behind a last one that was full is asked for in one round of so many, while there never was one.
 const PAGE_BEHIND_ROUNDS: u64 = 4;
 
@@ -66,8 +68,8 @@ pub(super) struct Deployments {
     judged: HashSet<Sha256>,
     rounds: u64,
     sweep: Sweep,
-    /// Environments in the last round.
-    environments: usize,
+    /// Environments that the last round listed.
+    listed: usize,
 }
 
 /// What a round has learned of a deployment.
@@ -75,6 +77,49 @@ struct Known {
     is_final: bool,
     /// The members of its last line.
     outcome: String,
+}
+
+/// A deployment that is not done with.
+struct Listed {
+    id: String,
+    kind: Option<String>,
+    created: i64,
+    known: Known,
+}
+
+/// What env0 lists of an environment.
+#[derive(Default)]
+struct Look {
+    deployments: Vec<Listed>,
+    tokens: Vec<SecretString>,
+    /// When the newest of all was made, in milliseconds since 1970.
+    newest: i64,
+    /// What the first record lacks that is not what is documented.
+    bad: Option<ApiError>,
+}
+
+/// Follows from now on what was listed of `environment`.
+fn take_up(
+    environment: &EnvironmentRecord,
+    listed: Vec<Listed>,
+    memory: &mut DeploymentMemory,
+    known: &mut BTreeMap<String, Known>,
+) {
+    for Listed { id, kind, created, known: state } in listed {
+        memory.following.entry(id.clone()).or_insert_with(|| Following {
+            environment_id: environment.id.clone(),
+            environment_name: environment.name.clone(),
+            project_id: environment.project_id.clone(),
+            kind,
+            created,
+            ..Following::default()
+        });
+        known.insert(id, state);
+    }
+    // One that is not listed any more is read on until it is known to have ended.
+    for id in memory.followed_of(&environment.id) {
+        known.entry(id).or_insert_with(|| Known { is_final: false, outcome: String::new() });
+    }
 }
 
 impl Deployments {
@@ -99,7 +144,7 @@ impl Deployments {
             judged,
             rounds: 0,
             sweep: Sweep::new(interval),
-            environments: 0,
+            listed: 0,
         }
     }
 
@@ -108,18 +153,33 @@ impl Deployments {
     pub(super) async fn round(&mut self) -> Result<(), RoundError> {
         self.rounds += 1;
         let now = self.api.now().timestamp_millis();
-        let environments = self.list_environments().await?;
-        self.environments = environments.len();
-        let mut memory = self.place.memory.clone();
-        let mut environments = environments;
-        environments.extend(self.unlisted(&environments));
-        let listed: BTreeSet<&str> = environments.iter().map(|environment| &*environment.id).collect();
-        memory.environments.retain(|id, _| listed.contains(&**id));
-        let mut known = Vec::new();
         let mut first_error = None;
-        for environment in self.sweep.due(&environments, &self.place.memory, now) {
-            match self.list_deployments(environment, &mut memory, now, &mut known).await {
-                Ok(()) => {}
+        let mut environments = self.list_environments(&mut first_error).await?;
+        environments.extend(self.unlisted(&environments));
+        let mut memory = self.place.memory.clone();
+        memory.forget_unlisted(&environments, now);
+        let (mut known, mut tokens) = (BTreeMap::new(), Vec::new());
+        let due = self.sweep.due(&environments, &self.place.memory, now);
+        // In the order of `due`, several at once.
+        let mut looks = FuturesOrdered::new();
+        for environment in due.iter().take(LOOKS_AT_ONCE) {
+            looks.push_back(self.look(environment, now));
+        }
+        for (number, environment) in due.iter().enumerate() {
+            let Some(look) = looks.next().await else { break };
+            if let Some(next) = due.get(number + LOOKS_AT_ONCE) {
+                looks.push_back(self.look(next, now));
+            }
+            match look {
+                Ok(look) => {
+                    tokens.extend(look.tokens);
+                    take_up(environment, look.deployments, &mut memory, &mut known);
+                    match look.bad {
+                        // Listed again in the next round, and nothing counts as done with until then.
+                        Some(error) => drop(first_error.get_or_insert(error)),
+                        None => memory.listed(&environment.id, &environment.state(), look.newest, now),
+                    }
+                }
                 Err(RoundError::Stopped) => return Err(RoundError::Stopped),
                 Err(RoundError::Api(error)) if error.kind == ErrorKind::Gone => {
                     self.report.gone(&environment.id, &error);
@@ -130,6 +190,10 @@ impl Deployments {
                 }
                 Err(RoundError::Api(error)) => drop(first_error.get_or_insert(error)),
             }
+        }
+        drop(looks);
+        for token in tokens {
+            self.hand_over(&token).await;
         }
         // What was found is durable before its first line can be in the spool.
         self.commit(Bytes::new(), 0, memory).await?;
@@ -148,20 +212,28 @@ impl Deployments {
         }
     }
 
-    async fn list_environments(&self) -> Result<Vec<EnvironmentRecord>, RoundError> {
+    /// Each environment once; what the first lacks that is none goes to `first_error`.
+    async fn list_environments(
+        &mut self,
+        first_error: &mut Option<ApiError>,
+    ) -> Result<Vec<EnvironmentRecord>, RoundError> {
         let mut environments: Vec<EnvironmentRecord> = Vec::new();
-        let mut ids = BTreeSet::new();
+        let mut ids = HashSet::new();
+        let mut listed = 0;
         loop {
-            let offset = environments.len().to_string();
+            let offset = listed.to_string();
             let query = [("organizationId", &*self.organization), ("limit", "100"), ("offset", &*offset)];
             let answer = self.get(Endpoint::Environments, &["environments"], &query).await?;
-            let page: Vec<EnvironmentRecord> = answer.parse()?;
-            let (full, before) = (page.len() >= PAGE_MAX, ids.len());
-            ids.extend(page.iter().map(|environment| environment.id.clone()));
-            environments.extend(page);
-            let behind = environments.len() == self.environments && !self.rounds.is_multiple_of(PAGE_BEHIND_ROUNDS);
+            let page: List<EnvironmentRecord> = answer.list()?;
+            *first_error = first_error.take().or(page.bad);
+            listed += page.elements;
+            let before = environments.len();
+            // One that is made meanwhile moves the others to the next page.
+            environments.extend(page.records.into_iter().filter(|record| ids.insert(record.id.clone())));
+            let behind = listed == self.listed && !self.rounds.is_multiple_of(PAGE_BEHIND_ROUNDS);
             // A page that brings none that is new would come for ever.
-            if !full || behind || ids.len() == before {
+            if page.elements < PAGE_MAX || behind || environments.len() == before {
+                self.listed = listed;
                 return Ok(environments);
             }
         }
@@ -179,65 +251,50 @@ impl Deployments {
         unlisted.map(record).collect()
     }
 
-    /// Takes up the environment's deployments that are not done with, and what is new of those that are followed.
-    async fn list_deployments(
-        &mut self,
-        environment: &EnvironmentRecord,
-        memory: &mut DeploymentMemory,
-        now: i64,
-        known: &mut Vec<(String, Known)>,
-    ) -> Result<(), RoundError> {
-        let from = memory.from;
+    /// Lists the environment's deployments, as far back as there are some that are not done with.
+    async fn look(&self, environment: &EnvironmentRecord, now: i64) -> Result<Look, RoundError> {
+        let memory = &self.place.memory;
         let remembered = memory.environments.get(&environment.id).cloned().unwrap_or_default();
-        let (mut newest, mut offset) = (0, 0);
+        let mut look = Look::default();
+        let mut offset = 0;
         loop {
             let at = offset.to_string();
             let query = [("limit", "100"), ("offset", &*at)];
             let path = ["environments", &*environment.id, "deployments"];
             let answer = self.get(Endpoint::Deployments, &path, &query).await?;
-            let page: Vec<DeploymentRecord<'_>> = answer.parse()?;
+            let page: List<DeploymentRecord<'_>> = answer.list()?;
+            look.bad = look.bad.or(page.bad);
             let mut all_old = true;
-            for record in &page {
-                let created = record.created_millis().unwrap_or(now);
-                newest = newest.max(created);
+            for record in page.records {
                 let (is_final, followed) = (record.is_final(), memory.following.contains_key(&record.id));
-                let old = created < from.max(remembered.done_before);
+                let created = match record.created_millis() {
+                    Some(created) => created,
+                    None if !is_final => now,
+                    // Without a time nobody could tell whether it was stored before.
+                    None => {
+                        look.bad.get_or_insert(answer.malformed("a deployment lacks the member createdAt"));
+                        continue;
+                    }
+                };
+                look.newest = look.newest.max(created);
+                let old = created < memory.from.max(remembered.done_before);
                 all_old &= old;
                 if !followed && (remembered.done.contains_key(&record.id) || (old && is_final)) {
                     continue;
                 }
-                if let Some(token) = record.oidc_token() {
-                    self.hand_over(&token).await;
-                }
-                memory.following.entry(record.id.clone()).or_insert_with(|| Following {
-                    environment_id: environment.id.clone(),
-                    environment_name: environment.name.clone(),
-                    project_id: environment.project_id.clone(),
-                    kind: record.kind.clone(),
-                    created,
-                    ..Following::default()
-                });
-                known.push((record.id.clone(), Known { is_final, outcome: record.outcome() }));
+                look.tokens.extend(record.oidc_token());
+                let known = Known { is_final, outcome: record.outcome() };
+                look.deployments.push(Listed { id: record.id, kind: record.kind, created, known });
             }
-            offset += page.len();
-            if page.len() < PAGE_MAX || all_old {
-                break;
+            offset += page.elements;
+            if page.elements < PAGE_MAX || all_old {
+                return Ok(look);
             }
         }
-        // One that is not listed any more is read on until it is known to have ended.
-        for id in memory.followed_of(&environment.id) {
-            if !known.iter().any(|(known, _)| *known == id) {
-                known.push((id, Known { is_final: false, outcome: String::new() }));
-            }
-        }
-        let entry = memory.environments.entry(environment.id.clone()).or_default();
-        (entry.state, entry.looked_at) = (environment.state(), now);
-        memory.listed(&environment.id, newest);
-        Ok(())
     }
 
     /// Reads the logs of all deployments in `known`, several at once; the first error.
-    async fn follow_all(&mut self, known: Vec<(String, Known)>) -> Result<Option<ApiError>, Stopped> {
+    async fn follow_all(&mut self, known: BTreeMap<String, Known>) -> Result<Option<ApiError>, Stopped> {
         let (pieces, mut received) = mpsc::channel::<Piece>(FOLLOWED_AT_ONCE);
         let parts = known.into_iter().filter_map(|(id, known)| {
             let state = self.place.memory.following.get(&id)?.clone();

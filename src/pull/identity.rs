@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use crate::batch::Sha256;
 
 /// The first half of a SHA-256: two of a million million events share one with a chance of 1 to 10^14.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Identity([u8; 16]);
 
 impl Identity {

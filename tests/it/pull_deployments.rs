@@ -7,7 +7,7 @@ use chrono::{TimeDelta, Utc};
 
 use crate::harness::{Daemon, Setup, wait_until};
 use crate::local_aws::LocalAws;
-use crate::local_env0::deployments::{Cursor, Deployment, Environment, LogShape, all_lines, line};
+use crate::local_env0::deployments::{Cursor, Deployment, Environment, LogShape, Step, all_lines, line};
 use crate::local_env0::{Fault, LocalEnv0, ORGANIZATION};
 
 fn setup(aws: &LocalAws, env0: &LocalEnv0) -> Setup {
@@ -236,4 +236,103 @@ fn three_hundred_idle_environments_take_few_requests_in_a_round_audits_included(
     // sweep, and what a fifth round may have begun with.
     let asked = env0.asked("/") - before;
     assert!(asked <= 4 * 4 + 1 + 2 + 4, "{asked} requests: {:?}", env0.world().requests);
+}
+
+#[test]
+fn an_environment_that_is_missing_from_a_list_and_comes_back_brings_nothing_twice() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "git:clone", 3).ended()])];
+    let setup = setup(&aws, &env0);
+    let daemon = setup.start();
+    all_arrive_once(&aws, &env0, 1);
+    let gone = std::mem::take(&mut env0.world().environments);
+    a_round_later(&daemon);
+    env0.world().environments = gone;
+    env0.world().environments[0].moved += 1;
+    a_round_later(&daemon);
+    all_arrive_once(&aws, &env0, 1);
+}
+
+#[test]
+fn a_deployment_that_two_pages_list_is_read_once() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let deployments = (0..150).rev().map(|number| Deployment::running(&format!("d-{number}"), "git:clone", 3).ended());
+    env0.world().environments = vec![environment("env-1", deployments.collect())];
+    env0.world().pages_move = true;
+    let setup = setup(&aws, &env0);
+    let daemon = setup.start();
+    all_arrive_once(&aws, &env0, 150);
+    a_round_later(&daemon);
+    all_arrive_once(&aws, &env0, 150);
+}
+
+#[test]
+fn a_record_that_lacks_a_member_is_told_and_holds_up_no_other() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "git:clone", 3)])];
+    env0.world().odd_records = vec![serde_json::json!({"name": "canary"})];
+    let setup = setup(&aws, &env0);
+    let daemon = setup.start();
+    all_arrive_once(&aws, &env0, 0);
+    wait_until("the log says what it lacks", || daemon.log().text().contains("it lacks the member id"));
+    assert!(!daemon.log().text().contains("canary"));
+}
+
+#[test]
+fn a_step_that_is_tried_again_goes_on_in_its_log_or_begins_it_anew() {
+    for begins_anew in [false, true] {
+        let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+        env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "tf:apply", 5)])];
+        let step = |change: &dyn Fn(&mut Step)| change(&mut env0.world().environments[0].deployments[0].steps[0]);
+        step(&|step| step.status = "FAIL");
+        let setup = setup(&aws, &env0);
+        let daemon = setup.start();
+        all_arrive_once(&aws, &env0, 0);
+        a_round_later(&daemon);
+        step(&|step| {
+            (step.status, step.retries) = ("IN_PROGRESS", 1);
+            match begins_anew {
+                true => (step.begun_anew, step.lines) = (1, 3),
+                false => step.lines = 8,
+            }
+        });
+        wait_until("the second attempt's lines are stored", || aws.s3.line_count() == 8);
+        step(&|step| step.lines += 4);
+        // Before the deployment has ended.
+        wait_until("it is followed", || aws.s3.line_count() == 12);
+        a_round_later(&daemon);
+        let mut lines = aws.s3.lines();
+        let again = lines.iter().filter(|line| line.contains("again: line")).count();
+        lines.sort();
+        lines.dedup();
+        assert_eq!((lines.len(), again), (12, if begins_anew { 7 } else { 0 }));
+    }
+}
+
+#[test]
+fn a_log_of_a_hundred_thousand_lines_comes_whole_and_once() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let deployment = Deployment::running("d-1", "tf:apply", 100_000).ended();
+    env0.world().environments = vec![environment("env-1", vec![deployment])];
+    let setup = setup(&aws, &env0);
+    let _daemon = setup.start();
+    all_arrive_once(&aws, &env0, 1);
+}
+
+#[test]
+fn three_hundred_deployments_at_once_are_followed_to_their_ends() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let one = |number: usize| {
+        environment(&format!("env-{number}"), vec![Deployment::running(&format!("d-{number}"), "tf:apply", 20)])
+    };
+    env0.world().environments = (0..300).map(one).collect();
+    let setup = setup(&aws, &env0);
+    let _daemon = setup.start();
+    all_arrive_once(&aws, &env0, 0);
+    for environment in &mut env0.world().environments {
+        let deployment = &mut environment.deployments[0];
+        deployment.steps[0].lines = 30;
+        *deployment = deployment.clone().ended();
+    }
+    all_arrive_once(&aws, &env0, 300);
 }

@@ -53,6 +53,9 @@ pub(crate) struct Step {
     pub(crate) name: String,
     pub(crate) status: &'static str,
     pub(crate) lines: usize,
+    pub(crate) retries: usize,
+    /// How often the log began anew, with the same ids.
+    pub(crate) begun_anew: usize,
 }
 
 impl Environment {
@@ -69,7 +72,7 @@ impl Deployment {
             status: "IN_PROGRESS",
             created_at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
             oidc_token: None,
-            steps: vec![Step { name: step.to_owned(), status: "IN_PROGRESS", lines }],
+            steps: vec![Step { name: step.to_owned(), status: "IN_PROGRESS", lines, retries: 0, begun_anew: 0 }],
         }
     }
 
@@ -150,18 +153,21 @@ pub(super) fn answer(state: &State, path: &[String], query: &dyn Fn(&str) -> Opt
                     "latestDeploymentLog": latest.map(|latest| latest.record(&environment.id)),
                 })
             };
-            let page: Vec<Value> = state.environments.iter().skip(offset).take(limit).map(record).collect();
+            let records = state.odd_records.iter().cloned().chain(state.environments.iter().map(record));
+            let page: Vec<Value> = records.skip(offset).take(limit).collect();
             (200, Value::from(page).to_string())
         }
         ["environments", id, "deployments"] => {
             let environment = state.environments.iter().find(|environment| environment.id == id)?;
             let (offset, limit) = window();
+            // One that was made since the page before has moved the others.
+            let offset = if state.pages_move { offset.saturating_sub(1) } else { offset };
             let page = environment.deployments.iter().skip(offset).take(limit);
             (200, Value::from_iter(page.map(|deployment| deployment.record(id))).to_string())
         }
         ["deployments", id, "steps"] => {
             let steps = deployment(id)?.steps.iter().enumerate();
-            (200, Value::from_iter(steps.map(|(order, step)| json!({"id": format!("{id}-{order}"), "name": step.name, "order": order, "status": step.status, "retryCount": 0}))).to_string())
+            (200, Value::from_iter(steps.map(|(order, step)| json!({"id": format!("{id}-{order}"), "name": step.name, "order": order, "status": step.status, "retryCount": step.retries}))).to_string())
         }
         ["deployments", id, "steps", name, "log"] => {
             let step = deployment(id)?.steps.iter().find(|step| step.name == name)?;
@@ -173,7 +179,9 @@ pub(super) fn answer(state: &State, path: &[String], query: &dyn Fn(&str) -> Opt
             let first = if repeats { from.saturating_sub(1) } else { from };
             let end = (from + page_events).min(step.lines);
             let more = end < step.lines;
-            let events = (first..end).map(|number| event(&step.name, number)).collect::<Vec<_>>().join(",");
+            let again = "again: ".repeat(step.begun_anew);
+            let of = |number| event(&step.name, number).replace("line ", &format!("{again}line "));
+            let events = (first..end).map(of).collect::<Vec<_>>().join(",");
             let next = match cursor {
                 Cursor::NoneAtTheEnd if !more => String::new(),
                 Cursor::Text => format!(r#","nextStartTime":"t-{end}""#),

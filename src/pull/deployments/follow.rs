@@ -9,8 +9,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::protocols::body::{Limits, members};
 use crate::pull::api::{Api, ApiError, Endpoint, ErrorKind};
-use crate::pull::deployments::memory::{EVENT_STEP_DEPLOYMENT, Following, finished_id, identity};
-use crate::pull::deployments::records::{LogPage, StepRecord};
+use crate::pull::deployments::memory::{EVENT_STEP_DEPLOYMENT, Following, Step, finished_id};
+use crate::pull::deployments::records::{LogPage, StepRecord, last_attempts};
+use crate::pull::identity::Identity;
 use crate::pull::line::{Line, stored};
 use crate::pull::report::Report;
 
@@ -42,13 +43,23 @@ pub(super) struct Follow {
     pub(super) outcome: Option<String>,
 }
 
+/// What became of a log whose step was tried again.
+enum Retry {
+    /// It is known from where to read on.
+    Known,
+    /// The new attempt has written nothing yet.
+    Silent,
+    /// The process is about to end.
+    Stopped,
+}
+
 impl Follow {
     /// Reads all that is new.
     pub(super) async fn run(mut self) -> Result<(), ApiError> {
         let path = ["deployments", &*self.id.clone(), "steps"].map(str::to_owned);
         let path = path.each_ref().map(|part| &**part);
         let steps: Vec<StepRecord> = match self.api.get(Endpoint::Steps, &path, &[]).await {
-            Ok(answer) => answer.parse()?,
+            Ok(answer) => last_attempts(answer.parse()?),
             Err(error) if error.kind == ErrorKind::Gone => {
                 self.report.gone(&self.id, &error);
                 self.outcome.get_or_insert_with(|| "\"status\":\"GONE\"".to_owned());
@@ -57,6 +68,20 @@ impl Follow {
             Err(error) => return Err(error),
         };
         for step in &steps {
+            let retried = self
+                .state
+                .steps
+                .get(&step.name)
+                .is_some_and(|read| read.attempt.as_ref().is_some_and(|attempt| *attempt != step.attempt()));
+            if retried && !step.has_not_started() {
+                match self.take_up_retry(step).await {
+                    Ok(Retry::Known) => {}
+                    Ok(Retry::Silent) => continue,
+                    Ok(Retry::Stopped) => return Ok(()),
+                    Err(error) if matches!(error.kind, ErrorKind::Refused(400) | ErrorKind::Gone) => continue,
+                    Err(error) => return Err(error),
+                }
+            }
             let is_read = self.state.steps.get(&step.name).is_some_and(|read| read.ended);
             let ended = !step.is_running();
             // Once more when the deployment has ended, for what came behind the step's own end.
@@ -83,6 +108,24 @@ impl Follow {
         Ok(())
     }
 
+    /// Another attempt at a step may go on in its log, or begin it anew: its first event tells.
+    async fn take_up_retry(&mut self, step: &StepRecord) -> Result<Retry, ApiError> {
+        let id = self.id.clone();
+        let path = ["deployments", &*id, "steps", &*step.name, "log"];
+        let answer = self.api.get(Endpoint::StepLog, &path, &[]).await?;
+        let page: LogPage<'_> = answer.parse()?;
+        let first = page.events.first().and_then(|event| self.line(event, &step.name));
+        let Some(first) = first.map(|line| Identity::new(&[], None, line.json())) else { return Ok(Retry::Silent) };
+        let read = self.state.steps.entry(step.name.clone()).or_default();
+        if read.first.is_some_and(|known| known != first) {
+            *read = Step::restarted();
+        }
+        read.ended = false;
+        read.attempt = Some(step.attempt());
+        // Durable before the first line, which a start has to tell from those of the attempt before.
+        Ok(if self.send(Bytes::new(), 0).await { Retry::Known } else { Retry::Stopped })
+    }
+
     /// Reads a step's log from where it was left. False when the process is about to end.
     async fn read(&mut self, step: &StepRecord, ended: bool) -> Result<bool, ApiError> {
         let mut empty_pages = 0;
@@ -94,13 +137,17 @@ impl Follow {
             let answer = self.api.get(Endpoint::StepLog, &path, &query).await?;
             let page: LogPage<'_> = answer.parse()?;
             let (mut lines, mut records, mut new) = (Vec::new(), 0, false);
+            let read = self.state.steps.entry(step.name.clone()).or_default();
+            read.attempt.get_or_insert_with(|| step.attempt());
             for event in &page.events {
                 let Some(line) = self.line(event, &step.name) else {
                     self.report.refused_event(&answer.malformed("an event of a log is not an object"));
                     continue;
                 };
-                let identity = identity(&self.id, &step.name, line.json());
-                if !self.state.steps.entry(step.name.clone()).or_default().take(identity) {
+                let read = self.state.steps.entry(step.name.clone()).or_default();
+                read.first.get_or_insert_with(|| Identity::new(&[], None, line.json()));
+                let identity = read.identity(&self.id, &step.name, line.json());
+                if !read.take(identity) {
                     continue;
                 }
                 self.report.line(&line);

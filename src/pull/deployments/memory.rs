@@ -1,18 +1,21 @@
 //! What is remembered of an organization's deployments.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::protocols::body::members;
+use crate::pull::deployments::records::EnvironmentRecord;
 use crate::pull::identity::{Identity, Taken};
 use crate::pull::line::json_of;
 use crate::pull::place::Memory;
 
 /// A deployment may appear in the list this long, in milliseconds, after newer ones.
 const LATE_MILLIS: i64 = 3_600_000;
+/// An environment that env0 lists no more may come back; so long, in milliseconds, its deployments are known to be done.
+const UNLISTED_MILLIS: i64 = 90 * 24 * 3_600_000;
 /// What tells which event of which step a line is.
 pub(super) const EVENT_STEP_DEPLOYMENT: [&str; 4] = ["eventId", "stepName", "deploymentLogId", "timestamp"];
 
@@ -68,9 +71,30 @@ pub(super) struct Step {
     taken: Taken,
     /// Whether it was read after it had ended.
     pub(super) ended: bool,
+    /// Which attempt at the step was read.
+    #[serde(default)]
+    pub(super) attempt: Option<String>,
+    /// The first event of the log, by its bytes.
+    #[serde(default)]
+    pub(super) first: Option<Identity>,
+    /// Whether the log began anew with another attempt. Its events may have the ids of the first one's, so they are
+    /// told by their bytes.
+    #[serde(default)]
+    restarted: bool,
 }
 
 impl Step {
+    /// The log begins anew.
+    pub(super) fn restarted() -> Step {
+        Step { restarted: true, ..Step::default() }
+    }
+
+    /// The identity of an event of this log, from its stored line.
+    pub(super) fn identity(&self, deployment: &str, step: &str, line: &[u8]) -> Identity {
+        let [id, ..] = members(json_of(line), EVENT_STEP_DEPLOYMENT);
+        Identity::new(&[deployment, step], id.filter(|_| !self.restarted), line)
+    }
+
     /// Takes note of an event; false when it was taken before.
     pub(super) fn take(&mut self, identity: Identity) -> bool {
         self.taken.insert(identity, self.pages)
@@ -109,21 +133,23 @@ impl DeploymentMemory {
         }
     }
 
-    /// All deployments of an environment were listed; the newest was made at `newest`.
-    pub(super) fn listed(&mut self, environment_id: &str, newest: i64) {
+    /// All deployments of an environment in the state `state` were listed at `now`; the newest was made at `newest`.
+    pub(super) fn listed(&mut self, environment_id: &str, state: &str, newest: i64, now: i64) {
         let followed = self.following.values().filter(|following| following.environment_id == environment_id);
         let open = followed.map(|following| following.created).min().unwrap_or(i64::MAX);
-        let Some(environment) = self.environments.get_mut(environment_id) else { return };
+        let environment = self.environments.entry(environment_id.to_owned()).or_default();
+        (environment.state, environment.looked_at) = (state.to_owned(), now);
         environment.done_before = environment.done_before.max(newest.min(open) - LATE_MILLIS);
         let done_before = environment.done_before;
         environment.done.retain(|_, created| *created >= done_before);
     }
-}
 
-/// The identity of an event of a step's log, from its stored line.
-pub(super) fn identity(deployment: &str, step: &str, line: &[u8]) -> Identity {
-    let [id, ..] = members(json_of(line), EVENT_STEP_DEPLOYMENT);
-    Identity::new(&[deployment, step], id, line)
+    /// Forgets environments that have not been listed for long. One that is missing from a single list is still known:
+    /// else all of its deployments would be stored again.
+    pub(super) fn forget_unlisted(&mut self, listed: &[EnvironmentRecord], now: i64) {
+        let listed: BTreeSet<&str> = listed.iter().map(|environment| &*environment.id).collect();
+        self.environments.retain(|id, known| listed.contains(&**id) || now - known.looked_at < UNLISTED_MILLIS);
+    }
 }
 
 /// The `eventId` of the line that says how a deployment ended.
@@ -139,8 +165,9 @@ impl Memory for DeploymentMemory {
         let Some(following) = self.following.get_mut(&deployment) else { return };
         match text(step) {
             Some(step) => {
-                let identity = identity(&deployment, &step, line);
-                following.steps.entry(step).or_default().take(identity);
+                let read = following.steps.entry(step.clone()).or_default();
+                let identity = read.identity(&deployment, &step, line);
+                read.take(identity);
             }
             None => following.finished |= text(event) == Some(finished_id(&deployment)),
         }

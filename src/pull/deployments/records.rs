@@ -72,9 +72,13 @@ pub(super) struct DeploymentRecord<'a> {
 }
 
 impl DeploymentRecord<'_> {
-    /// When it was made, in milliseconds since 1970.
+    /// When it was made, in milliseconds since 1970; where env0 doesn't say that, when it was queued, began or ended.
     pub(super) fn created_millis(&self) -> Option<i64> {
-        Some(DateTime::parse_from_rfc3339(self.created_at.as_deref()?).ok()?.timestamp_millis())
+        let other = |time: Option<&RawValue>| serde_json::from_str::<String>(time?.get()).ok();
+        let millis = |time: String| Some(DateTime::parse_from_rfc3339(&time).ok()?.timestamp_millis());
+        let created = self.created_at.clone().and_then(millis);
+        let others = [self.queued_at, self.started_at, self.finished_at];
+        created.or_else(|| others.into_iter().find_map(|time| millis(other(time)?)))
     }
 
     /// Whether its status can't change any more. One that is not known is taken for a final one only by its end.
@@ -138,11 +142,32 @@ fn plain(value: &RawValue) -> Option<&str> {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct StepRecord {
+    id: Option<String>,
     pub(super) name: String,
     pub(super) status: String,
+    retry_count: Option<i64>,
+}
+
+/// Of the attempts at a step, which share its name and its log, the last that has begun.
+pub(super) fn last_attempts(steps: Vec<StepRecord>) -> Vec<StepRecord> {
+    let mut last: Vec<StepRecord> = Vec::new();
+    for step in steps {
+        match last.iter_mut().find(|known| known.name == step.name) {
+            None => last.push(step),
+            Some(known) if known.has_not_started() => *known = step,
+            Some(known) if !step.has_not_started() && step.retry_count >= known.retry_count => *known = step,
+            Some(_) => {}
+        }
+    }
+    last
 }
 
 impl StepRecord {
+    /// Another text means that the step was tried again.
+    pub(super) fn attempt(&self) -> String {
+        format!("{} {}", self.id.as_deref().unwrap_or_default(), self.retry_count.unwrap_or_default())
+    }
+
     /// Whether there can be no log yet.
     pub(super) fn has_not_started(&self) -> bool {
         self.status == "NOT_STARTED"

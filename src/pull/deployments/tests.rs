@@ -9,7 +9,7 @@ use chrono::DateTime;
 use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
-use super::memory::{DeploymentMemory, Following, identity};
+use super::memory::{DeploymentMemory, Following};
 use crate::pull::place::{Place, PlaceError, Shared, Stopped};
 use crate::pull::settle;
 use crate::spool::tests::fault_disk::{Cut, Effect, Errno};
@@ -64,7 +64,10 @@ fn pull(world: &mut World, ends_at_refusal: bool) -> Result<(), Stopped> {
             let mut memory: DeploymentMemory = place.memory.clone();
             let step = memory.following.get_mut("d").unwrap().steps.entry("s".into()).or_default();
             let mut new: Vec<String> = (first..first + 2).map(line).collect();
-            new.retain(|line| step.take(identity("d", "s", line.trim_end().as_bytes())));
+            new.retain(|line| {
+                let identity = step.identity("d", "s", line.trim_end().as_bytes());
+                step.take(identity)
+            });
             let lines = Bytes::from(new.concat());
             let waiting = |_: &str| {
                 if ends_at_refusal {
