@@ -3,7 +3,8 @@ FROM rust:1.95-bookworm@sha256:6258907abe69656e41cd992e0b705cdcfabcbbe3db374f92e
 WORKDIR /src
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY src ./src
-ARG REVISION=unknown
+# Without it build.rs asks the source tarball.
+ARG REVISION
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
     REVISION="${REVISION}" cargo build --release --locked --bin env0-s3-logs \
