@@ -39,9 +39,9 @@ use crate::telemetry::metrics::Exporter;
 
 /// After SIGTERM: how long new requests are still taken while load balancers look away.
 const STILL_INGESTING: Duration = Duration::from_secs(1);
-/// Of the grace, what is left for the way out.
+/// The part of the grace that is kept for the exit itself.
 const EXIT_RESERVE: Duration = Duration::from_secs(2);
-/// Of the grace, the part in which a body that began before may still arrive.
+/// The grace is divided by this: so long a body that began before SIGTERM may still arrive.
 const BODIES_SHARE: u32 = 3;
 /// For answers that are on their way when the listeners close.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);

@@ -120,7 +120,7 @@ impl Lane {
         loop {
             self.fill_queue(&mut sealed);
             let session = self.shared.credentials.session().is_some();
-            // One moment for both: what becomes due between two would neither go nor wake.
+            // One clock reading for both below: with two, a batch due in between would be neither sent nor waited for.
             let now = Instant::now();
             if session {
                 while let Some(mut waiting) = self.queue.next(now) {

@@ -28,7 +28,7 @@ pub use foreign::{FOREIGN_NAME_MAX_CHARS, FOREIGN_WORDS_MAX_CHARS, foreign_name,
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Below the idle time-outs of S3 and of common load balancers, so that a pooled connection is alive.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Of a key set, a discovery document or a token, from the first byte sent to the last received.
+/// For one fetch of a key set, a discovery document or a token, from the first byte sent to the last received.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 const FETCH_MAX_REDIRECTS: usize = 5;
 
@@ -81,7 +81,7 @@ pub enum FetchError {
     Status {
         /// Host and port.
         server: String,
-        /// Of the answer.
+        /// The HTTP status of the answer.
         status: u16,
     },
     /// A body beyond the limit.

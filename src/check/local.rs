@@ -124,7 +124,7 @@ pub(super) fn files(config: &Config) -> Vec<Step> {
         config.signing_key_file.as_ref(),
         config.network.ca_file.as_ref(),
     ];
-    let remedy = "mount the file, let this user read it, or make it as is said";
+    let remedy = "mount the file, let this user read it, or fix its format";
     match (Files::read(config), named.into_iter().flatten().count()) {
         (Err(errors), _) => errors.into_iter().map(|error| Step::fail(NAME, CONFIG, error, remedy)).collect(),
         (Ok(Files { tls: Some(tls), .. }), _) if tls.ended().is_some() => {

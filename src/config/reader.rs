@@ -47,7 +47,7 @@ impl Reader {
     pub(super) fn known(&mut self, vars: impl IntoIterator<Item = (OsString, OsString)>) -> Given {
         let mut given = Given::new();
         let mut vars: Vec<_> = vars.into_iter().collect();
-        // Of `https_proxy` and `HTTPS_PROXY` the lower-case one counts, as with curl: it sorts, and is written, last.
+        // `https_proxy` wins over `HTTPS_PROXY`, as with curl: it sorts last, and so is written last.
         vars.sort();
         for (name, value) in vars {
             let name = name.to_string_lossy();

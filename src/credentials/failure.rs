@@ -127,7 +127,7 @@ fn cause(status: u16, code: &str, words: &str) -> Cause {
 fn issuer_remedy(asked: &Question<'_>) -> String {
     let issuer = asked.token.claims().issuer.unwrap_or_else(|| "the token's issuer".to_owned());
     format!(
-        "nothing if it passes; else let AWS fetch the keys of {issuer} from the internet, and see that the token is \
+        "if this persists, let AWS fetch the keys of {issuer} from the internet, and see that the token is \
          signed by one of them"
     )
 }

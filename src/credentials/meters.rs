@@ -2,7 +2,7 @@
 
 use super::candidates::Candidates;
 
-/// Of exchanges, session and tokens.
+/// The metrics of exchanges, session and tokens.
 pub(super) struct Meters {
     pub(super) succeeded: metrics::Counter,
     pub(super) refused: metrics::Counter,

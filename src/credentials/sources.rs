@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::network::Network;
 use crate::oidc::{OidcToken, Source};
 
-/// Of a file or an answer that holds a token: many times the longest token that STS takes.
+/// Largest file or answer that a token is read from: many times the longest token that STS takes.
 const MAX_BYTES: usize = 64 * 1024;
 
 pub(super) struct Sources {

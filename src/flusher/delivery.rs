@@ -85,7 +85,7 @@ impl From<&Result<(), PutError>> for Ended {
 }
 
 impl Known {
-    /// Of a batch that comes from the spool. After a crash `.sending` stands for an attempt that may have arrived.
+    /// What is known of a batch that comes from the spool. After a crash `.sending` stands for an attempt that may have arrived.
     pub(crate) fn found(may_have_arrived: bool) -> Known {
         Known { answer_lost: may_have_arrived, ..Known::default() }
     }

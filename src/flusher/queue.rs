@@ -32,7 +32,7 @@ pub(super) struct Waiting {
     pub(super) attempts: u32,
     /// S3 has it; only its file is left to go.
     pub(super) stored: bool,
-    /// Of its earlier attempts.
+    /// What is known of its earlier attempts.
     pub(super) known: Known,
     /// How many objects of the lane were confirmed at its last 412 that nothing proves to be the store's.
     pub(super) objects_confirmed_before: u64,

@@ -157,7 +157,8 @@ where
     });
     let mut served = std::pin::pin!(
         http1::Builder::new()
-            // Who has nothing more to send still waits for the answer; and a read that waits for the end holds a buffer.
+            // A client that has closed its sending half still waits for the answer. Without this, a read that waits for
+            // the end of the stream would also hold a buffer.
             .half_close(true)
             .max_buf_size(READ_MOST_BYTES)
             .max_headers(HEADERS_MAX)

@@ -82,7 +82,7 @@ pub async fn read(body: &mut Incoming, encoding: Encoding, terms: &Terms<'_>) ->
     let mut first = Bytes::new();
     let mut sent = 0;
     loop {
-        // What is here already needs no clock.
+        // Bytes that have arrived already are taken without a timer.
         let frame = match body.frame().now_or_never() {
             Some(frame) => frame,
             None => clock.next_frame(body, sent, buffer.charge.has_turn(), terms).await?,

@@ -29,7 +29,7 @@ const MAX_WAITING: usize = 64;
 const MAX_LACKING: usize = 256;
 /// env0's issuer publishes two. A token that names none is tried with each.
 const MAX_KEYS: usize = 64;
-/// Of discovery and of the key set.
+/// Largest answer that is read, of discovery and of the key set alike.
 const ANSWER_MAX_BYTES: usize = 1024 * 1024;
 
 /// A key of the issuer that verifies RS256 or ES256 signatures.

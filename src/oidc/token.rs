@@ -16,7 +16,7 @@ use crate::network::foreign_words;
 /// `sub` and `iss` have no limit of their own; AWS takes 255 characters.
 const SHOWN_CLAIM_MAX_CHARS: usize = 255;
 const SHOWN_AUDIENCES_MAX: usize = 8;
-/// Of a subject where many are listed: `auth0|63021f2c…`.
+/// How much of a subject is shown where many are listed: `auth0|63021f2c…`.
 pub(super) const SHOWN_SUBJECT_CHARS: usize = 14;
 /// 9999-12-31T23:59:59Z
 const END_OF_9999: i64 = 253_402_300_799;

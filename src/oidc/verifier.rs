@@ -21,7 +21,7 @@ use crate::status::{RefusedTokens, Timestamp};
 const CLOCK_LEEWAY_SECONDS: i64 = 60;
 /// env0's have 2 to 3 KiB; STS takes 20,000 characters.
 const MAX_TOKEN_BYTES: usize = 20_000;
-/// Of an organization's id: enough to tell one from another.
+/// How much of an organization's id is shown: enough to tell one from another.
 const SHOWN_ORGANIZATION_CHARS: usize = 8;
 const SHOWN_HOST_CHARS: usize = 64;
 

@@ -77,7 +77,7 @@ pub enum BadCredentials {
     Missing,
     /// `Authorization` is one word, where a scheme and a token are two.
     Incomplete,
-    /// Nobody's.
+    /// They belong to nobody that is let in.
     Unknown,
     /// They are good, but may not write this log type.
     WrongType,

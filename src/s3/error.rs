@@ -160,11 +160,11 @@ impl PutErrorKind {
                  server at AWS_ENDPOINT_URL_S3 that is no S3; see config/README.md#not-uploading"
             }
             PutErrorKind::Timeout | PutErrorKind::Unreachable => {
-                "nothing if it passes; else look at DNS, firewall, proxy (HTTPS_PROXY, NO_PROXY), private CA \
+                "if this persists, check DNS, firewall, proxy (HTTPS_PROXY, NO_PROXY), private CA \
                  (AWS_CA_BUNDLE); see config/README.md#not-uploading"
             }
             PutErrorKind::SessionRejected => {
-                "nothing if it passes: a new session is fetched; else look at the clock; see config/README.md#not-uploading"
+                "a new session is fetched; if this persists, look at the clock; see config/README.md#not-uploading"
             }
             PutErrorKind::Denied => {
                 "allow the role s3:PutObject on the bucket's objects (and s3:PutObjectTagging for ENV0_S3_LOG_OBJECT_TAGS); \
@@ -185,7 +185,7 @@ impl PutErrorKind {
             PutErrorKind::ClockSkew => "set this machine's clock right; see config/README.md#not-uploading",
             PutErrorKind::Throttled => "nothing: it is tried again; see config/README.md#not-uploading",
             PutErrorKind::ServerError => {
-                "nothing if it passes: it is tried again; else look at the store, and at a proxy on the way to it; \
+                "it is tried again; if this persists, look at the store, and at a proxy on the way to it; \
                  see config/README.md#not-uploading"
             }
             PutErrorKind::ChecksumRefused => {

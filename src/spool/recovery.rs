@@ -1,4 +1,4 @@
-//! What a start makes of what a crash left.
+//! Recovery: what a start does with the files that a crash left.
 //!
 //! Only `.open` files are read: every whole valid line stays, a torn last line is cut (it was never
 //! acknowledged), any other bytes go to quarantine, and the rest is fsynced and sealed with the
@@ -188,7 +188,7 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
         Err(error) => {
             // Nobody knows how many lines there are behind the place that can't be read.
             let lines = survey.records + survey.foreign + 1;
-            tracing::error!(log_type = %folder.log_type, batch.name = %name, %error, events = lines, "a batch left by a crash can't be read; it is in quarantine, counted as the lines before the error and one more; see config/README.md#quarantined");
+            tracing::error!(log_type = %folder.log_type, batch.name = %name, %error, events = lines, "a batch left by a crash can't be read; it is in quarantine. Counted: the readable lines plus one; see config/README.md#quarantined");
             folder.move_to_quarantine(&path, &SpoolName::Open(name).to_string())?;
             folder.forget(name, found_bytes);
             folder.count_set_aside(lines);
