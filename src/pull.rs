@@ -200,11 +200,16 @@ impl Parts {
             };
             let started = Instant::now();
             let ended = match pull {
-                Pull::Audits(audits) => audits.round().await,
+                Pull::Audits(audits) => audits.round().await.map(|()| false),
                 Pull::Deployments(deployments) => deployments.round().await,
             };
             match ended {
-                Ok(()) => report.succeeded(started.elapsed()),
+                Ok(more) => {
+                    report.succeeded(started.elapsed());
+                    if more {
+                        ticks.reset_immediately();
+                    }
+                }
                 Err(RoundError::Api(error)) => report.failed(&explained(&self.api, &organization, error).await),
                 Err(RoundError::Stopped) => return,
             }

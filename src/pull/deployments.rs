@@ -41,6 +41,9 @@ use crate::pull::round::RoundError;
 const PAGE_MAX: usize = 100;
 /// Deployments whose logs are read at once; as many pages are in memory.
 const FOLLOWED_AT_ONCE: usize = 8;
+/// Deployments that had ended before they were found and that one round takes up: the place is written with each page
+/// of theirs, and those that run must not wait for a long history.
+const HISTORY_AT_ONCE: usize = 128;
 /// Environments whose deployments are listed at once.
 const LOOKS_AT_ONCE: usize = 8;
 /// A page behind a last one that was full is asked for in one round of so many, while there never was one.
@@ -98,14 +101,23 @@ struct Look {
     bad: Option<ApiError>,
 }
 
-/// Follows from now on what was listed of `environment`.
+/// Follows from now on what was listed of `environment`, the oldest first. False when some are left to the next round.
 fn take_up(
     environment: &EnvironmentRecord,
     listed: Vec<Listed>,
     memory: &mut DeploymentMemory,
     known: &mut BTreeMap<String, Known>,
-) {
-    for Listed { id, kind, created, known: state } in listed {
+) -> bool {
+    let mut room = HISTORY_AT_ONCE.saturating_sub(known.values().filter(|known| known.is_final).count());
+    let mut all = true;
+    for Listed { id, kind, created, known: state } in listed.into_iter().rev() {
+        if state.is_final && !memory.following.contains_key(&id) {
+            if room == 0 {
+                all = false;
+                continue;
+            }
+            room -= 1;
+        }
         memory.following.entry(id.clone()).or_insert_with(|| Following {
             environment_id: environment.id.clone(),
             environment_name: environment.name.clone(),
@@ -120,6 +132,7 @@ fn take_up(
     for id in memory.followed_of(&environment.id) {
         known.entry(id).or_insert_with(|| Known { is_final: false, outcome: String::new() });
     }
+    all
 }
 
 impl Deployments {
@@ -148,9 +161,9 @@ impl Deployments {
         }
     }
 
-    /// Reads all that is new, up to now. What fails for one environment or deployment is left to the next round; the
-    /// first such error is this round's.
-    pub(super) async fn round(&mut self) -> Result<(), RoundError> {
+    /// Reads all that is new, up to now; true when so much is old that another round should follow at once. What fails
+    /// for one environment or deployment is left to the next round; the first such error is this round's.
+    pub(super) async fn round(&mut self) -> Result<bool, RoundError> {
         self.rounds += 1;
         let now = self.api.now().timestamp_millis();
         let mut first_error = None;
@@ -158,7 +171,7 @@ impl Deployments {
         environments.extend(self.unlisted(&environments));
         let mut memory = self.place.memory.clone();
         memory.forget_unlisted(&environments, now);
-        let (mut known, mut tokens) = (BTreeMap::new(), Vec::new());
+        let (mut known, mut tokens, mut more) = (BTreeMap::new(), Vec::new(), false);
         let due = self.sweep.due(&environments, &self.place.memory, now);
         // In the order of `due`, several at once.
         let mut looks = FuturesOrdered::new();
@@ -173,10 +186,12 @@ impl Deployments {
             match look {
                 Ok(look) => {
                     tokens.extend(look.tokens);
-                    take_up(environment, look.deployments, &mut memory, &mut known);
+                    let all = take_up(environment, look.deployments, &mut memory, &mut known);
+                    more |= !all;
                     match look.bad {
                         // Listed again in the next round, and nothing counts as done with until then.
                         Some(error) => drop(first_error.get_or_insert(error)),
+                        None if !all => {}
                         None => memory.listed(&environment.id, &environment.state(), look.newest, now),
                     }
                 }
@@ -202,12 +217,13 @@ impl Deployments {
         }
         match first_error {
             Some(error) => Err(error.into()),
+            None if more => Ok(true),
             None => {
                 let mut memory = self.place.memory.clone();
                 memory.reached = memory.reached.max(now);
                 self.commit(Bytes::new(), 0, memory).await?;
                 self.report.position(self.place.memory.reached);
-                Ok(())
+                Ok(false)
             }
         }
     }
@@ -309,7 +325,9 @@ impl Deployments {
                 outcome: known.is_final.then_some(known.outcome),
             })
         });
-        let follows: Vec<Follow> = parts.collect();
+        let mut follows: Vec<Follow> = parts.collect();
+        // Those that run don't wait for those that have ended.
+        follows.sort_by_key(|follow| follow.outcome.is_some());
         drop(pieces);
         let reading = async {
             let mut results = stream::iter(follows).map(Follow::run).buffer_unordered(FOLLOWED_AT_ONCE);

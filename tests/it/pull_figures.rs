@@ -1,4 +1,5 @@
-//! How fast a history of audit events is pulled, and in how much memory. Prints its figures.
+//! How fast a history of audit events is pulled while deployments are followed, and in how much memory. Prints its
+//! figures.
 
 use std::fs;
 use std::time::Instant;
@@ -9,6 +10,7 @@ use crate::harness::{Daemon, Setup, wait_until};
 use crate::local_aws::LocalAws;
 use crate::local_env0::LocalEnv0;
 use crate::local_env0::audits::event;
+use crate::local_env0::deployments::{Deployment, Environment};
 
 /// The most that the daemon had in RAM, in KiB.
 fn peak_kib(daemon: &Daemon) -> u64 {
@@ -27,9 +29,13 @@ fn a_history_of_audits_is_measured() {
     let step = TimeDelta::days(90).num_milliseconds() / events as i64;
     env0.world().audits =
         (0..events).map(|number| event(number, start + TimeDelta::milliseconds(step * number as i64))).collect();
+    let followed = |number: usize| Environment {
+        deployments: vec![Deployment::running(&format!("d-{number}"), "tf:apply", 2500)],
+        ..Environment::new(&format!("env-{number}"))
+    };
+    env0.world().environments = (0..300).map(followed).collect();
     let setup = Setup::new(&aws)
         .unset("ENV0_S3_LOG_INGEST_TOKEN")
-        .set("ENV0_S3_LOG_PULL", "env0-audits")
         .set("ENV0_S3_LOG_PULL_FROM", (start - TimeDelta::seconds(1)).to_rfc3339());
     let setup = env0.environment().into_iter().fold(setup, |setup, (name, value)| setup.set(name, value));
     let started = Instant::now();
@@ -37,8 +43,10 @@ fn a_history_of_audits_is_measured() {
     let pulled = || daemon.metric("pulled_events_total{type=\"env0-audits\"}").unwrap_or_default();
     wait_until("the history is pulled", || pulled() >= events as f64);
     let seconds = started.elapsed().as_secs_f64();
+    let lines = || daemon.metric("pulled_events_total{type=\"env0-deployments\"}").unwrap_or_default();
+    wait_until("the deployments are followed", || lines() >= 300.0 * 2500.0);
     println!(
-        "{events} events in {seconds:.1} s: {:.0} a second, {} requests, {:.1} MiB at most",
+        "{events} events in {seconds:.1} s: {:.0} a second, {} requests; with 300 deployments of 2,500 lines {:.1} MiB at most",
         events as f64 / seconds,
         env0.asked("/audit/events"),
         peak_kib(&daemon) as f64 / 1024.0

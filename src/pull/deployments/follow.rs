@@ -17,6 +17,8 @@ use crate::pull::report::Report;
 
 /// A longer page comes into the spool in pieces of this size.
 const PIECE_BYTES: usize = 512 * 1024;
+/// Events at the end of a page that may come again at the beginning of the next, beside those of the last one's time.
+const PAGE_END_EVENTS: usize = 128;
 /// Pages of one step in one round that bring nothing new: then env0's cursor leads nowhere.
 const EMPTY_PAGES_MAX: usize = 10;
 
@@ -139,6 +141,7 @@ impl Follow {
             let (mut lines, mut records, mut new) = (Vec::new(), 0, false);
             let read = self.state.steps.entry(step.name.clone()).or_default();
             read.attempt.get_or_insert_with(|| step.attempt());
+            let mut identities = Vec::with_capacity(page.events.len());
             for event in &page.events {
                 let Some(line) = self.line(event, &step.name) else {
                     self.report.refused_event(&answer.malformed("an event of a log is not an object"));
@@ -147,6 +150,8 @@ impl Follow {
                 let read = self.state.steps.entry(step.name.clone()).or_default();
                 read.first.get_or_insert_with(|| Identity::new(&[], None, line.json()));
                 let identity = read.identity(&self.id, &step.name, line.json());
+                let [time] = members(event, ["timestamp"]);
+                identities.push((identity, time.map(RawValue::get)));
                 if !read.take(identity) {
                     continue;
                 }
@@ -162,7 +167,7 @@ impl Follow {
                 }
             }
             let read = self.state.steps.entry(step.name.clone()).or_default();
-            let moved = read.go_on(page.next());
+            let moved = read.go_on(page.next(), &page_end(&identities));
             empty_pages = if new { 0 } else { empty_pages + 1 };
             let more = page.has_more_logs && (moved || new) && empty_pages < EMPTY_PAGES_MAX;
             let first_end = !more && ended && !std::mem::replace(&mut read.ended, ended);
@@ -225,4 +230,14 @@ impl Follow {
         let piece = Piece { id: self.id.clone(), lines, records, state: self.state.clone(), written };
         self.pieces.send(piece).await.is_ok() && durable.await.is_ok()
     }
+}
+
+/// Of a page's events, with their times, those that the next page may begin with.
+fn page_end(events: &[(Identity, Option<&str>)]) -> Vec<Identity> {
+    let last_time = events.last().and_then(|(_, time)| *time);
+    let near = events.len().saturating_sub(PAGE_END_EVENTS);
+    let is_end = |(index, (_, time)): &(usize, &(Identity, Option<&str>))| {
+        *index >= near || (last_time.is_some() && *time == last_time)
+    };
+    events.iter().enumerate().filter(is_end).map(|(_, (identity, _))| *identity).collect()
 }

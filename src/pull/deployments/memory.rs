@@ -64,10 +64,8 @@ pub(super) struct Following {
 pub(super) struct Step {
     /// What the next page is asked with; `None` for the first.
     pub(super) next: Option<String>,
-    /// Pages up to there.
-    pages: i64,
-    /// The events of this page and of the one before, by the number of their page: a page may begin with events that
-    /// the last one had.
+    /// The events that were read from there on, and the end of the page before: a page may begin with some that the
+    /// last one had.
     taken: Taken,
     /// Whether it was read after it had ended.
     pub(super) ended: bool,
@@ -97,17 +95,21 @@ impl Step {
 
     /// Takes note of an event; false when it was taken before.
     pub(super) fn take(&mut self, identity: Identity) -> bool {
-        self.taken.insert(identity, self.pages)
+        self.taken.insert(identity, 0)
     }
 
-    /// The page was read to its end; whether there is another place to go on from.
-    pub(super) fn go_on(&mut self, next: Option<String>) -> bool {
+    /// The page was read to its end, which is `end`; whether there is another place to go on from.
+    pub(super) fn go_on(&mut self, next: Option<String>, end: &[Identity]) -> bool {
         if next.is_none() || next == self.next {
             return false;
         }
         self.next = next;
-        self.pages += 1;
-        self.taken.forget_before(self.pages - 1);
+        if !end.is_empty() {
+            self.taken = Taken::default();
+            for identity in end {
+                self.taken.insert(*identity, 0);
+            }
+        }
         true
     }
 }
