@@ -26,8 +26,8 @@
 //! - Tokens are in memory alone, and in no log, status or metric.
 //!
 //! The modules below stand by floors; imports go down:
-//! `cli` → `check`, `daemon`, `drain` → `assembly` → `verify`, `flusher`, `pull`, `ingest` → `s3` → `credentials` →
-//! `oidc`, `admin` → `spool`, `http`, `network`, `telemetry` → `protocols`, `config`, `status`, `chain` →
+//! `cli` → `check`, `daemon`, `drain` → `assembly` → `verify`, `flusher`, `pull`, `cloudwatch`, `ingest` → `s3` →
+//! `credentials` → `oidc`, `admin` → `spool`, `http`, `network`, `telemetry` → `protocols`, `config`, `status`, `chain` →
 //! `batch`, `backoff`, `volume`, `exit_code`.
 
 pub mod cli;
@@ -38,6 +38,7 @@ pub mod drain;
 
 pub mod assembly;
 
+pub mod cloudwatch;
 pub mod flusher;
 pub mod ingest;
 pub mod pull;

@@ -9,7 +9,7 @@ const FLOORS: &[&[&str]] = &[
     &["cli"],
     &["check", "daemon", "drain"],
     &["assembly"],
-    &["verify", "flusher", "pull", "ingest"],
+    &["verify", "flusher", "pull", "cloudwatch", "ingest"],
     &["s3"],
     &["credentials"],
     &["oidc", "admin"],

@@ -1,0 +1,4 @@
+//! CloudWatch Logs, beside S3: what a batch's lines are there. Pure; nothing sends these calls yet.
+
+pub mod calls;
+pub mod timestamp;
