@@ -178,6 +178,17 @@ mod tests {
     }
 
     #[test]
+    fn a_line_of_any_depth_is_read_without_recursion() {
+        let deep = format!("{}{}", "[".repeat(400_000), "]".repeat(400_000));
+        for line in [
+            format!(r#"{{"message":{deep},"timestamp":{AT}}}"#),
+            format!(r#"{{"resourceLogs":{deep},"event":{{"time":{AT},"x":{deep}}}}}"#),
+        ] {
+            assert_eq!(of_line(line.as_bytes()), Some(AT));
+        }
+    }
+
+    #[test]
     fn a_time_that_cloudwatch_refuses_becomes_the_batchs_opening() {
         let now = DateTime::from_timestamp_millis(AT).unwrap();
         let opened = now - TimeDelta::minutes(1);
