@@ -158,7 +158,7 @@ impl Lane {
     /// Takes over what the spool announced, as far as the lane looks.
     fn fill_queue(&mut self, sealed: &mut SealedBatches) {
         while self.queue.untried() < UNTRIED_MAX
-            && let Ok(batch) = sealed.try_recv()
+            && let Some(batch) = sealed.try_recv()
         {
             self.queue.add(batch);
         }

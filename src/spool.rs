@@ -18,7 +18,9 @@ pub mod folder;
 pub mod gate;
 pub mod home;
 pub mod manifest;
+mod names;
 pub mod recovery;
+mod sealed_batches;
 pub mod sealer;
 pub mod usage;
 pub mod writer;
@@ -32,7 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::batch::{Codec, LogType, SealedName, SpoolName, Stage};
 use crate::spool::claim::Claim;
@@ -41,6 +43,8 @@ use crate::spool::folder::Folder;
 use crate::spool::gate::Gate;
 use crate::spool::home::Home;
 use crate::spool::manifest::{Destination, Lock, LockError, Manifest, ManifestError};
+use crate::spool::names::{Names, visit_batches};
+pub use crate::spool::sealed_batches::SealedBatches;
 use crate::spool::usage::{Room, Usage};
 use crate::spool::writer::Writer;
 
@@ -75,6 +79,13 @@ pub struct Batch {
     /// Whether S3 may have it. The stage [`Stage::Sending`](crate::batch::Stage) is what a crash leaves of this: there
     /// it also stands for a PUT that was never made.
     pub may_have_arrived: bool,
+}
+
+impl Batch {
+    /// A batch whose name is durable.
+    fn new(log_type: LogType, name: SealedName, bytes: u64) -> Batch {
+        Batch { log_type, name, bytes, durable: true, may_have_arrived: name.stage == Stage::Sending }
+    }
 }
 
 /// Where acknowledged events are.
@@ -188,9 +199,6 @@ impl Drop for Inner {
     }
 }
 
-/// The sealed batches of one log type, oldest first: those found at the start, then each as it is sealed.
-pub type SealedBatches = UnboundedReceiver<Batch>;
-
 impl Spool {
     /// Takes the lock, checks the manifest, recovers what a crash left and starts the threads.
     /// Blocks; the time is that of listing the folders and of reading the `.open` files.
@@ -207,7 +215,7 @@ impl Spool {
 
         let (mut manifest, mut names) = adopt_manifest(settings, &*disk)?;
         for (log_type, names) in LogType::ALL.into_iter().zip(&mut names) {
-            if recovery::has_head(names) {
+            if names.has_head() {
                 continue;
             }
             // The manifest first: a number must never be given out under the old id.
@@ -231,9 +239,10 @@ impl Spool {
             let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
             let folder = Folder::new(log_type, settings, home.clone(), usage.clone(), sender);
             let recovery = |source| OpenError::Recovery { path: folder.dir.clone(), source };
-            left_open.push(recovery::recover(&folder, names).map_err(recovery)?);
+            let recovered = recovery::recover(&folder, names).map_err(recovery)?;
+            left_open.push(recovered.open);
             folders.push(Arc::new(folder));
-            receivers.push(receiver);
+            receivers.push(SealedBatches::new(log_type, recovered.sealed, receiver));
         }
         let folders: [Arc<Folder>; 2] = folders.try_into().unwrap_or_else(|_| unreachable!("one folder a log type"));
         let receivers: [SealedBatches; 2] = receivers.try_into().unwrap_or_else(|_| unreachable!("one a log type"));
@@ -336,11 +345,7 @@ impl Spool {
     /// Looks at the folders again: the number of batches in them, and of files in quarantine. The figures tell what
     /// the daemon knows of; this tells what is there.
     pub fn left_behind(&self) -> Result<LeftBehind, OpenError> {
-        let mut batches = 0;
-        for log_type in LogType::ALL {
-            batches +=
-                scan(&*self.inner.disk, &self.inner.dir, log_type)?.iter().filter(|found| found.is_batch()).count();
-        }
+        let (batches, _) = count_batches(&*self.inner.disk, &self.inner.dir)?;
         let path = self.inner.home.quarantine_dir();
         let files = self.inner.disk.list(&path).map_err(|source| OpenError::Create { path, source })?;
         let quarantined = files.iter().filter(|(name, _)| !name.starts_with('.')).count();
@@ -356,38 +361,28 @@ impl Spool {
 /// Where files go that can't be read or are not what their name says. Never cleaned up by the daemon.
 pub const QUARANTINE: &str = "quarantine";
 
-/// A file in a log type's folder: its name, what that says, and its size.
-pub(crate) struct Found {
-    pub(crate) file_name: String,
-    pub(crate) name: Option<SpoolName>,
-    pub(crate) bytes: u64,
-}
-
-fn scan(disk: &dyn Disk, dir: &Path, log_type: LogType) -> Result<Vec<Found>, OpenError> {
-    let path = dir.join(log_type.as_str());
-    let files = disk.list(&path).map_err(|source| OpenError::Create { path, source })?;
-    let found = |(file_name, bytes): (String, u64)| Found { name: file_name.parse().ok(), file_name, bytes };
-    Ok(files.into_iter().map(found).collect())
-}
-
-/// How many batches a spool that nobody has open holds, and how many of them were being sent when it was left.
+/// How many batches the folders of a spool hold, and how many of them are being sent or were when the spool was left.
 pub fn count_batches(disk: &dyn Disk, dir: &Path) -> Result<(usize, usize), OpenError> {
-    let is_sending =
-        |found: &&Found| matches!(found.name, Some(SpoolName::Sealed(name)) if name.stage == Stage::Sending);
-    let mut counts = (0, 0);
+    let (mut batches, mut sending) = (0, 0);
     for log_type in LogType::ALL {
-        let found = scan(disk, dir, log_type)?;
-        counts.0 += found.iter().filter(|found| found.is_batch()).count();
-        counts.1 += found.iter().filter(is_sending).count();
+        let path = dir.join(log_type.as_str());
+        let counted = visit_batches(disk, &path, |name| {
+            batches += 1;
+            sending += usize::from(matches!(name, SpoolName::Sealed(name) if name.stage == Stage::Sending));
+        });
+        counted.map_err(|source| OpenError::Create { path, source })?;
     }
-    Ok(counts)
+    Ok((batches, sending))
 }
 
 /// Reads the manifest, or writes the first one; takes over new settings when no batch is left.
-fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, [Vec<Found>; 2]), OpenError> {
+fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, [Names; 2]), OpenError> {
     let dir = &settings.dir;
-    let mut names = [scan(disk, dir, LogType::ALL[0])?, scan(disk, dir, LogType::ALL[1])?];
-    let batches = |names: &[Vec<Found>; 2]| names.iter().flatten().filter(|found| found.is_batch()).count();
+    let dirs = LogType::ALL.map(|log_type| dir.join(log_type.as_str()));
+    let create = |dir: &Path, source| OpenError::Create { path: dir.to_owned(), source };
+    let read = |dir: &PathBuf| Names::read(disk, dir).map_err(|source| create(dir, source));
+    let mut names = [read(&dirs[0])?, read(&dirs[1])?];
+    let batches = |names: &[Names; 2]| names.iter().map(Names::batches).sum::<usize>();
     let was_elsewhere = match Manifest::read(disk, dir)? {
         Some(manifest) if manifest.destination == settings.destination => return Ok((manifest, names)),
         Some(manifest) if batches(&names) > 0 => {
@@ -410,8 +405,6 @@ fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, [Ve
         }
     };
     // A new destination gets new chains: its auditor sees them whole, from number 1.
-    let dirs = LogType::ALL.map(|log_type| dir.join(log_type.as_str()));
-    let create = |dir: &Path, source| OpenError::Create { path: dir.to_owned(), source };
     let manifest = Manifest::new(settings.destination.clone());
     if was_elsewhere {
         // Wherever this stops and whichever settings come next, no number is given out twice: a folder without a head

@@ -48,8 +48,16 @@ pub trait Disk: Send + Sync {
     fn try_remove(&self, path: &Path) -> io::Result<()>;
     /// Makes the names in a folder durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
-    /// The names and sizes in bytes of the files in a folder, in no order.
-    fn list(&self, path: &Path) -> io::Result<Vec<(String, u64)>>;
+    /// Calls `each` with the name and the size in bytes of each file in a folder, in no order. None of the names stays
+    /// in memory: there may be a million.
+    fn visit(&self, path: &Path, each: &mut dyn FnMut(&str, u64)) -> io::Result<()>;
+
+    /// The names and sizes in bytes of the files in a folder that has few, in no order.
+    fn list(&self, path: &Path) -> io::Result<Vec<(String, u64)>> {
+        let mut files = Vec::new();
+        self.visit(path, &mut |name, bytes| files.push((name.to_owned(), bytes)))?;
+        Ok(files)
+    }
 
     /// Renames within the spool; a file that has the new name is replaced. Done, too, when it was done before.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
@@ -128,8 +136,7 @@ impl Disk for OsDisk {
         File::open(path)?.sync_all()
     }
 
-    fn list(&self, path: &Path) -> io::Result<Vec<(String, u64)>> {
-        let mut files = Vec::new();
+    fn visit(&self, path: &Path, each: &mut dyn FnMut(&str, u64)) -> io::Result<()> {
         for entry in fs::read_dir(path)? {
             let entry = entry?;
             let metadata = match entry.metadata() {
@@ -138,10 +145,10 @@ impl Disk for OsDisk {
                 metadata => metadata?,
             };
             if metadata.is_file() {
-                files.push((entry.file_name().to_string_lossy().into_owned(), metadata.len()));
+                each(&entry.file_name().to_string_lossy(), metadata.len());
             }
         }
-        Ok(files)
+        Ok(())
     }
 }
 

@@ -254,14 +254,17 @@ impl Folder {
         state.last_opened = state.last_opened.max(Some(name.batch.opened));
     }
 
-    /// Gives the closed batch its number and its sealed name, by one durable rename from `from`.
-    pub(super) fn seal(&self, from: &Path, batch: BatchName, records: u64, sha256: Sha256) -> io::Result<SealedName> {
+    /// The sealed name of the batch that is sealed next: the chain's next number.
+    pub(super) fn next_name(&self, batch: BatchName, records: u64, sha256: Sha256) -> SealedName {
         let Head { sequence, sha256: previous, .. } = self.head();
-        let name = SealedName { batch, sequence: sequence + 1, records, sha256, previous, stage: Stage::Sealed };
-        let to = self.path(&SpoolName::Sealed(name));
+        SealedName { batch, sequence: sequence + 1, records, sha256, previous, stage: Stage::Sealed }
+    }
+
+    /// Gives the closed batch its sealed name, by one durable rename from `from`.
+    pub(super) fn seal(&self, from: &Path, name: &SealedName) -> io::Result<()> {
+        let to = self.path(&SpoolName::Sealed(*name));
         self.with_remedy(|| self.home.disk.rename(from, &to))?;
-        self.finish_seal(&name)?;
-        Ok(name)
+        self.finish_seal(name)
     }
 
     /// Makes a sealed name durable and the chain's head; the head before it goes.
@@ -293,7 +296,7 @@ impl Folder {
     /// Counts a sealed batch in.
     pub(super) fn hold(&self, name: SealedName, bytes: u64) -> Batch {
         self.figures.batches.fetch_add(1, Ordering::Relaxed);
-        Batch { log_type: self.log_type, name, bytes, durable: true, may_have_arrived: name.stage == Stage::Sending }
+        Batch::new(self.log_type, name, bytes)
     }
 
     /// Hands a sealed batch to the flusher; from here on its file is touched only through the stages.
@@ -360,15 +363,6 @@ impl Folder {
         self.usage.remove(self.log_type, batch.bytes);
         self.figures.batches.fetch_sub(1, Ordering::Relaxed);
         self.figures.spooled.fetch_sub(batch.name.records, Ordering::Relaxed);
-    }
-
-    /// The sealed copy of a batch that was rewritten, when an earlier try got that far.
-    pub(super) fn sealed_already(&self, name: BatchName) -> io::Result<Option<(SealedName, u64)>> {
-        let files = self.with_remedy(|| self.home.disk.list(&self.dir))?;
-        Ok(files.into_iter().find_map(|(file, bytes)| match file.parse() {
-            Ok(SpoolName::Sealed(sealed)) if sealed.batch.same_batch(&name) => Some((sealed, bytes)),
-            _ => None,
-        }))
     }
 
     /// A batch that has no number is not in the spool any more.

@@ -4,82 +4,70 @@
 //! acknowledged), any other bytes go to quarantine, and the rest is fsynced and sealed with the
 //! SHA-256 of the bytes read back. Sealed batches are taken as their names say; S3 checks their bytes.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
+use chrono::{DateTime, Utc};
+
 use crate::batch::{BatchName, OPEN_EXTENSION, SealedName, Sha256, Sha256Hasher, SpoolName, Stage};
-use crate::spool::Found;
 use crate::spool::disk::{self, Cursor, Disk, DiskFile, READ_BUFFER_BYTES};
 use crate::spool::folder::Folder;
 use crate::spool::home::is_full;
+use crate::spool::names::Names;
 use crate::spool::sealer::{Closed, LeftOpen, Refused, SealReason};
 
 /// Ending of files that were never finished; whatever they were made from is still there.
 const TEMPORARY: &str = ".tmp";
 
-impl Found {
-    /// Whether the file holds events that are not in S3.
-    pub(super) fn is_batch(&self) -> bool {
-        match self.name {
-            Some(SpoolName::Open(_)) => self.bytes > 0,
-            Some(SpoolName::Sealed(name)) => name.stage != Stage::Sent,
-            None => false,
-        }
-    }
-}
-
 /// Ends a folder's chain: without its head no number is given out under the instance id of before. Of an empty folder.
-pub(super) fn end_chain(disk: &dyn Disk, dir: &Path, names: &[Found]) -> io::Result<()> {
-    for found in names.iter().filter(|found| matches!(found.name, Some(SpoolName::Sealed(_)))) {
-        disk.remove(&dir.join(&found.file_name))?;
+pub(super) fn end_chain(disk: &dyn Disk, dir: &Path, names: &Names) -> io::Result<()> {
+    for (name, _) in &names.sealed {
+        disk.remove(&dir.join(name.to_string()))?;
     }
     disk.sync_dir(dir)
 }
 
 /// Gives an empty folder a head with number 0, so that a head that is lost later is missed.
-pub(super) fn restart_chain(disk: &dyn Disk, dir: &Path, names: &mut Vec<Found>) -> io::Result<()> {
-    let last = names.iter().filter_map(|found| match found.name {
-        Some(SpoolName::Sealed(name)) => Some(name.batch.opened),
-        _ => None,
-    });
-    let batch = BatchName::open(crate::batch::now(), last.max(), crate::batch::Codec::None);
+pub(super) fn restart_chain(disk: &dyn Disk, dir: &Path, names: &mut Names) -> io::Result<()> {
+    let last = names.sealed.iter().map(|(name, _)| name.batch.opened).max();
+    let batch = BatchName::open(crate::batch::now(), last, crate::batch::Codec::None);
     let name =
         SealedName { batch, sequence: 0, records: 0, sha256: Sha256::ZERO, previous: Sha256::ZERO, stage: Stage::Sent };
-    let file_name = name.to_string();
-    disk.create(&dir.join(&file_name))?.sync()?;
+    disk.create(&dir.join(name.to_string()))?.sync()?;
     disk.sync_dir(dir)?;
-    names.retain(|found| !matches!(found.name, Some(SpoolName::Sealed(_))));
-    names.push(Found { file_name, name: Some(SpoolName::Sealed(name)), bytes: 0 });
+    names.sealed = vec![(name, 0)];
     Ok(())
 }
 
-/// Whether the folder has a batch whose number the chain can go on from.
-pub(super) fn has_head(names: &[Found]) -> bool {
-    names.iter().any(|found| matches!(found.name, Some(SpoolName::Sealed(_))))
+/// What a folder holds once it is in order.
+pub(super) struct Recovered {
+    /// For the flusher, in the order of the chain, with the files' sizes in bytes.
+    pub(super) sealed: Vec<(SealedName, u64)>,
+    /// For the sealer, oldest first: a disk that is full at the start must not keep the daemon from running.
+    pub(super) open: Vec<LeftOpen>,
 }
 
-/// Brings a folder that has a head into the state that its names and bytes tell, and announces its sealed
-/// batches in order. What was open is returned, oldest first, for the sealer: a disk that is full at the
-/// start must not keep the daemon from running.
-pub(super) fn recover(folder: &Folder, names: Vec<Found>) -> io::Result<Vec<LeftOpen>> {
+/// Brings a folder that has a head into the state that its names and bytes tell.
+pub(super) fn recover(folder: &Folder, names: Names) -> io::Result<Recovered> {
     // A rename that a crash of the process alone left undurable must not be taken back later.
     folder.disk().sync_dir(&folder.dir)?;
     folder.read_gaps()?;
-    let mut sealed = Vec::new();
-    let mut open = Vec::new();
-    for Found { file_name, name, bytes } in names {
-        match name {
-            Some(SpoolName::Sealed(name)) => sealed.push((name, bytes)),
-            Some(SpoolName::Open(name)) => open.push((name, bytes)),
-            // NFS keeps a removed file so that is still open, and others keep theirs beside what they work on.
-            None if file_name.starts_with('.') => {}
-            None if is_own_temporary(&file_name) => remove(folder, &file_name)?,
-            None => set_aside(folder, &file_name, "it is not a batch that this daemon wrote"),
+    let Names { mut sealed, mut open, strays } = names;
+    for file_name in strays {
+        // NFS keeps a removed file so that is still open, and others keep theirs beside what they work on.
+        if file_name.starts_with('.') {
+            continue;
+        }
+        if is_own_temporary(&file_name) {
+            remove(folder, &file_name)?;
+        } else {
+            set_aside(folder, &file_name, "it is not a batch that this daemon wrote");
         }
     }
-    sealed.sort_by_key(|(name, _)| name.sequence);
-    open.sort_by_key(|(name, _)| name.opened);
+    sealed.sort_unstable_by_key(|(name, _)| name.sequence);
+    open.sort_unstable_by_key(|(name, _)| name.opened);
 
     if let Some((name, _)) = sealed.last() {
         folder.set_head(name);
@@ -88,7 +76,12 @@ pub(super) fn recover(folder: &Folder, names: Vec<Found>) -> io::Result<Vec<Left
     // Numbers above the head's are those of an earlier chain.
     let foreign: Vec<u64> = folder.gaps().into_iter().filter(|gap| *gap > head_sequence).collect();
     folder.gaps_told(&foreign)?;
+    let still_open: BTreeSet<DateTime<Utc>> = open.iter().map(|(name, _)| name.opened).collect();
+    let mut also_sealed = BTreeSet::new();
     for (name, bytes) in &sealed {
+        if still_open.contains(&name.batch.opened) {
+            also_sealed.insert(name.batch.opened);
+        }
         if name.stage != Stage::Sent {
             folder.recover_sealed(name, *bytes)?;
         } else if name.sequence < head_sequence {
@@ -98,9 +91,10 @@ pub(super) fn recover(folder: &Folder, names: Vec<Found>) -> io::Result<Vec<Left
             folder.home().with_room(|| folder.disk().open(&path)?.truncate(0))?;
         }
     }
+    sealed.retain(|(name, bytes)| name.stage != Stage::Sent && *bytes > 0);
     let mut left_open = Vec::new();
     for (name, bytes) in open {
-        if sealed.iter().any(|(sealed, _)| sealed.batch.same_batch(&name)) {
+        if also_sealed.contains(&name.opened) {
             // Its copy was sealed, and nobody has heard of that yet.
             remove(folder, &SpoolName::Open(name).to_string())?;
             folder.disk().sync_dir(&folder.dir)?;
@@ -117,7 +111,7 @@ pub(super) fn recover(folder: &Folder, names: Vec<Found>) -> io::Result<Vec<Left
             }
         }
     }
-    Ok(left_open)
+    Ok(Recovered { sealed, open: left_open })
 }
 
 /// Whether a file is one of the unfinished ones that this daemon makes.
@@ -141,7 +135,6 @@ impl Folder {
             tracing::error!(log_type = %self.log_type, batch.name = %name.batch, batch.sequence = name.sequence, events = name.records, "a sealed batch is empty; it is in quarantine, see config/README.md#quarantined");
             return self.quarantine(&batch);
         }
-        self.announce(batch);
         Ok(())
     }
 
@@ -223,7 +216,7 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
     folder.usage().remove(folder.log_type, found_bytes.saturating_sub(bytes));
     folder.count_recovered(records);
     let (sha256, reason, refused) = (hasher.finish(), SealReason::Recovery, Refused::default());
-    Ok(Some(Closed { name, bytes, records, sha256, reason, file: None, refused, was_tried: false }))
+    Ok(Some(Closed { name, bytes, records, sha256, reason, file: None, refused, copy: None }))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use crate::batch::{BatchName, Codec, Sha256, Sha256Hasher, SpoolName};
+use crate::batch::{BatchName, Codec, SealedName, Sha256, Sha256Hasher, SpoolName};
 use crate::spool::answers::{self, Outcome, Reply};
 use crate::spool::disk::{DiskFile, READ_BUFFER_BYTES};
 use crate::spool::folder::Folder;
@@ -71,8 +71,8 @@ pub(super) struct Closed {
     /// Where the writer had it open, and few others wait: the bytes are there even when somebody removes the name.
     pub(super) file: Option<Box<dyn DiskFile>>,
     pub(super) refused: Refused,
-    /// An earlier try may have got as far as the sealed name.
-    pub(super) was_tried: bool,
+    /// The name and the bytes of the copy that an earlier try may have sealed.
+    pub(super) copy: Option<Box<(SealedName, u64)>>,
 }
 
 /// Who is to be told that their lines are not stored, once the file that may hold them is gone.
@@ -206,7 +206,6 @@ fn seal_in_the_end(folder: &Folder, mut closed: Closed, backlog: &Backlog) {
         if closed.refused.is_cut {
             closed.refused.answer();
         }
-        closed.was_tried = true;
         std::thread::sleep(RETRY_AFTER);
     }
     if told {
@@ -234,15 +233,25 @@ fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
     if plain && trusted && seal_in_place(folder, closed, &open)? {
         return Ok(());
     }
-    // A listing takes as long as the folder is large: only where it can find something.
-    let sealed_before = if closed.was_tried { folder.sealed_already(closed.name)? } else { None };
-    let sealed = if let Some((name, bytes)) = sealed_before {
+    // Asked for by its name: a listing may lack it.
+    let mut sealed_before = closed.copy.as_deref().copied();
+    if let Some((name, _)) = sealed_before
+        && folder.disk().identify(&folder.path(&SpoolName::Sealed(name)))?.is_none()
+    {
+        sealed_before = None;
+    }
+    let (name, bytes) = if let Some((name, bytes)) = sealed_before {
         folder.finish_seal(&name)?;
         (name, bytes)
     } else {
         let copy = folder.dir.join(format!("{}.tmp", closed.name));
         match copy_checked(folder, &open, &copy, closed) {
-            Ok(Some((sha256, bytes))) => (folder.seal(&copy, closed.name, closed.records, sha256)?, bytes),
+            Ok(Some((sha256, bytes))) => {
+                let name = folder.next_name(closed.name, closed.records, sha256);
+                closed.copy = Some(Box::new((name, bytes)));
+                folder.seal(&copy, &name)?;
+                (name, bytes)
+            }
             Ok(None) => {
                 tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, events = closed.records, "a batch's file is gone or its bytes are not those that were written; what is left of it is in quarantine, see config/README.md#quarantined");
                 return folder.quarantine_unsealed(closed.name, closed.bytes, closed.records);
@@ -261,7 +270,6 @@ fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
     };
     folder.disk().remove(&open)?;
     folder.disk().sync_dir(&folder.dir)?;
-    let (name, bytes) = sealed;
     folder.usage().remove(folder.log_type, closed.bytes);
     folder.usage().add(folder.log_type, bytes);
     folder.count_sealed(closed.reason);
@@ -272,10 +280,11 @@ fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
 /// Gives the batch's own file its sealed name and hands it to the flusher. False when somebody removed the file; what
 /// the writer had open is left to copy from.
 fn seal_in_place(folder: &Folder, closed: &Closed, open: &Path) -> io::Result<bool> {
-    match folder.seal(open, closed.name, closed.records, closed.sha256) {
+    let name = folder.next_name(closed.name, closed.records, closed.sha256);
+    match folder.seal(open, &name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         sealed => {
-            let name = sealed?;
+            sealed?;
             folder.count_sealed(closed.reason);
             folder.announce(folder.hold(name, closed.bytes));
             Ok(true)

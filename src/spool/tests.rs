@@ -6,6 +6,7 @@ mod disk_errors;
 mod durability;
 mod every_call;
 pub(crate) mod fault_disk;
+mod listings;
 mod os_disk;
 mod place;
 mod property;

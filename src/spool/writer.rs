@@ -361,7 +361,7 @@ impl State {
             self.folder.figures().salvages.fetch_add(1, Ordering::Release);
         }
         let sha256 = hasher.finish();
-        self.sealer.seal(Closed { name, bytes, records, sha256, reason, file: Some(file), refused, was_tried: false });
+        self.sealer.seal(Closed { name, bytes, records, sha256, reason, file: Some(file), refused, copy: None });
     }
 
     fn refuse(&mut self, appends: impl IntoIterator<Item = Append>, error: &io::Error) {

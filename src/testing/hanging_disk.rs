@@ -96,9 +96,9 @@ impl Disk for HangingDisk {
         OsDisk.sync_dir(path)
     }
 
-    fn list(&self, path: &Path) -> io::Result<Vec<(String, u64)>> {
+    fn visit(&self, path: &Path, each: &mut dyn FnMut(&str, u64)) -> io::Result<()> {
         self.pass(Op::List, path);
-        OsDisk.list(path)
+        OsDisk.visit(path, each)
     }
 }
 

@@ -15,15 +15,15 @@ const LINES: u64 = 100;
 const MEMORY_MAX_BYTES: u64 = 64 << 20;
 
 /// Leaves sealed batches in a log type's folder, numbered from 1, as earlier runs would have left them.
-/// `body` writes one batch's file, and says how many lines and which hash it has.
-fn leave_backlog(folder: &Path, mut body: impl FnMut(u64, &Path) -> (u64, Sha256)) {
+/// `body` makes one batch's file, and says how many lines and which hash it has.
+fn leave_backlog(folder: &Path, batches: u64, mut body: impl FnMut(u64, &Path) -> (u64, Sha256)) {
     for entry in std::fs::read_dir(folder).unwrap() {
         std::fs::remove_file(entry.unwrap().path()).unwrap();
     }
     let written = folder.join("being written.tmp");
     let mut previous = Sha256::ZERO;
     let mut opened = None;
-    for sequence in 1..=BATCHES {
+    for sequence in 1..=batches {
         let (records, sha256) = body(sequence, &written);
         let batch = BatchName::open(Utc::now() - TimeDelta::days(1), opened, Codec::None);
         opened = Some(batch.opened);
@@ -47,7 +47,7 @@ fn two_thousand_batches_drain_in_little_memory_while_one_type_is_denied() {
     let setup = Setup::new(&aws);
     drop(setup.start());
     for log_type in ["env0-deployments", "env0-audits"] {
-        leave_backlog(&setup.spool().join(log_type), |sequence, file| {
+        leave_backlog(&setup.spool().join(log_type), BATCHES, |sequence, file| {
             let lines = (0..LINES).map(|line| event(&format!("{log_type}-{sequence}-{line}")) + "\n");
             let body: String = lines.collect();
             std::fs::write(file, &body).unwrap();
@@ -88,7 +88,7 @@ fn twenty_gib_in_two_thousand_batches_drain_in_little_memory() {
     // Holes: as large as any file to whoever reads them, and nothing on the disk.
     let hash = Sha256::of(&vec![0; BATCH_BYTES as usize]);
     for log_type in ["env0-deployments", "env0-audits"] {
-        leave_backlog(&setup.spool().join(log_type), |_, file| {
+        leave_backlog(&setup.spool().join(log_type), BATCHES, |_, file| {
             std::fs::File::create(file).unwrap().set_len(BATCH_BYTES).unwrap();
             (1, hash)
         });
@@ -108,6 +108,41 @@ fn twenty_gib_in_two_thousand_batches_drain_in_little_memory() {
     println!("drained in {:?}, peak memory {} MiB", started.elapsed(), peak >> 20);
     println!("{acknowledged} events acknowledged meanwhile, the slowest in {slowest:?}");
     assert!(peak < MEMORY_MAX_BYTES, "{peak} bytes");
+}
+
+#[test]
+#[ignore = "makes a million files: cargo test --test it -- --ignored --nocapture a_million_batches"]
+fn a_million_batches_start_in_the_memory_that_a_pod_has() {
+    const A_MILLION: u64 = 1_000_000;
+    /// A file system takes some 65,000 names of one file.
+    const NAMES_OF_ONE_FILE: u64 = 50_000;
+    /// Of the pod in `config/kubernetes`.
+    const POD_BYTES: u64 = 256 << 20;
+    let aws = LocalAws::start();
+    aws.s3.inject(Fault::access_denied());
+    let setup = Setup::new(&aws);
+    drop(setup.start());
+    let folder = setup.folder().to_owned();
+    let line = "{}\n";
+    leave_backlog(&setup.spool().join("env0-audits"), A_MILLION, |sequence, file| {
+        let body = folder.join(format!("body{}", sequence / NAMES_OF_ONE_FILE));
+        if !body.exists() {
+            std::fs::write(&body, line).unwrap();
+        }
+        std::fs::hard_link(&body, file).unwrap();
+        (1, Sha256::of(line.as_bytes()))
+    });
+    let started = Instant::now();
+    let daemon = setup.spawn_starting(free_address().parse().unwrap());
+    while daemon.admin_get("/readyz").is_none_or(|answer| answer.status != 200) {
+        assert!(started.elapsed() < Duration::from_secs(600), "it is not ready");
+        std::thread::yield_now();
+    }
+    println!("ready after {:?}", started.elapsed());
+    assert_eq!(spooled(&daemon, "env0-audits")["batches"], A_MILLION);
+    let peak = peak_memory(daemon.process_id());
+    println!("peak memory {} MiB", peak >> 20);
+    assert!(peak < POD_BYTES, "{peak} bytes");
 }
 
 #[test]

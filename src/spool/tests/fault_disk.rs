@@ -28,6 +28,8 @@ pub(crate) enum Op {
     Remove,
     SyncDir,
     List,
+    /// One name of a listing: where it fails, the listing lacks it and says nothing.
+    Entry,
     Write,
     Read,
     Truncate,
@@ -360,20 +362,21 @@ impl Disk for FaultDisk {
         )
     }
 
-    fn list(&self, path: &Path) -> io::Result<Vec<(String, u64)>> {
-        self.call(
-            Op::List,
-            path,
-            |_| {},
-            |tree| {
-                if !tree.folders.contains(path) {
-                    return Err(missing());
-                }
-                let inside = tree.names.iter().filter(|(name, _)| name.parent() == Some(path));
-                let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
-                Ok(inside.map(|(path, file)| (name(path), tree.files[*file].now().len() as u64)).collect())
-            },
-        )
+    fn visit(&self, path: &Path, each: &mut dyn FnMut(&str, u64)) -> io::Result<()> {
+        let tree = self.state().mounted;
+        let list = |tree: &mut Tree| {
+            if !tree.folders.contains(path) {
+                return Err(missing());
+            }
+            let inside = tree.names.iter().filter(|(name, _)| name.parent() == Some(path));
+            Ok(inside.map(|(path, file)| (path.clone(), tree.files[*file].now().len() as u64)).collect::<Vec<_>>())
+        };
+        for (path, bytes) in self.call_in(tree, Op::List, path, |_| {}, list)? {
+            if self.call_in(tree, Op::Entry, &path, |_| {}, |_| Ok(())).is_ok() {
+                each(&path.file_name().unwrap().to_string_lossy(), bytes);
+            }
+        }
+        Ok(())
     }
 }
 

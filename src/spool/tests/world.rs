@@ -149,12 +149,16 @@ impl World {
 
     /// Ends this life and opens the next; a fault at the start has passed at the second try.
     pub(crate) fn crash(&mut self, cut: Cut) {
+        self.crash_without_opening(cut);
+        self.open().unwrap();
+        self.check_stages();
+    }
+
+    pub(crate) fn crash_without_opening(&mut self, cut: Cut) {
         let ended = self.disk.clone();
         self.end();
         self.disk = ended.after(cut);
         self.forget_collisions();
-        self.open().unwrap();
-        self.check_stages();
     }
 
     /// A crash between another writer's 412 and the new name's fsync can't be told from one after a PUT that
@@ -202,7 +206,7 @@ impl World {
 
     fn receive(&mut self) {
         let Some(receivers) = &mut self.receivers else { return };
-        while let Ok(batch) = receivers[TYPE.index()].try_recv() {
+        while let Some(batch) = receivers[TYPE.index()].try_recv() {
             self.waiting.push(batch);
         }
     }

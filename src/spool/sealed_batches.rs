@@ -1,0 +1,50 @@
+//! The sealed batches of one log type, on their way to the flusher.
+
+use std::vec;
+
+use tokio::sync::mpsc::UnboundedReceiver;
+
+use crate::batch::{LogType, SealedName};
+use crate::spool::Batch;
+
+/// The sealed batches of one log type, oldest first: those found at the start, then each as it is sealed.
+#[derive(Debug)]
+pub struct SealedBatches {
+    log_type: LogType,
+    /// With the files' sizes. The start's own list, so that a million of them are in memory once.
+    found: vec::IntoIter<(SealedName, u64)>,
+    sealed: UnboundedReceiver<Batch>,
+}
+
+impl SealedBatches {
+    /// `found` is in the order of the chain.
+    pub(super) fn new(
+        log_type: LogType,
+        found: Vec<(SealedName, u64)>,
+        sealed: UnboundedReceiver<Batch>,
+    ) -> SealedBatches {
+        SealedBatches { log_type, found: found.into_iter(), sealed }
+    }
+
+    /// The next batch; waits for one. `None` once the spool is gone. None is lost where the wait is given up.
+    pub async fn recv(&mut self) -> Option<Batch> {
+        match self.next_found() {
+            None => self.sealed.recv().await,
+            found => found,
+        }
+    }
+
+    /// The next batch, where there is one now.
+    pub fn try_recv(&mut self) -> Option<Batch> {
+        self.next_found().or_else(|| self.sealed.try_recv().ok())
+    }
+
+    fn next_found(&mut self) -> Option<Batch> {
+        let (name, bytes) = self.found.next()?;
+        if self.found.as_slice().is_empty() {
+            // The memory of a long list is not kept until the end of the process.
+            self.found = Vec::new().into_iter();
+        }
+        Some(Batch::new(self.log_type, name, bytes))
+    }
+}
