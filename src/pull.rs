@@ -7,6 +7,7 @@
 //! [`api`] asks, `audits` and `deployments` decide what is new, `place` brings it into the spool and remembers durably how far that
 //! came. A start first compares the places with what a crash left in the spool ([`settle`]).
 
+mod alone;
 pub mod api;
 mod audits;
 mod deployments;
@@ -135,6 +136,8 @@ impl Parts {
     async fn run(self) {
         let Ok(organizations) = self.organizations().await else { return };
         self.settled.wait().await;
+        let sign = |organization: &String| alone::show_sign(&self.config, &self.pull, organization);
+        let _signs: Vec<_> = organizations.iter().map(sign).collect();
         let mut pulls = JoinSet::new();
         for organization in &organizations {
             for log_type in &self.pull.types {

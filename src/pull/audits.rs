@@ -143,6 +143,8 @@ impl Audits {
     /// Takes all that is new, up to now.
     pub(super) async fn round(&mut self) -> Result<(), RoundError> {
         let now = self.api.now();
+        // An answer that was too large once need not stay so.
+        self.page_events = PAGE_MAX_EVENTS;
         let mut start = self.place.memory.from;
         while start < now.timestamp_millis() {
             let end = start.saturating_add(self.width.num_milliseconds()).min(now.timestamp_millis());
@@ -237,15 +239,19 @@ impl Audits {
             return None;
         };
         let [id, timestamp] = members(json_of(line.json()), ID_AND_TIME);
-        let at = timestamp.and_then(millis);
-        if at.is_none() {
-            self.report
-                .odd_event(&answer.malformed("an event has no timestamp in RFC 3339; it is stored all the same"));
-        }
-        // Without a time it is remembered for as long as its window may be asked for again.
-        let at = at.unwrap_or(end - 1);
         let identity = Identity::new(&[], id, line.json());
-        (start..end).contains(&at).then_some(New { at, identity, line })
+        let at = match timestamp.and_then(millis) {
+            Some(at) => (start..end).contains(&at).then_some(at)?,
+            // Without a time it is remembered for as long as its window may be asked for again.
+            None => {
+                if !self.place.memory.taken.contains(&identity) {
+                    let lacks = "an event has no timestamp in RFC 3339; it is stored all the same";
+                    self.report.odd_event(&answer.malformed(lacks));
+                }
+                end
+            }
+        };
+        Some(New { at, identity, line })
     }
 
     async fn commit(&mut self, events: Vec<New>, mut memory: AuditMemory) -> Result<(), Stopped> {

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::json;
 
 use crate::harness::{Daemon, Setup, wait_until};
 use crate::local_aws::LocalAws;
+use crate::local_aws::issuer::now_seconds;
 use crate::local_env0::audits::{Event, event, event_without_id};
 use crate::local_env0::deployments::Environment;
 use crate::local_env0::{Fault, KEY, Key, LastKey, LocalEnv0, ORGANIZATION, Order, Shape};
@@ -429,4 +431,59 @@ fn check_tries_the_key_and_each_permission_and_says_what_env0_forwards_by_itself
     let finished = setup.run("check");
     assert_eq!(finished.code, Some(77), "{finished:?}");
     assert!(finished.stdout.contains("VIEW_AUDIT_LOGS") && !finished.stdout.contains(KEY.1), "{finished:?}");
+}
+
+#[test]
+fn two_daemons_of_one_host_that_pull_the_same_into_one_bucket_are_noticed() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let (first, second) = (setup(&aws, &env0), setup(&aws, &env0));
+    let first = first.start();
+    a_round_later(&first);
+    let second = second.start();
+    let said = "another daemon on this host pulls this organization into the same bucket";
+    wait_until("the second one says it", || second.log().text().contains(said));
+    assert!(!first.log().text().contains(said));
+}
+
+/// The kubelet's way to write a token: a folder of its own, to which `..data` points from one moment to the next.
+fn project(volume: &std::path::Path, version: &str, token: &str) {
+    std::fs::create_dir(volume.join(version)).unwrap();
+    std::fs::write(volume.join(version).join("token"), token).unwrap();
+    std::os::unix::fs::symlink(version, volume.join("..data_tmp")).unwrap();
+    std::fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
+}
+
+#[test]
+fn a_pods_service_account_token_of_another_issuer_is_enough_and_its_replacement_is_used() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let subject = "system:serviceaccount:logs:env0-s3-logs";
+    aws.sts.trust_subject(subject);
+    aws.sts.set_session_lifetime(Duration::from_secs(3));
+    let token = |hours: u64| {
+        aws.issuer.mint(json!({
+            "aud": ["sts.amazonaws.com"], "azp": null, "sub": subject, "exp": now_seconds() + hours * 3600,
+            "kubernetes.io": {"namespace": "logs", "pod": {"name": "env0-s3-logs-pull-0"}},
+        }))
+    };
+    // env0's issuer, as it is without a setting.
+    let setup = setup(&aws, &env0).unset("ENV0_OIDC_TOKEN").unset("ENV0_S3_LOG_OIDC_ISSUER");
+    let volume = setup.folder().join("volume");
+    std::fs::create_dir(&volume).unwrap();
+    let (first, second) = (token(1), token(2));
+    project(&volume, "..2026_11_29_1", &first);
+    std::os::unix::fs::symlink("..data/token", volume.join("token")).unwrap();
+    let setup = setup.set("ENV0_S3_LOG_OIDC_TOKEN_FILE", volume.join("token").to_str().unwrap());
+    let finished = setup.run("check");
+    let lines = format!("/:sub\": \"{subject}\"");
+    assert!(finished.stdout.contains(&lines) && finished.stdout.contains("sts.amazonaws.com"), "{finished:?}");
+    let daemon = setup.start();
+    env0.world().audits = vec![event(1, Utc::now())];
+    all_arrive_once(&aws, &env0);
+    assert!(aws.sts.exchanges().iter().any(|exchange| exchange.token == first && exchange.error.is_none()));
+    project(&volume, "..2026_11_29_2", &second);
+    std::fs::remove_dir_all(volume.join("..2026_11_29_1")).unwrap();
+    wait_until("the second token is exchanged", || aws.sts.exchanges().iter().any(|exchange| exchange.token == second));
+    env0.world().audits.push(event(2, Utc::now()));
+    all_arrive_once(&aws, &env0);
+    assert_eq!(daemon.log().count("ERROR", ""), 0, "{}", daemon.log().text());
 }

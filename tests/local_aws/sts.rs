@@ -75,6 +75,8 @@ struct Settings {
     expiration: Option<&'static str>,
     /// The `Date` of every answer.
     date: Option<&'static str>,
+    /// The `sub` of the trust policy, in place of [`SUBJECT`].
+    subject: Option<String>,
 }
 
 /// The STS endpoint.
@@ -98,6 +100,7 @@ impl Sts {
             in_its_place: None,
             expiration: None,
             date: None,
+            subject: None,
         };
         let sts = Arc::new(Sts {
             address: OnceLock::new(),
@@ -124,6 +127,11 @@ impl Sts {
     /// How many sessions were handed out.
     pub(crate) fn sessions_issued(&self) -> usize {
         self.exchanges().iter().filter(|exchange| exchange.error.is_none()).count()
+    }
+
+    /// The role's trust policy names this `sub` and no other.
+    pub(crate) fn trust_subject(&self, subject: &str) {
+        self.settings.lock().unwrap().subject = Some(subject.to_owned());
     }
 
     /// The role's MaxSessionDuration; 1 hour at the start.
@@ -263,7 +271,10 @@ impl Sts {
             return Err(StsError::new(400, "InvalidIdentityToken", "Incorrect token audience"));
         }
         let tagged = !claims["https://aws.amazon.com/tags"].is_null();
-        if role != ROLE_ARN || claims["sub"] != SUBJECT || (tagged && !settings.tag_session_allowed) {
+        if role != ROLE_ARN
+            || claims["sub"] != settings.subject.as_deref().unwrap_or(SUBJECT)
+            || (tagged && !settings.tag_session_allowed)
+        {
             return Err(StsError::not_authorized());
         }
         let session = Session::new(SystemTime::now() + settings.session_lifetime.unwrap_or(asked));

@@ -1,0 +1,31 @@
+//! Notices another daemon on this host that pulls the same into the same bucket.
+//!
+//! Both would store everything twice. A daemon elsewhere can't be noticed: env0 doesn't tell who else asks, and the role may
+//! not look into the bucket. The sign is a name that only one process at a time can hold, in this host's (or pod's)
+//! network namespace. Whoever else has taken the name can make the daemon warn in vain, but not stop it.
+
+use std::io;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+
+use crate::batch::Sha256;
+use crate::config::{Config, Pull};
+
+/// Holds the name until it is dropped.
+pub(super) struct Sign(#[expect(dead_code, reason = "held, not used")] Option<UnixDatagram>);
+
+/// Takes the name of what is pulled of `organization`; says so where another process has it.
+pub(super) fn show_sign(config: &Config, pull: &Pull, organization: &str) -> Sign {
+    let endpoint = config.endpoint_url_s3.as_deref().unwrap_or_default();
+    let parts = [&*pull.api_url, organization, endpoint, &*config.bucket_name, &*config.bucket_path];
+    let name = format!("env0-s3-logs/pull/{}", Sha256::of(parts.join("\n").as_bytes()));
+    let held = SocketAddr::from_abstract_name(name).and_then(|address| UnixDatagram::bind_addr(&address));
+    if held.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse) {
+        tracing::warn!(
+            organization,
+            "another daemon on this host pulls this organization into the same bucket: both store every event, so each \
+             is there twice; stop one of the two"
+        );
+    }
+    Sign(held.ok())
+}
