@@ -192,12 +192,16 @@ pub const VARIABLES: &[Variable] = &[
         "my-api-key-id",
         "Id of an env0 API key; with its secret, the daemon pulls from env0's API",
     ),
-    optional("ENV0_API_KEY_ID_FILE", "/run/secrets/env0-api-key-id", "A file that holds that id; read at start"),
+    optional(
+        "ENV0_API_KEY_ID_FILE",
+        "/run/secrets/env0-api-key-id",
+        "A file that holds that id; read again on SIGHUP and after a 401",
+    ),
     secret("ENV0_API_KEY_SECRET", "my-api-key-secret", "Secret of that API key"),
     optional(
         "ENV0_API_KEY_SECRET_FILE",
         "/run/secrets/env0-api-key-secret",
-        "A file that holds that secret; read at start",
+        "A file that holds that secret; read again on SIGHUP and after a 401",
     ),
     defaulted(
         "ENV0_S3_LOG_PULL",
