@@ -5,7 +5,7 @@
 //! SHA-256 of the bytes read back. Sealed batches are taken as their names say; S3 checks their bytes.
 
 use std::collections::BTreeSet;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
@@ -173,7 +173,7 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
     let path = folder.path(&SpoolName::Open(name));
     let mut survey = Survey::default();
     let read = folder.disk().open(&path).and_then(|mut file| {
-        survey.read(&mut *file, |_, _| Ok(()))?;
+        survey.read(&mut *file, u64::MAX, |_, _| Ok(()))?;
         Ok(file)
     });
     let mut file = match read {
@@ -189,7 +189,7 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
         }
     };
     if survey.foreign > 0 {
-        let foreign = survey.foreign;
+        let (foreign, end) = (survey.foreign, survey.whole_lines);
         disk::replace_with(
             folder.disk(),
             &folder.home().quarantine_dir(),
@@ -197,17 +197,17 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
             |aside| {
                 let aside_only =
                     |line: Line, bytes: &[u8]| if line == Line::Foreign { aside.write_all(bytes) } else { Ok(()) };
-                Survey::default().read(&mut *file, aside_only)
+                Survey::default().read(&mut *file, end, aside_only)
             },
         )?;
         survey = Survey::default();
         disk::replace_with(folder.disk(), &folder.dir, &SpoolName::Open(name).to_string(), |kept| {
-            survey.read(&mut *file, |line, bytes| if line == Line::Event { kept.write_all(bytes) } else { Ok(()) })
+            survey.read(&mut *file, end, |line, bytes| if line == Line::Event { kept.write_all(bytes) } else { Ok(()) })
         })?;
         tracing::error!(log_type = %folder.log_type, batch.name = %name, events = foreign, "a batch left by a crash holds lines that are no events; they are in quarantine, see config/README.md#quarantined");
         folder.count_set_aside(foreign);
     } else {
-        if survey.torn {
+        if survey.whole_lines < survey.read {
             file.truncate(survey.bytes)?;
         }
         file.sync()?;
@@ -219,22 +219,18 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
     Ok(Some(Closed { name, bytes, records, sha256, reason, file: None, refused, copy: None }))
 }
 
+/// What a whole line is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Line {
-    /// A whole line that is a JSON object.
+    /// A JSON object.
     Event,
-    /// A whole line that is not.
+    /// Anything else.
     Foreign,
-    /// The last line, without its newline.
-    Torn,
 }
 
 impl Line {
     fn of(bytes: &[u8]) -> Line {
-        if bytes.last() != Some(&b'\n') {
-            Line::Torn
-        } else if bytes.first() == Some(&b'{') && serde_json::from_slice::<&serde_json::value::RawValue>(bytes).is_ok()
-        {
+        if bytes.first() == Some(&b'{') && serde_json::from_slice::<&serde_json::value::RawValue>(bytes).is_ok() {
             Line::Event
         } else {
             Line::Foreign
@@ -249,27 +245,55 @@ struct Survey {
     records: u64,
     hasher: Sha256Hasher,
     foreign: u64,
-    torn: bool,
+    read: u64,
+    /// Up to the last newline; what is behind it is torn.
+    whole_lines: u64,
 }
 
 impl Survey {
-    /// Reads the file line by line, and hands each on; no more than a line and a buffer are in memory at once.
-    fn read(&mut self, file: &mut dyn DiskFile, mut each: impl FnMut(Line, &[u8]) -> io::Result<()>) -> io::Result<()> {
-        let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, Cursor::new(file));
-        let mut bytes = Vec::new();
-        while reader.read_until(b'\n', &mut bytes)? > 0 {
-            let line = Line::of(&bytes);
-            each(line, &bytes)?;
-            match line {
+    /// Reads the first `end` bytes of the file line by line, and hands each on. Of a line that can be no event, which a
+    /// hole makes as long as the file, only pieces are in memory and handed on; of any other no more than the line.
+    fn read(
+        &mut self,
+        file: &mut dyn DiskFile,
+        end: u64,
+        mut each: impl FnMut(Line, &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, Cursor::new(file).take(end));
+        let mut line = Vec::new();
+        let mut may_be_event = true;
+        loop {
+            let buffer = reader.fill_buf()?;
+            if buffer.is_empty() {
+                break;
+            }
+            let newline = buffer.iter().position(|byte| *byte == b'\n');
+            let piece = &buffer[..newline.map_or(buffer.len(), |at| at + 1)];
+            line.extend_from_slice(piece);
+            may_be_event &= line.first() == Some(&b'{') && !piece.contains(&0);
+            let read = piece.len();
+            reader.consume(read);
+            self.read += read as u64;
+            if newline.is_none() {
+                if !may_be_event {
+                    each(Line::Foreign, &line)?;
+                    line.clear();
+                }
+                continue;
+            }
+            self.whole_lines = self.read;
+            let kind = if may_be_event { Line::of(&line) } else { Line::Foreign };
+            each(kind, &line)?;
+            match kind {
                 Line::Event => {
-                    self.bytes += bytes.len() as u64;
+                    self.bytes += line.len() as u64;
                     self.records += 1;
-                    self.hasher.update(&bytes);
+                    self.hasher.update(&line);
                 }
                 Line::Foreign => self.foreign += 1,
-                Line::Torn => self.torn = true,
             }
-            bytes.clear();
+            line.clear();
+            may_be_event = true;
         }
         Ok(())
     }

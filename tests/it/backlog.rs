@@ -169,6 +169,23 @@ fn a_large_batch_that_a_crash_left_open_is_recovered_in_little_memory() {
     wait_until("it is delivered", || aws.s3.line_count() == LARGE_LINES - 1);
 }
 
+#[test]
+fn a_hole_that_a_crash_left_in_a_batch_is_never_in_memory_as_a_whole() {
+    const HOLE_BYTES: u64 = 300 << 20;
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_BYTES", "1GiB");
+    drop(setup.start());
+    let name = SpoolName::Open(BatchName::open(Utc::now(), None, Codec::None)).to_string();
+    let mut file = std::fs::File::create(setup.spool().join("env0-audits").join(name)).unwrap();
+    // The hole begins within a line, as it does where an append's last pages were not written.
+    std::io::Write::write_all(&mut file, b"{\"id\":1}\n{\"id\":2,\"mess").unwrap();
+    file.set_len(HOLE_BYTES).unwrap();
+    let daemon = setup.start();
+    let peak = peak_memory(daemon.process_id());
+    assert!(peak < MEMORY_MAX_BYTES, "{peak} bytes");
+    wait_until("the whole line is delivered", || aws.s3.line_count() == 1);
+}
+
 /// The spool's side of a log type in `/status`.
 fn spooled(daemon: &Daemon, log_type: &str) -> serde_json::Value {
     let status = daemon.admin_get("/status").unwrap().json();
