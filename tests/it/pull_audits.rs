@@ -294,7 +294,7 @@ fn a_daemon_whose_address_may_ask_for_nothing_is_told_of_the_allow_list() {
 }
 
 #[test]
-fn a_new_key_in_the_files_is_taken_by_itself_when_the_old_one_is_refused() {
+fn a_new_key_in_the_files_is_taken_when_the_old_one_is_refused_and_on_sighup() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let setup = setup(&aws, &env0).unset("ENV0_API_KEY_ID").unset("ENV0_API_KEY_SECRET");
     let (id, secret) = (setup.folder().join("id"), setup.folder().join("secret"));
@@ -310,6 +310,9 @@ fn a_new_key_in_the_files_is_taken_by_itself_when_the_old_one_is_refused() {
     a_round_later(&daemon);
     let log = daemon.log().text();
     assert!(log.contains("another API key was read") && !log.contains("canary"), "{log}");
+    std::fs::write(&id, "key-after-sighup").unwrap();
+    daemon.signal_hang_up();
+    wait_until("SIGHUP has it read, too", || daemon.log().text().contains("key-after-sighup"));
 }
 
 #[test]
