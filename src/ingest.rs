@@ -34,8 +34,9 @@ use crate::protocols::body::{BodyError, Limits, Lines};
 use crate::protocols::{Answer, BadCredentials, Encoding, Protocol, Refusal, by_type, empty_answer};
 use crate::spool::{AppendError, Spool};
 
-/// A body from this size on is scanned where it can't hold up other requests.
-const SCAN_ASIDE_BYTES: usize = 1024 * 1024;
+/// A body whose lines may become this large, so one of 1 MiB as a rule, is scanned where it can't hold up other
+/// requests.
+const SCAN_ASIDE_LINES_BYTES: usize = 4 * 1024 * 1024;
 /// A body that nobody wants is read and forgotten up to here, so that its sender reads the answer
 /// instead of a reset.
 const LINGER_MAX_BYTES: usize = 64 * 1024 * 1024;
@@ -88,13 +89,24 @@ impl Ingest {
         let max_lines_bytes = config.max_inflight_bytes.max(config.max_body_bytes.saturating_mul(MAX_GROWTH));
         // Connections are left for those who need little.
         let max_waiting = (config.max_connections / MAX_WAITING_PART).max(1);
+        let largest_event = config.max_event_bytes;
         let largest_body = config.max_body_bytes.saturating_add(inflate::MAX_BYTES_BESIDE);
         Arc::new(Ingest {
             spool,
             authenticator,
-            bodies: Memory::new(config.max_inflight_bytes, largest_body, max_waiting),
-            lines: Memory::new(config.max_inflight_bytes, max_lines_bytes, max_waiting),
-            tokens: Memory::new(TOKEN_BODIES_MAX_BYTES, TOKEN_BODY_MAX_BYTES, max_waiting),
+            bodies: Memory::new(
+                config.max_inflight_bytes,
+                largest_body,
+                inflate::bytes_for(largest_event),
+                max_waiting,
+            ),
+            lines: Memory::new(
+                config.max_inflight_bytes,
+                max_lines_bytes,
+                usual_lines_bytes(largest_event).saturating_add(copies_bytes(largest_event)),
+                max_waiting,
+            ),
+            tokens: Memory::new(TOKEN_BODIES_MAX_BYTES, TOKEN_BODY_MAX_BYTES, 0, max_waiting),
             limits: Limits {
                 max_event_bytes: config.max_event_bytes,
                 max_body_bytes: config.max_body_bytes,
@@ -274,8 +286,8 @@ impl Ingest {
         Ok(encoding)
     }
 
-    /// The request's events. Few grow more than usual on their way to lines; those are parsed again,
-    /// with room for the most that is allowed.
+    /// The request's events. All that is built of its body is charged first. Few grow more than usual on their way to
+    /// lines; those are parsed again, with room for the most that is allowed.
     async fn parse(
         &self,
         sender: &Sender<'_>,
@@ -284,36 +296,37 @@ impl Ingest {
         body: Received,
     ) -> Result<([Lines; 2], Held), Refusal> {
         let unpacked = sender.protocol.unpacked_bytes(sender.headers, &body.bytes).min(self.max_body_bytes);
+        let length = body.bytes.len().max(unpacked);
         let most = self.limits.max_lines_bytes.saturating_sub(unpacked);
-        let usual = USUAL_LINES_LEAST_BYTES + USUAL_GROWTH * body.bytes.len().max(unpacked);
+        let usual = usual_lines_bytes(length).min(most);
+        let mut charge = Charge::after(body.waited());
         let body = Arc::new(body);
-        let parse = |max_lines_bytes| {
+        let beside_lines = unpacked + copies_bytes(length.min(self.limits.max_event_bytes));
+        for max_lines_bytes in [usual, most] {
+            let needs = beside_lines + max_lines_bytes;
+            self.lines.charge(lane, &mut charge, needs, needs).await?;
+            let waited = charge.waited;
             let limits = Limits { max_lines_bytes, ..self.limits };
-            self.parse_within(limits, unpacked, sender, decided, lane, &body)
-        };
-        match parse(usual.min(most)).await {
-            Err(Refusal::Body(BodyError::LinesTooLarge { .. })) if usual < most => parse(most).await,
-            outcome => outcome,
+            match self.scan(limits, sender, decided, &body, charge).await {
+                Err(Refusal::Body(BodyError::LinesTooLarge { .. })) if max_lines_bytes < most => {}
+                outcome => return outcome,
+            }
+            charge = Charge::after(waited);
         }
+        Err(Refusal::Body(BodyError::LinesTooLarge { limit_bytes: most }))
     }
 
-    /// The request's events, where all that is built of its body stays within `limits`. That is charged first; what it
-    /// turns out not to need is given back.
-    async fn parse_within(
+    /// The request's events, where all that is built of its body stays within `limits`. What it turns out not to need
+    /// of `charge` is given back.
+    async fn scan(
         &self,
         limits: Limits,
-        unpacked_bytes: usize,
         sender: &Sender<'_>,
         decided: Option<LogType>,
-        lane: Lane,
         body: &Arc<Received>,
+        mut charge: Charge,
     ) -> Result<([Lines; 2], Held), Refusal> {
         let Sender { protocol, uri, headers, .. } = *sender;
-        let length = body.bytes.len().max(unpacked_bytes);
-        // A line is copied once more where it is changed.
-        let needs = unpacked_bytes + limits.max_lines_bytes + 2 * length.min(limits.max_event_bytes);
-        let mut charge = Charge::default();
-        self.lines.charge(lane, &mut charge, needs, needs).await?;
         let (body, default_type) = (Arc::clone(body), self.default_type);
         let scan = move |uri: &Uri, headers: &HeaderMap| {
             let parts = protocol.events(uri, headers, body.bytes.clone(), crate::batch::now(), &limits)?;
@@ -321,9 +334,9 @@ impl Ingest {
             let as_sent = |lines: &Lines| body.bytes.as_ptr_range().contains(&lines.bytes.as_ptr());
             charge.shrink_to(lines.iter().filter(|lines| !as_sent(lines)).map(|lines| lines.bytes.len()).sum());
             let body = lines.iter().any(as_sent).then_some(body);
-            Ok((lines, Held { _body: body, _lines: charge }))
+            Ok((lines, Held { _body: body, lines: charge }))
         };
-        if length < SCAN_ASIDE_BYTES {
+        if limits.max_lines_bytes < SCAN_ASIDE_LINES_BYTES {
             return scan(uri, headers);
         }
         let (uri, headers) = (uri.clone(), headers.clone());
@@ -346,6 +359,16 @@ impl Ingest {
     }
 }
 
+/// What the lines of almost every body of `bytes` take.
+fn usual_lines_bytes(bytes: usize) -> usize {
+    USUAL_LINES_LEAST_BYTES.saturating_add(USUAL_GROWTH.saturating_mul(bytes))
+}
+
+/// What a line of `bytes` takes beside itself while it is built: it is copied once more where it is changed.
+fn copies_bytes(bytes: usize) -> usize {
+    bytes.saturating_mul(2)
+}
+
 /// What there is of a request once all of it has been read.
 enum Taken {
     /// What it is answered with.
@@ -358,7 +381,7 @@ enum Taken {
 struct Held {
     /// Where lines are stored as they were sent.
     _body: Option<Arc<Received>>,
-    _lines: Charge,
+    lines: Charge,
 }
 
 /// [`Ingest::handle`], as soon as there is a front; 503 where that takes more than 5 s.

@@ -21,7 +21,7 @@ impl Ingest {
     /// Appends to each log type's batch at the same time; refused as a whole, before anything is
     /// written, when one of them is full or its disk fails.
     ///
-    /// A request that no writer has begun with within 5 s is withdrawn and refused. One that is being written
+    /// A request that no writer has begun with within 5 s, what it waited for memory included, is withdrawn and refused. One that is being written
     /// waits for the disk, however long that takes: nobody knows yet whether it is stored, and a sender that is
     /// refused sends again.
     pub(super) async fn append(&self, lines: [Lines; 2], held: Held) -> Result<Accepted, Refusal> {
@@ -34,6 +34,7 @@ impl Ingest {
             rooms[log_type.index()] =
                 Some(self.spool.take_room(log_type, lines.bytes.len() as u64).map_err(not_taken)?);
         }
+        let hold = HOLD.saturating_sub(held.lines.waited);
         let claim: Arc<Claim<dyn Send + Sync>> = Arc::new(Claim::new(held));
         let [deployments, audits] = LogType::ALL.map(|log_type| {
             let lines = &lines[log_type.index()];
@@ -43,10 +44,10 @@ impl Ingest {
         });
         // Together, because an answer may carry those of requests that wait for one log type alone.
         let mut both = pin!(join(deployments, audits));
-        let (deployments, audits) = match tokio::time::timeout(HOLD, &mut both).await {
+        let (deployments, audits) = match tokio::time::timeout(hold, &mut both).await {
             Ok(outcomes) => outcomes,
             Err(_) if claim.withdraw() => {
-                let reason = format!("an earlier write takes longer than {} s", HOLD.as_secs());
+                let reason = format!("an earlier write takes longer than {} s", hold.as_secs());
                 return Err(not_taken(AppendError::Disk(reason)));
             }
             Err(_) => both.await,

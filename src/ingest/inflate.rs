@@ -18,6 +18,12 @@ const ZSTD_BYTES: usize = 256 * 1024;
 /// The most that inflating takes beside its output.
 pub(super) const MAX_BYTES_BESIDE: usize = ZSTD_BYTES + ZSTD_WINDOW_MAX_BYTES;
 
+/// What inflating a body of `bytes` takes, its output included: memory for the output is doubled as it grows.
+pub(super) fn bytes_for(bytes: usize) -> usize {
+    let output = bytes.saturating_mul(2);
+    output.saturating_add(ZSTD_BYTES + output.min(ZSTD_WINDOW_MAX_BYTES))
+}
+
 /// Inflates one body.
 pub(super) struct Inflater {
     encoding: Encoding,

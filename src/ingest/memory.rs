@@ -2,32 +2,38 @@
 //!
 //! 1. Bodies and the lines that are built of them have a memory each. A request takes of the first, then of the second,
 //!    then waits for the disk; never the other way.
-//! 2. Every kind of sender ([`Lane`]) has a share that no other can take. A small part is free for all. The rest is for
-//!    turns.
+//! 2. Every kind of sender ([`Lane`]) has a share that no other can take; that of audit events has room for the largest
+//!    one. A small part is free for all. The rest is for turns.
 //! 3. Memory is charged before it is allocated: of the lane's share, else of what is free for all.
 //! 4. Where neither has room, a request takes a turn: all that it may still need, at once, in the order in which
 //!    requests came to ask. Until then its body stays unread.
 //! 5. Who waits for a turn has none of the memory for turns, and who has a turn waits for no more of it: so every turn
 //!    ends, and the next one begins.
-//! 6. Who has a turn for which others wait has to hurry (`receive.rs`).
-//! 7. A turn that doesn't come within [`HOLD`] is a 503; so, at once, is one for which too many others wait: a
-//!    connection stays open for each of them, even where the client is gone.
-//! 8. What a request turns out not to need is given back at once, the rest when the disk has its events.
+//! 6. Audit events get the next turn, whoever else waits.
+//! 7. Who has a turn for which others wait has to hurry, and more so where audit events wait (`receive.rs`).
+//! 8. A request waits for at most [`HOLD`] in all; then it is a 503. So, at once, is one for which too many others
+//!    wait: a connection stays open for each of them, even where the client is gone.
+//! 9. What a request turns out not to need is given back at once, the rest when the disk has its events.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use futures_util::FutureExt;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use crate::batch::LogType;
 use crate::ingest::auth::Identity;
 use crate::protocols::Refusal;
 
-/// How long memory, an fsync or a start may hold a request before it becomes a 503.
+/// How long memory and an fsync together, or a start, may hold a request before it becomes a 503.
 pub const HOLD: Duration = Duration::from_secs(5);
-/// Each lane's part of a memory.
+/// Each lane's part of a memory, but that of audit events.
 const SHARE: usize = 32;
+/// The most of a memory that the share of audit events may be.
+const AUDITS_SHARE: usize = 4;
 
 /// Kinds of senders that can't take each other's share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +69,11 @@ pub struct Memory {
     free: Arc<Semaphore>,
     turns: Arc<Semaphore>,
     turns_bytes: u32,
+    /// Of those who don't send audit events, one at a time waits among those who do, and lets them pass.
+    others: Semaphore,
+    audit_came: Notify,
     waiting: AtomicUsize,
+    audits_waiting: AtomicUsize,
     max_waiting: usize,
 }
 
@@ -73,9 +83,16 @@ pub struct Charge {
     /// Of the lane's share, and of what is free for all.
     small: [Option<OwnedSemaphorePermit>; 2],
     turn: Option<OwnedSemaphorePermit>,
+    /// For how long its request has waited by now.
+    pub waited: Duration,
 }
 
 impl Charge {
+    /// Of another memory, for a request that has waited for so long already.
+    pub fn after(waited: Duration) -> Charge {
+        Charge { waited, ..Charge::default() }
+    }
+
     /// Whether all is charged that the request may need.
     pub fn has_turn(&self) -> bool {
         self.turn.is_some()
@@ -100,18 +117,24 @@ fn permits(permit: &Option<OwnedSemaphorePermit>) -> usize {
 
 impl Memory {
     /// For `bytes` in all, 4 GiB at most, of which one request may need `largest_bytes`. One that needs more than there
-    /// is for turns gets all of that: any one is served alone. At most `max_waiting` requests wait for a turn.
-    pub fn new(bytes: usize, largest_bytes: usize, max_waiting: usize) -> Memory {
+    /// is for turns gets all of that: any one is served alone. The largest audit event needs `audit_bytes`. At most
+    /// `max_waiting` requests wait for a turn, and as many of audit events.
+    pub fn new(bytes: usize, largest_bytes: usize, audit_bytes: usize, max_waiting: usize) -> Memory {
         let bytes = bytes.min(u32::MAX as usize);
-        let common = bytes - LANES * (bytes / SHARE);
+        let mut shares = [bytes / SHARE; LANES];
+        shares[Lane::Audits as usize] = audit_bytes.clamp(bytes / SHARE, bytes / AUDITS_SHARE);
+        let common = bytes - shares.iter().sum::<usize>();
         let turns = (common / 2).max(largest_bytes).min(common);
         let semaphore = |bytes| Arc::new(Semaphore::new(bytes));
         Memory {
-            shares: std::array::from_fn(|_| semaphore(bytes / SHARE)),
+            shares: shares.map(semaphore),
             free: semaphore(common - turns),
             turns: semaphore(turns),
             turns_bytes: u32::try_from(turns).unwrap_or(u32::MAX),
+            others: Semaphore::new(1),
+            audit_came: Notify::new(),
             waiting: AtomicUsize::new(0),
+            audits_waiting: AtomicUsize::new(0),
             max_waiting,
         }
     }
@@ -134,7 +157,7 @@ impl Memory {
         let all = u32::try_from(may_need).unwrap_or(u32::MAX).min(self.turns_bytes);
         held.turn = Some(match Arc::clone(&self.turns).try_acquire_many_owned(all) {
             Ok(permit) => permit,
-            Err(_) => self.wait_for_turn(all).await?,
+            Err(_) => self.wait_for_turn(lane, all, &mut held.waited).await?,
         });
         Ok(())
     }
@@ -147,26 +170,62 @@ impl Memory {
         Ok(Charge { turn: Some(turn), ..Charge::default() })
     }
 
-    async fn wait_for_turn(&self, bytes: u32) -> Result<OwnedSemaphorePermit, Refusal> {
-        let waiting = self.waiting.fetch_add(1, Ordering::Relaxed);
+    async fn wait_for_turn(
+        &self,
+        lane: Lane,
+        bytes: u32,
+        waited: &mut Duration,
+    ) -> Result<OwnedSemaphorePermit, Refusal> {
+        let waiting = if lane == Lane::Audits { &self.audits_waiting } else { &self.waiting };
+        let before = waiting.fetch_add(1, Ordering::Relaxed);
         // Also where the connection is closed, and this is dropped.
-        let _waits = Waits(&self.waiting);
-        if waiting >= self.max_waiting {
+        let _waits = Waits(waiting);
+        if before >= self.max_waiting {
             return Err(in_use());
         }
-        match tokio::time::timeout(HOLD, Arc::clone(&self.turns).acquire_many_owned(bytes)).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(in_use()),
+        let since = Instant::now();
+        let turn = tokio::time::timeout(HOLD.saturating_sub(*waited), self.turn(lane, bytes)).await;
+        *waited += since.elapsed();
+        turn.ok().flatten().ok_or_else(in_use)
+    }
+
+    /// `None` never comes: no semaphore is closed.
+    async fn turn(&self, lane: Lane, bytes: u32) -> Option<OwnedSemaphorePermit> {
+        let in_line = || Arc::clone(&self.turns).acquire_many_owned(bytes);
+        if lane == Lane::Audits {
+            let mut turn = pin!(in_line());
+            if let Some(turn) = turn.as_mut().now_or_never() {
+                return turn.ok();
+            }
+            // It is in the line by now.
+            self.audit_came.notify_waiters();
+            return turn.await.ok();
+        }
+        let _first = self.others.acquire().await.ok()?;
+        loop {
+            let audit_came = self.audit_came.notified();
+            tokio::select! {
+                biased;
+                turn = in_line() => return turn.ok(),
+                // To the end of the line.
+                () = audit_came => {}
+            }
         }
     }
 
     /// Whether a request waits for its turn.
     pub fn is_awaited(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
+        self.waiting.load(Ordering::Relaxed) > 0 || self.audits_are_waiting()
+    }
+
+    /// Whether audit events wait for their turn.
+    pub fn audits_are_waiting(&self) -> bool {
+        self.audits_waiting.load(Ordering::Relaxed) > 0
     }
 }
 
-fn in_use() -> Refusal {
+/// Why a request is refused that got no memory.
+pub fn in_use() -> Refusal {
     let reason = "the memory for requests is in use (ENV0_S3_LOG_MAX_INFLIGHT_BYTES)".to_owned();
     Refusal::Unavailable { reason, retry_after_seconds: 1 }
 }
@@ -181,13 +240,11 @@ impl Drop for Waits<'_> {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt;
-
     use super::*;
 
     /// Of 3200 bytes: 100 for each lane, 400 free for all, 2400 for turns.
     fn memory(max_waiting: usize) -> Memory {
-        Memory::new(3200, 2400, max_waiting)
+        Memory::new(3200, 2400, 0, max_waiting)
     }
 
     /// A charge that is there at once.
@@ -239,7 +296,7 @@ mod tests {
     async fn a_turn_that_does_not_come_is_refused_after_5_s_and_at_once_where_too_many_wait() {
         let memory = memory(1);
         let _all = at_once(&memory, Lane::Oidc, 2400, 2400).unwrap();
-        let since = tokio::time::Instant::now();
+        let since = Instant::now();
         let (mut first, mut second) = (Charge::default(), Charge::default());
         let mut waits = std::pin::pin!(memory.charge(Lane::Oidc, &mut first, 1000, 1000));
         assert!(waits.as_mut().now_or_never().is_none());
@@ -248,6 +305,50 @@ mod tests {
         assert_eq!(since.elapsed(), Duration::ZERO);
         assert!(waits.await.is_err());
         assert_eq!(since.elapsed(), HOLD);
+    }
+
+    #[tokio::test]
+    async fn the_largest_audit_event_fits_the_share_of_audit_events() {
+        let memory = Memory::new(3200, 2400, 700, 8);
+        let _all = [(100, 100), (1, 2400)].map(|(bytes, may_need)| at_once(&memory, Lane::Oidc, bytes, may_need));
+        assert!(at_once(&memory, Lane::Audits, 700, 700).is_some());
+        assert!(at_once(&memory, Lane::Audits, 701, 701).is_none());
+        assert!(at_once(&Memory::new(3200, 2400, 5000, 8), Lane::Oidc, 2100, 2100).is_some(), "a quarter at most");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn audit_events_get_the_next_turn_whoever_waits() {
+        let memory = Arc::new(memory(64));
+        let held = at_once(&memory, Lane::Oidc, 2400, 2400).unwrap();
+        let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let mut senders = Vec::new();
+        for lane in [Lane::Oidc, Lane::Deployments, Lane::Audits, Lane::Untold, Lane::Audits] {
+            let (memory, order) = (memory.clone(), order.clone());
+            senders.push(tokio::spawn(async move {
+                let mut charge = Charge::default();
+                memory.charge(lane, &mut charge, 1000, 2400).await.unwrap();
+                order.lock().unwrap().push(lane);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(memory.audits_are_waiting());
+        drop(held);
+        for sender in senders {
+            sender.await.unwrap();
+        }
+        use Lane::*;
+        assert_eq!(*order.lock().unwrap(), [Audits, Audits, Oidc, Deployments, Untold]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_waits_5_s_in_all() {
+        let memory = memory(8);
+        let _all = at_once(&memory, Lane::Oidc, 2400, 2400).unwrap();
+        let since = Instant::now();
+        let mut charge = Charge::after(Duration::from_secs(3));
+        assert!(memory.charge(Lane::Audits, &mut charge, 1000, 1000).await.is_err());
+        assert_eq!(since.elapsed(), HOLD - Duration::from_secs(3));
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::ingest::inflate::Inflater;
-use crate::ingest::memory::{Charge, Lane, Memory};
+use crate::ingest::memory::{Charge, Lane, Memory, in_use};
 use crate::protocols::{Encoding, Refusal};
 
 /// Without a byte of the body.
@@ -21,8 +21,10 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(300);
 const LEAST: Pace = Pace { first: Duration::from_secs(30), bytes_per_second: 1024 };
 /// The same for one that has a turn in memory for which others wait.
 const LEAST_IN_DEMAND: Pace = Pace { first: Duration::from_secs(10), bytes_per_second: 64 * 1024 };
-/// How often a body that is slower than that is looked at again.
-const DEMAND_INTERVAL: Duration = Duration::from_secs(1);
+/// All the time that a body may keep a turn in memory for which audit events wait.
+const AUDITS_PATIENCE: Duration = Duration::from_secs(2);
+/// How often a body that has a turn is looked at.
+const DEMAND_INTERVAL: Duration = Duration::from_millis(250);
 /// A smaller body is not charged: a connection is counted as if it always had one.
 pub const UNCHARGED_BYTES: usize = 4 * 1024;
 /// What most bodies inflate to at most, in times of what was sent.
@@ -57,10 +59,16 @@ pub struct Received {
 }
 
 impl Received {
+    /// For how long it has waited for memory.
+    pub fn waited(&self) -> Duration {
+        self.charge.waited
+    }
+
     /// Without one more layer of compression; an error where it isn't whole.
     pub async fn inflate(self, encoding: Encoding, terms: &Terms<'_>) -> Result<Received, Refusal> {
         let Some(mut inflater) = Inflater::new(encoding) else { return Ok(self) };
         let mut buffer = Buffer::new(terms.limit.saturating_add(1));
+        buffer.charge.waited = self.charge.waited;
         if self.charge.has_turn() {
             // Who has a turn waits for no other.
             let may_need = buffer.most.saturating_add(inflater.bytes_beside(buffer.most));
@@ -232,10 +240,12 @@ impl Clock {
         let now = Instant::now();
         let begun = *self.begun.get_or_insert(now);
         let end = (now + STALL_TIMEOUT).min(begun + BODY_TIMEOUT).min(LEAST.due(begun, sent));
-        let mut look = end;
+        let (mut look, mut due, mut due_for_audits) = (end, end, end);
         if has_turn {
             let (since, before) = *self.turn.get_or_insert((now, sent));
-            look = end.min(LEAST_IN_DEMAND.due(since, sent - before).max(now + DEMAND_INTERVAL));
+            due = LEAST_IN_DEMAND.due(since, sent - before);
+            due_for_audits = if terms.lane == Lane::Audits { due } else { since + AUDITS_PATIENCE };
+            look = end.min(due.min(due_for_audits).max(now + DEMAND_INTERVAL));
         }
         loop {
             let frame = tokio::select! {
@@ -245,7 +255,9 @@ impl Clock {
             };
             match frame {
                 Ok(frame) => return Ok(frame),
-                Err(_) if look >= end || terms.memory.is_awaited() => return Err(Refusal::BodyTimeout),
+                Err(_) if look >= end => return Err(Refusal::BodyTimeout),
+                Err(_) if look >= due_for_audits && terms.memory.audits_are_waiting() => return Err(in_use()),
+                Err(_) if look >= due && terms.memory.is_awaited() => return Err(Refusal::BodyTimeout),
                 Err(_) => look = end.min(look + DEMAND_INTERVAL),
             }
         }
@@ -280,7 +292,7 @@ mod tests {
         let service = service_fn(move |request: Request<Incoming>| {
             let ended = ended.clone();
             async move {
-                let (memory, stop) = (Memory::new(BYTES, BYTES, 1), CancellationToken::new());
+                let (memory, stop) = (Memory::new(BYTES, BYTES, 0, 1), CancellationToken::new());
                 let terms = Terms { limit: BYTES, memory: &memory, lane: Lane::Audits, stop: &stop };
                 let outcome = read(&mut request.into_body(), Encoding::Identity, &terms).await;
                 ended.send(outcome.map(|received| received.bytes)).unwrap();

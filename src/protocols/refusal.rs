@@ -36,7 +36,10 @@ pub enum Refusal {
         reason: String,
     },
     /// 408
-    #[error("the body did not arrive in time: at most 30 s without a byte, 5 minutes in all")]
+    #[error(
+        "the body did not arrive in time: at most 30 s without a byte, 5 minutes in all, at least 1 KiB a second after \
+         30 s, and 64 KiB a second after 10 s while others wait for memory"
+    )]
     BodyTimeout,
     /// 411: neither a length nor chunks, so that there is no body, whatever was meant to be one.
     #[error("a POST without Content-Length and without chunks has no body: send one of them")]

@@ -13,6 +13,8 @@ use crate::batch::LogType;
 /// What a change of the log type from one line to the next takes in memory until the lines are in the spool. Counted
 /// as bytes of lines: the shortest events that name their type are half as long.
 const RUN_BYTES: usize = 160;
+/// Memory for lines grows by doubling up to here.
+const DOUBLED_MAX_BYTES: usize = 512 * 1024;
 
 /// Collects the lines of one request. They split into one part for each run of events whose sender names the same log
 /// type.
@@ -117,10 +119,15 @@ impl LineWriter {
         write: impl FnOnce(&mut Line<'_>) -> io::Result<()>,
     ) -> Result<(), BodyError> {
         let start = self.bytes.len();
-        let limit_bytes = self.limits.max_event_bytes;
+        let Limits { max_event_bytes, max_lines_bytes, .. } = self.limits;
+        let left = max_lines_bytes.saturating_sub(start);
+        let limit_bytes = max_event_bytes.min(left);
         // Nothing but the cap makes writing to memory fail.
-        let too_large = |_| BodyError::EventTooLarge { event: self.records, limit_bytes };
-        let mut line = Line::new(&mut self.bytes, limit_bytes);
+        let too_large = |_| match limit_bytes < max_event_bytes {
+            true => BodyError::LinesTooLarge { limit_bytes: max_lines_bytes },
+            false => BodyError::EventTooLarge { event: self.records, limit_bytes },
+        };
+        let mut line = Line::new(&mut self.bytes, limit_bytes, max_lines_bytes + 1);
         write(&mut line).map_err(too_large)?;
         let replaced = line.replaced + std::mem::take(&mut self.replaced);
         if !is_one_line(&self.bytes[start..]) {
@@ -130,7 +137,8 @@ impl LineWriter {
         let redacted = self.limits.redact && redact::may_hold_secret(&self.bytes[start..]) && {
             let line = self.bytes.split_off(start);
             let secrets = redact::secrets(&line);
-            redact::write_without(&line, &secrets, &mut Line::new(&mut self.bytes, limit_bytes)).map_err(too_large)?;
+            redact::write_without(&line, &secrets, &mut Line::new(&mut self.bytes, limit_bytes, max_lines_bytes + 1))
+                .map_err(too_large)?;
             !secrets.is_empty()
         };
         self.bytes.push(b'\n');
@@ -169,7 +177,7 @@ impl LineWriter {
     pub fn part(&mut self, write: impl FnOnce(&mut Line<'_>) -> io::Result<()>) -> Result<Vec<u8>, BodyError> {
         let limit_bytes = self.limits.max_event_bytes;
         let mut part = Vec::new();
-        let mut line = Line::new(&mut part, limit_bytes);
+        let mut line = Line::new(&mut part, limit_bytes, limit_bytes);
         write(&mut line).map_err(|_| BodyError::EventTooLarge { event: self.records, limit_bytes })?;
         self.replaced += line.replaced;
         Ok(part)
@@ -199,13 +207,25 @@ impl LineWriter {
 pub struct Line<'a> {
     bytes: &'a mut Vec<u8>,
     end: usize,
+    /// All that `bytes` may come to hold.
+    most: usize,
     replaced: u64,
 }
 
 impl<'a> Line<'a> {
-    fn new(bytes: &'a mut Vec<u8>, limit_bytes: usize) -> Self {
+    fn new(bytes: &'a mut Vec<u8>, limit_bytes: usize, most: usize) -> Self {
         let end = bytes.len() + limit_bytes;
-        Line { bytes, end, replaced: 0 }
+        Line { bytes, end, most, replaced: 0 }
+    }
+
+    /// Doubling large memory would need half as much again while it is copied. Reserved all at once, what isn't
+    /// written to is no memory yet.
+    #[cold]
+    fn grow(&mut self) {
+        let len = self.bytes.len();
+        if len >= DOUBLED_MAX_BYTES {
+            self.bytes.reserve_exact(self.most.saturating_sub(len));
+        }
     }
 
     /// A JSON string. Bytes that are not UTF-8 become U+FFFD and are counted.
@@ -227,6 +247,9 @@ impl Write for Line<'_> {
     fn write_all(&mut self, chunk: &[u8]) -> io::Result<()> {
         if chunk.len() > self.end - self.bytes.len() {
             return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        if chunk.len() > self.bytes.capacity() - self.bytes.len() {
+            self.grow();
         }
         self.bytes.extend_from_slice(chunk);
         Ok(())
