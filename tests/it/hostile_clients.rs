@@ -231,7 +231,9 @@ fn small_memory(aws: &LocalAws) -> Setup {
 
 /// A request that needs more memory than is left, by so little that the holder of the rest never waits for it.
 fn needs_memory() -> Upload {
-    Upload::post(AUDITS).bearer(TOKEN).body(format!("{{\"id\":\"waits\",\"message\":\"{}\"}}", "y".repeat(18 * 1024)))
+    Upload::post(DEPLOYMENTS)
+        .bearer(TOKEN)
+        .body(format!("{{\"id\":\"waits\",\"message\":\"{}\"}}", "y".repeat(18 * 1024)))
 }
 
 #[test]
