@@ -121,13 +121,15 @@ impl LineWriter {
         let start = self.bytes.len();
         let Limits { max_event_bytes, max_lines_bytes, .. } = self.limits;
         let left = max_lines_bytes.saturating_sub(start);
+        // With the `\n`, where there is a number for it.
+        let with_end = max_lines_bytes.saturating_add(1);
         let limit_bytes = max_event_bytes.min(left);
         // Nothing but the cap makes writing to memory fail.
         let too_large = |_| match limit_bytes < max_event_bytes {
             true => BodyError::LinesTooLarge { limit_bytes: max_lines_bytes },
             false => BodyError::EventTooLarge { event: self.records, limit_bytes },
         };
-        let mut line = Line::new(&mut self.bytes, limit_bytes, max_lines_bytes + 1);
+        let mut line = Line::new(&mut self.bytes, limit_bytes, with_end);
         write(&mut line).map_err(too_large)?;
         let replaced = line.replaced + std::mem::take(&mut self.replaced);
         if !is_one_line(&self.bytes[start..]) {
@@ -137,7 +139,7 @@ impl LineWriter {
         let redacted = self.limits.redact && redact::may_hold_secret(&self.bytes[start..]) && {
             let line = self.bytes.split_off(start);
             let secrets = redact::secrets(&line);
-            redact::write_without(&line, &secrets, &mut Line::new(&mut self.bytes, limit_bytes, max_lines_bytes + 1))
+            redact::write_without(&line, &secrets, &mut Line::new(&mut self.bytes, limit_bytes, with_end))
                 .map_err(too_large)?;
             !secrets.is_empty()
         };
