@@ -30,9 +30,9 @@ use crate::protocols::Refusal;
 
 /// How long memory and an fsync together, or a start, may hold a request before it becomes a 503.
 pub const HOLD: Duration = Duration::from_secs(5);
-/// Each lane's part of a memory, but that of audit events.
+/// Each lane but that of audit events has a share of so much: the memory divided by this.
 const SHARE: usize = 32;
-/// The most of a memory that the share of audit events may be.
+/// The share of audit events is at most the memory divided by this.
 const AUDITS_SHARE: usize = 4;
 
 /// Kinds of senders that can't take each other's share.
@@ -69,7 +69,7 @@ pub struct Memory {
     free: Arc<Semaphore>,
     turns: Arc<Semaphore>,
     turns_bytes: u32,
-    /// Of those who don't send audit events, one at a time waits among those who do, and lets them pass.
+    /// One request without audit events at a time is in the line for a turn; it goes to the end when audit events come.
     others: Semaphore,
     audit_came: Notify,
     waiting: AtomicUsize,
@@ -88,7 +88,7 @@ pub struct Charge {
 }
 
 impl Charge {
-    /// Of another memory, for a request that has waited for so long already.
+    /// Nothing yet, for a request that has already waited for so long, for another memory perhaps.
     pub fn after(waited: Duration) -> Charge {
         Charge { waited, ..Charge::default() }
     }
@@ -167,7 +167,7 @@ impl Memory {
         let most = (self.turns_bytes as usize).saturating_sub(permits(&first.turn));
         let bytes = u32::try_from(may_need.min(most)).unwrap_or(u32::MAX);
         let turn = Arc::clone(&self.turns).try_acquire_many_owned(bytes).map_err(|_| in_use())?;
-        Ok(Charge { turn: Some(turn), ..Charge::default() })
+        Ok(Charge { turn: Some(turn), ..Charge::after(first.waited) })
     }
 
     async fn wait_for_turn(
@@ -349,6 +349,15 @@ mod tests {
         let mut charge = Charge::after(Duration::from_secs(3));
         assert!(memory.charge(Lane::Audits, &mut charge, 1000, 1000).await.is_err());
         assert_eq!(since.elapsed(), HOLD - Duration::from_secs(3));
+    }
+
+    #[tokio::test]
+    async fn a_second_turn_does_not_begin_the_wait_anew() {
+        let memory = memory(8);
+        let mut first = Charge::after(Duration::from_secs(3));
+        memory.charge(Lane::Audits, &mut first, 1000, 1000).await.unwrap();
+        assert!(first.has_turn());
+        assert_eq!(memory.second_turn(&first, 1000).unwrap().waited, Duration::from_secs(3));
     }
 
     #[tokio::test]

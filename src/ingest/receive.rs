@@ -68,12 +68,13 @@ impl Received {
     pub async fn inflate(self, encoding: Encoding, terms: &Terms<'_>) -> Result<Received, Refusal> {
         let Some(mut inflater) = Inflater::new(encoding) else { return Ok(self) };
         let mut buffer = Buffer::new(terms.limit.saturating_add(1));
-        buffer.charge.waited = self.charge.waited;
-        if self.charge.has_turn() {
+        buffer.charge = if self.charge.has_turn() {
             // Who has a turn waits for no other.
             let may_need = buffer.most.saturating_add(inflater.bytes_beside(buffer.most));
-            buffer.charge = terms.memory.second_turn(&self.charge, may_need)?;
-        }
+            terms.memory.second_turn(&self.charge, may_need)?
+        } else {
+            Charge::after(self.waited())
+        };
         inflate(&mut inflater, &self.bytes, &mut buffer, terms).await?;
         if inflater.is_whole() { Ok(buffer.finish()) } else { Err(broken("it ends early")) }
     }
