@@ -5,8 +5,7 @@
 //! network namespace. Whoever else has taken the name can make the daemon warn in vain, but not stop it.
 
 use std::io;
-use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::net::UnixDatagram;
 
 use crate::batch::Sha256;
 use crate::config::{Config, Pull};
@@ -19,7 +18,7 @@ pub(super) fn show_sign(config: &Config, pull: &Pull, organization: &str) -> Sig
     let endpoint = config.endpoint_url_s3.as_deref().unwrap_or_default();
     let parts = [&*pull.api_url, organization, endpoint, &*config.bucket_name, &*config.bucket_path];
     let name = format!("env0-s3-logs/pull/{}", Sha256::of(parts.join("\n").as_bytes()));
-    let held = SocketAddr::from_abstract_name(name).and_then(|address| UnixDatagram::bind_addr(&address));
+    let held = bind(&name);
     if held.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse) {
         tracing::warn!(
             organization,
@@ -28,4 +27,19 @@ pub(super) fn show_sign(config: &Config, pull: &Pull, organization: &str) -> Sig
         );
     }
     Sign(held.ok())
+}
+
+/// Binds a name that is in no folder, and goes with the process.
+#[cfg(target_os = "linux")]
+fn bind(name: &str) -> io::Result<UnixDatagram> {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::SocketAddr;
+
+    UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name)?)
+}
+
+/// Other systems have no such names: a second daemon is not noticed there.
+#[cfg(not(target_os = "linux"))]
+fn bind(_: &str) -> io::Result<UnixDatagram> {
+    Err(io::ErrorKind::Unsupported.into())
 }
