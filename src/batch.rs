@@ -218,15 +218,11 @@ impl BatchName {
         BatchName { opened, suffix: Suffix::random(), renamed_from: None, codec }
     }
 
-    /// The same batch under a new suffix; remembers the one that it was acknowledged with.
+    /// The same batch under a new suffix; remembers the one that it was acknowledged with. The opening stays: it tells one
+    /// batch from another.
     pub fn renamed(self) -> BatchName {
         let renamed_from = self.renamed_from.or(Some(self.suffix));
         BatchName { suffix: Suffix::random(), renamed_from, ..self }
-    }
-
-    /// Whether both names are the same batch: renaming changes the suffix, never the opening.
-    pub fn same_batch(&self, other: &BatchName) -> bool {
-        self.opened == other.opened
     }
 }
 
@@ -463,7 +459,7 @@ mod tests {
     fn a_batch_that_is_renamed_twice_still_names_the_suffix_it_was_acknowledged_with() {
         let first = name();
         assert_eq!(first.renamed().renamed().renamed_from, Some(first.suffix));
-        assert!(first.same_batch(&first.renamed()));
+        assert_eq!(first.renamed().opened, first.opened, "the opening tells a batch");
     }
 
     #[test]

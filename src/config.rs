@@ -5,6 +5,7 @@ mod slips;
 mod values;
 mod variables;
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
@@ -286,6 +287,19 @@ impl Config {
 /// A duration as the variables take it: `90s`, `5m`, `2h`; a bare number is seconds.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     values::duration(Duration::ZERO, Duration::from_secs(366 * 86_400))(text)
+}
+
+/// Whether `id` can be an id of env0's: it becomes part of file names and of addresses.
+pub fn is_env0_id(id: &str) -> bool {
+    let allowed = |byte| matches!(byte, b'-' | b'_') || u8::is_ascii_alphanumeric(&byte);
+    (1..=64).contains(&id.len()) && id.bytes().all(allowed)
+}
+
+/// Each of `ids` once, in the order of the first of each: one that is named twice would be pulled twice.
+pub fn distinct(mut ids: Vec<String>) -> Vec<String> {
+    let mut named = HashSet::new();
+    ids.retain(|id| named.insert(id.clone()));
+    ids
 }
 
 /// The secret that a file holds, without the space around it.

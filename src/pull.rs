@@ -18,7 +18,6 @@ mod report;
 mod round;
 pub mod settle;
 
-use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -174,10 +173,7 @@ impl Parts {
                     self.reports.lock().unwrap_or_else(PoisonError::into_inner).clear();
                     return Ok(organizations);
                 }
-                Err(error) => {
-                    let error = explained(&self.api, "", error).await;
-                    reports.iter().for_each(|report| report.failed(&error));
-                }
+                Err(error) => reports.iter().for_each(|report| report.failed(&error)),
             }
         }
     }
@@ -259,14 +255,15 @@ impl Parts {
     }
 }
 
-/// A 403 has three causes that env0 doesn't tell apart; what the key sees does.
+/// A 403 has three causes that env0 doesn't tell apart. Which organizations the key sees tells them apart, so they are
+/// asked for once more.
 pub async fn explained(api: &Api, organization: &str, error: ApiError) -> ApiError {
     if error.kind != ErrorKind::Forbidden {
         return error;
     }
     let kind = match organizations(api).await {
         Ok(seen) if !seen.iter().any(|id| id == organization) => ErrorKind::OtherOrganization(seen.join(", ")),
-        Err(ApiError { kind: ErrorKind::Forbidden, .. }) => ErrorKind::AllForbidden,
+        Err(ApiError { kind: ErrorKind::AllForbidden, .. }) => ErrorKind::AllForbidden,
         _ => ErrorKind::Forbidden,
     };
     error.because(kind)
@@ -294,20 +291,18 @@ struct Organization {
 /// # Errors
 /// The request's; an answer with none, or with an id that can't be one.
 pub async fn organizations(api: &Api) -> Result<Vec<String>, ApiError> {
-    let answer: Answer = api.get(Endpoint::Organizations, &["organizations"], &[]).await?;
+    let answer = api.get(Endpoint::Organizations, &["organizations"], &[]).await;
+    let answer: Answer = answer.map_err(|error| match error.kind {
+        // Every role may ask for this.
+        ErrorKind::Forbidden => error.because(ErrorKind::AllForbidden),
+        _ => error,
+    })?;
     let organizations: Vec<Organization> = answer.parse()?;
     if organizations.is_empty() {
         return Err(answer.malformed("it holds no organization, so the key sees none"));
     }
-    let mut ids: Vec<String> = organizations.into_iter().map(|organization| organization.id).collect();
-    let mut named = HashSet::new();
-    ids.retain(|id| named.insert(id.clone()));
-    let is_id = |id: &String| {
-        !id.is_empty()
-            && id.len() <= 64
-            && id.bytes().all(|byte| byte == b'-' || byte == b'_' || byte.is_ascii_alphanumeric())
-    };
-    match ids.iter().all(is_id) {
+    let ids = config::distinct(organizations.into_iter().map(|organization| organization.id).collect());
+    match ids.iter().all(|id| config::is_env0_id(id)) {
         true => Ok(ids),
         false => Err(answer.malformed("the id of an organization is none")),
     }

@@ -28,7 +28,7 @@ pub(super) async fn steps(config: &Config) -> Vec<Step> {
     };
     let seen = match organizations(&api).await {
         Ok(seen) => seen,
-        Err(error) => return vec![failed(KEY, &explained(&api, "", error).await)],
+        Err(error) => return vec![failed(KEY, &error)],
     };
     let ids = match &pull.organization_ids[..] {
         [] => seen.clone(),

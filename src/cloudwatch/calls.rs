@@ -9,17 +9,17 @@ use chrono::{DateTime, Utc};
 
 use super::timestamp;
 
-/// Of a call: the messages, and [`EVENT_BYTES`] for each.
+/// The most that a call may have: the bytes of its messages, and [`EVENT_BYTES`] for each.
 pub const CALL_MAX_BYTES: usize = 1_048_576;
 /// What CloudWatch adds to a message's length.
 pub const EVENT_BYTES: usize = 26;
-/// Of a call.
+/// The most events that a call may have.
 pub const CALL_MAX_EVENTS: usize = 10_000;
-/// Between a call's first and last event.
+/// The longest time between a call's first and last event.
 pub const CALL_MAX_MILLIS: i64 = 24 * 60 * 60 * 1000;
 
 const MESSAGE_MAX_BYTES: usize = CALL_MAX_BYTES - EVENT_BYTES;
-/// Of a line that is longer no more is read into memory. It is cut in any case, and gets its batch's opening as time.
+/// The most of one line that is read into memory. A longer line is cut in any case, and has its batch's opening as time.
 const LINE_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// One event as CloudWatch takes it.

@@ -191,16 +191,14 @@ pub(super) fn past_moment(value: &str) -> Parsed<DateTime<Utc>> {
     check((year_2000..=crate::batch::now()).contains(&moment), moment, "a time between the year 2000 and now")
 }
 
-/// An id of env0's: it becomes part of file names and of addresses.
+/// Comma-separated ids of env0's.
 pub(super) fn ids(value: &str) -> Parsed<Vec<String>> {
-    let mut ids = list(value)?;
-    // One that is named twice would be pulled twice.
-    let mut named = BTreeSet::new();
-    ids.retain(|id| named.insert(id.clone()));
-    let holds = |id: &String| {
-        id.len() <= 64 && id.bytes().all(|byte| matches!(byte, b'-' | b'_') || byte.is_ascii_alphanumeric())
-    };
-    check(ids.iter().all(holds), ids, "ids, separated by commas: at most 64 letters, digits, - and _ each")
+    let ids = super::distinct(list(value)?);
+    check(
+        ids.iter().all(|id| super::is_env0_id(id)),
+        ids,
+        "ids, separated by commas: at most 64 letters, digits, - and _ each",
+    )
 }
 
 /// `arn:<partition>:iam::<account>:role/<path and name>`. The account may be empty: stores other than AWS have none.

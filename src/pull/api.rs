@@ -45,7 +45,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(20);
 const ATTEMPTS_MAX: u32 = 4;
 /// Who waits in vain has waited long enough, and an operator is told.
 const SILENT_ATTEMPTS_MAX: u32 = 2;
-/// env0's limit is counted over 60 s, so that no honest wait is much longer.
+/// env0 counts its limit over 60 s. A wait may be longer where env0 itself is down, but one wrong header must not stop the
+/// pull for hours.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(15 * 60);
 /// What stays as it is in a segment of a path: steps have `:` and `/` in their names.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
