@@ -4,7 +4,7 @@
 //! [`Shape`] and [`Fault`].
 
 // Each of the programs that share this module uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 #![allow(clippy::unwrap_used)]
 
 pub(crate) mod audits;

@@ -1,5 +1,6 @@
 """The README's first command: what it prints can be done, and it leaves nothing behind. Needs its built example."""
 
+import json
 import os
 import pathlib
 import re
@@ -17,6 +18,13 @@ import boto3
 
 PROGRAM = pathlib.Path(sys.argv.pop(1)).resolve()
 LAST_HEADING = "Read, "
+FIVE_VARIABLES = [
+    "ENV0_S3_LOG_ROLE_ARN",
+    "ENV0_S3_LOG_BUCKET_NAME",
+    "ENV0_S3_LOG_AWS_REGION",
+    "ENV0_API_KEY_ID",
+    "ENV0_API_KEY_SECRET",
+]
 
 
 def run(*arguments):
@@ -49,8 +57,16 @@ class Quickstart(unittest.TestCase):
                     printed.append(line.strip())
                     if len(printed) > 1 and printed[-2].startswith(LAST_HEADING):
                         break
-                page = next(line for line in printed if re.fullmatch(r"http://127\.0\.0\.1:\d+/", line))
-                self.assertIn("<html", urllib.request.urlopen(page, timeout=10).read().decode())
+                pushed_to, puller = [line for line in printed if re.fullmatch(r"http://127\.0\.0\.1:\d+/", line)]
+                for page in (pushed_to, puller):
+                    self.assertIn("<html", urllib.request.urlopen(page, timeout=10).read().decode())
+                status = json.load(urllib.request.urlopen(f"{puller}status", timeout=10))
+                self.assertEqual({pull["type"] for pull in status["pull"]}, {"env0-audits", "env0-deployments"})
+                self.assertEqual(sum(pull["events_pulled"] for pull in status["pull"]), 12 + 40 + 1)
+
+                start = printed.index("This is all that you set:") + 1
+                names = [line.split("=")[0] for line in printed[start : start + 6]]
+                self.assertEqual(names, [*FIVE_VARIABLES, ""])
 
                 curl = next(line for line in printed if line.startswith("curl "))
                 answer = subprocess.run(["sh", "-c", f"{curl} -sS --fail"], capture_output=True, text=True, timeout=30)

@@ -8,9 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tokio::sync::mpsc;
 
-use crate::local_aws::LocalAws;
-use crate::local_aws::issuer::ORGANIZATION;
-use crate::{AUDITS_TOKEN, DEPLOYMENTS_TOKEN};
+/// The variables of a daemon.
+pub(crate) type Environment = Vec<(&'static str, String)>;
 
 /// The argument on which this program is the daemon.
 pub(crate) const ARGUMENT: &str = "daemon";
@@ -24,30 +23,25 @@ const START_DEADLINE: Duration = Duration::from_secs(20);
 /// A running daemon; killed, and its spool removed, when dropped.
 pub(crate) struct Daemon {
     child: Child,
-    /// URL of the ingest listener.
+    /// URL of the ingest listener; empty where nothing can be pushed.
     pub(crate) listen: String,
     /// URL of the admin listener.
     pub(crate) admin: String,
-    /// What it was configured with.
-    pub(crate) environment: Vec<(&'static str, String)>,
     _folder: tempfile::TempDir,
 }
 
 impl Daemon {
-    /// Starts it, and waits until it listens.
-    pub(crate) async fn start(aws: &LocalAws) -> Result<Daemon> {
-        let folder = tempfile::tempdir()?;
-        let tokens = folder.path().join("ingest-tokens");
-        std::fs::write(&tokens, format!("{DEPLOYMENTS_TOKEN} env0-deployments\n{AUDITS_TOKEN} env0-audits\n"))?;
-        let mut environment = aws.environment_without_token();
-        environment.extend([
-            ("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", ORGANIZATION.into()),
-            ("ENV0_S3_LOG_INGEST_TOKEN_FILE", tokens.display().to_string()),
+    /// What a daemon needs beside its operator's settings because several share this machine and nobody wants to wait.
+    pub(crate) fn places(folder: &tempfile::TempDir) -> Environment {
+        vec![
             ("ENV0_S3_LOG_SPOOL_DIR", folder.path().join("spool").display().to_string()),
-            ("ENV0_S3_LOG_LISTEN_ADDR", "127.0.0.1:0".into()),
             ("ENV0_S3_LOG_ADMIN_ADDR", "127.0.0.1:0".into()),
             ("ENV0_S3_LOG_BATCH_MAX_AGE", BATCH_MAX_AGE.into()),
-        ]);
+        ]
+    }
+
+    /// Starts it with these variables and no others, and waits until it listens. `folder` goes with it.
+    pub(crate) async fn start(environment: &Environment, folder: tempfile::TempDir) -> Result<Daemon> {
         let mut child = Command::new(std::env::current_exe()?)
             .arg(ARGUMENT)
             .env_clear()
@@ -59,7 +53,7 @@ impl Daemon {
             .spawn()
             .context("the daemon could not be started")?;
         let log = BufReader::new(child.stderr.take().context("the daemon's log is piped")?);
-        let mut daemon = Daemon { child, listen: String::new(), admin: String::new(), environment, _folder: folder };
+        let mut daemon = Daemon { child, listen: String::new(), admin: String::new(), _folder: folder };
         (daemon.listen, daemon.admin) = addresses(log).await?;
         Ok(daemon)
     }
@@ -108,7 +102,9 @@ async fn addresses(log: impl BufRead + Send + 'static) -> Result<(String, String
             let field =
                 |name: &str| entry.get(name).unwrap_or(&entry["fields"][name]).as_str().unwrap_or_default().to_owned();
             if field("message") == "listening" {
-                return Some((format!("http://{}", field("listen.addr")), format!("http://{}", field("admin.addr"))));
+                let listen = Some(field("listen.addr")).filter(|address| !address.is_empty());
+                let listen = listen.map(|address| format!("http://{address}")).unwrap_or_default();
+                return Some((listen, format!("http://{}", field("admin.addr"))));
             }
             seen += &format!("{line}\n");
         }

@@ -1,15 +1,19 @@
-//! `cargo run --example quickstart`: a log's way from HTTP to S3, on this machine alone.
+//! `cargo run --example quickstart`: both ways of a log to S3, pulled and pushed, on this machine alone.
 //!
-//! Starts a local AWS (S3, STS, OIDC issuer; see `tests/local_aws`) and the daemon as a process of
-//! its own, configured by environment variables only; sends real logs; reads the bucket back. Then it stays
-//! up for the reader's own tries until Ctrl-C, or ends at once with `--once`. Leaves nothing behind.
+//! Starts a local AWS (S3, STS, OIDC issuer; see `tests/local_aws`) and a local env0 (`tests/local_env0`). One daemon
+//! pulls from that env0, another one is sent real logs; each is a process of its own, configured by environment
+//! variables only. Reads the bucket back. Then it stays up for the reader's own tries until Ctrl-C, or ends at once
+//! with `--once`. Leaves nothing behind.
 
 mod daemon;
 mod loki;
+mod pull;
 mod show;
 
 #[path = "../local_aws/mod.rs"]
 mod local_aws;
+#[path = "../local_env0/mod.rs"]
+mod local_env0;
 
 use std::io;
 use std::process::ExitCode;
@@ -18,8 +22,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
 
-use daemon::Daemon;
+use daemon::{Daemon, Environment};
+use local_aws::issuer::ORGANIZATION;
 use local_aws::{AUDITOR, BUCKET, LocalAws, REGION};
+use local_env0::LocalEnv0;
 use show::{heading, line, note, say, thousands};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -37,7 +43,7 @@ const DELIVERY_DEADLINE: Duration = Duration::from_secs(45);
 const USAGE: &str = "\
 usage: cargo run --example quickstart [-- --once]
 
-Shows a log's way from HTTP to S3, on this machine alone, and stays up until Ctrl-C.
+Shows both ways of a log to S3, pulled and pushed, on this machine alone, and stays up until Ctrl-C.
 
   --once      end after the show instead of staying up
   -h, --help  print this";
@@ -55,15 +61,15 @@ fn main() -> ExitCode {
             return ExitCode::from(64);
         }
     };
-    let aws = LocalAws::start();
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime of one thread");
     let result = runtime.block_on(async {
         tokio::select! {
-            result = tour(&aws, once) => result,
+            result = tour(&aws, &env0, once) => result,
             result = interrupted() => result,
         }
     });
-    drop(aws);
+    drop((aws, env0));
     ended(result.and_then(|()| Ok(say("\nStopped. Nothing was left behind.")?)))
 }
 
@@ -93,41 +99,41 @@ async fn interrupted() -> Result<()> {
     }
 }
 
-/// The whole show. Dropping it, at any point, stops the daemon and removes its files.
-async fn tour(aws: &LocalAws, once: bool) -> Result<()> {
-    say("env0-s3-logs: a log's way from HTTP to S3, on this machine alone")?;
+/// The whole show. Dropping it, at any point, stops the daemons and removes their files.
+async fn tour(aws: &LocalAws, env0: &LocalEnv0, once: bool) -> Result<()> {
+    say("env0-s3-logs: both ways of a log to S3, pulled and pushed, on this machine alone")?;
 
-    heading(1, "A local AWS, speaking the real protocols on loopback")?;
+    heading(1, "A local AWS and a local env0, speaking the real protocols on loopback")?;
     line("S3", &format!("{}  bucket {BUCKET}; the role may PutObject and GetBucketLocation, no more", aws.s3.url()))?;
     line("STS", &format!("{}  verifies the token's signature, issuer, expiry, audience, subject", aws.sts.url()))?;
     line("issuer", &format!("{}  stands for https://login.app.env0.com/", aws.issuer.url()))?;
+    line("env0's API", &format!("{}  stands for https://api.env0.com", env0.url()))?;
 
-    heading(2, "The daemon, configured by its environment alone")?;
-    let daemon = Daemon::start(aws).await?;
-    for (name, value) in &daemon.environment {
-        note(&format!("{name}={value}"))?;
-    }
-    line("ingest", &daemon.listen)?;
-    line("admin", &daemon.admin)?;
+    heading(2, "Pull: an API key is all that env0 has to give")?;
+    let (puller, pulled) = pull::start(aws, env0).await?;
 
-    heading(3, "Events in: a 200 means that they are on disk, fsynced")?;
+    heading(3, "Objects out, without a single push")?;
+    let objects = delivered(aws, pulled).await?;
+    show_objects(&objects)?;
+    ensure!(line_count(&objects) == pulled, "the bucket does not hold what env0 had");
+    let pulled_keys: Vec<String> = objects.into_iter().map(|object| object.key).collect();
+
+    heading(4, "Push: another daemon, which takes events over HTTP")?;
+    let daemon = start_for_pushes(aws).await?;
+
+    heading(5, "Events in: a 200 means that they are on disk, fsynced")?;
     let sent = send(aws, &daemon).await?;
 
-    heading(4, "Objects out")?;
-    let objects = delivered(aws, sent).await?;
-    for object in &objects {
-        say(&format!("\n    {}", show::bold(&object.key)))?;
-        let records = object.metadata.get("env0-records").map_or("?", String::as_str);
-        note(&format!("  {} bytes, {records} events, in a single PUT", thousands(object.body.len())))?;
-        for text in object.body.lines().take(2) {
-            note(&format!("  {}", show::shortened(text)))?;
-        }
-    }
+    heading(6, "Objects out")?;
+    let mut objects = delivered(aws, pulled + sent).await?;
+    objects.retain(|object| !pulled_keys.contains(&object.key));
+    show_objects(&objects)?;
 
-    heading(5, "The books")?;
-    let lines: usize = objects.iter().map(|object| object.body.lines().count()).sum();
-    line("events in", &thousands(sent))?;
-    line("lines out", &thousands(lines))?;
+    heading(7, "The books")?;
+    let lines = line_count(&objects);
+    line("pulled", &format!("{pulled} events, each in the bucket once"))?;
+    line("pushed", &format!("{} events", thousands(sent)))?;
+    line("lines out", &format!("{} of them", thousands(lines)))?;
     ensure!(sent == lines, "the bucket does not hold what was acknowledged");
     for (name, log) in [("deployment", DEPLOYMENT_LOG), ("audit", AUDIT_LOG)] {
         let whole = objects.iter().any(|object| object.body.contains(log));
@@ -135,7 +141,47 @@ async fn tour(aws: &LocalAws, once: bool) -> Result<()> {
     }
     note("and both JSON logs are there byte for byte, in order")?;
 
-    if once { daemon.stop().await } else { stay_up(aws, daemon).await }
+    if once {
+        puller.stop().await?;
+        return daemon.stop().await;
+    }
+    stay_up(aws, puller, daemon).await
+}
+
+/// Starts the daemon that takes events.
+async fn start_for_pushes(aws: &LocalAws) -> Result<Daemon> {
+    let folder = tempfile::tempdir()?;
+    let tokens = folder.path().join("ingest-tokens");
+    std::fs::write(&tokens, format!("{DEPLOYMENTS_TOKEN} env0-deployments\n{AUDITS_TOKEN} env0-audits\n"))?;
+    let mut environment: Environment = aws.environment_without_token();
+    environment.extend([
+        ("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", ORGANIZATION.into()),
+        ("ENV0_S3_LOG_INGEST_TOKEN_FILE", tokens.display().to_string()),
+        ("ENV0_S3_LOG_LISTEN_ADDR", "127.0.0.1:0".into()),
+    ]);
+    environment.extend(Daemon::places(&folder));
+    let daemon = Daemon::start(&environment, folder).await?;
+    show::variables(&environment)?;
+    line("ingest", &daemon.listen)?;
+    line("admin", &daemon.admin)?;
+    Ok(daemon)
+}
+
+fn line_count(objects: &[Delivered]) -> usize {
+    objects.iter().map(|object| object.body.lines().count()).sum()
+}
+
+/// The name of each object, and the beginning of what is in it.
+fn show_objects(objects: &[Delivered]) -> Result<()> {
+    for object in objects {
+        say(&format!("\n    {}", show::bold(&object.key)))?;
+        let records = object.metadata.get("env0-records").map_or("?", String::as_str);
+        note(&format!("  {} bytes, {records} events, in a single PUT", thousands(object.body.len())))?;
+        for text in object.body.lines().take(2) {
+            note(&format!("  {}", show::shortened(text)))?;
+        }
+    }
+    Ok(())
 }
 
 /// Sends every log; says how many events were acknowledged.
@@ -223,11 +269,12 @@ async fn delivered(aws: &LocalAws, lines: usize) -> Result<Vec<Delivered>> {
     Ok(objects)
 }
 
-/// Tells what is up and how to use it, and stays until the daemon ends, which it does not do by itself.
-async fn stay_up(aws: &LocalAws, mut daemon: Daemon) -> Result<()> {
-    heading(6, "Yours to try until Ctrl-C (the bucket is in memory and goes with it)")?;
-    say("\n    Open:")?;
+/// Tells what is up and how to use it, and stays until a daemon ends, which none does by itself.
+async fn stay_up(aws: &LocalAws, mut puller: Daemon, mut daemon: Daemon) -> Result<()> {
+    heading(8, "Yours to try until Ctrl-C (the bucket is in memory and goes with it)")?;
+    say("\n    Open (of the daemon that is pushed to, and of the one that pulls):")?;
     note(&format!("{}/", daemon.admin))?;
+    note(&format!("{}/", puller.admin))?;
     say("\n    Send:")?;
     note(&format!(
         "curl -H 'Authorization: Bearer {DEPLOYMENTS_TOKEN}' -d '{{\"message\":\"hello\"}}' {}/v1/logs/env0-deployments",
@@ -240,6 +287,9 @@ async fn stay_up(aws: &LocalAws, mut daemon: Daemon) -> Result<()> {
         AUDITOR.1,
         aws.s3.url()
     ))?;
-    let status = daemon.ended().await?;
-    bail!("the daemon ended with {status}")
+    let status = tokio::select! {
+        status = puller.ended() => status?,
+        status = daemon.ended() => status?,
+    };
+    bail!("a daemon ended with {status}")
 }

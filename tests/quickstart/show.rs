@@ -31,6 +31,11 @@ pub(crate) fn note(text: &str) -> io::Result<()> {
     say(&format!("      {text}"))
 }
 
+/// Variables, one on a line.
+pub(crate) fn variables(environment: &[(&'static str, String)]) -> io::Result<()> {
+    environment.iter().try_for_each(|(name, value)| note(&format!("{name}={value}")))
+}
+
 /// The start of a log line.
 pub(crate) fn shortened(text: &str) -> String {
     if text.chars().count() <= SHOWN_CHARACTERS {
