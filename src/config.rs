@@ -110,6 +110,8 @@ pub struct Config {
     pub endpoint_url_s3: Option<String>,
     /// Instead of AWS's own STS endpoint; without a `/` at its end.
     pub endpoint_url_sts: Option<String>,
+    /// CloudWatch Logs beside S3; `None` without its role and region.
+    pub cloudwatch: Option<CloudWatch>,
     /// Bucket in the path, not in the host name.
     pub force_path_style: bool,
     /// Proxy and private CA.
@@ -144,6 +146,21 @@ pub struct KeyFiles {
     pub id: Option<PathBuf>,
     /// `ENV0_API_KEY_SECRET_FILE`
     pub secret: Option<PathBuf>,
+}
+
+/// CloudWatch Logs, where events go beside S3.
+#[derive(Debug, Clone)]
+pub struct CloudWatch {
+    /// Role assumed with the same tokens as the bucket's.
+    pub role_arn: String,
+    /// Region of the log groups, and of the STS endpoint for their role.
+    pub aws_region: String,
+    /// `DurationSeconds` of a session, 900 s to 43 200 s.
+    pub session_duration: Duration,
+    /// In front of a log group's name; empty when not set.
+    pub group_prefix: String,
+    /// Instead of AWS's own endpoint; without a `/` at its end.
+    pub endpoint_url: Option<String>,
 }
 
 /// Proxy and private CA, for every outgoing client alike.
@@ -220,7 +237,7 @@ pub struct Loaded {
     pub config: Config,
     /// One for every variable, in the table's order.
     pub settings: Vec<Setting>,
-    /// Unknown `ENV0_S3_LOG_*` variables: each a warning at `run`, a failure at `check`.
+    /// Unknown `ENV0_S3_LOG_*` and `ENV0_CLOUDWATCH_*` variables: each a warning at `run`, a failure at `check`.
     pub unknown: Vec<String>,
     /// What is allowed, and still worth a line at every start.
     pub warnings: Vec<String>,
@@ -399,6 +416,10 @@ struct OwnVariables {
 struct SharedVariables {
     env0_oidc_token: Option<String>,
     env0_oidc_token_file: Option<String>,
+    env0_cloudwatch_role_arn: Option<String>,
+    env0_cloudwatch_aws_region: Option<String>,
+    env0_cloudwatch_session_duration: Option<String>,
+    env0_cloudwatch_log_group_name_prefix: Option<String>,
     env0_api_key_id: Option<String>,
     env0_api_key_id_file: Option<String>,
     env0_api_key_secret: Option<String>,
@@ -407,6 +428,7 @@ struct SharedVariables {
     aws_endpoint_url: Option<String>,
     aws_endpoint_url_s3: Option<String>,
     aws_endpoint_url_sts: Option<String>,
+    aws_endpoint_url_cloudwatch_logs: Option<String>,
     https_proxy: Option<String>,
     http_proxy: Option<String>,
     no_proxy: Option<String>,

@@ -1,30 +1,32 @@
 //! From the environment to a [`Config`], with everything that is wrong gathered on the way.
 
+mod cloudwatch;
+mod pull;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 
 use super::slips;
 use super::values::{self, Parsed};
 use super::variables::{self, PREFIX, VARIABLES, Variable};
-use super::{
-    Config, KeyFiles, LogFormat, Network, OwnVariables, Pull, Purpose, Setting, SharedVariables, Source, TlsFiles,
-};
+use super::{Config, LogFormat, Network, OwnVariables, Purpose, Setting, SharedVariables, Source, TlsFiles};
 use crate::batch::{Codec, LogType};
 
 const REDACTED: &str = "[redacted]";
 /// A longer value is cut in an error: it is a mistake, and one line stays one line.
 const SHOWN_VALUE_MAX_CHARS: usize = 120;
 /// Variables whose values may hold a user name and password, though these are refused.
-const URLS: [&str; 6] = [
+const URLS: [&str; 7] = [
     "ENV0_S3_LOG_OIDC_ISSUER",
     "ENV0_S3_LOG_API_URL",
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
     "AWS_ENDPOINT_URL_STS",
+    "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS",
     "NO_PROXY",
 ];
 const PROXIES: [&str; 3] = ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"];
@@ -53,7 +55,7 @@ impl Reader {
             let name = name.to_string_lossy();
             let canonical = PROXIES.into_iter().find(|proxy| proxy.to_ascii_lowercase() == name).unwrap_or(&name);
             let Some(variable) = variables::find(canonical) else {
-                if name.starts_with(PREFIX) {
+                if variables::own_prefix(&name).is_some() {
                     self.unknown.push(unknown(&name));
                 }
                 continue;
@@ -195,8 +197,20 @@ impl Reader {
             [own.pull, own.pull_from, own.pull_interval, own.pull_organization_id, own.api_url],
         );
         let common_endpoint = self.optional("AWS_ENDPOINT_URL", shared.aws_endpoint_url, values::endpoint_url);
+        let cloudwatch = self.cloudwatch(
+            [
+                shared.env0_cloudwatch_role_arn,
+                shared.env0_cloudwatch_aws_region,
+                shared.env0_cloudwatch_session_duration,
+                shared.env0_cloudwatch_log_group_name_prefix,
+                shared.aws_endpoint_url_cloudwatch_logs,
+            ],
+            parse_role,
+            common_endpoint.clone(),
+        );
         let config = Config {
             role_arn,
+            cloudwatch,
             bucket_name: self.required("ENV0_S3_LOG_BUCKET_NAME", own.bucket_name, parse_bucket),
             aws_region: self.required("ENV0_S3_LOG_AWS_REGION", own.aws_region, values::region),
             bucket_path: self
@@ -341,60 +355,6 @@ impl Reader {
                 None
             }
         }
-    }
-
-    /// The value of `name`, or of the file that `file_name` names.
-    fn secret_or_file(
-        &mut self,
-        (name, given, file_name, file): (&'static str, Option<String>, &'static str, Option<String>),
-    ) -> Option<SecretString> {
-        let file = self.path(file_name, file);
-        if given.is_some() {
-            return self.secret(name, given, values::text);
-        }
-        let secret = super::secret_of_file(&file?);
-        secret.map_err(|problem| self.refuse(file_name, &problem)).ok()
-    }
-
-    /// What is pulled. `key` is the key's id and its secret.
-    fn pull(
-        &mut self,
-        key: [(&'static str, Option<String>, &'static str, Option<String>); 2],
-        [types, from, interval, organization_ids, api_url]: [Option<String>; 5],
-    ) -> Option<Pull> {
-        let [id_file, secret_file] = key.each_ref().map(|(_, given, _, file)| match given {
-            Some(_) => None,
-            None => file.clone().map(PathBuf::from),
-        });
-        let key_files = KeyFiles { id: id_file, secret: secret_file };
-        let [key_id, key_secret] = key.map(|part| self.secret_or_file(part));
-        let types = self.value("ENV0_S3_LOG_PULL", types, values::log_types);
-        let from = self.optional("ENV0_S3_LOG_PULL_FROM", from, values::past_moment);
-        let interval = self.value(
-            "ENV0_S3_LOG_PULL_INTERVAL",
-            interval,
-            values::duration(Duration::from_secs(5), Duration::from_secs(3600)),
-        );
-        let organization_ids =
-            self.optional("ENV0_S3_LOG_PULL_ORGANIZATION_ID", organization_ids, values::ids).unwrap_or_default();
-        let api_url = self.value("ENV0_S3_LOG_API_URL", api_url, values::endpoint_url);
-        let is_given = |read: &Self, name| ["", "_FILE"].iter().any(|end| read.is_given(&format!("{name}{end}")));
-        match (is_given(self, "ENV0_API_KEY_ID"), is_given(self, "ENV0_API_KEY_SECRET")) {
-            (true, false) => self.refuse("ENV0_API_KEY_SECRET", "not set, and needed beside ENV0_API_KEY_ID"),
-            (false, true) => self.refuse("ENV0_API_KEY_ID", "not set, and needed beside ENV0_API_KEY_SECRET"),
-            _ => {}
-        }
-        let (key_id, key_secret) = (key_id?.expose_secret().to_owned(), key_secret?);
-        (!types.is_empty()).then_some(Pull {
-            key_id,
-            key_secret,
-            key_files,
-            types,
-            from,
-            interval,
-            organization_ids,
-            api_url,
-        })
     }
 
     fn tls(&mut self, cert: Option<PathBuf>, key: Option<PathBuf>, client_ca: Option<PathBuf>) -> Option<TlsFiles> {

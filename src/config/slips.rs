@@ -1,6 +1,6 @@
 //! Values that nobody can have meant: a shell, a template or a person should have changed them first.
 
-use super::variables::PREFIX;
+use super::variables::own_prefix;
 use crate::batch::LogType;
 
 /// Why no variable can be meant to have this value, whatever it is for: what was expected instead.
@@ -19,7 +19,7 @@ pub(super) fn not_meant(value: &str) -> Option<String> {
         "a value, not the [redacted] or *** that stands for it in a log or on a page"
     } else if is_json(value) {
         "a value alone, not the JSON that it was delivered in"
-    } else if value.starts_with(PREFIX) && value.contains('=') {
+    } else if own_prefix(value).is_some() && value.contains('=') {
         "a value without the variable's name before it"
     } else {
         return None;

@@ -1,3 +1,7 @@
+mod cloudwatch;
+mod pull;
+mod table;
+
 use std::collections::BTreeMap;
 
 use secrecy::ExposeSecret;
@@ -86,6 +90,9 @@ fn an_unknown_variable_is_named_with_the_nearest_known_one_even_beside_errors() 
         ("ENV0_S3_LOG_REGION", "ENV0_S3_LOG_AWS_REGION"),
         ("ENV0_S3_LOG_SPOOL_DIRECTORY", "ENV0_S3_LOG_SPOOL_DIR"),
         ("ENV0_S3_LOG_CONCURRENCY", "ENV0_S3_LOG_UPLOAD_CONCURRENCY"),
+        ("ENV0_CLOUDWATCH_ROLE", "ENV0_CLOUDWATCH_ROLE_ARN"),
+        ("ENV0_CLOUDWATCH_LOG_GROUP_PREFIX", "ENV0_CLOUDWATCH_LOG_GROUP_NAME_PREFIX"),
+        ("ENV0_CLOUDWATCH_REGION", "ENV0_CLOUDWATCH_AWS_REGION"),
     ] {
         let told = &with(&[(unknown, "1")]).unwrap().unknown[0];
         assert!(told.starts_with(&format!("{unknown}: unknown variable; did you mean {nearest}?")), "{told}");
@@ -429,7 +436,8 @@ fn every_example_and_every_default_of_the_table_is_accepted() {
         let example = if variable.name == "ENV0_S3_LOG_INGEST_TOKEN" { "0123456789abcdef" } else { variable.example };
         for value in [example].into_iter().chain(variable.default) {
             let mut changes = vec![("ENV0_S3_LOG_TLS_CERT_FILE", "/c"), ("ENV0_S3_LOG_TLS_KEY_FILE", "/k")];
-            changes.extend(KEY);
+            changes.extend(pull::KEY);
+            changes.extend(cloudwatch::CLOUDWATCH);
             changes.push((variable.name, value));
             assert!(with(&changes).is_ok(), "{}={value}", variable.name);
         }
@@ -471,116 +479,4 @@ fn a_spool_that_holds_no_more_than_the_copy_of_one_batch_is_refused() {
     assert!(with(&sizes).is_ok());
     let error = refused(&[sizes[0], sizes[1], ("ENV0_S3_LOG_COMPRESSION", "zstd")]);
     assert!(error.contains("ENV0_S3_LOG_SPOOL_MAX_BYTES=\"16MiB\"") && error.contains("BATCH_MAX_BYTES"), "{error}");
-}
-
-#[test]
-fn the_example_file_is_made_from_the_table_and_starts_a_daemon() {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config/example.env");
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(file, example_env()).unwrap();
-    }
-    let text = std::fs::read_to_string(file).unwrap();
-    assert_eq!(text, example_env(), "run the tests once with UPDATE_DOCS=1");
-    let vars: Vec<_> =
-        text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('=')).collect();
-    assert_eq!(vars.len(), 4);
-    assert!(read(&vars).is_ok());
-}
-
-#[test]
-fn the_readme_holds_the_table() {
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
-    let Ok(readme) = std::fs::read_to_string(file) else { return };
-    let (begin, end) = ("<!-- variables:begin -->\n", "<!-- variables:end -->");
-    let (before, rest) = readme.split_once(begin).expect("README.md has the mark where the table begins");
-    let (table, after) = rest.split_once(end).expect("README.md has the mark where the table ends");
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(file, format!("{before}{begin}{}{end}{after}", markdown_table())).unwrap();
-    } else {
-        assert_eq!(table, markdown_table(), "run the tests once with UPDATE_DOCS=1");
-    }
-}
-
-#[test]
-fn the_help_names_every_variable() {
-    let help = help_text();
-    assert!(VARIABLES.iter().all(|variable| help.contains(variable.name)));
-}
-
-const KEY: [(&str, &str); 2] = [("ENV0_API_KEY_ID", "key-1"), ("ENV0_API_KEY_SECRET", "canary-secret")];
-
-#[test]
-fn role_bucket_region_and_an_api_key_are_enough_and_then_nobody_listens_for_events() {
-    let vars: Vec<_> = LEAST[..3].iter().chain(&KEY).copied().collect();
-    let Loaded { config, warnings, .. } = read(&vars).unwrap();
-    let pull = config.pull.unwrap();
-    assert_eq!(
-        (config.ingest, pull.key_id.as_str(), pull.key_secret.expose_secret()),
-        (false, "key-1", "canary-secret")
-    );
-    assert_eq!((pull.types, pull.interval, pull.from), (LogType::ALL.to_vec(), Duration::from_secs(30), None));
-    assert_eq!((pull.api_url.as_str(), pull.organization_ids.len()), ("https://api.env0.com", 0));
-    assert_eq!(warnings, [""; 0]);
-}
-
-#[test]
-fn with_an_api_key_and_credentials_for_senders_both_ways_are_open() {
-    let config = accepted(&KEY);
-    assert!(config.ingest && config.pull.is_some());
-    let config = accepted(&[]);
-    assert!(config.ingest && config.pull.is_none());
-}
-
-#[test]
-fn half_an_api_key_is_refused_with_the_name_of_the_missing_half() {
-    let error = refused(&KEY[..1]);
-    assert!(error.starts_with("ENV0_API_KEY_SECRET: not set, and needed beside ENV0_API_KEY_ID"), "{error}");
-    let error = refused(&KEY[1..]);
-    assert!(error.starts_with("ENV0_API_KEY_ID: not set") && !error.contains("canary"), "{error}");
-}
-
-#[test]
-fn an_api_key_comes_from_files_too_and_a_missing_or_empty_one_is_an_error() {
-    let folder = tempfile::tempdir().unwrap();
-    let write = |name: &str, text: &str| {
-        let path = folder.path().join(name);
-        std::fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
-    let (id, secret, empty) = (write("id", "key-2\n"), write("secret", " canary-2\n"), write("empty", "\n"));
-    let pull = accepted(&[("ENV0_API_KEY_ID_FILE", &id), ("ENV0_API_KEY_SECRET_FILE", &secret)]).pull.unwrap();
-    assert_eq!((pull.key_id.as_str(), pull.key_secret.expose_secret()), ("key-2", "canary-2"));
-    let error = refused(&[KEY[0], ("ENV0_API_KEY_SECRET_FILE", &empty)]);
-    assert!(error.contains("ENV0_API_KEY_SECRET_FILE") && error.contains("holds nothing"), "{error}");
-    let error = refused(&[KEY[0], ("ENV0_API_KEY_SECRET_FILE", "/nowhere/secret")]);
-    assert!(error.contains("ENV0_API_KEY_SECRET_FILE") && error.contains("can't be read"), "{error}");
-}
-
-#[test]
-fn what_is_pulled_from_when_and_how_often_is_held_to_what_can_be_meant() {
-    let pull = |changes: &[(&str, &str)]| accepted(&[&KEY, changes].concat()).pull;
-    let typed = pull(&[("ENV0_S3_LOG_PULL", "env0-audits, ENV0-AUDITS")]).unwrap();
-    assert_eq!(typed.types, [LogType::Audits]);
-    assert!(pull(&[("ENV0_S3_LOG_PULL", "none")]).is_none());
-    let from = pull(&[("ENV0_S3_LOG_PULL_FROM", "2026-01-02")]).unwrap().from.unwrap();
-    assert_eq!(from.to_rfc3339(), "2026-01-02T00:00:00+00:00");
-    let from = pull(&[("ENV0_S3_LOG_PULL_FROM", "2026-01-02T01:00:00+01:00")]).unwrap().from.unwrap();
-    assert_eq!(from.to_rfc3339(), "2026-01-02T00:00:00+00:00");
-    for (name, value, expected) in [
-        ("ENV0_S3_LOG_PULL", "audits", "env0-deployments, env0-audits"),
-        ("ENV0_S3_LOG_PULL_FROM", "yesterday", "a date such as"),
-        ("ENV0_S3_LOG_PULL_FROM", "1999-12-31T23:59:59Z", "between the year 2000 and now"),
-        ("ENV0_S3_LOG_PULL_FROM", "2999-01-01", "between the year 2000 and now"),
-        ("ENV0_S3_LOG_PULL_INTERVAL", "4s", "from 5s to 3600s"),
-        ("ENV0_S3_LOG_PULL_INTERVAL", "2h", "from 5s to 3600s"),
-        ("ENV0_S3_LOG_PULL_ORGANIZATION_ID", "../../etc", "letters, digits"),
-        ("ENV0_S3_LOG_API_URL", "api.env0.com", "http:// or https:// URL"),
-        ("ENV0_S3_LOG_API_URL", "http://api.example.com", "plain http"),
-    ] {
-        let error = refused(&[KEY[0], KEY[1], (name, value)]);
-        assert!(error.starts_with(name) && error.contains(expected), "{error}");
-    }
-    assert!(pull(&[("ENV0_S3_LOG_API_URL", "http://127.0.0.1:9")]).is_some());
-    let allowed = [("ENV0_S3_LOG_API_URL", "http://api.example.com/"), ("ENV0_S3_LOG_ALLOW_HTTP", "true")];
-    assert_eq!(pull(&allowed).unwrap().api_url, "http://api.example.com");
 }

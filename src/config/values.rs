@@ -16,6 +16,8 @@ pub(super) const BUCKET_PATH_MAX_BYTES: usize = 973;
 pub(super) const INGEST_TOKEN_MIN_CHARS: usize = 16;
 /// S3 takes no more in one PutObject.
 pub(super) const OBJECT_MAX_BYTES: u64 = 5 << 30;
+/// CloudWatch takes no longer name of a log group.
+const LOG_GROUP_MAX_CHARS: usize = 512;
 /// S3 takes no more tags on an object.
 const OBJECT_TAGS_MAX: usize = 10;
 
@@ -265,6 +267,14 @@ pub(super) fn bucket_path(value: &str) -> Parsed<String> {
         "a key prefix of at most {BUCKET_PATH_MAX_BYTES} bytes, without empty, . or .. segments or control characters"
     );
     check(holds, path.to_owned(), &expected)
+}
+
+/// What goes in front of a log group's name: CloudWatch's characters, and room for the longest log type in its 512.
+pub(super) fn log_group_prefix(value: &str) -> Parsed<String> {
+    let most = LOG_GROUP_MAX_CHARS - LogType::ALL.iter().map(|log_type| log_type.as_str().len()).max().unwrap_or(0);
+    let holds = value.len() <= most
+        && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'/' | b'#' | b'-'));
+    check(holds, value.to_owned(), &format!("at most {most} of letters, digits, ., _, /, # and -"))
 }
 
 /// A static token: it travels in a header, so it is printable ASCII without spaces.

@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 /// The prefix of this project's own variables.
 pub const PREFIX: &str = "ENV0_S3_LOG_";
+/// The prefix of env0's names for CloudWatch, which the daemon takes over.
+const CLOUDWATCH_PREFIX: &str = "ENV0_CLOUDWATCH_";
 
 /// How much a variable is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,16 +222,33 @@ pub const VARIABLES: &[Variable] = &[
         "Comma-separated ids of the env0 organizations to pull; without it, those that the key sees",
     ),
     defaulted("ENV0_S3_LOG_API_URL", "https://api.env0.com", "env0's API"),
+    optional(
+        "ENV0_CLOUDWATCH_ROLE_ARN",
+        "arn:aws:iam::111122223333:role/env0-cloudwatch",
+        "IAM role for CloudWatch Logs; with its region, every event goes there, too",
+    ),
+    optional("ENV0_CLOUDWATCH_AWS_REGION", "us-east-1", "Region of the log groups"),
+    defaulted("ENV0_CLOUDWATCH_SESSION_DURATION", "3600", "Session of that role, seconds, 900 to 43200"),
+    optional(
+        "ENV0_CLOUDWATCH_LOG_GROUP_NAME_PREFIX",
+        "my-team/",
+        "In front of the log groups' names, `env0-deployments` and `env0-audits`",
+    ),
     defaulted("ENV0_S3_LOG_LOG_LEVEL", "info", "`error`, `warn`, `info`, `debug`, `trace` or `off`"),
     defaulted("ENV0_S3_LOG_LOG_FORMAT", "json", "`json` or `text`, on standard error"),
     optional("RUST_LOG", "env0_s3_logs::flusher=debug", "Log filters; they win over `ENV0_S3_LOG_LOG_LEVEL`"),
     optional(
         "AWS_ENDPOINT_URL",
         "http://127.0.0.1:9000",
-        "S3 and STS alike instead of AWS, where the next two aren't set",
+        "S3, STS and CloudWatch Logs alike instead of AWS, where the next three aren't set",
     ),
     optional("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9000", "An S3-compatible store instead of AWS"),
     optional("AWS_ENDPOINT_URL_STS", "http://127.0.0.1:9001", "An STS-compatible service instead of AWS"),
+    optional(
+        "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS",
+        "http://127.0.0.1:9002",
+        "A service like CloudWatch Logs instead of AWS",
+    ),
     defaulted(
         "ENV0_S3_LOG_FORCE_PATH_STYLE",
         "false",
@@ -247,10 +266,15 @@ pub(super) fn find(name: &str) -> Option<&'static Variable> {
     VARIABLES.iter().find(|variable| variable.name == name)
 }
 
+/// The prefix that makes `name` a variable of the daemon's: one with it that isn't in the table is a slip.
+pub(super) fn own_prefix(name: &str) -> Option<&'static str> {
+    [PREFIX, CLOUDWATCH_PREFIX].into_iter().find(|prefix| name.starts_with(prefix))
+}
+
 /// The known variable whose name is nearest to `name`: one that begins with it or holds its words
 /// was cut short, and comes before others that are fewer letters away.
 pub(super) fn nearest(name: &str) -> &'static str {
-    let words = name.strip_prefix(PREFIX).unwrap_or(name);
+    let words = own_prefix(name).map_or(name, |prefix| &name[prefix.len()..]);
     let own = VARIABLES.iter().map(|variable| variable.name).filter(|known| known.starts_with("ENV0_"));
     let rank = |known: &&str| (!known.starts_with(name), !known.contains(words), edit_distance(name, known));
     own.min_by_key(rank).unwrap_or_default()

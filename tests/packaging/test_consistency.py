@@ -17,7 +17,7 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "config"
 METRIC = re.compile(r"env0_s3_logs_[a-z0-9_]+")
-VARIABLE = re.compile(r"\b(?:ENV0_S3_LOG_[A-Z0-9_]+|ENV0_OIDC_TOKEN(?:_FILE)?|AWS_[A-Z0-9_]+)\b")
+VARIABLE = re.compile(r"\b(?:ENV0_(?:S3_LOG|CLOUDWATCH)_[A-Z0-9_]+|ENV0_OIDC_TOKEN(?:_FILE)?|AWS_[A-Z0-9_]+)\b")
 
 
 def read(path):

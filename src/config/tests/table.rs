@@ -1,0 +1,37 @@
+//! What is made from the table of variables.
+
+use super::*;
+
+#[test]
+fn the_example_file_is_made_from_the_table_and_starts_a_daemon() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config/example.env");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(file, example_env()).unwrap();
+    }
+    let text = std::fs::read_to_string(file).unwrap();
+    assert_eq!(text, example_env(), "run the tests once with UPDATE_DOCS=1");
+    let vars: Vec<_> =
+        text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once('=')).collect();
+    assert_eq!(vars.len(), 4);
+    assert!(read(&vars).is_ok());
+}
+
+#[test]
+fn the_readme_holds_the_table() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+    let Ok(readme) = std::fs::read_to_string(file) else { return };
+    let (begin, end) = ("<!-- variables:begin -->\n", "<!-- variables:end -->");
+    let (before, rest) = readme.split_once(begin).expect("README.md has the mark where the table begins");
+    let (table, after) = rest.split_once(end).expect("README.md has the mark where the table ends");
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(file, format!("{before}{begin}{}{end}{after}", markdown_table())).unwrap();
+    } else {
+        assert_eq!(table, markdown_table(), "run the tests once with UPDATE_DOCS=1");
+    }
+}
+
+#[test]
+fn the_help_names_every_variable() {
+    let help = help_text();
+    assert!(VARIABLES.iter().all(|variable| help.contains(variable.name)));
+}
