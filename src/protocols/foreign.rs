@@ -47,7 +47,11 @@ fn declared(event: &RawValue) -> Option<(&'static str, &'static str)> {
     let names = DECLARATIONS.map(|(_, member)| member);
     let [logs, logs_too, spans, spans_too, metrics, metrics_too, streams, common] =
         body::members(event, names).map(|value| value.filter(|value| value.get().starts_with(['[', '{'])));
-    let is_stream = |stream: &RawValue| body::members(stream, ["stream", "values"]).iter().all(Option::is_some);
+    let is_stream = |stream: &RawValue| {
+        let [labels, values, older_labels, older_values] =
+            body::members(stream, ["stream", "values", "labels", "entries"]);
+        labels.and(values).or(older_labels.and(older_values)).is_some()
+    };
     let has_logs = || body::members(event, ["logs"])[0].is_some_and(|logs| logs.get().starts_with('['));
     if logs.or(logs_too).is_some() {
         Some((OTLP, "`resourceLogs`: OTLP goes to POST /v1/logs"))
@@ -81,6 +85,7 @@ mod tests {
             (br#"{"resourceSpans":[]}"#, "", "spans"),
             (br#"{"resource_metrics":[]}"#, "", "metrics"),
             (br#"{"streams":[{"stream":{},"values":[]}]}"#, "/loki/api/v1/push", "POST /loki/api/v1/push"),
+            (br#"{"streams":[{"labels":"{}","entries":[]}]}"#, "/loki/api/v1/push", "POST /loki/api/v1/push"),
             (br#"[{"common":{},"logs":[{}]}]"#, "/log/v1", "POST /log/v1"),
         ] {
             let others = ["/services/collector", "/loki/api/v1/push"];

@@ -103,6 +103,8 @@ pub(super) fn judge_media_type(headers: &HeaderMap, takes_protobuf: bool) -> Res
             return Ok(());
         }
         ("protobuf", "OTLP goes to POST /v1/logs, Loki's pushes to POST /loki/api/v1/push")
+    } else if content_type_is(headers, "vnd.sumologic.") {
+        ("metrics", "only logs are taken")
     } else if content_type_is(headers, "msgpack") {
         ("MessagePack", "have the sender format its events as JSON")
     } else if ["cbor", "avro"].into_iter().any(|format| content_type_is(headers, format)) {
@@ -115,12 +117,12 @@ pub(super) fn judge_media_type(headers: &HeaderMap, takes_protobuf: bool) -> Res
     Err(Refusal::UnsupportedMediaType { declared, instead })
 }
 
-/// The values of `names` in the query, decoded. Refuses one that is there twice, or that is not UTF-8: what is not
-/// taken would be lost.
+/// The values of `names`, in any letter case, in the query, decoded. Refuses one that is there twice, or that is not
+/// UTF-8: what is not taken would be lost.
 pub(super) fn query_values<const N: usize>(uri: &Uri, names: [&str; N]) -> Result<[Option<String>; N], BodyError> {
     let mut found = [const { None }; N];
     for (name, value) in query_pairs(uri) {
-        let Some(index) = names.iter().position(|known| *known == name) else { continue };
+        let Some(index) = names.iter().position(|known| name.eq_ignore_ascii_case(known)) else { continue };
         let value = percent_decode_str(&value.replace('+', " ")).decode_utf8().ok().map(Cow::into_owned);
         let value = value.ok_or_else(|| invalid(format!("`{}` in the query is not UTF-8", names[index])))?;
         if found[index].replace(value).is_some() {
@@ -130,10 +132,10 @@ pub(super) fn query_values<const N: usize>(uri: &Uri, names: [&str; N]) -> Resul
     Ok(found)
 }
 
-/// The token in the query by any of `names`, percent-decoded. `+` stays as it is: tokens in base64 have it, and some
+/// The token in the query by any of `names`, in any letter case, percent-decoded. `+` stays as it is: tokens in base64 have it, and some
 /// senders don't escape it.
 pub(super) fn query_token(uri: &Uri, names: &[&str]) -> Option<String> {
-    let (_, token) = query_pairs(uri).find(|(name, _)| names.contains(&&**name))?;
+    let (_, token) = query_pairs(uri).find(|(name, _)| names.iter().any(|known| name.eq_ignore_ascii_case(known)))?;
     percent_decode(token)
 }
 
@@ -252,12 +254,14 @@ mod tests {
         let some = |text: &str| Some(text.to_owned());
         assert_eq!(values("host=a+b%2B&x=1&sourc%65=%C3%A9%zz"), Ok([some("\u{e9}%zz"), some("a b+")]));
         assert_eq!(values("source="), Ok([some(""), None]));
-        for (query, complaint) in [("source=a&source=a", "`source` is in the query twice"), ("host=%ff", "not UTF-8")] {
+        assert_eq!(values("Source=s&HOST=h"), Ok([some("s"), some("h")]));
+        for (query, complaint) in [("source=a&Source=a", "`source` is in the query twice"), ("host=%ff", "not UTF-8")] {
             assert!(values(query).unwrap_err().to_string().contains(complaint), "{query}");
         }
         let token = |query: &str| query_token(&format!("/?{query}").parse().unwrap(), &["token", "key"]);
         assert_eq!(token("a=b&token=ab+c/d=="), some("ab+c/d=="));
         assert_eq!(token("key=ab%2Bc%2Fd%3D%3D"), some("ab+c/d=="));
+        assert_eq!(token("Token=ab"), some("ab"));
     }
 
     #[test]
@@ -285,6 +289,7 @@ mod tests {
             ("application/grpc+proto", "POST /v1/logs"),
             ("application/x-msgpack", "JSON"),
             ("image/png", "lines"),
+            ("application/vnd.sumologic.prometheus", "only logs"),
         ] {
             let refused = judge_media_type(&headers(&[("content-type", value)]), false);
             let Err(refusal @ Refusal::UnsupportedMediaType { .. }) = refused else { panic!("{value}: {refused:?}") };

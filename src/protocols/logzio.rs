@@ -20,6 +20,10 @@ use crate::protocols::{
 /// Logz.io.
 pub struct Logzio;
 
+/// Members that may name the log type. env0's Logz.io integration names it in the first two; shippers that post here
+/// (Fluent Bit, Vector) in the others.
+const TELLING: [&str; 4] = ["type", "name", "source", "service"];
+
 /// A line of text, with the query's type.
 #[derive(Serialize)]
 struct TextLine<'a> {
@@ -61,8 +65,9 @@ impl Protocol for Logzio {
         let body = writer.repair(body)?;
         for event in Events::new(&body) {
             let event = event?.json;
-            let [name, own_type] = body::members(event, ["name", "type"]);
-            let said: Option<LogType> = protocols::said_by([own_type, name]).or(default_said);
+            let [own_type, others @ ..] = body::members(event, TELLING);
+            let said: Option<LogType> =
+                protocols::said_by([own_type]).or_else(|| protocols::said_by(others)).or(default_said);
             match &added_type {
                 Some(added_type) if own_type.is_none() => writer.push_with(said, event, &[("type", added_type)])?,
                 _ => writer.push(said, event)?,
@@ -111,6 +116,13 @@ mod tests {
         assert_eq!(sent.stored(), [0, 1, 2].map(|n| (said[n], lines[n].to_owned())));
         assert_eq!(sent.token().as_deref(), Some("t+1"));
         assert_eq!((sent.accepted(3).status, sent.accepted(3).text()), (200, ""));
+    }
+
+    #[test]
+    fn a_shipper_s_source_or_service_tells_the_type_at_the_root() {
+        for event in [r#"{"source":"env0-audit-logs-source","event":1}"#, r#"{"name":"x","service":"env0-audits"}"#] {
+            assert_eq!(post("/", &[], event).stored(), [(AUDITS, event.to_owned())]);
+        }
     }
 
     #[test]

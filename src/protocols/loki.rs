@@ -3,19 +3,21 @@
 //! Specification: "Ingest logs" in Loki's "HTTP API" documentation, and `push.proto` in Loki's
 //! source (`pkg/push/push.proto`). An entry is stored as
 //! `{"timestamp":"<nanoseconds as sent>","labels":{…},"line":…,"structuredMetadata":{…}}`, the last
-//! only where sent. In protobuf labels are one text: where something in it is no label, `labelsText` has all of it. A label value of env0's own tells the log type.
+//! only where sent, as is `tenant`, which the header `X-Scope-OrgID` names. In protobuf labels are one text: where something in it is no label, `labelsText` has all of it. A label value of env0's own tells the log type.
 
 mod json;
 mod labels;
 mod proto;
 
+use std::io::{self, Write};
+
 use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use crate::protocols::body::{self, BodyError, Limits, LineWriter};
+use crate::protocols::body::{self, BodyError, Limits, Line, LineWriter};
 use crate::protocols::{
-    self, Accepted, Answer, Encoding, Part, Protocol, Refusal, TEXT, empty_answer, judge_media_type,
+    self, Accepted, Answer, Encoding, Part, Protocol, Refusal, TEXT, empty_answer, header_values, judge_media_type,
 };
 
 /// Loki.
@@ -51,11 +53,12 @@ impl Protocol for Loki {
         _received: DateTime<Utc>,
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
+        let [tenant] = header_values(headers, ["x-scope-orgid"])?;
         let mut writer = LineWriter::with_capacity(limits, 2 * body.len());
         if protocols::is_json(headers, &body) {
-            json::push(&writer.repair(body)?, &mut writer)?;
+            json::push(&writer.repair(body)?, tenant, &mut writer)?;
         } else if !body.is_empty() {
-            proto::push(&decompress(&body, limits)?, &mut writer)?;
+            proto::push(&decompress(&body, limits)?, tenant, &mut writer)?;
         }
         Ok(writer.finish())
     }
@@ -69,6 +72,15 @@ impl Protocol for Loki {
     fn refused(&self, refusal: &Refusal) -> Answer {
         refusal.answer(TEXT, format!("{refusal}\n"))
     }
+}
+
+/// What ends an entry's line.
+fn write_tenant(tenant: Option<&str>, out: &mut Line<'_>) -> io::Result<()> {
+    if let Some(tenant) = tenant {
+        out.write_all(br#","tenant":"#)?;
+        out.text(tenant.as_bytes())?;
+    }
+    out.write_all(b"}")
 }
 
 /// The snappy block, but for one that declares more than a body may have.
@@ -86,6 +98,8 @@ mod tests {
     use super::*;
     use crate::protocols::tests::*;
 
+    const JSON_TYPE: (&str, &str) = ("content-type", "application/json");
+
     #[test]
     fn loki_json_entries_keep_their_text_labels_and_metadata() {
         let body = r#"{"streams":[
@@ -99,6 +113,18 @@ mod tests {
                 (AUDITS, r#"{"timestamp":"3","labels":{"job":"env0-audits"},"line":"c"}"#.to_owned()),
             ]);
             assert_eq!(sent.accepted(3).status, 204);
+        }
+    }
+
+    #[test]
+    fn loki_keeps_the_tenant_that_the_header_names() {
+        let entry = [field(1, b"{}"), field(2, &field(2, b"x"))].concat();
+        let json = br#"{"streams":[{"stream":{},"values":[["0","x"]]}]}"#;
+        let line = r#"{"timestamp":"0","labels":{},"line":"x","tenant":"a \"b\""}"#;
+        for (content_type, body) in [(PROTOBUF_TYPE, snappy(&field(1, &entry))), (JSON_TYPE, json.to_vec())] {
+            let sent = |tenant| post("/loki/api/v1/push", &[content_type, ("x-scope-orgid", tenant)], body.clone());
+            assert_eq!(sent(r#"a "b""#).lines(), [line]);
+            assert_eq!(sent("env0-audits").stored()[0].0, AUDITS);
         }
     }
 

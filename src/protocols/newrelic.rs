@@ -4,7 +4,7 @@
 //! object, or an array of them) is stored as sent. Of the detailed form
 //! (`[{"common":{…},"logs":[{…},…]}]`) each log becomes a line of the same form with one log and all that is beside
 //! `logs`, so that nothing is said in other words. Neither documents how env0 names the log type; `logtype`,
-//! `service`, `name`, `source` and `type`, of the log or common to all, are looked at.
+//! `service`, `service.name`, `name`, `source` and `type`, of the log or common to all, are looked at.
 
 use std::io::Write;
 
@@ -20,6 +20,9 @@ use crate::protocols::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, an
 
 /// New Relic.
 pub struct NewRelic;
+
+/// Members and attributes that may name the log type.
+const TELLING: [&str; 6] = ["logtype", "service", "service.name", "name", "source", "type"];
 
 /// What tells an object of the detailed form from a log.
 struct Form<'a> {
@@ -123,13 +126,8 @@ fn detailed(
 
 /// The log type that a log or a `common` names, itself or in its attributes.
 fn said(object: &RawValue) -> Option<LogType> {
-    let [logtype, service, name, source, kind, attributes] =
-        body::members(object, ["logtype", "service", "name", "source", "type", "attributes"]);
-    protocols::said_by([logtype, service, name, source, kind]).or_else(|| said_directly(attributes?))
-}
-
-fn said_directly(attributes: &RawValue) -> Option<LogType> {
-    protocols::said_by(body::members(attributes, ["logtype", "service", "name", "source", "type"]))
+    let said_directly = |object| protocols::said_by(body::members(object, TELLING));
+    said_directly(object).or_else(|| said_directly(body::members(object, ["attributes"])[0]?))
 }
 
 /// A version 4 UUID (RFC 9562 section 5.4).
@@ -184,6 +182,7 @@ mod tests {
             (format!("{{{common},"), r#","extra":1}"#, AUDITS),
             (r#"{"a":null,"#.to_owned(), &*format!(",{common}}}"), AUDITS),
             (r#"{"logtype":"env0-audits","#.to_owned(), "}", AUDITS),
+            (r#"{"attributes":{"service.name":"env0-audits"},"#.to_owned(), "}", AUDITS),
             (r#"{"message":"m","#.to_owned(), "}", None),
         ] {
             let line = |logs| format!(r#"{before}"logs":[{logs}]{behind}"#);

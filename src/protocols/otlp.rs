@@ -280,6 +280,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn otlp_s_service_name_tells_the_type_as_plain_text_too() {
+        for attributes in [
+            r#"[{"key":"service.name","value":"env0-audits"}]"#,
+            r#"{"a":1,"service.name":"env0-audits"}"#,
+            r#"{"service.name":{"stringValue":"env0-audits"}}"#,
+        ] {
+            let resource = format!(r#"{{"attributes":{attributes}}}"#);
+            let line =
+                format!(r#"{{"resourceLogs":[{{"resource":{resource},"scopeLogs":[{{"logRecords":[{{}}]}}]}}]}}"#);
+            assert_eq!(post("/v1/logs", &[], line.clone()).stored(), [(AUDITS, line)]);
+        }
+    }
+
     /// A resource with a service name.
     fn otlp_resource(service: &str) -> Vec<u8> {
         field(1, &otlp_attributes(service))

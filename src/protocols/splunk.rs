@@ -223,12 +223,26 @@ mod tests {
         let first = r#"{"event":1,"host":"h","source":"env0-audit-logs-source"}"#;
         let second = r#"{"host":"own","source":"s","event":2}"#;
         assert_eq!(sent.stored(), [(AUDITS, first.to_owned()), (AUDITS, second.to_owned())]);
-        for query in ["source=a&source=b", "source=%ff", "time=1&time=2"] {
+        for query in ["source=a&source=b", "source=a&Source=b", "source=%ff", "time=1&time=2"] {
             for path in ["event", "raw"] {
                 let answer = post(&format!("/services/collector/{path}?{query}"), &[], r#"{"event":1}"#).refused_body();
                 assert_eq!((answer.status, &answer.json()["code"]), (400, &6.into()), "{path} {query}");
             }
         }
+    }
+
+    #[test]
+    fn splunk_s_query_names_count_in_any_letter_case() {
+        let query = "Source=env0-audit-logs-source&HOST=h&Token=t";
+        let event = post(&format!("/services/collector?{query}"), &[], r#"{"event":1}"#);
+        assert_eq!(
+            event.stored(),
+            [(AUDITS, r#"{"event":1,"host":"h","source":"env0-audit-logs-source"}"#.to_owned())]
+        );
+        assert_eq!(event.token().as_deref(), Some("t"));
+        let raw = post(&format!("/services/collector/raw?{query}"), &[], "1").stored();
+        assert_eq!(raw[0].0, AUDITS);
+        assert!(raw[0].1.contains(r#""host":"h","source":"env0-audit-logs-source","event":"1""#), "{raw:?}");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! Specification: "Upload data to an HTTP Source" in Sumo Logic's documentation. Events are taken as
 //! in the native protocol. What the `X-Sumo-…` headers say of them is kept under Sumo Logic's names
-//! for it (`_sourceName`, `_sourceHost`, `_sourceCategory`, `_fields`) beside the event, which then
-//! is `message`.
+//! for it (`_sourceName`, `_sourceHost`, `_sourceCategory`, `_fields`, `_dimensions`, `_metadata`) beside the event,
+//! which then is `message`. `X-Sumo-Client` names a client's version, and nothing of its events.
 
 use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
@@ -48,9 +48,27 @@ struct Source<'a> {
     category: Option<&'a str>,
     #[serde(rename = "_fields", skip_serializing_if = "Option::is_none")]
     fields: Option<&'a str>,
+    #[serde(rename = "_dimensions", skip_serializing_if = "Option::is_none")]
+    dimensions: Option<&'a str>,
+    #[serde(rename = "_metadata", skip_serializing_if = "Option::is_none")]
+    metadata: Option<&'a str>,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    fn of(headers: &'a HeaderMap) -> Result<Self, BodyError> {
+        let names =
+            ["x-sumo-name", "x-sumo-host", "x-sumo-category", "x-sumo-fields", "x-sumo-dimensions", "x-sumo-metadata"];
+        let [name, host, category, fields, dimensions, metadata] = header_values(headers, names)?;
+        Ok(Source { name, host, category, fields, dimensions, metadata })
+    }
+
+    /// The log type that category, name or one of the lists of `<key>=<value>` names.
+    fn log_type(&self) -> Option<LogType> {
+        let lists = [self.fields, self.dimensions, self.metadata].into_iter().flatten();
+        let values = lists.flat_map(|list| list.split(',')).filter_map(|pair| Some(pair.split_once('=')?.1.trim()));
+        [self.category, self.name].into_iter().flatten().chain(values).find_map(protocols::log_type_of)
+    }
+
     /// Stores a JSON object as it was sent, or beside what is said of it.
     fn push(self, said: Option<LogType>, object: &RawValue, writer: &mut LineWriter) -> Result<(), BodyError> {
         if self == Source::default() {
@@ -97,10 +115,8 @@ impl Protocol for SumoLogic {
         received: DateTime<Utc>,
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
-        let names = ["x-sumo-name", "x-sumo-host", "x-sumo-category", "x-sumo-fields"];
-        let [name, host, category, fields] = header_values(headers, names)?;
-        let said = [category, name].into_iter().flatten().find_map(protocols::log_type_of);
-        let source = Source { name, host, category, fields };
+        let source = Source::of(headers)?;
+        let said = source.log_type();
         if Events::sniff(&body) {
             match objects(said, source, body.clone(), received, limits) {
                 // Not all of it is JSON, so that each line is judged on its own.
@@ -156,6 +172,18 @@ mod tests {
         assert_eq!(post(uri, &described, json).lines(), [format!(r#"{{"message":{json},{source}}}"#)]);
         let text = format!(r#"{{"timestamp":"2026-11-22T21:00:00.123Z","message":"a line",{source}}}"#);
         assert_eq!(post(uri, &described, "a line\n").lines(), [text]);
+    }
+
+    #[test]
+    fn sumologic_headers_that_list_pairs_are_kept_and_tell_the_type() {
+        for (header, member) in
+            [("x-sumo-fields", "_fields"), ("x-sumo-dimensions", "_dimensions"), ("x-sumo-metadata", "_metadata")]
+        {
+            let sent = post("/receiver/v1/http/s", &[(header, "a=b, service = env0-audits")], "{}");
+            let line = format!(r#"{{"message":{{}},"{member}":"a=b, service = env0-audits"}}"#);
+            assert_eq!(sent.stored(), [(AUDITS, line)]);
+        }
+        assert_eq!(post("/receiver/v1/http/s", &[("x-sumo-client", "env0-audits")], "{}").lines(), ["{}"]);
     }
 
     #[test]

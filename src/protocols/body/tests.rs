@@ -114,6 +114,14 @@ fn text_becomes_one_event_a_line() {
 }
 
 #[test]
+fn utf16_is_refused_with_what_to_send() {
+    for body in [&b"\xff\xfe{\0}\0"[..], b"\xfe\xff\0{\0}"] {
+        assert_eq!(scan_bytes(body).unwrap_err().to_string(), "event 0, byte 0: UTF-16; send UTF-8");
+    }
+    assert_eq!(scan_bytes(b"\xff\xfe text").unwrap().replaced, 2);
+}
+
+#[test]
 fn text_that_is_not_utf8_is_stored_with_replacements_which_are_counted() {
     let body = include_bytes!("../../../tests/fixtures/bodies/latin1-in-one-of-three.txt");
     let lines = scan_bytes(body).unwrap();

@@ -15,6 +15,12 @@ pub(super) fn text_lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     lines.filter(|line| !line.iter().all(|&byte| is_white_space(byte)))
 }
 
+/// Whether `body` begins with the byte order mark of UTF-16 and a Latin character, as files do that PowerShell has
+/// written.
+pub(super) fn is_utf16(body: &[u8]) -> bool {
+    matches!(body, [0xff, 0xfe, _, 0, ..] | [0xfe, 0xff, 0, _, ..])
+}
+
 /// `bytes` as text, in which what is not UTF-8 became U+FFFD; how many bytes those were.
 pub(super) fn lossy(bytes: &[u8]) -> (Cow<'_, str>, u64) {
     match std::str::from_utf8(bytes) {

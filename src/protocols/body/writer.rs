@@ -6,7 +6,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::text::{repaired, text_lines};
+use super::text::{is_utf16, repaired, text_lines};
 use super::{BodyError, Limits, Lines, Part, is_one_line, is_white_space, redact};
 use crate::batch::LogType;
 
@@ -62,12 +62,15 @@ impl LineWriter {
     }
 
     /// Calls `each` with every line of `body` that holds more than white space, without its line ending (`\n` or
-    /// `\r\n`). Bytes that are not UTF-8 become U+FFFD and are counted.
+    /// `\r\n`). Bytes that are not UTF-8 become U+FFFD and are counted. Refuses UTF-16, of which no line would be left.
     pub fn text_lines(
         &mut self,
         body: &[u8],
         mut each: impl FnMut(&mut LineWriter, &str) -> Result<(), BodyError>,
     ) -> Result<(), BodyError> {
+        if is_utf16(body) {
+            return Err(BodyError::invalid(body, body, self.records, "UTF-16; send UTF-8"));
+        }
         for line in text_lines(body) {
             // As a line of JSON it is not shorter.
             self.check_len(line)?;

@@ -4,24 +4,25 @@ use std::io::Write;
 
 use serde_json::value::RawValue;
 
+use super::write_tenant;
 use crate::protocols;
 use crate::protocols::body::{BodyError, Elements, Events, LineWriter, Members, only_members};
 
 /// Stores every entry of a push.
-pub(super) fn push(body: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
+pub(super) fn push(body: &[u8], tenant: Option<&str>, writer: &mut LineWriter) -> Result<(), BodyError> {
     for push in Events::new(body) {
         let push = push?.json;
         let [streams] = only_members(body, push, [&["streams"]], writer.records(), "a push")?;
         let streams = streams.filter(|streams| streams.get().starts_with('['));
         let streams = streams.ok_or_else(|| invalid(body, push, writer, "`streams` must be an array"))?;
         for stream in Elements::of(streams) {
-            push_stream(body, stream, writer)?;
+            push_stream(body, stream, tenant, writer)?;
         }
     }
     Ok(())
 }
 
-fn push_stream(body: &[u8], stream: &RawValue, writer: &mut LineWriter) -> Result<(), BodyError> {
+fn push_stream(body: &[u8], stream: &RawValue, tenant: Option<&str>, writer: &mut LineWriter) -> Result<(), BodyError> {
     let members = only_members(body, stream, [&["stream"], &["values"]], writer.records(), "a stream")?;
     let [Some(labels), Some(values)] = members else {
         return Err(invalid(body, stream, writer, "a stream needs `stream` and `values`"));
@@ -30,7 +31,8 @@ fn push_stream(body: &[u8], stream: &RawValue, writer: &mut LineWriter) -> Resul
         return Err(invalid(body, labels, writer, "`stream` must be an object of labels"));
     }
     writer.check_len(labels.get().as_bytes())?;
-    let said = protocols::said_by(Members::of(labels).map(|(_, value)| Some(value)));
+    let said_by_label = protocols::said_by(Members::of(labels).map(|(_, value)| Some(value)));
+    let said = said_by_label.or_else(|| protocols::log_type_of(tenant?));
     if !values.get().starts_with('[') {
         return Err(invalid(body, values, writer, "`values` must be an array"));
     }
@@ -53,7 +55,7 @@ fn push_stream(body: &[u8], stream: &RawValue, writer: &mut LineWriter) -> Resul
                 out.write_all(br#","structuredMetadata":"#)?;
                 out.write_all(metadata.get().as_bytes())?;
             }
-            out.write_all(b"}")
+            write_tenant(tenant, out)
         })?;
     }
     Ok(())

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 
 use super::labels::Labels;
+use super::write_tenant;
 use crate::batch::LogType;
 use crate::protocols;
 use crate::protocols::body::{BodyError, Line, LineWriter};
@@ -27,7 +28,7 @@ const PAIR_VALUE: u32 = 2;
 const NAMES_MAX: usize = 1024;
 
 /// Stores every entry of a `PushRequest`.
-pub(super) fn push(push: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
+pub(super) fn push(push: &[u8], tenant: Option<&str>, writer: &mut LineWriter) -> Result<(), BodyError> {
     for stream in fields(push) {
         let within = |fault: Fault<'_>| fault.within(push, writer.records());
         let stream = stream.map_err(within)?;
@@ -37,12 +38,16 @@ pub(super) fn push(push: &[u8], writer: &mut LineWriter) -> Result<(), BodyError
         let stream = bytes(&stream, "PushRequest").map_err(within)?;
         let head = stream_head(stream).map_err(within)?;
         let labels = read_labels(head.labels, writer)?;
+        let said = labels.said.or_else(|| protocols::log_type_of(tenant?));
         for entry in fields(stream).flatten().filter(|field| field.number == STREAM_ENTRIES) {
             let within = |fault: Fault<'_>| fault.within(push, writer.records());
             let entry = bytes(&entry, "StreamAdapter").map_err(within)?;
             writer.check_len(entry)?;
             let judged = Entry::judge(entry).map_err(within)?;
-            writer.line(labels.said, |out| judged.write(&labels.json, head.hash, out))?;
+            writer.line(said, |out| {
+                judged.write(&labels.json, head.hash, out)?;
+                write_tenant(tenant, out)
+            })?;
         }
     }
     Ok(())
@@ -139,6 +144,7 @@ impl<'a> Entry<'a> {
         Ok(Entry { bytes: entry, timestamp: timestamp.unwrap_or_default(), line: line.unwrap_or_default() })
     }
 
+    /// All members but the tenant.
     fn write(&self, labels: &[u8], hash: Option<u64>, out: &mut Line<'_>) -> io::Result<()> {
         write!(out, r#"{{"timestamp":"{}","#, self.timestamp)?;
         out.write_all(labels)?;
@@ -154,7 +160,7 @@ impl<'a> Entry<'a> {
             write!(out, ",\"{UNKNOWN_FIELDS}\":")?;
             write_unknown(self.bytes, is_unknown, out)?;
         }
-        out.write_all(b"}")
+        Ok(())
     }
 
     /// The pairs of field `number` as an object called `name`; where a name is there twice, or there are more than

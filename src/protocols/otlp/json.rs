@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use crate::batch::LogType;
 use crate::protocols;
-use crate::protocols::body::{self, BodyError, Elements, Events, LineWriter, only_members};
+use crate::protocols::body::{self, BodyError, Elements, Events, LineWriter, Members, only_members};
 use crate::protocols::otlp::{Heads, store};
 
 // Each member by all its names: protobuf's JSON mapping has parsers take the original one, too, and older versions
@@ -85,14 +85,17 @@ fn each_object<'a>(
     Ok(())
 }
 
-/// The log type that the resource's `service.name` names, wherever among the attributes it is.
+/// The log type that the resource's `service.name` names, wherever among the attributes it is. Some senders write
+/// attributes as an object, or a value as plain text: the type doesn't hang on that.
 fn said(resource: &RawValue) -> Option<LogType> {
-    let [attributes] = body::members(resource, ["attributes"]);
-    Elements::of(attributes?).find_map(|attribute| {
-        let [key, value] = body::members(attribute, ["key", "value"]);
-        if body::text_of(key?.get())? != "service.name" {
+    let attributes = body::members(resource, ["attributes"])[0]?;
+    let elements = Elements::of(attributes).map(|attribute| body::members(attribute, ["key", "value"]));
+    let mut pairs = elements.filter_map(|[key, value]| Some((key?.get(), value?))).chain(Members::of(attributes));
+    pairs.find_map(|(key, value)| {
+        if body::text_of(key)? != "service.name" {
             return None;
         }
-        protocols::said_by(body::members(value?, ["stringValue", "string_value"]))
+        let [text, text_too] = body::members(value, ["stringValue", "string_value"]);
+        protocols::said_by([Some(value), text, text_too])
     })
 }
