@@ -3,11 +3,12 @@
 mod candidates;
 mod failure;
 mod meters;
+mod role;
 mod sources;
 mod status;
 mod sts;
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
@@ -25,9 +26,10 @@ pub use candidates::Offer;
 use candidates::{Candidates, refresh_at};
 use failure::{Cause, Failure};
 use meters::Meters;
+pub use role::{Role, Service};
 use sources::Sources;
 pub use status::HAND_OVER;
-use status::{Phase, REFUSAL_CAUSES};
+use status::{Phase, refusal_causes};
 use sts::Sts;
 
 /// What every role allows at least, and so what a too long session is stepped down to.
@@ -50,13 +52,15 @@ type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
 
 struct Inner {
     clock: Clock,
+    role: Role,
     sts: Sts,
-    asked: Duration,
     sources: Sources,
     state: Mutex<State>,
     session: watch::Sender<Option<Arc<Session>>>,
     wake: Notify,
     meters: Meters,
+    /// Takes every token that is handed over here, too.
+    beside: OnceLock<Credentials>,
 }
 
 /// Temporary AWS credentials. Secrets never show in `Debug`.
@@ -98,13 +102,29 @@ struct State {
 }
 
 impl Credentials {
-    /// Starts the background exchange, which ends with `shutdown`. Needs a Tokio runtime.
+    /// Starts the background exchange for the bucket's role, which ends with `shutdown`. Needs a Tokio runtime.
     pub fn start(config: &Config, network: &Network, instance_id: &str, shutdown: CancellationToken) -> Credentials {
-        Credentials::start_by(Arc::new(crate::batch::now), config, network, instance_id, shutdown)
+        let clock = Arc::new(crate::batch::now);
+        Credentials::start_by(clock, Role::of_bucket(config), config, network, instance_id, shutdown)
+    }
+
+    /// Starts the same for another role, with the same tokens: each that is handed over to `self` from now on is
+    /// handed over there, too. Asked for once, before anybody hands over.
+    pub fn start_beside(
+        &self,
+        role: Role,
+        config: &Config,
+        network: &Network,
+        instance_id: &str,
+        shutdown: CancellationToken,
+    ) -> Credentials {
+        let beside = Credentials::start_by(self.0.clock.clone(), role, config, network, instance_id, shutdown);
+        self.0.beside.get_or_init(|| beside).clone()
     }
 
     fn start_by(
         clock: Clock,
+        role: Role,
         config: &Config,
         network: &Network,
         instance_id: &str,
@@ -116,9 +136,8 @@ impl Credentials {
             token.map(|token| candidates.add(token, clock()));
         }
         let credentials = Credentials(Arc::new(Inner {
-            sts: Sts::new(clock.clone(), config, network, instance_id),
+            sts: Sts::new(clock.clone(), role.clone(), config.endpoint_url_sts.as_deref(), network, instance_id),
             clock,
-            asked: config.session_duration,
             sources: Sources::new(config, network),
             state: Mutex::new(State {
                 candidates,
@@ -126,7 +145,7 @@ impl Credentials {
                 outage_since: None,
                 last_error: None,
                 source_problems: Vec::new(),
-                duration: config.session_duration,
+                duration: role.duration,
                 sessions: 0,
                 failures: 0,
                 young_refusals: 0,
@@ -138,7 +157,9 @@ impl Credentials {
             }),
             session: watch::Sender::new(None),
             wake: Notify::new(),
-            meters: Meters::new(),
+            meters: Meters::new(role.service),
+            role,
+            beside: OnceLock::new(),
         }));
         let inner = Arc::clone(&credentials.0);
         tokio::spawn(async move {
@@ -165,7 +186,7 @@ impl Credentials {
         }
     }
 
-    /// S3 refused a request signed with the session `session_id`: `explicit`ly as expired or invalid,
+    /// The service refused a request signed with the session `session_id`: `explicit`ly as expired or invalid,
     /// or by any other 403. A session that was replaced meanwhile is left alone.
     pub fn refused(&self, session_id: u64, explicit: bool) {
         let now = (self.0.clock)();
@@ -173,7 +194,11 @@ impl Credentials {
         let age = now - session.obtained_at;
         let mut state = self.0.lock();
         if explicit {
-            tracing::warn!(session.id = session_id, "S3 refused the session as expired or invalid; fetching a new one");
+            let service = self.0.role.service.name();
+            tracing::warn!(
+                session.id = session_id,
+                "{service} refused the session as expired or invalid; fetching a new one"
+            );
             let young = age < YOUNG_SESSION.min((session.expires_at - session.obtained_at) / 2);
             state.young_refusals = if young { state.young_refusals.saturating_add(1) } else { 0 };
             let wait = match state.young_refusals {
@@ -197,6 +222,9 @@ impl Credentials {
 
     /// Takes in a token that was handed over and verified.
     pub fn offer(&self, token: OidcToken) -> Offer {
+        if let Some(beside) = self.0.beside.get() {
+            beside.offer(token.clone());
+        }
         let mut state = self.0.lock();
         let offer = state.candidates.add(token, (self.0.clock)());
         if offer == Offer::Accepted {
@@ -216,13 +244,14 @@ impl Credentials {
         let (waits_for, remedy) = match state.phase {
             Phase::Starting | Phase::Holding => (None, None),
             Phase::NoToken => (Some(no_token(&state)), Some(HAND_OVER.to_owned())),
-            Phase::Refused => {
-                (Some("a token or a trust policy that STS accepts".to_owned()), Some(REFUSAL_CAUSES.to_owned()))
-            }
+            Phase::Refused => (
+                Some("a token or a trust policy that STS accepts".to_owned()),
+                Some(refusal_causes(self.0.role.service)),
+            ),
             Phase::Unreachable => (Some("STS to answer".to_owned()), told()),
         };
         CredentialsStatus {
-            role_arn: self.0.sts.role_arn.clone(),
+            role_arn: self.0.role.arn.clone(),
             state: state.phase.describe(session.is_some()).to_owned(),
             session_expires_at: session.map(|session| Timestamp(session.expires_at)),
             session_duration_seconds: state.duration.as_secs(),
@@ -347,7 +376,9 @@ impl Inner {
         for token in tokens {
             state.candidates.add(token, (self.clock)());
         }
-        if state.source_problems != problems && !problems.is_empty() {
+        // The bucket's credentials read the same sources, and say it.
+        let says_it = self.role.service == Service::S3;
+        if says_it && state.source_problems != problems && !problems.is_empty() {
             tracing::warn!("a configured source gives no OIDC token: {}", problems.join("; "));
         }
         state.source_problems = problems;
@@ -362,10 +393,12 @@ impl Inner {
         let session = self.sts.ask(token, STEP_DOWN).await.map_err(|_| error)?;
         self.lock().duration = STEP_DOWN;
         tracing::warn!(
-            session.asked_seconds = self.asked.as_secs(),
+            session.asked_seconds = self.role.duration.as_secs(),
             session.duration_seconds = STEP_DOWN.as_secs(),
-            "the role's maximum session is shorter than ENV0_S3_LOG_SESSION_DURATION: sessions of 3600 s from now on; \
-             raise the role's maximum session duration, or lower the variable"
+            "{}the role's maximum session is shorter than {}: sessions of 3600 s from now on; raise the role's maximum \
+             session duration, or lower the variable",
+            self.role.service.prefix(),
+            self.role.service.duration_variable()
         );
         Ok(session)
     }
@@ -391,8 +424,8 @@ impl Inner {
             tracing::debug!(session.id = state.sessions, session.expires_at = %expires_at, "replaced the session");
         } else {
             state.phase = Phase::Holding;
-            let source = token.source.as_str();
-            tracing::info!(session.expires_at = %expires_at, token.source = source, outage.seconds = outage_seconds, "STS gave a session for the role");
+            let (source, prefix) = (token.source.as_str(), self.role.service.prefix());
+            tracing::info!(session.expires_at = %expires_at, token.source = source, outage.seconds = outage_seconds, "{prefix}STS gave a session for the role");
         }
     }
 
@@ -412,24 +445,25 @@ impl Inner {
     fn log(&self, state: &State) {
         let until = self.session.borrow().as_ref().map(|session| Timestamp(session.expires_at).to_string());
         let until = until.as_deref().unwrap_or("none");
+        let (prefix, meanwhile) = (self.role.service.prefix(), self.role.service.meanwhile());
         match (state.phase, &state.last_error) {
             (Phase::NoToken, _) => tracing::warn!(
                 session.expires_at = until,
-                "waiting for {}; events stay in the spool meanwhile; {HAND_OVER}",
+                "{prefix}waiting for {}; {meanwhile}; {HAND_OVER}",
                 no_token(state)
             ),
             (Phase::Refused, Some(error)) => tracing::error!(
                 session.expires_at = until,
                 sts.code = error.code.as_deref().unwrap_or("none"),
                 sts.request_id = error.request_id.as_deref().unwrap_or("none"),
-                "STS refuses every token at hand: {}; {}",
+                "{prefix}STS refuses every token at hand: {}; {}",
                 error.message,
                 error.remedy
             ),
             (Phase::Unreachable, Some(error)) => tracing::warn!(
                 session.expires_at = until,
                 sts.code = error.code.as_deref().unwrap_or("none"),
-                "no session from STS for now, trying again: {}; {}",
+                "{prefix}no session from STS for now, trying again: {}; {}",
                 error.message,
                 error.remedy
             ),

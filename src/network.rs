@@ -227,7 +227,7 @@ pub fn way_out(proxies: &config::Network, words: &str, service: &str) -> String 
         )
     } else if has(&["dns", "resolve", "lookup", "name or service"]) {
         format!(
-            "DNS gives no address for {service}: look at the resolver, and at ENV0_S3_LOG_AWS_REGION and the URLs that are set"
+            "DNS gives no address for {service}: look at the resolver, and at the …_AWS_REGION and the URLs that are set"
         )
     } else if has(&["certificate", "tls", "handshake", "unknownissuer"]) {
         format!("TLS to {service} fails: name a private CA in AWS_CA_BUNDLE, and see that the clock is right")

@@ -7,14 +7,19 @@ use aws_sdk_sts::operation::RequestId;
 use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIdentityError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
-use super::status::{HAND_OVER, REFUSAL_CAUSES};
+use super::role::{Role, Service};
+use super::status::{HAND_OVER, refusal_causes};
 use crate::network::{Network, causes, foreign_name, foreign_words, way_out};
 use crate::oidc::OidcToken;
 use crate::status::{ExchangeTrouble, Timestamp};
 
-/// The endpoint, where somebody else answers there.
-pub(super) const WRONG_ENDPOINT: &str =
-    "see ENV0_S3_LOG_AWS_REGION and AWS_ENDPOINT_URL_STS, and whether a proxy or firewall answers in its place";
+/// What to do where somebody else answers in STS's place.
+pub(super) fn wrong_endpoint(service: Service) -> String {
+    format!(
+        "see {} and AWS_ENDPOINT_URL_STS, and whether a proxy or firewall answers in its place",
+        service.region_variable()
+    )
+}
 
 /// An exchange that gave no session.
 #[derive(Debug, Clone)]
@@ -37,7 +42,7 @@ pub(super) enum Cause {
 /// What was asked, of whom.
 pub(super) struct Question<'a> {
     pub(super) token: &'a OidcToken,
-    pub(super) role_arn: &'a str,
+    pub(super) role: &'a Role,
     /// Host and port.
     pub(super) server: &'a str,
     pub(super) duration: Duration,
@@ -93,7 +98,7 @@ impl Failure {
         let kind =
             content_type.and_then(|kind| foreign_name(kind, &[])).unwrap_or_else(|| "no content type".to_owned());
         let message = format!("what answers at {} is not STS: HTTP {status}, {kind}", asked.server);
-        Failure::out_of_reach(message, WRONG_ENDPOINT.to_owned())
+        Failure::out_of_reach(message, wrong_endpoint(asked.role.service))
     }
 
     /// Whether a shorter session may be granted. The words don't always name the duration.
@@ -145,7 +150,7 @@ fn refusal_remedy(code: &str, words: &str, asked: &Question<'_>) -> String {
     } else if claims.issuer.is_none() || has("not a valid jwt") {
         format!("what came from the {} is not an OIDC token; {HAND_OVER}", asked.token.source.as_str())
     } else if code.contains("nosuch") || has("role") && (has("not exist") || has("not found")) {
-        format!("there is no role {}: see ENV0_S3_LOG_ROLE_ARN", asked.role_arn)
+        format!("there is no role {}: see {}", asked.role.arn, asked.role.service.role_variable())
     } else if has("provider") && code.contains("invalididentitytoken") {
         format!(
             "the account of the role has no OIDC provider for {issuer}: make one in IAM, with the audience {audience}"
@@ -157,13 +162,14 @@ fn refusal_remedy(code: &str, words: &str, asked: &Question<'_>) -> String {
             .to_owned()
     } else if has("durationseconds") || has("maxsessionduration") {
         format!(
-            "the role's maximum session is shorter than ENV0_S3_LOG_SESSION_DURATION={asked_seconds}: raise it, or \
-             lower the variable"
+            "the role's maximum session is shorter than {}={asked_seconds}: raise it, or lower the variable",
+            asked.role.service.duration_variable()
         )
     } else {
         format!(
-            "{REFUSAL_CAUSES}; for this token: aud {audience}, provider {issuer}, role {}, {asked_seconds} s",
-            asked.role_arn
+            "{}; for this token: aud {audience}, provider {issuer}, role {}, {asked_seconds} s",
+            refusal_causes(asked.role.service),
+            asked.role.arn
         )
     }
 }
@@ -176,5 +182,5 @@ pub(super) fn session_field(name: &str, value: &str, asked: &Question<'_>) -> Re
         _ => "holds a space, a line break or another character that no request can carry",
     };
     let message = format!("{} gave a session that can't be used: its {name} {fault}", asked.server);
-    Err(Failure::out_of_reach(message, WRONG_ENDPOINT.to_owned()))
+    Err(Failure::out_of_reach(message, wrong_endpoint(asked.role.service)))
 }

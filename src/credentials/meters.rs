@@ -1,6 +1,7 @@
 //! What is counted about credentials.
 
 use super::candidates::Candidates;
+use super::role::Service;
 
 /// The metrics of exchanges, session and tokens.
 pub(super) struct Meters {
@@ -8,22 +9,36 @@ pub(super) struct Meters {
     pub(super) refused: metrics::Counter,
     pub(super) failed: metrics::Counter,
     pub(super) session_expiry: metrics::Gauge,
-    token_expiry: metrics::Gauge,
+    /// The tokens are the same for every role: the bucket's credentials show them.
+    token_expiry: Option<metrics::Gauge>,
 }
 
 impl Meters {
-    pub(super) fn new() -> Meters {
-        let exchanges = |outcome| metrics::counter!("env0_s3_logs_sts_exchanges_total", "outcome" => outcome);
+    pub(super) fn new(service: Service) -> Meters {
+        let (exchanges, session_expiry, token_expiry) = match service {
+            Service::S3 => (
+                "env0_s3_logs_sts_exchanges_total",
+                "env0_s3_logs_credentials_expiry_timestamp_seconds",
+                Some("env0_s3_logs_oidc_token_expiry_timestamp_seconds"),
+            ),
+            Service::CloudWatch => (
+                "env0_s3_logs_cloudwatch_sts_exchanges_total",
+                "env0_s3_logs_cloudwatch_credentials_expiry_timestamp_seconds",
+                None,
+            ),
+        };
+        let exchanges = |outcome| metrics::counter!(exchanges, "outcome" => outcome);
         Meters {
             succeeded: exchanges("succeeded"),
             refused: exchanges("refused"),
             failed: exchanges("failed"),
-            session_expiry: metrics::gauge!("env0_s3_logs_credentials_expiry_timestamp_seconds"),
-            token_expiry: metrics::gauge!("env0_s3_logs_oidc_token_expiry_timestamp_seconds"),
+            session_expiry: metrics::gauge!(session_expiry),
+            token_expiry: token_expiry.map(|name| metrics::gauge!(name)),
         }
     }
 
     pub(super) fn show_tokens(&self, candidates: &Candidates) {
-        self.token_expiry.set(candidates.last_expiry().map_or(0.0, |end| end.timestamp() as f64));
+        let end = candidates.last_expiry().map_or(0.0, |end| end.timestamp() as f64);
+        self.token_expiry.iter().for_each(|gauge| gauge.set(end));
     }
 }

@@ -1,8 +1,17 @@
 //! The words for every state of the credentials.
 
-pub(super) const REFUSAL_CAUSES: &str = "likely causes, in this order: the role's maximum session is shorter than \
-    ENV0_S3_LOG_SESSION_DURATION; the role's trust policy lacks sts:TagSession; its sub or aud condition doesn't match \
-    the token; the account has no OIDC provider for the issuer; there is no such role; see config/README.md#no-token";
+use super::role::Service;
+
+/// Why STS may refuse a token for a role of `service`.
+pub(super) fn refusal_causes(service: Service) -> String {
+    format!(
+        "likely causes, in this order: the role's maximum session is shorter than {}; the role's trust policy lacks \
+         sts:TagSession; its sub or aud condition doesn't match the token; the account has no OIDC provider for the \
+         issuer; there is no such role; see config/README.md#no-token",
+        service.duration_variable()
+    )
+}
+
 /// What to do where there is no token.
 pub const HAND_OVER: &str = "hand one over from an env0 deployment: PUT /v1/oidc-token with ENV0_OIDC_TOKEN as bearer \
     token; or keep one in ENV0_S3_LOG_OIDC_TOKEN_FILE or behind ENV0_S3_LOG_OIDC_TOKEN_URL; see config/README.md#no-token";

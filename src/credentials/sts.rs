@@ -11,8 +11,8 @@ use aws_smithy_types::retry::RetryConfig;
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::failure::{Failure, Question, session_field};
+use super::role::Role;
 use super::{Clock, Session};
-use crate::config::Config;
 use crate::network::{Network, server, way_out};
 use crate::oidc::{OidcToken, moment};
 
@@ -23,7 +23,7 @@ const EXCHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct Sts {
     clock: Clock,
     client: aws_sdk_sts::Client,
-    pub(super) role_arn: String,
+    role: Role,
     session_name: String,
     /// Host and port.
     server: String,
@@ -32,32 +32,31 @@ pub(super) struct Sts {
 
 impl Sts {
     /// Sends nothing yet.
-    pub(super) fn new(clock: Clock, config: &Config, network: &Network, instance_id: &str) -> Sts {
-        let endpoint = config.endpoint_url_sts.as_deref();
+    pub(super) fn new(clock: Clock, role: Role, endpoint: Option<&str>, network: &Network, instance_id: &str) -> Sts {
         let mut client = aws_sdk_sts::Config::builder()
             .behavior_version(BehaviorVersion::latest())
-            .region(Region::new(config.aws_region.clone()))
+            .region(Region::new(role.region.clone()))
             .http_client(network.aws(endpoint))
             .retry_config(RetryConfig::disabled());
         client.set_endpoint_url(endpoint.map(str::to_owned));
         Sts {
             clock,
             client: aws_sdk_sts::Client::from_conf(client.build()),
-            role_arn: config.role_arn.clone(),
             session_name: format!("env0-s3-logs-{instance_id}"),
-            server: server(&endpoint.map_or_else(|| regional_endpoint(&config.aws_region), str::to_owned)),
+            server: server(&endpoint.map_or_else(|| regional_endpoint(&role.region), str::to_owned)),
             network: network.clone(),
+            role,
         }
     }
 
     /// Asks once for a session of `duration`, without a retry.
     pub(super) async fn ask(&self, token: &OidcToken, duration: Duration) -> Result<Session, Failure> {
-        let (role_arn, server, network) = (&self.role_arn, &self.server, &self.network);
-        let question = Question { token, role_arn, server, duration, network };
+        let (role, server, network) = (&self.role, &self.server, &self.network);
+        let question = Question { token, role, server, duration, network };
         let request = self
             .client
             .assume_role_with_web_identity()
-            .role_arn(&self.role_arn)
+            .role_arn(&role.arn)
             .role_session_name(&self.session_name)
             .duration_seconds(i32::try_from(duration.as_secs()).unwrap_or(i32::MAX))
             .web_identity_token(token.expose());
@@ -71,7 +70,7 @@ impl Sts {
         let Some(keys) = answer.credentials() else {
             return Err(Failure::out_of_reach(
                 format!("what answers at {server} sent no session"),
-                super::failure::WRONG_ENDPOINT.to_owned(),
+                super::failure::wrong_endpoint(role.service),
             ));
         };
         let obtained_at = (self.clock)();

@@ -205,6 +205,16 @@ pub const METRICS: &[Metric] = &[
         "Rounds of asking env0 for what is new, of each log type and organization",
     ),
     level("env0_s3_logs_credentials_expiry_timestamp_seconds", &[], "When the AWS session ends; 0 for none"),
+    counts(
+        "env0_s3_logs_cloudwatch_sts_exchanges_total",
+        &[("outcome", &["succeeded", "refused", "failed"])],
+        "Exchanges of an OIDC token at STS for the role of CloudWatch Logs",
+    ),
+    level(
+        "env0_s3_logs_cloudwatch_credentials_expiry_timestamp_seconds",
+        &[],
+        "When the AWS session for CloudWatch Logs ends; 0 for none",
+    ),
     level("env0_s3_logs_oidc_token_expiry_timestamp_seconds", &[], "When the last OIDC token at hand ends; 0 for none"),
     level(
         "env0_s3_logs_tls_expiry_timestamp_seconds",

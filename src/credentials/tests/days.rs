@@ -40,8 +40,14 @@ impl Days {
         .await;
         let config = config(&sts.url());
         let network = Network::new(&config.network).unwrap();
-        let credentials =
-            Credentials::start_by(clock.clone(), &config, &network, "0123456789abcdef", CancellationToken::new());
+        let credentials = Credentials::start_by(
+            clock.clone(),
+            Role::of_bucket(&config),
+            &config,
+            &network,
+            "0123456789abcdef",
+            CancellationToken::new(),
+        );
         Days { clock, issuer: issuer(), ends, out_of_order, sts, credentials }
     }
 
