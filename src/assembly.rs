@@ -60,6 +60,7 @@ pub fn spool_settings(config: &Config) -> spool::Settings {
             region: config.aws_region.clone(),
             path: config.bucket_path.clone(),
         },
+        copies: false,
     }
 }
 

@@ -4,6 +4,7 @@
 //! <spool>/lock, manifest.json, reserve (the spare file)
 //! <spool>/<log type>/<name>.open → .sealed → .sending → gone, or .sent for the chain's head
 //! <spool>/quarantine/<log type>_<name>
+//! <spool>/cloudwatch/<log type>/<name>.sent, with a CloudWatch lane: what S3 has and CloudWatch doesn't
 //! ```
 //!
 //! The file is the object's body and the name is the state (see [`crate::batch`]); there is nothing
@@ -13,6 +14,7 @@
 
 mod answers;
 pub mod claim;
+pub mod copies;
 pub mod disk;
 pub mod folder;
 pub mod gate;
@@ -28,7 +30,7 @@ pub mod writer;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,7 +40,8 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::batch::{Codec, LogType, SealedName, SpoolName, Stage};
 use crate::spool::claim::Claim;
-use crate::spool::disk::Disk;
+use crate::spool::copies::{BatchCopy, Copies};
+use crate::spool::disk::{Cursor, Disk};
 use crate::spool::folder::Folder;
 use crate::spool::gate::Gate;
 use crate::spool::home::Home;
@@ -63,6 +66,8 @@ pub struct Settings {
     pub codec: Codec,
     /// Where the objects go.
     pub destination: Destination,
+    /// Whether batches are kept for CloudWatch once S3 has them.
+    pub copies: bool,
 }
 
 /// A sealed batch on its way to S3.
@@ -230,8 +235,15 @@ impl Spool {
             recovery::restart_chain(&*disk, &path, names).map_err(|source| OpenError::Recovery { path, source })?;
         }
 
-        let home = Arc::new(Home::new(dir.clone(), disk.clone(), manifest, lock).map_err(create)?);
-        let usage = Arc::new(Usage::new(settings));
+        let copies = if settings.copies {
+            Some(Arc::new(Copies::open(disk.clone(), dir)))
+        } else {
+            copies::discard(&*disk, dir);
+            None
+        };
+        let home = Home::new(dir.clone(), disk.clone(), manifest, lock, copies.clone()).map_err(create)?;
+        let home = Arc::new(home);
+        let usage = Arc::new(Usage::new(settings, copies));
         let mut folders = Vec::new();
         let mut receivers = Vec::new();
         let mut left_open = Vec::new();
@@ -350,6 +362,20 @@ impl Spool {
         let files = self.inner.disk.list(&path).map_err(|source| OpenError::Create { path, source })?;
         let quarantined = files.iter().filter(|(name, _)| !name.starts_with('.')).count();
         Ok(LeftBehind { batches, quarantined })
+    }
+
+    /// The batches that S3 has and CloudWatch doesn't, where there is a lane for them.
+    pub fn copies(&self) -> Option<&Arc<Copies>> {
+        self.inner.home.copies()
+    }
+
+    /// Reads a copy from its start. Blocks, as reading does.
+    ///
+    /// # Errors
+    /// The spool's path leads elsewhere, or the disk's own. One that was given up meanwhile is not found.
+    pub fn read_copy(&self, copies: &Copies, copy: &BatchCopy) -> io::Result<impl Read + Send + use<>> {
+        self.inner.home.confirm()?;
+        self.inner.disk.open(&copies.path(copy)).map(Cursor::new)
     }
 
     /// Bytes in the spool, both log types, and the limit.

@@ -99,6 +99,7 @@ impl Case {
                 region: config.aws_region.clone(),
                 path: config.bucket_path.clone(),
             },
+            copies: false,
         };
         let (spool, sealed) = Spool::open(&settings, Arc::new(OsDisk)).unwrap();
         Case {

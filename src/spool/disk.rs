@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
+use std::ops::DerefMut;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -221,19 +222,19 @@ fn cut(file: &File, len: u64) -> io::Result<()> {
 }
 
 /// Reads and writes an open file from its start on.
-pub struct Cursor<'a> {
-    file: &'a mut dyn DiskFile,
+pub struct Cursor<F> {
+    file: F,
     offset: u64,
 }
 
-impl<'a> Cursor<'a> {
-    /// At the file's start.
-    pub fn new(file: &'a mut dyn DiskFile) -> Cursor<'a> {
+impl<F> Cursor<F> {
+    /// At the start of a file, borrowed or owned.
+    pub fn new(file: F) -> Cursor<F> {
         Cursor { file, offset: 0 }
     }
 }
 
-impl Read for Cursor<'_> {
+impl<F: DerefMut<Target: DiskFile>> Read for Cursor<F> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.file.read_at(buffer, self.offset)?;
         self.offset += read as u64;
@@ -241,7 +242,7 @@ impl Read for Cursor<'_> {
     }
 }
 
-impl Write for Cursor<'_> {
+impl<F: DerefMut<Target: DiskFile>> Write for Cursor<F> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.file.write_at(bytes, self.offset)?;
         self.offset += bytes.len() as u64;

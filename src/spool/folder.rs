@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use chrono::{DateTime, Utc};
 
 use crate::batch::{BatchName, Codec, LogType, SealedName, Sha256, Sha256Hasher, SpoolName, Stage};
+use crate::spool::copies::{BatchCopy, Copies};
 use crate::spool::disk::{Disk, DiskFile, READ_BUFFER_BYTES};
 use crate::spool::home::Home;
 use crate::spool::sealer::SealReason;
@@ -336,9 +337,16 @@ impl Folder {
     pub fn delivered(&self, batch: &mut Batch) -> io::Result<()> {
         // Where the path leads elsewhere, a file that is missing there was not removed.
         self.home.confirm()?;
+        let mut copy = None;
         {
             let _transition = self.head_transition();
-            if self.head().sequence == batch.name.sequence {
+            let is_head = self.head().sequence == batch.name.sequence;
+            if let Some(copies) = self.home.copies() {
+                if is_head {
+                    self.keep_head(SealedName { stage: Stage::Sent, ..batch.name })?;
+                }
+                copy = self.make_copy(copies, batch)?;
+            } else if is_head {
                 let sent = SealedName { stage: Stage::Sent, ..batch.name };
                 let emptied = self
                     .rename_to(batch, sent)
@@ -355,8 +363,20 @@ impl Folder {
         }
         self.state().unsent.remove(&batch.name.batch.opened);
         self.gone(batch);
+        if let Some(copy) = copy {
+            self.usage.add_copy(copy);
+        }
         self.figures.uploaded.fetch_add(batch.name.records, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Keeps a delivered batch's file for CloudWatch. One that can't be kept goes: nothing waits for CloudWatch.
+    fn make_copy(&self, copies: &Copies, batch: &Batch) -> io::Result<Option<BatchCopy>> {
+        let (path, copy) = (self.batch_path(batch), BatchCopy::of(batch));
+        let Err(error) = self.home.with_room(|| copies.take_over(&path, &copy)) else { return Ok(Some(copy)) };
+        self.home.with_room(|| self.home.disk.remove(&path))?;
+        copies.missed(&copy, &error);
+        Ok(None)
     }
 
     fn gone(&self, batch: &Batch) {
@@ -387,8 +407,9 @@ impl Folder {
     pub(super) fn probe(&self) -> io::Result<()> {
         self.restore()?;
         let path = self.dir.join("probe.tmp");
-        self.home.disk.remove(&path)?;
-        let written = self.home.disk.create(&path).and_then(|mut file| {
+        let written = self.home.without_copies(|| {
+            self.home.disk.remove(&path)?;
+            let mut file = self.home.disk.create(&path)?;
             file.write_at(&[0; PROBE_BYTES], 0)?;
             file.sync()
         });

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::batch::LogType;
 use crate::spool::QUARANTINE;
+use crate::spool::copies::{self, Copies};
 use crate::spool::disk::{Disk, FileId};
 use crate::spool::manifest::{Lock, Manifest};
 
@@ -20,6 +21,8 @@ const SPARE_FILE: &str = "reserve";
 /// btrfs sets 700 to 900 KiB aside for a rename where it keeps data and metadata together, as on small volumes.
 const SPARE_FILE_BYTES: u64 = if cfg!(test) { 64 * 1024 } else { 2 * 1024 * 1024 };
 const SPARE_PIECE_BYTES: usize = 64 * 1024;
+/// Copies that one operation gives up on a full disk: what fills it may be another's, and removing takes time.
+const COPIES_GIVEN_UP_MAX: usize = 64;
 
 /// What makes a folder this daemon's spool, for as long as it is open.
 pub(super) struct Home {
@@ -27,6 +30,8 @@ pub(super) struct Home {
     pub(super) dir: PathBuf,
     pub(super) disk: Arc<dyn Disk>,
     pub(super) manifest: Manifest,
+    /// Where there is a CloudWatch lane.
+    copies: Option<Arc<Copies>>,
     held: Mutex<Held>,
     /// What the last [`Home::confirm`] found; asked for every append.
     is_away: AtomicBool,
@@ -43,10 +48,21 @@ impl Home {
     ///
     /// # Errors
     /// The folder can't be looked at.
-    pub(super) fn new(dir: PathBuf, disk: Arc<dyn Disk>, manifest: Manifest, lock: Lock) -> io::Result<Home> {
+    pub(super) fn new(
+        dir: PathBuf,
+        disk: Arc<dyn Disk>,
+        manifest: Manifest,
+        lock: Lock,
+        copies: Option<Arc<Copies>>,
+    ) -> io::Result<Home> {
         let folder = identify_folder(&*disk, &dir)?;
         let held = Mutex::new(Held { folder, lock: Some(lock) });
-        Ok(Home { dir, disk, manifest, held, is_away: AtomicBool::new(false) })
+        Ok(Home { dir, disk, manifest, copies, held, is_away: AtomicBool::new(false) })
+    }
+
+    /// The batches that CloudWatch doesn't have, where there is a lane for them.
+    pub(super) fn copies(&self) -> Option<&Arc<Copies>> {
+        self.copies.as_ref()
     }
 
     /// The folder for what can't be read.
@@ -152,9 +168,23 @@ impl Home {
         }
     }
 
-    /// [`with_room`] of this spool.
-    pub(super) fn with_room<T>(&self, operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-        with_room(&*self.disk, &self.dir, operation)
+    /// [`with_room`] of this spool, which gives up copies first.
+    pub(super) fn with_room<T>(&self, mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        with_room(&*self.disk, &self.dir, || self.without_copies(&mut operation))
+    }
+
+    /// Runs `operation`, and on a full disk again after each copy that is given up for it, oldest first.
+    pub(super) fn without_copies<T>(&self, mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        let mut result = operation();
+        let Some(copies) = &self.copies else { return result };
+        for _ in 0..COPIES_GIVEN_UP_MAX {
+            let is_full = result.as_ref().is_err_and(is_full);
+            if !is_full || !copies.make_way() {
+                break;
+            }
+            result = operation();
+        }
+        result
     }
 }
 
@@ -164,7 +194,7 @@ impl Home {
 /// One of them is a link, no folder, or on another file system than the spool.
 pub fn judge_folders(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     let device = identify_folder(disk, dir)?.device;
-    for path in folders(dir) {
+    for path in folders(dir).into_iter().chain(copies::folders(dir)) {
         let wrong = match disk.identify(&path)? {
             None => continue,
             Some(found) if found.is_folder && found.device == device => continue,
@@ -182,7 +212,7 @@ pub fn judge_folders(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The folders within a spool: one for each log type, and the quarantine.
+/// The folders that every spool has: one for each log type, and the quarantine.
 pub(super) fn folders(dir: &Path) -> [PathBuf; 3] {
     [LogType::ALL[0].as_str(), LogType::ALL[1].as_str(), QUARANTINE].map(|folder| dir.join(folder))
 }

@@ -66,7 +66,8 @@ pub(super) fn recover(folder: &Folder, names: Names) -> io::Result<Recovered> {
             set_aside(folder, &file_name, "it is not a batch that this daemon wrote");
         }
     }
-    sealed.sort_unstable_by_key(|(name, _)| name.sequence);
+    // The head's two files, where a crash left both: the empty one is the head, and the other is sent again.
+    sealed.sort_unstable_by_key(|(name, _)| (name.sequence, name.stage));
     open.sort_unstable_by_key(|(name, _)| name.opened);
 
     if let Some((name, _)) = sealed.last() {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod copies;
 mod disk_errors;
 mod durability;
 mod every_call;

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::batch::{Codec, LogType};
+use crate::spool::copies::{BatchCopy, Copies};
 use crate::spool::{AppendError, Settings};
 use crate::status::Timestamp;
 
@@ -17,6 +18,8 @@ const ROOM_AGAIN_SHARE: u64 = 20;
 #[derive(Debug)]
 pub struct Usage {
     limit_bytes: u64,
+    /// Where there is a CloudWatch lane: they have what is left of the limit.
+    copies: Option<Arc<Copies>>,
     state: Mutex<State>,
 }
 
@@ -36,9 +39,9 @@ struct Full {
 
 impl Usage {
     /// With compression, room for the compressed copy of one batch is always kept.
-    pub fn new(settings: &Settings) -> Usage {
+    pub(super) fn new(settings: &Settings, copies: Option<Arc<Copies>>) -> Usage {
         let copy = if settings.codec == Codec::None { 0 } else { settings.batch_max_bytes };
-        Usage { limit_bytes: settings.max_bytes.saturating_sub(copy), state: Mutex::default() }
+        Usage { limit_bytes: settings.max_bytes.saturating_sub(copy), copies, state: Mutex::default() }
     }
 
     /// What all files together may hold.
@@ -74,7 +77,23 @@ impl Usage {
 
     /// Counts a file that is there, whatever the limit.
     pub fn add(&self, log_type: LogType, bytes: u64) {
-        self.lock().used[log_type.index()] += bytes;
+        let mut state = self.lock();
+        state.used[log_type.index()] += bytes;
+        self.fit_copies(&state);
+    }
+
+    /// Counts a copy in, which has what is left of the limit.
+    pub(super) fn add_copy(&self, copy: BatchCopy) {
+        if let Some(copies) = &self.copies {
+            copies.add(copy);
+            self.fit_copies(&self.lock());
+        }
+    }
+
+    fn fit_copies(&self, state: &State) {
+        if let Some(copies) = &self.copies {
+            copies.fit(self.limit_bytes.saturating_sub(state.used.iter().sum()));
+        }
     }
 
     /// Counts a file that went, or the part that it shrank by.
@@ -105,6 +124,7 @@ impl Usage {
         let used = state.used[log_type.index()];
         if used.saturating_add(wanted) <= share {
             state.used[log_type.index()] += bytes;
+            self.fit_copies(&state);
             return Ok(());
         }
         let most = self.limit_bytes - self.others_share();
@@ -176,7 +196,9 @@ mod tests {
         let [endpoint, bucket, region, path] = [const { String::new() }; 4];
         let destination = Destination { endpoint, bucket, region, path };
         let (dir, batch_max_age) = ("spool".into(), Duration::MAX);
-        Arc::new(Usage::new(&Settings { dir, max_bytes: 100, batch_max_bytes: 16, batch_max_age, codec, destination }))
+        let (max_bytes, batch_max_bytes, copies) = (100, 16, false);
+        let settings = Settings { dir, max_bytes, batch_max_bytes, batch_max_age, codec, destination, copies };
+        Arc::new(Usage::new(&settings, None))
     }
 
     fn full(used_bytes: u64, share_bytes: u64) -> AppendError {

@@ -305,9 +305,12 @@ impl State {
         if staged.is_empty() {
             return;
         }
-        let mut hasher = open.hasher.clone();
-        let bytes = match write(&mut *open.file, open.bytes, &staged, &mut hasher) {
-            Ok(bytes) => bytes,
+        let written = self.folder.home().without_copies(|| {
+            let mut hasher = open.hasher.clone();
+            Ok((write(&mut *open.file, open.bytes, &staged, &mut hasher)?, hasher))
+        });
+        let (bytes, hasher) = match written {
+            Ok(written) => written,
             Err(error) => return self.take_back(staged, &error, Spoiled::No),
         };
         let started = Instant::now();

@@ -31,6 +31,7 @@ fn open(folder: &Path, codec: Codec) -> (Spool, SealedBatches) {
             region: "eu-west-1".into(),
             path: String::new(),
         },
+        copies: false,
     };
     let (spool, [sealed, _]) = Spool::open(&settings, Arc::new(OsDisk)).expect("the folder is new");
     (spool, sealed)

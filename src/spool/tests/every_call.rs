@@ -33,9 +33,9 @@ fn scenario(world: &mut World) {
 
 /// What was tried.
 #[derive(Default)]
-struct Tried {
+pub(super) struct Tried {
     /// File system calls, each of them once the one with the fault.
-    calls: u64,
+    pub(super) calls: u64,
     /// Events acknowledged in all of it; each was delivered once.
     acknowledged: usize,
 }
@@ -43,9 +43,14 @@ struct Tried {
 /// Runs the scenario once for each call that it makes, with `effect` at that call. Panics where an acknowledged event
 /// is lost or doubled.
 fn at_every_call(codec: Codec, effect: fn() -> Effect, and_then: fn(&mut World)) -> Tried {
+    in_each_world(&|| World::with_codec(codec), effect, and_then)
+}
+
+/// [`at_every_call`] in worlds that `new` makes.
+pub(super) fn in_each_world(new: &dyn Fn() -> World, effect: fn() -> Effect, and_then: fn(&mut World)) -> Tried {
     let mut tried = Tried::default();
     loop {
-        let mut world = World::with_codec(codec);
+        let mut world = new();
         let reached = Arc::new(AtomicBool::new(false));
         let sign = reached.clone();
         world.disk.at_call(tried.calls, move || {
@@ -72,19 +77,19 @@ fn at_every_call(codec: Codec, effect: fn() -> Effect, and_then: fn(&mut World))
     }
 }
 
-const CODECS: [Codec; 2] = [Codec::None, Codec::Gzip];
+pub(super) const CODECS: [Codec; 2] = [Codec::None, Codec::Gzip];
 
 fn fail<const INDEX: usize>() -> Effect {
     Effect::Fail(ERRORS[INDEX])
 }
 
 /// One for each of [`ERRORS`].
-const FAILURES: [fn() -> Effect; 5] = [fail::<0>, fail::<1>, fail::<2>, fail::<3>, fail::<4>];
+pub(super) const FAILURES: [fn() -> Effect; 5] = [fail::<0>, fail::<1>, fail::<2>, fail::<3>, fail::<4>];
 
 /// What network file systems answer to a request that they have carried out before, and others to any.
-const DONE_ALL_THE_SAME: [fn() -> Effect; 2] = [|| Effect::Apply(Errno::NOENT), || Effect::Apply(Errno::IO)];
+pub(super) const DONE_ALL_THE_SAME: [fn() -> Effect; 2] = [|| Effect::Apply(Errno::NOENT), || Effect::Apply(Errno::IO)];
 
-fn lose_some() -> Effect {
+pub(super) fn lose_some() -> Effect {
     Effect::Die(Cut::Torn(rand::random()))
 }
 

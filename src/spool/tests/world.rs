@@ -66,6 +66,8 @@ pub(crate) struct World {
     /// Events whose sender was told that they are not stored.
     refused: BTreeSet<u64>,
     next_event: u64,
+    /// Events of copies that lives which have ended gave up.
+    copies_given_up: u64,
     _lock_dir: tempfile::TempDir,
 }
 
@@ -80,6 +82,7 @@ pub(crate) fn settings(dir: PathBuf) -> Settings {
         batch_max_age: Duration::from_secs(3600),
         codec: Codec::None,
         destination,
+        copies: false,
     }
 }
 
@@ -105,8 +108,16 @@ impl World {
             acknowledged: BTreeMap::new(),
             refused: BTreeSet::new(),
             next_event: 0,
+            copies_given_up: 0,
             _lock_dir: lock_dir,
         }
+    }
+
+    /// [`World::with_codec`] that keeps batches for CloudWatch.
+    pub(crate) fn with_copies(codec: Codec) -> World {
+        let mut world = World::with_codec(codec);
+        world.settings.copies = true;
+        world
     }
 
     /// A world with its spool open.
@@ -131,6 +142,8 @@ impl World {
 
     /// Ends this life in order; the disk stays as it is.
     pub(crate) fn end(&mut self) {
+        self.copies_given_up +=
+            self.spool.as_ref().and_then(Spool::copies).map_or(0, |copies| copies.skipped_events(TYPE));
         self.spool = None;
         self.receivers = None;
         self.waiting.clear();
@@ -184,6 +197,10 @@ impl World {
 
     pub(crate) fn dir(&self) -> PathBuf {
         self.settings.dir.join(TYPE.as_str())
+    }
+
+    pub(crate) fn copies_dir(&self) -> PathBuf {
+        self.settings.dir.join("cloudwatch").join(TYPE.as_str())
     }
 
     pub(crate) fn quarantine(&self) -> Vec<String> {
@@ -368,6 +385,7 @@ impl World {
         }
         self.check_law();
         self.check_figures();
+        self.check_copies();
     }
 
     /// No batch that an attempt may have brought to the bucket is taken for untried.
@@ -438,6 +456,22 @@ impl World {
             let suffix = name.batch.renamed_from.unwrap_or(name.batch.suffix);
             assert_eq!(suffix, receipt.batch.suffix, "event {id} is under another name than acknowledged");
         }
+    }
+
+    /// With a CloudWatch lane that sends nothing, every object's bytes are a copy, or were given up and counted.
+    fn check_copies(&self) {
+        let Some(copies) = self.spool().copies() else { return };
+        let mut missing = 0;
+        for object in self.bucket.values() {
+            let Some(name) = &object.name else { continue };
+            let name = SealedName { stage: Stage::Sent, ..*name };
+            match self.disk.bytes(&self.copies_dir().join(name.to_string())) {
+                Some(bytes) => assert!(bytes == object.body, "{name} is not what S3 has"),
+                None => missing += name.records,
+            }
+        }
+        let given_up = self.copies_given_up + copies.skipped_events(TYPE);
+        assert!(missing <= given_up, "{missing} events are no copies, and {given_up} were given up");
     }
 
     /// How many acknowledged events are in no object.

@@ -1,0 +1,445 @@
+//! Copies: the batches that S3 has and CloudWatch doesn't. They are there only while the CloudWatch lane is on.
+//!
+//! When S3 has a batch, its file is renamed to `<spool>/cloudwatch/<log type>/<name>.sent`, where it would be removed
+//! otherwise. So nothing is written twice, and a copy that is given up is in S3. A crash before that rename leaves
+//! `.sending`: its PUT is repeated, meets our own object, and the file comes here after all.
+//!
+//! Copies take only the room that events don't need. The oldest are given up when both log types' events and the
+//! copies together are more than the spool's limit, and before anything else when the disk is full.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::sync::Notify;
+
+use crate::batch::{LogType, SealedName, SpoolName, Stage};
+use crate::spool::Batch;
+use crate::spool::disk::Disk;
+
+/// The copies' folder in the spool, with one for each log type in it.
+const FOLDER: &str = "cloudwatch";
+/// The pause between tries to remove a file that the disk refuses to remove.
+const RETRY_AFTER: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_secs(1) };
+
+/// A batch that S3 has and CloudWatch doesn't.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchCopy {
+    /// Whose.
+    pub log_type: LogType,
+    /// The batch's name at its delivery, as [`Stage::Sent`].
+    pub name: SealedName,
+    /// Size of the file, which is the object's body.
+    pub bytes: u64,
+}
+
+impl BatchCopy {
+    /// Of a batch that S3 has.
+    pub(super) fn of(batch: &Batch) -> BatchCopy {
+        let name = SealedName { stage: Stage::Sent, ..batch.name };
+        BatchCopy { log_type: batch.log_type, name, bytes: batch.bytes }
+    }
+}
+
+/// Why a copy goes without being sent; a label of `cloudwatch_skipped_events_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GivenUp {
+    /// Events need its room.
+    Room,
+    /// CloudWatch doesn't take events as old as these.
+    Age,
+    /// Its file can't be read.
+    Unreadable,
+    /// Its file could not be kept.
+    Disk,
+    /// There is no CloudWatch lane any more.
+    Off,
+}
+
+impl GivenUp {
+    /// All of them.
+    pub const ALL: [GivenUp; 5] = [GivenUp::Room, GivenUp::Age, GivenUp::Unreadable, GivenUp::Disk, GivenUp::Off];
+
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            GivenUp::Room => "room",
+            GivenUp::Age => "age",
+            GivenUp::Unreadable => "unreadable",
+            GivenUp::Disk => "disk",
+            GivenUp::Off => "off",
+        }
+    }
+
+    fn why(self) -> &'static str {
+        match self {
+            GivenUp::Room => "events need the room that they take",
+            GivenUp::Age => "CloudWatch does not take events as old as theirs",
+            GivenUp::Unreadable => "their files can't be read",
+            GivenUp::Disk => "the spool's disk can't keep them",
+            GivenUp::Off => "ENV0_CLOUDWATCH_ROLE_ARN is not set any more",
+        }
+    }
+}
+
+/// What waits for CloudWatch, of one log type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Left {
+    /// How many batches.
+    pub batches: usize,
+    /// Their files' bytes.
+    pub bytes: u64,
+    /// When the oldest was opened.
+    pub oldest: Option<DateTime<Utc>>,
+}
+
+/// The copies, and a thread that removes the files of those that were given up.
+pub struct Copies {
+    shared: Arc<Shared>,
+    /// By log type: a copy came.
+    arrived: [Notify; 2],
+}
+
+struct Shared {
+    disk: Arc<dyn Disk>,
+    spool: PathBuf,
+    /// All copies' bytes; asked for every append.
+    bytes: AtomicU64,
+    state: Mutex<State>,
+    /// A file is to be removed, or the end has come.
+    doomed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// By log type and opening.
+    held: [BTreeMap<DateTime<Utc>, BatchCopy>; 2],
+    /// They don't count any more, and their files are still to go.
+    doomed: VecDeque<Doomed>,
+    /// What was said since a log type's copies were last all sent.
+    told: [[bool; GivenUp::ALL.len()]; 2],
+    /// Events given up in this life, by log type.
+    skipped: [u64; 2],
+    ended: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Doomed {
+    copy: BatchCopy,
+    /// `None`: CloudWatch has it.
+    reason: Option<GivenUp>,
+}
+
+impl fmt::Debug for Copies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Copies").field("bytes", &self.shared.bytes).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        self.shared.state().ended = true;
+        self.shared.doomed.notify_all();
+    }
+}
+
+impl Copies {
+    /// Finds the copies that an earlier life left. What the disk refuses here costs copies and keeps no daemon from
+    /// starting.
+    pub(super) fn open(disk: Arc<dyn Disk>, spool: &Path) -> Copies {
+        let state = Mutex::default();
+        let (bytes, doomed) = (AtomicU64::new(0), Condvar::new());
+        let shared = Arc::new(Shared { disk, spool: spool.to_owned(), bytes, state, doomed });
+        if let Err(error) = shared.make_folders() {
+            tracing::warn!(folder = %spool.join(FOLDER).display(), %error, "the folder for batches that CloudWatch does not have yet can't be made");
+        }
+        for log_type in LogType::ALL {
+            let folder = folder(spool, log_type);
+            match found(&*shared.disk, &folder, log_type) {
+                Ok(copies) => copies.into_iter().for_each(|copy| shared.add(copy)),
+                Err(error) => {
+                    tracing::warn!(folder = %folder.display(), %error, "the batches that CloudWatch does not have yet can't be listed; they are sent after a start that can");
+                }
+            }
+        }
+        let removing = shared.clone();
+        std::thread::spawn(move || removing.remove_doomed());
+        Copies { shared, arrived: Default::default() }
+    }
+
+    /// The oldest copy of a log type; waits for one. It stays until it was sent or given up.
+    pub async fn next(&self, log_type: LogType) -> BatchCopy {
+        loop {
+            if let Some(copy) = self.oldest(log_type) {
+                return copy;
+            }
+            self.arrived[log_type.index()].notified().await;
+        }
+    }
+
+    /// The oldest copy of a log type, where there is one now.
+    pub fn oldest(&self, log_type: LogType) -> Option<BatchCopy> {
+        self.shared.state().held[log_type.index()].first_key_value().map(|(_, copy)| *copy)
+    }
+
+    /// Whether a copy was neither sent nor given up. What was read of its file before this says no is no use: the file
+    /// is cut to pieces as it is removed.
+    pub fn holds(&self, copy: &BatchCopy) -> bool {
+        self.shared.state().held[copy.log_type.index()].get(&copy.name.batch.opened) == Some(copy)
+    }
+
+    /// What waits of a log type.
+    pub fn left(&self, log_type: LogType) -> Left {
+        let state = self.shared.state();
+        let held = &state.held[log_type.index()];
+        let bytes = held.values().map(|copy| copy.bytes).sum();
+        Left { batches: held.len(), bytes, oldest: held.first_key_value().map(|(opened, _)| *opened) }
+    }
+
+    /// Events of a log type that were given up in this life.
+    pub fn skipped_events(&self, log_type: LogType) -> u64 {
+        self.shared.state().skipped[log_type.index()]
+    }
+
+    /// Where a copy's file is.
+    pub fn path(&self, copy: &BatchCopy) -> PathBuf {
+        self.shared.path(copy)
+    }
+
+    /// CloudWatch has it: its file goes. Blocks.
+    pub fn delivered(&self, copy: &BatchCopy) {
+        let mut state = self.shared.state();
+        let is_held = self.shared.forget(&mut state, copy);
+        let index = copy.log_type.index();
+        let has_caught_up = state.held[index].is_empty() && state.told[index].contains(&true);
+        if has_caught_up {
+            state.told[index] = Default::default();
+        }
+        drop(state);
+        let doomed = Doomed { copy: *copy, reason: None };
+        if is_held && self.shared.remove(doomed).is_err() {
+            self.shared.doom(&mut self.shared.state(), doomed);
+        }
+        if has_caught_up {
+            tracing::info!(log_type = %copy.log_type, "CloudWatch has all that was not given up");
+        }
+    }
+
+    /// It goes unsent. Its file is removed, and it is counted and said, by the copies' own thread.
+    pub fn give_up(&self, copy: &BatchCopy, reason: GivenUp) {
+        let mut state = self.shared.state();
+        if self.shared.forget(&mut state, copy) {
+            self.shared.doom(&mut state, Doomed { copy: *copy, reason: Some(reason) });
+        }
+    }
+
+    /// Takes the file of a batch that S3 has. It counts from [`Copies::add`] on.
+    pub(super) fn take_over(&self, from: &Path, copy: &BatchCopy) -> io::Result<()> {
+        let Shared { disk, spool, .. } = &*self.shared;
+        let to = self.path(copy);
+        match disk.rename(from, &to) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.shared.make_folders()?;
+                disk.rename(from, &to)?;
+            }
+            renamed => renamed?,
+        }
+        // A file system without a journal may make the missing old name durable before the new one. Where this fails,
+        // nothing else hangs on it: the batch is in S3.
+        let _ = disk.sync_dir(&folder(spool, copy.log_type));
+        Ok(())
+    }
+
+    /// Counts a copy in, and tells the lane.
+    pub(super) fn add(&self, copy: BatchCopy) {
+        self.shared.add(copy);
+        self.arrived[copy.log_type.index()].notify_one();
+    }
+
+    /// The file of a batch that S3 has could not be kept; it is gone.
+    pub(super) fn missed(&self, copy: &BatchCopy, error: &io::Error) {
+        tracing::debug!(log_type = %copy.log_type, batch.name = %copy.name.batch, %error, "a batch can't be kept for CloudWatch");
+        self.shared.count(copy, GivenUp::Disk);
+    }
+
+    /// Gives up the oldest copies until the others fit into `room_bytes`.
+    pub(super) fn fit(&self, room_bytes: u64) {
+        if self.shared.bytes.load(Ordering::Relaxed) <= room_bytes {
+            return;
+        }
+        let mut state = self.shared.state();
+        while self.shared.bytes.load(Ordering::Relaxed) > room_bytes
+            && let Some(doomed) = self.shared.give_up_oldest(&mut state)
+        {
+            self.shared.doom(&mut state, doomed);
+        }
+    }
+
+    /// Removes one copy's file, the oldest, for a disk that is full; false where that is not possible. Blocks.
+    pub(super) fn make_way(&self) -> bool {
+        let doomed = {
+            let mut state = self.shared.state();
+            state.doomed.pop_front().or_else(|| self.shared.give_up_oldest(&mut state))
+        };
+        let Some(doomed) = doomed else { return false };
+        if self.shared.remove(doomed).is_err() {
+            self.shared.doom(&mut self.shared.state(), doomed);
+            return false;
+        }
+        // Some file systems give room back only once the removal is durable.
+        let _ = self.shared.disk.sync_dir(&folder(&self.shared.spool, doomed.copy.log_type));
+        true
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, copy: &BatchCopy) -> PathBuf {
+        folder(&self.spool, copy.log_type).join(copy.name.to_string())
+    }
+
+    fn make_folders(&self) -> io::Result<()> {
+        for folder in &folders(&self.spool) {
+            self.disk.create_dir(folder)?;
+        }
+        self.disk.sync_dir(&self.spool.join(FOLDER))?;
+        self.disk.sync_dir(&self.spool)
+    }
+
+    fn add(&self, copy: BatchCopy) {
+        let mut state = self.state();
+        self.bytes.fetch_add(copy.bytes, Ordering::Relaxed);
+        let before = state.held[copy.log_type.index()].insert(copy.name.batch.opened, copy);
+        // A power cut may have brought its batch back to where it was, and S3 has it now for the second time.
+        self.bytes.fetch_sub(before.map_or(0, |before| before.bytes), Ordering::Relaxed);
+    }
+
+    /// Takes a copy out of the books; false where it is in none.
+    fn forget(&self, state: &mut State, copy: &BatchCopy) -> bool {
+        let is_held = state.held[copy.log_type.index()].remove(&copy.name.batch.opened).is_some();
+        self.bytes.fetch_sub(if is_held { copy.bytes } else { 0 }, Ordering::Relaxed);
+        is_held
+    }
+
+    fn give_up_oldest(&self, state: &mut State) -> Option<Doomed> {
+        let oldest = state.held.iter().filter_map(|held| held.first_key_value());
+        let copy = *oldest.min_by_key(|(opened, _)| **opened)?.1;
+        self.forget(state, &copy);
+        Some(Doomed { copy, reason: Some(GivenUp::Room) })
+    }
+
+    fn doom(&self, state: &mut State, doomed: Doomed) {
+        state.doomed.push_back(doomed);
+        self.doomed.notify_one();
+    }
+
+    /// Removes the files of what was given up, until the end. What is left then is a copy again at the next start.
+    fn remove_doomed(&self) {
+        let mut told = false;
+        loop {
+            let mut state = self.state();
+            let doomed = loop {
+                if state.ended {
+                    return;
+                }
+                match state.doomed.pop_front() {
+                    Some(doomed) => break doomed,
+                    None => state = self.doomed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                }
+            };
+            drop(state);
+            match self.remove(doomed) {
+                Ok(()) => told = false,
+                Err(error) => {
+                    if !told {
+                        tracing::error!(log_type = %doomed.copy.log_type, batch.name = %doomed.copy.name.batch, %error, "the file of a batch that CloudWatch was to have can't be removed; trying again every second");
+                    }
+                    told = true;
+                    self.state().doomed.push_front(doomed);
+                    std::thread::sleep(RETRY_AFTER);
+                }
+            }
+        }
+    }
+
+    fn remove(&self, doomed: Doomed) -> io::Result<()> {
+        self.disk.remove(&self.path(&doomed.copy))?;
+        if let Some(reason) = doomed.reason {
+            self.count(&doomed.copy, reason);
+        }
+        Ok(())
+    }
+
+    fn count(&self, copy: &BatchCopy, reason: GivenUp) {
+        count(copy.log_type, copy.name.records, reason);
+        let mut state = self.state();
+        let told = &mut state.told[copy.log_type.index()][reason as usize];
+        let was_told = std::mem::replace(told, true);
+        state.skipped[copy.log_type.index()] += copy.name.records;
+        drop(state);
+        if !was_told {
+            tracing::warn!(log_type = %copy.log_type, reason = reason.as_str(), batch.opened = %copy.name.batch.opened, "batches are given up before CloudWatch has them: {}; their events are in S3", reason.why());
+        }
+    }
+}
+
+fn count(log_type: LogType, events: u64, reason: GivenUp) {
+    metrics::counter!("env0_s3_logs_cloudwatch_skipped_events_total", "type" => log_type.as_str(), "reason" => reason.as_str())
+        .increment(events);
+}
+
+/// The folders of copies within a spool, the outer one first.
+pub(super) fn folders(spool: &Path) -> [PathBuf; 3] {
+    let [deployments, audits] = LogType::ALL.map(|log_type| folder(spool, log_type));
+    [spool.join(FOLDER), deployments, audits]
+}
+
+fn folder(spool: &Path, log_type: LogType) -> PathBuf {
+    spool.join(FOLDER).join(log_type.as_str())
+}
+
+/// The copies in a log type's folder; other files there are nobody's.
+fn found(disk: &dyn Disk, folder: &Path, log_type: LogType) -> io::Result<Vec<BatchCopy>> {
+    let mut copies = Vec::new();
+    disk.visit(folder, &mut |name, bytes| {
+        if let Ok(SpoolName::Sealed(name)) = name.parse()
+            && name.stage == Stage::Sent
+        {
+            copies.push(BatchCopy { log_type, name, bytes });
+        }
+    })?;
+    Ok(copies)
+}
+
+/// Removes the copies of a lane that is off now: nobody would send them, and they take the disk.
+pub(super) fn discard(disk: &dyn Disk, spool: &Path) {
+    for log_type in LogType::ALL {
+        let folder = folder(spool, log_type);
+        if !matches!(disk.identify(&folder), Ok(Some(_))) {
+            continue;
+        }
+        let removed = found(disk, &folder, log_type).and_then(|copies| {
+            let events = copies.iter().map(|copy| copy.name.records).sum();
+            copies.iter().try_for_each(|copy| disk.remove(&folder.join(copy.name.to_string())))?;
+            Ok((copies.len(), events))
+        });
+        match removed {
+            Ok((0, _)) => {}
+            Ok((batches, events)) => {
+                count(log_type, events, GivenUp::Off);
+                tracing::warn!(%log_type, batches, events, "batches that CloudWatch does not have were removed: {}; they are in S3", GivenUp::Off.why());
+            }
+            Err(error) => {
+                tracing::warn!(%log_type, folder = %folder.display(), %error, "batches that were kept for CloudWatch can't be removed; they take room on the disk, and are in S3");
+            }
+        }
+    }
+}
