@@ -2,6 +2,7 @@
 
 mod reader;
 mod slips;
+mod unread;
 mod values;
 mod variables;
 

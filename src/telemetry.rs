@@ -27,29 +27,8 @@ pub fn init(level: &str, filter: Option<&str>, format: LogFormat) {
         LogFormat::Text => lines.boxed(),
     };
     let default = || EnvFilter::new(default_directives(level));
-    let parsed = filter.map(|filter| tells_our_level(filter).then(|| EnvFilter::try_new(filter).ok()).flatten());
-    let invalid = matches!(parsed, Some(None));
-    let filter = parsed.flatten().unwrap_or_else(default);
-    let started = tracing_subscriber::registry().with(filter).with(repeats::Repeats).with(lines).try_init();
-    if started.is_ok() && invalid {
-        tracing::warn!(
-            "RUST_LOG sets no level for this daemon's own lines, and is ignored; expected error, warn, info, debug, trace or \
-             off, or a list of filters such as warn,env0_s3_logs=debug"
-        );
-    }
-}
-
-/// Whether a list of filters says what is shown of this project's lines. A word that is no level (`Warning`) counts as
-/// the name of another crate, and would silence every line, errors included.
-fn tells_our_level(filter: &str) -> bool {
-    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    let is_level = |word: &str| {
-        LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || matches!(word, "0" | "1" | "2" | "3" | "4" | "5")
-    };
-    filter.split(',').map(str::trim).any(|directive| {
-        let target = directive.split(['=', '[']).next().unwrap_or_default();
-        is_level(directive) || target.starts_with(OWN_TARGET) || directive.starts_with('[')
-    })
+    let filter = filter.and_then(|filter| EnvFilter::try_new(filter).ok()).unwrap_or_else(default);
+    let _ = tracing_subscriber::registry().with(filter).with(repeats::Repeats).with(lines).try_init();
 }
 
 /// Other crates speak only when something is wrong.
@@ -117,16 +96,6 @@ mod tests {
         let mut out = OneLine(Vec::new());
         out.write_all("WARN refused error=first\nsecond \x1b[31m\u{85}\r\n".as_bytes()).unwrap();
         assert_eq!(out.0, b"WARN refused error=first\\nsecond \\u001b[31m\\u0085\\r\n");
-    }
-
-    #[test]
-    fn a_filter_that_would_silence_errors_by_a_slip_is_not_taken() {
-        for taken in ["info", "WARN", "off", "hyper=debug,warn", "env0_s3_logs=trace", "[request]=debug", "2"] {
-            assert!(tells_our_level(taken), "{taken}");
-        }
-        for not_taken in ["Warning", "verbose", "hyper=debug", "", "env0-s3-logs=debug"] {
-            assert!(!tells_our_level(not_taken), "{not_taken}");
-        }
     }
 
     #[test]

@@ -101,10 +101,15 @@ fn addresses(config: &Config) -> Step {
     const NAME: &str = "addresses";
     let ingest = config.ingest.then_some(("ENV0_S3_LOG_LISTEN_ADDR", config.listen_addr));
     let wanted: Vec<_> = ingest.into_iter().chain([("ENV0_S3_LOG_ADMIN_ADDR", config.admin_addr)]).collect();
+    // All at once, as a daemon does.
+    let mut listeners = Vec::new();
     for (variable, address) in &wanted {
-        if let Err(error) = TcpListener::bind(address) {
-            let remedy = "end the program that listens there (`ss -ltnp` names it), or choose another address";
-            return Step::fail(NAME, CANT_BIND, format!("{variable}: can't listen on {address}: {error}"), remedy);
+        match TcpListener::bind(address) {
+            Ok(listener) => listeners.push(listener),
+            Err(error) => {
+                let remedy = "end the program that listens there (`ss -ltnp` names it), or choose another address";
+                return Step::fail(NAME, CANT_BIND, format!("{variable}: can't listen on {address}: {error}"), remedy);
+            }
         }
     }
     let listed: Vec<_> = wanted.iter().map(|(_, address)| address.to_string()).collect();

@@ -1,6 +1,8 @@
 //! From the environment to a [`Config`], with everything that is wrong gathered on the way.
 
+mod advice;
 mod cloudwatch;
+mod ingest;
 mod pull;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,6 +13,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use super::slips;
+use super::unread;
 use super::values::{self, Parsed};
 use super::variables::{self, PREFIX, VARIABLES, Variable};
 use super::{Config, LogFormat, Network, OwnVariables, Purpose, Setting, SharedVariables, Source, TlsFiles};
@@ -47,7 +50,7 @@ pub(super) struct Reader {
 impl Reader {
     /// The variables of the table that are set. Foreign ones are not looked at, whatever bytes they hold.
     pub(super) fn known(&mut self, vars: impl IntoIterator<Item = (OsString, OsString)>) -> Given {
-        let mut given = Given::new();
+        let (mut given, mut foreign) = (Given::new(), Vec::new());
         let mut vars: Vec<_> = vars.into_iter().collect();
         // `https_proxy` wins over `HTTPS_PROXY`, as with curl: it sorts last, and so is written last.
         vars.sort();
@@ -57,6 +60,10 @@ impl Reader {
             let Some(variable) = variables::find(canonical) else {
                 if variables::own_prefix(&name).is_some() {
                     self.unknown.push(unknown(&name));
+                } else if let Some(value) = value.to_str().map(str::trim).filter(|value| !value.is_empty())
+                    && unread::is_known(&name)
+                {
+                    foreign.push((name.into_owned(), value.to_owned()));
                 }
                 continue;
             };
@@ -65,10 +72,11 @@ impl Reader {
                 continue;
             };
             let value = value.trim();
-            if !value.is_empty() {
-                given.insert(variable.name, value.to_owned());
+            if !value.is_empty() && given.insert(variable.name, value.to_owned()).is_some_and(|first| first != value) {
+                self.warnings.push(format!("{canonical} is set to another value than {name}, which counts"));
             }
         }
+        self.warnings.extend(unread::warning(&foreign, &given));
         self.shown = given.iter().map(|(name, value)| (*name, shown(name, value))).collect();
         for (name, value) in &given {
             if let Some(problem) = slips::not_meant(value) {
@@ -178,8 +186,9 @@ impl Reader {
         let own_endpoint = |specific: &Option<String>| specific.is_some() || shared.aws_endpoint_url.is_some();
         let parse_role =
             if own_endpoint(&shared.aws_endpoint_url_sts) { values::role_arn_elsewhere } else { values::role_arn };
-        let parse_bucket =
-            if own_endpoint(&shared.aws_endpoint_url_s3) { values::bucket_name_elsewhere } else { values::bucket_name };
+        let elsewhere = own_endpoint(&shared.aws_endpoint_url_s3);
+        let parse_bucket = if elsewhere { values::bucket_name_elsewhere } else { values::bucket_name };
+        let parse_class = if elsewhere { values::storage_class_elsewhere } else { values::storage_class };
         let role_arn = match purpose {
             Purpose::Verify => self.optional("ENV0_S3_LOG_ROLE_ARN", own.role_arn, parse_role).unwrap_or_default(),
             _ => self.required("ENV0_S3_LOG_ROLE_ARN", own.role_arn, parse_role),
@@ -290,7 +299,7 @@ impl Reader {
                 own.compression,
                 values::one_of(&[("none", Codec::None), ("gzip", Codec::Gzip), ("zstd", Codec::Zstd)]),
             ),
-            storage_class: self.optional("ENV0_S3_LOG_STORAGE_CLASS", own.storage_class, values::storage_class),
+            storage_class: self.optional("ENV0_S3_LOG_STORAGE_CLASS", own.storage_class, parse_class),
             sse_kms_key_id: self.optional("ENV0_S3_LOG_SSE_KMS_KEY_ID", own.sse_kms_key_id, values::kms_key_id),
             expected_bucket_owner: self.optional(
                 "ENV0_S3_LOG_EXPECTED_BUCKET_OWNER",
@@ -334,7 +343,9 @@ impl Reader {
                 },
             },
         };
-        self.judge(config, purpose)
+        let mut config = self.judge(config, purpose);
+        self.advise(&mut config);
+        config
     }
 
     /// A limit on memory.
@@ -427,42 +438,6 @@ impl Reader {
             self.warnings.push(format!("{name}={value} is above {wider_name}={wider}, and counts as {wider}"));
         }
         value.min(wider)
-    }
-
-    /// Whether some credentials would be let in.
-    fn lets_senders_in(&self, config: &Config) -> bool {
-        let names = ["ENV0_S3_LOG_INGEST_TOKEN", "ENV0_S3_LOG_OIDC_SUBJECT", "ENV0_S3_LOG_OIDC_ORGANIZATION_ID"];
-        names.iter().any(|name| self.is_given(name)) || config.ingest_token_file.is_some()
-    }
-
-    fn judge_ingest(&mut self, config: &Config) {
-        let oidc = self.is_given("ENV0_S3_LOG_OIDC_SUBJECT") || self.is_given("ENV0_S3_LOG_OIDC_ORGANIZATION_ID");
-        if config.ingest_auth_required && !self.lets_senders_in(config) {
-            self.refuse(
-                "ENV0_S3_LOG_OIDC_ORGANIZATION_ID",
-                "not set, and neither are ENV0_S3_LOG_OIDC_SUBJECT and ENV0_S3_LOG_INGEST_TOKEN, so nobody could send \
-                 (ENV0_S3_LOG_INGEST_AUTH is required); the id is in env0 under Organization Settings, and is \
-                 ENV0_ORGANIZATION_ID in every deployment; the subject is on the organization's OIDC policy page, or comes \
-                 from GET https://api.env0.com/api-keys/oidc-sub?organizationId=<id>",
-            );
-        }
-        if !config.ingest_auth_required && !config.listen_addr.ip().is_loopback() {
-            self.warnings.push(format!(
-                "ENV0_S3_LOG_INGEST_AUTH=none on {}: whoever reaches this address can write events; set \
-                 ENV0_S3_LOG_INGEST_AUTH=required",
-                config.listen_addr
-            ));
-        }
-        if oidc && config.tls.is_none() && !config.listen_addr.ip().is_loopback() {
-            self.warnings.push(format!(
-                "OIDC tokens can be handed over in clear on {}: each opens every role that trusts the organization; set \
-                 ENV0_S3_LOG_TLS_CERT_FILE and ENV0_S3_LOG_TLS_KEY_FILE, or let only a network that you trust reach it",
-                config.listen_addr
-            ));
-        }
-        if config.listen_addr == config.admin_addr && config.listen_addr.port() != 0 {
-            self.refuse("ENV0_S3_LOG_ADMIN_ADDR", "the same as ENV0_S3_LOG_LISTEN_ADDR; expected another port");
-        }
     }
 }
 

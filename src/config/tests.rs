@@ -1,3 +1,4 @@
+mod advice;
 mod cloudwatch;
 mod pull;
 mod table;

@@ -140,6 +140,14 @@ pub(super) fn socket_address(value: &str) -> Parsed<SocketAddr> {
     value.parse().map_err(|_| "an IP address and a port, such as 127.0.0.1:8080 or [::]:8080".to_owned())
 }
 
+/// Whether no two listeners can have these addresses: the same port of the same address, or of all addresses (IPv6's
+/// include IPv4's).
+pub(super) fn share_a_port(one: SocketAddr, other: SocketAddr) -> bool {
+    let includes = |all: IpAddr, other: IpAddr| all.is_unspecified() && (all.is_ipv6() || other.is_ipv4());
+    let [a, b] = [one, other].map(|address| address.ip().to_canonical());
+    one.port() == other.port() && one.port() != 0 && (a == b || includes(a, b) || includes(b, a))
+}
+
 /// Comma-separated values; the empty ones are left out.
 pub(super) fn list(value: &str) -> Parsed<Vec<String>> {
     let items: Vec<_> = value.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect();
@@ -249,8 +257,15 @@ pub(super) fn bucket_name(value: &str) -> Parsed<String> {
     check(holds, value.to_owned(), "a bucket's name alone: 3 to 63 of a-z, 0-9, - and ., no s3:// and no path")
 }
 
-/// The shape of a region's name, not a list of regions: there are new ones every year.
+/// The shape of a region's name, not a list of regions: there are new ones every year. One that ends in a digit and a
+/// letter is a zone's (`eu-west-1a`), which names no endpoint.
 pub(super) fn region(value: &str) -> Parsed<String> {
+    let last = value.split('-').skip(2).last().unwrap_or_default();
+    let is_zone = last.ends_with(|letter: char| letter.is_ascii_lowercase())
+        && last.bytes().rev().nth(1).is_some_and(|digit| digit.is_ascii_digit());
+    if is_zone {
+        return Err("a region, not one of its zones (the same without the letter at its end)".to_owned());
+    }
     let holds = value.starts_with(|first: char| first.is_ascii_lowercase())
         && value.len() <= 32
         && !value.ends_with('-')
@@ -345,8 +360,24 @@ pub(super) fn leaves_the_host_in_clear(url: &str) -> bool {
     url.scheme() == "http" && !loopback
 }
 
-/// `x-amz-storage-class`; a shape, since other stores have classes of their own.
+/// `x-amz-storage-class` of AWS, which refuses every PUT with another.
 pub(super) fn storage_class(value: &str) -> Parsed<String> {
+    const KNOWN: [&str; 9] = [
+        "STANDARD",
+        "STANDARD_IA",
+        "ONEZONE_IA",
+        "INTELLIGENT_TIERING",
+        "GLACIER_IR",
+        "GLACIER",
+        "DEEP_ARCHIVE",
+        "REDUCED_REDUNDANCY",
+        "EXPRESS_ONEZONE",
+    ];
+    check(KNOWN.contains(&value), value.to_owned(), &format!("one of {}", KNOWN.join(", ")))
+}
+
+/// `x-amz-storage-class` of another store, which may have classes of its own.
+pub(super) fn storage_class_elsewhere(value: &str) -> Parsed<String> {
     let holds = value.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'_'));
     check(holds, value.to_owned(), "a storage class in capitals")
 }

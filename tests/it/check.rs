@@ -355,3 +355,27 @@ fn a_token_of_its_own_that_has_ended_is_a_warning_beside_a_daemon_that_holds_a_s
     daemon.kill();
     assert_has(&failure(&setup.run("check --json"), "token", DENIED), &["ended at"]);
 }
+
+#[test]
+fn what_can_hardly_be_meant_is_said_by_check_and_by_run_alike() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws).set("AWS_PROFILE", "mine").set("RUST_LOG", "debg").set("ALL_PROXY", "http://u:p@proxy:1");
+    let checked = setup.run("check --offline").stdout;
+    let daemon = setup.start();
+    for words in ["not read by this daemon: ALL_PROXY", "AWS_PROFILE", "RUST_LOG sets no level"] {
+        assert!(checked.contains(words), "{words}: {checked}");
+        assert_eq!(daemon.log().count("WARN", words), 1, "{words}: {}", daemon.log().text());
+    }
+    assert!(!checked.contains("u:p@") && !daemon.log().text().contains("u:p@"));
+}
+
+#[test]
+fn two_listeners_on_one_port_are_refused_by_check_and_by_run_alike() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws).set("ENV0_S3_LOG_LISTEN_ADDR", "[::]:18181").set("ENV0_S3_LOG_ADMIN_ADDR", "0.0.0.0:18181");
+    for command in ["check --offline", "run"] {
+        let finished = setup.run(command);
+        assert_eq!(finished.code, Some(78), "{command}: {}", finished.stderr);
+        assert!(format!("{}{}", finished.stdout, finished.stderr).contains("the port of ENV0_S3_LOG_LISTEN_ADDR"));
+    }
+}

@@ -1,0 +1,98 @@
+//! What is allowed, and can hardly be meant.
+
+use tracing_subscriber::EnvFilter;
+
+use super::Reader;
+use crate::config::{Config, values};
+
+/// Most events take more than this.
+const SMALL_EVENT_BYTES: usize = 1024;
+/// What this project's own log lines have as the beginning of their target.
+const OWN_TARGET: &str = "env0_s3_logs";
+
+impl Reader {
+    /// Warns of values that work for nobody, and leaves out a log filter that would. `config` has been judged.
+    pub(super) fn advise(&mut self, config: &mut Config) {
+        let sizes = [
+            ("ENV0_S3_LOG_MAX_EVENT_BYTES", config.max_event_bytes),
+            ("ENV0_S3_LOG_MAX_BODY_BYTES", config.max_body_bytes),
+            ("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", config.max_inflight_bytes),
+        ];
+        for (name, bytes) in sizes {
+            if bytes < SMALL_EVENT_BYTES && self.is_given(name) {
+                let bytes = values::show_size(bytes as u64);
+                self.warnings.push(format!(
+                    "{name}={bytes}: most events are longer, and will be refused; a size may have a unit, such as 1MiB"
+                ));
+            }
+        }
+        let event = config.max_event_bytes as u64;
+        if config.spool_max_bytes < event && self.is_given("ENV0_S3_LOG_SPOOL_MAX_BYTES") {
+            let [spool, event] = [config.spool_max_bytes, event].map(values::show_size);
+            self.warnings.push(format!(
+                "ENV0_S3_LOG_SPOOL_MAX_BYTES={spool} is less than one event may take \
+                 (ENV0_S3_LOG_MAX_EVENT_BYTES={event}): longer ones will be refused; a size may have a unit, such as 10GiB"
+            ));
+        }
+        if !config.spool_dir.is_absolute() {
+            self.warnings.push(format!(
+                "ENV0_S3_LOG_SPOOL_DIR={:?} is not a path in full: the spool is wherever the daemon is started, and \
+                 events that wait in another one stay there",
+                config.spool_dir
+            ));
+        }
+        if config.log_filter.take_if(|filter| !tells_our_level(filter)).is_some() {
+            self.warnings.push(
+                "RUST_LOG sets no level for this daemon's own lines, and is ignored; expected error, warn, info, debug, \
+                 trace or off, or a list of filters such as warn,env0_s3_logs=debug"
+                    .to_owned(),
+            );
+        }
+    }
+}
+
+/// Whether a list of filters can be read, and says what is shown of this project's lines. A word that is no level
+/// (`Warning`) counts as the name of another crate, and would silence every line, errors included.
+fn tells_our_level(filter: &str) -> bool {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_level = |word: &str| {
+        LEVELS.iter().any(|level| level.eq_ignore_ascii_case(word)) || matches!(word, "0" | "1" | "2" | "3" | "4" | "5")
+    };
+    let target = |directive: &str| directive.split(['=', '[']).next().unwrap_or_default().to_owned();
+    let directives = || filter.split(',').map(str::trim);
+    // The program's name instead of its crate's.
+    let is_slip = |directive| {
+        let target: String = target(directive);
+        !target.starts_with(OWN_TARGET) && target.replace('-', "_").starts_with(OWN_TARGET)
+    };
+    EnvFilter::try_new(filter).is_ok()
+        && !directives().any(is_slip)
+        && directives().any(|directive| {
+            is_level(directive) || target(directive).starts_with(OWN_TARGET) || directive.starts_with('[')
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_that_would_silence_errors_by_a_slip_is_not_taken() {
+        for taken in ["info", "WARN", "off", "hyper=debug,warn", "env0_s3_logs=trace", "[request]=debug", "2"] {
+            assert!(tells_our_level(taken), "{taken}");
+        }
+        for not_taken in [
+            "Warning",
+            "debg",
+            "7",
+            "info;debug",
+            "info,foo=bar=baz",
+            "hyper=debug",
+            "",
+            "env0-s3-logs=debug",
+            "info,env0-s3-logs=debug",
+        ] {
+            assert!(!tells_our_level(not_taken), "{not_taken}");
+        }
+    }
+}

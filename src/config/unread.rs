@@ -1,0 +1,63 @@
+//! Variables that other programs read and this daemon does not: whoever has set one may count on it.
+
+use std::collections::BTreeMap;
+
+/// What counts in place of credentials from the environment.
+const OWN_CREDENTIALS: &str = "ENV0_S3_LOG_ROLE_ARN and an OIDC token";
+const OWN_REGION: &str = "ENV0_S3_LOG_AWS_REGION";
+const OWN_ENDPOINTS: &str = "AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL_STS";
+const OWN_CA: &str = "AWS_CA_BUNDLE";
+
+/// Name, and what counts in its place. What a platform sets by itself (`AWS_CONTAINER_…`) is not here. A proxy's name is
+/// here for spellings such as `Https_Proxy`.
+const UNREAD: [(&str, &str); 19] = [
+    ("HTTPS_PROXY", "HTTPS_PROXY"),
+    ("HTTP_PROXY", "HTTP_PROXY"),
+    ("NO_PROXY", "NO_PROXY"),
+    ("ALL_PROXY", "HTTPS_PROXY"),
+    ("AWS_ACCESS_KEY_ID", OWN_CREDENTIALS),
+    ("AWS_CONFIG_FILE", OWN_CREDENTIALS),
+    ("AWS_PROFILE", OWN_CREDENTIALS),
+    ("AWS_ROLE_ARN", OWN_CREDENTIALS),
+    ("AWS_SHARED_CREDENTIALS_FILE", OWN_CREDENTIALS),
+    ("AWS_WEB_IDENTITY_TOKEN_FILE", "ENV0_S3_LOG_OIDC_TOKEN_FILE"),
+    ("AWS_DEFAULT_REGION", OWN_REGION),
+    ("AWS_REGION", OWN_REGION),
+    ("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", OWN_ENDPOINTS),
+    ("AWS_USE_DUALSTACK_ENDPOINT", OWN_ENDPOINTS),
+    ("AWS_USE_FIPS_ENDPOINT", OWN_ENDPOINTS),
+    ("AWS_S3_FORCE_PATH_STYLE", "ENV0_S3_LOG_FORCE_PATH_STYLE"),
+    ("CURL_CA_BUNDLE", OWN_CA),
+    ("NODE_EXTRA_CA_CERTS", OWN_CA),
+    ("REQUESTS_CA_BUNDLE", OWN_CA),
+];
+
+/// The entry of the variable `name`. Only proxies' names are read in other than capitals, by anyone.
+fn find(name: &str) -> Option<(&'static str, &'static str)> {
+    let is_named = |known: &str| known == name || (known.ends_with("_PROXY") && known.eq_ignore_ascii_case(name));
+    UNREAD.into_iter().find(|(known, _)| is_named(known))
+}
+
+/// Whether others read `name`, which is not a variable of this daemon's.
+pub(super) fn is_known(name: &str) -> bool {
+    find(name).is_some()
+}
+
+/// A line that names those of `vars` which are set and not read, where that may make a difference beside what is
+/// `given`; `None` where there are none. Their values are not repeated: they may be secrets.
+pub(super) fn warning(vars: &[(String, String)], given: &BTreeMap<&'static str, String>) -> Option<String> {
+    let is_given = |name| given.contains_key(name);
+    let names = vars.iter().filter_map(|(name, value)| {
+        let (known, instead) = find(name)?;
+        let matters = match (known, instead) {
+            ("ALL_PROXY", _) => !is_given("HTTPS_PROXY"),
+            (_, OWN_REGION) => given.get(OWN_REGION).is_some_and(|region| region != value),
+            (_, OWN_ENDPOINTS) => value.eq_ignore_ascii_case("true"),
+            (_, OWN_CA) => !is_given(OWN_CA) && !is_given("SSL_CERT_FILE"),
+            _ => true,
+        };
+        matters.then(|| format!("{name} (instead: {instead})"))
+    });
+    let names: Vec<_> = names.collect();
+    (!names.is_empty()).then(|| format!("set, and not read by this daemon: {}", names.join(", ")))
+}
