@@ -28,11 +28,11 @@ use crate::protocols::body::{BodyError, Limits};
 pub use crate::protocols::body::{Lines, Part};
 pub use crate::protocols::head::Encoding;
 use crate::protocols::head::{
-    KNOWN_PATHS, SUPPORTED_ENCODINGS, header_text, header_values, is_json, judge_media_type, percent_decode,
-    query_token, query_values, split_log_type,
+    KNOWN_PATHS, header_text, header_values, is_json, judge_media_type, percent_decode, query_token, query_values,
+    split_log_type,
 };
 pub use crate::protocols::refusal::{Answer, BadCredentials, Refusal, empty_answer};
-use crate::protocols::refusal::{JSON, TEXT, answer};
+use crate::protocols::refusal::{JSON, SUPPORTED_ENCODINGS, TEXT, answer};
 
 /// Where an accepted request's events are.
 #[derive(Debug, Clone)]

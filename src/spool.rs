@@ -24,162 +24,33 @@ mod names;
 pub mod recovery;
 mod sealed_batches;
 pub mod sealer;
+mod terms;
 pub mod usage;
 pub mod writer;
 
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::mpsc::UnboundedSender;
 
-use crate::batch::{Codec, LogType, SealedName, SpoolName, Stage};
+use crate::batch::{LogType, SpoolName, Stage};
 use crate::spool::claim::Claim;
 use crate::spool::copies::{BatchCopy, Copies};
 use crate::spool::disk::{Cursor, Disk};
 use crate::spool::folder::Folder;
 use crate::spool::gate::Gate;
 use crate::spool::home::Home;
-use crate::spool::manifest::{Destination, Lock, LockError, Manifest, ManifestError};
+use crate::spool::manifest::{Lock, Manifest, ManifestError};
 use crate::spool::names::{Names, visit_batches};
 pub use crate::spool::sealed_batches::SealedBatches;
+pub use crate::spool::terms::{AppendError, Batch, LeftBehind, OpenError, QUARANTINE, Receipt, Settings};
 use crate::spool::usage::{Room, Usage};
 use crate::spool::writer::Writer;
-
-/// What the spool is told by the configuration.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// The only folder written to.
-    pub dir: PathBuf,
-    /// Above it appends are refused.
-    pub max_bytes: u64,
-    /// A batch is sealed when it reaches this size.
-    pub batch_max_bytes: u64,
-    /// A batch is sealed this long after its first event.
-    pub batch_max_age: Duration,
-    /// How new batches are encoded at sealing.
-    pub codec: Codec,
-    /// Where the objects go.
-    pub destination: Destination,
-    /// Whether batches are kept for CloudWatch once S3 has them.
-    pub copies: bool,
-}
-
-/// A sealed batch on its way to S3.
-#[derive(Debug, Clone)]
-pub struct Batch {
-    /// Whose chain it is a link of.
-    pub log_type: LogType,
-    /// Its state, and all that never changes.
-    pub name: SealedName,
-    /// Size of the file, which is the object's body.
-    pub bytes: u64,
-    /// Whether the name is durable; one that is not must not be relied on by a PUT.
-    pub durable: bool,
-    /// Whether S3 may have it. The stage [`Stage::Sending`](crate::batch::Stage) is what a crash leaves of this: there
-    /// it also stands for a PUT that was never made.
-    pub may_have_arrived: bool,
-}
-
-impl Batch {
-    /// A batch whose name is durable.
-    fn new(log_type: LogType, name: SealedName, bytes: u64) -> Batch {
-        Batch { log_type, name, bytes, durable: true, may_have_arrived: name.stage == Stage::Sending }
-    }
-}
-
-/// Where acknowledged events are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Receipt {
-    /// The batch that took them.
-    pub batch: crate::batch::BatchName,
-    /// Index of their first line in it.
-    pub line: u64,
-}
-
-/// What the folders hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LeftBehind {
-    /// Files with events that are not in S3.
-    pub batches: usize,
-    /// Files that were set aside.
-    pub quarantined: usize,
-}
-
-/// Why events were not taken. All but [`AppendError::TooLarge`] is temporary.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum AppendError {
-    /// The log type's share would be passed.
-    #[error(
-        "the spool is full: {log_type} holds {used_bytes} of the {share_bytes} bytes that it may take now (ENV0_S3_LOG_SPOOL_MAX_BYTES less what the other log type holds, or the tenth that is kept for it); see config/README.md#spool-high"
-    )]
-    Full {
-        /// Whose events were refused.
-        log_type: LogType,
-        /// In the spool, of this log type.
-        used_bytes: u64,
-        /// What they may come to.
-        share_bytes: u64,
-    },
-    /// Not even an empty spool would take them.
-    #[error(
-        "the spool never takes more than {limit_bytes} bytes of one log type (nine tenths of ENV0_S3_LOG_SPOOL_MAX_BYTES)"
-    )]
-    TooLarge {
-        /// The most.
-        limit_bytes: u64,
-    },
-    /// The file system refused.
-    #[error("the spool's disk: {0}")]
-    Disk(String),
-    /// The spool is closed, or was closed before these events' turn.
-    #[error("shutting down")]
-    Closed,
-}
-
-/// Why a spool can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The folder can't be made, read or written.
-    #[error("{path}: {source}; ENV0_S3_LOG_SPOOL_DIR must be a folder that uid {uid} may write to", path = path.display(), uid = rustix::process::getuid().as_raw())]
-    Create {
-        /// The folder or file.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-    /// Another process has it.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    /// Its manifest can't be used.
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
-    /// The spool holds batches for another place.
-    #[error(
-        "the spool holds {batches} batches for {holds}, but the configuration says {configured}; run `env0-s3-logs drain`, which sends them where they belong, or `env0-s3-logs drain --to-configured`, which sends them to the configured place (after a mistake in the bucket's name), or restore the old settings, or choose another ENV0_S3_LOG_SPOOL_DIR"
-    )]
-    OtherDestination {
-        /// How many it holds.
-        batches: usize,
-        /// Where they go.
-        holds: Box<Destination>,
-        /// Where the configuration wants them.
-        configured: Box<Destination>,
-    },
-    /// What a crash left can't be worked through.
-    #[error("recovering {path}: {source}", path = path.display())]
-    Recovery {
-        /// The log type's folder.
-        path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
-    },
-}
 
 /// The spool. Cloning shares it.
 #[derive(Clone)]
@@ -384,9 +255,6 @@ impl Spool {
     }
 }
 
-/// Where files go that can't be read or are not what their name says. Never cleaned up by the daemon.
-pub const QUARANTINE: &str = "quarantine";
-
 /// How many batches the folders of a spool hold, and how many of them are being sent or were when the spool was left.
 pub fn count_batches(disk: &dyn Disk, dir: &Path) -> Result<(usize, usize), OpenError> {
     let (mut batches, mut sending) = (0, 0);
@@ -449,6 +317,3 @@ fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, [Na
     }
     Ok((manifest, names))
 }
-
-/// Hands sealed batches to the flusher.
-type SealedSender = UnboundedSender<Batch>;

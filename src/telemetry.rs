@@ -12,10 +12,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::LogFormat;
 use crate::exit_code;
+use repeats::OWN_TARGET;
 pub use repeats::report_suppressed;
-
-/// What this project's own log lines have as the beginning of their target.
-const OWN_TARGET: &str = "env0_s3_logs";
 
 /// Starts the log. For once in a process; a second call changes nothing.
 ///

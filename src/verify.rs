@@ -1,4 +1,4 @@
-//! `verify`: walks the bucket and judges the chain (contract section 8).
+//! `verify`: walks the bucket and judges the chain.
 //!
 //! The walk reads, the judge decides; the judge is pure. `README.md` specifies the format and the rules.
 
@@ -10,13 +10,13 @@ use chrono::{NaiveDate, NaiveTime, Utc};
 use clap::Args;
 
 use crate::batch::LogType;
-use crate::chain::{KeyError, PublicKey};
+use crate::chain::PublicKey;
 use crate::config::Config;
-use crate::exit_code;
 use crate::network::Network;
-use crate::s3::read::{ReadError, Reader};
+use crate::s3::read::Reader;
 
 mod body;
+mod error;
 mod heads;
 mod journal;
 mod judge;
@@ -26,6 +26,7 @@ mod receipts;
 mod report;
 mod walk;
 
+pub use error::VerifyError;
 pub use heads::HeadsError;
 pub use journal::JournalError;
 pub use receipts::ReceiptsError;
@@ -77,44 +78,6 @@ pub struct VerifyOptions {
     /// Remember in this file what was read, and go on from there when it exists.
     #[arg(long, value_name = "FILE")]
     pub resume: Option<PathBuf>,
-}
-
-/// Why there is no verdict.
-#[derive(Debug, thiserror::Error)]
-pub enum VerifyError {
-    /// A public key can't be used.
-    #[error("--public-key {0}")]
-    Key(#[from] KeyError),
-    /// Heads or anchors can't be used.
-    #[error("--heads or --anchor {0}")]
-    Heads(#[from] HeadsError),
-    /// Receipts can't be used.
-    #[error("--receipts {0}")]
-    Receipts(#[from] ReceiptsError),
-    /// The resume file can't be used.
-    #[error("--resume {0}")]
-    Journal(#[from] JournalError),
-    /// `--from` is after `--to`.
-    #[error("--from {0} is after --to {1}")]
-    Window(NaiveDate, NaiveDate),
-    /// The bucket can't be read.
-    #[error("the bucket can't be read: {0}")]
-    Read(#[from] ReadError),
-    /// The report can't be written.
-    #[error("the report can't be written: {0}")]
-    Output(std::io::Error),
-}
-
-impl VerifyError {
-    /// The process's exit code.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            VerifyError::Read(ReadError::Denied { .. } | ReadError::NoCredentials { .. }) => exit_code::DENIED,
-            VerifyError::Read(_) => exit_code::UNAVAILABLE,
-            VerifyError::Output(_) => exit_code::IO,
-            _ => exit_code::USAGE,
-        }
-    }
 }
 
 /// Verifies the bucket and writes the report to stdout. Takes at most some 100 MiB, whatever the bucket's size.

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::Step;
+use super::report::{DAEMON, Step};
 use crate::admin::client;
 use crate::assembly::Files;
 use crate::batch::LogType;
@@ -43,9 +43,6 @@ pub(super) fn configuration(loaded: &Result<Loaded, ConfigErrors>) -> Vec<Step> 
 pub(super) fn daemon(address: SocketAddr) -> Option<Status> {
     client::status(address).ok()
 }
-
-/// The name of the step that looks for a running daemon.
-pub(super) const DAEMON: &str = "daemon";
 
 pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {
     let running = match daemon {

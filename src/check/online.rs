@@ -7,8 +7,8 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Step;
 use super::local::Probe;
+use super::report::Step;
 use crate::batch::Sha256;
 use crate::config::Config;
 use crate::credentials::{self, Credentials, HAND_OVER};

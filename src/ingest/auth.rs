@@ -26,8 +26,6 @@ pub use token_file::{TokenFileError, token_file_problem};
 /// Where an OIDC token travels beside other credentials.
 pub const OIDC_TOKEN_HEADER: HeaderName = HeaderName::from_static("x-env0-oidc-token");
 
-/// A shorter static token could be guessed.
-pub const MIN_TOKEN_CHARS: usize = 16;
 /// How long events wait for the hand-over beside them.
 const BESIDE_PATIENCE: Duration = Duration::from_secs(1);
 /// Hand-overs beside events that may go on at once, while an issuer is slow.

@@ -11,9 +11,6 @@ use super::body::BodyError;
 use super::refusal::Refusal;
 use crate::batch::LogType;
 
-/// `Content-Encoding`s that are inflated, for `Accept-Encoding` and messages.
-pub(super) const SUPPORTED_ENCODINGS: &str = "gzip, deflate, zstd";
-
 /// The paths of the ingest listener. All but the first three may stand behind `/<log type>`.
 pub(super) const KNOWN_PATHS: [&str; 12] = [
     "POST /v1/logs/env0-deployments",

@@ -7,15 +7,14 @@
 
 mod json;
 mod labels;
+mod line;
 mod proto;
-
-use std::io::{self, Write};
 
 use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use crate::protocols::body::{self, BodyError, Limits, Line, LineWriter};
+use crate::protocols::body::{self, BodyError, Limits, LineWriter};
 use crate::protocols::{
     self, Accepted, Answer, Encoding, Part, Protocol, Refusal, TEXT, empty_answer, header_values, judge_media_type,
 };
@@ -72,15 +71,6 @@ impl Protocol for Loki {
     fn refused(&self, refusal: &Refusal) -> Answer {
         refusal.answer(TEXT, format!("{refusal}\n"))
     }
-}
-
-/// What ends an entry's line.
-fn write_tenant(tenant: Option<&str>, out: &mut Line<'_>) -> io::Result<()> {
-    if let Some(tenant) = tenant {
-        out.write_all(br#","tenant":"#)?;
-        out.text(tenant.as_bytes())?;
-    }
-    out.write_all(b"}")
 }
 
 /// The snappy block, but for one that declares more than a body may have.

@@ -8,17 +8,15 @@
 //! resource's `service.name` tells the log type.
 
 mod json;
+mod line;
 mod proto;
-
-use std::io::{self, Write};
 
 use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use prost::Message;
 
-use crate::batch::LogType;
-use crate::protocols::body::{self, BodyError, Limits, Line, LineWriter};
+use crate::protocols::body::{self, BodyError, Limits, LineWriter};
 use crate::protocols::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, answer, judge_media_type};
 
 /// OTLP/HTTP, by the encoding of its answers.
@@ -81,41 +79,6 @@ impl Protocol for Otlp {
             Otlp::Protobuf => refusal.answer(PROTOBUF, status.encode_to_vec()),
         }
     }
-}
-
-/// What a record has in common with others, in JSON.
-#[derive(Clone, Copy, Default)]
-struct Heads<'a> {
-    resource: Option<&'a [u8]>,
-    resource_url: Option<&'a [u8]>,
-    scope: Option<&'a [u8]>,
-    scope_url: Option<&'a [u8]>,
-}
-
-/// Stores a request with one log record, which `record` writes.
-fn store(
-    said: Option<LogType>,
-    heads: &Heads<'_>,
-    writer: &mut LineWriter,
-    record: impl FnOnce(&mut Line<'_>) -> io::Result<()>,
-) -> Result<(), BodyError> {
-    let member = |out: &mut Line<'_>, [before, behind]: [&str; 2], json: Option<&[u8]>| {
-        let Some(json) = json else { return Ok(()) };
-        [before.as_bytes(), json, behind.as_bytes()].into_iter().try_for_each(|part| out.write_all(part))
-    };
-    writer.line(said, |out| {
-        out.write_all(br#"{"resourceLogs":[{"#)?;
-        member(out, [r#""resource":"#, ","], heads.resource)?;
-        out.write_all(br#""scopeLogs":[{"#)?;
-        member(out, [r#""scope":"#, ","], heads.scope)?;
-        out.write_all(br#""logRecords":["#)?;
-        record(out)?;
-        out.write_all(b"]")?;
-        member(out, [r#","schemaUrl":"#, ""], heads.scope_url)?;
-        out.write_all(b"}]")?;
-        member(out, [r#","schemaUrl":"#, ""], heads.resource_url)?;
-        out.write_all(b"}]}")
-    })
 }
 
 /// The `google.rpc.Code` of a refusal. Clients go by the HTTP status.

@@ -8,9 +8,11 @@ use bytes::Bytes;
 use http_body_util::Full;
 
 use super::body::BodyError;
-use super::head::SUPPORTED_ENCODINGS;
 
-/// Why a request is refused (contract section 3, status table). Messages are for the client; they
+/// `Content-Encoding`s that are inflated, for `Accept-Encoding` and messages.
+pub(super) const SUPPORTED_ENCODINGS: &str = "gzip, deflate, zstd";
+
+/// Why a request is refused. Messages are for the client; they
 /// never hold a byte of the request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {

@@ -10,7 +10,7 @@
 
 use tokio::sync::oneshot;
 
-use crate::spool::{AppendError, Receipt};
+use crate::spool::terms::{AppendError, Receipt};
 
 /// What became of an append.
 pub(super) type Outcome = Result<Receipt, AppendError>;

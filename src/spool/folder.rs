@@ -14,9 +14,9 @@ use crate::batch::{BatchName, Codec, LogType, SealedName, Sha256, Sha256Hasher, 
 use crate::spool::copies::{BatchCopy, Copies};
 use crate::spool::disk::{Disk, DiskFile, READ_BUFFER_BYTES};
 use crate::spool::home::Home;
-use crate::spool::sealer::SealReason;
+use crate::spool::sealed_batches::SealedSender;
+use crate::spool::terms::{Batch, SealReason, Settings};
 use crate::spool::usage::Usage;
-use crate::spool::{Batch, SealedSender, Settings};
 use crate::status::{ChainHead, SpooledStatus, Timestamp};
 
 /// From here on it is said that keys are ahead of the clock: clocks are set by less than that all the time.

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::batch::LogType;
-use crate::spool::QUARANTINE;
 use crate::spool::copies::{self, Copies};
 use crate::spool::disk::{Disk, FileId};
 use crate::spool::manifest::{Lock, Manifest};
+use crate::spool::terms::QUARANTINE;
 
 /// Given up when the disk is full, so that a rename can still have the blocks it may need.
 const SPARE_FILE: &str = "reserve";

@@ -16,7 +16,8 @@ use crate::spool::disk::{self, Cursor, Disk, DiskFile, READ_BUFFER_BYTES};
 use crate::spool::folder::Folder;
 use crate::spool::home::is_full;
 use crate::spool::names::Names;
-use crate::spool::sealer::{Closed, LeftOpen, Refused, SealReason};
+use crate::spool::sealer::{Closed, LeftOpen, Refused};
+use crate::spool::terms::SealReason;
 
 /// Ending of files that were never finished; whatever they were made from is still there.
 const TEMPORARY: &str = ".tmp";

@@ -2,10 +2,13 @@
 
 use std::vec;
 
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 
 use crate::batch::{LogType, SealedName};
-use crate::spool::Batch;
+use crate::spool::terms::Batch;
+
+/// Hands sealed batches to the flusher.
+pub(super) type SealedSender = UnboundedSender<Batch>;
 
 /// The sealed batches of one log type, oldest first: those found at the start, then each as it is sealed.
 #[derive(Debug)]

@@ -19,6 +19,7 @@ use crate::spool::answers::{self, Outcome, Reply};
 use crate::spool::disk::{DiskFile, READ_BUFFER_BYTES};
 use crate::spool::folder::Folder;
 use crate::spool::home::is_full;
+use crate::spool::terms::SealReason;
 
 /// The pause between tries to seal a batch that the disk refuses.
 const RETRY_AFTER: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_secs(1) };
@@ -29,34 +30,6 @@ const QUEUE_MAX: usize = 4096;
 const QUEUE_WAIT: Duration = Duration::from_secs(1);
 /// zstd's own default.
 const ZSTD_LEVEL: i32 = 3;
-
-/// Why a batch was closed; the label of `batches_sealed_total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SealReason {
-    /// It reached its size.
-    Size,
-    /// It reached its age.
-    Age,
-    /// The daemon is asked to end.
-    Shutdown,
-    /// Left open by a crash.
-    Recovery,
-    /// Its file failed an fsync or a rollback.
-    DiskError,
-}
-
-impl SealReason {
-    /// The label's value.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            SealReason::Size => "size",
-            SealReason::Age => "age",
-            SealReason::Shutdown => "shutdown",
-            SealReason::Recovery => "recovery",
-            SealReason::DiskError => "disk_error",
-        }
-    }
-}
 
 /// A batch that nothing is appended to any more.
 pub(super) struct Closed {

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::batch::{Codec, LogType};
 use crate::spool::copies::{BatchCopy, Copies};
-use crate::spool::{AppendError, Settings};
+use crate::spool::terms::{AppendError, Settings};
 use crate::status::Timestamp;
 
 /// The other type's share: this part of the limit, which a log type can never take from it.

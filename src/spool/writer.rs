@@ -18,9 +18,9 @@ use crate::spool::answers::{self, Outcome, Reply};
 use crate::spool::claim::Claim;
 use crate::spool::disk::DiskFile;
 use crate::spool::folder::Folder;
-use crate::spool::sealer::{self, Closed, Refused, SealReason};
+use crate::spool::sealer::{self, Closed, Refused};
+use crate::spool::terms::{AppendError, Receipt, SealReason, Settings};
 use crate::spool::usage::Room;
-use crate::spool::{AppendError, Receipt, Settings};
 
 /// Appends up to this size are gathered into one write.
 const GATHER_BYTES: usize = 256 * 1024;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Timestamp;
+use super::timestamp::Timestamp;
 
 /// The way from a token to a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

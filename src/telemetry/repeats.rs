@@ -11,7 +11,8 @@ use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
 
-use super::OWN_TARGET;
+/// What this project's own log lines have as the beginning of their target.
+pub(super) const OWN_TARGET: &str = "env0_s3_logs";
 
 /// A warning or error is printed once within this time.
 const WINDOW: Duration = Duration::from_secs(10);

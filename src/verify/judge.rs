@@ -5,47 +5,25 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
+use chrono::{DateTime, Utc};
 
 use crate::batch::{LogType, Sha256};
-use crate::chain::{ChainEntry, MetadataError, PublicKey, Signature};
+use crate::chain::{ChainEntry, MetadataError, Signature};
 
-use super::heads::KnownHead;
 use super::key;
 use super::report::{Counts, Finding, Findings, Kind, Report};
 
 mod chain;
+mod rules;
 
 use chain::{Chain, Link, Note, Suspect};
+pub(super) use rules::Rules;
+use rules::{Doubt, Name};
 
 /// Objects whose keys are remembered, to name the original of a duplicate; twice as many at times.
 const REMEMBERED_MAX: usize = 100_000;
 /// Doubtful objects that are held against their chain at its end; beyond it they are judged at sight.
 const SUSPECTS_MAX: usize = 10_000;
-
-/// What to judge by.
-#[derive(Debug, Default)]
-pub(super) struct Rules {
-    pub(super) bucket: String,
-    pub(super) bucket_path: String,
-    /// First and last day of the window.
-    pub(super) from: Option<NaiveDate>,
-    pub(super) to: Option<NaiveDate>,
-    /// Judge these instances only; all when empty.
-    pub(super) instances: Vec<String>,
-    pub(super) public_keys: Vec<PublicKey>,
-    /// Chain heads that exist for certain, from `/status`.
-    pub(super) heads: Vec<KnownHead>,
-    /// Chain heads that an earlier verification vouched for.
-    pub(super) anchors: Vec<KnownHead>,
-    /// A lifecycle rule may have removed what was opened before this day.
-    pub(super) expired_before: Option<NaiveDate>,
-    /// What was opened before this day may lack a signature.
-    pub(super) unsigned_before: Option<NaiveDate>,
-    pub(super) strict: bool,
-    pub(super) allow_empty: bool,
-    pub(super) now: DateTime<Utc>,
-}
 
 /// An object as the walk found it.
 #[derive(Debug, Clone)]
@@ -80,9 +58,6 @@ pub(super) enum Place {
     /// After the window: tells only how the chain goes on.
     After,
 }
-
-/// Log type and instance.
-type Name = (LogType, String);
 
 /// Takes in objects, one by one, in any order, and tells what holds.
 pub(super) struct Judge {
@@ -262,61 +237,6 @@ impl Judge {
                 self.findings.add(Finding { kind, log_type: None, instance, sequences: None, key: None, detail });
             }
         }
-    }
-}
-
-/// A reason not to take an object for what its metadata says.
-struct Doubt {
-    kind: Kind,
-    detail: String,
-}
-
-impl Rules {
-    fn judges(&self, instance: &str) -> bool {
-        self.instances.is_empty() || self.instances.iter().any(|judged| judged == instance)
-    }
-
-    /// Why the object may be no part of the chain at all.
-    ///
-    /// `opened` is the time in its key, where the daemon makes such keys.
-    fn doubt(&self, entry: &ChainEntry, opened: Option<NaiveDateTime>, signature: Option<Signature>) -> Option<Doubt> {
-        if opened.is_none() {
-            let detail = "the daemon makes no such key: moved or copied".to_owned();
-            return Some(Doubt { kind: Kind::Altered, detail });
-        }
-        if self.public_keys.is_empty() {
-            return None;
-        }
-        let Some(signature) = signature else {
-            if self.may_lack_a_signature(opened) {
-                return None;
-            }
-            let detail = "written without a signing key, or stripped of its signature".to_owned();
-            return Some(Doubt { kind: Kind::Unsigned, detail });
-        };
-        let authentic = self.public_keys.iter().any(|key| key.verifies(entry, &signature));
-        (!authentic).then(|| Doubt {
-            kind: Kind::Altered,
-            detail: "its signature holds under none of the public keys: key or metadata were changed, or another key \
-                     signed it; which of them can't be told"
-                .to_owned(),
-        })
-    }
-
-    fn may_lack_a_signature(&self, opened: Option<NaiveDateTime>) -> bool {
-        let before = self.unsigned_before.zip(opened).is_some_and(|(day, opened)| opened.date() < day);
-        before && !self.public_keys.is_empty()
-    }
-
-    /// Why the metadata can't be what was written.
-    fn contradiction(&self, entry: &ChainEntry) -> Option<Doubt> {
-        let altered = |detail: String| Some(Doubt { kind: Kind::Altered, detail });
-        if entry.sequence == 1 && entry.previous != Sha256::ZERO {
-            return altered("number 1 names a batch before it".to_owned());
-        }
-        let mut known = self.heads.iter().chain(&self.anchors);
-        let known = known.find(|head| head.names(entry) && head.sha256 != entry.sha256)?;
-        altered(format!("its SHA-256 is {}; a head that was given says {}", entry.sha256, known.sha256))
     }
 }
 

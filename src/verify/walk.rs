@@ -13,8 +13,8 @@ use crate::batch::{Codec, LogType};
 use crate::chain::ChainEntry;
 use crate::s3::read::{Listed, ReadError, Reader};
 
-use super::VerifyError;
 use super::body::BodyReader;
+use super::error::VerifyError;
 use super::journal::{Journal, Known};
 use super::judge::{Content, Judge, Observed, Place};
 use super::key;

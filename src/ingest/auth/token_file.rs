@@ -13,7 +13,6 @@ use std::time::{Duration, SystemTime};
 
 use secrecy::zeroize::Zeroizing;
 
-use super::MIN_TOKEN_CHARS;
 use crate::batch::{LogType, Sha256};
 use crate::config::{self, Config};
 use crate::http::watched::{Change, Watched};
@@ -21,6 +20,8 @@ use crate::http::watched::{Change, Watched};
 const VARIABLE: &str = "ENV0_S3_LOG_INGEST_TOKEN_FILE";
 const MAX_BYTES: usize = 1024 * 1024;
 const BYTE_ORDER_MARK: char = '\u{feff}';
+/// A shorter static token could be guessed.
+const MIN_TOKEN_CHARS: usize = 16;
 /// At start, a file without its last line break that was written more recently may have more to come.
 const WRITTEN_AFTER: Duration = Duration::from_secs(1);
 const LOOKS_AT_START: u32 = 5;

@@ -3,7 +3,8 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{BOM, BodyError, NOT_UTF8, is_white_space};
+use super::error::BodyError;
+use super::text::{BOM, NOT_UTF8, is_white_space};
 
 /// One JSON object of a body.
 #[derive(Debug, Clone, Copy)]

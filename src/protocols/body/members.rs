@@ -5,7 +5,8 @@ use std::borrow::Cow;
 
 use serde_json::value::RawValue;
 
-use super::{BodyError, redact};
+use super::error::BodyError;
+use super::redact;
 
 /// The longest member name that a refusal repeats.
 const NAME_MAX_BYTES: usize = 40;

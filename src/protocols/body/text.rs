@@ -4,7 +4,20 @@ use std::borrow::Cow;
 
 use bytes::Bytes;
 
-use super::{BOM, BodyError, is_white_space};
+use super::error::BodyError;
+
+pub(super) const BOM: &[u8] = b"\xef\xbb\xbf";
+pub(super) const NOT_UTF8: &str = "not UTF-8";
+
+/// JSON's white space (RFC 8259 section 2).
+pub(super) fn is_white_space(byte: u8) -> bool {
+    matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
+}
+
+/// Whether valid JSON stands on one line. Its strings can't hold a raw line ending.
+pub(super) fn is_one_line(json: &[u8]) -> bool {
+    memchr::memchr2(b'\n', b'\r', json).is_none()
+}
 
 const REPLACEMENT: &str = "\u{fffd}";
 

@@ -6,8 +6,10 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::text::{is_utf16, repaired, text_lines};
-use super::{BodyError, Limits, Lines, Part, is_one_line, is_white_space, redact};
+use super::error::BodyError;
+use super::redact;
+use super::terms::{Limits, Lines, Part};
+use super::text::{is_one_line, is_utf16, is_white_space, repaired, text_lines};
 use crate::batch::LogType;
 
 /// What a change of the log type from one line to the next takes in memory until the lines are in the spool. Counted

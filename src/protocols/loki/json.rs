@@ -4,7 +4,7 @@ use std::io::Write;
 
 use serde_json::value::RawValue;
 
-use super::write_tenant;
+use super::line::write_tenant;
 use crate::protocols;
 use crate::protocols::body::{BodyError, Elements, Events, LineWriter, Members, only_members};
 

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::io::{self, Write};
 
 use super::labels::Labels;
-use super::write_tenant;
+use super::line::write_tenant;
 use crate::batch::LogType;
 use crate::protocols;
 use crate::protocols::body::{BodyError, Line, LineWriter};

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use crate::batch::LogType;
 use crate::protocols;
 use crate::protocols::body::{self, BodyError, Elements, Events, LineWriter, Members, only_members};
-use crate::protocols::otlp::{Heads, store};
+use crate::protocols::otlp::line::{Heads, store};
 
 // Each member by all its names: protobuf's JSON mapping has parsers take the original one, too, and older versions
 // called scopes instrumentation libraries.

@@ -6,7 +6,7 @@ use prost::Message;
 use crate::batch::LogType;
 use crate::protocols;
 use crate::protocols::body::{BodyError, LineWriter};
-use crate::protocols::otlp::{Heads, store};
+use crate::protocols::otlp::line::{Heads, store};
 use crate::protocols::protobuf::{
     Fault, Field, Kind, NOT_KNOWN, OF_ANOTHER_TYPE, Schema, TWICE, Wire, fields, often, once,
 };

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::Folder;
 use crate::batch::{BatchName, SealedName, SpoolName, Stage};
-use crate::spool::Batch;
+use crate::spool::terms::Batch;
 
 /// Added to a quarantined batch's name when a delivered object has told of the gap.
 const TOLD: &str = ".told";

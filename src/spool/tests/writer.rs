@@ -12,7 +12,7 @@ use super::fault_disk::{Effect, Errno, Op};
 use super::world::{DEADLINE, TYPE, World};
 use crate::batch::SpoolName;
 use crate::spool::AppendError;
-use crate::spool::sealer::SealReason;
+use crate::spool::terms::SealReason;
 use crate::status::{ChainHead, Timestamp};
 
 /// Stops the thread at its next fsync of an open batch, until the second channel's sender is dropped.

@@ -8,7 +8,7 @@ use crate::batch::Sha256;
 use crate::verify::ranges::{Range, Ranges, count};
 use crate::verify::report::{ChainReport, Counts, Finding, Findings, Head, Kind};
 
-use super::{Name, Rules};
+use super::rules::{Name, Rules};
 
 /// A gap is `pending` while its successor is younger: the daemon may still be trying.
 const PENDING_FOR: TimeDelta = TimeDelta::hours(1);

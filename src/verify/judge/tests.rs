@@ -1,11 +1,12 @@
 //! Every way to damage a bucket, and what the judge says of it.
 
-use chrono::TimeDelta;
+use chrono::{NaiveDate, TimeDelta};
 use serde_json::{Value, json};
 
 use super::*;
 use crate::chain::tests::keys;
 use crate::chain::{Gaps, SigningKey};
+use crate::verify::heads::KnownHead;
 
 mod explained;
 mod forged;

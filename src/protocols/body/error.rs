@@ -1,0 +1,58 @@
+//! Why a body is refused.
+
+/// Why a body is refused as a whole. Never holds a byte of the body.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BodyError {
+    /// 400
+    #[error("event {event}, byte {offset}: {reason}")]
+    Invalid {
+        /// Which event, from 0.
+        event: u64,
+        /// Which byte of the inflated body.
+        offset: usize,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// 413
+    #[error("event {event} is larger than {limit_bytes} bytes, the limit that ENV0_S3_LOG_MAX_EVENT_BYTES sets")]
+    EventTooLarge {
+        /// Which event, from 0.
+        event: u64,
+        /// [`Limits::max_event_bytes`].
+        limit_bytes: usize,
+    },
+    /// 413
+    #[error(
+        "the body takes more than {limit_bytes} bytes without compression, the limit that ENV0_S3_LOG_MAX_BODY_BYTES sets"
+    )]
+    TooLarge {
+        /// [`Limits::max_body_bytes`].
+        limit_bytes: usize,
+    },
+    /// 413
+    #[error(
+        "the events take more than {limit_bytes} bytes as lines of JSON, the larger of \
+         ENV0_S3_LOG_MAX_INFLIGHT_BYTES and twice ENV0_S3_LOG_MAX_BODY_BYTES; send fewer in one request"
+    )]
+    LinesTooLarge {
+        /// [`Limits::max_lines_bytes`].
+        limit_bytes: usize,
+    },
+}
+
+impl BodyError {
+    /// What is wrong with `part`, a slice of `body`, which is to become event number `event`.
+    pub fn invalid(body: &[u8], part: &[u8], event: u64, reason: impl ToString) -> Self {
+        let offset = (part.as_ptr() as usize).saturating_sub(body.as_ptr() as usize);
+        BodyError::Invalid { event, offset, reason: reason.to_string() }
+    }
+
+    /// An error from reading `part`, a slice of `body`, as an error of the whole, where event number
+    /// `event` was due.
+    pub fn within(self, body: &[u8], part: &[u8], event: u64) -> Self {
+        match self {
+            BodyError::Invalid { offset, reason, .. } => Self::invalid(body, &part[offset..], event, reason),
+            other => other,
+        }
+    }
+}
