@@ -1,9 +1,10 @@
-//! OIDC token → session: one exchange at a time, ahead of the session's end .
+//! OIDC token → session: one exchange at a time, ahead of the session's end.
 
 mod candidates;
 mod failure;
 mod meters;
 mod role;
+mod session;
 mod sources;
 mod status;
 mod sts;
@@ -12,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,8 @@ use candidates::{Candidates, refresh_at};
 use failure::{Cause, Failure};
 use meters::Meters;
 pub use role::{Role, Service};
+use session::Clock;
+pub use session::Session;
 use sources::Sources;
 pub use status::HAND_OVER;
 use status::{Phase, refusal_causes};
@@ -47,9 +50,6 @@ const LONGEST_NAP: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct Credentials(Arc<Inner>);
 
-/// The time of day; tests bring one that they move.
-type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
-
 struct Inner {
     clock: Clock,
     role: Role,
@@ -61,24 +61,6 @@ struct Inner {
     meters: Meters,
     /// Takes every token that is handed over here, too.
     beside: OnceLock<Credentials>,
-}
-
-/// Temporary AWS credentials. Secrets never show in `Debug`.
-#[derive(Debug, Clone)]
-pub struct Session {
-    /// Counts from 1, to say later which session a request was signed with.
-    pub id: u64,
-    /// Not a secret.
-    pub access_key_id: String,
-    /// Signs requests.
-    pub secret_access_key: SecretString,
-    /// Goes with each request.
-    pub session_token: SecretString,
-    obtained_at: DateTime<Utc>,
-    /// The end, by our clock.
-    pub expires_at: DateTime<Utc>,
-    /// Seconds of the outage that it ended, if one had been told of.
-    pub outage_seconds: Option<u64>,
 }
 
 struct State {

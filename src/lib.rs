@@ -25,7 +25,7 @@
 //! - Memory does not grow with the backlog.
 //! - Tokens are in memory alone, and in no log, status or metric.
 //!
-//! The modules below stand by floors; imports go down:
+//! The modules below stand by floors; imports go down, and inside a room no file leads back to itself:
 //! `cli` → `check`, `daemon`, `drain` → `assembly` → `verify`, `flusher`, `pull`, `cloudwatch`, `ingest` → `s3` →
 //! `credentials` → `oidc`, `admin` → `spool`, `http`, `network`, `telemetry` → `protocols`, `config`, `status`, `chain` →
 //! `batch`, `backoff`, `volume`, `exit_code`.

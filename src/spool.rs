@@ -31,7 +31,7 @@ pub mod writer;
 #[cfg(test)]
 pub(crate) mod tests;
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;

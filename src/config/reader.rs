@@ -12,11 +12,13 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use super::effective::{Config, LogFormat, Network, Purpose, Setting, Source, TlsFiles};
+use super::given::{OwnVariables, SharedVariables};
 use super::slips;
 use super::unread;
 use super::values::{self, Parsed};
 use super::variables::{self, PREFIX, VARIABLES, Variable};
-use super::{Config, LogFormat, Network, OwnVariables, Purpose, Setting, SharedVariables, Source, TlsFiles};
+
 use crate::batch::{Codec, LogType};
 
 const REDACTED: &str = "[redacted]";

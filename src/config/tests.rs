@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use secrecy::ExposeSecret;
 
 use super::*;
+use crate::batch::LogType;
 
 /// The least that a daemon starts with.
 const LEAST: &[(&str, &str)] = &[

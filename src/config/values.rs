@@ -1,6 +1,6 @@
 //! From the text of a variable to its value. Every parser's error says what was expected.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::batch::LogType;
 /// The longest `bucketPath` that leaves room for the rest of the key in S3's 1024 bytes.
 pub(super) const BUCKET_PATH_MAX_BYTES: usize = 973;
 /// The shortest static token; shorter ones can be guessed.
-pub(super) const INGEST_TOKEN_MIN_CHARS: usize = 16;
+pub const INGEST_TOKEN_MIN_CHARS: usize = 16;
 /// S3 takes no more in one PutObject.
 pub(super) const OBJECT_MAX_BYTES: u64 = 5 << 30;
 /// CloudWatch takes no longer name of a log group.
@@ -203,9 +203,9 @@ pub(super) fn past_moment(value: &str) -> Parsed<DateTime<Utc>> {
 
 /// Comma-separated ids of env0's.
 pub(super) fn ids(value: &str) -> Parsed<Vec<String>> {
-    let ids = super::distinct(list(value)?);
+    let ids = distinct(list(value)?);
     check(
-        ids.iter().all(|id| super::is_env0_id(id)),
+        ids.iter().all(|id| is_env0_id(id)),
         ids,
         "ids, separated by commas: at most 64 letters, digits, - and _ each",
     )
@@ -273,7 +273,20 @@ pub(super) fn region(value: &str) -> Parsed<String> {
     check(holds, value.to_owned(), "a region's code, not its name")
 }
 
-/// The key prefix, trimmed of `/` (contract section 1).
+/// Whether `id` can be an id of env0's: it becomes part of file names and of addresses.
+pub fn is_env0_id(id: &str) -> bool {
+    let allowed = |byte| matches!(byte, b'-' | b'_') || u8::is_ascii_alphanumeric(&byte);
+    (1..=64).contains(&id.len()) && id.bytes().all(allowed)
+}
+
+/// Each of `ids` once, in the order of the first of each: one that is named twice would be pulled twice.
+pub fn distinct(mut ids: Vec<String>) -> Vec<String> {
+    let mut named = HashSet::new();
+    ids.retain(|id| named.insert(id.clone()));
+    ids
+}
+
+/// The key prefix, trimmed of `/`.
 pub(super) fn bucket_path(value: &str) -> Parsed<String> {
     let path = value.trim_matches('/');
     let segments = path.is_empty() || path.split('/').all(|segment| !matches!(segment, "" | "." | ".."));

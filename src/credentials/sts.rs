@@ -12,7 +12,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::failure::{Failure, Question, session_field};
 use super::role::Role;
-use super::{Clock, Session};
+use super::session::{Clock, Session};
 use crate::network::{Network, server, way_out};
 use crate::oidc::{OidcToken, moment};
 

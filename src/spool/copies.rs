@@ -19,8 +19,8 @@ use chrono::{DateTime, Utc};
 use tokio::sync::Notify;
 
 use crate::batch::{LogType, SealedName, SpoolName, Stage};
-use crate::spool::Batch;
 use crate::spool::disk::Disk;
+use crate::spool::terms::Batch;
 
 /// The copies' folder in the spool, with one for each log type in it.
 const FOLDER: &str = "cloudwatch";

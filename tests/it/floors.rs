@@ -1,25 +1,53 @@
-//! The house's floors: a module imports only from floors below its own.
+//! The house's floors, as the head of `lib.rs` draws them: a room imports only from floors below its own, and inside
+//! a room no file imports one that leads back to it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// From the top down; modules on one floor never import each other.
-const FLOORS: &[&[&str]] = &[
-    &["main"],
-    &["cli"],
-    &["check", "daemon", "drain"],
-    &["assembly"],
-    &["verify", "flusher", "pull", "cloudwatch", "ingest"],
-    &["s3"],
-    &["credentials"],
-    &["oidc", "admin"],
-    &["spool", "http", "network", "telemetry"],
-    &["protocols", "config", "status", "chain"],
-    &["batch", "backoff", "volume", "exit_code"],
-];
+/// Where `lib.rs` draws the floors, from the top down.
+const PICTURE: &str = "//! The modules below stand by floors;";
 
-fn floor_of(module: &str) -> usize {
-    FLOORS.iter().position(|floor| floor.contains(&module)).unwrap_or_else(|| panic!("{module} has no floor"))
+/// A module by its path, as `["spool", "folder"]`.
+type Module = Vec<String>;
+
+/// Each file of the house but its tests, and the modules whose files it imports from.
+struct House {
+    imports: BTreeMap<Module, BTreeSet<Module>>,
+}
+
+impl House {
+    fn read() -> House {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut files = Vec::new();
+        sources(&root, &mut files);
+        let sources: BTreeMap<Module, String> = files
+            .iter()
+            .map(|file| (module_of(file.strip_prefix(&root).unwrap()), fs::read_to_string(file).unwrap()))
+            // Unit tests may drive what they test through the rooms above it.
+            .filter(|(module, _)| !module.iter().any(|part| part == "tests" || part == "testing"))
+            .collect();
+        let modules: BTreeSet<Module> = sources.keys().cloned().collect();
+        let imports = sources.iter().map(|(module, source)| (module.clone(), imports(module, source, &modules)));
+        House { imports: imports.collect() }
+    }
+
+    /// The way from `module` back to itself, if there is one.
+    fn circle(&self, module: &Module) -> Option<Vec<String>> {
+        let mut ways = vec![vec![module]];
+        let mut seen = BTreeSet::new();
+        while let Some(way) = ways.pop() {
+            for next in &self.imports[way[way.len() - 1]] {
+                if next == module {
+                    return Some(way.iter().map(|module| module.join("::")).collect());
+                }
+                if seen.insert(next) {
+                    ways.push(way.iter().copied().chain([next]).collect());
+                }
+            }
+        }
+        None
+    }
 }
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -32,44 +60,125 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The modules that a source names behind `crate::`, outside comments.
-fn imports(source: &str) -> Vec<String> {
-    let code = source.lines().filter(|line| !line.trim_start().starts_with("//"));
-    let named = code.flat_map(|line| line.split("crate::").skip(1).map(str::to_owned).collect::<Vec<_>>());
-    let name = |rest: String| rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-    let grouped = |rest: String| -> Vec<String> {
-        match rest.strip_prefix('{') {
-            Some(group) => group.split(['}', ',']).map(|part| name(part.trim().to_owned())).collect(),
-            None => vec![name(rest)],
+/// Of `spool/folder.rs`, `["spool", "folder"]`.
+fn module_of(file: &Path) -> Module {
+    file.with_extension("").components().map(|part| part.as_os_str().to_str().unwrap().to_owned()).collect()
+}
+
+/// The modules among `modules` that the source of `module` names, outside comments and its unit tests.
+fn imports(module: &Module, source: &str, modules: &BTreeSet<Module>) -> BTreeSet<Module> {
+    let code = source.split("#[cfg(test)]\nmod tests").next().unwrap();
+    let code: String = code.lines().map(|line| line.split("//").next().unwrap().to_owned() + "\n").collect();
+    // Who may see an item is no import.
+    let code = code.replace("pub(in crate::", "pub(");
+    let children: Vec<&str> = modules
+        .iter()
+        .filter_map(|other| other.strip_prefix(&module[..]))
+        .filter(|rest| rest.len() == 1)
+        .map(|rest| rest[0].as_str())
+        .collect();
+    let mut named = BTreeSet::new();
+    for path in paths(&code) {
+        let mut parts: Vec<&str> = path.split("::").collect();
+        let mut base = match parts[0] {
+            "crate" => Vec::new(),
+            "super" => module[..module.len() - 1].to_vec(),
+            "self" => module.clone(),
+            child if children.contains(&child) => {
+                parts.insert(0, "self");
+                module.clone()
+            }
+            _ => continue,
+        };
+        for part in &parts[1..] {
+            match *part {
+                "super" => drop(base.pop()),
+                part => base.push(part.to_owned()),
+            }
         }
-    };
-    named.flat_map(grouped).filter(|module| !module.is_empty()).collect()
+        // The longest beginning that is a file; what follows is an item in it.
+        while !base.is_empty() && !modules.contains(&base) {
+            base.pop();
+        }
+        if !base.is_empty() && base != *module {
+            named.insert(base);
+        }
+    }
+    named
+}
+
+/// Every path of a source, `use` groups written out: of `use crate::{a::B, c}` both `crate::a::B` and `crate::c`.
+fn paths(code: &str) -> Vec<String> {
+    let mut found: Vec<String> = Vec::new();
+    // The beginnings of the groups that are open, and the path under way.
+    let (mut groups, mut path): (Vec<String>, String) = Default::default();
+    let mut in_use = false;
+    let tokens = code.split_inclusive(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'));
+    for token in tokens {
+        let (word, end) =
+            token.split_at(token.trim_end_matches(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':')).len());
+        if word == "use" {
+            in_use = true;
+            continue;
+        }
+        path.push_str(word);
+        if in_use && end == "{" {
+            groups.push(groups.last().cloned().unwrap_or_default() + &path);
+            path.clear();
+            continue;
+        }
+        if !path.is_empty() {
+            found.push(groups.last().cloned().unwrap_or_default() + &path);
+            path.clear();
+        }
+        match end {
+            "}" if in_use => drop(groups.pop()),
+            ";" => {
+                in_use = false;
+                groups.clear();
+            }
+            _ => {}
+        }
+    }
+    found.retain(|path| path.contains("::"));
+    found
+}
+
+/// The floors of the picture, from the top down.
+fn floors() -> Vec<Vec<String>> {
+    let library = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/lib.rs")).unwrap();
+    let (_, picture) = library.split_once(PICTURE).expect("lib.rs draws the floors");
+    let picture = picture.lines().skip(1).map_while(|line| line.strip_prefix("//!")).collect::<String>();
+    let rooms = |floor: &str| floor.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+    picture.split('→').map(rooms).collect()
 }
 
 #[test]
-fn a_module_imports_only_from_floors_below_its_own() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    sources(&root, &mut files);
-    assert!(files.len() > 20, "the sources were found");
-    for file in files {
-        let relative = file.strip_prefix(&root).unwrap();
-        let module = relative.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs");
-        // Unit tests may drive what they test through the rooms above it.
-        let is_test = relative.components().any(|part| matches!(part.as_os_str().to_str(), Some("tests" | "tests.rs")));
-        if is_test || matches!(module, "lib" | "testing") {
-            continue;
-        }
-        for import in imports(&fs::read_to_string(&file).unwrap()) {
-            // A path of this module's own, the unit tests' helpers, or an item of the crate's root.
-            if import == module || import == "testing" || import == "env0_s3_logs" {
-                continue;
-            }
-            assert!(
-                floor_of(&import) > floor_of(module),
-                "{} imports crate::{import}, which is not below it",
-                relative.display()
-            );
+fn a_room_imports_only_from_floors_below_its_own() {
+    let floors = floors();
+    let floor_of = |room: &str| {
+        let floor = floors.iter().position(|rooms| rooms.iter().any(|named| named == room));
+        floor.unwrap_or_else(|| panic!("{room} stands on no floor of lib.rs's picture"))
+    };
+    let house = House::read();
+    assert!(house.imports.len() > 100, "the sources were found");
+    for (module, imports) in house.imports.iter().filter(|(module, _)| !["lib", "main"].contains(&module[0].as_str())) {
+        for import in imports.iter().filter(|import| import[0] != module[0]) {
+            let below = floor_of(&import[0]) > floor_of(&module[0]);
+            assert!(below, "{} imports {}, which is not below it", module.join("::"), import.join("::"));
         }
     }
+}
+
+#[test]
+fn no_file_imports_one_that_leads_back_to_it() {
+    let house = House::read();
+    let circles: Vec<_> = house.imports.keys().filter_map(|module| house.circle(module)).collect();
+    assert!(circles.is_empty(), "{circles:#?}");
+}
+
+#[test]
+fn a_group_of_imports_is_read_as_the_paths_that_it_stands_for() {
+    let code = "use crate::{a::B, c::{d, e::F}};\nuse super::g;\nfn f() { crate::h::i(1); json::k(); }";
+    assert_eq!(paths(code), ["crate::a::B", "crate::c::d", "crate::c::e::F", "super::g", "crate::h::i", "json::k"]);
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Reader;
-use crate::config::CloudWatch;
+use crate::config::effective::CloudWatch;
 use crate::config::values::{self, Parsed};
 
 const ROLE: &str = "ENV0_CLOUDWATCH_ROLE_ARN";

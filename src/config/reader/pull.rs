@@ -6,8 +6,9 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::Reader;
+use crate::config::effective::{KeyFiles, Pull};
+use crate::config::files::secret_of_file;
 use crate::config::values;
-use crate::config::{KeyFiles, Pull};
 
 impl Reader {
     /// The value of `name`, or of the file that `file_name` names.
@@ -19,7 +20,7 @@ impl Reader {
         if given.is_some() {
             return self.secret(name, given, values::text);
         }
-        let secret = crate::config::secret_of_file(&file?);
+        let secret = secret_of_file(&file?);
         secret.map_err(|problem| self.refuse(file_name, &problem)).ok()
     }
 

@@ -1,6 +1,7 @@
 //! The variables of pulling.
 
 use super::*;
+use crate::batch::LogType;
 
 pub(super) const KEY: [(&str, &str); 2] = [("ENV0_API_KEY_ID", "key-1"), ("ENV0_API_KEY_SECRET", "canary-secret")];
 

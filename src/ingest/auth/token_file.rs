@@ -14,14 +14,12 @@ use std::time::{Duration, SystemTime};
 use secrecy::zeroize::Zeroizing;
 
 use crate::batch::{LogType, Sha256};
-use crate::config::{self, Config};
+use crate::config::{self, Config, INGEST_TOKEN_MIN_CHARS};
 use crate::http::watched::{Change, Watched};
 
 const VARIABLE: &str = "ENV0_S3_LOG_INGEST_TOKEN_FILE";
 const MAX_BYTES: usize = 1024 * 1024;
 const BYTE_ORDER_MARK: char = '\u{feff}';
-/// A shorter static token could be guessed.
-const MIN_TOKEN_CHARS: usize = 16;
 /// At start, a file without its last line break that was written more recently may have more to come.
 const WRITTEN_AFTER: Duration = Duration::from_secs(1);
 const LOOKS_AT_START: u32 = 5;
@@ -29,7 +27,7 @@ const LOOKS_AT_START: u32 = 5;
 /// The file of static tokens can't be used: an error at start, later the tokens before it stay.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", config::file_error(VARIABLE, path, format_args!(
-    "{reason}; expected one token of {MIN_TOKEN_CHARS} characters or more a line, as <token> or <token> <log type>"
+    "{reason}; expected one token of {INGEST_TOKEN_MIN_CHARS} characters or more a line, as <token> or <token> <log type>"
 )))]
 pub struct TokenFileError {
     path: PathBuf,
@@ -137,8 +135,8 @@ fn parse(number: usize, line: &str) -> Result<StaticToken, String> {
         Some(format!("it should be {expected}"))
     } else if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
         Some("a character that no header can carry: a token is printable ASCII".to_owned())
-    } else if token.len() < MIN_TOKEN_CHARS {
-        Some(format!("the token is shorter than {MIN_TOKEN_CHARS} characters"))
+    } else if token.len() < INGEST_TOKEN_MIN_CHARS {
+        Some(format!("the token is shorter than {INGEST_TOKEN_MIN_CHARS} characters"))
     } else if words.next().is_some() {
         Some("more than a token and a log type".to_owned())
     } else {

@@ -1,0 +1,29 @@
+//! Files that variables name.
+
+use std::fmt;
+use std::path::Path;
+
+use secrecy::SecretString;
+
+use super::{values, variables};
+
+/// The secret that a file holds, without the space around it.
+///
+/// # Errors
+/// What is wrong with the file; never what it holds.
+pub fn secret_of_file(path: &Path) -> Result<SecretString, String> {
+    let content = std::fs::read_to_string(path)
+        .map_err(|error| format!("can't be read ({error}); expected a file that this user may read"))?;
+    match content.trim() {
+        "" => Err("holds nothing".to_owned()),
+        text => {
+            values::text(text).map(SecretString::from).map_err(|expected| format!("expected {expected} in that file"))
+        }
+    }
+}
+
+/// What is wrong with the file that `variable` names, in the words of every error of a configuration.
+pub fn file_error(variable: &str, path: &Path, problem: impl fmt::Display) -> String {
+    let example = variables::find(variable).map_or("/path", |variable| variable.example);
+    format!("{variable}={path:?}: {problem}; example: {variable}={example}")
+}
