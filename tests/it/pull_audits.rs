@@ -13,20 +13,20 @@ use crate::local_env0::audits::{Event, event, event_without_id};
 use crate::local_env0::deployments::Environment;
 use crate::local_env0::{Fault, KEY, Key, LastKey, LocalEnv0, ORGANIZATION, Order, Shape};
 
-const AUDIT_EVENTS: &str = "/audit/events";
+pub(crate) const AUDIT_EVENTS: &str = "/audit/events";
 
 /// A daemon that has an API key and nothing else that could bring events.
-fn setup(aws: &LocalAws, env0: &LocalEnv0) -> Setup {
+pub(crate) fn setup(aws: &LocalAws, env0: &LocalEnv0) -> Setup {
     let setup = Setup::new(aws).unset("ENV0_S3_LOG_INGEST_TOKEN").set("ENV0_S3_LOG_PULL", "env0-audits");
     env0.environment().into_iter().fold(setup, |setup, (name, value)| setup.set(name, value))
 }
 
-fn from(setup: Setup, from: DateTime<Utc>) -> Setup {
+pub(crate) fn from(setup: Setup, from: DateTime<Utc>) -> Setup {
     setup.set("ENV0_S3_LOG_PULL_FROM", from.to_rfc3339())
 }
 
 /// Waits until every event of the trail is in the bucket; each must be there once, byte for byte.
-fn all_arrive_once(aws: &LocalAws, env0: &LocalEnv0) {
+pub(crate) fn all_arrive_once(aws: &LocalAws, env0: &LocalEnv0) {
     let expected: Vec<String> = env0.world().audits.iter().map(|event| event.json.clone()).collect();
     wait_until("as many lines as events are in the bucket", || aws.s3.line_count() >= expected.len());
     let counts = |lines: &[String]| {
@@ -43,14 +43,14 @@ fn all_arrive_once(aws: &LocalAws, env0: &LocalEnv0) {
 }
 
 /// Waits until a round has begun after now and brought all there was.
-fn a_round_later(daemon: &Daemon) {
+pub(crate) fn a_round_later(daemon: &Daemon) {
     let rounds = || daemon.metric("pull_rounds_total{outcome=\"succeeded\"}").unwrap_or_default();
     let before = rounds();
     wait_until("two rounds have passed", || rounds() >= before + 2.0);
 }
 
 /// A trail of `days`, thinly spread, with more than a page of events in one millisecond and with some without an id.
-fn trail(days: i64) -> (DateTime<Utc>, Vec<Event>) {
+pub(crate) fn trail(days: i64) -> (DateTime<Utc>, Vec<Event>) {
     let start = Utc::now() - TimeDelta::days(days);
     let at = |index: usize| start + TimeDelta::minutes(days * 1440 * index as i64 / 1500);
     let mut events: Vec<Event> = (0..1400).map(|index| event(index, at(index))).collect();
@@ -63,7 +63,7 @@ fn trail(days: i64) -> (DateTime<Utc>, Vec<Event>) {
 fn five_variables_bring_every_audit_event_of_the_history_into_the_bucket_once() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let (start, events) = trail(90);
-    env0.world().audits = events;
+    env0.world().audits = events.into();
     let setup = from(setup(&aws, &env0), start);
     let daemon = setup.start();
     all_arrive_once(&aws, &env0);
@@ -89,7 +89,7 @@ fn every_event_comes_once_whichever_way_env0_orders_keys_and_ends_its_pages() {
         let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
         let (start, events) = trail(3);
         env0.world().shape = shape;
-        env0.world().audits = events;
+        env0.world().audits = events.into();
         let setup = from(setup(&aws, &env0), start);
         let daemon = setup.start();
         all_arrive_once(&aws, &env0);
@@ -106,7 +106,7 @@ fn every_event_comes_once_whichever_way_env0_orders_keys_and_ends_its_pages() {
 fn an_event_that_appears_ten_minutes_late_behind_newer_ones_is_stored_once() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
-    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::seconds(1))];
+    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::seconds(1))].into();
     let daemon = setup.start();
     all_arrive_once(&aws, &env0);
     env0.world().audits.push(event(2, Utc::now() - TimeDelta::minutes(10)));
@@ -120,7 +120,7 @@ fn without_a_time_to_begin_from_the_first_start_is_where_it_begins_for_every_lat
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let setup = setup(&aws, &env0);
     let before = event(1, Utc::now() - TimeDelta::seconds(5));
-    env0.world().audits = vec![before];
+    env0.world().audits = vec![before].into();
     let daemon = setup.start();
     a_round_later(&daemon);
     daemon.kill();
@@ -133,73 +133,12 @@ fn without_a_time_to_begin_from_the_first_start_is_where_it_begins_for_every_lat
 }
 
 #[test]
-fn killed_again_and_again_while_it_pulls_every_event_arrives_once() {
-    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
-    let (start, events) = trail(300);
-    env0.world().audits = events;
-    let setup = from(setup(&aws, &env0), start)
-        .set("ENV0_S3_LOG_BATCH_MAX_BYTES", "64KiB")
-        .set("ENV0_S3_LOG_COMPRESSION", "gzip");
-    let mut number = 10_000;
-    for round in 0..25 {
-        let asked = env0.asked(AUDIT_EVENTS);
-        let late = (0..200).map(|late| event(number + late, Utc::now() - TimeDelta::seconds(4 * late as i64)));
-        env0.world().audits.extend(late);
-        number += 200;
-        let daemon = setup.spawn();
-        // At first there is a history of many pages, and one page for each round when that is over.
-        let pages = if round < 8 { rand::random_range(1..6) } else { 1 };
-        wait_until("some pages were asked for", || env0.asked(AUDIT_EVENTS) >= asked + pages);
-        // Not a wait for anything: it spreads the moments of the kills.
-        std::thread::park_timeout(Duration::from_micros(rand::random_range(0..200_000)));
-        daemon.kill();
-    }
-    let daemon = setup.start();
-    a_round_later(&daemon);
-    wait_until("the spool is empty", || daemon.metric("events_spooled{type=\"env0-audits\"}") == Some(0.0));
-    let lines: Vec<String> = aws.s3.objects().iter().flat_map(|object| gunzipped(&object.body)).collect();
-    let mut distinct = lines.clone();
-    distinct.sort();
-    distinct.dedup();
-    let events = env0.world().audits.len();
-    assert_eq!((lines.len(), distinct.len()), (events, events));
-}
-
-#[test]
-fn a_batch_whose_events_the_place_does_not_know_yet_is_not_sent_before_a_kill_and_once_after_it() {
-    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
-    let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
-    let daemon = setup.start();
-    a_round_later(&daemon);
-    // The place can't be written from here on; the batch can.
-    let (folder, aside) = (setup.spool().join("pull"), setup.folder().join("aside"));
-    std::fs::rename(&folder, &aside).unwrap();
-    std::fs::write(&folder, "").unwrap();
-    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::seconds(1))];
-    wait_until("the batch is sealed", || setup.spool_files("env0-audits").iter().any(|name| name.ends_with(".sealed")));
-    wait_until("the log says why nothing is sent", || daemon.log().text().contains("the pull from env0 waits"));
-    assert_eq!(aws.s3.put_count(), 0);
-    daemon.kill();
-    std::fs::remove_file(&folder).unwrap();
-    std::fs::rename(&aside, &folder).unwrap();
-    let daemon = setup.start();
-    all_arrive_once(&aws, &env0);
-    a_round_later(&daemon);
-    all_arrive_once(&aws, &env0);
-}
-
-fn gunzipped(body: &[u8]) -> Vec<String> {
-    let text = std::io::read_to_string(flate2::read::MultiGzDecoder::new(body)).unwrap();
-    text.lines().map(str::to_owned).collect()
-}
-
-#[test]
 fn a_secret_of_a_deployment_in_an_events_payload_is_redacted_and_no_other_byte_changes() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let at = Utc::now() - TimeDelta::minutes(1);
     let secret = r#""customEnv0EnvironmentVariables":{"oidcToken":"canary","x":1.0}"#;
     let json = event(1, at).json.replace("\"number\":1", secret);
-    env0.world().audits = vec![Event { json: json.clone(), ..event(1, at) }];
+    env0.world().audits = vec![Event { json: json.clone(), ..event(1, at) }].into();
     let setup = from(setup(&aws, &env0), at);
     let daemon = setup.start();
     wait_until("the event is stored", || aws.s3.line_count() == 1);
@@ -213,7 +152,7 @@ fn an_event_over_the_limit_is_stored_as_far_as_that_goes_and_said_and_the_others
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let at = Utc::now() - TimeDelta::minutes(1);
     let large = event(1, at).json.replace("\"ratio\"", &format!("\"text\":\"{}\",\"ratio\"", "x".repeat(100_000)));
-    env0.world().audits = vec![Event { json: large, ..event(1, at) }, event(2, at)];
+    env0.world().audits = vec![Event { json: large, ..event(1, at) }, event(2, at)].into();
     let setup = from(setup(&aws, &env0), at).set("ENV0_S3_LOG_MAX_EVENT_BYTES", "64KiB");
     let daemon = setup.start();
     a_round_later(&daemon);
@@ -228,7 +167,7 @@ fn an_event_over_the_limit_is_stored_as_far_as_that_goes_and_said_and_the_others
 /// The daemon says `said`, goes on, and brings everything once `env0` is well again.
 fn says_and_goes_on(fault: Fault, said: &[&str]) {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
-    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::minutes(1))];
+    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::minutes(1))].into();
     env0.break_down(AUDIT_EVENTS, fault.clone());
     let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
     let daemon = setup.start();
@@ -264,7 +203,7 @@ fn a_key_that_worked_and_is_revoked_is_told_apart_from_one_that_never_did() {
     env0.break_down(AUDIT_EVENTS, Fault::Status(401, "{}", None));
     wait_until("the log says it", || daemon.log().text().contains("worked before"));
     env0.heal();
-    env0.world().audits = vec![event(1, Utc::now())];
+    env0.world().audits = vec![event(1, Utc::now())].into();
     all_arrive_once(&aws, &env0);
 }
 
@@ -334,7 +273,7 @@ fn while_the_spool_is_full_nothing_is_asked_and_it_goes_on_by_itself() {
         let event = event(index, start + TimeDelta::minutes(index as i64));
         Event { json: event.json.replace("\"ratio\"", &format!("\"text\":\"{text}\",\"ratio\"")), ..event }
     };
-    env0.world().audits = (0..1000).map(large).collect();
+    env0.world().audits = (0..1000).map(large).collect::<Vec<_>>().into();
     aws.s3.hold_puts();
     let setup = from(setup(&aws, &env0), start - TimeDelta::hours(1))
         .set("ENV0_S3_LOG_SPOOL_MAX_BYTES", "32MiB")
@@ -374,7 +313,7 @@ fn an_answer_without_an_end_is_given_up_and_told() {
 #[test]
 fn answers_that_break_off_and_servers_that_fail_for_a_while_are_asked_again() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
-    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::minutes(1))];
+    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::minutes(1))].into();
     let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
     for fault in [Fault::Cut, Fault::Dropped, Fault::Status(429, "", None)] {
         env0.inject(AUDIT_EVENTS, fault);
@@ -387,7 +326,7 @@ fn answers_that_break_off_and_servers_that_fail_for_a_while_are_asked_again() {
 #[test]
 fn a_429_is_waited_out_for_as_long_as_it_asks() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
-    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::minutes(1))];
+    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::minutes(1))].into();
     env0.inject(AUDIT_EVENTS, Fault::Status(429, "", Some(2)));
     let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
     let daemon = setup.start();
@@ -401,9 +340,41 @@ fn a_429_is_waited_out_for_as_long_as_it_asks() {
 }
 
 #[test]
+fn a_429_that_names_a_date_is_waited_out_until_then() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.inject(AUDIT_EVENTS, Fault::ThrottledUntil(8));
+    let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
+    let _daemon = setup.start();
+    wait_until("the 429 came", || env0.asked(AUDIT_EVENTS) == 1);
+    let throttled = Instant::now();
+    wait_until("it is asked again", || env0.asked(AUDIT_EVENTS) == 2);
+    // A date has whole seconds, and the first request is noticed a little late.
+    assert!(throttled.elapsed() >= Duration::from_secs(6), "{:?}", throttled.elapsed());
+}
+
+#[test]
+fn an_organization_that_is_configured_or_listed_twice_is_pulled_once() {
+    let listed = r#"[{"id":"51d48700-4aee-5a5d-a8a5-27a5c1471ac6"},{"id":"51d48700-4aee-5a5d-a8a5-27a5c1471ac6"}]"#;
+    assert!(listed.contains(ORGANIZATION));
+    for configured in [None, Some(format!("{ORGANIZATION}, {ORGANIZATION}"))] {
+        let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+        env0.break_down("/organizations", Fault::Json(listed));
+        env0.world().audits = vec![event(1, Utc::now() - TimeDelta::minutes(1))].into();
+        let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
+        let setup = configured.into_iter().fold(setup, |setup, ids| setup.set("ENV0_S3_LOG_PULL_ORGANIZATION_ID", ids));
+        let daemon = setup.start();
+        all_arrive_once(&aws, &env0);
+        a_round_later(&daemon);
+        all_arrive_once(&aws, &env0);
+        let status = daemon.admin_get("/status").unwrap().text();
+        assert_eq!(status.matches(&format!("\"organization\":\"{ORGANIZATION}\"")).count(), 1, "{status}");
+    }
+}
+
+#[test]
 fn a_place_that_cannot_be_read_is_never_begun_anew() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
-    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::minutes(1))];
+    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::minutes(1))].into();
     let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
     let daemon = setup.start();
     all_arrive_once(&aws, &env0);
@@ -480,7 +451,7 @@ fn a_pods_service_account_token_of_another_issuer_is_enough_and_its_replacement_
     let lines = format!("/:sub\": \"{subject}\"");
     assert!(finished.stdout.contains(&lines) && finished.stdout.contains("sts.amazonaws.com"), "{finished:?}");
     let daemon = setup.start();
-    env0.world().audits = vec![event(1, Utc::now())];
+    env0.world().audits = vec![event(1, Utc::now())].into();
     all_arrive_once(&aws, &env0);
     assert!(aws.sts.exchanges().iter().any(|exchange| exchange.token == first && exchange.error.is_none()));
     project(&volume, "..2026_11_29_2", &second);

@@ -27,8 +27,8 @@ fn a_history_of_audits_is_measured() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let start = Utc::now() - TimeDelta::days(90);
     let step = TimeDelta::days(90).num_milliseconds() / events as i64;
-    env0.world().audits =
-        (0..events).map(|number| event(number, start + TimeDelta::milliseconds(step * number as i64))).collect();
+    let at = |number: usize| start + TimeDelta::milliseconds(step * number as i64);
+    env0.world().audits.extend((0..events).map(|number| event(number, at(number))));
     let followed = |number: usize| Environment {
         deployments: vec![Deployment::running(&format!("d-{number}"), "tf:apply", 2500)],
         ..Environment::new(&format!("env-{number}"))

@@ -1,5 +1,9 @@
 //! The audit trail, and every way in which env0 may page it.
 
+use std::cell::OnceCell;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::{Deref, DerefMut};
+
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde_json::{Value, json};
 
@@ -58,6 +62,68 @@ pub(crate) struct Event {
     pub(crate) json: String,
 }
 
+/// Every event. What it was sorted by is kept until it is changed, so that a page of a million events is found quickly.
+#[derive(Default)]
+pub(crate) struct Trail {
+    events: Vec<Event>,
+    sorted: OnceCell<(Order, Vec<usize>)>,
+}
+
+impl From<Vec<Event>> for Trail {
+    fn from(events: Vec<Event>) -> Trail {
+        Trail { events, sorted: OnceCell::new() }
+    }
+}
+
+impl Deref for Trail {
+    type Target = Vec<Event>;
+
+    fn deref(&self) -> &Vec<Event> {
+        &self.events
+    }
+}
+
+impl DerefMut for Trail {
+    fn deref_mut(&mut self) -> &mut Vec<Event> {
+        self.sorted.take();
+        &mut self.events
+    }
+}
+
+impl Trail {
+    /// The events from `from` to before `to`, in `order`.
+    fn window(&self, order: Order, from: DateTime<Utc>, to: DateTime<Utc>) -> Vec<&Event> {
+        let (sorted_by, sorted) = self.sorted.get_or_init(|| (order, self.sort(order)));
+        assert_eq!(*sorted_by, order, "the order is chosen before the first page");
+        let at = |index: &usize| self.events[*index].at;
+        let range = match order {
+            Order::OldestFirst => {
+                sorted.partition_point(|index| at(index) < from)..sorted.partition_point(|index| at(index) < to)
+            }
+            Order::NewestFirst => {
+                sorted.partition_point(|index| at(index) >= to)..sorted.partition_point(|index| at(index) >= from)
+            }
+            Order::None => 0..sorted.len(),
+        };
+        let within = sorted[range].iter().filter(|index| from <= at(index) && at(index) < to);
+        within.map(|index| &self.events[*index]).collect()
+    }
+
+    fn sort(&self, order: Order) -> Vec<usize> {
+        let mut sorted: Vec<usize> = (0..self.events.len()).collect();
+        match order {
+            Order::OldestFirst => sorted.sort_by_key(|index| self.events[*index].at),
+            Order::NewestFirst => sorted.sort_by_key(|index| std::cmp::Reverse(self.events[*index].at)),
+            Order::None => sorted.sort_by_cached_key(|index| {
+                let mut hasher = DefaultHasher::new();
+                self.events[*index].key.hash(&mut hasher);
+                hasher.finish()
+            }),
+        }
+        sorted
+    }
+}
+
 /// The event number `number`, at `at`.
 pub(crate) fn event(number: usize, at: DateTime<Utc>) -> Event {
     let time = at.to_rfc3339_opts(SecondsFormat::Millis, true);
@@ -84,22 +150,11 @@ pub(super) fn page(state: &State, query: &dyn Fn(&str) -> Option<String>) -> Res
     let time = |name: &str| query(name).map(|time| DateTime::parse_from_rfc3339(&time).map(|time| time.to_utc()));
     let (from, to) = (time("from").transpose(), time("to").transpose());
     let (Ok(from), Ok(to)) = (from, to) else { return Err(json!({"message": "from or to"})) };
-    let edge = if ends_count { TimeDelta::zero() } else { TimeDelta::microseconds(1) };
-    let mut events: Vec<&Event> = state
-        .audits
-        .iter()
-        .filter(|event| from.is_none_or(|from| from + edge <= event.at) && to.is_none_or(|to| event.at <= to - edge))
-        .collect();
-    match order {
-        Order::OldestFirst => events.sort_by_key(|event| event.at),
-        Order::NewestFirst => events.sort_by_key(|event| std::cmp::Reverse(event.at)),
-        Order::None => events.sort_by_key(|event| {
-            use std::hash::{DefaultHasher, Hash, Hasher};
-            let mut hasher = DefaultHasher::new();
-            event.key.hash(&mut hasher);
-            hasher.finish()
-        }),
-    }
+    let tick = TimeDelta::microseconds(1);
+    let (first, end) = if ends_count { (TimeDelta::zero(), tick) } else { (tick, TimeDelta::zero()) };
+    let from = from.map_or(DateTime::<Utc>::MIN_UTC, |from| from + first);
+    let to = to.map_or(DateTime::<Utc>::MAX_UTC, |to| to + end);
+    let events = state.audits.window(order, from, to);
     let offset = query("offset");
     let start = offset.as_ref().map_or(0, |offset| {
         let found = events.iter().position(|event| event.key == *offset).unwrap_or(events.len());

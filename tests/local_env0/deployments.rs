@@ -1,5 +1,6 @@
 //! Environments, their deployments and the logs of their steps.
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
 use super::State;
@@ -43,7 +44,8 @@ pub(crate) struct Environment {
 pub(crate) struct Deployment {
     pub(crate) id: String,
     pub(crate) status: &'static str,
-    pub(crate) created_at: String,
+    /// `None` is a record without any time.
+    pub(crate) created_at: Option<String>,
     pub(crate) oidc_token: Option<String>,
     pub(crate) steps: Vec<Step>,
 }
@@ -70,10 +72,15 @@ impl Deployment {
         Deployment {
             id: id.to_owned(),
             status: "IN_PROGRESS",
-            created_at: chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Millis, true),
+            created_at: Some(rfc3339(Utc::now())),
             oidc_token: None,
             steps: vec![Step { name: step.to_owned(), status: "IN_PROGRESS", lines, retries: 0, begun_anew: 0 }],
         }
+    }
+
+    /// It was made at `time`.
+    pub(crate) fn made_at(self, time: DateTime<Utc>) -> Deployment {
+        Deployment { created_at: Some(rfc3339(time)), ..self }
     }
 
     /// It and its steps have ended.
@@ -94,6 +101,10 @@ impl Deployment {
             "customEnv0EnvironmentVariables": {"oidcToken": self.oidc_token, "vcsAccessToken": "canary-vcs"},
         })
     }
+}
+
+fn rfc3339(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 /// Event number `number` of a step, as env0 sends it.

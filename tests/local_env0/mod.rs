@@ -27,6 +27,8 @@ pub(crate) const ORGANIZATION: &str = "51d48700-4aee-5a5d-a8a5-27a5c1471ac6";
 pub(crate) enum Fault {
     /// A status, a body, and `Retry-After` in seconds.
     Status(u16, &'static str, Option<u64>),
+    /// 429 with `Retry-After` as a date, so many seconds from now.
+    ThrottledUntil(u64),
     /// 200 with a page of HTML.
     Html,
     /// The connection ends in the middle of the body.
@@ -58,8 +60,10 @@ pub(crate) struct World {
 
 #[derive(Default)]
 pub(crate) struct State {
-    pub(crate) audits: Vec<audits::Event>,
+    pub(crate) audits: audits::Trail,
     pub(crate) shape: Shape,
+    /// How far its clock, which every answer tells, is behind this machine's.
+    pub(crate) clock_behind: chrono::TimeDelta,
     pub(crate) environments: Vec<deployments::Environment>,
     /// Listed before the environments.
     pub(crate) odd_records: Vec<serde_json::Value>,

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use chrono::{DateTime, TimeDelta, Utc};
 use futures_util::stream;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
+use hyper::header::{DATE, HeaderValue, RETRY_AFTER};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -57,6 +59,17 @@ fn json_reply(status: u16, json: impl Into<Bytes>) -> Response<Body> {
 struct Dropped;
 
 async fn answer(world: &World, request: &Request<Incoming>) -> Result<Response<Body>, Dropped> {
+    let mut reply = answer_undated(world, request).await?;
+    let now = Utc::now() - world.lock().clock_behind;
+    reply.headers_mut().insert(DATE, http_date(now));
+    Ok(reply)
+}
+
+fn http_date(time: DateTime<Utc>) -> HeaderValue {
+    HeaderValue::from_str(&time.format("%a, %d %b %Y %H:%M:%S GMT").to_string()).unwrap()
+}
+
+async fn answer_undated(world: &World, request: &Request<Incoming>) -> Result<Response<Body>, Dropped> {
     let path = request.uri().path().to_owned();
     let fault = {
         let mut state = world.lock();
@@ -105,8 +118,13 @@ fn broken(fault: &Fault) -> Result<Response<Body>, Dropped> {
         Fault::Status(status, text, retry_after) => {
             let mut reply = json_reply(*status, *text);
             if let Some(seconds) = retry_after {
-                reply.headers_mut().insert("retry-after", (*seconds).into());
+                reply.headers_mut().insert(RETRY_AFTER, (*seconds).into());
             }
+            reply
+        }
+        Fault::ThrottledUntil(seconds) => {
+            let mut reply = json_reply(429, "");
+            reply.headers_mut().insert(RETRY_AFTER, http_date(Utc::now() + TimeDelta::seconds(*seconds as i64)));
             reply
         }
         Fault::Html => reply(200, "text/html", "<!DOCTYPE html><title>Blocked</title>"),

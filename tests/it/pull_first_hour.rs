@@ -1,0 +1,71 @@
+//! A reader who has the README, an API key, a role and a bucket gets both kinds of logs in, and does nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use chrono::Utc;
+
+use crate::harness::{Setup, wait_until};
+use crate::local_aws::LocalAws;
+use crate::local_env0::LocalEnv0;
+use crate::local_env0::audits::event;
+use crate::local_env0::deployments::{Deployment, Environment, all_lines};
+
+/// Where this test's AWS, env0 and folder are. A reader has the defaults of all of these.
+const PLACES: [&str; 7] = [
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ENDPOINT_URL_STS",
+    "ENV0_S3_LOG_ADMIN_ADDR",
+    "ENV0_S3_LOG_API_URL",
+    "ENV0_S3_LOG_FORCE_PATH_STYLE",
+    "ENV0_S3_LOG_OIDC_ISSUER",
+    "ENV0_S3_LOG_SPOOL_DIR",
+];
+
+/// The variables that the README's way to a pull has a reader export.
+fn readme_variables() -> BTreeSet<String> {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let section = |heading: &str| {
+        let (_, after) = readme.split_once(&format!("\n{heading}\n")).unwrap();
+        let end = after.find("\n##").unwrap();
+        after[..end].to_owned()
+    };
+    let text = section("## Your bucket") + &section("### Pull");
+    let exports = text.lines().filter_map(|line| line.trim().strip_prefix("export ")?.split_once('='));
+    exports.map(|(name, _)| name.to_owned()).collect()
+}
+
+#[test]
+fn the_readmes_five_variables_and_no_other_step_bring_both_kinds_of_logs_into_the_bucket() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let unneeded = [
+        "ENV0_OIDC_TOKEN",
+        "ENV0_S3_LOG_INGEST_TOKEN",
+        "ENV0_S3_LOG_BATCH_MAX_AGE",
+        "ENV0_S3_LOG_LISTEN_ADDR",
+        "ENV0_S3_LOG_PULL_INTERVAL",
+    ];
+    let setup = env0.environment().into_iter().fold(Setup::new(&aws), |setup, (name, value)| setup.set(name, value));
+    let setup = unneeded.into_iter().fold(setup, |setup, name| setup.unset(name));
+    let set: BTreeSet<String> = setup.environment().keys().cloned().collect();
+    let places: BTreeSet<String> = PLACES.map(str::to_owned).into();
+    let five: BTreeSet<String> = &set - &places;
+    assert_eq!((five.len(), five), (5, readme_variables()));
+
+    let mut daemon = setup.start();
+    // The record holds what env0 documents: an OIDC token of the deployment.
+    let mut deployment = Deployment::running("d-1", "tf:apply", 40).ended();
+    deployment.oidc_token = Some(aws.issuer.token());
+    env0.world().environments = vec![Environment { deployments: vec![deployment], ..Environment::new("env-1") }];
+    env0.world().audits.extend((0..12).map(|number| event(number, Utc::now())));
+    let pulled = |log_type: &str| daemon.metric(&format!("pulled_events_total{{type=\"{log_type}\"}}"));
+    wait_until("all is pulled", || (pulled("env0-audits"), pulled("env0-deployments")) == (Some(12.0), Some(41.0)));
+    // A stop sends what waits for the age of its batch.
+    assert_eq!(daemon.terminate().code(), Some(0));
+
+    let mut stored: BTreeMap<String, usize> = BTreeMap::new();
+    aws.s3.lines().into_iter().for_each(|line| *stored.entry(line).or_default() += 1);
+    let mut expected = all_lines(&env0.world());
+    expected.extend(env0.world().audits.iter().map(|event| event.json.clone()));
+    assert!(expected.iter().all(|line| stored.get(line) == Some(&1)), "{stored:#?}");
+    assert_eq!(stored.len(), expected.len() + 1, "and the line that says how the deployment ended");
+}
