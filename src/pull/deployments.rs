@@ -8,6 +8,7 @@
 mod follow;
 mod memory;
 mod records;
+mod source;
 mod sweep;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use crate::pull::deployments::follow::{Follow, Piece};
 pub(super) use crate::pull::deployments::memory::DeploymentMemory;
 use crate::pull::deployments::memory::Following;
 use crate::pull::deployments::records::{DeploymentRecord, EnvironmentRecord};
+use crate::pull::deployments::source::Source;
 use crate::pull::deployments::sweep::Sweep;
 use crate::pull::place::{Place, Stopped};
 use crate::pull::report::Report;
@@ -41,18 +43,20 @@ use crate::pull::round::RoundError;
 const PAGE_MAX: usize = 100;
 /// Deployments whose logs are read at once; as many pages are in memory.
 const FOLLOWED_AT_ONCE: usize = 8;
-/// Deployments that had ended before they were found and that one round takes up: the place is written with each page
-/// of theirs, and those that run must not wait for a long history.
+/// At most this many deployments that had ended before they were found are taken up in one round. Reading them takes
+/// long, and running deployments must not wait for a long history.
 const HISTORY_AT_ONCE: usize = 128;
 /// Environments whose deployments are listed at once.
 const LOOKS_AT_ONCE: usize = 8;
-/// A page behind a last one that was full is asked for in one round of so many, while there never was one.
+/// If the last page of environments is full, there may be another behind it. It is asked for only in every fourth round,
+/// as long as it does not exist.
 const PAGE_BEHIND_ROUNDS: u64 = 4;
-
-/// Tokens that are remembered as judged.
+/// Stands for the time of a deployment that has none: after all others, so that it is never forgotten as an old one.
+const NO_TIME: i64 = i64::MAX;
+/// After this many tokens the set of judged ones is cleared.
 const JUDGED_MAX: usize = 10_000;
 
-/// Where a token goes that a record holds.
+/// What checks a token from a record, and what uses it.
 #[derive(Clone)]
 pub(super) struct HandOver {
     pub(super) verifier: Verifier,
@@ -67,7 +71,7 @@ pub(super) struct Deployments {
     place: Place<DeploymentMemory>,
     report: Arc<Report>,
     hand_over: HandOver,
-    /// Tokens that were handed over or refused, so that none is judged twice.
+    /// Hashes of tokens that were accepted or refused, so that none is checked twice.
     judged: HashSet<Sha256>,
     rounds: u64,
     sweep: Sweep,
@@ -82,7 +86,7 @@ struct Known {
     outcome: String,
 }
 
-/// A deployment that is not done with.
+/// A deployment that is still to be read.
 struct Listed {
     id: String,
     kind: Option<String>,
@@ -97,26 +101,27 @@ struct Look {
     tokens: Vec<SecretString>,
     /// When the newest of all was made, in milliseconds since 1970.
     newest: i64,
-    /// What the first record lacks that is not what is documented.
+    /// What is missing in the first record that is not what env0 documents.
     bad: Option<ApiError>,
 }
 
-/// Follows from now on what was listed of `environment`, the oldest first. False when some are left to the next round.
+/// Follows from now on what was listed of `environment`, the oldest first. `room` is for how many more that had ended.
+/// False when some are left to the next round.
 fn take_up(
     environment: &EnvironmentRecord,
     listed: Vec<Listed>,
     memory: &mut DeploymentMemory,
     known: &mut BTreeMap<String, Known>,
+    room: &mut usize,
 ) -> bool {
-    let mut room = HISTORY_AT_ONCE.saturating_sub(known.values().filter(|known| known.is_final).count());
     let mut all = true;
     for Listed { id, kind, created, known: state } in listed.into_iter().rev() {
-        if state.is_final && !memory.following.contains_key(&id) {
-            if room == 0 {
+        if state.is_final {
+            if *room == 0 && !memory.following.contains_key(&id) {
                 all = false;
                 continue;
             }
-            room -= 1;
+            *room = room.saturating_sub(1);
         }
         memory.following.entry(id.clone()).or_insert_with(|| Following {
             environment_id: environment.id.clone(),
@@ -128,7 +133,7 @@ fn take_up(
         });
         known.insert(id, state);
     }
-    // One that is not listed any more is read on until it is known to have ended.
+    // A followed deployment that is no longer listed is read on until it is known to have ended.
     for id in memory.followed_of(&environment.id) {
         known.entry(id).or_insert_with(|| Known { is_final: false, outcome: String::new() });
     }
@@ -172,24 +177,25 @@ impl Deployments {
         let mut memory = self.place.memory.clone();
         memory.forget_unlisted(&environments, now);
         let (mut known, mut tokens, mut more) = (BTreeMap::new(), Vec::new(), false);
+        let mut room = HISTORY_AT_ONCE;
         let due = self.sweep.due(&environments, &self.place.memory, now);
-        // In the order of `due`, several at once.
+        // Several requests run at once; their results come in the order of `due`.
         let mut looks = FuturesOrdered::new();
         for environment in due.iter().take(LOOKS_AT_ONCE) {
-            looks.push_back(self.look(environment, now));
+            looks.push_back(self.look(environment));
         }
         for (number, environment) in due.iter().enumerate() {
             let Some(look) = looks.next().await else { break };
             if let Some(next) = due.get(number + LOOKS_AT_ONCE) {
-                looks.push_back(self.look(next, now));
+                looks.push_back(self.look(next));
             }
             match look {
                 Ok(look) => {
                     tokens.extend(look.tokens);
-                    let all = take_up(environment, look.deployments, &mut memory, &mut known);
+                    let all = take_up(environment, look.deployments, &mut memory, &mut known, &mut room);
                     more |= !all;
                     match look.bad {
-                        // Listed again in the next round, and nothing counts as done with until then.
+                        // The environment is listed again in the next round; until then its state is not remembered.
                         Some(error) => drop(first_error.get_or_insert(error)),
                         None if !all => {}
                         None => memory.listed(&environment.id, &environment.state(), look.newest, now),
@@ -198,7 +204,7 @@ impl Deployments {
                 Err(RoundError::Stopped) => return Err(RoundError::Stopped),
                 Err(RoundError::Api(error)) if error.kind == ErrorKind::Gone => {
                     self.report.gone(&environment.id, &error);
-                    // Their logs are asked for once more; then they are done with.
+                    // Their logs are asked for once more, and that is the end of them.
                     let outcome = "\"status\":\"GONE\"".to_owned();
                     let ids = memory.followed_of(&environment.id);
                     known.extend(ids.into_iter().map(|id| (id, Known { is_final: true, outcome: outcome.clone() })));
@@ -210,7 +216,7 @@ impl Deployments {
         for token in tokens {
             self.hand_over(&token).await;
         }
-        // What was found is durable before its first line can be in the spool.
+        // A start tells the lines in the spool apart by the deployments in the place, so these are written first.
         self.commit(Bytes::new(), 0, memory).await?;
         if let Some(error) = self.follow_all(known).await? {
             first_error.get_or_insert(error);
@@ -228,7 +234,7 @@ impl Deployments {
         }
     }
 
-    /// Each environment once; what the first lacks that is none goes to `first_error`.
+    /// Lists each environment once. If a record can't be read, the first such error goes to `first_error`.
     async fn list_environments(
         &mut self,
         first_error: &mut Option<ApiError>,
@@ -244,10 +250,10 @@ impl Deployments {
             *first_error = first_error.take().or(page.bad);
             listed += page.elements;
             let before = environments.len();
-            // One that is made meanwhile moves the others to the next page.
+            // A new environment moves others to the next page, so one may come twice.
             environments.extend(page.records.into_iter().filter(|record| ids.insert(record.id.clone())));
             let behind = listed == self.listed && !self.rounds.is_multiple_of(PAGE_BEHIND_ROUNDS);
-            // A page that brings none that is new would come for ever.
+            // A page without a new environment means that `offset` is ignored, and there would be no end.
             if page.elements < PAGE_MAX || behind || environments.len() == before {
                 self.listed = listed;
                 return Ok(environments);
@@ -255,7 +261,7 @@ impl Deployments {
         }
     }
 
-    /// Environments that env0 lists no more, and of which a deployment is followed.
+    /// Environments with a followed deployment that env0 no longer lists.
     fn unlisted(&self, environments: &[EnvironmentRecord]) -> Vec<EnvironmentRecord> {
         let mut listed: BTreeSet<&str> = environments.iter().map(|environment| &*environment.id).collect();
         let followed = self.place.memory.following.values();
@@ -267,8 +273,8 @@ impl Deployments {
         unlisted.map(record).collect()
     }
 
-    /// Lists the environment's deployments, as far back as there are some that are not done with.
-    async fn look(&self, environment: &EnvironmentRecord, now: i64) -> Result<Look, RoundError> {
+    /// Lists the environment's deployments, as far back as some may not be stored yet.
+    async fn look(&self, environment: &EnvironmentRecord) -> Result<Look, RoundError> {
         let memory = &self.place.memory;
         let remembered = memory.environments.get(&environment.id).cloned().unwrap_or_default();
         let mut look = Look::default();
@@ -282,20 +288,24 @@ impl Deployments {
             look.bad = look.bad.or(page.bad);
             let mut all_old = true;
             for record in page.records {
-                let (is_final, followed) = (record.is_final(), memory.following.contains_key(&record.id));
+                let is_final = record.is_final();
+                let followed = memory.following.contains_key(&record.id);
+                let done = remembered.done.contains_key(&record.id);
                 let created = match record.created_millis() {
-                    Some(created) => created,
-                    None if !is_final => now,
-                    // Without a time nobody could tell whether it was stored before.
+                    Some(created) => {
+                        look.newest = look.newest.max(created);
+                        created
+                    }
+                    None if !is_final || followed || done => NO_TIME,
+                    // It is not known from before, and without a time nobody could tell whether it was stored before.
                     None => {
                         look.bad.get_or_insert(answer.malformed("a deployment lacks the member createdAt"));
                         continue;
                     }
                 };
-                look.newest = look.newest.max(created);
                 let old = created < memory.from.max(remembered.done_before);
                 all_old &= old;
-                if !followed && (remembered.done.contains_key(&record.id) || (old && is_final)) {
+                if !followed && (done || (old && is_final)) {
                     continue;
                 }
                 look.tokens.extend(record.oidc_token());
@@ -316,17 +326,16 @@ impl Deployments {
             let state = self.place.memory.following.get(&id)?.clone();
             Some(Follow {
                 api: self.api.clone(),
-                organization: self.organization.clone(),
                 limits: self.limits,
                 report: self.report.clone(),
                 pieces: pieces.clone(),
-                id,
+                source: Source::new(&id, &self.organization, &state),
                 state,
                 outcome: known.is_final.then_some(known.outcome),
             })
         });
         let mut follows: Vec<Follow> = parts.collect();
-        // Those that run don't wait for those that have ended.
+        // Running deployments come first.
         follows.sort_by_key(|follow| follow.outcome.is_some());
         drop(pieces);
         let reading = async {
@@ -367,7 +376,7 @@ impl Deployments {
         }
         self.commit(lines.into(), records, memory).await?;
         for piece in group {
-            // Whoever has gone reads nothing more in this round.
+            // The receiver is gone if reading has stopped with an error.
             let _ = piece.written.send(());
         }
         Ok(())
@@ -387,7 +396,7 @@ impl Deployments {
         }
     }
 
-    /// A token in a record is judged as one that a client presents; nothing of it is kept but its hash.
+    /// Checks a token from a record as if a client had handed it over. Only its hash is kept here.
     async fn hand_over(&mut self, token: &SecretString) {
         let hash = Sha256::of(token.expose_secret().as_bytes());
         if self.judged.len() >= JUDGED_MAX {
@@ -400,7 +409,7 @@ impl Deployments {
         match verifier.verify(token.expose_secret(), Utc::now()).await {
             Ok(token) => drop(credentials.offer(token)),
             Err(VerifyError::Refused(_)) => {}
-            // The issuer's keys are out of reach: judged when the deployment is listed again.
+            // The issuer's keys could not be fetched. The token is checked when the deployment is listed again.
             Err(_) => drop(self.judged.remove(&hash)),
         }
     }

@@ -113,10 +113,7 @@ fn deployments_that_came_and_ended_while_no_daemon_ran_are_stored_whole_and_olde
     let daemon = setup.start();
     all_arrive_once(&aws, &env0, 1);
     daemon.kill();
-    let old = Deployment {
-        created_at: "2020-01-01T00:00:00.000Z".into(),
-        ..Deployment::running("d-0", "git:clone", 5).ended()
-    };
+    let old = Deployment::running("d-0", "git:clone", 5).ended().made_at(Utc::now() - TimeDelta::days(2000));
     {
         let mut world = env0.world();
         let deployments = (2..130).map(|number| Deployment::running(&format!("d-{number}"), "git:clone", 5).ended());
@@ -276,6 +273,40 @@ fn a_record_that_lacks_a_member_is_told_and_holds_up_no_other() {
     all_arrive_once(&aws, &env0, 0);
     wait_until("the log says what it lacks", || daemon.log().text().contains("it lacks the member id"));
     assert!(!daemon.log().text().contains("canary"));
+}
+
+#[test]
+fn a_deployment_without_any_time_is_followed_to_its_end_and_one_that_had_ended_before_is_told() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let timeless = |deployment: Deployment| Deployment { created_at: None, ..deployment };
+    env0.world().environments = vec![
+        environment("env-1", vec![timeless(Deployment::running("d-1", "git:clone", 3))]),
+        environment("env-2", vec![timeless(Deployment::running("d-2", "git:clone", 3).ended())]),
+    ];
+    let setup = setup(&aws, &env0);
+    let daemon = setup.start();
+    wait_until("the one that runs is followed", || aws.s3.line_count() == 3);
+    wait_until("the log says what the other lacks", || daemon.log().text().contains("lacks the member createdAt"));
+    env0.world().environments.pop();
+    {
+        let mut world = env0.world();
+        let deployments = &mut world.environments[0].deployments;
+        deployments[0].steps[0].lines = 5;
+        deployments[0] = deployments[0].clone().ended();
+    }
+    all_arrive_once(&aws, &env0, 1);
+    // It is still known when much newer ones have come.
+    {
+        let mut world = env0.world();
+        let newer = Deployment::running("d-3", "git:clone", 2).ended().made_at(Utc::now() + TimeDelta::hours(5));
+        world.environments[0].deployments.insert(0, newer);
+        world.environments[0].moved += 1;
+    }
+    all_arrive_once(&aws, &env0, 2);
+    env0.world().environments[0].moved += 1;
+    a_round_later(&daemon);
+    all_arrive_once(&aws, &env0, 2);
+    assert_eq!(daemon.log().count("ERROR", "lacks the member"), 1, "{}", daemon.log().text());
 }
 
 #[test]

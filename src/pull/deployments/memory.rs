@@ -12,19 +12,19 @@ use crate::pull::identity::{Identity, Taken};
 use crate::pull::line::json_of;
 use crate::pull::place::Memory;
 
-/// A deployment may appear in the list this long, in milliseconds, after newer ones.
+/// A deployment may appear in the list up to this long after newer ones; milliseconds.
 const LATE_MILLIS: i64 = 3_600_000;
-/// An environment that env0 lists no more may come back; so long, in milliseconds, its deployments are known to be done.
+/// An environment that env0 no longer lists may come back. Its deployments are remembered for this long; milliseconds.
 const UNLISTED_MILLIS: i64 = 90 * 24 * 3_600_000;
-/// What tells which event of which step a line is.
+/// The members of a line that say which event of which step it is. An event that is cut keeps them.
 pub(super) const EVENT_STEP_DEPLOYMENT: [&str; 4] = ["eventId", "stepName", "deploymentLogId", "timestamp"];
 
 /// What is remembered; times are milliseconds since 1970.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct DeploymentMemory {
-    /// Deployments that had ended before are not taken.
+    /// Deployments that had ended before this are not stored.
     pub(super) from: i64,
-    /// Everything before it is taken.
+    /// Everything before this is stored.
     pub(super) reached: i64,
     /// By id.
     pub(super) environments: BTreeMap<String, Environment>,
@@ -35,13 +35,13 @@ pub(crate) struct DeploymentMemory {
 /// An environment.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Environment {
-    /// What its record said when its deployments were last listed.
+    /// The state of its record when its deployments were last listed.
     pub(super) state: String,
-    /// When that was.
+    /// The time of that listing.
     pub(super) looked_at: i64,
-    /// Its deployments from before are done with.
+    /// All deployments made before this are stored.
     pub(super) done_before: i64,
-    /// Those that are done with from then on, by id, with the time they were made.
+    /// Stored deployments made since then: id and time.
     pub(super) done: BTreeMap<String, i64>,
 }
 
@@ -64,19 +64,18 @@ pub(super) struct Following {
 pub(super) struct Step {
     /// What the next page is asked with; `None` for the first.
     pub(super) next: Option<String>,
-    /// The events that were read from there on, and the end of the page before: a page may begin with some that the
-    /// last one had.
+    /// Events that were read from there on, and the end of the page before, because a page may repeat it.
     taken: Taken,
     /// Whether it was read after it had ended.
     pub(super) ended: bool,
     /// Which attempt at the step was read.
     #[serde(default)]
     pub(super) attempt: Option<String>,
-    /// The first event of the log, by its bytes.
+    /// Identity of the log's first event, from its bytes.
     #[serde(default)]
     pub(super) first: Option<Identity>,
-    /// Whether the log began anew with another attempt. Its events may have the ids of the first one's, so they are
-    /// told by their bytes.
+    /// Whether another attempt began the log anew. Its events may repeat the ids of the first attempt, so their bytes
+    /// identify them.
     #[serde(default)]
     restarted: bool,
 }
@@ -87,10 +86,9 @@ impl Step {
         Step { restarted: true, ..Step::default() }
     }
 
-    /// The identity of an event of this log, from its stored line.
-    pub(super) fn identity(&self, deployment: &str, step: &str, line: &[u8]) -> Identity {
-        let [id, ..] = members(json_of(line), EVENT_STEP_DEPLOYMENT);
-        Identity::new(&[deployment, step], id.filter(|_| !self.restarted), line)
+    /// The identity of an event of this log, from its stored line and that line's `eventId`.
+    pub(super) fn identity(&self, deployment_step: [&str; 2], id: Option<&RawValue>, line: &[u8]) -> Identity {
+        Identity::new(&deployment_step, id.filter(|_| !self.restarted), line)
     }
 
     /// Takes note of an event; false when it was taken before.
@@ -98,7 +96,7 @@ impl Step {
         self.taken.insert(identity, 0)
     }
 
-    /// The page was read to its end, which is `end`; whether there is another place to go on from.
+    /// Notes that a page was read whole; `end` are the events that the next one may repeat. True if `next` is new.
     pub(super) fn go_on(&mut self, next: Option<String>, end: &[Identity]) -> bool {
         if next.is_none() || next == self.next {
             return false;
@@ -115,19 +113,19 @@ impl Step {
 }
 
 impl DeploymentMemory {
-    /// Of a pull that begins at `from`.
+    /// The memory of a pull that begins at `from`.
     pub(crate) fn beginning(from: DateTime<Utc>) -> DeploymentMemory {
         let from = from.timestamp_millis();
         DeploymentMemory { from, reached: from, ..DeploymentMemory::default() }
     }
 
-    /// The deployments of an environment that are followed.
+    /// Ids of the followed deployments of an environment.
     pub(super) fn followed_of(&self, environment_id: &str) -> Vec<String> {
         let of = self.following.iter().filter(|(_, following)| following.environment_id == environment_id);
         of.map(|(id, _)| id.clone()).collect()
     }
 
-    /// The deployment is done with.
+    /// Notes that the deployment is stored to its end.
     pub(super) fn done(&mut self, id: &str) {
         if let Some(following) = self.following.remove(id) {
             let environment = self.environments.entry(following.environment_id).or_default();
@@ -168,7 +166,7 @@ impl Memory for DeploymentMemory {
         match text(step) {
             Some(step) => {
                 let read = following.steps.entry(step.clone()).or_default();
-                let identity = read.identity(&deployment, &step, line);
+                let identity = read.identity([&deployment, &step], event, line);
                 read.take(identity);
             }
             None => following.finished |= text(event) == Some(finished_id(&deployment)),

@@ -1,4 +1,4 @@
-//! What env0 says of environments, deployments and steps, as far as it is looked at.
+//! The records of environments, deployments and steps, with only the members that are read.
 //!
 //! A deployment's record holds secrets. Only the fields named here are read from it, and of those only plain values:
 //! whatever else stands in a record is never stored, logged or kept.
@@ -24,12 +24,12 @@ pub(super) struct EnvironmentRecord {
 }
 
 impl EnvironmentRecord {
-    /// Of an environment that is not listed any more, and of which a deployment is still followed.
+    /// A record for an environment that env0 no longer lists but that has a followed deployment.
     pub(super) fn unlisted(id: String, name: Option<String>, project_id: Option<String>) -> EnvironmentRecord {
         EnvironmentRecord { id, name, project_id, updated_at: None, latest_deployment_log_id: None }
     }
 
-    /// Another text means that the environment has moved.
+    /// A text that changes when the environment has a new deployment or was updated.
     pub(super) fn state(&self) -> String {
         let part = |part: &Option<String>| part.clone().unwrap_or_default();
         format!("{} {}", part(&self.updated_at), part(&self.latest_deployment_log_id))
@@ -81,7 +81,7 @@ impl DeploymentRecord<'_> {
         created.or_else(|| others.into_iter().find_map(|time| millis(other(time)?)))
     }
 
-    /// Whether its status can't change any more. One that is not known is taken for a final one only by its end.
+    /// Whether the status is final. An unknown status counts as final if the record has a time of its end.
     pub(super) fn is_final(&self) -> bool {
         match &*self.status {
             "QUEUED" | "IN_PROGRESS" | "WAITING_FOR_USER" | "ABORTING" => false,
@@ -127,12 +127,12 @@ impl DeploymentRecord<'_> {
     }
 }
 
-/// Members of a record's member, where that is an object.
+/// Reads members of an object within a record; none if it isn't an object.
 fn within<'a, const N: usize>(object: Option<&'a RawValue>, names: [&str; N]) -> [Option<&'a RawValue>; N] {
     object.map_or([None; N], |object| members(object, names))
 }
 
-/// A string, a number or a truth value. An object or a list could hold anything.
+/// The value if it is a string, a number or a boolean. Objects and lists are left out: they could hold secrets.
 fn plain(value: &RawValue) -> Option<&str> {
     let text = value.get();
     (!text.starts_with(['{', '[']) && text != "null").then_some(text)
@@ -148,7 +148,7 @@ pub(super) struct StepRecord {
     retry_count: Option<i64>,
 }
 
-/// Of the attempts at a step, which share its name and its log, the last that has begun.
+/// The last started attempt of each step. The attempts of a step share its name and its log.
 pub(super) fn last_attempts(steps: Vec<StepRecord>) -> Vec<StepRecord> {
     let mut last: Vec<StepRecord> = Vec::new();
     for step in steps {
@@ -163,7 +163,7 @@ pub(super) fn last_attempts(steps: Vec<StepRecord>) -> Vec<StepRecord> {
 }
 
 impl StepRecord {
-    /// Another text means that the step was tried again.
+    /// A text that changes when the step is retried.
     pub(super) fn attempt(&self) -> String {
         format!("{} {}", self.id.as_deref().unwrap_or_default(), self.retry_count.unwrap_or_default())
     }
@@ -184,7 +184,7 @@ impl StepRecord {
 pub(super) struct LogPage<'a> {
     #[serde(borrow)]
     pub(super) events: Vec<&'a RawValue>,
-    /// Opaque; a string or a number.
+    /// A string or a number; its meaning is env0's.
     #[serde(borrow)]
     next_start_time: Option<&'a RawValue>,
     #[serde(default)]

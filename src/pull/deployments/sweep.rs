@@ -1,4 +1,5 @@
-//! Whose deployments a round lists: of environments that moved or have one under way, and of those whose turn it is.
+//! Chooses the environments whose deployments a round lists: those that changed, those with a running deployment, and
+//! those whose hourly turn it is.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,9 +11,9 @@ const HOUR_MILLIS: i64 = 3_600_000;
 
 /// Spreads the turns evenly over the rounds, so that every environment's comes within an hour.
 pub(super) struct Sweep {
-    /// From one turn of an environment to its next, in milliseconds.
+    /// The time between two turns of an environment, in milliseconds.
     period: i64,
-    /// The turns up to then have been given, in milliseconds since 1970.
+    /// Until when turns have been given, in milliseconds since 1970.
     given_until: i64,
 }
 
@@ -20,7 +21,7 @@ impl Sweep {
     /// With a round every `interval`.
     pub(super) fn new(interval: Duration) -> Sweep {
         let interval = i64::try_from(interval.as_millis()).unwrap_or(HOUR_MILLIS);
-        // One interval for the round that a turn has to wait for, and one in which a round may be late.
+        // A turn may wait one interval for its round, and that round may be one interval late.
         Sweep { period: (HOUR_MILLIS - 2 * interval.min(HOUR_MILLIS)).max(1), given_until: 0 }
     }
 
@@ -41,7 +42,7 @@ impl Sweep {
             memory.environments.get(&environment.id).map_or(0, |known| known.looked_at)
         };
         rest.sort_by_key(|environment| looked_at(environment));
-        // After a time without a daemon all of them may be late.
+        // When the daemon was down for a while, all of them may be late.
         let late = rest.iter().take_while(|environment| now - looked_at(environment) >= self.period).count();
         let turns = self.turns(environments.len(), now);
         due.extend(rest.into_iter().take(turns.max(late)));
@@ -51,10 +52,10 @@ impl Sweep {
     /// How many of `environments` have their turn at `now`.
     fn turns(&mut self, environments: usize, now: i64) -> usize {
         let count = i64::try_from(environments).unwrap_or(i64::MAX).max(1);
-        // The first round gives none, and a clock that was set gives no more than one turn to each.
+        // The first round gives no turns. If the clock jumps, each environment gets at most one.
         let passed = if self.given_until == 0 { 0 } else { (now - self.given_until).clamp(0, self.period) };
         let turns = passed.saturating_mul(count) / self.period;
-        // The rest of a turn counts for the next round.
+        // The part of a turn that is left over counts in the next round.
         self.given_until = now - (passed - turns * self.period / count);
         usize::try_from(turns).unwrap_or_default()
     }

@@ -10,6 +10,8 @@ use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use super::memory::{DeploymentMemory, Following};
+use crate::protocols::body::members;
+use crate::pull::line::json_of;
 use crate::pull::place::{Place, PlaceError, Shared, Stopped};
 use crate::pull::settle;
 use crate::spool::tests::fault_disk::{Cut, Effect, Errno};
@@ -65,7 +67,9 @@ fn pull(world: &mut World, ends_at_refusal: bool) -> Result<(), Stopped> {
             let step = memory.following.get_mut("d").unwrap().steps.entry("s".into()).or_default();
             let mut new: Vec<String> = (first..first + 2).map(line).collect();
             new.retain(|line| {
-                let identity = step.identity("d", "s", line.trim_end().as_bytes());
+                let line = line.trim_end().as_bytes();
+                let [id] = members(json_of(line), ["eventId"]);
+                let identity = step.identity(["d", "s"], id, line);
                 step.take(identity)
             });
             let lines = Bytes::from(new.concat());

@@ -1,0 +1,141 @@
+//! The lines of a deployment: each event with what it lacks of where it comes from, and the line that says how it ended.
+
+use bytes::Bytes;
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use crate::protocols::body::{Limits, members};
+use crate::pull::deployments::memory::{EVENT_STEP_DEPLOYMENT, Following, finished_id};
+use crate::pull::line::{Line, json_of, stored};
+
+/// Where a deployment's lines come from.
+pub(super) struct Source {
+    pub(super) deployment: String,
+    organization: String,
+    environment_id: String,
+    environment_name: Option<String>,
+    project_id: Option<String>,
+    kind: Option<String>,
+}
+
+/// An event of a step's log.
+pub(super) struct Event<'e> {
+    pub(super) line: Line,
+    id: Option<&'e RawValue>,
+    pub(super) timestamp: Option<&'e RawValue>,
+}
+
+impl Event<'_> {
+    /// The `eventId` of the stored line. A start finds no more than the line, and has to come to the same identity.
+    pub(super) fn id(&self) -> Option<&RawValue> {
+        match self.line.cut {
+            true => {
+                let [id] = members(json_of(self.line.json()), ["eventId"]);
+                id
+            }
+            false => self.id,
+        }
+    }
+}
+
+impl Source {
+    pub(super) fn new(deployment: &str, organization: &str, following: &Following) -> Source {
+        let Following { environment_id, environment_name, project_id, kind, .. } = following.clone();
+        let (deployment, organization) = (deployment.to_owned(), organization.to_owned());
+        Source { deployment, organization, environment_id, environment_name, project_id, kind }
+    }
+
+    /// Members that a line is given where it lacks them.
+    fn members<'a>(&'a self, step: Option<&'a str>) -> [(&'static str, Option<&'a str>); 7] {
+        [
+            ("deploymentLogId", Some(&self.deployment)),
+            ("stepName", step),
+            ("environmentId", Some(&self.environment_id)),
+            ("environmentName", self.environment_name.as_deref()),
+            ("projectId", self.project_id.as_deref()),
+            ("organizationId", Some(&self.organization)),
+            ("deploymentType", self.kind.as_deref()),
+        ]
+    }
+
+    /// The event's own members as they were sent, then those of [`Source::members`] that it lacks. `None` when it is not
+    /// an object.
+    pub(super) fn event<'e>(&self, event: &'e RawValue, step: &str, limits: &Limits) -> Option<Event<'e>> {
+        let inner = event.get().strip_prefix('{')?.strip_suffix('}')?;
+        let own = self.members(Some(step));
+        let [d, s, e, n, p, o, t] = own.map(|(name, _)| name);
+        let [has @ .., id, timestamp] = members(event, [d, s, e, n, p, o, t, "eventId", "timestamp"]);
+        let mut line = format!("{{{inner}");
+        let mut empty = inner.trim_ascii().is_empty();
+        for ((name, value), _) in own.into_iter().zip(has).filter(|(_, has): &(_, Option<&RawValue>)| has.is_none()) {
+            let Some(value) = value else { continue };
+            line += &format!("{}\"{name}\":{}", if empty { "" } else { "," }, Value::from(value));
+            empty = false;
+        }
+        line.push('}');
+        let line = RawValue::from_string(line).ok()?;
+        let line = stored(&line, EVENT_STEP_DEPLOYMENT, limits)?;
+        Some(Event { line, id, timestamp })
+    }
+
+    /// The line that says how the deployment ended; `outcome` are its members from `status` on.
+    pub(super) fn last_line(&self, outcome: &str) -> Bytes {
+        let mut line = format!("{{\"eventId\":{}", Value::from(finished_id(&self.deployment)));
+        for (name, value) in self.members(None) {
+            if let Some(value) = value {
+                line += &format!(",\"{name}\":{}", Value::from(value));
+            }
+        }
+        line += &format!(",{outcome}}}\n");
+        line.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source() -> Source {
+        let following = Following { environment_id: "e".into(), kind: Some("deploy".into()), ..Following::default() };
+        Source::new("d", "o", &following)
+    }
+
+    fn limits(max_event_bytes: usize) -> Limits {
+        Limits { max_body_bytes: usize::MAX, max_lines_bytes: usize::MAX, max_event_bytes, redact: true }
+    }
+
+    #[test]
+    fn an_event_is_given_the_members_that_it_lacks_and_keeps_its_own() {
+        let line = |event: &str| {
+            let event = source().event(serde_json::from_str(event).unwrap(), "tf:apply", &limits(1000))?;
+            Some(String::from_utf8(event.line.json().to_vec()).unwrap())
+        };
+        let ours = r#""environmentId":"e","organizationId":"o","deploymentType":"deploy"}"#;
+        let whole = format!(r#"{{"a": 1,"deploymentLogId":"d","stepName":"tf:apply",{ours}"#);
+        assert_eq!(line(r#"{"a": 1}"#).unwrap(), whole);
+        assert_eq!(
+            line(r#"{"stepName":"x","deploymentLogId":null}"#).unwrap(),
+            format!(r#"{{"stepName":"x","deploymentLogId":null,{ours}"#)
+        );
+        assert!(line("{ }").unwrap().starts_with(r#"{ "deploymentLogId":"d","#));
+        assert_eq!(line("[1]"), None);
+    }
+
+    #[test]
+    fn a_start_finds_the_same_id_in_an_events_line_as_the_pull_found_in_the_event() {
+        let text = "x".repeat(9000);
+        let events = [
+            r#"{"eventId":"e-1","message":"m"}"#.to_owned(),
+            "{\"message\":\n\"m\",\n\"eventId\": 7}".to_owned(),
+            r#"{"message":"m"}"#.to_owned(),
+            format!(r#"{{"eventId":"e-1","message":"{text}"}}"#),
+            // An id that is too long is not kept beside the beginning of an event that is cut.
+            format!(r#"{{"eventId":"{text}"}}"#),
+        ];
+        for event in events {
+            let found = source().event(serde_json::from_str(&event).unwrap(), "s", &limits(4096)).unwrap();
+            let [of_line] = members(json_of(found.line.json()), ["eventId"]);
+            assert_eq!(found.id().map(RawValue::get), of_line.map(RawValue::get), "{event}");
+        }
+    }
+}
