@@ -123,7 +123,8 @@ impl Puller {
         self.api.reload_key();
     }
 
-    /// Ends the pulls; what is being appended is first written to the end, or else found by the next start.
+    /// Ends the pulls. Waits up to 3 s for what is being written; if that is not enough, the next start finds it in the
+    /// spool.
     pub async fn stop(&self) {
         self.stop.cancel();
         let ended = async { while self.tasks.lock().await.join_next().await.is_some() {} };
@@ -154,7 +155,7 @@ impl Parts {
             return Ok(self.pull.organization_ids.clone());
         }
         let reports: Vec<_> = self.pull.types.iter().map(|log_type| Report::new(*log_type, "")).collect();
-        // Until env0 has told an organization, nothing is known to be taken from the start on.
+        // Until env0 names an organization, nothing is pulled, so the position stays at the start.
         reports.iter().for_each(|report| report.position(self.started_at.timestamp_millis()));
         *self.reports.lock().unwrap_or_else(PoisonError::into_inner) = reports.clone();
         let mut ticks = ticks(self.pull.interval);
@@ -241,7 +242,8 @@ impl Parts {
         }
     }
 
-    /// Where nobody is configured to hand tokens over, those of the organization's own records are let in.
+    /// Judges tokens in the records. Without a configured subject or organization, tokens of the pulled organization are
+    /// accepted.
     fn hand_over(&self, organization: &str) -> HandOver {
         if !self.config.oidc_subjects.is_empty() || !self.config.oidc_organization_ids.is_empty() {
             return self.hand_over.clone();
@@ -249,14 +251,14 @@ impl Parts {
         let config = Config { oidc_organization_ids: vec![organization.to_owned()], ..self.config.clone() };
         match Verifier::new(&config, &self.network) {
             Ok(verifier) => HandOver { verifier, ..self.hand_over.clone() },
-            // The same issuer was taken at the start.
+            // This can't happen: the daemon's own verifier was made from the same settings.
             Err(_) => self.hand_over.clone(),
         }
     }
 }
 
-/// A 403 has three causes that env0 doesn't tell apart. Which organizations the key sees tells them apart, so they are
-/// asked for once more.
+/// A 403 has three possible causes, and env0's answer is the same for all. The list of organizations that the key sees
+/// tells which one it is, so that list is asked for once more.
 pub async fn explained(api: &Api, organization: &str, error: ApiError) -> ApiError {
     if error.kind != ErrorKind::Forbidden {
         return error;
@@ -289,7 +291,7 @@ struct Organization {
 /// The organizations that the key sees.
 ///
 /// # Errors
-/// The request's; an answer with none, or with an id that can't be one.
+/// The request failed, the key sees no organization, or an id in the answer is not an env0 id.
 pub async fn organizations(api: &Api) -> Result<Vec<String>, ApiError> {
     let answer = api.get(Endpoint::Organizations, &["organizations"], &[]).await;
     let answer: Answer = answer.map_err(|error| match error.kind {

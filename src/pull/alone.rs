@@ -1,8 +1,8 @@
-//! Notices another daemon on this host that pulls the same into the same bucket.
+//! Notices another daemon on this host that pulls the same organization into the same bucket.
 //!
-//! Both would store everything twice. A daemon elsewhere can't be noticed: env0 doesn't tell who else asks, and the role may
-//! not look into the bucket. The sign is a name that only one process at a time can hold, in this host's (or pod's)
-//! network namespace. Whoever else has taken the name can make the daemon warn in vain, but not stop it.
+//! Two such daemons store everything twice. A daemon on another host is not noticed: env0 doesn't tell who else asks,
+//! and the role may not read the bucket. The sign is a socket name that one process at a time can hold, within this
+//! host's (or pod's) network namespace. If another program holds the name, the daemon warns for nothing, and goes on.
 
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -13,7 +13,7 @@ use crate::config::{Config, Pull};
 /// Holds the name until it is dropped.
 pub(super) struct Sign(#[expect(dead_code, reason = "held, not used")] Option<UnixDatagram>);
 
-/// Takes the name of what is pulled of `organization`; says so where another process has it.
+/// Takes the name that stands for this organization and bucket. Warns if another process holds it.
 pub(super) fn show_sign(config: &Config, pull: &Pull, organization: &str) -> Sign {
     let endpoint = config.endpoint_url_s3.as_deref().unwrap_or_default();
     let parts = [&*pull.api_url, organization, endpoint, &*config.bucket_name, &*config.bucket_path];
@@ -29,7 +29,7 @@ pub(super) fn show_sign(config: &Config, pull: &Pull, organization: &str) -> Sig
     Sign(held.ok())
 }
 
-/// Binds a name that is in no folder, and goes with the process.
+/// Binds an abstract name: it is no file, and the kernel frees it when the process ends.
 #[cfg(target_os = "linux")]
 fn bind(name: &str) -> io::Result<UnixDatagram> {
     use std::os::linux::net::SocketAddrExt;
@@ -38,7 +38,7 @@ fn bind(name: &str) -> io::Result<UnixDatagram> {
     UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name)?)
 }
 
-/// Other systems have no such names: a second daemon is not noticed there.
+/// Other systems have no abstract names, so a second daemon is not noticed there.
 #[cfg(not(target_os = "linux"))]
 fn bind(_: &str) -> io::Result<UnixDatagram> {
     Err(io::ErrorKind::Unsupported.into())

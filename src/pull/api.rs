@@ -31,24 +31,24 @@ pub use crate::pull::api::error::{ApiError, Endpoint, ErrorKind};
 use crate::pull::api::key::{Key, KeyHolder};
 use crate::pull::api::pace::Pace;
 
-/// Requests under way at once, whatever they ask for.
+/// Requests of all kinds that may run at the same time.
 const AT_ONCE: usize = 8;
 /// Answers above this size are held one at a time, so that all together stay below 8 MiB and one of the largest.
 const LARGE_ANSWER_BYTES: usize = 1024 * 1024;
-/// Of an answer that is an error, only what tells its kind is read.
+/// At most this much of an error's body is read, to tell what kind of error it is.
 const ERROR_MAX_BYTES: usize = 64 * 1024;
 /// From the first byte sent to the last received; connecting has a limit of its own.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// So long nothing may come, before an answer or within it.
+/// A request is given up when nothing has arrived for this long, before the answer or within it.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 /// A request that goes on failing is left to the next round, so that it doesn't hold up the others.
 const ATTEMPTS_MAX: u32 = 4;
-/// Who waits in vain has waited long enough, and an operator is told.
+/// Each silent attempt takes 20 s, so fewer are made before the operator is told.
 const SILENT_ATTEMPTS_MAX: u32 = 2;
 /// env0 counts its limit over 60 s. A wait may be longer where env0 itself is down, but one wrong header must not stop the
 /// pull for hours.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(15 * 60);
-/// What stays as it is in a segment of a path: steps have `:` and `/` in their names.
+/// These characters are not encoded in a segment of a path. Others are: names of steps contain `:` and `/`.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// The API, with a key. Cheap to clone.
@@ -59,19 +59,19 @@ struct Inner {
     web: reqwest::Client,
     base: Url,
     keys: KeyHolder,
-    /// Whether env0 has taken the key in use.
+    /// Whether env0 has accepted the current key before.
     key_worked: AtomicBool,
     at_once: Semaphore,
     large: Arc<Mutex<()>>,
     pace: Pace,
-    /// env0's clock less ours, as the last answer told.
+    /// env0's clock minus ours, from the last answer's `Date`.
     clock_ahead_millis: AtomicI64,
 }
 
 /// An attempt that failed.
 struct Failed {
     kind: ErrorKind,
-    /// For how long the server doesn't want to be asked.
+    /// How long the server asked us to wait.
     wait: Duration,
     /// Whether nothing came for too long.
     silent: bool,
@@ -91,10 +91,10 @@ impl From<reqwest::Error> for Failed {
 }
 
 impl Api {
-    /// Asks nothing yet.
+    /// Makes the client; no request is sent yet.
     ///
     /// # Errors
-    /// The address is not a URL; the configuration has seen to it.
+    /// `ENV0_S3_LOG_API_URL` is not a URL. The configuration was checked for that, so it doesn't happen.
     pub fn new(pull: &config::Pull, network: &Network) -> Result<Api, String> {
         let base = Url::parse(&pull.api_url).map_err(|error| format!("ENV0_S3_LOG_API_URL: {error}"))?;
         Ok(Api(Arc::new(Inner {
@@ -109,7 +109,8 @@ impl Api {
         })))
     }
 
-    /// Now, by the earlier of env0's clock and ours: an event that is yet to come must never look old.
+    /// The present time by env0's clock or ours, whichever is earlier. If ours is ahead, an event that env0 makes in a
+    /// moment must not count as one that was missed long ago.
     pub fn now(&self) -> DateTime<Utc> {
         let ahead = self.0.clock_ahead_millis.load(Ordering::Relaxed).min(0);
         Utc::now() + TimeDelta::milliseconds(ahead)
@@ -122,7 +123,7 @@ impl Api {
         }
     }
 
-    /// Asks for `path`, whose segments are encoded here, until there is an answer or repeating is of no use.
+    /// Requests `path`, whose segments are encoded here. Repeats the request where that can help.
     pub async fn get(&self, endpoint: Endpoint, path: &[&str], query: &[(&str, &str)]) -> Result<Answer, ApiError> {
         let inner = &self.0;
         let mut url = inner.base.clone();
@@ -150,7 +151,7 @@ impl Api {
                 ErrorKind::Throttled | ErrorKind::Server(_) | ErrorKind::Unreachable(_) => {
                     attempt < if silent { SILENT_ATTEMPTS_MAX } else { ATTEMPTS_MAX }
                 }
-                // Who replaces a key deletes the old one when the new one is in its file.
+                // The key may have been replaced: the new one is then in its file, and the old one is deleted.
                 ErrorKind::Unauthorized | ErrorKind::Revoked => {
                     self.reload_key();
                     attempt < ATTEMPTS_MAX && !Arc::ptr_eq(&key, &inner.keys.key())
@@ -168,7 +169,7 @@ impl Api {
     /// One try.
     async fn attempt(&self, endpoint: Endpoint, url: Url, key: &Key) -> Result<Answer, Failed> {
         let inner = &self.0;
-        // Nobody closes it.
+        // The semaphore is never closed, so this can't fail.
         let _permit = inner.at_once.acquire().await;
         let request = inner.web.get(url).timeout(REQUEST_TIMEOUT).header(ACCEPT, "application/json");
         let request = request.basic_auth(&key.id, Some(key.secret.expose_secret()));
@@ -192,7 +193,7 @@ impl Api {
         Err(Failed { wait, ..kind.into() })
     }
 
-    /// The body; where it is large, with the right to hold a large one.
+    /// Reads the body. A large one is returned together with the lock that keeps other large ones out.
     async fn read(&self, response: &mut Response) -> Result<(Bytes, Option<OwnedMutexGuard<()>>), Failed> {
         if response.content_length().is_some_and(|bytes| bytes > ANSWER_MAX_BYTES as u64) {
             return Err(ErrorKind::TooLarge.into());
@@ -220,14 +221,14 @@ impl Api {
         let date = headers.get(DATE).and_then(|date| DateTime::parse_from_rfc2822(date.to_str().ok()?).ok());
         if let Some(date) = date {
             let ahead = (date.to_utc() - Utc::now()).num_milliseconds();
-            // The header has whole seconds, so half of one is no difference.
+            // The header has whole seconds and the answer took some time, so less than 2 s is no difference.
             let ahead = if ahead.abs() < 2_000 { 0 } else { ahead };
             self.0.clock_ahead_millis.store(ahead, Ordering::Relaxed);
         }
     }
 }
 
-/// Ends a wait in which nothing comes.
+/// Gives up a wait after [`SILENCE_MAX`].
 async fn unless_silent<T>(wait: impl Future<Output = T>) -> Result<T, Failed> {
     let silent = |_| Failed {
         silent: true,
@@ -236,7 +237,7 @@ async fn unless_silent<T>(wait: impl Future<Output = T>) -> Result<T, Failed> {
     tokio::time::timeout(SILENCE_MAX, wait).await.map_err(silent)
 }
 
-/// What `Retry-After` asks for, in seconds or as a date, as far as it is believed.
+/// The wait that `Retry-After` asks for, in seconds or until a date, up to [`RETRY_AFTER_MAX`].
 fn retry_after(headers: &HeaderMap) -> Duration {
     let Some(value) = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()) else { return Duration::ZERO };
     let seconds = value.trim().parse().ok().map(Duration::from_secs);

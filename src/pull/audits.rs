@@ -21,36 +21,36 @@ use crate::pull::place::{Memory, Place, Stopped};
 use crate::pull::report::Report;
 use crate::pull::round::RoundError;
 
-/// So long after its time an event may still appear.
+/// An event may appear in env0's answers this long after its timestamp.
 const LATE: TimeDelta = TimeDelta::minutes(15);
 /// env0 gives no more in one page.
 const PAGE_MAX_EVENTS: usize = 1000;
-/// Where a page begins with its key, one of a single event would lead nowhere.
+/// If env0 begins a page with the event of its key, a page of one event would only repeat that event.
 const PAGE_MIN_EVENTS: usize = 2;
-/// A window with more, of events or of bytes, is asked for in parts.
+/// A window with more events or more bytes than these is split into shorter ones.
 const WINDOW_MAX_EVENTS: usize = 10_000;
 const WINDOW_MAX_BYTES: usize = 4 * 1024 * 1024;
 const FIRST_WINDOW: TimeDelta = TimeDelta::hours(1);
 const LONGEST_WINDOW: TimeDelta = TimeDelta::days(30);
 const SHORTEST_WINDOW: TimeDelta = TimeDelta::milliseconds(1);
-/// Pages in a row that bring nothing that their window has not had: then env0's keys lead nowhere.
+/// After this many pages in a row without a new event, env0's keys are taken to go in circles.
 const EMPTY_PAGES_MAX: usize = 10;
-/// The members that make an event, and that a cut one keeps.
+/// The members that identify an event. An event that is cut keeps them.
 const ID_AND_TIME: [&str; 2] = ["id", "timestamp"];
 
 /// What is remembered of an organization's audit events; times are milliseconds since 1970.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct AuditMemory {
-    /// Everything before it is taken, and is not asked for again.
+    /// Everything before this is stored, and is not asked for again.
     pub(super) from: i64,
-    /// Everything before it is taken, but for what appears late.
+    /// Everything before this is stored, except events that env0 shows late.
     pub(super) reached: i64,
-    /// What was taken from `from` on.
+    /// The events since `from` that are stored.
     taken: Taken,
 }
 
 impl AuditMemory {
-    /// Of a pull that begins at `from`.
+    /// The memory of a pull that begins at `from`.
     pub(super) fn beginning(from: DateTime<Utc>) -> AuditMemory {
         let from = from.timestamp_millis();
         AuditMemory { from, reached: from, taken: Taken::default() }
@@ -67,7 +67,7 @@ impl AuditMemory {
 impl Memory for AuditMemory {
     fn found(&mut self, line: &[u8]) {
         let [id, timestamp] = members(json_of(line), ID_AND_TIME);
-        // One without a time was asked for lately, or it would not be unknown.
+        // An event without a time can only be unknown if it is recent, so now is close enough.
         let at = timestamp.and_then(millis).unwrap_or_else(|| Utc::now().timestamp_millis());
         if at >= self.from {
             self.taken.insert(Identity::new(&[], id, line), at);
@@ -75,7 +75,7 @@ impl Memory for AuditMemory {
     }
 }
 
-/// Of a time in RFC 3339, or of a number of milliseconds.
+/// Milliseconds since 1970, from a time in RFC 3339 or a number of milliseconds.
 fn millis(timestamp: &RawValue) -> Option<i64> {
     match serde_json::from_str(timestamp.get()).ok()? {
         serde_json::Value::String(text) => Some(DateTime::parse_from_rfc3339(&text).ok()?.timestamp_millis()),
@@ -94,7 +94,7 @@ struct Page<'a> {
 }
 
 impl Page<'_> {
-    /// The key of the page behind this one. Absent, null and empty all say that there is none.
+    /// The key of the next page. Absent, null and empty all mean that this page is the last.
     fn next(&self) -> Option<String> {
         let key = match serde_json::from_str(self.next_page_key?.get()).ok()? {
             serde_json::Value::String(key) => key,
@@ -114,7 +114,7 @@ struct New {
 
 /// How asking for a window ended.
 enum Window {
-    /// These are the new ones, by time.
+    /// The new events, sorted by time.
     Complete(Vec<New>),
     /// It holds more than fits into memory at once.
     TooMany,
@@ -140,10 +140,10 @@ impl Audits {
         Audits { api, organization, limits, place, report, width: FIRST_WINDOW, page_events: PAGE_MAX_EVENTS }
     }
 
-    /// Takes all that is new, up to now.
+    /// Fetches and stores every new event, up to now.
     pub(super) async fn round(&mut self) -> Result<(), RoundError> {
         let now = self.api.now();
-        // An answer that was too large once need not stay so.
+        // An answer was too large in some earlier round; that may be over.
         self.page_events = PAGE_MAX_EVENTS;
         let mut start = self.place.memory.from;
         while start < now.timestamp_millis() {
@@ -198,7 +198,8 @@ impl Audits {
                 if !is_shortest {
                     return Ok(Window::TooMany);
                 }
-                // All of one millisecond: any order is by time, and a part can be taken before the rest is known.
+                // The window is one millisecond, which can't be split. Its events all have the same time, so any order is
+                // sorted, and this part can be stored before the rest is fetched.
                 let memory = self.place.memory.clone();
                 self.commit(std::mem::take(&mut new), memory).await?;
                 bytes = 0;
@@ -232,7 +233,7 @@ impl Audits {
         }
     }
 
-    /// The event, if it is of this window.
+    /// The event, if its time is in this window.
     fn new_event(&self, event: &RawValue, answer: &Answer, start: i64, end: i64) -> Option<New> {
         let Some(line) = stored(event, ID_AND_TIME, &self.limits) else {
             self.report.refused_event(&answer.malformed("an event is not an object"));
@@ -242,7 +243,7 @@ impl Audits {
         let identity = Identity::new(&[], id, line.json());
         let at = match timestamp.and_then(millis) {
             Some(at) => (start..end).contains(&at).then_some(at)?,
-            // Without a time it is remembered for as long as its window may be asked for again.
+            // An event without a time is remembered until its window is no longer asked for.
             None => {
                 if !self.place.memory.taken.contains(&identity) {
                     let lacks = "an event has no timestamp in RFC 3339; it is stored all the same";

@@ -15,11 +15,12 @@ use crate::batch::Sha256;
 pub(super) struct Identity([u8; 16]);
 
 impl Identity {
-    /// Of an event that has the id `id`, or else of its stored `line`, within `scope` (nothing, or deployment and step).
+    /// The identity of an event: from its `id`, or from its stored `line` if it has none. Ids are unique within `scope`
+    /// (empty, or deployment and step).
     pub(super) fn new(scope: &[&str], id: Option<&RawValue>, line: &[u8]) -> Identity {
         let id = id.map(RawValue::get).filter(|id| is_id(id));
         let (kind, bytes) = id.map_or((b'l', line), |id| (b'i', id.as_bytes()));
-        // A zero byte stands in no id, so no two scopes run into each other.
+        // No id contains a zero byte, so two different scopes never give the same bytes.
         let scope = scope.iter().flat_map(|part| [part.as_bytes(), b"\0"]).collect::<Vec<_>>().concat();
         let Sha256(hash) = Sha256::of(&[&scope, &[kind][..], bytes].concat());
         let mut first = [0; 16];
@@ -28,7 +29,7 @@ impl Identity {
     }
 }
 
-/// Whether an event's own id tells it from others: a string that is not empty, or a number.
+/// Whether the value can identify an event: a string that is not empty, or a number.
 pub(super) fn is_id(json: &str) -> bool {
     (json.starts_with('"') && json.len() > 2) || json.starts_with(|first: char| first.is_ascii_digit() || first == '-')
 }
@@ -41,7 +42,7 @@ pub(super) struct Taken(HashMap<Identity, i64>);
 const ENTRY_BYTES: usize = 24;
 
 impl Taken {
-    /// False when it was there.
+    /// False if it was already in the set.
     pub(super) fn insert(&mut self, identity: Identity, at_millis: i64) -> bool {
         self.0.insert(identity, at_millis).is_none()
     }

@@ -27,7 +27,7 @@ impl Line {
     }
 }
 
-/// A line that is in the spool, or will be.
+/// The JSON of a stored line.
 pub(super) fn json_of(line: &[u8]) -> &RawValue {
     serde_json::from_slice(line).unwrap_or(RawValue::NULL)
 }
@@ -50,7 +50,7 @@ fn written(event: &RawValue, limits: &Limits) -> Result<Line, BodyError> {
 
 /// `{"id":…,"timestamp":…,"cutFromBytes":<size>,"beginning":"<the event's first bytes>"}`
 fn beginning<const N: usize>(event: &RawValue, kept: [&'static str; N], limits: &Limits) -> Line {
-    // Redacted before it is cut: what is half a secret would not be found any more.
+    // Redacted before it is cut, because half a secret would not be recognized any more.
     let whole = Limits { max_event_bytes: event.get().len().saturating_mul(2), ..*limits };
     let whole = written(event, &whole);
     let text = whole.as_ref().map_or("", |line| std::str::from_utf8(line.json()).unwrap_or_default());

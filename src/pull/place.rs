@@ -34,7 +34,7 @@ use crate::backoff;
 use crate::batch::LogType;
 use crate::spool::{AppendError, Spool, disk};
 
-/// Far more than a window of events needs; what is larger is another file.
+/// A place is far smaller. A larger file is not one, and is not read into memory.
 const FILE_MAX_BYTES: u64 = 64 << 20;
 const FOLDER: &str = "pull";
 const FORMAT: u32 = 1;
@@ -76,20 +76,20 @@ pub(super) struct Stopped;
 /// What all places of a log type share.
 #[derive(Clone)]
 pub(super) struct Shared {
-    /// One of them at a time appends and writes its place: the log type has one gate.
+    /// Held by the one place that is appending and writing. They take turns because the log type has a single gate.
     pub(super) one_at_a_time: Arc<Mutex<()>>,
-    /// Ends every wait.
+    /// Cancelled when the process ends; every wait then returns [`Stopped`].
     pub(super) stop: CancellationToken,
 }
 
-/// The place of one log type in one organization, and the only way by which what was pulled gets into the spool.
+/// The place of one log type in one organization. Everything that is pulled goes into the spool through it.
 pub(super) struct Place<M> {
     spool: Spool,
     log_type: LogType,
     organization: String,
     shared: Shared,
     batches_from: Option<DateTime<Utc>>,
-    /// What is durable, unless a change is being written.
+    /// The same as on the disk, except while a change is being written.
     pub(super) memory: M,
 }
 
@@ -141,7 +141,7 @@ impl<M: Memory> Place<M> {
         if records > 0 {
             self.append(lines, records, &mut waiting).await?;
         } else {
-            // Nothing of this pull is in a batch that the memory doesn't know, so a start need not read older ones.
+            // The memory knows every event of this pull that is in a batch, so a start need not read older batches.
             self.batches_from = self.spool.folder(self.log_type).last_opened().or(self.batches_from);
         }
         self.memory = memory;
@@ -172,7 +172,7 @@ impl<M: Memory> Place<M> {
                 }
                 Err(error) => error,
             };
-            // Nothing of it was stored. Only what is sent makes room, so nothing may be held meanwhile.
+            // None of the lines was stored. A full spool gets room only when batches are sent, so none may be held back.
             gate.release();
             match error {
                 AppendError::Closed => return Err(Stopped),
@@ -184,7 +184,7 @@ impl<M: Memory> Place<M> {
         }
     }
 
-    /// Whose place it is.
+    /// The id of the organization that is pulled.
     pub(super) fn organization(&self) -> &str {
         &self.organization
     }
@@ -212,7 +212,7 @@ impl<M: Memory> Place<M> {
 }
 
 async fn pause(attempt: &mut u32, stop: &CancellationToken) -> Result<(), Stopped> {
-    // A disk is tried again within seconds: nothing of env0's is asked meanwhile.
+    // At most 5 s: env0 is not asked while the disk fails, so the pull should notice soon that it works again.
     let wait = backoff::full_jitter(*attempt, rand::random()).min(Duration::from_secs(5));
     *attempt += 1;
     tokio::select! {
@@ -221,7 +221,7 @@ async fn pause(attempt: &mut u32, stop: &CancellationToken) -> Result<(), Stoppe
     }
 }
 
-/// A panic is the only way in which the work can be lost.
+/// Runs blocking work on a thread for it. If the work panics, that is reported as an error of the disk.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, PlaceError> + Send + 'static,
 ) -> Result<T, PlaceError> {
@@ -292,7 +292,7 @@ impl<M: Memory> Unsettled<M> {
         self.file.memory.found(line);
     }
 
-    /// Everything up to `last` was read.
+    /// Writes the place after every batch up to `last` was read.
     pub(super) fn write(&mut self, spool: &Spool, last: Option<DateTime<Utc>>) -> Result<(), PlaceError> {
         self.file.batches_from_micros = last.map(|opened| opened.timestamp_micros()).or(self.file.batches_from_micros);
         write_file(spool, &self.name, &self.file)

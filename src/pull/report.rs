@@ -1,4 +1,4 @@
-//! What one pull tells: its status, its metrics, and a log line once per change of state.
+//! What one pull reports: its status, its metrics, and a log line once per change of state.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,9 +22,9 @@ pub(super) struct Report {
 
 struct State {
     status: PullStatus,
-    /// The kind of trouble that the log was told of.
+    /// The kind of trouble that was logged last, so that it is logged once.
     told: Option<&'static str>,
-    /// Ids that the log was told of.
+    /// Ids that were logged as gone.
     gone: BTreeSet<String>,
 }
 
@@ -79,18 +79,18 @@ impl Report {
         }
     }
 
-    /// Something that is not stored, because it is no event.
+    /// An element that is not stored because it is not an event.
     pub(super) fn refused_event(&self, error: &ApiError) {
         self.state().status.events_refused += 1;
         tracing::error!(log_type = %self.log_type, organization = self.organization, "{error}; it is not stored, and the rest is");
     }
 
-    /// Something that is stored, though it is not what env0 documents.
+    /// An event that is stored although it is not what env0 documents.
     pub(super) fn odd_event(&self, error: &ApiError) {
         tracing::error!(log_type = %self.log_type, organization = self.organization, "{error}");
     }
 
-    /// An environment, a deployment or a step that env0 has no more.
+    /// env0 answers 404 for an environment, a deployment or a step.
     pub(super) fn gone(&self, id: &str, error: &ApiError) {
         if self.state().gone.insert(id.to_owned()) {
             tracing::warn!(log_type = %self.log_type, organization = self.organization, env0.id = id, "{error}; what env0 had of it until now is stored, and the rest goes on");
@@ -156,7 +156,7 @@ impl Report {
         self.works_again();
     }
 
-    /// What failed before works.
+    /// Ends the trouble, if there was one.
     pub(super) fn works_again(&self) {
         let (mut state, now) = (self.state(), Timestamp::now());
         let Some(trouble) = state.status.error.take() else { return };

@@ -1,4 +1,4 @@
-//! How a round of one pull ends before it is through.
+//! Why a round of a pull ends early.
 
 use crate::pull::api::ApiError;
 use crate::pull::place::Stopped;
@@ -6,7 +6,7 @@ use crate::pull::place::Stopped;
 /// Why a round ended early.
 #[derive(Debug)]
 pub(super) enum RoundError {
-    /// A request brought nothing; the next round asks again.
+    /// A request failed; the next round asks again.
     Api(ApiError),
     /// The process ends.
     Stopped,

@@ -1,4 +1,5 @@
-//! At every start, before anything is sent: what did a crash leave in the spool that the places don't know?
+//! At every start, before anything is sent: finds the pulled events that a crash left in the spool and that the places
+//! don't know yet, and adds them to the places.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
@@ -26,7 +27,7 @@ pub fn begin(spool: &Spool) -> Settled {
     let settled = Settled::default();
     let types: Vec<LogType> = LogType::ALL.into_iter().filter(|log_type| hold(spool, *log_type)).collect();
     if types.is_empty() {
-        // Nobody else sets it.
+        // It was made above, so it is not set yet.
         let _ = settled.set(());
         return settled;
     }
@@ -76,7 +77,7 @@ fn unsettled(spool: &Spool, log_type: LogType) -> Result<Vec<Box<dyn AnyPlace>>,
         };
         match read {
             Ok(place) => places.extend(place),
-            // Its pull says so and doesn't begin; the others go on.
+            // The pull of this place reports the error and doesn't begin. The other places go on.
             Err(PlaceError::Unusable { .. }) => {}
             Err(error) => return Err(error),
         }
@@ -88,7 +89,7 @@ fn boxed<M: Memory>(place: Option<Unsettled<M>>) -> Option<Box<dyn AnyPlace>> {
     place.map(|place| Box::new(place) as Box<dyn AnyPlace>)
 }
 
-/// A place, whatever it remembers.
+/// A place of either log type.
 trait AnyPlace {
     fn batches_from(&self) -> Option<DateTime<Utc>>;
     fn found(&mut self, line: &[u8]);
@@ -121,8 +122,8 @@ fn settle(spool: &Spool, log_type: LogType) -> Result<(), SettleError> {
     let from = first_batch(&places);
     let folder = spool.folder(log_type);
     let mut last = from.filter(|from| *from < DateTime::<Utc>::MAX_UTC);
-    // A file may take its sealed name, or be compressed, while this reads: then all is listed again. What was found
-    // twice is known once.
+    // A file may be sealed or compressed, and so renamed, while this reads. Then all files are listed and read again;
+    // finding an event twice does no harm.
     let mut files = batches(spool, log_type, from)?;
     let mut index = 0;
     while let Some(name) = files.get(index) {

@@ -1,4 +1,4 @@
-//! An answer, and what it lacks of what env0 documents.
+//! An answer of env0's API, read as what env0 documents. If it isn't, the error says which member is missing.
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -7,12 +7,12 @@ use tokio::sync::OwnedMutexGuard;
 
 use crate::pull::api::error::{ApiError, Asked, Endpoint, ErrorKind};
 
-/// An answer, whole.
+/// The body of an answer.
 pub struct Answer {
     pub(super) bytes: Bytes,
     pub(super) endpoint: Endpoint,
     pub(super) asked: Asked,
-    /// While it is large, no other large one is read.
+    /// Held by a large answer, so that no second one is in memory at the same time.
     pub(super) _alone: Option<OwnedMutexGuard<()>>,
 }
 
@@ -22,7 +22,7 @@ impl Answer {
         serde_json::from_slice(&self.bytes).map_err(|error| self.malformed(&what_is_missing(&error, &self.bytes)))
     }
 
-    /// Reads it as a list of `T`. An element that is none doesn't hold up the others.
+    /// Reads it as a list of `T`. An element that isn't a `T` is left out, and the error is kept in [`List::bad`].
     pub fn list<'a, T: Deserialize<'a>>(&'a self) -> Result<List<T>, ApiError> {
         let elements: Vec<&'a RawValue> = self.parse()?;
         let mut list = List { records: Vec::with_capacity(elements.len()), elements: elements.len(), bad: None };
@@ -44,17 +44,18 @@ impl Answer {
     }
 }
 
-/// The elements of an answer that is a list.
+/// An answer that is a list.
 pub struct List<T> {
-    /// Those that are what is documented.
+    /// The elements that could be read.
     pub records: Vec<T>,
-    /// How many there were.
+    /// The number of elements, readable or not.
     pub elements: usize,
-    /// What the first that isn't lacks.
+    /// What is wrong with the first element that could not be read.
     pub bad: Option<ApiError>,
 }
 
-/// What serde_json missed, without a byte of the answer: of its messages, some quote what they found.
+/// Why serde_json could not read the answer. Some of its own messages quote the answer, which may hold secrets, so they
+/// are not used.
 fn what_is_missing(error: &serde_json::Error, bytes: &[u8]) -> String {
     let text = error.to_string();
     if bytes.trim_ascii_start().first() == Some(&b'<') {

@@ -1,6 +1,6 @@
-//! The kinds of requests, and why one brought nothing: for people, without a byte of an answer.
+//! The kinds of requests, and why one failed, in words for people. No message holds a byte of an answer.
 
-/// A larger answer is refused: a page of the largest kind has less.
+/// A larger answer is refused. No page of env0's comes near it.
 pub(super) const ANSWER_MAX_BYTES: usize = 32 * 1024 * 1024;
 /// What env0's gateway answers to a path that doesn't exist.
 pub(super) const WRONG_PATH_MESSAGE: &str = "Missing Authentication Token";
@@ -61,7 +61,7 @@ impl Endpoint {
     }
 }
 
-/// Why a request brought nothing.
+/// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ErrorKind {
     /// 401
@@ -70,9 +70,9 @@ pub enum ErrorKind {
     Revoked,
     /// 403: the key's role lacks a permission, or the organization doesn't let this address in.
     Forbidden,
-    /// 403, and the key sees other organizations; which ones.
+    /// 403, and the key sees other organizations. Holds their ids.
     OtherOrganization(String),
-    /// 403 to this as to `GET /organizations`, which every role may ask for.
+    /// 403, even to `GET /organizations`, which every role may ask for.
     AllForbidden,
     /// 403 with the gateway's message for a path that doesn't exist.
     WrongUrl,
@@ -80,26 +80,26 @@ pub enum ErrorKind {
     Gone,
     /// Another 4xx.
     Refused(u16),
-    /// 429, as often as it was tried.
+    /// 429 at every attempt.
     Throttled,
-    /// 5xx, as often as it was tried.
+    /// 5xx at every attempt.
     Server(u16),
-    /// No answer, or one that broke off or took too long; the reason in words.
+    /// No answer, or one that broke off or took too long. Holds the reason in words.
     Unreachable(String),
     /// More than 32 MiB.
     TooLarge,
-    /// Not what is documented; what was missing.
+    /// The answer is not what env0 documents. Holds what was missing.
     Malformed(String),
 }
 
-/// Who is asked, and with which key, as messages name it.
+/// The host and the key, for messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Asked {
     pub(super) host: String,
     pub(super) key_id: String,
 }
 
-/// A request that brought nothing.
+/// A request that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", self.message())]
 pub struct ApiError {
@@ -111,12 +111,12 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// The same, with a cause that is known better.
+    /// The same request's error with a more precise cause.
     pub fn because(self, kind: ErrorKind) -> ApiError {
         ApiError { kind, ..self }
     }
 
-    /// One word for metrics and for telling a change of state.
+    /// One word for the label in metrics. The log is told once for each.
     pub fn as_str(&self) -> &'static str {
         match self.kind {
             ErrorKind::Unauthorized => "unauthorized",

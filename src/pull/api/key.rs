@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::config;
 
-/// A key: who asks, and what proves it.
+/// An API key: its id and its secret.
 pub(super) struct Key {
     pub(super) id: String,
     pub(super) secret: SecretString,
@@ -29,7 +29,7 @@ impl KeyHolder {
         self.key.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads the files again; whether they hold another key. What can't be read leaves the old one.
+    /// Reads the files again. True if they hold another key; if one can't be read, the old key stays in use.
     pub(super) fn reload(&self) -> bool {
         let old = self.key();
         let read = |file: Option<&Path>| file.map(config::secret_of_file).transpose();

@@ -8,9 +8,9 @@ use tokio::time::Instant;
 
 /// Requests that may go at once after a pause.
 const BURST: f64 = 100.0;
-/// With the burst it makes 940 in 60 s.
+/// Together with the burst this makes at most 940 in 60 s.
 const PER_SECOND: f64 = 14.0;
-/// Paths that are remembered before those that have rested are forgotten.
+/// With more paths than this, those with a full bucket are forgotten.
 const PATHS_MAX: usize = 1024;
 
 /// A token bucket for each path.
@@ -23,7 +23,7 @@ struct Bucket {
 }
 
 impl Bucket {
-    /// Takes a token, which may be one of the future; how long to wait for it.
+    /// Takes a token and returns how long to wait for it. Tokens may be taken ahead of time.
     fn take(&mut self, now: Instant) -> Duration {
         let passed = now.duration_since(self.filled_at).as_secs_f64();
         self.tokens = (self.tokens + passed * PER_SECOND).min(BURST) - 1.0;
