@@ -1,6 +1,6 @@
 //! Vocabulary: log types, batch names, object keys. Pure; strict parsers.
 //!
-//! A batch's file name is its whole state (contract sections 1, 6 and 8):
+//! A batch's file name is its whole state:
 //!
 //! ```text
 //! <opened>_<suffix>[.gz|.zst].open

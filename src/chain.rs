@@ -1,7 +1,7 @@
 //! The chain entry that every object carries as S3 user metadata, and its signature. Pure.
 //!
-//! Each instance numbers the batches of each log type 1, 2, 3, … and names the hash of the batch before
-//! (contract section 8). `README.md` specifies the format for verifiers in other languages.
+//! Each instance numbers the batches of each log type 1, 2, 3, … and names the hash of the batch before.
+//! `src/verify/README.md` specifies the format for verifiers in other languages.
 
 use std::collections::HashMap;
 use std::fmt;

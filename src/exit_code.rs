@@ -1,4 +1,4 @@
-//! The process's exit codes (contract section 7; `sysexits.h` where it has a fitting one).
+//! The process's exit codes (`sysexits.h` where it has a fitting one).
 
 /// All went well.
 pub const OK: u8 = 0;

@@ -98,7 +98,7 @@ pub trait Protocol: Send + Sync + 'static {
     /// The answer to accepted events.
     fn accepted(&self, accepted: &Accepted) -> Answer;
 
-    /// The answer to a refusal; status, `Retry-After` and `WWW-Authenticate` as the contract says.
+    /// The answer to a refusal; status, `Retry-After` and `WWW-Authenticate` by one table for all protocols; see [`Refusal::status`].
     fn refused(&self, refusal: &Refusal) -> Answer;
 
     /// The answer to a client that asks, without credentials, whether anyone is there.

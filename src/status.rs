@@ -158,7 +158,7 @@ pub struct SpooledStatus {
     pub head: Option<ChainHead>,
 }
 
-/// The newest link of a chain (contract section 8).
+/// The newest link of a chain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChainHead {
     /// Number of the batch that was sealed last.

@@ -62,7 +62,7 @@ async fn a_writer_that_hangs_in_an_fsync_fails_liveness_and_only_that_until_it_g
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_listing_that_hangs_holds_up_no_answer_and_the_status_tells_when_its_figures_were_so() {
+async fn a_listing_that_hangs_holds_up_no_answer_and_the_status_dates_its_figures() {
     let disk = HangingDisk::default();
     let Running { address, spool, _dir, .. } = Running::on(&disk).await;
     let asked_at = || client::status(address).unwrap().spool.disk_asked_at;

@@ -290,7 +290,7 @@ fn held(mut answer: Response<Bytes>) -> Response<Bytes> {
 }
 
 #[tokio::test]
-async fn a_sealed_batch_becomes_one_object_that_tells_its_place_in_the_chain_and_its_file_goes() {
+async fn a_sealed_batch_becomes_one_object_with_its_place_in_the_chain_and_its_file_goes() {
     let mut case = Case::new(first([])).await;
     let lines = ["{\"message\":\"one\"}\n{\"message\":\"two\"}\n", "{\"message\":\"three\"}\n"];
     let mut keys = vec![case.batch(TYPE, lines[0]).await];

@@ -7,7 +7,7 @@ use crate::http::listener::Listener;
 use crate::http::site::Site;
 
 #[tokio::test]
-async fn while_the_daemon_starts_a_request_is_held_and_then_refused_in_its_protocols_words() {
+async fn while_the_daemon_starts_a_request_is_held_then_refused_in_its_protocols_words() {
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = tcp.local_addr().unwrap();
     let front = Arc::new(SetOnce::new());

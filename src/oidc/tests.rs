@@ -178,7 +178,7 @@ async fn a_token_that_names_no_key_is_tried_with_each() {
 }
 
 #[tokio::test]
-async fn a_header_that_asks_for_more_than_is_understood_or_for_the_keys_other_algorithm_is_refused() {
+async fn a_header_that_asks_for_what_is_not_understood_or_another_algorithm_is_refused() {
     let case = Case::new().await;
     let claims = case.issuer.claims(Utc::now() + chrono::TimeDelta::hours(1));
     let kid = Some("key-1".to_owned());
@@ -285,7 +285,7 @@ fn an_issuer_over_plain_http_has_to_be_loopback_or_allowed() {
 }
 
 #[tokio::test]
-async fn tokens_of_another_organization_are_counted_and_shown_by_the_beginning_of_their_ids() {
+async fn tokens_of_another_organization_are_counted_and_shown_by_the_start_of_their_ids() {
     let mut case = Case::new().await;
     case.config.oidc_organization_ids = vec!["00000000-0000-0000-0000-000000000000".to_owned()];
     let verifier = case.verifier();

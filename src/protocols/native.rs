@@ -1,4 +1,4 @@
-//! The native protocol (contract section 3): `POST /v1/logs/<log type>`, JSON or text, sniffed.
+//! The native protocol: `POST /v1/logs/<log type>`, JSON or text, sniffed.
 
 use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;

@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn otlp_protobuf_keeps_fields_that_are_not_known_and_refuses_them_where_records_may_be() {
+    fn otlp_protobuf_keeps_unknown_fields_and_refuses_them_where_records_may_be() {
         let unknown = [0xfa, 0x01, 1, b'x']; // field 31
         let record = field(2, &[&unknown[..], &field(5, &[0x10, 1]), &unknown].concat());
         let scope = field(1, &[&field(1, b"s")[..], &unknown].concat());

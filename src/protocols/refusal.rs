@@ -101,7 +101,7 @@ impl fmt::Display for BadCredentials {
 }
 
 impl Refusal {
-    /// The status of the contract's table, the same in every protocol.
+    /// The HTTP status, the same in every protocol.
     pub fn status(&self) -> StatusCode {
         match self {
             Refusal::Unauthorized(_) => StatusCode::UNAUTHORIZED,
@@ -116,7 +116,7 @@ impl Refusal {
         }
     }
 
-    /// An answer with the status and headers of the contract's table and a protocol's own body.
+    /// An answer with the refusal's status and headers and a protocol's own body.
     pub fn answer(&self, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
         let mut answer = answer(self.status(), content_type, body);
         let (name, value): (HeaderName, HeaderValue) = match self {

@@ -445,7 +445,7 @@ async fn bucket_sts_issuer_and_token_url_are_all_reached_through_the_proxy() {
 }
 
 #[tokio::test]
-async fn a_bucket_of_aws_is_written_to_in_its_region_and_a_proxy_that_refuses_lets_nothing_arrive() {
+async fn a_bucket_of_aws_is_written_to_in_its_region_and_never_through_a_refusing_proxy() {
     let proxy = Server::start(|_| answer(403, "")).await;
     let network = crate::config::Network { https_proxy: Some(proxy.url().into()), ..Default::default() };
     let (s3, _sts) = s3_with(Config { network, force_path_style: false, ..config("") }).await;

@@ -338,7 +338,7 @@ fn beside_a_running_daemon_its_token_lock_and_last_put_are_judged() {
 }
 
 #[test]
-fn a_token_of_its_own_that_has_ended_is_a_warning_beside_a_daemon_that_holds_a_session() {
+fn a_token_of_its_own_that_has_ended_is_a_warning_beside_a_daemon_with_a_session() {
     let aws = LocalAws::start();
     let setup = setup(&aws);
     let daemon = setup.start();

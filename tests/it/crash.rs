@@ -42,7 +42,7 @@ fn load_and_kill(daemon: Daemon, books: &Books, acknowledgements: usize) {
 }
 
 #[test]
-fn killed_twenty_times_in_the_middle_of_a_load_every_acknowledged_event_arrives_once() {
+fn killed_twenty_times_under_load_every_acknowledged_event_arrives_once() {
     let aws = LocalAws::start();
     let setup = setup(&aws);
     let books = Books::default();

@@ -86,7 +86,7 @@ fn a_full_disk_answers_503_and_recovers_by_itself_and_what_came_in_goes_out() {
 }
 
 #[test]
-fn a_disk_that_somebody_else_fills_is_taken_again_once_there_is_room_and_a_kill_in_between_loses_nothing() {
+fn a_disk_that_somebody_else_fills_is_used_again_and_a_kill_loses_nothing() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws);
     let folder = setup.folder().join("small");
@@ -222,7 +222,7 @@ fn a_folder_that_is_removed_while_a_batch_is_open_costs_no_event() {
 }
 
 #[test]
-fn a_spool_that_is_removed_as_a_whole_under_the_daemon_is_one_again_and_costs_no_open_event() {
+fn a_spool_that_is_removed_under_the_daemon_is_made_again_and_costs_no_open_event() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "1h");
     let (mut daemon, books) = (setup.start(), Books::default());
@@ -262,7 +262,7 @@ fn files_that_do_not_belong_there_stop_no_start_and_overwrite_nothing() {
 }
 
 #[test]
-fn one_flipped_bit_goes_to_quarantine_the_others_go_on_and_the_next_object_tells_of_it() {
+fn one_flipped_bit_goes_to_quarantine_and_the_next_object_tells_of_it() {
     let aws = LocalAws::start();
     aws.s3.inject(Fault::slow_down());
     let setup = Setup::new(&aws);

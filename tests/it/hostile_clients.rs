@@ -41,7 +41,7 @@ fn gzip(bytes: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
 }
 
 #[test]
-fn twice_the_connection_limit_in_trickling_and_silent_connections_starve_no_good_client() {
+fn trickling_and_silent_connections_at_twice_the_limit_starve_no_good_client() {
     const LIMIT: usize = 16;
     let aws = LocalAws::start();
     let setup = Setup::new(&aws).set("ENV0_S3_LOG_MAX_CONNECTIONS", LIMIT.to_string());

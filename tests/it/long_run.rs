@@ -203,7 +203,7 @@ impl Round<'_> {
     }
 }
 
-/// Once at rest, per type: accepted + recovered = uploaded + spooled + quarantined (contract section 7).
+/// Once at rest, per type: accepted + recovered = uploaded + spooled + quarantined.
 fn check_law(daemon: &Daemon) {
     for log_type in ["env0-deployments", "env0-audits"] {
         let count = |name: &str| {

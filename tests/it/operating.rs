@@ -183,7 +183,7 @@ fn while_draining_only_readiness_fails_and_names_the_reason() {
 }
 
 #[test]
-fn unknown_paths_and_queries_of_the_admin_listener_are_404_and_nothing_changes_state() {
+fn unknown_paths_and_queries_of_the_admin_listener_are_404_and_change_nothing() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws);
     let daemon = setup.start();

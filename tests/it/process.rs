@@ -29,7 +29,7 @@ fn every_warning_of_a_start_is_printed() {
 }
 
 #[test]
-fn each_file_that_is_set_aside_has_a_line_and_whatever_its_name_holds_the_line_is_json() {
+fn each_file_that_is_set_aside_has_a_line_of_json_whatever_its_name_holds() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws);
     setup.start().kill();

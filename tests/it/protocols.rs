@@ -261,7 +261,7 @@ fn every_protocol_is_acknowledged_in_its_own_words_and_stored_under_its_own_name
 }
 
 #[test]
-fn a_path_prefix_names_the_log_type_for_a_sender_that_cannot_and_a_typed_token_for_all() {
+fn a_path_prefix_names_the_log_type_for_a_sender_and_a_typed_token_for_all() {
     let listener = Listener::new();
     for (index, dialect) in dialects().iter().enumerate() {
         let other = "env0-audits";

@@ -116,7 +116,7 @@ fn an_event_that_appears_ten_minutes_late_behind_newer_ones_is_stored_once() {
 }
 
 #[test]
-fn without_a_time_to_begin_from_the_first_start_is_where_it_begins_for_every_later_one() {
+fn without_a_time_to_begin_from_the_first_start_is_where_every_later_one_begins() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let setup = setup(&aws, &env0);
     let before = event(1, Utc::now() - TimeDelta::seconds(5));
@@ -133,7 +133,7 @@ fn without_a_time_to_begin_from_the_first_start_is_where_it_begins_for_every_lat
 }
 
 #[test]
-fn a_secret_of_a_deployment_in_an_events_payload_is_redacted_and_no_other_byte_changes() {
+fn a_deployments_secret_in_a_payload_is_redacted_and_no_other_byte_changes() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let at = Utc::now() - TimeDelta::minutes(1);
     let secret = r#""customEnv0EnvironmentVariables":{"oidcToken":"canary","x":1.0}"#;
@@ -148,7 +148,7 @@ fn a_secret_of_a_deployment_in_an_events_payload_is_redacted_and_no_other_byte_c
 }
 
 #[test]
-fn an_event_over_the_limit_is_stored_as_far_as_that_goes_and_said_and_the_others_come() {
+fn an_event_over_the_limit_is_stored_as_far_as_that_goes_and_the_others_come() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let at = Utc::now() - TimeDelta::minutes(1);
     let large = event(1, at).json.replace("\"ratio\"", &format!("\"text\":\"{}\",\"ratio\"", "x".repeat(100_000)));
@@ -428,7 +428,7 @@ fn project(volume: &std::path::Path, version: &str, token: &str) {
 }
 
 #[test]
-fn a_pods_service_account_token_of_another_issuer_is_enough_and_its_replacement_is_used() {
+fn a_pods_service_account_token_is_enough_and_its_replacement_is_used() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let subject = "system:serviceaccount:logs:env0-s3-logs";
     aws.sts.trust_subject(subject);

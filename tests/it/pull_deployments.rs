@@ -41,7 +41,7 @@ fn a_round_later(daemon: &Daemon) {
 }
 
 #[test]
-fn a_deployment_is_followed_while_it_runs_and_ended_by_one_line_of_named_fields_only() {
+fn a_deployment_is_followed_while_it_runs_and_ended_by_one_line_of_named_fields() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "git:clone", 3)])];
     let setup = setup(&aws, &env0);
@@ -106,7 +106,7 @@ fn logs_of_many_pages_come_once_whichever_way_env0_gives_their_cursors() {
 }
 
 #[test]
-fn deployments_that_came_and_ended_while_no_daemon_ran_are_stored_whole_and_older_ones_are_not() {
+fn deployments_that_ended_while_no_daemon_ran_are_stored_whole_and_older_ones_not() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "git:clone", 5).ended()])];
     let setup = setup(&aws, &env0);
@@ -132,7 +132,7 @@ fn deployments_that_came_and_ended_while_no_daemon_ran_are_stored_whole_and_olde
 }
 
 #[test]
-fn killed_again_and_again_while_it_follows_forty_deployments_every_line_arrives_once() {
+fn killed_again_and_again_while_it_follows_deployments_every_line_arrives_once() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     env0.world().log_shape = LogShape { cursor: Cursor::Number, repeats: true, page_events: 20 };
     let deployments = |from: usize| {
@@ -276,7 +276,7 @@ fn a_record_that_lacks_a_member_is_told_and_holds_up_no_other() {
 }
 
 #[test]
-fn a_deployment_without_any_time_is_followed_to_its_end_and_one_that_had_ended_before_is_told() {
+fn a_deployment_without_times_is_followed_to_its_end_and_an_ended_one_is_told() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let timeless = |deployment: Deployment| Deployment { created_at: None, ..deployment };
     env0.world().environments = vec![

@@ -35,7 +35,7 @@ fn readme_variables() -> BTreeSet<String> {
 }
 
 #[test]
-fn the_readmes_five_variables_and_no_other_step_bring_both_kinds_of_logs_into_the_bucket() {
+fn the_readmes_five_variables_alone_bring_both_kinds_of_logs_into_the_bucket() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let unneeded = [
         "ENV0_OIDC_TOKEN",

@@ -44,7 +44,7 @@ fn killed_again_and_again_while_it_pulls_every_event_arrives_once() {
 }
 
 #[test]
-fn a_batch_whose_events_the_place_does_not_know_yet_is_not_sent_before_a_kill_and_once_after_it() {
+fn a_batch_that_the_place_does_not_know_yet_is_sent_only_after_a_kill_and_once() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
     let daemon = setup.start();
@@ -67,7 +67,7 @@ fn a_batch_whose_events_the_place_does_not_know_yet_is_not_sent_before_a_kill_an
 }
 
 #[test]
-fn killed_while_env0_is_asked_while_s3_is_sent_the_batch_and_before_its_answer_each_event_comes_once() {
+fn killed_at_each_step_of_a_pull_each_event_comes_once() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
     let happens = |number: usize| env0.world().audits.push(event(number, Utc::now() - TimeDelta::seconds(1)));

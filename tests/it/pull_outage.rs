@@ -35,7 +35,7 @@ fn a_round_later(daemon: &Daemon) {
 }
 
 #[test]
-fn what_ran_ended_and_happened_while_no_daemon_ran_for_a_day_is_there_once_after_the_start() {
+fn what_happened_while_no_daemon_ran_for_a_day_is_there_once_after_the_start() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let setup =
         Setup::new(&aws).unset("ENV0_S3_LOG_INGEST_TOKEN").set("ENV0_S3_LOG_PULL_FROM", hours_ago(48).to_rfc3339());

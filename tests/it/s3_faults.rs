@@ -119,7 +119,7 @@ fn a_dropped_connection_that_stored_nothing_is_sent_again_under_the_same_key() {
 }
 
 #[test]
-fn a_refused_batch_is_sent_again_under_the_key_that_its_events_were_acknowledged_with() {
+fn a_refused_batch_is_sent_again_under_the_key_that_was_acknowledged() {
     let case = Case::new([Fault::slow_down().times(1), Fault::access_denied().times(1)]);
     let ids = case.books.ids(3);
     let acknowledged = case.daemon.post(DEPLOYMENTS, Books::body(&ids)).json();
@@ -159,7 +159,7 @@ fn a_key_taken_twice_still_names_the_suffix_that_was_acknowledged() {
 }
 
 #[test]
-fn a_store_without_conditional_puts_gets_them_without_the_header_and_the_log_says_so_once() {
+fn a_store_without_conditional_puts_gets_plain_ones_and_the_log_says_so_once() {
     for refusal in [Fault::not_implemented(), Fault::answer(400, "NotImplemented", "no conditional writes here")] {
         let case = Case::new([refusal.times(1)]);
         case.send(DEPLOYMENTS, 3);
@@ -344,7 +344,7 @@ fn an_outage_with_changing_errors_is_logged_once_a_kind() {
 }
 
 #[test]
-fn sealed_batches_that_somebody_removes_are_counted_as_quarantined_and_hold_nothing_up() {
+fn sealed_batches_that_somebody_removes_count_as_quarantined_and_hold_nothing_up() {
     let case = Case::new([Fault::access_denied()]);
     case.send(DEPLOYMENTS, 3);
     case.wait_for_puts(1);

@@ -1,4 +1,4 @@
-//! Every row of the status table (contract section 3), sent exactly so over a socket. After each
+//! Every row of the status table, sent exactly so over a socket. After each
 //! refusal the daemon goes on serving, and the spool holds nothing of the refused request.
 
 use serde_json::json;
@@ -319,7 +319,7 @@ fn a_full_type_keeps_out_no_event_whose_sender_says_the_other_one() {
 }
 
 #[test]
-fn a_request_with_events_of_both_types_is_taken_whole_or_not_at_all_while_the_spool_fills() {
+fn a_request_with_both_types_is_taken_whole_or_not_at_all_while_the_spool_fills() {
     let table = Table::with(|setup| {
         setup.set("ENV0_S3_LOG_SPOOL_MAX_BYTES", "2MiB").set("ENV0_S3_LOG_BATCH_MAX_BYTES", "256KiB")
     });

@@ -96,7 +96,7 @@ fn a_body_that_is_longer_than_any_token_is_refused_by_its_head() {
 }
 
 #[test]
-fn strangers_who_send_half_a_token_take_neither_memory_nor_connections_from_those_who_are_let_in() {
+fn strangers_who_send_half_a_token_take_neither_memory_nor_connections_from_others() {
     const STRANGERS: usize = 24;
     const GUESTS: usize = 5;
     let aws = LocalAws::start();
@@ -319,7 +319,7 @@ fn a_token_is_handed_over_while_the_spool_is_full() {
 }
 
 #[test]
-fn a_restarted_daemon_with_a_backlog_and_no_token_says_in_one_line_what_it_waits_for() {
+fn a_restarted_daemon_with_a_backlog_and_no_token_says_once_what_it_waits_for() {
     let aws = LocalAws::start();
     let setup = setup(&aws);
     let (daemon, books) = (setup.start(), Books::default());

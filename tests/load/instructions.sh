@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# tests/load/instructions.sh: what the chain of contract section 8 costs, counted in instructions (callgrind), not
+# tests/load/instructions.sh: what the hash chain costs, counted in instructions (callgrind), not
 # timed. The load run at 100 events a request, every object signed; printed are all instructions of the daemon
 # and the share of what is there for the chain alone: its text, the signature and the whole of the PUT's request
 # that carries them, as an upper bound. (The SHA-256 is none of it: S3 is sent it as the checksum.)

@@ -25,7 +25,7 @@ fn two_listeners_on_one_port_are_refused_whatever_address_includes_the_other() {
 }
 
 #[test]
-fn what_others_read_and_the_daemon_does_not_is_named_in_one_warning_without_its_value() {
+fn what_others_read_and_the_daemon_does_not_is_named_once_without_its_value() {
     let set = [
         ("all_proxy", "http://user:password@proxy:1"),
         ("Https_Proxy", "proxy:1"),

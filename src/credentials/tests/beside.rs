@@ -64,7 +64,7 @@ async fn the_operators_own_token_reaches_both_roles() {
 }
 
 #[tokio::test]
-async fn a_role_that_sts_refuses_leaves_the_other_its_session_and_is_named_with_its_variable() {
+async fn a_role_that_sts_refuses_is_named_with_its_variable_and_leaves_the_other_alone() {
     let server = sts(|request| match request.field("RoleArn").as_deref() {
         Some(ARN) => sts_error(400, "ValidationError", "DurationSeconds exceeds the MaxSessionDuration of this role"),
         _ => sts_session("AKIAS3", TimeDelta::hours(1)),

@@ -56,7 +56,7 @@ async fn a_checksum_that_is_refused_though_the_file_is_whole_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_file_that_changed_or_went_is_set_aside_and_the_next_object_tells_of_the_gap_once() {
+async fn a_file_that_changed_or_went_is_set_aside_and_the_next_object_tells_the_gap() {
     let change = |path: &Path| fs::write(path, LINE.replace("one", "two")).unwrap();
     let lengthen = |path: &Path| fs::write(path, [LINE, LINE].concat()).unwrap();
     let remove = |path: &Path| fs::remove_file(path).unwrap();
@@ -211,7 +211,7 @@ async fn an_object_that_is_stored_is_not_sent_again_while_its_file_cannot_go() {
 }
 
 #[tokio::test]
-async fn a_gap_that_the_disk_does_not_take_as_told_is_told_again_and_its_object_is_not_sent_again() {
+async fn a_gap_that_cannot_be_marked_as_told_is_told_again_and_no_object_sent_again() {
     let mut case = Case::new(checks_the_body).await;
     let lost = case.batch(TYPE, LINE).await;
     fs::remove_file(case.sealed_file(&lost).await).unwrap();

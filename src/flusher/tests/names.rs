@@ -186,7 +186,7 @@ async fn a_new_name_that_is_taken_after_an_answer_that_tells_nothing_holds_our_o
 }
 
 #[tokio::test]
-async fn a_refusal_after_an_answer_that_tells_nothing_does_not_make_the_name_another_writers() {
+async fn a_refusal_after_an_answer_that_tells_nothing_makes_the_name_nobody_elses() {
     let mut case = Case::new(first([internal_error(), held(denied()), name_taken()])).await;
     let key = case.batch(TYPE, LINE).await;
     case.flush();

@@ -7,7 +7,7 @@ fn is_audit(put: &Seen) -> bool {
 }
 
 #[tokio::test]
-async fn a_failure_is_told_with_its_times_its_reason_and_its_remedy_until_it_is_over_and_delays_no_other_type() {
+async fn a_failure_is_told_with_its_remedy_until_it_is_over_and_delays_no_other_type() {
     let mut answers = first([denied(), denied(), held(denied())]);
     let mut case = Case::new(move |put| if is_audit(put) { ok() } else { answers(put) }).await;
     case.batch(TYPE, LINE).await;
@@ -106,7 +106,7 @@ async fn a_batch_whose_session_is_refused_goes_again_at_once_with_the_next_one()
 }
 
 #[tokio::test]
-async fn a_pause_is_the_backoff_or_what_the_answer_asks_for_and_none_at_first_where_a_session_is_the_reason() {
+async fn a_pause_is_the_backoff_or_what_the_answer_asks_and_none_for_a_first_bad_session() {
     let mut case = Case::new(first([])).await;
     case.batch(TYPE, LINE).await;
     let [sealed, _] = case.sealed.as_mut().unwrap();

@@ -1,4 +1,4 @@
-//! Secrets in events (contract section 1): the string values of `oidcToken` and `vcsAccessToken`
+//! Secrets in events: the string values of `oidcToken` and `vcsAccessToken`
 //! directly inside an object that is the value of `customEnv0EnvironmentVariables`, at any depth,
 //! however the keys are escaped. env0's API puts them there. JSON inside strings is not searched.
 

@@ -53,7 +53,7 @@ fn a_disk_that_fails_for_long_is_told_and_uploads_go_on() {
 }
 
 #[test]
-fn after_a_failed_fsync_nothing_more_is_appended_and_what_was_acknowledged_is_salvaged() {
+fn after_a_failed_fsync_nothing_is_appended_and_what_was_acknowledged_is_salvaged() {
     for errno in ERRORS {
         let mut world = World::opened();
         world.append(2).unwrap();
@@ -71,7 +71,7 @@ fn after_a_failed_fsync_nothing_more_is_appended_and_what_was_acknowledged_is_sa
 }
 
 #[test]
-fn what_a_failed_fsync_spoiled_outlives_a_kill_before_its_salvage_and_a_power_cut_after_it() {
+fn what_a_failed_fsync_spoiled_outlives_a_kill_before_salvage_and_a_power_cut_after() {
     let mut world = World::opened();
     world.append(2).unwrap();
     world.disk.rule(|op, path| {
@@ -309,7 +309,7 @@ fn a_rename_that_fails_at_sealing_is_repeated_and_nothing_is_copied() {
 }
 
 #[test]
-fn a_batch_that_a_crash_left_and_that_can_not_be_opened_to_be_compressed_is_tried_again() {
+fn a_crashs_batch_that_can_not_be_opened_to_be_compressed_is_tried_again() {
     let mut world = World::with_codec(Codec::Gzip);
     world.open().unwrap();
     world.append(2).unwrap();
@@ -377,7 +377,7 @@ fn after_the_file_size_limit_a_new_file_is_begun() {
 }
 
 #[test]
-fn a_batch_whose_file_is_removed_while_it_is_open_is_sealed_from_what_the_writer_has_open() {
+fn an_open_batch_whose_file_is_removed_is_sealed_from_what_the_writer_has_open() {
     for codec in [Codec::None, Codec::Gzip, Codec::Zstd] {
         let mut world = World::with_codec(codec);
         world.open().unwrap();

@@ -273,7 +273,7 @@ fn the_number_that_quarantine_leaves_behind_is_durable_before_its_file_moves() {
 }
 
 #[test]
-fn what_lines_hold_is_given_back_when_they_are_durable_however_soon_their_sender_left() {
+fn what_lines_hold_is_given_back_once_durable_however_soon_their_sender_left() {
     let mut world = appended();
     let ((stalls, is_stalled), (resume, resumes)) = (mpsc::channel(), mpsc::channel::<()>());
     world.disk.rule(move |op, _| {

@@ -70,7 +70,7 @@ fn a_batch_that_goes_to_quarantine_goes_there_once_whatever_its_rename_answers()
 }
 
 #[test]
-fn while_the_path_leads_elsewhere_nothing_is_set_aside_and_nothing_written_and_then_all_goes_on() {
+fn while_the_path_leads_elsewhere_nothing_is_written_and_then_all_goes_on() {
     for index in 0..2 {
         let mut world = sealed();
         world.append(1).unwrap();
@@ -171,7 +171,7 @@ fn a_spool_that_is_moved_away_is_not_made_anew_and_goes_on_when_it_is_back() {
 }
 
 #[test]
-fn a_lock_that_is_removed_lets_no_second_daemon_in_and_is_there_again_with_the_next_event() {
+fn a_lock_that_is_removed_lets_no_second_daemon_in_and_is_made_again() {
     let (_home, dir, spool) = real();
     fs::remove_file(dir.join("lock")).unwrap();
     let refusal = Lock::take(&dir).unwrap_err();

@@ -91,7 +91,7 @@ fn a_file_that_can_not_be_read_goes_to_quarantine_and_the_start_goes_on() {
 }
 
 #[test]
-fn a_file_of_which_the_end_can_not_be_read_counts_as_the_lines_before_it_and_one_more() {
+fn a_file_whose_end_can_not_be_read_counts_as_the_lines_before_it_and_one_more() {
     let mut world = with_file(&open_name(), format!("{}[1]\n{}", line(0), line(1)).as_bytes());
     let mut reads = 0;
     world.disk.rule(move |op, path| {
@@ -440,7 +440,7 @@ fn a_disk_that_is_full_at_the_start_keeps_nothing_from_running() {
 }
 
 #[test]
-fn without_room_for_a_copy_what_a_crash_left_is_sealed_as_it_is_and_its_delivery_makes_room() {
+fn without_room_for_a_copy_what_a_crash_left_is_sealed_as_it_is_and_sent() {
     for errno in [Errno::NOSPC, Errno::DQUOT, Errno::FBIG] {
         let mut world = World::opened();
         world.append(2).unwrap();

@@ -62,7 +62,7 @@ fn append_at_once(batch_max_bytes: u64, sizes: &[usize]) -> (Vec<Op>, World) {
 const KIB: usize = 1024;
 
 #[test]
-fn requests_that_arrive_while_an_fsync_runs_share_the_next_one_and_small_ones_a_write() {
+fn requests_that_arrive_during_an_fsync_share_the_next_one_and_small_ones_a_write() {
     let writes_for = [
         (1, vec![KIB; 10]),
         (1, vec![200 * KIB, 56 * KIB]),
@@ -186,7 +186,7 @@ fn a_full_spool_says_so_before_anything_is_sent_to_it() {
 }
 
 #[test]
-fn a_status_tells_of_the_last_event_the_oldest_batch_and_the_chains_head_once_there_is_one() {
+fn a_status_tells_the_last_event_the_oldest_batch_and_the_chains_head() {
     let mut world = World::opened();
     let status = world.folder().status("");
     assert_eq!((status.last_accepted, status.oldest_unsent, status.head), (None, None, None));
@@ -205,7 +205,7 @@ fn a_status_tells_of_the_last_event_the_oldest_batch_and_the_chains_head_once_th
 }
 
 #[test]
-fn every_fsync_and_every_sealed_batch_is_measured_under_the_reason_that_the_metrics_list() {
+fn every_fsync_and_every_sealed_batch_is_measured_under_a_listed_reason() {
     let recorder = PrometheusBuilder::new().build_recorder();
     let mut world = World::new();
     metrics::with_local_recorder(&recorder, || world.open().unwrap());

@@ -1,4 +1,4 @@
-//! Counts events in and lines out, and checks that what lies in the bucket is as the contract says.
+//! Counts events in and lines out, and checks that what lies in the bucket is as the README promises.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
