@@ -177,7 +177,10 @@ impl Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        self.usage.remove(self.log_type, self.bytes);
+        // Almost all room is kept: nothing to give back, and nobody to lock out.
+        if self.bytes > 0 {
+            self.usage.remove(self.log_type, self.bytes);
+        }
     }
 }
 

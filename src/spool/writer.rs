@@ -24,6 +24,8 @@ use crate::spool::usage::Room;
 
 /// Appends up to this size are gathered into one write.
 const GATHER_BYTES: usize = 256 * 1024;
+/// Room for the group of a usual flood of small appends, made at once.
+const USUAL_GROUP: usize = 64;
 /// An fsync covers at most this many bytes and a bit, so that no acknowledgement waits for all of a flood.
 const GROUP_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// The disk begins with each piece of a group that is at least so large, while the rest is written and hashed.
@@ -191,7 +193,7 @@ impl State {
 
     /// Takes what is in the channel, and what is about to come, as one group.
     fn serve(&mut self, first: Request, requests: &Receiver<Request>) {
-        let mut group = Vec::new();
+        let mut group = Vec::with_capacity(USUAL_GROUP);
         let mut bytes = 0;
         let mut next = Some(first);
         while let Some(request) = next {
@@ -227,7 +229,7 @@ impl State {
 
     /// Writes a group with as few writes as its sizes allow and one fsync a batch, then acknowledges.
     fn commit(&mut self, group: Vec<Append>) {
-        let mut staged: Vec<Append> = Vec::new();
+        let mut staged: Vec<Append> = Vec::with_capacity(group.len());
         let mut staged_bytes = 0;
         for append in group {
             // Whoever sent it was refused already, or is gone, before it was begun.
@@ -435,6 +437,10 @@ fn write(file: &mut dyn DiskFile, offset: u64, appends: &[Append], hasher: &mut 
         if gathered.len() + append.lines.len() > GATHER_BYTES {
             write(&gathered)?;
             gathered.clear();
+        }
+        if gathered.is_empty() {
+            let left: usize = appends[index..].iter().map(|append| append.lines.len()).sum();
+            gathered.reserve(left.min(GATHER_BYTES));
         }
         gathered.extend_from_slice(&append.lines);
     }
