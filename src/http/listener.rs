@@ -2,7 +2,6 @@
 //! `framing.rs`, those of bodies with who reads them.
 
 use std::convert::Infallible;
-use std::future::ready;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,8 +10,6 @@ use std::time::Duration;
 use axum::http::header::{CONNECTION, CONTENT_TYPE};
 use axum::http::{HeaderValue, Method, Request, Response};
 use bytes::Bytes;
-use futures_util::FutureExt;
-use futures_util::future::Either;
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -144,16 +141,16 @@ where
                 registry.refusals.count(*refused, connection.client, &"");
             }),
         };
-        let answer = match refused {
-            Some(refused) => Either::Left(ready(refusal(refused))),
-            None => {
-                Either::Right(handler(request, Guest { registry: registry.clone(), connection: connection.clone() }))
-            }
-        };
-        answer.map(|answer| {
+        let handler = &handler;
+        // The handler's future is made where it stays: it is large, and each move of it is a copy.
+        async move {
+            let answer = match refused {
+                Some(refused) => refusal(refused),
+                None => handler(request, Guest { registry: registry.clone(), connection: connection.clone() }).await,
+            };
             member.may_close();
             Ok::<_, Infallible>(answer)
-        })
+        }
     });
     let mut served = std::pin::pin!(
         http1::Builder::new()

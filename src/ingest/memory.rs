@@ -105,8 +105,11 @@ impl Charge {
         for permit in [&mut self.turn, free, share] {
             let part = surplus.min(permits(permit));
             surplus -= part;
-            drop(permit.as_mut().and_then(|permit| permit.split(part)));
-            permit.take_if(|permit| permit.num_permits() == 0);
+            if part == permits(permit) {
+                *permit = None;
+            } else {
+                drop(permit.as_mut().and_then(|permit| permit.split(part)));
+            }
         }
     }
 }
@@ -157,7 +160,8 @@ impl Memory {
         let all = u32::try_from(may_need).unwrap_or(u32::MAX).min(self.turns_bytes);
         held.turn = Some(match Arc::clone(&self.turns).try_acquire_many_owned(all) {
             Ok(permit) => permit,
-            Err(_) => self.wait_for_turn(lane, all, &mut held.waited).await?,
+            // Few wait, and every request's future would be larger.
+            Err(_) => Box::pin(self.wait_for_turn(lane, all, &mut held.waited)).await?,
         });
         Ok(())
     }

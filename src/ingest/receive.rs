@@ -75,7 +75,7 @@ impl Received {
         } else {
             Charge::after(self.waited())
         };
-        inflate(&mut inflater, &self.bytes, &mut buffer, terms).await?;
+        Box::pin(inflate(&mut inflater, &self.bytes, &mut buffer, terms)).await?;
         if inflater.is_whole() { Ok(buffer.finish()) } else { Err(broken("it ends early")) }
     }
 }
@@ -122,7 +122,8 @@ pub async fn read(body: &mut Incoming, encoding: Encoding, terms: &Terms<'_>) ->
                 buffer.bytes.extend_from_slice(&first);
                 buffer.bytes.extend_from_slice(&data);
             }
-            Some(inflater) => inflate(inflater, &data, &mut buffer, terms).await?,
+            // Boxed, here and above: each request's future would be larger, also where nothing is compressed.
+            Some(inflater) => Box::pin(inflate(inflater, &data, &mut buffer, terms)).await?,
         }
     }
     if sent > 0 && inflater.is_some_and(|inflater| !inflater.is_whole()) {
