@@ -264,12 +264,13 @@ impl Ingest {
         if self.draining.load(Ordering::Relaxed) {
             return Err(receive::draining());
         }
-        if !sender.headers.contains_key(CONTENT_LENGTH) && !sender.headers.contains_key(TRANSFER_ENCODING) {
+        let length = sender.headers.get(CONTENT_LENGTH);
+        if length.is_none() && !sender.headers.contains_key(TRANSFER_ENCODING) {
             return Err(Refusal::LengthRequired);
         }
         sender.protocol.judge_media_type(sender.headers)?;
         let encoding = sender.protocol.encoding(sender.headers)?;
-        let length = sender.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if length.is_some_and(|length| length > self.max_body_bytes as u64) {
             return Err(Refusal::TooLarge { limit: self.max_body_bytes, variable: receive::BODY_VARIABLE });
         }

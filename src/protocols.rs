@@ -143,10 +143,18 @@ impl<'a> ObjectOrText<'a> {
 /// into the type. Order is kept; nothing is copied where a type has one part. Where that is not so, parts and copies
 /// together stay within `limits`.
 pub fn by_type(
-    parts: Vec<Part>,
+    mut parts: Vec<Part>,
     limits: &Limits,
     decide: impl Fn(Option<LogType>) -> LogType,
 ) -> Result<[Lines; 2], BodyError> {
+    if parts.len() <= 1 {
+        // Almost every request: no lists are needed.
+        let mut lines: [Lines; 2] = Default::default();
+        if let Some(part) = parts.pop() {
+            lines[decide(part.said).index()] = part.lines;
+        }
+        return Ok(lines);
+    }
     let bytes = |parts: &[Lines]| parts.iter().map(|lines| lines.bytes.len()).sum::<usize>();
     let mut sorted: [Vec<Lines>; 2] = Default::default();
     for part in parts {

@@ -47,6 +47,10 @@ impl Site {
     }
 
     fn is_cross_site(&self, method: &Method, headers: &HeaderMap) -> bool {
+        // Few requests are a browser's: one look at the names that are there costs less than two searches by hash.
+        if !headers.keys().any(|name| name == SEC_FETCH_SITE || name == ORIGIN) {
+            return false;
+        }
         let is_follow_up = || {
             let navigates = headers.contains_key(SEC_FETCH_MODE)
                 && headers.get_all(SEC_FETCH_MODE).iter().all(|mode| mode == "navigate");
