@@ -1,4 +1,6 @@
-//! CloudWatch Logs, beside S3: what a batch's lines are there. Pure; nothing sends these calls yet.
+//! CloudWatch Logs, beside S3: what a batch's lines are there, and the client that puts them.
 
 pub mod calls;
+pub mod error;
+pub mod logs;
 pub mod timestamp;

@@ -86,11 +86,21 @@ struct State {
 impl Credentials {
     /// Starts the background exchange for the bucket's role, which ends with `shutdown`. Needs a Tokio runtime.
     pub fn start(config: &Config, network: &Network, instance_id: &str, shutdown: CancellationToken) -> Credentials {
-        let clock = Arc::new(crate::batch::now);
-        Credentials::start_by(clock, Role::of_bucket(config), config, network, instance_id, shutdown)
+        Credentials::start_for(Role::of_bucket(config), config, network, instance_id, shutdown)
     }
 
-    /// Starts the same for another role, with the same tokens: each that is handed over to `self` from now on is
+    /// The same for another role.
+    pub fn start_for(
+        role: Role,
+        config: &Config,
+        network: &Network,
+        instance_id: &str,
+        shutdown: CancellationToken,
+    ) -> Credentials {
+        Credentials::start_by(Arc::new(crate::batch::now), role, config, network, instance_id, shutdown)
+    }
+
+    /// Starts another role's beside these: each token that is handed over to `self` from now on is
     /// handed over there, too. Asked for once, before anybody hands over.
     pub fn start_beside(
         &self,

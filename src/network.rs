@@ -21,7 +21,7 @@ use rustls::pki_types::pem::PemObject;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::config;
-pub use answers::ANSWER_MAX_BYTES;
+pub use answers::{ANSWER_MAX_BYTES, retry_after};
 pub use foreign::{FOREIGN_NAME_MAX_CHARS, FOREIGN_WORDS_MAX_CHARS, foreign_name, foreign_words};
 
 /// To DNS answer, TCP and TLS connection, together.

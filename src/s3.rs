@@ -9,7 +9,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use aws_credential_types::Credentials as Keys;
 use aws_sdk_s3::config::{
     Builder, IdentityCache, Region, RequestChecksumCalculation, ResponseChecksumValidation,
     StalledStreamProtectionConfig, timeout::TimeoutConfig,
@@ -21,7 +20,6 @@ use aws_smithy_runtime_api::client::behavior_version::BehaviorVersion;
 use aws_smithy_types::retry::RetryConfig;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use secrecy::ExposeSecret;
 
 use crate::batch::Sha256;
 use crate::config::Config;
@@ -204,10 +202,10 @@ impl S3 {
             .body(body)
             .customize()
             .interceptor(watch.clone())
-            .config_override(Builder::new().credentials_provider(keys(session)));
+            .config_override(Builder::new().credentials_provider(session.keys()));
         let sent = tokio::time::timeout(put.timeout, request.send()).await;
         let seen = watch.seen();
-        let secrets = secrets(session);
+        let secrets = session.secrets();
         let call = Call { operation: "PutObject", bucket: &inner.bucket, secrets: &secrets };
         let error = match sent {
             Ok(Ok(_)) => match seen.answer.as_ref().map(|answer| answer.confirms(&put.sha256)) {
@@ -246,10 +244,10 @@ impl S3 {
             .set_expected_bucket_owner(self.0.bucket_owner.clone())
             .customize()
             .interceptor(watch.clone())
-            .config_override(Builder::new().credentials_provider(keys(&session)));
+            .config_override(Builder::new().credentials_provider(session.keys()));
         let sent = tokio::time::timeout(LOCATE_TIMEOUT, request.send()).await;
         let seen = watch.seen();
-        let secrets = secrets(&session);
+        let secrets = session.secrets();
         let call = Call { operation: "GetBucketLocation", bucket: &self.0.bucket, secrets: &secrets };
         let is_html = seen.answer.as_ref().is_some_and(|answer| answer.is_html);
         match sent {
@@ -282,11 +280,6 @@ impl From<PutError> for Refused {
     }
 }
 
-/// What an answer may repeat and nobody may read.
-fn secrets(session: &Session) -> [&str; 2] {
-    [session.session_token.expose_secret(), session.secret_access_key.expose_secret()]
-}
-
 fn region_of(constraint: Option<&str>, other_than_aws: bool) -> BucketRegion {
     match constraint {
         Some("EU") => BucketRegion::Known("eu-west-1".to_owned()),
@@ -294,12 +287,6 @@ fn region_of(constraint: Option<&str>, other_than_aws: bool) -> BucketRegion {
         None | Some("" | "null") => BucketRegion::Known("us-east-1".to_owned()),
         Some(region) => foreign_name(region, &[]).map_or(BucketRegion::NotTold, BucketRegion::Known),
     }
-}
-
-fn keys(session: &Session) -> Keys {
-    let secret = session.secret_access_key.expose_secret();
-    let token = session.session_token.expose_secret().to_owned();
-    Keys::new(&session.access_key_id, secret, Some(token), None, "env0-s3-logs")
 }
 
 impl LocateError {

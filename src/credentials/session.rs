@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use aws_credential_types::Credentials as Keys;
 use chrono::{DateTime, Utc};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 /// The time of day; tests bring one that they move.
 pub(super) type Clock = Arc<dyn Fn() -> DateTime<Utc> + Send + Sync>;
@@ -24,4 +25,18 @@ pub struct Session {
     pub expires_at: DateTime<Utc>,
     /// Seconds of the outage that it ended, if one had been told of.
     pub outage_seconds: Option<u64>,
+}
+
+impl Session {
+    /// What an SDK signs with.
+    pub fn keys(&self) -> Keys {
+        let secret = self.secret_access_key.expose_secret();
+        let token = self.session_token.expose_secret().to_owned();
+        Keys::new(&self.access_key_id, secret, Some(token), None, "env0-s3-logs")
+    }
+
+    /// What an answer may repeat and nobody may read.
+    pub fn secrets(&self) -> [&str; 2] {
+        [self.session_token.expose_secret(), self.secret_access_key.expose_secret()]
+    }
 }

@@ -1,6 +1,8 @@
 //! Bounds on what an AWS service may answer. The SDK reads an answer's body into memory, to its end, and signs the
 //! next request by the clock that the answer's `Date` tells.
 
+use std::time::Duration;
+
 use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector};
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
 use aws_smithy_types::body::SdkBody;
@@ -9,6 +11,9 @@ use http_body_util::Limited;
 
 /// Of an answer, in bytes. The largest that the daemon asks for, a session of STS, has some 3 KB.
 pub const ANSWER_MAX_BYTES: usize = 64 * 1024;
+
+/// The longest pause that a `Retry-After` can ask for, as long as the longest of our own.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
 /// How far a service's clock may be from ours. Beyond it the `Date` is not a clock's: a signature of the year 10000
 /// has no text, and the SDK panics over it.
@@ -43,6 +48,13 @@ impl HttpConnector for Bounded {
 fn tells_a_clock(answer: &HttpResponse, now: DateTime<Utc>) -> bool {
     let date = answer.headers().get("date").and_then(|date| DateTime::parse_from_rfc2822(date).ok());
     date.is_some_and(|date| date.to_utc().signed_duration_since(now).abs() <= CLOCK_MAX_DIFFERENCE)
+}
+
+/// Seconds or a date; [`RETRY_AFTER_MAX`] at most.
+pub fn retry_after(value: &str, now: DateTime<Utc>) -> Option<Duration> {
+    let seconds = value.trim().parse().map(Duration::from_secs).ok();
+    let asked = seconds.or_else(|| (DateTime::parse_from_rfc2822(value.trim()).ok()?.to_utc() - now).to_std().ok());
+    asked.map(|asked| asked.min(RETRY_AFTER_MAX))
 }
 
 #[cfg(test)]

@@ -7,13 +7,9 @@ use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::operation::RequestId;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
-use chrono::{DateTime, Utc};
 
 use super::answer::{Answer, NotConfirmed, Watched};
-use crate::network::{causes, chain, foreign_name, foreign_words, never_connected};
-
-/// The longest pause that a `Retry-After` can ask for, as long as the longest of our own.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+use crate::network::{causes, chain, foreign_name, foreign_words, never_connected, retry_after};
 
 /// Why an attempt failed, and what is known after it.
 #[derive(Debug, Clone)]
@@ -373,11 +369,4 @@ fn of_anybody(status: u16, is_html: bool) -> PutErrorKind {
         500.. => ServerError,
         _ => NotS3,
     }
-}
-
-/// Seconds or a date; [`RETRY_AFTER_MAX`] at most.
-pub(super) fn retry_after(value: &str, now: DateTime<Utc>) -> Option<Duration> {
-    let seconds = value.trim().parse().map(Duration::from_secs).ok();
-    let asked = seconds.or_else(|| (DateTime::parse_from_rfc2822(value.trim()).ok()?.to_utc() - now).to_std().ok());
-    asked.map(|asked| asked.min(RETRY_AFTER_MAX))
 }

@@ -6,8 +6,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::error::retry_after;
 use super::*;
+use crate::network::retry_after;
 use crate::oidc::Verifier;
 use crate::testing::{
     Issuer, Seen, Server, answer, config, nobody, s3_error, s3_ok, soon, sts_session, sts_that_gives_sessions,
