@@ -1,5 +1,6 @@
 //! `check`: configuration, spool, token, STS, bucket; one verdict a step, with the likely cause and the remedy.
 
+mod cloudwatch;
 mod local;
 mod online;
 mod pull;
@@ -14,7 +15,7 @@ pub struct CheckOptions {
     /// Configuration and spool alone: asks nobody
     #[arg(long, conflicts_with = "write")]
     offline: bool,
-    /// Writes one tiny object, `env0-s3-logs-check` under the bucket path
+    /// Writes one tiny object, `env0-s3-logs-check` under the bucket path, and one event to each log group
     #[arg(long)]
     write: bool,
     /// One JSON object in place of lines
@@ -38,6 +39,7 @@ pub async fn run(loaded: Result<Loaded, ConfigErrors>, options: CheckOptions) ->
     steps.extend(local::steps(&config, daemon.as_ref()));
     if !options.offline {
         steps.extend(online::steps(&config, daemon.as_ref(), options.write).await);
+        steps.extend(cloudwatch::steps(&config, options.write).await);
         steps.extend(pull::steps(&config).await);
     }
     Report::new(steps)

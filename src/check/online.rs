@@ -11,7 +11,7 @@ use super::local::Probe;
 use super::report::Step;
 use crate::batch::Sha256;
 use crate::config::Config;
-use crate::credentials::{self, Credentials, HAND_OVER};
+use crate::credentials::{self, Credentials, HAND_OVER, Role};
 use crate::exit_code::{CONFIG, DENIED, IO, UNAVAILABLE};
 use crate::network::{Network, way_out};
 use crate::oidc::{OidcToken, ShownClaims, Source};
@@ -165,17 +165,9 @@ async fn with_own_token(
     daemon: Option<&Status>,
     write: bool,
 ) -> Vec<Step> {
-    let manifest = Manifest::read(&OsDisk, &config.spool_dir).ok().flatten();
-    let instance = manifest.map_or("check".to_owned(), |manifest| manifest.instance);
-    let stop = CancellationToken::new();
-    let credentials = Credentials::start(config, network, &instance, stop.clone());
-    let deadline = Instant::now() + EXCHANGE_TIMEOUT;
-    while credentials.session().is_none() && credentials.status().waits_for.is_none() && Instant::now() < deadline {
-        tokio::time::sleep(POLL_INTERVAL).await;
-    }
-    stop.cancel();
-    let exchange = exchange(config, claims, &credentials);
-    let mut steps = vec![exchange];
+    let role = Role::of_bucket(config);
+    let credentials = with_a_session(&role, config, network).await;
+    let mut steps = vec![exchange("sts", &role, claims, &credentials, config)];
     if credentials.session().is_some() {
         let s3 = S3::new(config, network, credentials);
         steps.push(bucket(config, &s3).await);
@@ -187,34 +179,58 @@ async fn with_own_token(
     steps
 }
 
-fn exchange(config: &Config, claims: &ShownClaims, credentials: &Credentials) -> Step {
-    const NAME: &str = "sts";
+/// The instance that a daemon on this spool has, or `check`.
+pub(super) fn instance(config: &Config) -> String {
+    let manifest = Manifest::read(&OsDisk, &config.spool_dir).ok().flatten();
+    manifest.map_or("check".to_owned(), |manifest| manifest.instance)
+}
+
+/// Credentials that have a session for `role`, or can't have one.
+pub(super) async fn with_a_session(role: &Role, config: &Config, network: &Network) -> Credentials {
+    let stop = CancellationToken::new();
+    let credentials = Credentials::start_for(role.clone(), config, network, &instance(config), stop.clone());
+    let deadline = Instant::now() + EXCHANGE_TIMEOUT;
+    while credentials.session().is_none() && credentials.status().waits_for.is_none() && Instant::now() < deadline {
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+    stop.cancel();
+    credentials
+}
+
+/// How the exchange for `role` went, as the step `name`.
+pub(super) fn exchange(
+    name: &'static str,
+    role: &Role,
+    claims: &ShownClaims,
+    credentials: &Credentials,
+    config: &Config,
+) -> Step {
     let status = credentials.status();
     if let Some(session) = credentials.session() {
-        let asked = config.session_duration.as_secs();
+        let asked = role.duration.as_secs();
         let end = Timestamp(session.expires_at);
         if status.session_duration_seconds < asked {
             return Step::warn(
-                NAME,
+                name,
                 format!("STS gives sessions of {} s alone, not of {asked} s", status.session_duration_seconds),
-                "raise the role's maximum session duration, or lower ENV0_S3_LOG_SESSION_DURATION",
+                format!("raise the role's maximum session duration, or lower {}", role.service.duration_variable()),
             );
         }
-        return Step::ok(NAME, format!("a session of {}, until {end}", config.role_arn));
+        return Step::ok(name, format!("a session of {}, until {end}", role.arn));
     }
     match status.last_error {
         Some(error) if error.refused => {
             let remedy =
                 format!("{}; this token fits a trust policy with {}", error.remedy, trust_policy_lines(claims));
-            Step::fail(NAME, DENIED, format!("STS refuses the token: {}", error.message), remedy)
+            Step::fail(name, DENIED, format!("STS refuses the token: {}", error.message), remedy)
                 .of_service(error.code, error.request_id)
         }
-        Some(error) => Step::fail(NAME, UNAVAILABLE, format!("no session from STS: {}", error.message), error.remedy)
+        Some(error) => Step::fail(name, UNAVAILABLE, format!("no session from STS: {}", error.message), error.remedy)
             .of_service(error.code, error.request_id),
         None => match status.waits_for {
-            Some(what) => Step::fail(NAME, DENIED, format!("no exchange without {what}"), HAND_OVER),
+            Some(what) => Step::fail(name, DENIED, format!("no exchange without {what}"), HAND_OVER),
             None => {
-                Step::fail(NAME, UNAVAILABLE, "no answer from STS in time", way_out(&config.network, "timeout", "STS"))
+                Step::fail(name, UNAVAILABLE, "no answer from STS in time", way_out(&config.network, "timeout", "STS"))
             }
         },
     }

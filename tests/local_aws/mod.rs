@@ -1,9 +1,10 @@
-//! A local AWS in the process: S3, STS and an OIDC issuer on loopback, speaking the real protocols.
+//! A local AWS in the process: S3, STS, CloudWatch Logs and an OIDC issuer on loopback, speaking the real protocols.
 //!
 //! [`store`] is S3 by the `s3s` crate over a store in memory: SigV4, session tokens, conditional puts,
 //! checksums, and a role that holds exactly the two statements that env0 documents. [`sts`] answers
 //! AssumeRoleWithWebIdentity and hands out sessions that really expire. [`issuer`] mints tokens and
-//! publishes its keys. All three can be told to fail. Shared by the quickstart and the integration tests.
+//! publishes its keys. [`logs`] is CloudWatch Logs, with its limits. All can be told to fail. Shared by the quickstart
+//! and the integration tests.
 
 // Each of the two programs that share this module uses a part of it.
 #![allow(dead_code, unused_imports)]
@@ -11,6 +12,7 @@
 
 pub(crate) mod http;
 pub(crate) mod issuer;
+pub(crate) mod logs;
 pub(crate) mod sessions;
 pub(crate) mod store;
 pub(crate) mod sts;
@@ -18,6 +20,7 @@ pub(crate) mod sts;
 use std::sync::Arc;
 
 pub(crate) use issuer::Issuer;
+pub(crate) use logs::{Logs, LogsFault};
 use sessions::Sessions;
 pub(crate) use store::{Fault, Object, Operation, Request, Store};
 pub(crate) use sts::Sts;
@@ -28,31 +31,36 @@ pub(crate) const BUCKET: &str = "acme-env0-logs";
 pub(crate) const REGION: &str = "eu-west-1";
 /// The role that can be assumed.
 pub(crate) const ROLE_ARN: &str = "arn:aws:iam::111122223333:role/env0-log-writer";
+/// The role that may write to CloudWatch Logs; it trusts the same tokens.
+pub(crate) const CLOUDWATCH_ROLE_ARN: &str = "arn:aws:iam::111122223333:role/env0-cloudwatch-writer";
+/// The region of the log groups.
+pub(crate) const CLOUDWATCH_REGION: &str = "us-west-2";
 /// The account that owns bucket and role.
 pub(crate) const ACCOUNT: &str = "111122223333";
 /// The identity that may read the bucket: access key and secret, for `verify`.
 pub(crate) const AUDITOR: (&str, &str) = ("AKIALOCALAUDITOR0001", "local-auditor-secret-key");
 
-/// S3, STS and issuer, running until dropped.
+/// S3, STS, CloudWatch Logs and issuer, running until dropped.
 pub(crate) struct LocalAws {
     pub(crate) s3: Arc<Store>,
     pub(crate) sts: Arc<Sts>,
+    pub(crate) logs: Arc<Logs>,
     pub(crate) issuer: Arc<Issuer>,
     sessions: Arc<Sessions>,
     runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl LocalAws {
-    /// Starts all three, each on a free loopback port.
+    /// Starts all of them, each on a free loopback port.
     pub(crate) fn start() -> LocalAws {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let sessions = Arc::new(Sessions::default());
-        let (s3, sts, issuer) = runtime.block_on(async {
+        let (s3, sts, logs, issuer) = runtime.block_on(async {
             let issuer = Issuer::start().await;
             let sts = Sts::start(issuer.clone(), sessions.clone()).await;
-            (Store::start(sessions.clone()).await, sts, issuer)
+            (Store::start(sessions.clone()).await, sts, Logs::start(sessions.clone()).await, issuer)
         });
-        LocalAws { s3, sts, issuer, sessions, runtime: Some(runtime) }
+        LocalAws { s3, sts, logs, issuer, sessions, runtime: Some(runtime) }
     }
 
     /// The variables that point a daemon here, with a good token in `ENV0_OIDC_TOKEN`.
@@ -72,6 +80,15 @@ impl LocalAws {
             ("ENV0_S3_LOG_FORCE_PATH_STYLE", "true".into()),
             ("AWS_ENDPOINT_URL_S3", self.s3.url()),
             ("AWS_ENDPOINT_URL_STS", self.sts.url()),
+        ]
+    }
+
+    /// The variables that make a daemon write to CloudWatch Logs, too.
+    pub(crate) fn cloudwatch_environment(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("ENV0_CLOUDWATCH_ROLE_ARN", CLOUDWATCH_ROLE_ARN.into()),
+            ("ENV0_CLOUDWATCH_AWS_REGION", CLOUDWATCH_REGION.into()),
+            ("AWS_ENDPOINT_URL_CLOUDWATCH_LOGS", self.logs.url()),
         ]
     }
 

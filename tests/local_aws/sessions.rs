@@ -1,26 +1,28 @@
-//! Sessions: handed out by STS, checked by S3.
+//! Sessions: handed out by STS, checked by S3 and CloudWatch Logs.
 
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::SystemTime;
 
-/// Temporary credentials of the role.
+/// Temporary credentials of a role.
 #[derive(Debug, Clone)]
 pub(crate) struct Session {
+    /// The role's ARN.
+    pub(crate) role: String,
     pub(crate) access_key: String,
     pub(crate) secret: String,
     pub(crate) token: String,
-    /// When S3 stops accepting it.
+    /// When it stops being accepted.
     pub(crate) expires: SystemTime,
 }
 
 impl Session {
-    /// New credentials, valid until `expires`.
-    pub(crate) fn new(expires: SystemTime) -> Session {
+    /// New credentials of `role`, valid until `expires`.
+    pub(crate) fn new(role: &str, expires: SystemTime) -> Session {
         use rand::distr::SampleString;
         let random = |length| rand::distr::Alphanumeric.sample_string(&mut rand::rng(), length);
         let access_key = format!("ASIA{}", random(16).to_uppercase());
-        Session { access_key, secret: random(40), token: random(200), expires }
+        Session { role: role.to_owned(), access_key, secret: random(40), token: random(200), expires }
     }
 }
 

@@ -10,7 +10,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use super::http::{self, Drop, HttpRequest, HttpResponse, answer, percent_decode, read_body, xml};
 use super::issuer::{CLIENT_ID, Issuer, SUBJECT, now_seconds};
 use super::sessions::{Session, Sessions};
-use super::{ACCOUNT, ROLE_ARN};
+use super::{ACCOUNT, CLOUDWATCH_ROLE_ARN, ROLE_ARN};
 
 /// What provider and trust policy list, as `config/trust-policy.json` does: env0's client id, and the audience of
 /// its v2 tokens.
@@ -19,6 +19,7 @@ const AUDIENCES: [&str; 2] = [CLIENT_ID, "sts.amazonaws.com"];
 /// One exchange as it was asked for.
 #[derive(Debug, Clone)]
 pub(crate) struct Exchange {
+    pub(crate) role: String,
     pub(crate) token: String,
     pub(crate) duration_seconds: Option<u64>,
     pub(crate) role_session_name: String,
@@ -77,6 +78,8 @@ struct Settings {
     date: Option<&'static str>,
     /// The `sub` of the trust policy, in place of [`SUBJECT`].
     subject: Option<String>,
+    /// The role whose trust policy allows nothing.
+    refused_role: Option<&'static str>,
 }
 
 /// The STS endpoint.
@@ -101,6 +104,7 @@ impl Sts {
             expiration: None,
             date: None,
             subject: None,
+            refused_role: None,
         };
         let sts = Arc::new(Sts {
             address: OnceLock::new(),
@@ -134,7 +138,12 @@ impl Sts {
         self.settings.lock().unwrap().subject = Some(subject.to_owned());
     }
 
-    /// The role's MaxSessionDuration; 1 hour at the start.
+    /// Refuses every exchange for `role` until [`Sts::heal`].
+    pub(crate) fn refuse_role(&self, role: &'static str) {
+        self.settings.lock().unwrap().refused_role = Some(role);
+    }
+
+    /// Each role's MaxSessionDuration; 1 hour at the start.
     pub(crate) fn set_max_session(&self, max: Duration) {
         self.settings.lock().unwrap().max_session = max;
     }
@@ -179,6 +188,7 @@ impl Sts {
     pub(crate) fn heal(&self) {
         let mut settings = self.settings.lock().unwrap();
         settings.failures.clear();
+        settings.refused_role = None;
         (settings.failing, settings.down) = (None, false);
         (settings.in_its_place, settings.expiration, settings.date) = (None, None, None);
     }
@@ -205,6 +215,7 @@ impl Sts {
         let duration_seconds = form.get("DurationSeconds").and_then(|value| value.parse().ok());
         let result = self.assume(&field("RoleArn"), &field("WebIdentityToken"), duration_seconds);
         self.exchanges.lock().unwrap().push(Exchange {
+            role: field("RoleArn"),
             token: field("WebIdentityToken"),
             duration_seconds,
             role_session_name: field("RoleSessionName"),
@@ -271,13 +282,14 @@ impl Sts {
             return Err(StsError::new(400, "InvalidIdentityToken", "Incorrect token audience"));
         }
         let tagged = !claims["https://aws.amazon.com/tags"].is_null();
-        if role != ROLE_ARN
+        if ![ROLE_ARN, CLOUDWATCH_ROLE_ARN].contains(&role)
+            || settings.refused_role == Some(role)
             || claims["sub"] != settings.subject.as_deref().unwrap_or(SUBJECT)
             || (tagged && !settings.tag_session_allowed)
         {
             return Err(StsError::not_authorized());
         }
-        let session = Session::new(SystemTime::now() + settings.session_lifetime.unwrap_or(asked));
+        let session = Session::new(role, SystemTime::now() + settings.session_lifetime.unwrap_or(asked));
         self.sessions.add(session.clone());
         Ok(session)
     }
@@ -286,7 +298,7 @@ impl Sts {
 fn session_answer(session: &Session, session_name: &str, expiration: Option<&str>) -> HttpResponse {
     let end = DateTime::<Utc>::from(session.expires).to_rfc3339_opts(SecondsFormat::Secs, true);
     let expiration = expiration.unwrap_or(&end);
-    let role_name = ROLE_ARN.rsplit('/').next().unwrap();
+    let role_name = session.role.rsplit('/').next().unwrap();
     let body = format!(
         "<AssumeRoleWithWebIdentityResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\n\
          <AssumeRoleWithWebIdentityResult>\n\

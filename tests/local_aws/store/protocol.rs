@@ -6,7 +6,7 @@ use s3s::dto;
 use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
 use super::*;
-use crate::local_aws::{ACCOUNT, AUDITOR};
+use crate::local_aws::{ACCOUNT, AUDITOR, ROLE_ARN};
 
 /// Secrets for SigV4: the auditor's, and those of the sessions that STS handed out.
 pub(super) struct Identities(pub(super) Arc<Sessions>);
@@ -52,7 +52,7 @@ impl S3Access for Policy {
         if session.expires <= SystemTime::now() {
             return Err(s3_error!(ExpiredToken, "The provided token has expired."));
         }
-        if !["PutObject", "GetBucketLocation"].contains(&action) {
+        if session.role != ROLE_ARN || !["PutObject", "GetBucketLocation"].contains(&action) {
             return denied(action);
         }
         if header("x-amz-tagging").is_some() && !self.store.state().tagging_allowed {

@@ -1,0 +1,87 @@
+//! The steps that try CloudWatch Logs, where it is configured.
+
+use super::online;
+use super::report::Step;
+use crate::batch::LogType;
+use crate::cloudwatch::calls::Event;
+use crate::cloudwatch::error::{LogsError, LogsErrorKind};
+use crate::cloudwatch::logs::{Found, Logs};
+use crate::config::Config;
+use crate::credentials::{self, Role};
+use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
+use crate::network::Network;
+
+const SESSION: &str = "cloudwatch";
+const GROUP: &str = "log-group";
+const WRITE: &str = "log-write";
+const MESSAGE: &str = "{\"check\":\"env0-s3-logs\"}";
+
+pub(super) async fn steps(config: &Config, write: bool) -> Vec<Step> {
+    let Some(cloudwatch) = &config.cloudwatch else { return Vec::new() };
+    let network = match Network::new(&config.network) {
+        Ok(network) => network,
+        Err(error) => return vec![Step::fail(SESSION, CONFIG, error.to_string(), "correct the variable")],
+    };
+    let (tokens, _) = credentials::own_tokens(config, &network).await;
+    let Some(token) = tokens.into_iter().max_by_key(|token| token.expires_at) else {
+        return vec![Step::skipped(
+            SESSION,
+            "there is no token of its own; the running daemon's page tells of CloudWatch",
+        )];
+    };
+    let role = Role::of_cloudwatch(cloudwatch);
+    let credentials = online::with_a_session(&role, config, &network).await;
+    let mut steps = vec![online::exchange(SESSION, &role, &token.claims(), &credentials, config)];
+    if credentials.session().is_none() {
+        return steps;
+    }
+    let logs = |instance: &str| Logs::new(cloudwatch, &network, credentials.clone(), instance);
+    let (daemons, own) = (logs(&online::instance(config)), logs("check"));
+    for log_type in LogType::ALL {
+        steps.push(group(&daemons, log_type).await);
+        if write {
+            steps.push(one_event(&own, log_type).await);
+        }
+    }
+    steps
+}
+
+/// Looks for group and stream without making them.
+async fn group(logs: &Logs, log_type: LogType) -> Step {
+    let (name, stream) = (logs.group(log_type), logs.stream());
+    match logs.find(log_type).await {
+        Ok(Found::Stream) => Step::ok(GROUP, format!("{name} has the stream {stream}")),
+        Ok(Found::Group) => Step::ok(GROUP, format!("{name} is there; {stream} is made with the first events")),
+        Ok(Found::Nothing) => {
+            Step::ok(GROUP, format!("{name} is not there; it is made with the first events, if the role may (--write tries it)"))
+        }
+        Err(error) if error.kind == LogsErrorKind::Denied => Step::warn(
+            GROUP,
+            format!("{name} can't be looked for: {}", error.message),
+            "nothing for delivery, which asks for logs:PutLogEvents, logs:CreateLogStream and logs:CreateLogGroup alone \
+             (--write tries them); allow logs:DescribeLogStreams to have this step judged",
+        )
+        .of_service(error.code, error.request_id),
+        Err(error) => failed(GROUP, error),
+    }
+}
+
+async fn one_event(logs: &Logs, log_type: LogType) -> Step {
+    let event = Event { timestamp: crate::batch::now().timestamp_millis(), message: MESSAGE.to_owned() };
+    match logs.put(log_type, &[event]).await {
+        Ok(_) => Step::ok(WRITE, format!("wrote one event to {}, stream {}", logs.group(log_type), logs.stream())),
+        Err(error) => failed(WRITE, error),
+    }
+}
+
+fn failed(name: &'static str, error: LogsError) -> Step {
+    use LogsErrorKind::*;
+    let exit_code = match error.kind {
+        Denied | SessionRejected | NoSession | ClockSkew => DENIED,
+        WrongRegion => CONFIG,
+        Missing | Events | Throttled | Timeout | Unreachable | ServerError | ProxyRefused | NotCloudWatch | Other => {
+            UNAVAILABLE
+        }
+    };
+    Step::fail(name, exit_code, error.message, error.remedy).of_service(error.code, error.request_id)
+}
