@@ -1,5 +1,6 @@
 //! Makes the parts from the configuration, for the commands that need them.
 
+use crate::batch::ByType;
 use crate::chain::SigningKey;
 use crate::config::{self, Config};
 use crate::credentials::Credentials;
@@ -108,7 +109,7 @@ pub fn start_flusher(
     spool: &Spool,
     credentials: &Credentials,
     signing_key: Option<SigningKey>,
-    sealed: [spool::SealedBatches; 2],
+    sealed: ByType<spool::SealedBatches>,
 ) -> Result<(Flusher, Settled), Failure> {
     let settled = settle::begin(spool);
     let shared = flusher::Shared {

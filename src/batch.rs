@@ -11,6 +11,7 @@
 //! names sort in the order of acceptance. `<first suffix>` is there when another writer owned the
 //! first key. The longest name has 229 bytes; file systems take 255.
 
+mod by_type;
 mod clock;
 
 use std::fmt;
@@ -19,6 +20,7 @@ use std::str::FromStr;
 use chrono::{DateTime, NaiveDateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+pub use by_type::ByType;
 pub use clock::{clock_is_usable, now};
 
 /// The closed set of log types. Each has its own spool folder, key prefix and chain.
@@ -33,7 +35,7 @@ pub enum LogType {
 }
 
 impl LogType {
-    /// Every log type, in the order in which arrays indexed by [`LogType::index`] hold them.
+    /// Every log type.
     pub const ALL: [LogType; 2] = [LogType::Deployments, LogType::Audits];
 
     /// The name in paths, keys, labels and folders.
@@ -42,11 +44,6 @@ impl LogType {
             LogType::Deployments => "env0-deployments",
             LogType::Audits => "env0-audits",
         }
-    }
-
-    /// Position in [`LogType::ALL`].
-    pub fn index(self) -> usize {
-        self as usize
     }
 }
 

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Check, Health, Sources};
 use crate::assembly::{Failure, Files, spool_settings, start_flusher};
-use crate::batch::{self, LogType};
+use crate::batch::{self, ByType, LogType};
 use crate::config::Config;
 use crate::credentials::Credentials;
 use crate::daemon::bucket_facts::BucketFacts;
@@ -63,7 +63,7 @@ struct Parts {
     spool: Spool,
     credentials: Credentials,
     verifier: Verifier,
-    deliveries: [Arc<Mutex<DeliveryStatus>>; 2],
+    deliveries: ByType<Arc<Mutex<DeliveryStatus>>>,
     puller: Option<Puller>,
     disk: Arc<DiskWatch>,
     bucket: BucketFacts,
@@ -104,7 +104,7 @@ impl Probe {
         let spool = parts.as_ref().map(|parts| &parts.spool);
         let disk = parts.as_ref().map(|parts| parts.disk.latest()).unwrap_or_default();
         let of_type = |log_type: LogType| {
-            let delivery = parts.as_ref().map(|parts| &parts.deliveries[log_type.index()]);
+            let delivery = parts.as_ref().map(|parts| &parts.deliveries[log_type]);
             TypeStatus {
                 log_type,
                 spooled: spool

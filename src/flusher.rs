@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::backoff;
-use crate::batch::{LogType, object_key};
+use crate::batch::{ByType, LogType, object_key};
 use crate::credentials::Session;
 pub use crate::flusher::attempt::Shared;
 use crate::flusher::attempt::{Failure, Stored, attempt};
@@ -41,12 +41,12 @@ pub struct Flusher {
     runtime: Option<Runtime>,
     lanes: JoinSet<()>,
     drain: watch::Sender<Option<Instant>>,
-    states: [Arc<Mutex<DeliveryStatus>>; 2],
+    states: ByType<Arc<Mutex<DeliveryStatus>>>,
 }
 
 impl Flusher {
     /// Starts a lane for each log type. Fails where no thread can be had.
-    pub fn start(shared: Shared, sealed: [SealedBatches; 2]) -> io::Result<Flusher> {
+    pub fn start(shared: Shared, sealed: ByType<SealedBatches>) -> io::Result<Flusher> {
         let runtime = runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("uploads")
@@ -58,9 +58,9 @@ impl Flusher {
             .build()?;
         let shared = Arc::new(shared);
         let (drain, drain_receiver) = watch::channel(None);
-        let states: [Arc<Mutex<DeliveryStatus>>; 2] = Default::default();
+        let states: ByType<Arc<Mutex<DeliveryStatus>>> = Default::default();
         let mut lanes = JoinSet::new();
-        for (log_type, sealed) in LogType::ALL.into_iter().zip(sealed) {
+        for (log_type, sealed) in sealed {
             let lane = Lane {
                 shared: shared.clone(),
                 log_type,
@@ -69,7 +69,7 @@ impl Flusher {
                 failing: 0,
                 objects_confirmed: 0,
                 told: BTreeSet::new(),
-                state: states[log_type.index()].clone(),
+                state: states[log_type].clone(),
                 meters: UploadMeters::new(log_type),
             };
             lanes.spawn_on(lane.run(sealed, drain_receiver.clone()), runtime.handle());
@@ -86,7 +86,7 @@ impl Flusher {
     }
 
     /// What a log type's lane tells of itself.
-    pub fn states(&self) -> [Arc<Mutex<DeliveryStatus>>; 2] {
+    pub fn states(&self) -> ByType<Arc<Mutex<DeliveryStatus>>> {
         self.states.clone()
     }
 }

@@ -22,7 +22,7 @@ use tokio::sync::SetOnce;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::batch::{BatchName, LogType, object_key};
+use crate::batch::{BatchName, ByType, LogType, object_key};
 use crate::config::Config;
 use crate::http::listener::Guest;
 use crate::ingest::auth::{AuthError, Authenticator, Identity, OIDC_TOKEN_HEADER};
@@ -76,7 +76,7 @@ pub struct Ingest {
     max_body_bytes: usize,
     default_type: LogType,
     bucket_path: String,
-    last_keys: [Mutex<LastKey>; 2],
+    last_keys: ByType<Mutex<LastKey>>,
     meters: IngestMeters,
     draining: AtomicBool,
     stop_bodies: CancellationToken,
@@ -295,7 +295,7 @@ impl Ingest {
         decided: Option<LogType>,
         lane: Lane,
         body: Received,
-    ) -> Result<([Lines; 2], Held), Refusal> {
+    ) -> Result<(ByType<Lines>, Held), Refusal> {
         let unpacked = sender.protocol.unpacked_bytes(sender.headers, &body.bytes).min(self.max_body_bytes);
         let length = body.bytes.len().max(unpacked);
         let most = self.limits.max_lines_bytes.saturating_sub(unpacked);
@@ -326,15 +326,15 @@ impl Ingest {
         decided: Option<LogType>,
         body: &Arc<Received>,
         mut charge: Charge,
-    ) -> Result<([Lines; 2], Held), Refusal> {
+    ) -> Result<(ByType<Lines>, Held), Refusal> {
         let Sender { protocol, uri, headers, .. } = *sender;
         let (body, default_type) = (Arc::clone(body), self.default_type);
         let scan = move |uri: &Uri, headers: &HeaderMap| {
             let parts = protocol.events(uri, headers, body.bytes.clone(), crate::batch::now(), &limits)?;
             let lines = by_type(parts, &limits, |said| decided.or(said).unwrap_or(default_type))?;
             let as_sent = |lines: &Lines| body.bytes.as_ptr_range().contains(&lines.bytes.as_ptr());
-            charge.shrink_to(lines.iter().filter(|lines| !as_sent(lines)).map(|lines| lines.bytes.len()).sum());
-            let body = lines.iter().any(as_sent).then_some(body);
+            charge.shrink_to(lines.values().filter(|lines| !as_sent(lines)).map(|lines| lines.bytes.len()).sum());
+            let body = lines.values().any(as_sent).then_some(body);
             Ok((lines, Held { _body: body, lines: charge }))
         };
         if limits.max_lines_bytes < SCAN_ASIDE_LINES_BYTES {
@@ -347,7 +347,7 @@ impl Ingest {
 
     /// The batch's object key; made once for all the requests that a batch takes.
     fn key(&self, log_type: LogType, batch: &BatchName) -> Arc<str> {
-        let mut last = self.last_keys[log_type.index()].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last_keys[log_type].lock().unwrap_or_else(PoisonError::into_inner);
         match &*last {
             Some((name, key)) if name == batch => key.clone(),
             _ => {
@@ -375,7 +375,7 @@ enum Taken {
     /// What it is answered with.
     Answered(Answer),
     /// For each log type, to be appended.
-    Events([Lines; 2], Held),
+    Events(ByType<Lines>, Held),
 }
 
 /// What a request's events are charged for, until they are durable.
@@ -415,8 +415,8 @@ struct Sender<'a> {
     headers: &'a HeaderMap,
 }
 
-fn main_type(lines: &[Lines; 2]) -> LogType {
-    let most = LogType::ALL.into_iter().max_by_key(|log_type| lines[log_type.index()].records);
+fn main_type(lines: &ByType<Lines>) -> LogType {
+    let most = LogType::ALL.into_iter().max_by_key(|log_type| lines[*log_type].records);
     most.unwrap_or(LogType::Deployments)
 }
 

@@ -23,7 +23,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use crate::batch::LogType;
+use crate::batch::{ByType, LogType};
 use crate::protocols::body::{BodyError, Limits};
 pub use crate::protocols::body::{Lines, Part};
 pub use crate::protocols::head::Encoding;
@@ -139,33 +139,33 @@ impl<'a> ObjectOrText<'a> {
     }
 }
 
-/// The lines for each log type (by [`LogType::index`]), where `decide` turns what the sender said
+/// The lines for each log type, where `decide` turns what the sender said
 /// into the type. Order is kept; nothing is copied where a type has one part. Where that is not so, parts and copies
 /// together stay within `limits`.
 pub fn by_type(
     mut parts: Vec<Part>,
     limits: &Limits,
     decide: impl Fn(Option<LogType>) -> LogType,
-) -> Result<[Lines; 2], BodyError> {
+) -> Result<ByType<Lines>, BodyError> {
     if parts.len() <= 1 {
         // Almost every request: no lists are needed.
-        let mut lines: [Lines; 2] = Default::default();
+        let mut lines = ByType::<Lines>::default();
         if let Some(part) = parts.pop() {
-            lines[decide(part.said).index()] = part.lines;
+            lines[decide(part.said)] = part.lines;
         }
         return Ok(lines);
     }
     let bytes = |parts: &[Lines]| parts.iter().map(|lines| lines.bytes.len()).sum::<usize>();
-    let mut sorted: [Vec<Lines>; 2] = Default::default();
+    let mut sorted: ByType<Vec<Lines>> = ByType::default();
     for part in parts {
-        sorted[decide(part.said).index()].push(part.lines);
+        sorted[decide(part.said)].push(part.lines);
     }
-    let copied: usize = sorted.iter().filter(|parts| parts.len() > 1).map(|parts| bytes(parts)).sum();
-    let all: usize = sorted.iter().map(|parts| bytes(parts)).sum();
+    let copied: usize = sorted.values().filter(|parts| parts.len() > 1).map(|parts| bytes(parts)).sum();
+    let all: usize = sorted.values().map(|parts| bytes(parts)).sum();
     if copied > 0 && all + copied > limits.max_lines_bytes {
         return Err(BodyError::LinesTooLarge { limit_bytes: limits.max_lines_bytes });
     }
-    Ok(sorted.map(|mut lines| match lines.len() {
+    Ok(sorted.map(|_, mut lines| match lines.len() {
         0 | 1 => lines.pop().unwrap_or_default(),
         _ => {
             let mut together = Vec::with_capacity(bytes(&lines));

@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::batch::LogType;
+use crate::batch::{ByType, LogType};
 use crate::config::{self, Config};
 use crate::credentials::Credentials;
 use crate::network::Network;
@@ -64,7 +64,7 @@ struct Parts {
     spool: Spool,
     settled: Settled,
     reports: Arc<Mutex<Vec<Arc<Report>>>>,
-    shared: [Shared; 2],
+    shared: ByType<Shared>,
     stop: CancellationToken,
     started_at: DateTime<Utc>,
     config: Config,
@@ -99,7 +99,7 @@ impl Puller {
             spool: spool.clone(),
             settled,
             reports: Arc::default(),
-            shared: [shared(), shared()],
+            shared: ByType::new(|_| shared()),
             stop: stop.clone(),
             started_at: Utc::now(),
             config: config.clone(),
@@ -218,7 +218,7 @@ impl Parts {
 
     async fn open(&self, log_type: LogType, organization: &str, report: &Arc<Report>) -> Result<Pull, PlaceError> {
         let from = self.pull.from.unwrap_or(self.started_at.min(self.api.now()));
-        let shared = self.shared[log_type.index()].clone();
+        let shared = self.shared[log_type].clone();
         let (api, limits, report) = (self.api.clone(), self.limits, report.clone());
         match log_type {
             LogType::Audits => {

@@ -38,7 +38,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::batch::{LogType, SpoolName, Stage};
+use crate::batch::{ByType, LogType, SpoolName, Stage};
 use crate::spool::claim::Claim;
 use crate::spool::copies::{BatchCopy, Copies};
 use crate::spool::disk::{Cursor, Disk};
@@ -60,10 +60,10 @@ pub struct Spool {
 
 struct Inner {
     home: Arc<Home>,
-    folders: [Arc<Folder>; 2],
-    writers: [Writer; 2],
+    folders: ByType<Arc<Folder>>,
+    writers: ByType<Writer>,
     usage: Arc<Usage>,
-    gates: [Gate; 2],
+    gates: ByType<Gate>,
     dir: PathBuf,
     disk: Arc<dyn Disk>,
 }
@@ -78,7 +78,7 @@ impl Drop for Inner {
 impl Spool {
     /// Takes the lock, checks the manifest, recovers what a crash left and starts the threads.
     /// Blocks; the time is that of listing the folders and of reading the `.open` files.
-    pub fn open(settings: &Settings, disk: Arc<dyn Disk>) -> Result<(Spool, [SealedBatches; 2]), OpenError> {
+    pub fn open(settings: &Settings, disk: Arc<dyn Disk>) -> Result<(Spool, ByType<SealedBatches>), OpenError> {
         let dir = &settings.dir;
         let create = |source| OpenError::Create { path: dir.clone(), source };
         disk.create_dir(dir).map_err(create)?;
@@ -90,12 +90,12 @@ impl Spool {
         disk.sync_dir(dir).map_err(create)?;
 
         let (mut manifest, mut names) = adopt_manifest(settings, &*disk)?;
-        for (log_type, names) in LogType::ALL.into_iter().zip(&mut names) {
+        for (log_type, names) in names.iter_mut() {
             if names.has_head() {
                 continue;
             }
             // The manifest first: a number must never be given out under the old id.
-            manifest.chains[log_type.index()] = manifest::new_instance();
+            manifest.chains[log_type] = manifest::new_instance();
             manifest.write(&*disk, dir)?;
             tracing::error!(
                 log_type = %log_type,
@@ -115,28 +115,21 @@ impl Spool {
         let home = Home::new(dir.clone(), disk.clone(), manifest, lock, copies.clone()).map_err(create)?;
         let home = Arc::new(home);
         let usage = Arc::new(Usage::new(settings, copies));
-        let mut folders = Vec::new();
-        let mut receivers = Vec::new();
-        let mut left_open = Vec::new();
-        for (log_type, names) in LogType::ALL.into_iter().zip(names) {
+        let opened = names.try_map(|log_type, names| {
             let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
             let folder = Folder::new(log_type, settings, home.clone(), usage.clone(), sender);
             let recovery = |source| OpenError::Recovery { path: folder.dir.clone(), source };
             let recovered = recovery::recover(&folder, names).map_err(recovery)?;
-            left_open.push(recovered.open);
-            folders.push(Arc::new(folder));
-            receivers.push(SealedBatches::new(log_type, recovered.sealed, receiver));
-        }
-        let folders: [Arc<Folder>; 2] = folders.try_into().unwrap_or_else(|_| unreachable!("one folder a log type"));
-        let receivers: [SealedBatches; 2] = receivers.try_into().unwrap_or_else(|_| unreachable!("one a log type"));
+            let sealed = SealedBatches::new(log_type, recovered.sealed, receiver);
+            Ok::<_, OpenError>((Arc::new(folder), (sealed, recovered.open)))
+        })?;
+        let (folders, rest) = opened.unzip();
+        let (sealed, left_open) = rest.unzip();
         home.drop_small_spare_file();
         home.take_spare_file();
-        let mut left_open = left_open.into_iter();
-        let writers = folders
-            .each_ref()
-            .map(|folder| Writer::start(folder.clone(), settings.clone(), left_open.next().unwrap_or_default()));
+        let writers = left_open.map(|log_type, open| Writer::start(folders[log_type].clone(), settings.clone(), open));
         let (gates, dir) = (Default::default(), settings.dir.clone());
-        Ok((Spool { inner: Arc::new(Inner { home, folders, writers, usage, gates, dir, disk }) }, receivers))
+        Ok((Spool { inner: Arc::new(Inner { home, folders, writers, usage, gates, dir, disk }) }, sealed))
     }
 
     /// Names this spool in the STS session.
@@ -179,40 +172,40 @@ impl Spool {
         records: u64,
         claim: Arc<Claim<dyn Send + Sync>>,
     ) -> impl Future<Output = Result<Receipt, AppendError>> + use<> {
-        let writer = &self.inner.writers[room.log_type().index()];
+        let writer = &self.inner.writers[room.log_type()];
         writer.append(lines, records, room, claim)
     }
 
     /// Seals the open batches and refuses all that comes after; returns when both are sealed. Both are asked
     /// before either is waited for.
     pub async fn close(&self) {
-        let [deployments, audits] = self.inner.writers.each_ref().map(Writer::close);
+        let [deployments, audits] = self.inner.writers.each_ref().map(|_, writer| writer.close()).into_array();
         tokio::join!(deployments, audits);
     }
 
     /// Seals the open batch of each log type now.
     pub fn seal(&self) {
-        self.inner.writers.iter().for_each(Writer::seal);
+        self.inner.writers.values().for_each(Writer::seal);
     }
 
     /// How long the slowest writer has been busy with one piece of work.
     pub fn busy_for(&self) -> Duration {
-        self.inner.writers.iter().map(Writer::busy_for).max().unwrap_or_default()
+        self.inner.writers.values().map(Writer::busy_for).max().unwrap_or_default()
     }
 
     /// Why the log type can't be written to at the moment, if it can't.
     pub fn failing(&self, log_type: LogType) -> Option<String> {
-        self.inner.folders[log_type.index()].failing()
+        self.inner.folders[log_type].failing()
     }
 
     /// The folder of a log type: stages, quarantine, figures.
     pub fn folder(&self, log_type: LogType) -> Arc<Folder> {
-        self.inner.folders[log_type.index()].clone()
+        self.inner.folders[log_type].clone()
     }
 
     /// Holds back batches of a log type from S3.
     pub fn gate(&self, log_type: LogType) -> &Gate {
-        &self.inner.gates[log_type.index()]
+        &self.inner.gates[log_type]
     }
 
     /// The spool's folder.
@@ -270,13 +263,13 @@ pub fn count_batches(disk: &dyn Disk, dir: &Path) -> Result<(usize, usize), Open
 }
 
 /// Reads the manifest, or writes the first one; takes over new settings when no batch is left.
-fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, [Names; 2]), OpenError> {
+fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, ByType<Names>), OpenError> {
     let dir = &settings.dir;
-    let dirs = LogType::ALL.map(|log_type| dir.join(log_type.as_str()));
+    let dirs = ByType::new(|log_type| dir.join(log_type.as_str()));
     let create = |dir: &Path, source| OpenError::Create { path: dir.to_owned(), source };
     let read = |dir: &PathBuf| Names::read(disk, dir).map_err(|source| create(dir, source));
-    let mut names = [read(&dirs[0])?, read(&dirs[1])?];
-    let batches = |names: &[Names; 2]| names.iter().map(Names::batches).sum::<usize>();
+    let mut names = dirs.each_ref().try_map(|_, dir| read(dir))?;
+    let batches = |names: &ByType<Names>| names.values().map(Names::batches).sum::<usize>();
     let was_elsewhere = match Manifest::read(disk, dir)? {
         Some(manifest) if manifest.destination == settings.destination => return Ok((manifest, names)),
         Some(manifest) if batches(&names) > 0 => {
@@ -303,13 +296,13 @@ fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, [Na
     if was_elsewhere {
         // Wherever this stops and whichever settings come next, no number is given out twice: a folder without a head
         // gets a new instance id.
-        for (dir, names) in dirs.iter().zip(&names) {
-            recovery::end_chain(disk, dir, names).map_err(|source| create(dir, source))?;
+        for (log_type, dir) in dirs.iter() {
+            recovery::end_chain(disk, dir, &names[log_type]).map_err(|source| create(dir, source))?;
         }
         manifest.write(disk, dir)?;
     }
-    for (dir, names) in dirs.iter().zip(&mut names) {
-        recovery::restart_chain(disk, dir, names).map_err(|source| create(dir, source))?;
+    for (log_type, dir) in dirs.iter() {
+        recovery::restart_chain(disk, dir, &mut names[log_type]).map_err(|source| create(dir, source))?;
     }
     if !was_elsewhere {
         // Last, so that a start that stops in between takes no chain for one that lost its head.

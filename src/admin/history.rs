@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
-use crate::batch::LogType;
+use crate::batch::{ByType, LogType};
 use crate::status::Status;
 
 /// A sample every 10 seconds over an hour.
@@ -16,9 +16,9 @@ const INTERVAL_SECONDS: i64 = 10;
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     at: i64,
-    accepted: [u64; LogType::ALL.len()],
-    uploaded: [u64; LogType::ALL.len()],
-    spooled: [u64; LogType::ALL.len()],
+    accepted: ByType<u64>,
+    uploaded: ByType<u64>,
+    spooled: ByType<u64>,
 }
 
 /// The samples, oldest first.
@@ -58,12 +58,13 @@ impl History {
         if samples.back().is_some_and(|last| at < last.at) {
             samples.clear();
         }
-        let mut sample = Sample { at, accepted: [0; 2], uploaded: [0; 2], spooled: [0; 2] };
+        let mut sample =
+            Sample { at, accepted: ByType::default(), uploaded: ByType::default(), spooled: ByType::default() };
         for of_type in &status.types {
-            let index = of_type.log_type.index();
-            sample.accepted[index] = of_type.spooled.events_accepted;
-            sample.uploaded[index] = of_type.delivery.events_uploaded;
-            sample.spooled[index] = of_type.spooled.events_spooled;
+            let log_type = of_type.log_type;
+            sample.accepted[log_type] = of_type.spooled.events_accepted;
+            sample.uploaded[log_type] = of_type.delivery.events_uploaded;
+            sample.spooled[log_type] = of_type.spooled.events_spooled;
         }
         if samples.len() == SAMPLES {
             samples.pop_front();
@@ -73,8 +74,8 @@ impl History {
 
     pub(super) fn snapshot(&self) -> Snapshot {
         let samples = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let column = |of: fn(&Sample) -> &[u64; 2], log_type: LogType| {
-            samples.iter().map(|sample| of(sample)[log_type.index()]).collect()
+        let column = |of: fn(&Sample) -> &ByType<u64>, log_type: LogType| {
+            samples.iter().map(|sample| of(sample)[log_type]).collect()
         };
         let of_type = |log_type| TypeHistory {
             log_type,

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::attempt::put;
 use super::*;
-use crate::batch::{Sha256, SpoolName, Stage};
+use crate::batch::{ByType, Sha256, SpoolName, Stage};
 use crate::config::Config;
 use crate::credentials::Credentials;
 use crate::network::Network;
@@ -38,9 +38,9 @@ type Judge = Box<dyn FnMut(&Seen) -> Response<Bytes> + Send>;
 /// The daemon from its spool down, and what it talks to.
 struct Case {
     flusher: Option<Flusher>,
-    states: [Arc<Mutex<DeliveryStatus>>; 2],
+    states: ByType<Arc<Mutex<DeliveryStatus>>>,
     /// Until the lanes are started.
-    sealed: Option<[SealedBatches; 2]>,
+    sealed: Option<ByType<SealedBatches>>,
     spool: Spool,
     credentials: Credentials,
     config: Config,
@@ -199,7 +199,7 @@ impl Case {
     }
 
     fn status(&self, log_type: LogType) -> DeliveryStatus {
-        self.states[log_type.index()].lock().unwrap().clone()
+        self.states[log_type].lock().unwrap().clone()
     }
 
     /// Waits until this many attempts of the type have failed in a row.
@@ -357,7 +357,7 @@ async fn a_backlog_goes_oldest_first_and_the_status_shows_the_newest_objects() {
 async fn an_attempt_has_half_a_minute_and_its_size_at_64_kib_a_second() {
     let mut case = Case::new(first([])).await;
     case.batch(TYPE, LINE).await;
-    let [sealed, _] = case.sealed.as_mut().unwrap();
+    let sealed = &mut case.sealed.as_mut().unwrap()[TYPE];
     let mut batch = soon(sealed.recv()).await.unwrap();
     let (shared, folder) = (case.shared(), case.spool.folder(TYPE));
     for (kib, seconds) in [(0, 30), (63, 30), (64, 31), (16 * 1024, 286), (1024 * 1024, 16_414)] {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::{OptionFuture, join};
 
-use crate::batch::LogType;
+use crate::batch::{ByType, LogType};
 use crate::ingest::memory::HOLD;
 use crate::ingest::{Held, Ingest, not_taken};
 use crate::protocols::body::Lines;
@@ -24,24 +24,23 @@ impl Ingest {
     /// A request that no writer has begun with within 5 s, what it waited for memory included, is withdrawn and refused. One that is being written
     /// waits for the disk, however long that takes: nobody knows yet whether it is stored, and a sender that is
     /// refused sends again.
-    pub(super) async fn append(&self, lines: [Lines; 2], held: Held) -> Result<Accepted, Refusal> {
-        let records = lines.iter().map(|lines| lines.records).sum();
-        let mut rooms = [None, None];
-        for (log_type, lines) in LogType::ALL.into_iter().zip(&lines).filter(|(_, lines)| lines.records > 0) {
+    pub(super) async fn append(&self, lines: ByType<Lines>, held: Held) -> Result<Accepted, Refusal> {
+        let records = lines.values().map(|lines| lines.records).sum();
+        let mut rooms = ByType::default();
+        for (log_type, lines) in lines.iter().filter(|(_, lines)| lines.records > 0) {
             if let Some(reason) = self.spool.failing(log_type) {
                 return Err(not_taken(AppendError::Disk(reason)));
             }
-            rooms[log_type.index()] =
-                Some(self.spool.take_room(log_type, lines.bytes.len() as u64).map_err(not_taken)?);
+            rooms[log_type] = Some(self.spool.take_room(log_type, lines.bytes.len() as u64).map_err(not_taken)?);
         }
         let hold = HOLD.saturating_sub(held.lines.waited);
         let claim: Arc<Claim<dyn Send + Sync>> = Arc::new(Claim::new(held));
-        let [deployments, audits] = LogType::ALL.map(|log_type| {
-            let lines = &lines[log_type.index()];
-            let room = rooms[log_type.index()].take();
+        let both = rooms.map(|log_type, room| {
+            let lines = &lines[log_type];
             let append = |room| self.spool.append_claimed(room, lines.bytes.clone(), lines.records, claim.clone());
             OptionFuture::from(room.map(append))
         });
+        let [deployments, audits] = both.into_array();
         // Together, because an answer may carry those of requests that wait for one log type alone.
         let mut both = pin!(join(deployments, audits));
         let (deployments, audits) = match tokio::time::timeout(hold, &mut both).await {
@@ -56,7 +55,7 @@ impl Ingest {
         let is_stored_in_part = outcomes.iter().flatten().any(Result::is_ok);
         let mut receipt = None;
         for (log_type, outcome) in LogType::ALL.into_iter().zip(outcomes) {
-            let lines = &lines[log_type.index()];
+            let lines = &lines[log_type];
             let stored = match outcome {
                 None => continue,
                 Some(Ok(stored)) => stored,

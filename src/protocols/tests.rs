@@ -184,10 +184,10 @@ fn lines_are_sorted_by_type_in_the_order_sent() {
     let parts = vec![part(None, "1\n", 1, 0), part(AUDITS, "2\n", 1, 1), part(None, "3\n4\n", 2, 1)];
     let by_said = by_type(parts.clone(), &LIMITS, |said| said.unwrap_or(LogType::Deployments));
     assert_eq!(
-        by_said.unwrap().map(|lines| (lines.bytes, lines.records, lines.redacted)),
+        by_said.unwrap().into_array().map(|lines| (lines.bytes, lines.records, lines.redacted)),
         [("1\n3\n4\n".into(), 3, 1), ("2\n".into(), 1, 1)]
     );
-    let [deployments, audits] = by_type(parts.clone(), &LIMITS, |_| LogType::Audits).unwrap();
+    let [deployments, audits] = by_type(parts.clone(), &LIMITS, |_| LogType::Audits).unwrap().into_array();
     assert_eq!((deployments, audits.bytes), (Lines::default(), "1\n2\n3\n4\n".into()));
     // Eight bytes in parts, and as many in one piece.
     let limits = |max_lines_bytes| Limits { max_lines_bytes, ..LIMITS };

@@ -18,7 +18,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::sync::Notify;
 
-use crate::batch::{LogType, SealedName, SpoolName, Stage};
+use crate::batch::{ByType, LogType, SealedName, SpoolName, Stage};
 use crate::spool::disk::Disk;
 use crate::spool::terms::Batch;
 
@@ -102,7 +102,7 @@ pub struct Left {
 pub struct Copies {
     shared: Arc<Shared>,
     /// By log type: a copy came.
-    arrived: [Notify; 2],
+    arrived: ByType<Notify>,
 }
 
 struct Shared {
@@ -118,13 +118,13 @@ struct Shared {
 #[derive(Default)]
 struct State {
     /// By log type and opening.
-    held: [BTreeMap<DateTime<Utc>, BatchCopy>; 2],
+    held: ByType<BTreeMap<DateTime<Utc>, BatchCopy>>,
     /// They don't count any more, and their files are still to go.
     doomed: VecDeque<Doomed>,
     /// What was said since a log type's copies were last all sent.
-    told: [[bool; GivenUp::ALL.len()]; 2],
+    told: ByType<[bool; GivenUp::ALL.len()]>,
     /// Events given up in this life, by log type.
-    skipped: [u64; 2],
+    skipped: ByType<u64>,
     ended: bool,
 }
 
@@ -178,32 +178,32 @@ impl Copies {
             if let Some(copy) = self.oldest(log_type) {
                 return copy;
             }
-            self.arrived[log_type.index()].notified().await;
+            self.arrived[log_type].notified().await;
         }
     }
 
     /// The oldest copy of a log type, where there is one now.
     pub fn oldest(&self, log_type: LogType) -> Option<BatchCopy> {
-        self.shared.state().held[log_type.index()].first_key_value().map(|(_, copy)| *copy)
+        self.shared.state().held[log_type].first_key_value().map(|(_, copy)| *copy)
     }
 
     /// Whether a copy was neither sent nor given up. What was read of its file before this says no is no use: the file
     /// is cut to pieces as it is removed.
     pub fn holds(&self, copy: &BatchCopy) -> bool {
-        self.shared.state().held[copy.log_type.index()].get(&copy.name.batch.opened) == Some(copy)
+        self.shared.state().held[copy.log_type].get(&copy.name.batch.opened) == Some(copy)
     }
 
     /// What waits of a log type.
     pub fn left(&self, log_type: LogType) -> Left {
         let state = self.shared.state();
-        let held = &state.held[log_type.index()];
+        let held = &state.held[log_type];
         let bytes = held.values().map(|copy| copy.bytes).sum();
         Left { batches: held.len(), bytes, oldest: held.first_key_value().map(|(opened, _)| *opened) }
     }
 
     /// Events of a log type that were given up in this life.
     pub fn skipped_events(&self, log_type: LogType) -> u64 {
-        self.shared.state().skipped[log_type.index()]
+        self.shared.state().skipped[log_type]
     }
 
     /// Where a copy's file is.
@@ -215,10 +215,10 @@ impl Copies {
     pub fn delivered(&self, copy: &BatchCopy) {
         let mut state = self.shared.state();
         let is_held = self.shared.forget(&mut state, copy);
-        let index = copy.log_type.index();
-        let has_caught_up = state.held[index].is_empty() && state.told[index].contains(&true);
+        let log_type = copy.log_type;
+        let has_caught_up = state.held[log_type].is_empty() && state.told[log_type].contains(&true);
         if has_caught_up {
-            state.told[index] = Default::default();
+            state.told[log_type] = Default::default();
         }
         drop(state);
         let doomed = Doomed { copy: *copy, reason: None };
@@ -258,7 +258,7 @@ impl Copies {
     /// Counts a copy in, and tells the lane.
     pub(super) fn add(&self, copy: BatchCopy) {
         self.shared.add(copy);
-        self.arrived[copy.log_type.index()].notify_one();
+        self.arrived[copy.log_type].notify_one();
     }
 
     /// The file of a batch that S3 has could not be kept; it is gone.
@@ -317,20 +317,20 @@ impl Shared {
     fn add(&self, copy: BatchCopy) {
         let mut state = self.state();
         self.bytes.fetch_add(copy.bytes, Ordering::Relaxed);
-        let before = state.held[copy.log_type.index()].insert(copy.name.batch.opened, copy);
+        let before = state.held[copy.log_type].insert(copy.name.batch.opened, copy);
         // A power cut may have brought its batch back to where it was, and S3 has it now for the second time.
         self.bytes.fetch_sub(before.map_or(0, |before| before.bytes), Ordering::Relaxed);
     }
 
     /// Takes a copy out of the books; false where it is in none.
     fn forget(&self, state: &mut State, copy: &BatchCopy) -> bool {
-        let is_held = state.held[copy.log_type.index()].remove(&copy.name.batch.opened).is_some();
+        let is_held = state.held[copy.log_type].remove(&copy.name.batch.opened).is_some();
         self.bytes.fetch_sub(if is_held { copy.bytes } else { 0 }, Ordering::Relaxed);
         is_held
     }
 
     fn give_up_oldest(&self, state: &mut State) -> Option<Doomed> {
-        let oldest = state.held.iter().filter_map(|held| held.first_key_value());
+        let oldest = state.held.values().filter_map(|held| held.first_key_value());
         let copy = *oldest.min_by_key(|(opened, _)| **opened)?.1;
         self.forget(state, &copy);
         Some(Doomed { copy, reason: Some(GivenUp::Room) })
@@ -381,9 +381,9 @@ impl Shared {
     fn count(&self, copy: &BatchCopy, reason: GivenUp) {
         count(copy.log_type, copy.name.records, reason);
         let mut state = self.state();
-        let told = &mut state.told[copy.log_type.index()][reason as usize];
+        let told = &mut state.told[copy.log_type][reason as usize];
         let was_told = std::mem::replace(told, true);
-        state.skipped[copy.log_type.index()] += copy.name.records;
+        state.skipped[copy.log_type] += copy.name.records;
         drop(state);
         if !was_told {
             tracing::warn!(log_type = %copy.log_type, reason = reason.as_str(), batch.opened = %copy.name.batch.opened, "batches are given up before CloudWatch has them: {}; their events are in S3", reason.why());

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::batch::LogType;
+use crate::batch::{ByType, LogType};
 use crate::spool::disk::{self, Disk};
 
 /// File names in the spool's folder.
@@ -48,8 +48,8 @@ pub struct Manifest {
     pub format: u32,
     /// Names this spool in the STS session.
     pub instance: String,
-    /// Whose chain each log type's batches are numbered in; by [`LogType::index`].
-    pub chains: [String; 2],
+    /// Whose chain each log type's batches are numbered in.
+    pub chains: ByType<String>,
     /// Where the objects go.
     #[serde(flatten)]
     pub destination: Destination,
@@ -94,12 +94,12 @@ impl Manifest {
     /// A manifest for a spool that has held nothing yet.
     pub fn new(destination: Destination) -> Manifest {
         let instance = new_instance();
-        Manifest { format: FORMAT, chains: [instance.clone(), instance.clone()], instance, destination }
+        Manifest { format: FORMAT, chains: ByType::new(|_| instance.clone()), instance, destination }
     }
 
     /// Whose chain a log type's batches belong to.
     pub fn chain(&self, log_type: LogType) -> &str {
-        &self.chains[log_type.index()]
+        &self.chains[log_type]
     }
 
     /// Reads the manifest of a spool; `None` when it has none yet.

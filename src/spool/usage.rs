@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::batch::{Codec, LogType};
+use crate::batch::{ByType, Codec, LogType};
 use crate::spool::copies::{BatchCopy, Copies};
 use crate::spool::terms::{AppendError, Settings};
 use crate::status::Timestamp;
@@ -25,8 +25,8 @@ pub struct Usage {
 
 #[derive(Debug, Default)]
 struct State {
-    used: [u64; 2],
-    full: [Option<Full>; 2],
+    used: ByType<u64>,
+    full: ByType<Option<Full>>,
 }
 
 /// A log type that has refused events for want of room.
@@ -51,7 +51,7 @@ impl Usage {
 
     /// What a log type holds.
     pub fn used_bytes(&self, log_type: LogType) -> u64 {
-        self.lock().used[log_type.index()]
+        self.lock().used[log_type]
     }
 
     /// What a log type may hold now: the limit less what the other holds, or its share where that is more.
@@ -61,7 +61,7 @@ impl Usage {
 
     /// Since when a log type has had no room for what was sent.
     pub fn full_since(&self, log_type: LogType) -> Option<Timestamp> {
-        self.lock().full[log_type.index()].map(|full| full.since)
+        self.lock().full[log_type].map(|full| full.since)
     }
 
     /// Says whether `bytes` more fit.
@@ -78,7 +78,7 @@ impl Usage {
     /// Counts a file that is there, whatever the limit.
     pub fn add(&self, log_type: LogType, bytes: u64) {
         let mut state = self.lock();
-        state.used[log_type.index()] += bytes;
+        state.used[log_type] += bytes;
         self.fit_copies(&state);
     }
 
@@ -92,27 +92,27 @@ impl Usage {
 
     fn fit_copies(&self, state: &State) {
         if let Some(copies) = &self.copies {
-            copies.fit(self.limit_bytes.saturating_sub(state.used.iter().sum()));
+            copies.fit(self.limit_bytes.saturating_sub(state.used.values().sum()));
         }
     }
 
     /// Counts a file that went, or the part that it shrank by.
     pub fn remove(&self, log_type: LogType, bytes: u64) {
         let mut state = self.lock();
-        let used = &mut state.used[log_type.index()];
+        let used = &mut state.used[log_type];
         *used = used.saturating_sub(bytes);
-        if state.full.iter().all(Option::is_none) {
+        if state.full.values().all(Option::is_none) {
             return;
         }
         // Of either type: what one gives back the other may have.
-        let again = LogType::ALL.map(|log_type| {
-            let (used, share) = (state.used[log_type.index()], self.share(&state, log_type));
+        let again = ByType::new(|log_type| {
+            let (used, share) = (state.used[log_type], self.share(&state, log_type));
             let wanted = |full: &Full| full.bytes.max(self.limit_bytes / ROOM_AGAIN_SHARE).min(share);
-            let full = &mut state.full[log_type.index()];
-            full.take_if(|full| used.saturating_add(wanted(full)) <= share).map(|_| (log_type, used, share))
+            let full = &mut state.full[log_type];
+            full.take_if(|full| used.saturating_add(wanted(full)) <= share).map(|_| (used, share))
         });
         drop(state);
-        for (log_type, used, share) in again.into_iter().flatten() {
+        for (log_type, (used, share)) in again.into_iter().filter_map(|(log_type, again)| Some((log_type, again?))) {
             tracing::info!(%log_type, spool.bytes = used, spool.share_bytes = share, "the spool has room again for this log type");
         }
     }
@@ -121,9 +121,9 @@ impl Usage {
     fn take(&self, log_type: LogType, wanted: u64, bytes: u64) -> Result<(), AppendError> {
         let mut state = self.lock();
         let share = self.share(&state, log_type);
-        let used = state.used[log_type.index()];
+        let used = state.used[log_type];
         if used.saturating_add(wanted) <= share {
-            state.used[log_type.index()] += bytes;
+            state.used[log_type] += bytes;
             self.fit_copies(&state);
             return Ok(());
         }
@@ -131,7 +131,7 @@ impl Usage {
         if wanted > most {
             return Err(AppendError::TooLarge { limit_bytes: most });
         }
-        let full = &mut state.full[log_type.index()];
+        let full = &mut state.full[log_type];
         let was_full = full.replace(Full { since: full.map_or_else(Timestamp::now, |full| full.since), bytes: wanted });
         drop(state);
         if was_full.is_none() {
@@ -146,7 +146,7 @@ impl Usage {
 
     fn share(&self, state: &State, log_type: LogType) -> u64 {
         let others = LogType::ALL.into_iter().filter(|other| *other != log_type);
-        let kept_for_others: u64 = others.map(|other| state.used[other.index()].max(self.others_share())).sum();
+        let kept_for_others: u64 = others.map(|other| state.used[other].max(self.others_share())).sum();
         self.limit_bytes.saturating_sub(kept_for_others)
     }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 
-use crate::batch::{LogType, Sha256};
+use crate::batch::{ByType, LogType, Sha256};
 use crate::chain::{ChainEntry, MetadataError, Signature};
 
 use super::key;
@@ -65,7 +65,7 @@ pub(super) struct Judge {
     chains: BTreeMap<Name, Chain>,
     remembered: Remembered,
     findings: Findings,
-    foreign: [u64; 2],
+    foreign: ByType<u64>,
     archived: u64,
     unsigned_allowed: u64,
     /// Suspects of all chains together.
@@ -77,7 +77,16 @@ impl Judge {
         let (remembered, findings) = Default::default();
         let heads = rules.heads.iter().filter(|head| rules.judges(&head.instance));
         let chains = heads.map(|head| ((head.log_type, head.instance.clone()), Chain::default())).collect();
-        Judge { rules, chains, remembered, findings, foreign: [0; 2], archived: 0, unsigned_allowed: 0, suspected: 0 }
+        Judge {
+            rules,
+            chains,
+            remembered,
+            findings,
+            foreign: ByType::default(),
+            archived: 0,
+            unsigned_allowed: 0,
+            suspected: 0,
+        }
     }
 
     /// Takes in one object.
@@ -92,7 +101,7 @@ impl Judge {
 
     fn no_entry(&mut self, Observed { key, log_type, metadata, .. }: &Observed, error: &MetadataError) {
         if *error == MetadataError::Absent {
-            self.foreign[log_type.index()] += 1;
+            self.foreign[*log_type] += 1;
         }
         let (kind, detail) = match error {
             MetadataError::Absent => (Kind::Foreign, "not written by this daemon, or stripped of its metadata".into()),

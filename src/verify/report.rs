@@ -6,7 +6,7 @@ use std::fmt;
 use chrono::NaiveDate;
 use serde::Serialize;
 
-use crate::batch::LogType;
+use crate::batch::{ByType, LogType};
 use crate::exit_code;
 
 use super::ranges::{Range, show};
@@ -186,8 +186,8 @@ pub(super) struct Report {
     pub(super) from: Option<NaiveDate>,
     pub(super) to: Option<NaiveDate>,
     pub(super) chains: Vec<ChainReport>,
-    /// Objects without `env0-*` metadata, by [`LogType::index`].
-    pub(super) foreign: [u64; 2],
+    /// Objects without `env0-*` metadata.
+    pub(super) foreign: ByType<u64>,
     pub(super) archived: u64,
     pub(super) resumed: u64,
     pub(super) receipts: Option<ReceiptCounts>,
@@ -271,7 +271,7 @@ impl Report {
 
     /// One JSON document.
     pub(super) fn to_json(&self) -> serde_json::Value {
-        let foreign: BTreeMap<_, _> = LogType::ALL.map(|log_type| (log_type, self.foreign[log_type.index()])).into();
+        let foreign: BTreeMap<_, _> = LogType::ALL.map(|log_type| (log_type, self.foreign[log_type])).into();
         let left_out: u64 =
             self.findings.counts.values().map(|count| count.saturating_sub(FINDINGS_MAX_PER_KIND)).sum();
         serde_json::json!({
@@ -309,7 +309,7 @@ impl fmt::Display for Report {
             writeln!(f, "{chain}")?;
         }
         for log_type in LogType::ALL {
-            let count = self.foreign[log_type.index()];
+            let count = self.foreign[log_type];
             if count > 0 {
                 writeln!(f, "{log_type}: {count} foreign objects, without env0-* metadata")?;
             }

@@ -33,7 +33,8 @@ fn open(folder: &Path, codec: Codec) -> (Spool, SealedBatches) {
         },
         copies: false,
     };
-    let (spool, [sealed, _]) = Spool::open(&settings, Arc::new(OsDisk)).expect("the folder is new");
+    let (spool, sealed) = Spool::open(&settings, Arc::new(OsDisk)).expect("the folder is new");
+    let [sealed, _] = sealed.into_array();
     (spool, sealed)
 }
 

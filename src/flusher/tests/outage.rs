@@ -109,7 +109,7 @@ async fn a_batch_whose_session_is_refused_goes_again_at_once_with_the_next_one()
 async fn a_pause_is_the_backoff_or_what_the_answer_asks_and_none_for_a_first_bad_session() {
     let mut case = Case::new(first([])).await;
     case.batch(TYPE, LINE).await;
-    let [sealed, _] = case.sealed.as_mut().unwrap();
+    let sealed = &mut case.sealed.as_mut().unwrap()[TYPE];
     let mut queue = Queue::new(1, Instant::now());
     queue.add(soon(sealed.recv()).await.unwrap());
     let mut waiting = queue.next(Instant::now()).unwrap();

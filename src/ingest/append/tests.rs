@@ -27,7 +27,7 @@ struct Front {
     disk: HangingDisk,
     spool: Spool,
     folder: tempfile::TempDir,
-    _sealed: [SealedBatches; 2],
+    _sealed: ByType<SealedBatches>,
 }
 
 impl Front {

@@ -20,7 +20,7 @@ fn delivered_once() -> (tempfile::TempDir, PathBuf, Spool) {
     let (spool, mut sealed) = open();
     append(&spool).unwrap();
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(spool.close());
-    let mut batch = sealed[TYPE.index()].try_recv().unwrap();
+    let mut batch = sealed[TYPE].try_recv().unwrap();
     spool.folder(TYPE).set_stage(&mut batch, Stage::Sending).unwrap();
     spool.folder(TYPE).delivered(&mut batch).unwrap();
     drop(spool);
@@ -259,7 +259,7 @@ fn a_batch_of_small_and_large_appends_has_all_their_bytes_and_the_hash_of_those(
         runtime.block_on(spool.append(TYPE, line.into(), 1)).unwrap();
     }
     runtime.block_on(spool.close());
-    let batch = sealed[TYPE.index()].try_recv().unwrap();
+    let batch = sealed[TYPE].try_recv().unwrap();
     let stored = fs::read(spool.folder(TYPE).batch_path(&batch)).unwrap();
     assert!(stored == all.as_bytes(), "{} bytes are not the {} that were appended", stored.len(), all.len());
     assert_eq!(batch.name.sha256, Sha256::of(all.as_bytes()));

@@ -26,7 +26,8 @@ async fn batches_that_wait_to_be_compressed_take_few_descriptors_and_no_listing(
     let folder = tempfile::tempdir().unwrap();
     let disk = HangingDisk::default();
     let settings = settings(&folder, Codec::Gzip, EVENT.len() as u64);
-    let (spool, [mut sealed, _]) = Spool::open(&settings, Arc::new(disk.clone())).unwrap();
+    let (spool, sealed) = Spool::open(&settings, Arc::new(disk.clone())).unwrap();
+    let [mut sealed, _] = sealed.into_array();
     disk.hang(Op::List, TYPE.as_str());
     // Not the probe of an idle writer.
     disk.hang(Op::Sync, ".gz.tmp");
@@ -48,7 +49,8 @@ async fn bytes_a_second(codec: Codec, batch_bytes: usize, total_bytes: usize) ->
     let events = include_str!("../../../tests/fixtures/deployment-events.ndjson");
     let folder = tempfile::tempdir_in(concat!(env!("CARGO_MANIFEST_DIR"), "/target")).unwrap();
     let settings = settings(&folder, codec, batch_bytes as u64);
-    let (spool, [sealed, _]) = Spool::open(&settings, Arc::new(OsDisk)).unwrap();
+    let (spool, sealed) = Spool::open(&settings, Arc::new(OsDisk)).unwrap();
+    let [sealed, _] = sealed.into_array();
     tokio::spawn(deliver(spool.clone(), sealed));
     let mut body = String::new();
     for line in events.split_inclusive('\n').cycle() {

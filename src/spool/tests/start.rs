@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::fault_disk::{Cut, Effect, Errno, Op};
 use super::world::{Fate, TYPE, World, line};
-use crate::batch::{BatchName, Codec, LogType, SealedName, Sha256, SpoolName, Stage};
+use crate::batch::{BatchName, ByType, Codec, LogType, SealedName, Sha256, SpoolName, Stage};
 use crate::spool::OpenError;
 use crate::spool::manifest::{Manifest, ManifestError};
 
@@ -232,12 +232,12 @@ fn a_lost_head_starts_a_new_chain_of_this_type_alone() {
     let mut world = World::opened();
     world.append(1).unwrap();
     world.deliver_all();
-    let chains = LogType::ALL.map(|log_type| world.spool().chain_instance(log_type).to_owned());
+    let chains = ByType::new(|log_type| world.spool().chain_instance(log_type).to_owned());
     world.end();
     world.disk.take(&world.file(".sent"));
     world.open().unwrap();
-    assert_ne!(world.spool().chain_instance(TYPE), chains[TYPE.index()]);
-    assert_eq!(world.spool().chain_instance(LogType::Audits), chains[LogType::Audits.index()]);
+    assert_ne!(world.spool().chain_instance(TYPE), chains[TYPE]);
+    assert_eq!(world.spool().chain_instance(LogType::Audits), chains[LogType::Audits]);
     world.append(1).unwrap();
     world.seal();
     assert_eq!((world.waiting[0].name.sequence, world.waiting[0].name.previous), (1, Sha256::ZERO));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::fault_disk::{Cut, FaultDisk};
-use crate::batch::{Codec, LogType, SealedName, Sha256, SpoolName, Stage, object_key};
+use crate::batch::{ByType, Codec, LogType, SealedName, Sha256, SpoolName, Stage, object_key};
 use crate::flusher::delivery::{self, Ended, Known, Next};
 use crate::s3::PutErrorKind;
 use crate::spool::folder::Folder;
@@ -52,7 +52,7 @@ pub(crate) struct World {
     pub(crate) disk: FaultDisk,
     pub(crate) settings: Settings,
     pub(crate) spool: Option<Spool>,
-    receivers: Option<[SealedBatches; 2]>,
+    receivers: Option<ByType<SealedBatches>>,
     /// Sealed batches that are not delivered, oldest first.
     pub(crate) waiting: Vec<Batch>,
     pub(crate) bucket: BTreeMap<String, Object>,
@@ -223,7 +223,7 @@ impl World {
 
     fn receive(&mut self) {
         let Some(receivers) = &mut self.receivers else { return };
-        while let Some(batch) = receivers[TYPE.index()].try_recv() {
+        while let Some(batch) = receivers[TYPE].try_recv() {
             self.waiting.push(batch);
         }
     }
