@@ -274,6 +274,7 @@ pub fn draining() -> Refusal {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+    use std::sync::Arc;
 
     use axum::http::{Request, Response};
     use http_body_util::Full;
@@ -289,13 +290,21 @@ mod tests {
 
     /// Seconds until a body is given up of which `piece` comes every `pause`.
     async fn given_up_after(piece: &'static [u8], pause: Duration) -> u64 {
+        let memory = Arc::new(Memory::new(BYTES, BYTES, 0, 1));
+        let (outcome, seconds) = given_up(memory, Lane::Audits, piece, pause).await;
+        assert_eq!(outcome, Refusal::BodyTimeout);
+        seconds
+    }
+
+    /// Why a body of `lane` is given up of which `piece` comes every `pause`, and after how many seconds.
+    async fn given_up(memory: Arc<Memory>, lane: Lane, piece: &'static [u8], pause: Duration) -> (Refusal, u64) {
         let (mut client, server) = tokio::io::duplex(1024);
         let (ended, mut end) = mpsc::unbounded_channel();
         let service = service_fn(move |request: Request<Incoming>| {
-            let ended = ended.clone();
+            let (ended, memory) = (ended.clone(), Arc::clone(&memory));
             async move {
-                let (memory, stop) = (Memory::new(BYTES, BYTES, 0, 1), CancellationToken::new());
-                let terms = Terms { limit: BYTES, memory: &memory, lane: Lane::Audits, stop: &stop };
+                let stop = CancellationToken::new();
+                let terms = Terms { limit: BYTES, memory: &memory, lane, stop: &stop };
                 let outcome = read(&mut request.into_body(), Encoding::Identity, &terms).await;
                 ended.send(outcome.map(|received| received.bytes)).unwrap();
                 Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
@@ -311,17 +320,39 @@ mod tests {
                 tokio::time::sleep(pause).await;
             }
         };
-        tokio::select! {
-            outcome = end.recv() => assert_eq!(outcome.unwrap(), Err(Refusal::BodyTimeout)),
-            () = trickle => {}
-        }
-        started.elapsed().as_secs()
+        let outcome = tokio::select! {
+            outcome = end.recv() => outcome.unwrap(),
+            () = trickle => unreachable!("it never ends"),
+        };
+        (outcome.unwrap_err(), started.elapsed().as_secs())
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_is_given_up_30_s_after_its_last_byte_and_5_minutes_after_its_first() {
         assert_eq!(given_up_after(b"x", Duration::from_secs(3600)).await, 30);
         assert_eq!(given_up_after(&[b'x'; 40_000], Duration::from_secs(29)).await, 300);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_keeps_a_turn_for_2_s_where_audit_events_wait_for_it_and_for_10_s_where_others_do() {
+        const PIECE: &[u8] = &[b'x'; 40_000];
+        for (holder, waits, expected) in [
+            (Lane::Oidc, Lane::Audits, (in_use(), 2)),
+            (Lane::Deployments, Lane::Audits, (in_use(), 2)),
+            (Lane::Audits, Lane::Audits, (in_use(), 10)),
+            (Lane::Oidc, Lane::Deployments, (Refusal::BodyTimeout, 10)),
+        ] {
+            let memory = Arc::new(Memory::new(BYTES, BYTES, 0, 8));
+            let others = Arc::clone(&memory);
+            let waiter = tokio::spawn(async move {
+                // The holder has its turn by then; who waits is refused after 5 s, and the next one comes.
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                while others.charge(waits, &mut Charge::default(), BYTES, BYTES).await.is_err() {}
+            });
+            let outcome = given_up(memory, holder, PIECE, Duration::from_secs(3600)).await;
+            assert_eq!(outcome, expected, "{holder:?} {waits:?}");
+            waiter.abort();
+        }
     }
 
     #[tokio::test(start_paused = true)]

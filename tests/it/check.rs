@@ -379,3 +379,23 @@ fn two_listeners_on_one_port_are_refused_by_check_and_by_run_alike() {
         assert!(format!("{}{}", finished.stdout, finished.stderr).contains("the port of ENV0_S3_LOG_LISTEN_ADDR"));
     }
 }
+
+#[test]
+fn a_folder_of_the_spool_that_is_a_link_or_a_file_is_refused_by_check_and_by_run_alike() {
+    let aws = LocalAws::start();
+    for (folder, is_link) in [("env0-audits", true), ("quarantine", true), ("env0-deployments", false)] {
+        let setup = setup(&aws);
+        let elsewhere = setup.folder().join("elsewhere");
+        std::fs::create_dir_all(&elsewhere).unwrap();
+        std::fs::create_dir_all(setup.spool()).unwrap();
+        match is_link {
+            true => std::os::unix::fs::symlink(&elsewhere, setup.spool().join(folder)).unwrap(),
+            false => std::fs::write(setup.spool().join(folder), "").unwrap(),
+        }
+        let checked = setup.run("check --offline --json");
+        assert_has(&failure(&checked, "spool", CANT_CREATE), &[folder, "is a link or no folder"]);
+        let run = setup.run("run");
+        assert_eq!(run.code, CANT_CREATE, "{}", run.stderr);
+        assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0, "nothing is written through a link");
+    }
+}

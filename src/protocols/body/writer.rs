@@ -282,3 +282,24 @@ fn compact(json: &[u8], out: &mut impl Write) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_for_lines_is_doubled_while_it_is_small_and_then_reserved_once_for_all_of_them() {
+        let limits =
+            Limits { max_body_bytes: 1 << 20, max_lines_bytes: 3_000_000, max_event_bytes: 100_000, redact: false };
+        let mut writer = LineWriter::with_capacity(&limits, 0);
+        let mut capacities = Vec::new();
+        while writer.bytes.len() < 2_900_000 {
+            writer.line(None, |out| out.write_all(&[b'x'; 1000])).unwrap();
+            if capacities.last() != Some(&writer.bytes.capacity()) {
+                capacities.push(writer.bytes.capacity());
+            }
+        }
+        let [.., before, last] = capacities[..] else { panic!("{capacities:?}") };
+        assert!(before < 2 * DOUBLED_MAX_BYTES && last == limits.max_lines_bytes + 1, "{capacities:?}");
+    }
+}
