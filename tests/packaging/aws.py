@@ -63,15 +63,39 @@ def make_stack(client, name, **parameters):
     return {output["Description"]: output["OutputValue"] for output in stack["Outputs"]}
 
 
+def role_policy(client, variables, name):
+    """An inline policy of the role that was made."""
+    role = variables["ENV0_S3_LOG_ROLE_ARN"].rsplit("/", 1)[1]
+    policy = client("iam").get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
+    if isinstance(policy, str):
+        # moto keeps an inline policy of a template as Python prints it.
+        policy = ast.literal_eval(json.loads(policy) if policy.startswith('"') else policy)
+    return policy
+
+
 def check_role(client, variables):
     role = variables["ENV0_S3_LOG_ROLE_ARN"].rsplit("/", 1)[1]
     trust = client("iam").get_role(RoleName=role)["Role"]["AssumeRolePolicyDocument"]
     check(trust == config("trust-policy.json"), f"the trust policy is {json.dumps(trust)}")
-    policy = client("iam").get_role_policy(RoleName=role, PolicyName="env0-s3-logs")["PolicyDocument"]
-    if isinstance(policy, str):
-        # moto keeps an inline policy of a template as Python prints it.
-        policy = ast.literal_eval(json.loads(policy) if policy.startswith('"') else policy)
+    policy = role_policy(client, variables, "env0-s3-logs")
     check(policy == config("iam-policy.json"), f"the role may {json.dumps(policy)}")
+
+
+def check_cloudwatch(client):
+    """With its parameter the role may do what config/cloudwatch-policy.json says, and the outputs say so."""
+    parameters = {"BucketName": "with-cloudwatch", "Subject": SUBJECT, "ProviderArn": PROVIDER, "CloudWatch": "true"}
+    variables = make_stack(client, "cloudwatch", **parameters)
+    check(variables["ENV0_CLOUDWATCH_ROLE_ARN"] == variables["ENV0_S3_LOG_ROLE_ARN"], variables)
+    check(variables["ENV0_CLOUDWATCH_AWS_REGION"] == REGION, variables)
+    policy = json.dumps(role_policy(client, variables, "env0-s3-logs-cloudwatch"))
+    # moto's account.
+    policy = json.loads(policy.replace(":123456789012:", ":111122223333:"))
+    check(policy == config("cloudwatch-policy.json"), f"the role may {json.dumps(policy)}")
+    parameters |= {"BucketName": "with-a-prefix", "LogGroupPrefix": "team/"}
+    variables = make_stack(client, "prefix", **parameters)
+    check(variables["ENV0_CLOUDWATCH_LOG_GROUP_NAME_PREFIX"] == "team/", variables)
+    (statement,) = role_policy(client, variables, "env0-s3-logs-cloudwatch")["Statement"]
+    check(all(":log-group:team/env0-" in resource for resource in statement["Resource"]), statement)
 
 
 def check_bucket():
@@ -175,6 +199,11 @@ def check_terraform():
         check(f'"{audience}"' in defaults, f"the module's default lacks the audience {audience}")
     allowed = set(re.findall(r'Action\s+= "(s3:\w+)"', text))
     check(allowed == {statement["Action"] for statement in config("iam-policy.json")["Statement"]}, f"allowed: {allowed}")
+    (logs,) = config("cloudwatch-policy.json")["Statement"]
+    allowed = re.findall(r'"(logs:\w+)"', text)
+    check(allowed == logs["Action"], f"allowed: {allowed}")
+    groups = [resource.split(":log-group:")[1] for resource in logs["Resource"]]
+    check(re.findall(r'"\$\{local\.log_groups\}(\S+)"', text) == groups, "the module's log groups are others")
 
 
 def main():
@@ -191,6 +220,7 @@ def main():
         check(set(variables) == {f"ENV0_S3_LOG_{name}" for name in ("ROLE_ARN", "BUCKET_NAME", "AWS_REGION")}, variables)
         check_role(client, variables)
         deliver(client, variables, port, pathlib.Path(folder))
+        check_cloudwatch(client)
         make_stack(
             client, "all", BucketName="all-of-it", Subject=SUBJECT, ProviderArn=PROVIDER, ObjectLockDays="30",
             RetentionDays="400", ProjectId="one", KmsKeyArn="arn:aws:kms:us-east-1:111122223333:key/k",

@@ -156,6 +156,13 @@ class Policies(unittest.TestCase):
         policy = json.loads(read("config/iam-policy.json"))
         self.assertEqual([s["Action"] for s in policy["Statement"]], ["s3:PutObject", "s3:GetBucketLocation"])
 
+    def test_cloudwatchs_policy_is_env0s_five_actions_on_its_two_log_groups(self):
+        (statement,) = json.loads(read("config/cloudwatch-policy.json"))["Statement"]
+        actions = ["CreateLogGroup", "CreateLogStream", "DescribeLogGroups", "DescribeLogStreams", "PutLogEvents"]
+        self.assertEqual(statement["Action"], [f"logs:{action}" for action in actions])
+        groups = [resource.split(":log-group:")[1] for resource in statement["Resource"]]
+        self.assertEqual(groups, ["env0-deployments", "env0-deployments:*", "env0-audits", "env0-audits:*"])
+
     def test_the_trust_policy_names_session_tags_audience_and_subject(self):
         (statement,) = json.loads(read("config/trust-policy.json"))["Statement"]
         self.assertEqual(statement["Action"], ["sts:AssumeRoleWithWebIdentity", "sts:TagSession"])

@@ -21,9 +21,12 @@ data "aws_partition" "here" {}
 
 data "aws_region" "here" {}
 
+data "aws_caller_identity" "here" {}
+
 locals {
   provider_arn = var.provider_arn != null ? var.provider_arn : aws_iam_openid_connect_provider.issuer[0].arn
   bucket_arn   = "arn:${data.aws_partition.here.partition}:s3:::${var.bucket_name}"
+  log_groups   = "arn:${data.aws_partition.here.partition}:logs:${data.aws_region.here.region}:${data.aws_caller_identity.here.account_id}:log-group:${var.log_group_prefix}"
 }
 
 resource "aws_s3_bucket" "logs" {
@@ -175,5 +178,32 @@ resource "aws_iam_role_policy" "logs" {
         }
       ] : []
     )
+  })
+}
+
+resource "aws_iam_role_policy" "cloudwatch" {
+  count = var.cloudwatch ? 1 : 0
+  name  = "env0-s3-logs-cloudwatch"
+  role  = aws_iam_role.logs.id
+
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [{
+      Sid    = "WriteEvents"
+      Effect = "Allow"
+      Action = [
+        "logs:CreateLogGroup",
+        "logs:CreateLogStream",
+        "logs:DescribeLogGroups",
+        "logs:DescribeLogStreams",
+        "logs:PutLogEvents"
+      ]
+      Resource = [
+        "${local.log_groups}env0-deployments",
+        "${local.log_groups}env0-deployments:*",
+        "${local.log_groups}env0-audits",
+        "${local.log_groups}env0-audits:*"
+      ]
+    }]
   })
 }

@@ -1,8 +1,15 @@
 output "variables" {
   description = "The daemon's variables"
-  value = {
-    ENV0_S3_LOG_ROLE_ARN    = aws_iam_role.logs.arn
-    ENV0_S3_LOG_BUCKET_NAME = aws_s3_bucket.logs.bucket
-    ENV0_S3_LOG_AWS_REGION  = data.aws_region.here.region
-  }
+  value = merge(
+    {
+      ENV0_S3_LOG_ROLE_ARN    = aws_iam_role.logs.arn
+      ENV0_S3_LOG_BUCKET_NAME = aws_s3_bucket.logs.bucket
+      ENV0_S3_LOG_AWS_REGION  = data.aws_region.here.region
+    },
+    var.cloudwatch ? {
+      ENV0_CLOUDWATCH_ROLE_ARN              = aws_iam_role.logs.arn
+      ENV0_CLOUDWATCH_AWS_REGION            = data.aws_region.here.region
+      ENV0_CLOUDWATCH_LOG_GROUP_NAME_PREFIX = var.log_group_prefix
+    } : {}
+  )
 }

@@ -49,3 +49,15 @@ variable "kms_key_arn" {
   type        = string
   default     = null
 }
+
+variable "cloudwatch" {
+  description = "Whether the role may also write to CloudWatch Logs, in this region"
+  type        = bool
+  default     = false
+}
+
+variable "log_group_prefix" {
+  description = "In front of the log groups' names, env0-deployments and env0-audits"
+  type        = string
+  default     = ""
+}
