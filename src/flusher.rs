@@ -11,11 +11,11 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::runtime::{self, Runtime};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::background::Background;
 use crate::backoff;
 use crate::batch::{ByType, LogType, object_key};
 use crate::credentials::Session;
@@ -27,35 +27,23 @@ use crate::s3::{PutError, PutErrorKind};
 use crate::spool::SealedBatches;
 use crate::status::{DeliveryStatus, LAST_OBJECTS, ObjectStatus, Outage, SpooledStatus, Timestamp, Trouble};
 
-/// Of the threads that upload: acknowledgements come first, and a quarter of a busy processor, which is more
-/// than sending what was taken needs, is left to uploads.
-const NICENESS: i32 = 5;
 /// How many batches not tried yet a lane looks at; the others wait where the spool announced them, in less memory.
 const UNTRIED_MAX: usize = 1024;
 /// How long a shutdown waits for a session when there is none.
 const DRAIN_SESSION_WAIT: Duration = Duration::from_secs(5);
 
-/// The running lanes. They have a thread of their own: who sends events shares the processor with an upload
-/// as the system shares it between threads, and doesn't wait while an object is sent.
+/// The running lanes, on a thread of their own.
 pub struct Flusher {
-    runtime: Option<Runtime>,
     lanes: JoinSet<()>,
     drain: watch::Sender<Option<Instant>>,
     states: ByType<Arc<Mutex<DeliveryStatus>>>,
+    _background: Background,
 }
 
 impl Flusher {
     /// Starts a lane for each log type. Fails where no thread can be had.
     pub fn start(shared: Shared, sealed: ByType<SealedBatches>) -> io::Result<Flusher> {
-        let runtime = runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("uploads")
-            .on_thread_start(|| {
-                // Where the system refuses, uploads are only less considerate.
-                let _ = rustix::process::nice(NICENESS);
-            })
-            .enable_all()
-            .build()?;
+        let background = Background::start("uploads")?;
         let shared = Arc::new(shared);
         let (drain, drain_receiver) = watch::channel(None);
         let states: ByType<Arc<Mutex<DeliveryStatus>>> = Default::default();
@@ -72,9 +60,9 @@ impl Flusher {
                 state: states[log_type].clone(),
                 meters: UploadMeters::new(log_type),
             };
-            lanes.spawn_on(lane.run(sealed, drain_receiver.clone()), runtime.handle());
+            lanes.spawn_on(lane.run(sealed, drain_receiver.clone()), background.handle());
         }
-        Ok(Flusher { runtime: Some(runtime), lanes, drain, states })
+        Ok(Flusher { lanes, drain, states, _background: background })
     }
 
     /// Gives each waiting batch one more attempt; returns when all had it, or at `deadline`. What is not
@@ -88,15 +76,6 @@ impl Flusher {
     /// What a log type's lane tells of itself.
     pub fn states(&self) -> ByType<Arc<Mutex<DeliveryStatus>>> {
         self.states.clone()
-    }
-}
-
-impl Drop for Flusher {
-    fn drop(&mut self) {
-        // An attempt that is under way, or hangs in the file system, must not hold up the exit.
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
     }
 }
 

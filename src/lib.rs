@@ -28,7 +28,7 @@
 //! The modules below stand by floors; imports go down, and inside a room no file leads back to itself:
 //! `cli` → `check`, `daemon`, `drain` → `assembly` → `verify`, `flusher`, `pull`, `cloudwatch`, `ingest` → `s3` →
 //! `credentials` → `oidc`, `admin` → `spool`, `http`, `network`, `telemetry` → `protocols`, `config`, `status`, `chain` →
-//! `batch`, `backoff`, `volume`, `exit_code`.
+//! `batch`, `background`, `backoff`, `volume`, `exit_code`.
 
 pub mod cli;
 
@@ -61,6 +61,7 @@ pub mod config;
 pub mod protocols;
 pub mod status;
 
+pub mod background;
 pub mod backoff;
 pub mod batch;
 pub mod exit_code;

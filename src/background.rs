@@ -1,0 +1,42 @@
+//! Threads of its own for work that waits for other people's services: acknowledgements come first.
+
+use std::io;
+
+use tokio::runtime::{self, Handle, Runtime};
+
+/// Whoever sends events shares the processor with these threads as the system shares it between threads, and doesn't
+/// wait while they work. A quarter of a busy processor, which is more than sending what was taken needs, is left to them.
+const NICENESS: i32 = 5;
+
+/// A runtime with one thread. It ends when it is dropped, without waiting for what is under way: an attempt that hangs
+/// in the network or in the file system must not hold up the exit.
+pub struct Background(Option<Runtime>);
+
+impl Background {
+    /// Starts it. Fails where no thread can be had.
+    pub fn start(name: &str) -> io::Result<Background> {
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name(name)
+            .on_thread_start(|| {
+                // Where the system refuses, the work is only less considerate.
+                let _ = rustix::process::nice(NICENESS);
+            })
+            .enable_all()
+            .build()?;
+        Ok(Background(Some(runtime)))
+    }
+
+    /// To spawn tasks with.
+    pub fn handle(&self) -> &Handle {
+        self.0.as_ref().expect("it is taken only when it is dropped").handle()
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
