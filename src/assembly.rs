@@ -1,9 +1,13 @@
 //! Makes the parts from the configuration, for the commands that need them.
 
+use tokio_util::sync::CancellationToken;
+
 use crate::batch::ByType;
 use crate::chain::SigningKey;
+use crate::cloudwatch::lane::{self, Lanes};
+use crate::cloudwatch::logs::Logs;
 use crate::config::{self, Config};
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, Role};
 use crate::exit_code;
 use crate::flusher::{self, Flusher};
 use crate::http::tls::{self, Tls};
@@ -61,7 +65,7 @@ pub fn spool_settings(config: &Config) -> spool::Settings {
             region: config.aws_region.clone(),
             path: config.bucket_path.clone(),
         },
-        copies: false,
+        copies: config.cloudwatch.is_some(),
     }
 }
 
@@ -123,4 +127,25 @@ pub fn start_flusher(
     };
     let flusher = Flusher::start(shared, sealed).map_err(|error| Failure::new(exit_code::SOFTWARE, error))?;
     Ok((flusher, settled))
+}
+
+/// Starts the lanes to CloudWatch Logs, where they are configured. Their sessions come of the same tokens as the bucket's.
+pub fn start_cloudwatch(
+    config: &Config,
+    network: &Network,
+    spool: &Spool,
+    credentials: &Credentials,
+    stop_credentials: CancellationToken,
+) -> Result<Option<Lanes>, Failure> {
+    let (Some(cloudwatch), Some(copies)) = (&config.cloudwatch, spool.copies()) else { return Ok(None) };
+    let role = Role::of_cloudwatch(cloudwatch);
+    let credentials = credentials.start_beside(role, config, network, spool.instance(), stop_credentials);
+    let shared = lane::Shared {
+        spool: spool.clone(),
+        copies: copies.clone(),
+        logs: Logs::new(cloudwatch, network, credentials.clone(), spool.instance()),
+        credentials,
+        bucket_path: config.bucket_path.clone(),
+    };
+    Lanes::start(shared).map(Some).map_err(|error| Failure::new(exit_code::SOFTWARE, error))
 }

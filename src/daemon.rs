@@ -15,8 +15,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{Check, Health, Sources};
-use crate::assembly::{Failure, Files, spool_settings, start_flusher};
+use crate::assembly::{Failure, Files, spool_settings, start_cloudwatch, start_flusher};
 use crate::batch::{self, ByType, LogType};
+use crate::cloudwatch::lane::{Lanes, Watched};
 use crate::config::Config;
 use crate::credentials::Credentials;
 use crate::daemon::bucket_facts::BucketFacts;
@@ -65,6 +66,7 @@ struct Parts {
     verifier: Verifier,
     deliveries: ByType<Arc<Mutex<DeliveryStatus>>>,
     puller: Option<Puller>,
+    cloudwatch: Option<Watched>,
     disk: Arc<DiskWatch>,
     bucket: BucketFacts,
 }
@@ -140,6 +142,7 @@ impl Probe {
             bucket: parts.as_ref().and_then(|parts| parts.bucket.latest()),
             connections_refused_total: refusals::totals(),
             pull: parts.as_ref().and_then(|parts| Some(parts.puller.as_ref()?.status())).unwrap_or_default(),
+            cloudwatch: parts.as_ref().and_then(|parts| Some(parts.cloudwatch.as_ref()?.status())),
             credentials: parts.map(|parts| CredentialsStatus {
                 refused_tokens: parts.verifier.refusals(),
                 ..parts.credentials.status()
@@ -231,6 +234,7 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     let credentials = Credentials::start(&config, &network, spool.instance(), stop_credentials.clone());
     let authenticator = Authenticator::new(&config, verifier.clone(), credentials.clone())
         .map_err(|error| Failure::new(exit_code::CONFIG, error))?;
+    let cloudwatch = start_cloudwatch(&config, &network, &spool, &credentials, stop_credentials.clone())?;
     let (flusher, settled) = start_flusher(&config, &network, &spool, &credentials, signing_key, sealed)?;
     let tokens = (&verifier, &credentials);
     let puller =
@@ -245,6 +249,7 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
         verifier,
         deliveries: flusher.states(),
         puller: puller.clone(),
+        cloudwatch: cloudwatch.as_ref().map(Lanes::watched),
         disk,
         bucket,
     };
@@ -281,6 +286,9 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
             );
         }
         flusher.drain(deadline).await;
+        if let Some(mut cloudwatch) = cloudwatch {
+            let _ = tokio::time::timeout_at(deadline, cloudwatch.drain()).await;
+        }
         stop_credentials.cancel();
         stop_admin.cancel();
         let _ = tokio::time::timeout(LAST_ANSWERS, admin).await;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::assembly::{self, Failure};
 use crate::batch::LogType;
 use crate::chain::SigningKey;
+use crate::cloudwatch::lane::Lanes;
 use crate::config::{self, Config};
 use crate::credentials::{Credentials, HAND_OVER};
 use crate::exit_code;
@@ -81,6 +82,7 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
     let opened = tokio::task::spawn_blocking(move || Spool::open(&settings, Arc::new(OsDisk))).await;
     let (spool, sealed) = opened.map_err(|error| Failure::new(exit_code::SOFTWARE, error))??;
     let credentials = Credentials::start(&config, &network, spool.instance(), CancellationToken::new());
+    let cloudwatch = assembly::start_cloudwatch(&config, &network, &spool, &credentials, CancellationToken::new())?;
     let (flusher, _) = assembly::start_flusher(&config, &network, &spool, &credentials, signing_key, sealed)?;
 
     let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
@@ -89,6 +91,9 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
         let Left { batches, events, bytes, waits } = left(&spool);
         // What a crash left open is events before it is a batch, and unread before it is events.
         if batches == 0 && events == 0 && !waits {
+            if let Some(lanes) = cloudwatch {
+                drain_cloudwatch(lanes, deadline, &mut show).await;
+            }
             return emptied(&spool, show).await;
         }
         let (now, status) = (Instant::now(), credentials.status());
@@ -114,6 +119,25 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
             return Err(Failure::new(exit_code::UNAVAILABLE, error));
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+/// Sends what CloudWatch doesn't have yet, as far as it takes it: all of it is in S3.
+async fn drain_cloudwatch(mut lanes: Lanes, deadline: Option<Instant>, show: &mut impl FnMut(&str)) {
+    let left = |lanes: &Lanes| lanes.watched().status().types.iter().map(|of_type| of_type.batches).sum::<u64>();
+    match left(&lanes) {
+        0 => return,
+        batches => show(&format!("all is in S3; {batches} batches are on their way to CloudWatch, too")),
+    }
+    match deadline {
+        Some(deadline) => drop(tokio::time::timeout_at(deadline, lanes.drain()).await),
+        None => lanes.drain().await,
+    }
+    match left(&lanes) {
+        0 => {}
+        batches => show(&format!(
+            "{batches} batches did not get to CloudWatch; they are in S3, and the next daemon on this spool sends them"
+        )),
     }
 }
 

@@ -233,6 +233,11 @@ impl Spool {
         self.inner.home.copies()
     }
 
+    /// Looks whether the spool's path leads to the spool: where it doesn't, nothing can be told from a missing file.
+    pub fn is_in_place(&self) -> bool {
+        self.inner.home.confirm().is_ok()
+    }
+
     /// Reads a copy from its start. Blocks, as reading does.
     ///
     /// # Errors

@@ -48,6 +48,9 @@ pub struct Status {
     /// What is pulled from env0's API, one for each log type and organization; absent where nothing is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pull: Vec<PullStatus>,
+    /// What goes to CloudWatch Logs beside S3; absent where nothing does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cloudwatch: Option<CloudWatchStatus>,
 }
 
 /// Where the daemon is in its life.
@@ -216,6 +219,41 @@ pub struct PullStatus {
     /// How long that round took.
     pub last_round_millis: u64,
     /// Why the pull doesn't get on at the moment.
+    pub error: Option<Trouble>,
+}
+
+/// What goes to CloudWatch Logs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CloudWatchStatus {
+    /// The daemon's stream, of the same name in both log groups.
+    pub stream: String,
+    /// Both log types, in the order of [`LogType::ALL`].
+    pub types: Vec<CloudWatchTypeStatus>,
+    /// Of the role for CloudWatch.
+    pub credentials: CredentialsStatus,
+}
+
+/// One log type on its way to CloudWatch Logs; the totals count from the process's start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CloudWatchTypeStatus {
+    /// Which log type.
+    #[serde(rename = "type")]
+    pub log_type: LogType,
+    /// The log group.
+    pub group: String,
+    /// Batches that S3 has and CloudWatch doesn't.
+    pub batches: u64,
+    /// Of the files that hold them; they have what events leave of the spool's limit.
+    pub bytes: u64,
+    /// When the oldest of them was opened.
+    pub oldest: Option<Timestamp>,
+    /// Events that CloudWatch took.
+    pub events_sent: u64,
+    /// Events that were given up, or that CloudWatch didn't take; they are in S3.
+    pub events_skipped: u64,
+    /// When CloudWatch last took some.
+    pub last_sent: Option<Timestamp>,
+    /// Why it takes none at the moment.
     pub error: Option<Trouble>,
 }
 

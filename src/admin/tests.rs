@@ -33,6 +33,7 @@ fn status_now() -> Status {
         types: LogType::ALL.map(of_type).into(),
         credentials: None,
         pull: Vec::new(),
+        cloudwatch: None,
     }
 }
 

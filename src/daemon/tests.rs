@@ -31,6 +31,7 @@ impl Running {
             verifier,
             deliveries,
             puller,
+            cloudwatch: None,
             disk: watch,
             bucket: Default::default(),
         };

@@ -215,6 +215,51 @@ pub const METRICS: &[Metric] = &[
         &[],
         "When the AWS session for CloudWatch Logs ends; 0 for none",
     ),
+    counts("env0_s3_logs_cloudwatch_events_total", BY_TYPE, "Events that CloudWatch Logs took"),
+    counts(
+        "env0_s3_logs_cloudwatch_skipped_events_total",
+        &[
+            ("type", TYPES),
+            ("reason", &["room", "age", "unreadable", "disk", "off", "too_old", "too_new", "expired", "refused"]),
+        ],
+        "Events that CloudWatch Logs does not have and will not get; they are in S3",
+    ),
+    counts(
+        "env0_s3_logs_cloudwatch_errors_total",
+        &[
+            ("type", TYPES),
+            (
+                "error",
+                &[
+                    "no_session",
+                    "session_rejected",
+                    "denied",
+                    "missing",
+                    "wrong_region",
+                    "clock_skew",
+                    "events",
+                    "throttled",
+                    "timeout",
+                    "unreachable",
+                    "server_error",
+                    "proxy_refused",
+                    "not_cloudwatch",
+                    "other",
+                ],
+            ),
+        ],
+        "Calls of CloudWatch Logs that failed; each is tried again",
+    ),
+    level(
+        "env0_s3_logs_cloudwatch_copies_bytes",
+        BY_TYPE,
+        "Size of the batches that S3 has and CloudWatch Logs does not; no share of spool_bytes",
+    ),
+    level(
+        "env0_s3_logs_cloudwatch_oldest_copy_timestamp_seconds",
+        BY_TYPE,
+        "When the oldest batch that S3 has and CloudWatch Logs does not was opened; 0 for none",
+    ),
     level("env0_s3_logs_oidc_token_expiry_timestamp_seconds", &[], "When the last OIDC token at hand ends; 0 for none"),
     level(
         "env0_s3_logs_tls_expiry_timestamp_seconds",
@@ -363,6 +408,11 @@ fn record(status: &Status) {
             gauge!(metric, "type" => name).set(value);
         }
     }
+    for of_type in status.cloudwatch.iter().flat_map(|cloudwatch| &cloudwatch.types) {
+        let name = of_type.log_type.as_str();
+        gauge!("env0_s3_logs_cloudwatch_copies_bytes", "type" => name).set(of_type.bytes as f64);
+        gauge!("env0_s3_logs_cloudwatch_oldest_copy_timestamp_seconds", "type" => name).set(seconds(of_type.oldest));
+    }
 }
 
 /// From Prometheus' text to OpenMetrics': a counter's family has no `_total`, no line is empty, and the end is marked.
@@ -410,6 +460,7 @@ mod tests {
             types: vec![TypeStatus { log_type, spooled, delivery }],
             credentials: None,
             pull: Vec::new(),
+            cloudwatch: None,
         }
     }
 

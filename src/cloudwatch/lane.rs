@@ -1,0 +1,373 @@
+//! A batch that S3 has → calls of CloudWatch → gone, or back off and try again. One lane a log type, oldest first. What
+//! happens here holds up nothing else: when events need the room of the batches that wait, those are given up.
+
+mod meters;
+mod reading;
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::background::Background;
+use crate::backoff;
+use crate::batch::{self, ByType, LogType, object_key};
+use crate::cloudwatch::calls::Event;
+use crate::cloudwatch::error::{LogsError, LogsErrorKind};
+use crate::cloudwatch::lane::meters::Meters;
+use crate::cloudwatch::lane::meters::UNTAKEN;
+use crate::cloudwatch::lane::reading::{Reading, next_call, open};
+use crate::cloudwatch::logs::Logs;
+use crate::credentials::Credentials;
+use crate::spool::Spool;
+use crate::spool::copies::{BatchCopy, Copies, GivenUp};
+use crate::status::{CloudWatchStatus, CloudWatchTypeStatus, Timestamp, Trouble};
+
+/// CloudWatch takes no event that is older than 14 days; a call may take a while.
+const TOO_OLD: TimeDelta = TimeDelta::days(13);
+/// Tries to read a file that can't be read, before its batch is given up.
+const READS_MAX: u32 = 3;
+/// Tries of one call while the daemon ends; then what is left waits for the next start.
+const LAST_ATTEMPTS: u32 = 3;
+/// How long the end waits for a session when there is none.
+const LAST_SESSION_WAIT: Duration = Duration::from_secs(5);
+
+/// What both lanes need.
+pub struct Shared {
+    /// Where the copies are.
+    pub spool: Spool,
+    /// Batches that S3 has and CloudWatch doesn't.
+    pub copies: Arc<Copies>,
+    /// Where they go.
+    pub logs: Logs,
+    /// Of the role for CloudWatch.
+    pub credentials: Credentials,
+    /// The key prefix of the objects in S3; empty for none.
+    pub bucket_path: String,
+}
+
+/// The running lanes, on a thread of their own.
+pub struct Lanes {
+    lanes: JoinSet<()>,
+    ending: watch::Sender<bool>,
+    watched: Watched,
+    _background: Background,
+}
+
+/// What the lanes tell of themselves. Cloning shares it.
+#[derive(Clone)]
+pub struct Watched {
+    shared: Arc<Shared>,
+    states: ByType<Arc<Mutex<State>>>,
+}
+
+/// One lane's figures since the start.
+#[derive(Default)]
+struct State {
+    events_sent: u64,
+    /// In calls that CloudWatch answered.
+    events_skipped: u64,
+    last_sent: Option<Timestamp>,
+    error: Option<Trouble>,
+}
+
+impl Lanes {
+    /// Starts a lane for each log type. Fails where no thread can be had.
+    pub fn start(shared: Shared) -> io::Result<Lanes> {
+        let background = Background::start("cloudwatch")?;
+        let watched = Watched { shared: Arc::new(shared), states: Default::default() };
+        let (ending, ending_receiver) = watch::channel(false);
+        let mut lanes = JoinSet::new();
+        for log_type in LogType::ALL {
+            let lane = Lane {
+                shared: watched.shared.clone(),
+                log_type,
+                ending: ending_receiver.clone(),
+                told: BTreeSet::new(),
+                state: watched.states[log_type].clone(),
+                meters: Meters::new(log_type),
+            };
+            lanes.spawn_on(lane.run(), background.handle());
+        }
+        Ok(Lanes { lanes, ending, watched, _background: background })
+    }
+
+    /// Sends what waits; returns when all is sent or when what is left fails. What is left then, or when the caller
+    /// doesn't wait, is sent after the next start.
+    pub async fn drain(&mut self) {
+        self.ending.send_replace(true);
+        while self.lanes.join_next().await.is_some() {}
+    }
+
+    /// What they tell of themselves.
+    pub fn watched(&self) -> Watched {
+        self.watched.clone()
+    }
+}
+
+impl Watched {
+    /// For `/status`.
+    pub fn status(&self) -> CloudWatchStatus {
+        let Shared { copies, logs, credentials, .. } = &*self.shared;
+        let of_type = |log_type: LogType| {
+            let left = copies.left(log_type);
+            let state = self.states[log_type].lock().unwrap_or_else(PoisonError::into_inner);
+            CloudWatchTypeStatus {
+                log_type,
+                group: logs.group(log_type),
+                batches: left.batches as u64,
+                bytes: left.bytes,
+                oldest: left.oldest.map(Timestamp),
+                events_sent: state.events_sent,
+                events_skipped: copies.skipped_events(log_type) + state.events_skipped,
+                last_sent: state.last_sent,
+                error: state.error.clone(),
+            }
+        };
+        let (stream, types) = (logs.stream().to_owned(), LogType::ALL.map(of_type).into());
+        CloudWatchStatus { stream, types, credentials: credentials.status() }
+    }
+}
+
+struct Lane {
+    shared: Arc<Shared>,
+    log_type: LogType,
+    /// Whether the daemon ends.
+    ending: watch::Receiver<bool>,
+    /// What this outage has logged.
+    told: BTreeSet<&'static str>,
+    state: Arc<Mutex<State>>,
+    meters: Meters,
+}
+
+/// Why a copy is not being sent any further.
+enum Stopped {
+    /// It was given up.
+    GivenUp,
+    /// The daemon ends, and CloudWatch doesn't take it now.
+    Ending,
+}
+
+impl Lane {
+    async fn run(mut self) {
+        loop {
+            let copies = self.shared.copies.clone();
+            let waiting = copies.oldest(self.log_type);
+            if waiting.is_none() && self.is_ending() {
+                return;
+            }
+            let copy = match waiting {
+                Some(copy) => copy,
+                None => tokio::select! {
+                    copy = copies.next(self.log_type) => copy,
+                    _ = self.ending.changed() => continue,
+                },
+            };
+            match self.send(&copy).await {
+                Ok(()) => blocking(move || copies.delivered(&copy)).await,
+                Err(Stopped::GivenUp) => {}
+                Err(Stopped::Ending) => return,
+            }
+        }
+    }
+
+    fn is_ending(&self) -> bool {
+        *self.ending.borrow()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends all of a copy's lines, oldest call first. A file that can't be read is read again from its start: what was
+    /// sent of it then is in CloudWatch twice.
+    async fn send(&mut self, copy: &BatchCopy) -> Result<(), Stopped> {
+        let mut reads = 0;
+        loop {
+            self.check_age(copy)?;
+            let Err(error) = self.read_and_send(copy).await? else { return Ok(()) };
+            self.check_held(copy)?;
+            // Where the spool's path leads elsewhere, nothing is wrong with a file that is missing there.
+            reads += u32::from(self.shared.spool.is_in_place());
+            if reads >= READS_MAX {
+                tracing::debug!(log_type = %self.log_type, batch.name = %copy.name.batch, %error, "a batch that CloudWatch was to have can't be read");
+                self.shared.copies.give_up(copy, GivenUp::Unreadable);
+                return Err(Stopped::GivenUp);
+            }
+            if self.is_ending() {
+                return Err(Stopped::Ending);
+            }
+            self.pause(tokio::time::sleep(backoff::full_jitter(reads.max(1), rand::random()))).await;
+        }
+    }
+
+    /// The inner error is the file's.
+    async fn read_and_send(&mut self, copy: &BatchCopy) -> Result<io::Result<()>, Stopped> {
+        let key = object_key(&self.shared.bucket_path, self.log_type, &copy.name.batch);
+        let (shared, found) = (self.shared.clone(), *copy);
+        let mut reading: Reading = match blocking(move || open(&shared.spool, &shared.copies, &found, key)).await {
+            Ok(reading) => reading,
+            Err(error) => return Ok(Err(error)),
+        };
+        loop {
+            let (rest, call) = blocking(move || next_call(reading)).await;
+            reading = rest;
+            match call {
+                Ok(Some(events)) => self.put(copy, events).await?,
+                Ok(None) => {
+                    // A file that is being removed ends too early.
+                    self.check_held(copy)?;
+                    return Ok(Ok(()));
+                }
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+    }
+
+    /// Sends one call, however often CloudWatch refuses. Where it says that it can't take these events, they are sent
+    /// by halves, and one that it can't take alone is left out.
+    async fn put(&mut self, copy: &BatchCopy, events: Vec<Event>) -> Result<(), Stopped> {
+        let mut parts = vec![events];
+        let mut attempts = 0;
+        while let Some(events) = parts.pop() {
+            // What was read of a file that is being removed may be no event at all.
+            self.check_held(copy)?;
+            self.check_age(copy)?;
+            let error = match self.shared.logs.put(self.log_type, &events).await {
+                Ok(rejected) => {
+                    attempts = 0;
+                    let untaken = [rejected.too_old, rejected.too_new, rejected.expired, 0];
+                    self.answered(events.len(), untaken);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            self.meters.failed(error.kind);
+            if error.kind == LogsErrorKind::Events {
+                self.take_apart(&error, events, &mut parts);
+                continue;
+            }
+            attempts += 1;
+            self.note_trouble(&error);
+            parts.push(events);
+            if self.is_ending() && attempts >= LAST_ATTEMPTS {
+                return Err(Stopped::Ending);
+            }
+            self.wait_after(&error, attempts).await?;
+        }
+        Ok(())
+    }
+
+    fn take_apart(&mut self, error: &LogsError, mut events: Vec<Event>, parts: &mut Vec<Vec<Event>>) {
+        if events.len() == 1 {
+            if self.told.insert("event") {
+                tracing::warn!(log_type = %self.log_type, "CloudWatch does not take an event, which is left out there and is in S3: {error}");
+            }
+            return self.answered(1, [0, 0, 0, 1]);
+        }
+        let second = events.split_off(events.len() / 2);
+        parts.push(second);
+        parts.push(events);
+    }
+
+    async fn wait_after(&mut self, error: &LogsError, attempts: u32) -> Result<(), Stopped> {
+        if error.kind == LogsErrorKind::NoSession {
+            let credentials = self.shared.credentials.clone();
+            if self.is_ending() {
+                let waited = tokio::time::timeout(LAST_SESSION_WAIT, credentials.wait_session()).await;
+                return waited.map(drop).map_err(|_| Stopped::Ending);
+            }
+            self.pause(credentials.wait_session()).await;
+            return Ok(());
+        }
+        let pause = backoff::full_jitter(attempts, rand::random()).max(error.retry_after.unwrap_or_default());
+        self.pause(tokio::time::sleep(pause)).await;
+        Ok(())
+    }
+
+    /// Waits; no longer, once, when the daemon begins to end.
+    async fn pause(&mut self, wait: impl Future) {
+        if self.is_ending() {
+            wait.await;
+            return;
+        }
+        tokio::select! {
+            _ = wait => {}
+            _ = self.ending.changed() => {}
+        }
+    }
+
+    fn check_held(&self, copy: &BatchCopy) -> Result<(), Stopped> {
+        if self.shared.copies.holds(copy) { Ok(()) } else { Err(Stopped::GivenUp) }
+    }
+
+    fn check_age(&self, copy: &BatchCopy) -> Result<(), Stopped> {
+        if batch::now() - copy.name.batch.opened < TOO_OLD {
+            return Ok(());
+        }
+        self.shared.copies.give_up(copy, GivenUp::Age);
+        Err(Stopped::GivenUp)
+    }
+
+    /// CloudWatch has answered for `events` events, of which it has not taken these, in the order of [`UNTAKEN`].
+    fn answered(&mut self, events: usize, untaken: [usize; UNTAKEN.len()]) {
+        let skipped: usize = untaken.iter().sum();
+        let sent = events.saturating_sub(skipped);
+        self.meters.answered(sent, untaken);
+        if untaken[..3].iter().any(|untaken| *untaken > 0) && self.told.insert("rejected") {
+            let [too_old, too_new, expired, _] = untaken;
+            tracing::warn!(log_type = %self.log_type, events.too_old = too_old, events.too_new = too_new, events.expired = expired, "CloudWatch has left out events: their own times are more than 14 days past, more than 2 hours ahead, or older than the log group keeps; they are in S3");
+        }
+        let mut state = self.state();
+        state.events_sent += sent as u64;
+        state.events_skipped += skipped as u64;
+        state.last_sent = Some(Timestamp::now());
+        let ended = state.error.take();
+        drop(state);
+        if let Some(error) = ended {
+            self.told.clear();
+            let left = self.shared.copies.left(self.log_type);
+            tracing::info!(log_type = %self.log_type, outage.seconds = Timestamp::now().seconds_since(error.since), backlog.bytes = left.bytes, backlog.batches = left.batches, "CloudWatch takes events again");
+        }
+    }
+
+    /// Puts a failure into the status, and into the log when this outage has had none of its kind.
+    fn note_trouble(&mut self, error: &LogsError) {
+        // Without a session, the credentials say it.
+        if self.told.insert(error.kind.as_str()) && error.kind != LogsErrorKind::NoSession {
+            tracing::warn!(
+                log_type = %self.log_type, error.kind = error.kind.as_str(), error.code = error.code, aws.request_id = error.request_id, remedy = error.remedy,
+                "CloudWatch does not take events: {}; they are in S3, and are tried again; see config/README.md#cloudwatch-behind", error.message
+            );
+        }
+        let now = Timestamp::now();
+        let mut state = self.state();
+        let before = state.error.take();
+        state.error = Some(Trouble {
+            since: before.as_ref().map_or(now, |before| before.since),
+            latest: now,
+            attempts: before.map_or(0, |before| before.attempts) + 1,
+            message: error.message.clone(),
+            remedy: Some(error.remedy.clone()),
+            code: error.code.clone(),
+            request_id: error.request_id.clone(),
+        });
+    }
+}
+
+/// Runs what blocks away from the lanes' thread.
+async fn blocking<T: Send + 'static>(operation: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(operation).await {
+        Ok(done) => done,
+        // A panic ends the process; nothing else ends it early.
+        Err(_) => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,46 @@
+//! A lane's metrics; every handle is made once.
+
+use metrics::{Counter, counter};
+
+use crate::batch::LogType;
+use crate::cloudwatch::error::LogsErrorKind;
+
+/// Why CloudWatch doesn't take events of a call that it answers.
+pub(super) const UNTAKEN: [&str; 4] = ["too_old", "too_new", "expired", "refused"];
+
+/// Handles of one log type.
+pub(super) struct Meters {
+    events: Counter,
+    skipped: [Counter; UNTAKEN.len()],
+    errors: [Counter; LogsErrorKind::ALL.len()],
+}
+
+impl Meters {
+    pub(super) fn new(log_type: LogType) -> Meters {
+        let log_type = log_type.as_str();
+        Meters {
+            events: counter!("env0_s3_logs_cloudwatch_events_total", "type" => log_type),
+            skipped: UNTAKEN.map(
+                |reason| counter!("env0_s3_logs_cloudwatch_skipped_events_total", "type" => log_type, "reason" => reason),
+            ),
+            errors: LogsErrorKind::ALL.map(
+                |kind| counter!("env0_s3_logs_cloudwatch_errors_total", "type" => log_type, "error" => kind.as_str()),
+            ),
+        }
+    }
+
+    /// CloudWatch took `sent` events, and not these, in the order of [`UNTAKEN`].
+    pub(super) fn answered(&self, sent: usize, untaken: [usize; UNTAKEN.len()]) {
+        self.events.increment(sent as u64);
+        for (counter, untaken) in self.skipped.iter().zip(untaken) {
+            counter.increment(untaken as u64);
+        }
+    }
+
+    pub(super) fn failed(&self, kind: LogsErrorKind) {
+        let index = LogsErrorKind::ALL.iter().position(|known| *known == kind);
+        if let Some(counter) = index.and_then(|index| self.errors.get(index)) {
+            counter.increment(1);
+        }
+    }
+}
