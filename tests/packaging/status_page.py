@@ -222,6 +222,32 @@ class StatusPage(unittest.TestCase):
         self.shows(page.locator("#verdict"), "Events flow")
         page.unroute("**/status")
 
+    def test_cloudwatch_is_a_lane_of_its_own_and_shown_only_where_there_is_one(self):
+        page = self.open()
+        self.shows(page.locator("#verdict"), "Events flow")
+        self.assertTrue(page.locator("#cloudwatch").is_hidden())
+        hour_ago = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 7200))
+        error = {"since": hour_ago, "latest": hour_ago, "attempts": 3, "message": "PutLogEvents: denied" + EXECUTES,
+                 "remedy": "allow logs:PutLogEvents", "code": "AccessDeniedException", "request_id": "r"}
+        audits = {"type": "env0-audits", "group": "team/env0-audits", "batches": 7, "bytes": 2048, "oldest": hour_ago,
+                  "events_sent": 1234, "events_skipped": 56, "last_sent": None, "error": error}
+        session = {"role_arn": "arn:role", "state": "valid", "waits_for": None, "remedy": None, "last_error": None}
+
+        def with_a_lane(route):
+            answer = route.fetch()
+            lanes = {"stream": "env0-s3-logs-abc", "types": [audits], "credentials": session}
+            route.fulfill(response=answer, json=answer.json() | {"cloudwatch": lanes})
+
+        page.route("**/status", with_a_lane)
+        for told in ("team/env0-audits / env0-s3-logs-abc", "7 batches that S3 has", "2.0 h ago", "1,234 events", EXECUTES,
+                     "allow logs:PutLogEvents", "3 attempts", "Not in CloudWatch: 56 events"):
+            self.shows(page.locator("#cloudwatch"), told)
+        self.shows(page.locator("#verdict"), "Events flow, and CloudWatch takes none: env0-audits")
+        self.assertIsNone(page.evaluate("window.executed || null"))
+        session["waits_for"], session["remedy"] = "an OIDC token", "hand one over"
+        self.shows(page.locator("#cloudwatch"), "The role for CloudWatch waits for an OIDC token")
+        page.unroute("**/status")
+
     def test_hostile_words_are_shown_and_never_run(self):
         page = self.open()
         self.store.fault = fault(f"Code{EXECUTES}", f"Message{EXECUTES}", f"Request{EXECUTES}")
