@@ -13,6 +13,7 @@ mod browsers;
 mod check;
 mod check_beside;
 mod check_cloudwatch;
+mod cloudwatch;
 mod configuration;
 mod crash;
 mod disk;
