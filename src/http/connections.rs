@@ -43,6 +43,8 @@ pub(super) struct Registry {
     /// The next moment since which a connection has had no request: who is longest without has the least.
     moments: AtomicU64,
     left: Notify,
+    /// Connections end with the answer that is under way.
+    pub(super) is_closing: AtomicBool,
     /// Each connection's share of [`READS_BYTES`].
     read_max_bytes: AtomicUsize,
     /// See [`UNFINISHED_MAX_BYTES`].
@@ -177,6 +179,7 @@ impl Registry {
             open: Mutex::default(),
             moments: AtomicU64::new(0),
             left: Notify::new(),
+            is_closing: AtomicBool::new(false),
             read_max_bytes: AtomicUsize::new(READ_MOST_BYTES),
             unfinished_bytes: AtomicUsize::new(0),
             refusals,

@@ -2,9 +2,13 @@
 //! `framing.rs`, those of bodies with who reads them.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::http::header::{CONNECTION, CONTENT_TYPE};
@@ -58,6 +62,7 @@ impl Listener {
         let connections = TaskTracker::new();
         let registry = Registry::new(self.max_connections, Refusals::new(self.name));
         let site = Arc::new(self.site);
+        let closing = CancellationToken::new();
         let mut accept_fails = false;
         loop {
             let accepted = tokio::select! {
@@ -69,8 +74,8 @@ impl Listener {
                     accept_fails = false;
                     let member = registry.enter(client.ip());
                     let entered = member.connection.clone();
-                    let (handler, stop) = (handler.clone(), stop.clone());
-                    let served = connection(stream, self.tls.clone(), member, handler, site.clone(), stop);
+                    let (handler, closing) = (handler.clone(), closing.clone());
+                    let served = connection(stream, self.tls.clone(), member, handler, site.clone(), closing);
                     entered.is_served_by(connections.spawn(served).abort_handle());
                 }
                 // The client has left the queue; the next one is there at once.
@@ -85,6 +90,8 @@ impl Listener {
             }
         }
         drop(self.tcp);
+        registry.is_closing.store(true, Ordering::Release);
+        closing.cancel();
         connections.close();
         connections.wait().await;
     }
@@ -103,7 +110,7 @@ async fn connection<H, F, B>(
     member: Member,
     handler: Arc<H>,
     site: Arc<Site>,
-    stop: CancellationToken,
+    closing: CancellationToken,
 ) where
     H: Fn(Request<Incoming>, Guest) -> F + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
@@ -114,16 +121,16 @@ async fn connection<H, F, B>(
     // Answers are small and whole; waiting for more to send only costs time.
     let _ = stream.set_nodelay(true);
     match tls {
-        None => serve(stream, &member, handler, &site, stop).await,
+        None => serve(stream, &member, handler, &site, closing).await,
         Some(tls) => {
             if let Some(stream) = tls.accept(stream, &member).await {
-                serve(stream, &member, handler, &site, stop).await;
+                serve(stream, &member, handler, &site, closing).await;
             }
         }
     }
 }
 
-async fn serve<S, H, F, B>(stream: S, member: &Member, handler: Arc<H>, site: &Site, stop: CancellationToken)
+async fn serve<S, H, F, B>(stream: S, member: &Member, handler: Arc<H>, site: &Site, closing: CancellationToken)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     H: Fn(Request<Incoming>, Guest) -> F + Send + Sync + 'static,
@@ -152,7 +159,7 @@ where
             Ok::<_, Infallible>(answer)
         }
     });
-    let mut served = std::pin::pin!(
+    let mut served = pin!(
         http1::Builder::new()
             // A client that has closed its sending half still waits for the answer. Without this, a read that waits for
             // the end of the stream would also hold a buffer.
@@ -161,10 +168,21 @@ where
             .max_headers(HEADERS_MAX)
             .serve_connection(TokioIo::new(stream), service)
     );
-    let outcome = tokio::select! {
-        biased;
-        outcome = served.as_mut() => outcome,
-        () = stop.cancelled() => {
+    // Waited for once: the task stays the same, so it is woken. Each look at the token takes locks that all connections
+    // share.
+    let (mut closes, mut is_awaited) = (pin!(closing.cancelled()), false);
+    let ended = poll_fn(|context| {
+        if let Poll::Ready(outcome) = served.as_mut().poll(context) {
+            return Poll::Ready(Some(outcome));
+        }
+        if std::mem::replace(&mut is_awaited, true) && !registry.is_closing.load(Ordering::Acquire) {
+            return Poll::Pending;
+        }
+        closes.as_mut().poll(context).map(|()| None)
+    });
+    let outcome = match ended.await {
+        Some(outcome) => outcome,
+        None => {
             served.as_mut().graceful_shutdown();
             served.await
         }

@@ -5,7 +5,7 @@ mod quarantine;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
@@ -36,6 +36,8 @@ pub struct Folder {
     usage: Arc<Usage>,
     /// Never held over I/O: the status and the ingest ask here.
     state: Mutex<State>,
+    /// Whether appends fail at the moment; every request asks, and almost always that is all.
+    fails: AtomicBool,
     /// Held, I/O included, while the chain's head is delivered or set aside, so that no seal moves it on meanwhile.
     /// Taken before `state`.
     head_transition: Mutex<()>,
@@ -110,6 +112,7 @@ impl Folder {
             home,
             usage,
             state: Mutex::default(),
+            fails: AtomicBool::new(false),
             head_transition: Mutex::default(),
             sealed,
             figures: Figures::default(),
@@ -190,11 +193,13 @@ impl Folder {
 
     /// Why appends fail at the moment.
     pub fn failing(&self) -> Option<String> {
-        self.state().failing.clone()
+        if self.fails.load(Ordering::Acquire) { self.state().failing.clone() } else { None }
     }
 
     pub(super) fn set_failing(&self, reason: Option<String>) {
-        self.state().failing = reason;
+        let mut state = self.state();
+        self.fails.store(reason.is_some(), Ordering::Release);
+        state.failing = reason;
     }
 
     /// The path of a file in this folder.
