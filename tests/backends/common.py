@@ -30,6 +30,9 @@ PREFIX = "backends/run"
 ROLE_ARN = "arn:aws:iam::000000000000:role/env0-s3-logs"
 AUDIENCE = "hoMiq9PdkRh9LUvVpH4wIErWg50VSG1b"
 SUBJECT = "auth0|0123456789abcdef01234567"
+POD_ROLE_ARN = "arn:aws:iam::000000000000:role/env0-s3-logs-pod"
+POD_AUDIENCE = "sts.amazonaws.com"
+POD_SUBJECT = "system:serviceaccount:env0-agent:env0-s3-logs"
 ORGANIZATION = "11111111-2222-3333-4444-555555555555"
 AUDIT_TOKEN = "audit-token-for-the-local-run"
 SESSION_SECONDS = 900
@@ -134,16 +137,19 @@ class Issuer:
 
     def token(self, subject=SUBJECT, lifetime_seconds=86400):
         """A token as env0 mints them."""
+        return self.mint(
+            {"sub": subject, "aud": AUDIENCE, "apiKeyType": "oidc", "organizationId": ORGANIZATION}, lifetime_seconds
+        )
+
+    def pod_token(self, pod):
+        """A projected service-account token, as a Kubernetes API server mints them for STS."""
+        namespace, account = POD_SUBJECT.split(":")[2:]
+        identity = {"namespace": namespace, "pod": {"name": pod}, "serviceaccount": {"name": account}}
+        return self.mint({"sub": POD_SUBJECT, "aud": [POD_AUDIENCE], "kubernetes.io": identity}, 3600)
+
+    def mint(self, claims, lifetime_seconds):
         now = int(time.time())
-        claims = {
-            "iss": self.url,
-            "sub": subject,
-            "aud": AUDIENCE,
-            "iat": now,
-            "exp": now + lifetime_seconds,
-            "apiKeyType": "oidc",
-            "organizationId": ORGANIZATION,
-        }
+        claims = {"iss": self.url, "iat": now, "exp": now + lifetime_seconds, **claims}
         return jwt.encode(claims, self.key, algorithm="RS256", headers={"kid": "run"})
 
 
@@ -201,7 +207,7 @@ def process(command, log, ready, **options):
 class Daemon:
     """The released binary, configured by its environment alone."""
 
-    def __init__(self, stack, folder, issuer, s3_url, sts_url):
+    def __init__(self, stack, folder, issuer, s3_url, sts_url, **variables):
         self.ingest_port, self.admin_port = free_port(), free_port()
         tokens = folder / "ingest-tokens"
         tokens.write_text(f"{AUDIT_TOKEN} env0-audits\n")
@@ -222,6 +228,7 @@ class Daemon:
             "ENV0_S3_LOG_FORCE_PATH_STYLE": "true",
             "AWS_ENDPOINT_URL_S3": s3_url,
             "AWS_ENDPOINT_URL_STS": sts_url,
+            **variables,
         }
         # Credentials that must not be used, ever.
         environment |= {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nobody"}
@@ -252,6 +259,7 @@ class Daemon:
         status, body = request(self.admin_port, "GET", "/metrics")
         check(status == 200, f"/metrics answered {status}")
         lines = re.findall(r"^env0_s3_logs_events_spooled\{[^}]*\} (\S+)$", body.decode(), re.M)
+        check(len(lines) == 2, f"events_spooled is not there for both types: {lines}")
         return sum(float(value) for value in lines)
 
     def stop(self):
@@ -280,7 +288,8 @@ class Ledger:
         wait_for("the spool to empty", lambda: daemon.spooled() == 0)
         pages = s3.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
         keys = {item["Key"] for page in pages for item in page.get("Contents", [])}
-        check(keys == set(self.expected), f"in the bucket but not acknowledged, or the reverse: {keys ^ set(self.expected)}")
+        check(not keys - set(self.expected), f"in the bucket but not acknowledged: {keys - set(self.expected)}")
+        check(not set(self.expected) - keys, f"acknowledged but not in the bucket: {set(self.expected) - keys}")
         for key in keys:
             check(KEY.fullmatch(key), f"not a key of this daemon: {key}")
             body = s3.get_object(Bucket=BUCKET, Key=key)["Body"].read()
@@ -332,10 +341,10 @@ def check_exchanges(front, s3):
     print(f"  STS received DurationSeconds={SESSION_SECONDS}, RoleSessionName=env0-s3-logs-{instance}")
 
 
-def policies(federated, condition_prefix):
+def policies(federated, condition_prefix, audience=AUDIENCE, subject=SUBJECT):
     """The role's two documents: config/'s own, with this run's provider and subject in the trust policy."""
     trust = json.loads((ROOT / "config" / "trust-policy.json").read_text())
     statement = trust["Statement"][0]
     statement["Principal"]["Federated"] = federated
-    statement["Condition"]["StringEquals"] = {f"{condition_prefix}aud": AUDIENCE, f"{condition_prefix}sub": SUBJECT}
+    statement["Condition"]["StringEquals"] = {f"{condition_prefix}aud": audience, f"{condition_prefix}sub": subject}
     return trust, json.loads((ROOT / "config" / "iam-policy.json").read_text())

@@ -9,7 +9,11 @@ import tempfile
 
 from common import (
     AUDIENCE,
+    AUDIT_TOKEN,
     BUCKET,
+    POD_AUDIENCE,
+    POD_ROLE_ARN,
+    POD_SUBJECT,
     ROLE_ARN,
     Daemon,
     Issuer,
@@ -27,26 +31,30 @@ from common import (
 )
 
 
-def start(stack, folder, issuer):
-    """Starts the server with env0's role, and returns its S3 port."""
-    trust, policy = policies("env0", "oidc:")
+def provider(name, issuer, audience):
+    config = {"issuer": issuer.url, "clientId": audience, "jwksUri": issuer.jwks_url}
+    return {"name": name, "type": "oidc", "enabled": True, "config": config}
+
+
+def role(arn, trust):
     # SeaweedFS refuses a trust policy that names sts:TagSession.
     trust["Statement"][0]["Action"] = ["sts:AssumeRoleWithWebIdentity"]
+    name = arn.rsplit("/", 1)[1]
+    return {"roleName": name, "roleArn": arn, "trustPolicy": trust, "attachedPolicies": ["env0-logs"]}
+
+
+def start(stack, folder, issuer, cluster):
+    """Starts the server with a role for env0's tokens and one for a pod's, and returns its S3 port."""
+    trust, policy = policies("env0", "oidc:")
+    pod_trust, _ = policies("cluster", "oidc:", POD_AUDIENCE, POD_SUBJECT)
+    # A pod's token has a list of audiences. SeaweedFS holds it against the provider's clientId, and matches no condition.
+    del pod_trust["Statement"][0]["Condition"]["StringEquals"]["oidc:aud"]
     iam = {
         "sts": {"tokenDuration": "1h", "maxSessionLength": "12h", "issuer": "local", "signingKey": "bG9jYWwtc2lnbmluZy1rZXktb2YtMzItYnl0ZXMhIQ=="},
-        "providers": [
-            {
-                "name": "env0",
-                "type": "oidc",
-                "enabled": True,
-                "config": {"issuer": issuer.url, "clientId": AUDIENCE, "jwksUri": issuer.jwks_url},
-            }
-        ],
+        "providers": [provider("env0", issuer, AUDIENCE), provider("cluster", cluster, POD_AUDIENCE)],
         "policy": {"defaultEffect": "Deny", "storeType": "memory"},
         "policies": [{"name": "env0-logs", "document": policy}],
-        "roles": [
-            {"roleName": "env0-s3-logs", "roleArn": ROLE_ARN, "trustPolicy": trust, "attachedPolicies": ["env0-logs"]}
-        ],
+        "roles": [role(ROLE_ARN, trust), role(POD_ROLE_ARN, pod_trust)],
     }
     admin = {
         "name": "admin",
@@ -88,11 +96,47 @@ def start(stack, folder, issuer):
     return port
 
 
+def project(volume, version, token):
+    """Writes a token as the kubelet does: into a folder of its own, to which `..data` then points."""
+    (volume / version).mkdir(parents=True)
+    (volume / version / "token").write_text(token)
+    (volume / "..data_tmp").symlink_to(version)
+    (volume / "..data_tmp").rename(volume / "..data")
+
+
+def pods_token(stack, folder, cluster, port, s3, ledger):
+    """A pod's own token, of an issuer that isn't env0's, is all that the daemon has; then the kubelet replaces it."""
+    volume = folder / "token-volume"
+    tokens = [cluster.pod_token("env0-s3-logs-pull-0"), cluster.pod_token("env0-s3-logs-pull-0-later")]
+    front = StsFront(stack, port)
+    for number, token in enumerate(tokens):
+        project(volume, f"..{number}", token)
+        home = folder / f"pod-{number}"
+        home.mkdir()
+        daemon = Daemon(
+            stack,
+            home,
+            # Whoever hands tokens over would have to be of env0's issuer. Nobody does.
+            Issuer(stack),
+            f"http://127.0.0.1:{port}",
+            front.url,
+            ENV0_S3_LOG_ROLE_ARN=POD_ROLE_ARN,
+            ENV0_S3_LOG_OIDC_TOKEN_FILE=str(volume / "..data" / "token"),
+        )
+        line = json.dumps({"pod": number}).encode()
+        ledger.record(daemon.send("env0-audits", line, AUDIT_TOKEN), [line])
+        ledger.settle(daemon, s3)
+        daemon.stop()
+    used = [asked["WebIdentityToken"] for asked in front.accepted()]
+    check(set(used) == set(tokens) and not front.refused(), f"{len(front.accepted())} accepted, {front.refused()}")
+    print(f"  a pod's service-account token, of an issuer that isn't env0's, was enough ({POD_SUBJECT})")
+
+
 def main():
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="env0-s3-logs-seaweedfs-")))
-        issuer = Issuer(stack)
-        port = start(stack, folder, issuer)
+        issuer, cluster = Issuer(stack), Issuer(stack)
+        port = start(stack, folder, issuer, cluster)
         s3 = client(port, "s3", "admin", "admin-secret")
         wait_for("the bucket", lambda: BUCKET in [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]])
         front = StsFront(stack, port)
@@ -111,6 +155,7 @@ def main():
         ledger.settle(daemon, s3)
         check_exchanges(front, s3)
         daemon.stop()
+        pods_token(stack, folder, cluster, port, s3, ledger)
         version = subprocess.run(
             [str(pathlib.Path(sys.executable).with_name("weed")), "version"], capture_output=True, text=True, check=True
         ).stdout.strip()

@@ -68,7 +68,8 @@ fn what_happened_while_no_daemon_ran_for_a_day_is_there_once_after_the_start() {
         moves.deployments = std::iter::once(deployment("d-now", 0)).chain(ended).collect();
         moves.moved += 1;
         // A drift detection need not move its environment.
-        stands_still.deployments.insert(0, deployment("d-drift", 12).ended());
+        let drift = Deployment { moves_environment: false, ..deployment("d-drift", 12).ended() };
+        stands_still.deployments.insert(0, drift);
         world.audits.extend((1..24).map(|hours| event(100 + hours as usize, hours_ago(hours))));
         world.audits.extend((200..1500).map(|number| event(number, hours_ago(11))));
     }

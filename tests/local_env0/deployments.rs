@@ -46,6 +46,8 @@ pub(crate) struct Deployment {
     pub(crate) status: &'static str,
     /// `None` is a record without any time.
     pub(crate) created_at: Option<String>,
+    /// Whether its environment names it as its latest deployment.
+    pub(crate) moves_environment: bool,
     pub(crate) oidc_token: Option<String>,
     pub(crate) steps: Vec<Step>,
 }
@@ -73,6 +75,7 @@ impl Deployment {
             id: id.to_owned(),
             status: "IN_PROGRESS",
             created_at: Some(rfc3339(Utc::now())),
+            moves_environment: true,
             oidc_token: None,
             steps: vec![Step { name: step.to_owned(), status: "IN_PROGRESS", lines, retries: 0, begun_anew: 0 }],
         }
@@ -156,7 +159,7 @@ pub(super) fn answer(state: &State, path: &[String], query: &dyn Fn(&str) -> Opt
         ["environments"] => {
             let (offset, limit) = window();
             let record = |environment: &Environment| {
-                let latest = environment.deployments.first();
+                let latest = environment.deployments.iter().find(|deployment| deployment.moves_environment);
                 json!({
                     "id": environment.id, "name": format!("name of {}", environment.id), "projectId": "project-1",
                     "updatedAt": format!("moved {}", environment.moved),
