@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use crate::harness::{AUDITS, Books, DEPLOYMENTS, Setup, event, wait_until};
-use crate::local_aws::{BUCKET, LocalAws};
+use crate::harness::{AUDITS, Books, DEPLOYMENTS, Finished, Setup, event, wait_until};
+use crate::local_aws::{BUCKET, Fault, LocalAws};
 
 const MISTAKE: &str = "a-mistaken-name";
 
@@ -56,13 +56,41 @@ fn events_for_a_mistaken_bucket_are_sent_to_the_configured_one_when_asked() {
     assert_eq!(verified.code, Some(0), "{verified:?}");
 }
 
-/// Of the bucket's whole chain: it begins with number 1.
-fn verify(aws: &LocalAws, setup: &Setup) -> crate::harness::Finished {
-    let mut auditor = Setup::new(aws).unset("ENV0_OIDC_TOKEN");
-    for (name, value) in aws.auditor_environment() {
-        auditor = auditor.set(name, value);
-    }
-    auditor.run(&format!("verify --instance {}", manifest(setup)["chains"][0].as_str().unwrap()))
+/// Somebody with credentials that may read the bucket.
+fn auditor(aws: &LocalAws) -> Setup {
+    let auditor = Setup::new(aws).unset("ENV0_OIDC_TOKEN");
+    aws.auditor_environment().into_iter().fold(auditor, |auditor, (name, value)| auditor.set(name, value))
+}
+
+/// Verifies the bucket's whole chain, which begins with number 1.
+fn verify(aws: &LocalAws, setup: &Setup) -> Finished {
+    auditor(aws).run(&format!("verify --instance {}", manifest(setup)["chains"][0].as_str().unwrap()))
+}
+
+#[test]
+fn a_chain_that_goes_on_in_another_place_is_anchored_by_the_report_of_the_first() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BUCKET_PATH", "first");
+    let mut daemon = setup.start();
+    daemon.post(DEPLOYMENTS, event("in the first place"));
+    wait_until("it is there", || aws.s3.line_count() == 1);
+    aws.s3.inject(Fault::slow_down());
+    daemon.post(DEPLOYMENTS, event("in the second place"));
+    daemon.terminate();
+    aws.s3.heal();
+    let setup = setup.set("ENV0_S3_LOG_BUCKET_PATH", "second");
+    let drained = setup.run("drain --to-configured --yes");
+    assert_eq!((drained.code, aws.s3.objects_with("second/").len()), (Some(0), 1), "{drained:?}");
+
+    let of = |path: &str| auditor(&aws).set("ENV0_S3_LOG_BUCKET_PATH", path);
+    let alone = of("second").run("verify");
+    assert!(alone.code == Some(1) && alone.stdout.contains("unanchored"), "{alone:?}");
+    let first = of("first").run("verify --json");
+    assert_eq!(first.code, Some(0), "{first:?}");
+    let report = setup.folder().join("first.json");
+    std::fs::write(&report, first.stdout).unwrap();
+    let anchored = of("second").run(&format!("verify --anchor {}", report.display()));
+    assert_eq!(anchored.code, Some(0), "{anchored:?}");
 }
 
 #[test]

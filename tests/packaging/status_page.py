@@ -49,7 +49,7 @@ CONTRAST = """element => {
 
 
 class Store:
-    """Stands before the local AWS's S3: hands every request on, or refuses it with `fault`."""
+    """Stands before the local AWS's S3: hands every request on, or refuses PUTs with `fault`."""
 
     def __init__(self, address):
         self.fault = None
@@ -61,9 +61,14 @@ class Store:
             def log_message(self, *_):
                 pass
 
+            def do_GET(self):
+                self.answer(None)
+
             def do_PUT(self):
+                self.answer(store.fault)
+
+            def answer(self, fault):
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                fault = store.fault
                 if fault is None:
                     status, headers, answer = self.forward(body)
                 else:
@@ -80,7 +85,7 @@ class Store:
                 connection = http.client.HTTPConnection(address, timeout=30)
                 with contextlib.closing(connection):
                     # The signature covers the headers, the host among them.
-                    connection.putrequest("PUT", self.path, skip_host=True, skip_accept_encoding=True)
+                    connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                     for name, value in self.headers.items():
                         connection.putheader(name, value)
                     connection.endheaders(body)
@@ -246,6 +251,27 @@ class StatusPage(unittest.TestCase):
         self.assertIsNone(page.evaluate("window.executed || null"))
         session["waits_for"], session["remedy"] = "an OIDC token", "hand one over"
         self.shows(page.locator("#cloudwatch"), "The role for CloudWatch waits for an OIDC token")
+        page.unroute("**/status")
+
+    def test_what_s3_told_of_the_bucket_is_shown_and_a_mistake_with_its_remedy(self):
+        page = self.open()
+        bucket = self.aws.environment["ENV0_S3_LOG_BUCKET_NAME"]
+        region = self.aws.environment["ENV0_S3_LOG_AWS_REGION"]
+        for told in (bucket, region, f"it is in {region}", "ago"):
+            self.shows(page.locator("#bucket"), told)
+        self.assertEqual(page.locator("#bucket-trouble .note").count(), 0)
+        told = {"region": "ap-south-1", "checked_at": "2026-01-01T00:00:00Z", "error": None, "remedy": None, "code": None}
+
+        def with_a_bucket(route):
+            answer = route.fetch()
+            route.fulfill(response=answer, json=answer.json() | {"bucket": told})
+
+        page.route("**/status", with_a_bucket)
+        self.shows(page.locator("#bucket-trouble"), "ENV0_S3_LOG_AWS_REGION=ap-south-1")
+        told |= {"region": None, "error": "no" + EXECUTES, "code": "NoSuchBucket", "remedy": "make the bucket"}
+        for said in ("no" + EXECUTES, "NoSuchBucket", "make the bucket"):
+            self.shows(page.locator("#bucket-trouble"), said)
+        self.assertIsNone(page.evaluate("window.executed || null"))
         page.unroute("**/status")
 
     def test_hostile_words_are_shown_and_never_run(self):
