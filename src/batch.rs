@@ -13,53 +13,18 @@
 
 mod by_type;
 mod clock;
+mod log_type;
+mod parse_error;
 
 use std::fmt;
 use std::str::FromStr;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
-use serde::{Deserialize, Serialize};
 
 pub use by_type::ByType;
 pub use clock::{clock_is_usable, now};
-
-/// The closed set of log types. Each has its own spool folder, key prefix and chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum LogType {
-    /// Output of deployments.
-    #[serde(rename = "env0-deployments")]
-    Deployments,
-    /// The audit trail.
-    #[serde(rename = "env0-audits")]
-    Audits,
-}
-
-impl LogType {
-    /// Every log type.
-    pub const ALL: [LogType; 2] = [LogType::Deployments, LogType::Audits];
-
-    /// The name in paths, keys, labels and folders.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LogType::Deployments => "env0-deployments",
-            LogType::Audits => "env0-audits",
-        }
-    }
-}
-
-impl fmt::Display for LogType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for LogType {
-    type Err = ParseError;
-
-    fn from_str(text: &str) -> Result<Self, ParseError> {
-        LogType::ALL.into_iter().find(|log_type| log_type.as_str() == text).ok_or(ParseError("log type"))
-    }
-}
+pub use log_type::LogType;
+pub use parse_error::ParseError;
 
 /// How an object's body is encoded; fixed when its batch opens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -83,11 +48,6 @@ impl Codec {
         }
     }
 }
-
-/// A name or a key that is not in this project's format; holds what was being read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a well-formed {0}")]
-pub struct ParseError(pub &'static str);
 
 /// SHA-256 of a batch's bytes. Displays as 64 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

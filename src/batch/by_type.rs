@@ -6,7 +6,7 @@ use std::ops::{Index, IndexMut};
 
 use serde::{Deserialize, Serialize};
 
-use super::LogType;
+use super::log_type::LogType;
 
 const TYPES: usize = LogType::ALL.len();
 
