@@ -2,6 +2,7 @@
 //! which one is not used: `PutLogEvents`, `CreateLogStream`, `CreateLogGroup`, and `DescribeLogStreams` for `check`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use aws_sdk_cloudwatchlogs::config::{
@@ -10,8 +11,13 @@ use aws_sdk_cloudwatchlogs::config::{
 use aws_sdk_cloudwatchlogs::error::SdkError;
 use aws_sdk_cloudwatchlogs::operation::RequestId;
 use aws_sdk_cloudwatchlogs::types::{InputLogEvent, RejectedLogEventsInfo};
+use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::behavior_version::BehaviorVersion;
+use aws_smithy_runtime_api::client::interceptors::Intercept;
+use aws_smithy_runtime_api::client::interceptors::context::AfterDeserializationInterceptorContextRef;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::config_bag::ConfigBag;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_smithy_types::retry::RetryConfig;
 
@@ -24,6 +30,8 @@ use crate::network::{Network, server};
 
 /// Of one request, from its first byte to the answer's last: a megabyte on a line of 200 kbit/s.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+/// The type of CloudWatch's answers, which no page and no proxy has.
+const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
 
 /// The log groups, by the session at hand. Cheap to clone.
 #[derive(Clone)]
@@ -143,7 +151,9 @@ impl Logs {
             input.expect("both fields are set")
         });
         let request = self.0.client.put_log_events().log_group_name(group).log_stream_name(self.stream());
-        let request = request.set_log_events(Some(input.collect())).customize().config_override(signed_by(session));
+        let has_mark = HasMark::default();
+        let request = request.set_log_events(Some(input.collect())).customize().interceptor(has_mark.clone());
+        let request = request.config_override(signed_by(session));
         let answer = match self.sent(PUT, group, session, request.send()).await {
             Ok(answer) => answer,
             // An older service says so of events that it has.
@@ -152,7 +162,10 @@ impl Logs {
             }
             Err(error) => return Err(error),
         };
-        if answer.request_id().is_none() && answer.next_sequence_token().is_none() {
+        let is_cloudwatchs = answer.request_id().is_some()
+            || answer.next_sequence_token().is_some()
+            || has_mark.0.load(Ordering::Relaxed);
+        if !is_cloudwatchs {
             return Err(LogsError::unconfirmed(&self.call(PUT, group, &session.secrets())));
         }
         Ok(answer.rejected_log_events_info().map(|info| rejected(info, events.len())).unwrap_or_default())
@@ -232,6 +245,29 @@ impl Logs {
     fn call<'a>(&'a self, operation: &'static str, group: &'a str, secrets: &'a [&'a str]) -> Call<'a> {
         let Inner { role_arn, region, server, network, .. } = &*self.0;
         Call { operation, group, role_arn, region, server, proxies: network.proxies(), secrets }
+    }
+}
+
+/// Whether an answer is of CloudWatch's own type. Services that stand in for it don't all number their answers.
+#[derive(Debug, Clone, Default)]
+struct HasMark(Arc<AtomicBool>);
+
+impl Intercept for HasMark {
+    fn name(&self) -> &'static str {
+        "HasMark"
+    }
+
+    fn read_after_deserialization(
+        &self,
+        context: &AfterDeserializationInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let content_type = context.response().headers().get("content-type").unwrap_or_default();
+        let has_mark =
+            content_type.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case(CONTENT_TYPE));
+        self.0.store(has_mark, Ordering::Relaxed);
+        Ok(())
     }
 }
 

@@ -205,6 +205,19 @@ async fn a_200_of_somebody_else_confirms_nothing() {
 }
 
 #[tokio::test]
+async fn a_200_of_cloudwatchs_own_type_confirms_events_without_a_request_id() {
+    let server = Server::start(|_| {
+        let mut response = answer(200, "{}");
+        let own_type = HeaderValue::from_static("application/x-amz-json-1.1; charset=utf-8");
+        response.headers_mut().insert("content-type", own_type);
+        response
+    })
+    .await;
+    let (logs, _sts) = logs_at(&server.url()).await;
+    assert_eq!(logs.put(EVENTS, &events()).await.unwrap(), Rejected::default());
+}
+
+#[tokio::test]
 async fn no_error_tells_an_event_or_a_secret() {
     let events_repeated = refused_by(|request| {
         let body = String::from_utf8_lossy(&request.body).into_owned();
