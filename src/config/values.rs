@@ -20,6 +20,8 @@ pub(super) const OBJECT_MAX_BYTES: u64 = 5 << 30;
 const LOG_GROUP_MAX_CHARS: usize = 512;
 /// S3 takes no more tags on an object.
 const OBJECT_TAGS_MAX: usize = 10;
+const TAG_NAME_MAX_CHARS: usize = 128;
+const TAG_VALUE_MAX_CHARS: usize = 256;
 
 /// What a parser expected instead of the value that it was given.
 pub(super) type Expected = String;
@@ -346,11 +348,10 @@ pub(super) fn proxy_url(value: &str) -> Parsed<String> {
     http_url(&url, true).map(|_| url)
 }
 
-/// `NO_PROXY`: hosts, domains, networks and `*`, separated by commas. Of an entry's scheme, port and path nothing is
+/// `NO_PROXY`: hosts, domains, networks and `*`, separated by commas or, as curl has it, white space. Of an entry's scheme, port and path nothing is
 /// kept, and `*.example.com` is `.example.com`: that is what the clients know.
 pub(super) fn no_proxy(value: &str) -> Parsed<Vec<String>> {
-    let entries = value.split(',').map(|entry| {
-        let entry = entry.trim();
+    let entries = value.split([',', ' ', '\t']).map(|entry| {
         let (has_scheme, rest) = entry.split_once("://").map_or((false, entry), |(_, rest)| (true, rest));
         // `10.0.0.0/8` is a network, and its slash no path.
         let host = if has_scheme { rest.split('/').next().unwrap_or_default() } else { rest };
@@ -410,12 +411,21 @@ pub(super) fn account_id(value: &str) -> Parsed<String> {
 /// `x-amz-tagging`: `name=value&name=value`, URL-encoded.
 pub(super) fn object_tags(value: &str) -> Parsed<String> {
     let tags: Vec<_> = value.split('&').collect();
+    // Whether S3 takes bytes that are no text is its own affair.
+    let decoded =
+        |text: &str| percent_encoding::percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
+    let is_allowed = |c: char| c.is_alphanumeric() || " +-=._:/@\u{fffd}".contains(c);
+    let mut names = BTreeSet::new();
     let tag_holds = |tag: &&str| {
         let (name, value) = tag.split_once('=').unwrap_or_default();
-        let reserved = ["aws:", "aws%3a"].iter().any(|prefix| name.to_ascii_lowercase().starts_with(prefix));
-        !name.is_empty() && !reserved && !value.contains('=') && tag.bytes().all(|byte| byte.is_ascii_graphic())
+        let is_plain = !value.contains('=') && tag.bytes().all(|byte| byte.is_ascii_graphic());
+        let (name, value) = (decoded(name), decoded(value));
+        let is_short = name.chars().count() <= TAG_NAME_MAX_CHARS && value.chars().count() <= TAG_VALUE_MAX_CHARS;
+        let holds = is_plain && is_short && name.chars().chain(value.chars()).all(is_allowed);
+        holds && !name.is_empty() && !name.to_ascii_lowercase().starts_with("aws:") && names.insert(name)
     };
-    let expected =
-        format!("at most {OBJECT_TAGS_MAX} tags as name=value&name=value, URL-encoded, none of AWS's own (aws:)");
+    let expected = format!(
+        "at most {OBJECT_TAGS_MAX} tags as name=value&name=value, URL-encoded, each name once, none of AWS's own (aws:)"
+    );
     check(tags.len() <= OBJECT_TAGS_MAX && tags.iter().all(tag_holds), value.to_owned(), &expected)
 }

@@ -179,13 +179,14 @@ pub(super) fn content_type_is(headers: &HeaderMap, format: &str) -> bool {
 }
 
 /// Whether a body that may be protobuf or JSON is JSON: as `Content-Type` says; where that says
-/// neither, by the first bytes. (A protobuf message may begin with a byte that is white space.)
+/// neither, by the first bytes, behind a BOM. (A protobuf message may begin with a byte that is white space.)
 pub(super) fn is_json(headers: &HeaderMap, body: &[u8]) -> bool {
     if content_type_is(headers, "protobuf") {
         return false;
     }
     let begins_as_json = || {
-        let rest = body.trim_ascii_start().strip_prefix(b"{").map(<[u8]>::trim_ascii_start);
+        let text = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
+        let rest = text.trim_ascii_start().strip_prefix(b"{").map(<[u8]>::trim_ascii_start);
         rest.is_some_and(|rest| rest.starts_with(b"\"") || rest.starts_with(b"}"))
     };
     content_type_is(headers, "json") || begins_as_json()

@@ -21,8 +21,8 @@ use crate::protocols::{
 pub struct Logzio;
 
 /// Members that may name the log type. env0's Logz.io integration names it in the first two; shippers that post here
-/// (Fluent Bit, Vector) in the others.
-const TELLING: [&str; 4] = ["type", "name", "source", "service"];
+/// (Fluent Bit, Vector, and those that write for Datadog) in the others.
+const TELLING: [&str; 5] = ["type", "name", "source", "service", "ddsource"];
 
 /// A line of text, with the query's type.
 #[derive(Serialize)]
@@ -120,7 +120,11 @@ mod tests {
 
     #[test]
     fn a_shipper_s_source_or_service_tells_the_type_at_the_root() {
-        for event in [r#"{"source":"env0-audit-logs-source","event":1}"#, r#"{"name":"x","service":"env0-audits"}"#] {
+        for event in [
+            r#"{"source":"env0-audit-logs-source","event":1}"#,
+            r#"{"name":"x","service":"env0-audits"}"#,
+            r#"{"ddsource":"env0-audit-logs","service":"x"}"#,
+        ] {
             assert_eq!(post("/", &[], event).stored(), [(AUDITS, event.to_owned())]);
         }
     }

@@ -253,7 +253,8 @@ mod tests {
             let resource = format!(r#"{{"attributes":{attributes}}}"#);
             let line =
                 format!(r#"{{"resourceLogs":[{{"resource":{resource},"scopeLogs":[{{"logRecords":[{{}}]}}]}}]}}"#);
-            assert_eq!(post("/v1/logs", &[], line.clone()).stored(), [(AUDITS, line)]);
+            assert_eq!(post("/v1/logs", &[], line.clone()).stored(), [(AUDITS, line.clone())]);
+            assert_eq!(post("/v1/logs", &[], format!("\u{feff}{line}")).stored(), [(AUDITS, line)]);
         }
     }
 

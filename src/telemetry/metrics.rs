@@ -287,18 +287,26 @@ pub enum Exposition {
 }
 
 impl Exposition {
-    /// By the request's `Accept` header: OpenMetrics where it is named, and not as what is not wanted (`q=0`).
+    /// By the request's `Accept` header: OpenMetrics where it is named, and neither unwanted (`q=0`) nor less wanted than
+    /// plain text.
     pub fn by_accept(accept: &str) -> Exposition {
-        let is_wanted = |range: &str| {
-            let mut parts = range.split(';').map(str::trim);
-            let is_named = parts.next().is_some_and(|name| name.eq_ignore_ascii_case("application/openmetrics-text"));
-            let weight = |parameter: &str| {
-                let (name, value) = parameter.split_once('=')?;
-                name.trim().eq_ignore_ascii_case("q").then(|| value.trim().parse::<f32>().ok())?
-            };
-            is_named && parts.find_map(weight).is_none_or(|weight| weight > 0.0)
+        let weight_of = |media_type: &str| {
+            let weights = accept.split(',').filter_map(|range| {
+                let mut parts = range.split(';').map(str::trim);
+                parts.next().filter(|name| name.eq_ignore_ascii_case(media_type))?;
+                let weight = |parameter: &str| {
+                    let (name, value) = parameter.split_once('=')?;
+                    name.trim().eq_ignore_ascii_case("q").then(|| value.trim().parse::<f32>().ok())?
+                };
+                Some(parts.find_map(weight).unwrap_or(1.0))
+            });
+            weights.fold(0.0, f32::max)
         };
-        if accept.split(',').any(is_wanted) { Exposition::OpenMetrics } else { Exposition::Prometheus }
+        let open_metrics = weight_of("application/openmetrics-text");
+        match open_metrics > 0.0 && open_metrics >= weight_of("text/plain") {
+            true => Exposition::OpenMetrics,
+            false => Exposition::Prometheus,
+        }
     }
 
     /// The answer's `Content-Type`.
@@ -526,8 +534,11 @@ mod tests {
         let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1";
         assert_eq!(Exposition::by_accept(prometheus), Exposition::OpenMetrics);
         assert_eq!(Exposition::by_accept("*/*"), Exposition::Prometheus);
-        for unwanted in ["application/openmetrics-text;q=0", "Application/OpenMetrics-Text; version=1.0.0; Q=0.0, */*"]
-        {
+        for unwanted in [
+            "application/openmetrics-text;q=0",
+            "Application/OpenMetrics-Text; version=1.0.0; Q=0.0, */*",
+            "application/openmetrics-text; version=1.0.0; q=0.5, text/plain; q=0.9",
+        ] {
             assert_eq!(Exposition::by_accept(unwanted), Exposition::Prometheus, "{unwanted}");
         }
         assert_eq!(Exposition::by_accept("text/html, Application/OpenMetrics-Text; q=0.001"), Exposition::OpenMetrics);

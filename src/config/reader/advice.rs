@@ -34,6 +34,15 @@ impl Reader {
                  (ENV0_S3_LOG_MAX_EVENT_BYTES={event}): longer ones will be refused; a size may have a unit, such as 10GiB"
             ));
         }
+        let role_partition = config.role_arn.split(':').nth(1).unwrap_or_default();
+        let partition = partition_of(&config.aws_region);
+        if config.endpoint_url_sts.is_none() && !role_partition.is_empty() && role_partition != partition {
+            self.warnings.push(format!(
+                "ENV0_S3_LOG_ROLE_ARN names a role of {role_partition}, and ENV0_S3_LOG_AWS_REGION={} is of {partition}: \
+                 STS there doesn't know the role",
+                config.aws_region
+            ));
+        }
         if !config.spool_dir.is_absolute() {
             self.warnings.push(format!(
                 "ENV0_S3_LOG_SPOOL_DIR={:?} is not a path in full: the spool is wherever the daemon is started, and \
@@ -49,6 +58,18 @@ impl Reader {
             );
         }
     }
+}
+
+/// The part of AWS that a region is in, by the beginning of its name; roles of one are unknown in the others.
+fn partition_of(region: &str) -> &'static str {
+    const PARTITIONS: [(&str, &str); 5] = [
+        ("cn-", "aws-cn"),
+        ("us-gov-", "aws-us-gov"),
+        ("us-iso-", "aws-iso"),
+        ("us-isob-", "aws-iso-b"),
+        ("eusc-", "aws-eusc"),
+    ];
+    PARTITIONS.into_iter().find(|(beginning, _)| region.starts_with(beginning)).map_or("aws", |(_, name)| name)
 }
 
 /// Whether a list of filters can be read, and says what is shown of this project's lines. A word that is no level

@@ -87,3 +87,40 @@ fn a_zone_is_no_region_and_a_storage_class_of_aws_is_one_of_its_own() {
     let elsewhere = accepted(&[class, ("AWS_ENDPOINT_URL_S3", "https://store.example")]);
     assert_eq!(elsewhere.storage_class.as_deref(), Some("GLACIERR"));
 }
+
+#[test]
+fn a_role_of_another_part_of_aws_than_the_region_is_warned_of() {
+    let role = |partition: &str| format!("arn:{partition}:iam::111122223333:role/x");
+    let warned = |partition: &str, region: &str, more: &[(&str, &str)]| {
+        let role = role(partition);
+        let changes = [&[("ENV0_S3_LOG_ROLE_ARN", &*role), ("ENV0_S3_LOG_AWS_REGION", region)], more].concat();
+        let warnings = with(&changes).unwrap().warnings;
+        warnings.iter().any(|warning| warning.starts_with("ENV0_S3_LOG_ROLE_ARN names a role of"))
+    };
+    for (partition, region) in [("aws", "cn-north-1"), ("aws", "us-gov-west-1"), ("aws-cn", "eu-west-1")] {
+        assert!(warned(partition, region, &[]), "{partition} {region}");
+        assert!(!warned(partition, region, &[("AWS_ENDPOINT_URL_STS", "https://sts.example")]), "{partition} {region}");
+    }
+    for (partition, region) in [("aws", "eu-west-1"), ("aws-cn", "cn-north-1"), ("aws-us-gov", "us-gov-west-1")] {
+        assert!(!warned(partition, region, &[]), "{partition} {region}");
+    }
+}
+
+#[test]
+fn tags_that_s3_refuses_are_refused_at_the_start() {
+    let long = |length| "n".repeat(length);
+    for tags in
+        ["a=1&a=2", "a=1&%61=2", "a=b!", "a=%00", "aws%3Ax=1", &format!("{}=1", long(129)), &format!("a={}", long(257))]
+    {
+        refused(&[("ENV0_S3_LOG_OBJECT_TAGS", tags)]);
+    }
+    for tags in ["a=1&A=2", "team=a+b%2Fc&empty=", "%C3%A9=x", &format!("{}={}", long(128), long(256))] {
+        assert_eq!(accepted(&[("ENV0_S3_LOG_OBJECT_TAGS", tags)]).object_tags.as_deref(), Some(tags));
+    }
+}
+
+#[test]
+fn no_proxy_may_be_separated_by_white_space_too() {
+    let hosts = accepted(&[("NO_PROXY", "localhost 10.0.0.0/8,\t.svc , *.example.com:443")]).network.no_proxy;
+    assert_eq!(hosts, ["localhost", "10.0.0.0/8", ".svc", ".example.com"]);
+}
