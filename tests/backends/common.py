@@ -256,10 +256,14 @@ class Daemon:
 
     def spooled(self):
         """Events in the spool, over both types."""
+        return self.metric("events_spooled")
+
+    def metric(self, name):
+        """A metric, over all its labels."""
         status, body = request(self.admin_port, "GET", "/metrics")
         check(status == 200, f"/metrics answered {status}")
-        lines = re.findall(r"^env0_s3_logs_events_spooled\{[^}]*\} (\S+)$", body.decode(), re.M)
-        check(len(lines) == 2, f"events_spooled is not there for both types: {lines}")
+        lines = re.findall(rf"^env0_s3_logs_{name}(?:\{{[^}}]*\}})? (\S+)$", body.decode(), re.M)
+        check(lines, f"there is no metric {name}")
         return sum(float(value) for value in lines)
 
     def stop(self):
