@@ -39,7 +39,7 @@ pub async fn run(loaded: Result<Loaded, ConfigErrors>, options: CheckOptions) ->
     steps.extend(local::steps(&config, daemon.as_ref()));
     if !options.offline {
         steps.extend(online::steps(&config, daemon.as_ref(), options.write).await);
-        steps.extend(cloudwatch::steps(&config, options.write).await);
+        steps.extend(cloudwatch::steps(&config, daemon.as_ref(), options.write).await);
         steps.extend(pull::steps(&config).await);
     }
     Report::new(steps)

@@ -1,4 +1,4 @@
-//! The steps that try CloudWatch Logs, where it is configured.
+//! The steps that try CloudWatch Logs, where it is configured; or, without a token of their own, the running daemon's word.
 
 use super::online;
 use super::report::Step;
@@ -10,24 +10,26 @@ use crate::config::Config;
 use crate::credentials::{self, Role};
 use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
 use crate::network::Network;
+use crate::status::{CloudWatchTypeStatus, Status};
 
 const SESSION: &str = "cloudwatch";
 const GROUP: &str = "log-group";
 const WRITE: &str = "log-write";
 const MESSAGE: &str = "{\"check\":\"env0-s3-logs\"}";
 
-pub(super) async fn steps(config: &Config, write: bool) -> Vec<Step> {
+pub(super) async fn steps(config: &Config, daemon: Option<&Status>, write: bool) -> Vec<Step> {
     let Some(cloudwatch) = &config.cloudwatch else { return Vec::new() };
     let network = match Network::new(&config.network) {
         Ok(network) => network,
         Err(error) => return vec![Step::fail(SESSION, CONFIG, error.to_string(), "correct the variable")],
     };
     let (tokens, _) = credentials::own_tokens(config, &network).await;
-    let Some(token) = tokens.into_iter().max_by_key(|token| token.expires_at) else {
-        return vec![Step::skipped(
-            SESSION,
-            "there is no token of its own; the running daemon's page tells of CloudWatch",
-        )];
+    let newest = tokens.into_iter().max_by_key(|token| token.expires_at);
+    let token = match (newest, daemon) {
+        (Some(token), None) => token,
+        (Some(token), Some(_)) if !online::has_ended(&token) => token,
+        (_, Some(status)) => return of_daemon(status),
+        (None, None) => return vec![Step::skipped(SESSION, "there is no token")],
     };
     let role = Role::of_cloudwatch(cloudwatch);
     let credentials = online::with_a_session(&role, config, &network).await;
@@ -44,6 +46,29 @@ pub(super) async fn steps(config: &Config, write: bool) -> Vec<Step> {
         }
     }
     steps
+}
+
+/// What the running daemon tells of its way to CloudWatch.
+fn of_daemon(status: &Status) -> Vec<Step> {
+    let Some(cloudwatch) = &status.cloudwatch else {
+        return vec![Step::skipped(SESSION, "the running daemon sends nothing to CloudWatch Logs")];
+    };
+    let group = |of: &CloudWatchTypeStatus| match &of.error {
+        Some(error) => {
+            let denied = error.code.as_deref().is_some_and(|code| code.contains("Denied"));
+            let detail =
+                format!("the running daemon can't write to {} since {}: {}", of.group, error.since, error.message);
+            let remedy = error.remedy.clone().unwrap_or_default();
+            Step::fail(GROUP, if denied { DENIED } else { UNAVAILABLE }, detail, remedy)
+                .of_service(error.code.clone(), error.request_id.clone())
+        }
+        None => match of.last_sent {
+            Some(last) => Step::ok(GROUP, format!("the running daemon wrote to {} at {last}", of.group)),
+            None => Step::skipped(GROUP, format!("the running daemon has written nothing to {} yet", of.group)),
+        },
+    };
+    let session = online::daemon_sts(SESSION, Some(&cloudwatch.credentials));
+    std::iter::once(session).chain(cloudwatch.types.iter().map(group)).collect()
 }
 
 /// Looks for group and stream without making them.

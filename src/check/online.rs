@@ -148,7 +148,7 @@ fn own_token(config: &Config, token: &OidcToken, claims: &ShownClaims) -> Step {
     }
 }
 
-fn has_ended(token: &OidcToken) -> bool {
+pub(super) fn has_ended(token: &OidcToken) -> bool {
     token.expires_at.is_some_and(|end| end <= crate::batch::now())
 }
 
@@ -381,7 +381,7 @@ fn of_daemon(status: &Status, write: bool) -> [Step; 3] {
         true => Step::skipped("write", "there is no token of its own to write with"),
         false => last_put(Some(status)),
     };
-    [daemon_sts(status.credentials.as_ref()), daemon_bucket(status), write]
+    [daemon_sts("sts", status.credentials.as_ref()), daemon_bucket(status), write]
 }
 
 /// What the bucket told the running daemon.
@@ -405,22 +405,22 @@ fn daemon_bucket(status: &Status) -> Step {
     Step { detail, ..step }.of_service(told.code.clone(), None)
 }
 
-fn daemon_sts(credentials: Option<&CredentialsStatus>) -> Step {
-    const NAME: &str = "sts";
-    let Some(credentials) = credentials else { return Step::skipped(NAME, "the running daemon is starting") };
+/// The running daemon's exchange, as the step `name`.
+pub(super) fn daemon_sts(name: &'static str, credentials: Option<&CredentialsStatus>) -> Step {
+    let Some(credentials) = credentials else { return Step::skipped(name, "the running daemon is starting") };
     let state = &credentials.state;
     if let Some(error) = &credentials.last_error {
         let exit_code = if error.refused { DENIED } else { UNAVAILABLE };
         let detail = format!("the running daemon {state}: {}", error.message);
-        return Step::fail(NAME, exit_code, detail, error.remedy.clone())
+        return Step::fail(name, exit_code, detail, error.remedy.clone())
             .of_service(error.code.clone(), error.request_id.clone());
     }
     match &credentials.waits_for {
         Some(what) => {
             let remedy = credentials.remedy.clone().unwrap_or_default();
-            Step::fail(NAME, DENIED, format!("the running daemon waits for {what}"), remedy)
+            Step::fail(name, DENIED, format!("the running daemon waits for {what}"), remedy)
         }
-        None => Step::ok(NAME, format!("the running daemon {state}")),
+        None => Step::ok(name, format!("the running daemon {state}")),
     }
 }
 

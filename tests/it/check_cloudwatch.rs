@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::harness::{Finished, Setup};
+use crate::harness::{AUDITS, DEPLOYMENTS, Finished, Setup, event, wait_until};
 use crate::local_aws::{CLOUDWATCH_ROLE_ARN, LocalAws, LogsFault};
 
 const DENIED: Option<i32> = Some(77);
@@ -102,4 +102,33 @@ fn the_buckets_role_alone_may_not_write_to_cloudwatch() {
     let finished = setup(&aws).set("ENV0_CLOUDWATCH_ROLE_ARN", crate::local_aws::ROLE_ARN).run("check --write --json");
     assert_eq!(finished.code, DENIED, "{}", finished.stdout);
     assert_step(&finished, "log-write", "fail", &["logs:PutLogEvents"]);
+}
+
+#[test]
+fn without_a_token_of_its_own_check_tells_how_the_running_daemon_fares() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let daemon = setup.start();
+    let beside = || {
+        let admin = daemon.admin.to_string();
+        let check = self::setup(&aws).unset("ENV0_OIDC_TOKEN").set("ENV0_S3_LOG_ADMIN_ADDR", admin);
+        check.run("check --json")
+    };
+    let status = || daemon.admin_get("/status").unwrap().json()["cloudwatch"].clone();
+    wait_until("the session", || !status()["credentials"]["session_expires_at"].is_null());
+    assert_step(&beside(), "log-group", "skipped", &["has written nothing to team/env0-"]);
+    assert_step(&beside(), "cloudwatch", "ok", &["the running daemon holds a session"]);
+
+    aws.logs.deny("PutLogEvents");
+    for path in [DEPLOYMENTS, AUDITS] {
+        assert_eq!(daemon.post(path, event("denied")).accepted(), 1);
+    }
+    wait_until("the denials", || status()["types"].as_array().unwrap().iter().all(|of| !of["error"].is_null()));
+    let denied = beside();
+    assert_eq!(denied.code, DENIED, "{}", denied.stdout);
+    assert_step(&denied, "log-group", "fail", &["can't write to team/env0-", "logs:PutLogEvents on the log group"]);
+
+    aws.logs.heal();
+    wait_until("the events", || status()["types"].as_array().unwrap().iter().all(|of| !of["last_sent"].is_null()));
+    assert_step(&beside(), "log-group", "ok", &["the running daemon wrote to team/env0-"]);
 }
