@@ -228,7 +228,7 @@ fn senders_that_hang_up_while_they_wait_for_memory_hold_nobody_up() {
     };
     // The first ones have the memory, and the others wait for it; all but the first are gone.
     let holder = half();
-    drop((0..300).map(|_| half()).collect::<Vec<_>>());
+    drop((0..100).map(|_| half()).collect::<Vec<_>>());
     drop(holder);
     let sent = Instant::now();
     let body = event("after").repeat(4 * MIB / event("after").len());

@@ -1,5 +1,9 @@
 //! What S3 does wrong never costs an event, and never doubles one.
 
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::{AUDITS, Books, DEPLOYMENTS, Daemon, Setup, wait_until};
@@ -356,4 +360,32 @@ fn sealed_batches_that_somebody_removes_count_as_quarantined_and_hold_nothing_up
     wait_until("the events are taken", || case.daemon.post(DEPLOYMENTS, Books::body(&ids)).status == 200);
     wait_until("they are delivered", || case.aws.s3.line_count() == 2);
     assert_eq!(case.aws.s3.objects()[0].metadata["env0-gaps"], "1");
+}
+
+#[test]
+fn an_answer_that_is_no_http_is_told_once_and_in_no_words_of_a_library() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (url, asked) = (format!("http://{}", listener.local_addr().unwrap()), Arc::new(AtomicUsize::new(0)));
+    let answered = Arc::clone(&asked);
+    // Ends with the process: there is no way to stop it that is worth its lines.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 65_536]);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nx-a: \x01\r\ncontent-length: 0\r\n\r\n");
+            answered.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("AWS_ENDPOINT_URL_S3", url);
+    let (daemon, before) = (setup.start(), asked.load(Ordering::SeqCst));
+    assert_eq!(daemon.post(AUDITS, "kept").accepted(), 1);
+    // One of them may be a question for the bucket's region.
+    wait_until("it is tried again and again", || asked.load(Ordering::SeqCst) >= before + 4);
+    let told: Vec<_> = daemon.log().complaints();
+    let of_the_put = |entry: &&serde_json::Value| entry.to_string().contains("PutObject");
+    assert_eq!(told.iter().filter(of_the_put).count(), 1, "{told:?}");
+    for words in ["hyper::Error", "unrecognized error", "aws_smithy"] {
+        assert!(!daemon.log().text().contains(words), "{words}: {}", daemon.log().text());
+    }
 }
