@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bucket;
 mod copies;
 mod disk_errors;
 mod durability;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+pub(crate) use super::bucket::{Fate, Object};
 use super::fault_disk::{Cut, FaultDisk};
 use crate::batch::{ByType, Codec, LogType, SealedName, Sha256, SpoolName, Stage, object_key};
 use crate::flusher::delivery::{self, Ended, Known, Next};
@@ -19,33 +20,6 @@ use crate::spool::{AppendError, Batch, OpenError, QUARANTINE, Receipt, SealedBat
 pub(crate) const TYPE: LogType = LogType::Deployments;
 /// How long a thread of the spool may take. Long, so that a busy machine fails no test.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
-
-/// What becomes of a PUT.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fate {
-    Stored,
-    /// Stored, and the answer is lost.
-    AnswerLost,
-    /// Not stored, and nobody knows.
-    LostOnTheWay,
-    /// Refused by S3's own 4xx: known not to be stored.
-    Refused,
-    /// Another writer is quicker: 412 on the batch's first attempt.
-    NameTaken,
-    /// Something in between answers 412, without a mark of the store's, and lets nothing through.
-    RefusedOnTheWay,
-    /// The store says that the bytes are not those of the checksum, though they are.
-    ChecksumRefused,
-}
-
-/// An object: its body and what its PUT said of it.
-pub(crate) struct Object {
-    pub(crate) body: Vec<u8>,
-    /// None for another writer's.
-    pub(crate) name: Option<SealedName>,
-    pub(crate) instance: String,
-    pub(crate) gaps: Vec<u64>,
-}
 
 /// One life of the spool after the other, on one disk.
 pub(crate) struct World {

@@ -1,0 +1,103 @@
+use super::*;
+use crate::batch::LogType;
+use crate::status::{DeliveryStatus, Destination, Phase, SpoolStatus, SpooledStatus, TypeStatus};
+
+fn status() -> Status {
+    let spooled = SpooledStatus { events_accepted: 7, events_spooled: 3, ..SpooledStatus::default() };
+    let delivery = DeliveryStatus { events_uploaded: 4, ..DeliveryStatus::default() };
+    let log_type = LogType::Audits;
+    Status {
+        bucket: None,
+        connections_refused_total: Default::default(),
+        version: VERSION.to_owned(),
+        instance: "i".to_owned(),
+        phase: Phase::Running,
+        started_at: Timestamp::now(),
+        now: Timestamp::now(),
+        destination: Destination { bucket: "b".into(), region: "r".into(), path: String::new(), endpoint: None },
+        spool: SpoolStatus {
+            dir: "/s".into(),
+            bytes: 1,
+            limit_bytes: 2,
+            disk_available_bytes: None,
+            quarantine_bytes: 0,
+            disk_asked_at: None,
+        },
+        types: vec![TypeStatus { log_type, spooled, delivery }],
+        credentials: None,
+        pull: Vec::new(),
+        cloudwatch: None,
+    }
+}
+
+#[test]
+fn every_series_is_there_from_the_first_scrape_and_the_text_lints_clean() {
+    let recorder = recorder();
+    let render = |exposition| {
+        metrics::with_local_recorder(&recorder, || {
+            create_all();
+            Exporter(recorder.handle()).render(&status(), exposition)
+        })
+    };
+    let text = render(Exposition::Prometheus);
+    for metric in METRICS {
+        assert!(text.contains(&format!("# HELP {} {}\n", metric.name, metric.help)), "{}", metric.name);
+        let series = text.lines().filter(|line| {
+            let rest = line.strip_prefix(metric.name).unwrap_or_default();
+            rest.starts_with(' ') || rest.starts_with('{') || rest.starts_with("_bucket")
+        });
+        let expected = match metric.kind {
+            Kind::Histogram => BUCKETS_SECONDS.len() + 1,
+            _ => metric.labels.iter().map(|(_, values)| values.len()).product(),
+        };
+        assert_eq!(series.count(), expected, "{}", metric.name);
+    }
+    assert!(text.contains("env0_s3_logs_events_accepted_total{type=\"env0-audits\"} 7\n"));
+    assert!(text.contains("env0_s3_logs_events_spooled{type=\"env0-audits\"} 3\n"));
+    assert!(text.contains("env0_s3_logs_upload_failures_total{type=\"env0-audits\",error=\"denied\"} 0\n"));
+
+    let text = render(Exposition::OpenMetrics);
+    assert!(text.contains("# TYPE env0_s3_logs_events_accepted counter\n"));
+    assert!(text.contains("env0_s3_logs_events_accepted_total{type=\"env0-audits\"} 7\n"));
+    assert!(text.ends_with("\n# EOF\n") && !text.contains("\n\n"));
+}
+
+#[test]
+fn the_parts_name_every_metric_of_the_list_and_no_other() {
+    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
+    let mut named = std::collections::BTreeMap::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                for rest in text.split(concat!("\"env0", "_s3_logs_")).skip(1) {
+                    let name = rest.split(|c: char| !c.is_ascii_lowercase() && c != '_').next().unwrap();
+                    *named.entry(format!("env0{}{name}", "_s3_logs_")).or_insert(0) += 1;
+                }
+            }
+        }
+    }
+    for metric in METRICS {
+        let times = named.remove(metric.name).unwrap_or_default();
+        assert!(times >= 2, "{} is in the list, and no part feeds it", metric.name);
+    }
+    assert!(named.is_empty(), "not in the list: {named:?}");
+}
+
+#[test]
+fn the_exposition_follows_the_accept_header() {
+    let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1";
+    assert_eq!(Exposition::by_accept(prometheus), Exposition::OpenMetrics);
+    assert_eq!(Exposition::by_accept("*/*"), Exposition::Prometheus);
+    for unwanted in [
+        "application/openmetrics-text;q=0",
+        "Application/OpenMetrics-Text; version=1.0.0; Q=0.0, */*",
+        "application/openmetrics-text; version=1.0.0; q=0.5, text/plain; q=0.9",
+    ] {
+        assert_eq!(Exposition::by_accept(unwanted), Exposition::Prometheus, "{unwanted}");
+    }
+    assert_eq!(Exposition::by_accept("text/html, Application/OpenMetrics-Text; q=0.001"), Exposition::OpenMetrics);
+}
