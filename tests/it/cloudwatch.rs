@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::harness::{AUDITS, Books, DEPLOYMENTS, Daemon, Setup, field, wait_until, wait_until_delivered};
+use crate::harness::{AUDITS, Books, DEPLOYMENTS, Daemon, Setup, event, field, wait_until, wait_until_delivered};
 use crate::local_aws::{LocalAws, LogsFault};
 
 const PUT: &str = "PutLogEvents";
@@ -128,7 +128,7 @@ fn s3_and_ingest_go_on_while_cloudwatch_denies_throttles_and_hangs() {
 }
 
 #[test]
-fn killed_in_the_middle_of_sending_all_is_in_cloudwatch_at_least_once_and_in_s3_once() {
+fn killed_while_sending_all_is_in_cloudwatch_at_least_once_and_in_s3_once() {
     let aws = LocalAws::start();
     let setup = setup(&aws).set("ENV0_S3_LOG_BATCH_MAX_BYTES", "64KiB");
     let books = Books::default();
@@ -220,6 +220,90 @@ fn copies_are_given_up_when_events_need_the_room_and_no_event_is_refused() {
     }
     let sent: usize = TYPES.iter().map(|log_type| ids(&aws.logs.messages(log_type)).len()).sum();
     assert_eq!(sent as f64 + skipped(&daemon, "room"), 40.0 * 400.0);
+}
+
+#[test]
+fn a_stream_and_a_group_that_are_deleted_while_the_daemon_runs_are_made_again() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let books = Books::default();
+    let daemon = setup.start();
+    for deleted in 0..3 {
+        match deleted {
+            0 => {}
+            1 => aws.logs.delete_streams("env0-audits"),
+            _ => aws.logs.delete_group("env0-audits"),
+        }
+        let line = event(&format!("after-{deleted}"));
+        assert_eq!(daemon.post(AUDITS, &line).status, 200);
+        wait_until("CloudWatch has it", || aws.logs.messages("env0-audits").contains(&line));
+    }
+    wait_until("its file is gone", || waiting(&setup).is_empty());
+    assert!(daemon.log().complaints().is_empty(), "{}", daemon.log().text());
+    assert_eq!(aws.logs.streams("env0-audits").len(), 1);
+    books.balance(&aws, &setup);
+}
+
+#[test]
+fn tiny_lines_arrive_whole_and_one_of_a_megabyte_names_where_all_of_it_is() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws).set("ENV0_S3_LOG_COMPRESSION", "gzip");
+    let daemon = setup.start();
+    let tiny: Vec<String> = (0..10_001).map(|n| format!("{{\"n\":{n}}}")).collect();
+    assert_eq!(daemon.post(DEPLOYMENTS, tiny.join("\n")).accepted(), 10_001);
+    let large = format!("{{\"m\":\"{}\"}}", "x".repeat((1 << 20) - 8));
+    assert_eq!(daemon.post(AUDITS, &large).accepted(), 1);
+    wait_until("CloudWatch has all", || {
+        (aws.logs.messages("env0-deployments").len(), aws.logs.messages("env0-audits").len()) == (10_001, 1)
+    });
+    assert_eq!(aws.logs.messages("env0-deployments"), tiny);
+    let message = &aws.logs.messages("env0-audits")[0];
+    let key = &aws.s3.objects_with("env0-audits/")[0].key;
+    assert!(
+        message.ends_with(&format!(" in line 0, counted from 0, of {key}]")),
+        "{}",
+        &message[message.len() - 200..]
+    );
+    assert!(large.starts_with(message.split(" [cut by").next().unwrap()) && message.len() > 1_048_500);
+}
+
+#[test]
+fn what_cloudwatch_answers_200_for_and_throws_away_is_counted_and_said() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let daemon = setup.start();
+    let info = serde_json::json!({"tooOldLogEventEndIndex": 1, "tooNewLogEventStartIndex": 4});
+    aws.logs.inject(LogsFault::reject(info));
+    assert_eq!(daemon.post(DEPLOYMENTS, ["{}"; 6].join("\n")).accepted(), 6);
+    wait_until("it is counted", || (skipped(&daemon, "too_old"), skipped(&daemon, "too_new")) == (1.0, 2.0));
+    wait_until("its file is gone", || waiting(&setup).is_empty());
+    assert_eq!(lane(&daemon, "env0-deployments")["events_sent"], 3);
+    assert_eq!(daemon.log().count("WARN", "CloudWatch has left out events"), 1);
+}
+
+/// The most memory that a daemon needs to bring batches of 2 MiB to S3, and to CloudWatch where it is configured.
+fn peak_memory(aws: &LocalAws, setup: &Setup) -> u64 {
+    let daemon = setup.start();
+    let books = Books::default();
+    for _ in 0..60 {
+        send(&daemon, &books, 1000);
+    }
+    books.balance(aws, setup);
+    wait_until("CloudWatch has all", || waiting(setup).is_empty());
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.process_id())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+#[test]
+fn the_lane_to_cloudwatch_takes_at_most_sixteen_mib_of_memory() {
+    let (aws, beside) = (LocalAws::start(), LocalAws::start());
+    let sized = |setup: Setup| setup.set("ENV0_S3_LOG_BATCH_MAX_BYTES", "2MiB");
+    let without = peak_memory(&aws, &sized(Setup::new(&aws)));
+    let with = peak_memory(&beside, &sized(setup(&beside)));
+    println!("peak memory: {} KiB without the lane, {} KiB with it", without >> 10, with >> 10);
+    assert!(with.saturating_sub(without) <= 16 << 20, "{without} and {with}");
+    assert!(TYPES.iter().all(|group| beside.logs.messages(group).len() == 60_000));
 }
 
 #[test]

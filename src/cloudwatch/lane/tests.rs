@@ -229,7 +229,7 @@ async fn what_cloudwatch_takes_and_throws_away_is_counted_by_its_reason() {
 }
 
 #[tokio::test]
-async fn a_batch_of_thirteen_days_ago_is_given_up_and_one_that_an_earlier_life_left_is_sent() {
+async fn a_batch_of_thirteen_days_ago_is_given_up_and_one_of_an_earlier_life_is_sent() {
     let opened = |days| batch::now() - TimeDelta::days(days);
     let found = [
         Found { opened: opened(14), codec: Codec::None, bytes: b"{\"n\":14}\n" },
