@@ -190,6 +190,7 @@ impl Reader {
             if own_endpoint(&shared.aws_endpoint_url_sts) { values::role_arn_elsewhere } else { values::role_arn };
         let elsewhere = own_endpoint(&shared.aws_endpoint_url_s3);
         let parse_bucket = if elsewhere { values::bucket_name_elsewhere } else { values::bucket_name };
+        let parse_key = if elsewhere { values::kms_key_id_elsewhere } else { values::kms_key_id };
         let parse_class = if elsewhere { values::storage_class_elsewhere } else { values::storage_class };
         let role_arn = match purpose {
             Purpose::Verify => self.optional("ENV0_S3_LOG_ROLE_ARN", own.role_arn, parse_role).unwrap_or_default(),
@@ -302,7 +303,7 @@ impl Reader {
                 values::one_of(&[("none", Codec::None), ("gzip", Codec::Gzip), ("zstd", Codec::Zstd)]),
             ),
             storage_class: self.optional("ENV0_S3_LOG_STORAGE_CLASS", own.storage_class, parse_class),
-            sse_kms_key_id: self.optional("ENV0_S3_LOG_SSE_KMS_KEY_ID", own.sse_kms_key_id, values::kms_key_id),
+            sse_kms_key_id: self.optional("ENV0_S3_LOG_SSE_KMS_KEY_ID", own.sse_kms_key_id, parse_key),
             expected_bucket_owner: self.optional(
                 "ENV0_S3_LOG_EXPECTED_BUCKET_OWNER",
                 own.expected_bucket_owner,

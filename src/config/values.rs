@@ -39,6 +39,9 @@ pub(super) fn text(value: &str) -> Parsed<String> {
 
 /// A file's or folder's path. Only a shell knows `~` and `$HOME`: here they would be names.
 pub(super) fn path(value: &str) -> Parsed<String> {
+    if value.contains("://") {
+        return Err("a path, not a URL".to_owned());
+    }
     check(!value.starts_with(['~', '$']), text(value)?, "a path in full: no shell replaces ~ or $HOME here")
 }
 
@@ -159,7 +162,8 @@ pub(super) fn list(value: &str) -> Parsed<Vec<String>> {
 /// Comma-separated subjects of OIDC tokens. They are compared as a whole, so a pattern would let nobody in.
 pub(super) fn subjects(value: &str) -> Parsed<Vec<String>> {
     let subjects = list(value)?;
-    let holds = |subject: &String| !subject.contains('*') && !subject.ends_with('|');
+    let holds =
+        |subject: &String| !subject.contains('*') && !subject.ends_with('|') && !subject.contains(char::is_whitespace);
     check(subjects.iter().all(holds), subjects, "whole subjects, separated by commas: there are no patterns")
 }
 
@@ -221,7 +225,7 @@ pub(super) fn role_arn(value: &str) -> Parsed<String> {
             && (account.is_empty() || account.len() == 12)
             && account.bytes().all(|byte| byte.is_ascii_digit())
             && role.strip_prefix("role/").is_some_and(|name| !name.is_empty())
-            && role.bytes().all(|byte| byte.is_ascii_graphic()));
+            && role.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+=,.@_/-".contains(&byte)));
     check(holds && value.len() <= 2048, value.to_owned(), "the ARN of an IAM role: arn:aws:iam::<account>:role/<name>")
 }
 
@@ -255,7 +259,8 @@ pub(super) fn bucket_name(value: &str) -> Parsed<String> {
         && bytes.iter().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.'))
         && end(bytes.first())
         && end(bytes.last())
-        && !value.contains("..");
+        && ["..", ".-", "-."].iter().all(|odd| !value.contains(odd))
+        && value.parse::<IpAddr>().is_err();
     check(holds, value.to_owned(), "a bucket's name alone: 3 to 63 of a-z, 0-9, - and ., no s3:// and no path")
 }
 
@@ -334,6 +339,9 @@ pub(super) fn endpoint_url(value: &str) -> Parsed<String> {
 /// The issuer as it was written: issuers are compared as text.
 pub(super) fn issuer_url(value: &str) -> Parsed<String> {
     let url = http_url(value, false)?;
+    if url.path().contains("/.well-known/") {
+        return Err("the issuer itself, without /.well-known/… behind it".to_owned());
+    }
     check(url.query().is_none() && url.fragment().is_none(), value.to_owned(), "a URL without a query")
 }
 
@@ -342,8 +350,12 @@ pub(super) fn secret_url(value: &str) -> Parsed<String> {
     http_url(value, true).map(|_| value.to_owned())
 }
 
-/// A proxy's URL; `http://` where there is no scheme, as curl has it.
+/// A proxy's URL; `http://` where there is no scheme, as curl has it. A word that means "none" is not a proxy's name.
 pub(super) fn proxy_url(value: &str) -> Parsed<String> {
+    const NO_PROXY: [&str; 7] = ["none", "no", "off", "false", "true", "direct", "null"];
+    if NO_PROXY.iter().any(|word| word.eq_ignore_ascii_case(value)) {
+        return Err("a proxy's URL (for no proxy, leave the variable out)".to_owned());
+    }
     let url = if value.contains("://") { value.to_owned() } else { format!("http://{value}") };
     http_url(&url, true).map(|_| url)
 }
@@ -396,10 +408,19 @@ pub(super) fn storage_class_elsewhere(value: &str) -> Parsed<String> {
     check(holds, value.to_owned(), "a storage class in capitals")
 }
 
-/// A key's id, ARN or alias.
+/// A key's id, ARN or alias in AWS KMS.
 pub(super) fn kms_key_id(value: &str) -> Parsed<String> {
+    let is_uuid = value.len() == 36 && value.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+    if is_uuid || ["arn:", "alias/", "mrk-"].iter().any(|beginning| value.starts_with(beginning)) {
+        return kms_key_id_elsewhere(value);
+    }
+    Err("a KMS key's id (a UUID), its ARN, or alias/<name>".to_owned())
+}
+
+/// A key of another store's, which has names of its own.
+pub(super) fn kms_key_id_elsewhere(value: &str) -> Parsed<String> {
     let holds = value.len() <= 2048 && value.bytes().all(|byte| byte.is_ascii_graphic());
-    check(holds, value.to_owned(), "a KMS key's id, ARN or alias")
+    check(holds, value.to_owned(), "a key's id, ARN or alias")
 }
 
 /// An AWS account's number.

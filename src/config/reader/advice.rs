@@ -43,6 +43,17 @@ impl Reader {
                 config.aws_region
             ));
         }
+        // `arn:aws:kms:<region>:…`
+        let key_region = config.sse_kms_key_id.as_deref().and_then(|key| key.strip_prefix("arn:")?.split(':').nth(2));
+        if let Some(region) = key_region.filter(|region| *region != config.aws_region)
+            && config.endpoint_url_s3.is_none()
+        {
+            self.warnings.push(format!(
+                "ENV0_S3_LOG_SSE_KMS_KEY_ID is a key in {region}, and ENV0_S3_LOG_AWS_REGION is {}: S3 takes keys of the \
+                 bucket's region only",
+                config.aws_region
+            ));
+        }
         if !config.spool_dir.is_absolute() {
             self.warnings.push(format!(
                 "ENV0_S3_LOG_SPOOL_DIR={:?} is not a path in full: the spool is wherever the daemon is started, and \

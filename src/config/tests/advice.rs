@@ -124,3 +124,37 @@ fn no_proxy_may_be_separated_by_white_space_too() {
     let hosts = accepted(&[("NO_PROXY", "localhost 10.0.0.0/8,\t.svc , *.example.com:443")]).network.no_proxy;
     assert_eq!(hosts, ["localhost", "10.0.0.0/8", ".svc", ".example.com"]);
 }
+
+#[test]
+fn a_value_that_is_another_thing_than_was_asked_for_is_refused() {
+    for (name, value) in [
+        ("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::111122223333:role/<name>"),
+        ("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::111122223333:role/x*"),
+        ("ENV0_S3_LOG_BUCKET_NAME", "192.168.1.1"),
+        ("ENV0_S3_LOG_BUCKET_NAME", "a.b-.c"),
+        ("ENV0_S3_LOG_OIDC_ISSUER", "https://login.app.env0.com/.well-known/jwks.json"),
+        ("ENV0_S3_LOG_OIDC_SUBJECT", "auth0|1 auth0|2"),
+        ("ENV0_S3_LOG_SPOOL_DIR", "file:///var/lib/x"),
+        ("ENV0_S3_LOG_OIDC_TOKEN_FILE", "https://host/token"),
+        ("ENV0_S3_LOG_SSE_KMS_KEY_ID", "true"),
+        ("ENV0_S3_LOG_SSE_KMS_KEY_ID", "aws/s3"),
+        ("HTTPS_PROXY", "None"),
+        ("HTTP_PROXY", "direct"),
+    ] {
+        assert!(refused(&[(name, value)]).starts_with(name), "{name}={value}");
+    }
+    for (name, value) in [
+        ("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::111122223333:role/a/path/x+=,.@_-"),
+        ("ENV0_S3_LOG_BUCKET_NAME", "10.logs"),
+        ("ENV0_S3_LOG_SSE_KMS_KEY_ID", "1234abcd-12ab-34cd-56ef-1234567890ab"),
+        ("ENV0_S3_LOG_SSE_KMS_KEY_ID", "alias/aws/s3"),
+        ("HTTPS_PROXY", "proxy"),
+    ] {
+        assert_eq!(with(&[(name, value)]).unwrap().warnings, [""; 0], "{name}={value}");
+    }
+    let key = ("ENV0_S3_LOG_SSE_KMS_KEY_ID", "arn:aws:kms:us-east-1:111122223333:key/1");
+    let warnings = with(&[key]).unwrap().warnings;
+    assert!(warnings.len() == 1 && warnings[0].contains("key in us-east-1"), "{warnings:?}");
+    let elsewhere = accepted(&[("ENV0_S3_LOG_SSE_KMS_KEY_ID", "my-key"), ("AWS_ENDPOINT_URL", "https://store")]);
+    assert_eq!(elsewhere.sse_kms_key_id.as_deref(), Some("my-key"));
+}
