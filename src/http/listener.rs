@@ -211,3 +211,29 @@ fn refusal<B: From<Bytes>>(refused: Refused) -> Response<B> {
     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     answer
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::Full;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_idle_connection_is_closed_when_the_listener_ends() {
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = tcp.local_addr().unwrap();
+        let listener = Listener { name: "ingest", tcp, tls: None, max_connections: 8, site: Site::default() };
+        let handler = Arc::new(|_: Request<Incoming>, _: Guest| async { Response::new(Full::<Bytes>::default()) });
+        let stop = CancellationToken::new();
+        let served = tokio::spawn(listener.serve(handler, stop.clone()));
+        let (mut client, mut answer) = (TcpStream::connect(address).await.unwrap(), [0; 1024]);
+        client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        let bytes = client.read(&mut answer).await.unwrap();
+        assert!(answer[..bytes].starts_with(b"HTTP/1.1 200 OK\r\n"));
+        stop.cancel();
+        let ended = tokio::time::timeout(Duration::from_secs(30), served).await;
+        ended.expect("an idle connection holds the end up").unwrap();
+        assert_eq!(client.read(&mut answer).await.unwrap(), 0);
+    }
+}
