@@ -53,7 +53,7 @@ pub(super) async fn steps(config: &Config, daemon: Option<&Status>, write: bool)
             steps.push(daemon_token(status));
             steps.extend(of_daemon(status, write));
         }
-        (None, None) => steps.extend(without_token(&problems)),
+        (None, None) => steps.extend(without_token(config, &problems)),
     }
     steps
 }
@@ -328,11 +328,15 @@ fn of_kind(config: &Config, name: &'static str, kind: PutErrorKind, message: &st
 }
 
 /// Nobody to ask with, and nobody to ask.
-fn without_token(problems: &[String]) -> Vec<Step> {
-    let detail = if problems.is_empty() {
-        "none is configured, and no daemon runs that was handed one".to_owned()
-    } else {
-        problems.join("; ")
+fn without_token(config: &Config, problems: &[String]) -> Vec<Step> {
+    let detail = match problems {
+        [] if config.ingest => "none is configured, and no daemon runs that was handed one".to_owned(),
+        [] => {
+            "none is configured, and nothing listens for one that is handed over; a daemon that pulls takes one from a \
+               deployment's record, if env0 has filled that in"
+                .to_owned()
+        }
+        problems => problems.join("; "),
     };
     let skipped = |name| Step::skipped(name, "there is no token");
     vec![Step::fail("token", CONFIG, detail, HAND_OVER), skipped("sts"), skipped("bucket"), skipped("write")]

@@ -211,7 +211,7 @@ pub(super) fn past_moment(value: &str) -> Parsed<DateTime<Utc>> {
 pub(super) fn ids(value: &str) -> Parsed<Vec<String>> {
     let ids = distinct(list(value)?);
     check(
-        ids.iter().all(|id| is_env0_id(id)),
+        ids.iter().all(|id| is_env0_id(id) && id.bytes().any(|byte| !matches!(byte, b'0' | b'-'))),
         ids,
         "ids, separated by commas: at most 64 letters, digits, - and _ each",
     )

@@ -13,8 +13,9 @@ pub(super) fn refusal_causes(service: Service) -> String {
 }
 
 /// What to do where there is no token.
-pub const HAND_OVER: &str = "hand one over from an env0 deployment: PUT /v1/oidc-token with ENV0_OIDC_TOKEN as bearer \
-    token; or keep one in ENV0_S3_LOG_OIDC_TOKEN_FILE or behind ENV0_S3_LOG_OIDC_TOKEN_URL; see config/README.md#no-token";
+pub const HAND_OVER: &str = "keep one in ENV0_S3_LOG_OIDC_TOKEN_FILE (in Kubernetes the pod's own) or behind \
+    ENV0_S3_LOG_OIDC_TOKEN_URL; or, where the daemon takes events, hand one over from an env0 deployment: PUT \
+    /v1/oidc-token with ENV0_OIDC_TOKEN as bearer token; see config/README.md#no-token";
 
 /// How the last attempt to get a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -214,7 +214,9 @@ impl Api {
     }
 
     fn asked(&self, key: &Key) -> Asked {
-        Asked { host: self.0.base.host_str().unwrap_or_default().to_owned(), key_id: key.id.clone() }
+        let host = self.0.base.host_str().unwrap_or_default();
+        let host = self.0.base.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+        Asked { host, key_id: key.id.clone() }
     }
 
     fn note_clock(&self, headers: &HeaderMap) {

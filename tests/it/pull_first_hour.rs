@@ -51,6 +51,12 @@ fn the_readmes_five_variables_alone_bring_both_kinds_of_logs_into_the_bucket() {
     let five: BTreeSet<String> = &set - &places;
     assert_eq!((five.len(), five), (5, readme_variables()));
 
+    // Nothing listens, so nobody is told to hand a token over and no more.
+    let checked = setup.run("check").stdout;
+    for said in ["takes one from a deployment's record", "in Kubernetes the pod's own", "is known to env0"] {
+        assert!(checked.contains(said), "{said}: {checked}");
+    }
+
     let mut daemon = setup.start();
     // The record holds what env0 documents: an OIDC token of the deployment.
     let mut deployment = Deployment::running("d-1", "tf:apply", 40).ended();

@@ -13,11 +13,14 @@ impl Reader {
     /// The rules of the listener for events.
     pub(super) fn judge_ingest(&mut self, config: &Config) {
         let oidc = self.is_given("ENV0_S3_LOG_OIDC_SUBJECT") || self.is_given("ENV0_S3_LOG_OIDC_ORGANIZATION_ID");
-        if config.ingest_auth_required && !self.lets_senders_in(config) {
+        // Whoever has made a mistake in the API key wants to pull, and needs no sender.
+        let means_to_pull = self.refused.iter().any(|name| name.starts_with("ENV0_API_KEY"));
+        if config.ingest_auth_required && !self.lets_senders_in(config) && !means_to_pull {
             self.refuse(
                 "ENV0_S3_LOG_OIDC_ORGANIZATION_ID",
                 "not set, and neither are ENV0_S3_LOG_OIDC_SUBJECT and ENV0_S3_LOG_INGEST_TOKEN, so nobody could send \
-                 (ENV0_S3_LOG_INGEST_AUTH is required); the id is in env0 under Organization Settings, and is \
+                 (ENV0_S3_LOG_INGEST_AUTH is required), and nothing is pulled; to pull, set ENV0_API_KEY_ID and \
+                 ENV0_API_KEY_SECRET instead; to let an organization send, the id is in env0 under Organization Settings, and is \
                  ENV0_ORGANIZATION_ID in every deployment; the subject is on the organization's OIDC policy page, or comes \
                  from GET https://api.env0.com/api-keys/oidc-sub?organizationId=<id>",
             );

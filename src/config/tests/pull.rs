@@ -36,6 +36,26 @@ fn half_an_api_key_is_refused_with_the_name_of_the_missing_half() {
 }
 
 #[test]
+fn who_gives_no_way_in_is_told_of_the_key_and_who_gives_half_a_key_of_nothing_else() {
+    let refused = |vars: &[(&str, &str)]| read(vars).unwrap_err().to_string();
+    let error = refused(&LEAST[..3]);
+    assert!(error.contains("to pull, set ENV0_API_KEY_ID and ENV0_API_KEY_SECRET"), "{error}");
+    for mistake in [KEY[0], KEY[1], ("ENV0_API_KEY_SECRET_FILE", "/nowhere/secret")] {
+        let error = refused(&[&LEAST[..3], &[mistake]].concat());
+        assert!(!error.contains("ORGANIZATION_ID"), "{mistake:?}: {error}");
+    }
+    let none = [KEY[0], KEY[1], ("ENV0_S3_LOG_PULL", "none")];
+    assert!(refused(&[&LEAST[..3], &none].concat()).contains("nobody could send"));
+}
+
+#[test]
+fn an_organization_that_is_all_zeros_is_a_placeholder_and_cannot_be_pulled() {
+    let id = "00000000-0000-0000-0000-000000000000";
+    let error = refused(&[&KEY[..], &[("ENV0_S3_LOG_PULL_ORGANIZATION_ID", id)]].concat());
+    assert!(error.starts_with("ENV0_S3_LOG_PULL_ORGANIZATION_ID"), "{error}");
+}
+
+#[test]
 fn an_api_key_comes_from_files_too_and_a_missing_or_empty_one_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| {

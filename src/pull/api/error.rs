@@ -192,13 +192,11 @@ impl ApiError {
             ErrorKind::Throttled => {
                 "another client asks env0 from this address or with this key; raise ENV0_S3_LOG_PULL_INTERVAL"
             }
-            ErrorKind::Server(_) | ErrorKind::Refused(_) => {
-                "env0's status page tells of outages; it is tried again every interval"
-            }
+            ErrorKind::Server(_) => "env0's status page tells of outages; it is tried again every interval",
             ErrorKind::Unreachable(_) => {
                 "see that the daemon reaches this host, through HTTPS_PROXY where there is one, and trusts its certificate (AWS_CA_BUNDLE)"
             }
-            ErrorKind::TooLarge | ErrorKind::Malformed(_) => {
+            ErrorKind::Refused(_) | ErrorKind::TooLarge | ErrorKind::Malformed(_) => {
                 "see that ENV0_S3_LOG_API_URL is env0's API and that no proxy answers in its place; else tell this project"
             }
         }
