@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use crate::disk::Tmpfs;
 use crate::harness::{AUDITS, Books, DEPLOYMENTS, Daemon, Setup, event, field, wait_until, wait_until_delivered};
 use crate::local_aws::{LocalAws, LogsFault};
 
@@ -220,6 +221,26 @@ fn copies_are_given_up_when_events_need_the_room_and_no_event_is_refused() {
     }
     let sent: usize = TYPES.iter().map(|log_type| ids(&aws.logs.messages(log_type)).len()).sum();
     assert_eq!(sent as f64 + skipped(&daemon, "room"), 40.0 * 400.0);
+}
+
+#[test]
+fn a_disk_that_copies_fill_refuses_no_event() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws).set("ENV0_S3_LOG_BATCH_MAX_BYTES", "256KiB");
+    let folder = setup.folder().join("small");
+    let Some(_tmpfs) = Tmpfs::mount(&folder, "6m") else { return };
+    let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.join("spool").to_str().unwrap());
+    let daemon = setup.start();
+    let books = Books::default();
+    aws.logs.inject(LogsFault::throttling());
+    for _ in 0..40 {
+        send(&daemon, &books, 1000);
+        wait_until_delivered(&setup);
+    }
+    wait_until("the oldest are given up", || skipped(&daemon, "room") > 0.0);
+    assert_eq!(daemon.admin_get("/readyz").unwrap().status, 200);
+    assert!(daemon.log().entries().iter().all(|entry| entry["level"] != "ERROR"), "{}", daemon.log().text());
+    books.balance(&aws, &setup);
 }
 
 #[test]
