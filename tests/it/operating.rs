@@ -70,6 +70,8 @@ fn at_rest_everything_is_well() {
     assert_eq!(probes(&daemon), [200; 3]);
     post(&daemon, &books, AUDITS, 3);
     books.balance(&aws, &setup);
+    // The object is in the bucket a moment before the daemon has the answer.
+    wait_until("the status tells of it", || of_type(&status(&daemon), "env0-audits")["events_uploaded"] == 3);
     let status = status(&daemon);
     assert_eq!((&status["phase"], &status["destination"]["bucket"]), (&"running".into(), &BUCKET.into()));
     let audits = of_type(&status, "env0-audits");
