@@ -84,6 +84,29 @@ struct Environment {
     id: String,
 }
 
+/// A deployment's record, of which only the presence of a token is looked at.
+#[derive(Deserialize)]
+struct Deployment {
+    #[serde(rename = "customEnv0EnvironmentVariables")]
+    variables: Option<Variables>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Variables {
+    oidc_token: Option<IgnoredAny>,
+}
+
+impl Deployment {
+    /// env0 documents the token, but need not fill it in.
+    fn words(&self) -> &'static str {
+        match self.variables.as_ref().and_then(|variables| variables.oidc_token.as_ref()) {
+            Some(_) => "; a deployment's record has an OIDC token, so the pull brings its own",
+            None => "; a deployment's record has no OIDC token, so it has to come another way",
+        }
+    }
+}
+
 async fn deployments(api: &Api, organization: &str, pull: &config::Pull) -> Step {
     const NAME: &str = "pull-logs";
     let started = Instant::now();
@@ -102,20 +125,22 @@ async fn deployments(api: &Api, organization: &str, pull: &config::Pull) -> Step
                 break;
             }
         }
+        let mut token = "";
         if let Some(first) = environments.first() {
             let path = ["environments", &*first.id, "deployments"];
             let answer = api.get(Endpoint::Deployments, &path, &[("limit", "1"), ("offset", "0")]).await?;
-            let _: Vec<Environment> = answer.parse()?;
+            let latest: Vec<Deployment> = answer.parse()?;
+            token = latest.first().map(Deployment::words).unwrap_or_default();
         }
-        Ok::<_, ApiError>((environments.len(), pages))
+        Ok::<_, ApiError>((environments.len(), pages, token))
     };
-    let (environments, pages) = match listed.await {
+    let (environments, pages, token) = match listed.await {
         Ok(listed) => listed,
         Err(error) => return failed(NAME, &explained(api, organization, error).await),
     };
     let took = started.elapsed();
     let detail = format!(
-        "{organization}: {environments} environments in {pages} requests of {} ms in all, every {} s",
+        "{organization}: {environments} environments in {pages} requests of {} ms in all, every {} s{token}",
         took.as_millis(),
         pull.interval.as_secs()
     );

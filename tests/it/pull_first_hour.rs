@@ -51,12 +51,6 @@ fn the_readmes_five_variables_alone_bring_both_kinds_of_logs_into_the_bucket() {
     let five: BTreeSet<String> = &set - &places;
     assert_eq!((five.len(), five), (5, readme_variables()));
 
-    // Nothing listens, so nobody is told to hand a token over and no more.
-    let checked = setup.run("check").stdout;
-    for said in ["takes one from a deployment's record", "in Kubernetes the pod's own", "is known to env0"] {
-        assert!(checked.contains(said), "{said}: {checked}");
-    }
-
     let mut daemon = setup.start();
     // The record holds what env0 documents: an OIDC token of the deployment.
     let mut deployment = Deployment::running("d-1", "tf:apply", 40).ended();
@@ -74,4 +68,32 @@ fn the_readmes_five_variables_alone_bring_both_kinds_of_logs_into_the_bucket() {
     expected.extend(env0.world().audits.iter().map(|event| event.json.clone()));
     assert!(expected.iter().all(|line| stored.get(line) == Some(&1)), "{stored:#?}");
     assert_eq!(stored.len(), expected.len() + 1, "and the line that says how the deployment ended");
+}
+
+#[test]
+fn check_tells_who_has_no_token_where_one_comes_from_and_whether_env0_shows_one() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let setup = env0.environment().into_iter().fold(Setup::new(&aws), |setup, (name, value)| setup.set(name, value));
+    let setup = setup.unset("ENV0_OIDC_TOKEN").unset("ENV0_S3_LOG_INGEST_TOKEN").unset("ENV0_S3_LOG_LISTEN_ADDR");
+    // Nothing listens, so nobody is told to hand a token over and no more.
+    let checked = setup.run("check").stdout;
+    for said in [
+        "takes one from a deployment's record",
+        "in Kubernetes the pod's own",
+        "is known to env0",
+        "forwards nothing by itself",
+    ] {
+        assert!(checked.contains(said), "{said}: {checked}");
+    }
+    let mut deployment = Deployment::running("d-1", "tf:apply", 1);
+    let with = |deployment: &Deployment| {
+        let deployments = vec![deployment.clone()];
+        env0.world().environments = vec![Environment { deployments, ..Environment::new("env-1") }];
+        setup.run("check").stdout
+    };
+    let checked = with(&deployment);
+    assert!(checked.contains("record has no OIDC token"), "{checked}");
+    deployment.oidc_token = Some("canary".into());
+    let checked = with(&deployment);
+    assert!(checked.contains("record has an OIDC token") && !checked.contains("canary"), "{checked}");
 }

@@ -104,6 +104,8 @@ async fn answer_undated(world: &World, request: &Request<Incoming>) -> Result<Re
                 None => json_reply(404, r#"{"message":"Not Found"}"#),
             }
         }
+        // It forwards nothing by itself.
+        "/log-forwarding/configurations" => json_reply(200, "[]"),
         _ => json_reply(403, r#"{"message":"Missing Authentication Token"}"#),
     })
 }
