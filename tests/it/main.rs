@@ -14,6 +14,7 @@ mod check;
 mod check_beside;
 mod check_cloudwatch;
 mod cloudwatch;
+mod cloudwatch_answers;
 mod configuration;
 mod crash;
 mod disk;
