@@ -44,6 +44,9 @@ const STILL_INGESTING: Duration = Duration::from_secs(1);
 const EXIT_RESERVE: Duration = Duration::from_secs(2);
 /// The grace is divided by this: so long a body that began before SIGTERM may still arrive.
 const BODIES_SHARE: u32 = 3;
+/// For calls of CloudWatch that are under way. What waits for it is kept, and each second of the end is one in which
+/// senders are refused.
+const LAST_CALLS: Duration = Duration::from_secs(1);
 /// For answers that are on their way when the listeners close.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// A writer that is at one piece of work for so long does not respond.
@@ -287,7 +290,7 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
         }
         flusher.drain(deadline).await;
         if let Some(mut cloudwatch) = cloudwatch {
-            let _ = tokio::time::timeout_at(deadline, cloudwatch.drain()).await;
+            let _ = tokio::time::timeout_at(deadline.min(Instant::now() + LAST_CALLS), cloudwatch.drain()).await;
         }
         stop_credentials.cancel();
         stop_admin.cancel();

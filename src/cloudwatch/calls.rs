@@ -111,6 +111,8 @@ impl<R: BufRead> Calls<R> {
                 );
                 message.truncate(message.floor_char_boundary(MESSAGE_MAX_BYTES - marker.len()));
                 message.push_str(&marker);
+                // What was cut off would stay in memory until the call is answered.
+                message.shrink_to_fit();
             }
             return Ok(Some(Event { timestamp, message }));
         }

@@ -174,7 +174,9 @@ impl LogsError {
         let kind = classify(status, code.as_deref(), &words, call.operation);
         let said = match &code {
             // CloudWatch repeats the values that it refuses: nothing of an event may be shown.
-            Some(code) if kind == LogsErrorKind::Events => format!("{code}, HTTP {status}"),
+            Some(code) if call.operation == PUT && matches!(kind, LogsErrorKind::Events | LogsErrorKind::Other) => {
+                format!("{code}, HTTP {status}")
+            }
             Some(code) => format!("{code}, HTTP {status}: {words}"),
             None => {
                 let content_type = header("content-type").and_then(|kind| foreign_name(kind, &[]));
@@ -199,6 +201,8 @@ fn classify(status: u16, code: Option<&str>, words: &str, operation: &str) -> Lo
     let words = words.to_lowercase();
     let has = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
     match code.unwrap_or_default() {
+        // CloudWatch's limit or a proxy's own: half of the events may pass.
+        _ if status == 413 && operation == PUT => Events,
         "ResourceNotFoundException" => Missing,
         "AccessDeniedException" | "AccessDenied" | "NotAuthorized" => Denied,
         "ExpiredTokenException" | "ExpiredToken" | "UnrecognizedClientException" | "InvalidClientTokenId" => {
@@ -207,15 +211,17 @@ fn classify(status: u16, code: Option<&str>, words: &str, operation: &str) -> Lo
         "InvalidSignatureException" | "SignatureDoesNotMatch" if has(&["region"]) => WrongRegion,
         "InvalidSignatureException" if has(&["expired", "not yet current"]) => ClockSkew,
         "RequestExpired" | "RequestTimeTooSkewed" | "RequestInTheFuture" => ClockSkew,
-        "InvalidParameterException" | "SerializationException" if operation == PUT => Events,
+        "InvalidParameterException" | "SerializationException" | "ValidationException" | "ValidationError"
+            if operation == PUT =>
+        {
+            Events
+        }
         "ThrottlingException" | "Throttling" | "TooManyRequestsException" | "RequestLimitExceeded" => Throttled,
         "OperationAbortedException" => ServerError,
         "UnknownOperationException" | "UnknownOperation" | "MissingAuthenticationTokenException" => NotCloudWatch,
         "" => match status {
             407 => ProxyRefused,
             408 => Timeout,
-            // A proxy's own limit; half of the events may pass.
-            413 if operation == PUT => Events,
             429 => Throttled,
             500.. => ServerError,
             _ => NotCloudWatch,
@@ -258,7 +264,7 @@ fn remedy(kind: LogsErrorKind, words: &str, call: &Call<'_>) -> String {
              server at AWS_ENDPOINT_URL_CLOUDWATCH_LOGS that is no CloudWatch"
                 .to_owned()
         }
-        Other => "look at the code and the message".to_owned(),
+        Other => "look the code up in CloudWatch's documentation".to_owned(),
     };
     format!("{remedy}; {SECTION}")
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use rustix::io::Errno;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -34,6 +35,8 @@ const TOO_OLD: TimeDelta = TimeDelta::days(13);
 const READS_MAX: u32 = 3;
 /// Tries of one call while the daemon ends; then what is left waits for the next start.
 const LAST_ATTEMPTS: u32 = 3;
+/// How often a batch that waits for a session is looked at for its age.
+const LOOK_AT_AGE: Duration = Duration::from_secs(3600);
 /// How long the end waits for a session when there is none.
 const LAST_SESSION_WAIT: Duration = Duration::from_secs(5);
 
@@ -187,13 +190,13 @@ impl Lane {
     /// Sends all of a copy's lines, oldest call first. A file that can't be read is read again from its start: what was
     /// sent of it then is in CloudWatch twice.
     async fn send(&mut self, copy: &BatchCopy) -> Result<(), Stopped> {
-        let mut reads = 0;
+        let (mut reads, mut failures) = (0, 0);
         loop {
             self.check_age(copy)?;
             let Err(error) = self.read_and_send(copy).await? else { return Ok(()) };
             self.check_held(copy)?;
             // Where the spool's path leads elsewhere, nothing is wrong with a file that is missing there.
-            reads += u32::from(self.shared.spool.is_in_place());
+            reads += u32::from(is_the_files(&error) && self.shared.spool.is_in_place());
             if reads >= READS_MAX {
                 tracing::debug!(log_type = %self.log_type, batch.name = %copy.name.batch, %error, "a batch that CloudWatch was to have can't be read");
                 self.shared.copies.give_up(copy, GivenUp::Unreadable);
@@ -202,7 +205,8 @@ impl Lane {
             if self.is_ending() {
                 return Err(Stopped::Ending);
             }
-            self.pause(tokio::time::sleep(backoff::full_jitter(reads.max(1), rand::random()))).await;
+            failures += 1;
+            self.pause(tokio::time::sleep(backoff::full_jitter(failures, rand::random()))).await;
         }
     }
 
@@ -282,7 +286,8 @@ impl Lane {
                 let waited = tokio::time::timeout(LAST_SESSION_WAIT, credentials.wait_session()).await;
                 return waited.map(drop).map_err(|_| Stopped::Ending);
             }
-            self.pause(credentials.wait_session()).await;
+            // Not for ever: its batch grows too old meanwhile.
+            self.pause(tokio::time::timeout(LOOK_AT_AGE, credentials.wait_session())).await;
             return Ok(());
         }
         let pause = backoff::full_jitter(attempts, rand::random()).max(error.retry_after.unwrap_or_default());
@@ -326,8 +331,9 @@ impl Lane {
         let mut state = self.state();
         state.events_sent += sent as u64;
         state.events_skipped += skipped as u64;
-        state.last_sent = Some(Timestamp::now());
-        let ended = state.error.take();
+        // Events that are all refused show no more than that somebody answers.
+        let ended = if sent > 0 { state.error.take() } else { None };
+        state.last_sent = (sent > 0).then(Timestamp::now).or(state.last_sent);
         drop(state);
         if let Some(error) = ended {
             self.told.clear();
@@ -358,6 +364,13 @@ impl Lane {
             request_id: error.request_id.clone(),
         });
     }
+}
+
+/// Whether an error of reading may be the file's own. A process or a file system that lacks something for a while says
+/// nothing of a file.
+fn is_the_files(error: &io::Error) -> bool {
+    const PASSES: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::STALE];
+    !PASSES.iter().any(|passes| Some(passes.raw_os_error()) == error.raw_os_error())
 }
 
 /// Runs what blocks away from the lanes' thread.

@@ -5,7 +5,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::value::RawValue;
 
-use crate::protocols::body::{members, text_of};
+use crate::protocols::body::{Elements, members, text_of};
 
 /// Where senders put the time, the first that can be read counts.
 const NAMES: [&str; 3] = ["timestamp", "time", "@timestamp"];
@@ -24,13 +24,15 @@ const NEWEST: TimeDelta = TimeDelta::hours(2);
 const MARGIN: TimeDelta = TimeDelta::minutes(5);
 
 /// What CloudWatch is told of `line`, in milliseconds since 1970: the line's own time, or `opened` where it has none
-/// or CloudWatch would not take it `now`.
+/// or CloudWatch would not take it `now`. After a clock that was ahead once, batches are opened ahead of `now`, which
+/// CloudWatch would not take either: `now` stands for that.
 pub fn to_send(line: &[u8], opened: DateTime<Utc>, now: DateTime<Utc>) -> i64 {
     let end = |limit: Option<DateTime<Utc>>| limit.unwrap_or(now).timestamp_millis();
     let oldest = end(now.checked_sub_signed(OLDEST).and_then(|limit| limit.checked_add_signed(MARGIN)));
     let newest = end(now.checked_add_signed(NEWEST).and_then(|limit| limit.checked_sub_signed(MARGIN)));
     let own = of_line(line).filter(|millis| (oldest..=newest).contains(millis));
-    own.unwrap_or_else(|| opened.timestamp_millis())
+    let opened = opened.timestamp_millis();
+    own.unwrap_or(if opened <= newest { opened } else { now.timestamp_millis() })
 }
 
 /// A stored line's own time, in milliseconds since 1970.
@@ -46,7 +48,7 @@ fn of_otlp(line: &RawValue) -> Option<i64> {
     let mut found = line;
     for names in OTLP {
         let list = members(found, names).into_iter().flatten().next()?;
-        found = object(serde_json::from_str::<Vec<&RawValue>>(list.get()).ok()?.first()?)?;
+        found = object(Elements::of(list).next()?)?;
     }
     // In OTLP a zero says that the time is not known.
     members(found, OTLP_TIMES).into_iter().flatten().filter_map(of_value).find(|millis| *millis > 0)
@@ -204,8 +206,14 @@ mod tests {
             assert_eq!(to_send(line.as_bytes(), opened, now), expected.timestamp_millis(), "{own}");
         }
         let (first, last) = (DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC);
-        assert_eq!(to_send(b"{}", opened, first), opened.timestamp_millis());
+        assert_eq!(to_send(b"{}", opened, first), first.timestamp_millis());
         assert_eq!(to_send(b"{}", opened, last), opened.timestamp_millis());
+    }
+
+    #[test]
+    fn an_opening_that_is_ahead_of_the_clock_becomes_the_clocks_time() {
+        let now = DateTime::from_timestamp_millis(AT).unwrap();
+        assert_eq!(to_send(b"{}", now + TimeDelta::days(365), now), AT);
     }
 
     proptest! {

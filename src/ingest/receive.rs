@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_keeps_a_turn_for_2_s_where_audit_events_wait_for_it_and_for_10_s_where_others_do() {
+    async fn a_body_keeps_a_turn_for_2_s_while_audit_events_wait_and_for_10_s_else() {
         const PIECE: &[u8] = &[b'x'; 40_000];
         for (holder, waits, expected) in [
             (Lane::Oidc, Lane::Audits, (in_use(), 2)),

@@ -214,6 +214,15 @@ async fn an_event_that_cloudwatch_can_not_take_is_left_out_and_all_others_are_se
 }
 
 #[tokio::test]
+async fn events_that_are_all_refused_are_no_sign_that_cloudwatch_takes_any() {
+    let mut case = Case::new(|_| refusal(400, "InvalidParameterException")).await;
+    case.deliver(&[r#"{"n":1}"#, r#"{"n":2}"#]).await;
+    case.until_nothing_waits().await;
+    let status = case.status();
+    assert_eq!((status.events_sent, status.events_skipped, status.last_sent), (0, 2, None));
+}
+
+#[tokio::test]
 async fn what_cloudwatch_takes_and_throws_away_is_counted_by_its_reason() {
     let info = json!({"rejectedLogEventsInfo": {
         "tooOldLogEventEndIndex": 1, "expiredLogEventEndIndex": 3, "tooNewLogEventStartIndex": 5,

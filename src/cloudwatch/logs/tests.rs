@@ -173,6 +173,8 @@ async fn an_answers_meaning_is_its_code_or_where_it_has_none_its_status() {
         (400, "InvalidSignatureException", "Signature expired: 20261129T100000Z is now earlier than", ClockSkew),
         (400, "InvalidSignatureException", "The request signature we calculated does not match", Other),
         (400, "InvalidParameterException", "Log events must be in chronological order", Events),
+        (400, "ValidationException", "1 validation error detected", Events),
+        (413, "RequestEntityTooLargeException", "", Events),
         (400, "ThrottlingException", "Rate exceeded", Throttled),
         (400, "OperationAbortedException", "A conflicting operation is in progress", ServerError),
         (500, "InternalFailure", "", ServerError),

@@ -288,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_for_lines_is_doubled_while_it_is_small_and_then_reserved_once_for_all_of_them() {
+    fn memory_for_lines_is_doubled_while_it_is_small_and_then_reserved_once() {
         let limits =
             Limits { max_body_bytes: 1 << 20, max_lines_bytes: 3_000_000, max_event_bytes: 100_000, redact: false };
         let mut writer = LineWriter::with_capacity(&limits, 0);
