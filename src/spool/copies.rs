@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use tokio::sync::Notify;
@@ -26,6 +26,11 @@ use crate::spool::terms::Batch;
 const FOLDER: &str = "cloudwatch";
 /// The pause between tries to remove a file that the disk refuses to remove.
 const RETRY_AFTER: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_secs(1) };
+
+/// Files that a full disk may refuse to remove before no more copies are given up: it may refuse all of them.
+const REFUSED_MAX: usize = 8;
+/// What the smallest file takes on most disks.
+const BLOCK_BYTES: u64 = 4096;
 
 /// A batch that S3 has and CloudWatch doesn't.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +124,8 @@ struct Shared {
 struct State {
     /// By log type and opening.
     held: ByType<BTreeMap<DateTime<Utc>, BatchCopy>>,
+    /// Of what is held; requests ask, so it is not summed up each time.
+    bytes: ByType<u64>,
     /// They don't count any more, and their files are still to go.
     doomed: VecDeque<Doomed>,
     /// What was said since a log type's copies were last all sent.
@@ -197,7 +204,7 @@ impl Copies {
     pub fn left(&self, log_type: LogType) -> Left {
         let state = self.shared.state();
         let held = &state.held[log_type];
-        let bytes = held.values().map(|copy| copy.bytes).sum();
+        let bytes = state.bytes[log_type];
         Left { batches: held.len(), bytes, oldest: held.first_key_value().map(|(opened, _)| *opened) }
     }
 
@@ -280,20 +287,34 @@ impl Copies {
         }
     }
 
-    /// Removes one copy's file, the oldest, for a disk that is full; false where that is not possible. Blocks.
-    pub(super) fn make_way(&self) -> bool {
-        let doomed = {
-            let mut state = self.shared.state();
-            state.doomed.pop_front().or_else(|| self.shared.give_up_oldest(&mut state))
-        };
-        let Some(doomed) = doomed else { return false };
-        if self.shared.remove(doomed).is_err() {
-            self.shared.doom(&mut self.shared.state(), doomed);
-            return false;
+    /// Removes the files of the oldest copies for a disk that is full, until `room_bytes` are free or it is `until`;
+    /// false where none was removed. Blocks.
+    pub(super) fn make_way(&self, room_bytes: u64, until: Instant) -> bool {
+        let mut freed_bytes = 0;
+        let mut refused = Vec::new();
+        let mut is_shorter = ByType::<bool>::default();
+        while freed_bytes < room_bytes && refused.len() < REFUSED_MAX && Instant::now() < until {
+            let doomed = {
+                let mut state = self.shared.state();
+                state.doomed.pop_front().or_else(|| self.shared.give_up_oldest(&mut state))
+            };
+            let Some(doomed) = doomed else { break };
+            if self.shared.remove(doomed).is_err() {
+                refused.push(doomed);
+                continue;
+            }
+            freed_bytes += doomed.copy.bytes.next_multiple_of(BLOCK_BYTES);
+            is_shorter[doomed.copy.log_type] = true;
         }
-        // Some file systems give room back only once the removal is durable.
-        let _ = self.shared.disk.sync_dir(&folder(&self.shared.spool, doomed.copy.log_type));
-        true
+        if !refused.is_empty() {
+            let mut state = self.shared.state();
+            refused.into_iter().for_each(|doomed| self.shared.doom(&mut state, doomed));
+        }
+        for log_type in LogType::ALL.into_iter().filter(|log_type| is_shorter[*log_type]) {
+            // Some file systems give room back only once the removal is durable.
+            let _ = self.shared.disk.sync_dir(&folder(&self.shared.spool, log_type));
+        }
+        freed_bytes > 0
     }
 }
 
@@ -316,17 +337,20 @@ impl Shared {
 
     fn add(&self, copy: BatchCopy) {
         let mut state = self.state();
-        self.bytes.fetch_add(copy.bytes, Ordering::Relaxed);
-        let before = state.held[copy.log_type].insert(copy.name.batch.opened, copy);
         // A power cut may have brought its batch back to where it was, and S3 has it now for the second time.
-        self.bytes.fetch_sub(before.map_or(0, |before| before.bytes), Ordering::Relaxed);
+        self.forget(&mut state, &copy);
+        state.held[copy.log_type].insert(copy.name.batch.opened, copy);
+        state.bytes[copy.log_type] += copy.bytes;
+        self.bytes.fetch_add(copy.bytes, Ordering::Relaxed);
     }
 
     /// Takes a copy out of the books; false where it is in none.
     fn forget(&self, state: &mut State, copy: &BatchCopy) -> bool {
-        let is_held = state.held[copy.log_type].remove(&copy.name.batch.opened).is_some();
-        self.bytes.fetch_sub(if is_held { copy.bytes } else { 0 }, Ordering::Relaxed);
-        is_held
+        let removed = state.held[copy.log_type].remove(&copy.name.batch.opened);
+        let bytes = removed.map_or(0, |removed| removed.bytes);
+        state.bytes[copy.log_type] -= bytes;
+        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        removed.is_some()
     }
 
     fn give_up_oldest(&self, state: &mut State) -> Option<Doomed> {
@@ -350,22 +374,21 @@ impl Shared {
                 if state.ended {
                     return;
                 }
-                match state.doomed.pop_front() {
-                    Some(doomed) => break doomed,
-                    None => state = self.doomed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                if let Some(doomed) = state.doomed.pop_front() {
+                    break doomed;
                 }
+                told = false;
+                state = self.doomed.wait(state).unwrap_or_else(PoisonError::into_inner);
             };
             drop(state);
-            match self.remove(doomed) {
-                Ok(()) => told = false,
-                Err(error) => {
-                    if !told {
-                        tracing::error!(log_type = %doomed.copy.log_type, batch.name = %doomed.copy.name.batch, %error, "the file of a batch that CloudWatch was to have can't be removed; trying again every second");
-                    }
-                    told = true;
-                    self.state().doomed.push_front(doomed);
-                    std::thread::sleep(RETRY_AFTER);
+            if let Err(error) = self.remove(doomed) {
+                if !told {
+                    tracing::error!(log_type = %doomed.copy.log_type, batch.name = %doomed.copy.name.batch, %error, "the file of a batch that CloudWatch was to have can't be removed; trying again every second");
                 }
+                told = true;
+                // The others go on: it may be this file alone.
+                self.state().doomed.push_back(doomed);
+                std::thread::sleep(RETRY_AFTER);
             }
         }
     }

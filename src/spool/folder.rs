@@ -378,7 +378,8 @@ impl Folder {
     /// Keeps a delivered batch's file for CloudWatch. One that can't be kept goes: nothing waits for CloudWatch.
     fn make_copy(&self, copies: &Copies, batch: &Batch) -> io::Result<Option<BatchCopy>> {
         let (path, copy) = (self.batch_path(batch), BatchCopy::of(batch));
-        let Err(error) = self.home.with_room(|| copies.take_over(&path, &copy)) else { return Ok(Some(copy)) };
+        // A full disk costs this copy, and not the spare file or another copy.
+        let Err(error) = copies.take_over(&path, &copy) else { return Ok(Some(copy)) };
         self.home.with_room(|| self.home.disk.remove(&path))?;
         copies.missed(&copy, &error);
         Ok(None)

@@ -9,6 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::batch::LogType;
 use crate::spool::copies::{self, Copies};
@@ -21,8 +22,11 @@ const SPARE_FILE: &str = "reserve";
 /// btrfs sets 700 to 900 KiB aside for a rename where it keeps data and metadata together, as on small volumes.
 const SPARE_FILE_BYTES: u64 = if cfg!(test) { 64 * 1024 } else { 2 * 1024 * 1024 };
 const SPARE_PIECE_BYTES: usize = 64 * 1024;
-/// Copies that one operation gives up on a full disk: what fills it may be another's, and removing takes time.
-const COPIES_GIVEN_UP_MAX: usize = 64;
+/// A full disk gets at least this much room at the first try, and at each further one twice as much: how much is
+/// missing, nobody says.
+const FIRST_ROOM_BYTES: u64 = 4096;
+/// How long an operation may give up copies: senders wait for it, and what fills the disk may be another's.
+const GIVING_UP_MAX: Duration = Duration::from_secs(5);
 
 /// What makes a folder this daemon's spool, for as long as it is open.
 pub(super) struct Home {
@@ -173,15 +177,26 @@ impl Home {
         with_room(&*self.disk, &self.dir, || self.without_copies(&mut operation))
     }
 
-    /// Runs `operation`, and on a full disk again after each copy that is given up for it, oldest first.
+    /// Gives up copies for `room_bytes` that the disk was short of when it was too late to try again.
+    pub(super) fn make_way(&self, room_bytes: u64) {
+        if let Some(copies) = &self.copies {
+            copies.make_way(room_bytes, Instant::now() + GIVING_UP_MAX);
+        }
+    }
+
+    /// Runs `operation`, and on a full disk again, with more and more copies given up for it, oldest first, until it
+    /// works, none is left or [`GIVING_UP_MAX`] is over.
     pub(super) fn without_copies<T>(&self, mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         let mut result = operation();
         let Some(copies) = &self.copies else { return result };
-        for _ in 0..COPIES_GIVEN_UP_MAX {
-            let is_full = result.as_ref().is_err_and(is_full);
-            if !is_full || !copies.make_way() {
+        let mut room_bytes = FIRST_ROOM_BYTES;
+        let mut until = None;
+        while result.as_ref().is_err_and(is_full) {
+            let until = *until.get_or_insert_with(|| Instant::now() + GIVING_UP_MAX);
+            if !copies.make_way(room_bytes, until) {
                 break;
             }
+            room_bytes = room_bytes.saturating_mul(2);
             result = operation();
         }
         result

@@ -18,6 +18,7 @@ use crate::spool::answers::{self, Outcome, Reply};
 use crate::spool::claim::Claim;
 use crate::spool::disk::DiskFile;
 use crate::spool::folder::Folder;
+use crate::spool::home::is_full;
 use crate::spool::sealer::{self, Closed, Refused};
 use crate::spool::terms::{AppendError, Receipt, SealReason, Settings};
 use crate::spool::usage::Room;
@@ -317,6 +318,10 @@ impl State {
         };
         let started = Instant::now();
         if let Err(error) = open.file.sync() {
+            // NFS and quotas may say only now that there is no room: the rescue needs it, and what is sent again does.
+            if is_full(&error) {
+                self.folder.home().make_way(bytes);
+            }
             return self.take_back(staged, &error, Spoiled::ByAFailedFsync);
         }
         self.folder.fsync_took(started.elapsed());

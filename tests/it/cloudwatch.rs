@@ -244,6 +244,28 @@ fn a_disk_that_copies_fill_refuses_no_event() {
 }
 
 #[test]
+fn copies_far_smaller_than_an_event_make_way_for_it_on_a_full_disk() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws).set("ENV0_S3_LOG_BATCH_MAX_BYTES", "4KiB");
+    let folder = setup.folder().join("small");
+    let Some(_tmpfs) = Tmpfs::mount(&folder, "5m") else { return };
+    let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.join("spool").to_str().unwrap());
+    let daemon = setup.start();
+    let books = Books::default();
+    aws.logs.inject(LogsFault::throttling());
+    // Each request is a batch of its own.
+    while skipped(&daemon, "room") == 0.0 {
+        send(&daemon, &books, 50);
+        wait_until_delivered(&setup);
+    }
+    let copies = waiting(&setup).len();
+    assert!(copies > 200, "{copies}");
+    send(&daemon, &books, 15_000);
+    assert!(daemon.log().entries().iter().all(|entry| entry["level"] != "ERROR"), "{}", daemon.log().text());
+    books.balance(&aws, &setup);
+}
+
+#[test]
 fn a_stream_and_a_group_that_are_deleted_while_the_daemon_runs_are_made_again() {
     let aws = LocalAws::start();
     let setup = setup(&aws);
