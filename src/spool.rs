@@ -233,6 +233,11 @@ impl Spool {
         self.inner.home.copies()
     }
 
+    /// Runs `operation`, and on a full disk again without batches that wait for CloudWatch alone. Blocks.
+    pub fn without_copies<T>(&self, operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        self.inner.home.without_copies(operation)
+    }
+
     /// Looks whether the spool's path leads to the spool: where it doesn't, nothing can be told from a missing file.
     pub fn is_in_place(&self) -> bool {
         self.inner.home.confirm().is_ok()

@@ -269,7 +269,7 @@ fn write_file<M: Memory>(spool: &Spool, name: &str, file: &File<M>) -> Result<()
         disk.sync_dir(spool.dir())?;
         disk::replace_with(disk, &folder, name, |out| serde_json::to_writer(out, file).map_err(Into::into))
     };
-    write().map_err(|source| PlaceError::Disk { path: folder.join(name), source })
+    spool.without_copies(write).map_err(|source| PlaceError::Disk { path: folder.join(name), source })
 }
 
 /// A place as a start finds it.

@@ -255,7 +255,7 @@ impl<F: DerefMut<Target: DiskFile>> Write for Cursor<F> {
 }
 
 /// Writes a small file as a whole: other readers see the old one or the new one, and after `Ok` the
-/// new one stays.
+/// new one stays. After an error no half of it takes room.
 pub fn replace(disk: &dyn Disk, folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     replace_with(disk, folder, name, |file| file.write_all(bytes))
 }
@@ -269,14 +269,19 @@ pub fn replace_with(
 ) -> io::Result<()> {
     let temporary = folder.join(format!("{name}.tmp"));
     disk.remove(&temporary)?;
-    let mut file = disk.create(&temporary)?;
+    let written = write_new(disk, &temporary, write).and_then(|()| disk.rename(&temporary, &folder.join(name)));
+    // What can't be removed goes at the next try.
+    written.inspect_err(|_| drop(disk.remove(&temporary)))?;
+    disk.sync_dir(folder)
+}
+
+fn write_new(disk: &dyn Disk, path: &Path, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
+    let mut file = disk.create(path)?;
     let mut buffered = BufWriter::with_capacity(READ_BUFFER_BYTES, Cursor::new(&mut *file));
     write(&mut buffered)?;
     buffered.flush()?;
     drop(buffered);
-    file.sync()?;
-    disk.rename(&temporary, &folder.join(name))?;
-    disk.sync_dir(folder)
+    file.sync()
 }
 
 /// All bytes of a file.

@@ -192,20 +192,22 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
     };
     if survey.foreign > 0 {
         let (foreign, end) = (survey.foreign, survey.whole_lines);
-        disk::replace_with(
-            folder.disk(),
-            &folder.home().quarantine_dir(),
-            &format!("{}_{name}.bytes", folder.log_type),
-            |aside| {
-                let aside_only =
-                    |line: Line, bytes: &[u8]| if line == Line::Foreign { aside.write_all(bytes) } else { Ok(()) };
-                Survey::default().read(&mut *file, end, aside_only)
-            },
-        )?;
-        survey = Survey::default();
-        disk::replace_with(folder.disk(), &folder.dir, &SpoolName::Open(name).to_string(), |kept| {
-            survey.read(&mut *file, end, |line, bytes| if line == Line::Event { kept.write_all(bytes) } else { Ok(()) })
-        })?;
+        let (quarantine, aside_name) = (folder.home().quarantine_dir(), format!("{}_{name}.bytes", folder.log_type));
+        let mut replace = |dir: &Path, file_name: &str, wanted: Line| {
+            folder.home().without_copies(|| {
+                let mut survey = Survey::default();
+                disk::replace_with(folder.disk(), dir, file_name, |out| {
+                    survey.read(
+                        &mut *file,
+                        end,
+                        |line, bytes| if line == wanted { out.write_all(bytes) } else { Ok(()) },
+                    )
+                })?;
+                Ok(survey)
+            })
+        };
+        replace(&quarantine, &aside_name, Line::Foreign)?;
+        survey = replace(&folder.dir, &SpoolName::Open(name).to_string(), Line::Event)?;
         tracing::error!(log_type = %folder.log_type, batch.name = %name, events = foreign, "a batch left by a crash holds lines that are no events; they are in quarantine, see config/README.md#quarantined");
         folder.count_set_aside(foreign);
     } else {

@@ -218,7 +218,12 @@ fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
         (name, bytes)
     } else {
         let copy = folder.dir.join(format!("{}.tmp", closed.name));
-        match copy_checked(folder, &open, &copy, closed) {
+        let copied = folder.home().without_copies(|| copy_checked(folder, &open, &copy, closed));
+        if copied.is_err() {
+            // What there is of it takes the room that events need.
+            folder.disk().remove(&copy)?;
+        }
+        match copied {
             Ok(Some((sha256, bytes))) => {
                 let name = folder.next_name(closed.name, closed.records, sha256);
                 closed.copy = Some(Box::new((name, bytes)));
@@ -235,7 +240,6 @@ fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
                     && closed.reason == SealReason::Recovery
                     && (is_full(&error) || error.kind() == io::ErrorKind::FileTooLarge) =>
             {
-                folder.disk().remove(&copy)?;
                 return if seal_in_place(folder, closed, &open)? { Ok(()) } else { Err(error) };
             }
             Err(error) => return Err(error),

@@ -7,6 +7,7 @@ use super::fault_disk::{Cut, Effect, Errno, Op};
 use super::world::{Fate, TYPE, World, line};
 use crate::batch::Codec;
 use crate::spool::copies::{BatchCopy, Copies, GivenUp};
+use crate::spool::disk;
 
 fn opened() -> World {
     let mut world = World::with_copies(Codec::None);
@@ -240,4 +241,148 @@ fn copies_of_one_place_stay_when_the_spool_takes_on_another() {
     world.upload(Fate::Stored).unwrap();
     assert_eq!(copies(&world).left(TYPE).batches, 2);
     assert_eq!(oldest(&world).1, line(0).as_bytes());
+}
+
+/// A disk that has no room for a file of this ending until a copy's file is removed.
+fn fill_for_until_a_copy_goes(world: &World, ending: &'static str) {
+    let mut full = true;
+    world.disk.rule(move |op, path| {
+        let name = path.to_string_lossy();
+        full &= !(op == Op::Remove && name.contains("cloudwatch"));
+        if full && op == Op::Write && name.ends_with(ending) { Effect::Fail(Errno::NOSPC) } else { Effect::Pass }
+    });
+}
+
+#[test]
+fn a_full_disk_gets_the_room_of_as_many_copies_as_an_event_needs_and_waits_seldom() {
+    let mut world = opened();
+    for _ in 0..300 {
+        world.append(1).unwrap();
+        world.seal();
+    }
+    world.deliver_all();
+    let mut needed = 100;
+    world.disk.rule(move |op, path| {
+        let is_removal = op == Op::Remove && path.to_string_lossy().contains("cloudwatch");
+        needed -= u32::from(is_removal && needed > 0);
+        if needed > 0 && op == Op::Write { Effect::Fail(Errno::NOSPC) } else { Effect::Pass }
+    });
+    let before = world.disk.trace().len();
+    world.append(1).unwrap();
+    assert_eq!((copies(&world).left(TYPE).batches, file_count(&world)), (300 - 127, 300 - 127));
+    let calls = world.disk.trace().split_off(before);
+    let waits = calls.iter().filter(|(op, path)| *op == Op::SyncDir && *path == world.copies_dir()).count();
+    assert!(waits < 10, "{waits}");
+    world.deliver_all();
+}
+
+#[test]
+fn a_batch_that_is_compressed_on_a_full_disk_has_the_room_of_copies() {
+    for (codec, ending) in [(Codec::Gzip, ".gz.tmp"), (Codec::Zstd, ".zst.tmp")] {
+        let mut world = World::with_copies(codec);
+        world.open().unwrap();
+        for _ in 0..3 {
+            deliver_one(&mut world);
+        }
+        world.append(1).unwrap();
+        fill_for_until_a_copy_goes(&world, ending);
+        world.seal();
+        assert_eq!(copies(&world).left(TYPE).batches, 2);
+        world.deliver_all();
+    }
+}
+
+#[test]
+fn what_a_failed_fsync_spoiled_has_the_room_of_copies_for_its_rescue() {
+    let mut world = opened();
+    for _ in 0..3 {
+        deliver_one(&mut world);
+    }
+    world.append(1).unwrap();
+    let (mut spoilt, mut full) = (false, true);
+    world.disk.rule(move |op, path| {
+        let name = path.to_string_lossy();
+        full &= !(op == Op::Remove && name.contains("cloudwatch"));
+        let spoils = !spoilt && op == Op::Sync && name.ends_with(".open");
+        spoilt |= spoils;
+        match (spoils, full && op == Op::Write && name.ends_with(".tmp")) {
+            (true, _) => Effect::Fail(Errno::IO),
+            (_, true) => Effect::Fail(Errno::NOSPC),
+            _ => Effect::Pass,
+        }
+    });
+    world.append(1).unwrap_err();
+    world.seal();
+    assert_eq!((copies(&world).left(TYPE).batches, world.waiting.len()), (2, 1));
+    world.deliver_all();
+}
+
+#[test]
+fn an_fsync_that_finds_the_disk_full_makes_way_for_the_rescue() {
+    let mut world = opened();
+    for _ in 0..3 {
+        deliver_one(&mut world);
+    }
+    world.append(1).unwrap();
+    world.disk.fail_once(Op::Sync, ".open", Errno::DQUOT);
+    world.append(1).unwrap_err();
+    assert_eq!(copies(&world).left(TYPE).batches, 2);
+    world.deliver_all();
+}
+
+#[test]
+fn what_a_crash_left_open_has_the_room_of_copies_to_be_brought_into_order() {
+    let mut world = opened();
+    for _ in 0..3 {
+        deliver_one(&mut world);
+    }
+    world.append(1).unwrap();
+    let open = world.file(".open");
+    let lines = [b"no event\n", world.disk.bytes(&open).unwrap().as_slice()].concat();
+    world.crash_without_opening(Cut::Kill);
+    world.disk.put(&open, &lines);
+    fill_for_until_a_copy_goes(&world, ".tmp");
+    world.open().unwrap();
+    assert_eq!((copies(&world).left(TYPE).batches, world.quarantine().len()), (2, 1));
+    world.deliver_all();
+}
+
+#[test]
+fn half_a_file_that_a_full_disk_did_not_take_goes() {
+    let world = opened();
+    world.disk.fail(Op::Write, ".tmp", Errno::NOSPC);
+    disk::replace(&world.disk, &world.dir(), "place", b"{}").unwrap_err();
+    assert!(world.disk.names(&world.dir()).iter().all(|name| !name.ends_with(".tmp")));
+}
+
+#[test]
+fn a_file_that_can_not_be_removed_holds_no_other_up() {
+    let mut world = opened();
+    for _ in 0..3 {
+        deliver_one(&mut world);
+    }
+    let (stuck, _) = oldest(&world);
+    let path = copies(&world).path(&stuck);
+    world.disk.rule(move |op, asked| match op == Op::Remove && asked == path {
+        true => Effect::Fail(Errno::IO),
+        false => Effect::Pass,
+    });
+    while let Some(copy) = copies(&world).oldest(TYPE) {
+        copies(&world).give_up(&copy, GivenUp::Age);
+    }
+    world.wait_until("the others are gone", |world| file_count(world) == 1);
+    assert_eq!(copies(&world).skipped_events(TYPE), 2);
+}
+
+#[test]
+fn a_copy_that_has_no_room_costs_neither_the_spare_file_nor_another_copy() {
+    let mut world = opened();
+    deliver_one(&mut world);
+    world.append(1).unwrap();
+    world.seal();
+    world.disk.fail(Op::Rename, "cloudwatch", Errno::NOSPC);
+    world.upload(Fate::Stored).unwrap();
+    assert_eq!((copies(&world).left(TYPE).batches, copies(&world).skipped_events(TYPE)), (1, 1));
+    let files = world.disk.names(&world.settings.dir);
+    assert!(files.contains(&"reserve".to_owned()), "{files:?}");
 }
