@@ -245,18 +245,9 @@ impl Lane {
                 "uploads fail: {message}; events stay in the spool and are tried again"
             );
         }
-        let now = Timestamp::now();
         let mut state = self.state();
         let before = state.error.take();
-        state.error = Some(Trouble {
-            since: before.as_ref().map_or(now, |before| before.since),
-            latest: now,
-            attempts: before.map_or(0, |before| before.attempts) + 1,
-            message,
-            remedy: Some(remedy.to_owned()),
-            code,
-            request_id,
-        });
+        state.error = Some(Trouble::now(before, message, remedy.to_owned(), code, request_id));
     }
 }
 

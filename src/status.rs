@@ -276,6 +276,21 @@ pub struct Trouble {
     pub request_id: Option<String>,
 }
 
+impl Trouble {
+    /// A failure at this moment, one more where `before` is not over.
+    pub fn now(
+        before: Option<Trouble>,
+        message: String,
+        remedy: String,
+        code: Option<String>,
+        request_id: Option<String>,
+    ) -> Trouble {
+        let latest = Timestamp::now();
+        let (since, attempts) = before.map_or((latest, 0), |before| (before.since, before.attempts));
+        Trouble { since, latest, attempts: attempts + 1, message, remedy: Some(remedy), code, request_id }
+    }
+}
+
 /// A trouble that is over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outage {

@@ -351,18 +351,11 @@ impl Lane {
                 "CloudWatch does not take events: {}; they are in S3, and are tried again; see config/README.md#cloudwatch-behind", error.message
             );
         }
-        let now = Timestamp::now();
+        let (message, remedy) = (error.message.clone(), error.remedy.clone());
+        let (code, request_id) = (error.code.clone(), error.request_id.clone());
         let mut state = self.state();
         let before = state.error.take();
-        state.error = Some(Trouble {
-            since: before.as_ref().map_or(now, |before| before.since),
-            latest: now,
-            attempts: before.map_or(0, |before| before.attempts) + 1,
-            message: error.message.clone(),
-            remedy: Some(error.remedy.clone()),
-            code: error.code.clone(),
-            request_id: error.request_id.clone(),
-        });
+        state.error = Some(Trouble::now(before, message, remedy, code, request_id));
     }
 }
 

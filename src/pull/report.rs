@@ -132,17 +132,8 @@ impl Report {
                 }
             }
         }
-        let now = Timestamp::now();
         let before = state.status.error.take();
-        state.status.error = Some(Trouble {
-            since: before.as_ref().map_or(now, |before| before.since),
-            latest: now,
-            attempts: before.map_or(0, |before| before.attempts) + 1,
-            message,
-            remedy: Some(remedy.to_owned()),
-            code: Some(kind.to_owned()),
-            request_id: None,
-        });
+        state.status.error = Some(Trouble::now(before, message, remedy.to_owned(), Some(kind.to_owned()), None));
     }
 
     /// A round has brought all there was.

@@ -67,22 +67,6 @@ fn a_session_that_cloudwatch_refuses_as_expired_is_replaced_and_the_event_arrive
 }
 
 #[test]
-fn a_stream_and_a_group_that_are_deleted_while_it_runs_are_made_again() {
-    let aws = LocalAws::start();
-    let setup = setup(&aws);
-    let daemon = setup.start();
-    send(&daemon, "first");
-    wait_until("CloudWatch has it", || has(&aws, "first"));
-    aws.logs.delete_streams(GROUP);
-    send(&daemon, "second");
-    wait_until("the stream is there again", || has(&aws, "second"));
-    aws.logs.delete_group(GROUP);
-    send(&daemon, "third");
-    wait_until("the group is there again", || has(&aws, "third"));
-    assert!(daemon.log().complaints().is_empty(), "{}", daemon.log().text());
-}
-
-#[test]
 fn a_lost_answer_brings_the_event_a_second_time_and_a_5xx_or_a_throttle_none() {
     let aws = LocalAws::start();
     let setup = setup(&aws);
