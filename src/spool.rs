@@ -114,6 +114,10 @@ impl Spool {
         };
         let home = Home::new(dir.clone(), disk.clone(), manifest, lock, copies.clone()).map_err(create)?;
         let home = Arc::new(home);
+        if let Some(copies) = &copies {
+            let home = Arc::downgrade(&home);
+            copies.confirm_by(move || home.upgrade().map_or(Ok(()), |home| home.confirm().map(drop)));
+        }
         let usage = Arc::new(Usage::new(settings, copies));
         let opened = names.try_map(|log_type, names| {
             let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();

@@ -12,7 +12,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -110,9 +110,14 @@ pub struct Copies {
     arrived: ByType<Notify>,
 }
 
+/// Looks whether the spool's path leads to the spool.
+type Confirm = dyn Fn() -> io::Result<()> + Send + Sync;
+
 struct Shared {
     disk: Arc<dyn Disk>,
     spool: PathBuf,
+    /// Set once the spool has a home.
+    confirm: OnceLock<Box<Confirm>>,
     /// All copies' bytes; asked for every append.
     bytes: AtomicU64,
     state: Mutex<State>,
@@ -160,23 +165,26 @@ impl Copies {
     /// starting.
     pub(super) fn open(disk: Arc<dyn Disk>, spool: &Path) -> Copies {
         let state = Mutex::default();
-        let (bytes, doomed) = (AtomicU64::new(0), Condvar::new());
-        let shared = Arc::new(Shared { disk, spool: spool.to_owned(), bytes, state, doomed });
+        let (confirm, bytes, doomed) = (OnceLock::new(), AtomicU64::new(0), Condvar::new());
+        let shared = Arc::new(Shared { disk, spool: spool.to_owned(), confirm, bytes, state, doomed });
         if let Err(error) = shared.make_folders() {
             tracing::warn!(folder = %spool.join(FOLDER).display(), %error, "the folder for batches that CloudWatch does not have yet can't be made");
         }
         for log_type in LogType::ALL {
             let folder = folder(spool, log_type);
-            match found(&*shared.disk, &folder, log_type) {
-                Ok(copies) => copies.into_iter().for_each(|copy| shared.add(copy)),
-                Err(error) => {
-                    tracing::warn!(folder = %folder.display(), %error, "the batches that CloudWatch does not have yet can't be listed; they are sent after a start that can");
-                }
+            if let Err(error) = visit(&*shared.disk, &folder, log_type, |copy| shared.add(copy)) {
+                tracing::warn!(folder = %folder.display(), %error, "the batches that CloudWatch does not have yet can't all be listed; the others are sent after a start that can");
             }
         }
         let removing = shared.clone();
         std::thread::spawn(move || removing.remove_doomed());
         Copies { shared, arrived: Default::default() }
+    }
+
+    /// From now on no file counts as removed before `confirm` has said that the spool's path leads to the spool.
+    pub(super) fn confirm_by(&self, confirm: impl Fn() -> io::Result<()> + Send + Sync + 'static) {
+        // It is set once, at the start.
+        let _ = self.shared.confirm.set(Box::new(confirm));
     }
 
     /// The oldest copy of a log type; waits for one. It stays until it was sent or given up.
@@ -395,6 +403,8 @@ impl Shared {
 
     fn remove(&self, doomed: Doomed) -> io::Result<()> {
         self.disk.remove(&self.path(&doomed.copy))?;
+        // Where the path leads elsewhere, a file that is missing there was not removed.
+        self.confirm.get().map_or(Ok(()), |confirm| confirm())?;
         if let Some(reason) = doomed.reason {
             self.count(&doomed.copy, reason);
         }
@@ -430,16 +440,14 @@ fn folder(spool: &Path, log_type: LogType) -> PathBuf {
 }
 
 /// The copies in a log type's folder; other files there are nobody's.
-fn found(disk: &dyn Disk, folder: &Path, log_type: LogType) -> io::Result<Vec<BatchCopy>> {
-    let mut copies = Vec::new();
+fn visit(disk: &dyn Disk, folder: &Path, log_type: LogType, mut each: impl FnMut(BatchCopy)) -> io::Result<()> {
     disk.visit(folder, &mut |name, bytes| {
         if let Ok(SpoolName::Sealed(name)) = name.parse()
             && name.stage == Stage::Sent
         {
-            copies.push(BatchCopy { log_type, name, bytes });
+            each(BatchCopy { log_type, name, bytes });
         }
-    })?;
-    Ok(copies)
+    })
 }
 
 /// Removes the copies of a lane that is off now: nobody would send them, and they take the disk.
@@ -449,7 +457,8 @@ pub(super) fn discard(disk: &dyn Disk, spool: &Path) {
         if !matches!(disk.identify(&folder), Ok(Some(_))) {
             continue;
         }
-        let removed = found(disk, &folder, log_type).and_then(|copies| {
+        let mut copies = Vec::new();
+        let removed = visit(disk, &folder, log_type, |copy| copies.push(copy)).and_then(|()| {
             let events = copies.iter().map(|copy| copy.name.records).sum();
             copies.iter().try_for_each(|copy| disk.remove(&folder.join(copy.name.to_string())))?;
             Ok((copies.len(), events))
