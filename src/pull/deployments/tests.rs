@@ -10,11 +10,12 @@ use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use super::memory::{DeploymentMemory, Following};
+use crate::batch::Codec;
 use crate::protocols::body::members;
 use crate::pull::line::json_of;
 use crate::pull::place::{Place, PlaceError, Shared, Stopped};
 use crate::pull::settle;
-use crate::spool::tests::fault_disk::{Cut, Effect, Errno};
+use crate::spool::tests::fault_disk::{Cut, Effect, Errno, Op};
 use crate::spool::tests::world::{Fate, TYPE, World};
 
 /// Events of the log; two come at a time.
@@ -151,4 +152,22 @@ fn a_power_cut_that_tears_writes_brings_every_pulled_event_once() {
 #[test]
 fn an_error_at_any_call_and_then_a_power_cut_brings_every_pulled_event_once() {
     assert!(at_every_call(|| Effect::Fail(Errno::IO), true) > 60);
+}
+
+#[test]
+fn a_place_that_finds_the_disk_full_has_the_room_of_copies() {
+    let mut world = World::with_copies(Codec::None);
+    world.open().unwrap();
+    for _ in 0..3 {
+        world.append(1).unwrap();
+        world.deliver_all();
+    }
+    let mut full = true;
+    world.disk.rule(move |op, path| {
+        let name = path.to_string_lossy();
+        full &= !(op == Op::Remove && name.contains("cloudwatch"));
+        if full && op == Op::Write && name.ends_with(".json.tmp") { Effect::Fail(Errno::NOSPC) } else { Effect::Pass }
+    });
+    assert!(pull(&mut world, true).is_ok(), "nothing was refused");
+    assert_eq!(world.spool().copies().unwrap().skipped_events(TYPE), 1);
 }
