@@ -50,7 +50,7 @@ fn tells_a_clock(answer: &HttpResponse, now: DateTime<Utc>) -> bool {
     date.is_some_and(|date| date.to_utc().signed_duration_since(now).abs() <= CLOCK_MAX_DIFFERENCE)
 }
 
-/// Seconds or a date; [`RETRY_AFTER_MAX`] at most.
+/// Seconds or a date; `RETRY_AFTER_MAX` at most.
 pub fn retry_after(value: &str, now: DateTime<Utc>) -> Option<Duration> {
     let seconds = value.trim().parse().map(Duration::from_secs).ok();
     let asked = seconds.or_else(|| (DateTime::parse_from_rfc2822(value.trim()).ok()?.to_utc() - now).to_std().ok());

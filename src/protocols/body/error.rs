@@ -18,7 +18,7 @@ pub enum BodyError {
     EventTooLarge {
         /// Which event, from 0.
         event: u64,
-        /// [`Limits::max_event_bytes`].
+        /// [`Limits::max_event_bytes`](super::Limits::max_event_bytes).
         limit_bytes: usize,
     },
     /// 413
@@ -26,7 +26,7 @@ pub enum BodyError {
         "the body takes more than {limit_bytes} bytes without compression, the limit that ENV0_S3_LOG_MAX_BODY_BYTES sets"
     )]
     TooLarge {
-        /// [`Limits::max_body_bytes`].
+        /// [`Limits::max_body_bytes`](super::Limits::max_body_bytes).
         limit_bytes: usize,
     },
     /// 413
@@ -35,7 +35,7 @@ pub enum BodyError {
          ENV0_S3_LOG_MAX_INFLIGHT_BYTES and twice ENV0_S3_LOG_MAX_BODY_BYTES; send fewer in one request"
     )]
     LinesTooLarge {
-        /// [`Limits::max_lines_bytes`].
+        /// [`Limits::max_lines_bytes`](super::Limits::max_lines_bytes).
         limit_bytes: usize,
     },
 }
