@@ -142,7 +142,7 @@ impl Audits {
 
     /// Fetches and stores every new event, up to now.
     pub(super) async fn round(&mut self) -> Result<(), RoundError> {
-        let now = self.api.now();
+        let mut now = self.api.now();
         // An answer was too large in some earlier round; that may be over.
         self.page_events = PAGE_MAX_EVENTS;
         let mut start = self.place.memory.from;
@@ -158,6 +158,10 @@ impl Audits {
             if events.len() < WINDOW_MAX_EVENTS / 4 {
                 self.width = (self.width * 2).min(LONGEST_WINDOW);
             }
+            // The answers told env0's clock. Where ours had jumped ahead since the round began, what is to happen until
+            // `end` has not been asked for: a window counts up to env0's present only.
+            now = now.min(self.api.now());
+            let end = end.min(now.timestamp_millis()).max(start);
             let mut memory = self.place.memory.clone();
             memory.complete(end, now);
             start = end;

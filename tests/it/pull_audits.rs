@@ -345,9 +345,9 @@ fn a_429_that_names_a_date_is_waited_out_until_then() {
     env0.inject(AUDIT_EVENTS, Fault::ThrottledUntil(8));
     let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
     let _daemon = setup.start();
-    wait_until("the 429 came", || env0.asked(AUDIT_EVENTS) == 1);
+    wait_until("the 429 came", || env0.asked(AUDIT_EVENTS) >= 1);
     let throttled = Instant::now();
-    wait_until("it is asked again", || env0.asked(AUDIT_EVENTS) == 2);
+    wait_until("it is asked again", || env0.asked(AUDIT_EVENTS) >= 2);
     // A date has whole seconds, and the first request is noticed a little late.
     assert!(throttled.elapsed() >= Duration::from_secs(6), "{:?}", throttled.elapsed());
 }

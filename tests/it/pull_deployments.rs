@@ -75,7 +75,7 @@ fn a_deployment_is_followed_while_it_runs_and_ended_by_one_line_of_named_fields(
 fn logs_of_many_pages_come_once_whichever_way_env0_gives_their_cursors() {
     let check = |cursor, repeats| {
         let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
-        env0.world().log_shape = LogShape { cursor, repeats, page_events: 100 };
+        env0.world().log_shape = LogShape { cursor, repeats, page_events: 100, empty_pages: 0 };
         let mut deployment = Deployment::running("d/1", "tf:plan / apply?", 1234);
         deployment.steps.push(deployment.steps[0].clone());
         deployment.steps[1].name = "../late".to_owned();
@@ -134,7 +134,7 @@ fn deployments_that_ended_while_no_daemon_ran_are_stored_whole_and_older_ones_no
 #[test]
 fn killed_again_and_again_while_it_follows_deployments_every_line_arrives_once() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
-    env0.world().log_shape = LogShape { cursor: Cursor::Number, repeats: true, page_events: 20 };
+    env0.world().log_shape = LogShape { repeats: true, page_events: 20, ..LogShape::default() };
     let deployments = |from: usize| {
         (from..from + 10).map(|number| Deployment::running(&format!("d-{number}"), "tf:apply", 50)).collect()
     };
@@ -344,6 +344,17 @@ fn a_step_that_is_tried_again_goes_on_in_its_log_or_begins_it_anew() {
 fn a_log_of_a_hundred_thousand_lines_comes_whole_and_once() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let deployment = Deployment::running("d-1", "tf:apply", 100_000).ended();
+    env0.world().environments = vec![environment("env-1", vec![deployment])];
+    let setup = setup(&aws, &env0);
+    let _daemon = setup.start();
+    all_arrive_once(&aws, &env0, 1);
+}
+
+#[test]
+fn an_ended_log_that_begins_with_thirty_empty_pages_comes_whole() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().log_shape = LogShape { empty_pages: 30, ..LogShape::default() };
+    let deployment = Deployment::running("d-1", "tf:apply", 20).ended();
     env0.world().environments = vec![environment("env-1", vec![deployment])];
     let setup = setup(&aws, &env0);
     let _daemon = setup.start();

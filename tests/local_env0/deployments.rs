@@ -24,11 +24,13 @@ pub(crate) struct LogShape {
     /// Whether a page begins with the last event of the page before.
     pub(crate) repeats: bool,
     pub(crate) page_events: usize,
+    /// Empty pages before the first event, each of which names a next one.
+    pub(crate) empty_pages: usize,
 }
 
 impl Default for LogShape {
     fn default() -> LogShape {
-        LogShape { cursor: Cursor::Number, repeats: false, page_events: 1000 }
+        LogShape { cursor: Cursor::Number, repeats: false, page_events: 1000, empty_pages: 0 }
     }
 }
 
@@ -188,8 +190,12 @@ pub(super) fn answer(state: &State, path: &[String], query: &dyn Fn(&str) -> Opt
             if step.status == "NOT_STARTED" {
                 return Some((400, json!({"message": "the step has not started"}).to_string()));
             }
-            let LogShape { cursor, repeats, page_events } = state.log_shape;
+            let LogShape { cursor, repeats, page_events, empty_pages } = state.log_shape;
             let from: usize = query("startTime").map_or(0, |start| start.trim_start_matches("t-").parse().unwrap());
+            if from < empty_pages {
+                return Some((200, format!(r#"{{"events":[],"nextStartTime":{},"hasMoreLogs":true}}"#, from + 1)));
+            }
+            let from = from - empty_pages;
             let first = if repeats { from.saturating_sub(1) } else { from };
             let end = (from + page_events).min(step.lines);
             let more = end < step.lines;
@@ -198,8 +204,8 @@ pub(super) fn answer(state: &State, path: &[String], query: &dyn Fn(&str) -> Opt
             let events = (first..end).map(of).collect::<Vec<_>>().join(",");
             let next = match cursor {
                 Cursor::NoneAtTheEnd if !more => String::new(),
-                Cursor::Text => format!(r#","nextStartTime":"t-{end}""#),
-                _ => format!(r#","nextStartTime":{end}"#),
+                Cursor::Text => format!(r#","nextStartTime":"t-{}""#, end + empty_pages),
+                _ => format!(r#","nextStartTime":{}"#, end + empty_pages),
             };
             (200, format!(r#"{{"events":[{events}]{next},"hasMoreLogs":{more}}}"#))
         }

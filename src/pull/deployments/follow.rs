@@ -67,6 +67,8 @@ impl Follow {
             }
             Err(error) => return Err(error),
         };
+        // Of a step that can't be read to its end. The others are read all the same, and the deployment stays open.
+        let mut failed = None;
         for step in &steps {
             let read = self.state.steps.get(&step.name);
             let attempt = read.and_then(|read| read.attempt.as_ref());
@@ -89,11 +91,18 @@ impl Follow {
             match self.read(step, ended).await {
                 Ok(true) => {}
                 Ok(false) => return Ok(()),
-                // A 400 means that the step has not started, even if its status says otherwise.
-                Err(error) if error.kind == ErrorKind::Refused(400) => {}
+                // A 400 means that the step has not started, even if its status says otherwise. Where something of it was
+                // read, env0 refuses to go on, and what is left must not count as read.
+                Err(error) if error.kind == ErrorKind::Refused(400) && !self.has_read(step) => {}
                 Err(error) if error.kind == ErrorKind::Gone => self.report.gone(&self.source.deployment, &error),
+                Err(error) if matches!(error.kind, ErrorKind::Refused(400) | ErrorKind::Malformed(_)) => {
+                    failed.get_or_insert(error);
+                }
                 Err(error) => return Err(error),
             }
+        }
+        if let Some(error) = failed {
+            return Err(error);
         }
         let Some(outcome) = self.outcome.take() else { return Ok(()) };
         let (line, records) = match self.state.finished {
@@ -104,6 +113,10 @@ impl Follow {
         self.state.finished = true;
         self.send(line, records).await;
         Ok(())
+    }
+
+    fn has_read(&self, step: &StepRecord) -> bool {
+        self.state.steps.get(&step.name).is_some_and(|read| read.first.is_some())
     }
 
     /// A retried step may go on in the same log, or begin it anew. The log's first event tells which.
@@ -168,9 +181,14 @@ impl Follow {
             let moved = read.go_on(page.next(), &page_end(&identities));
             empty_pages = if new { 0 } else { empty_pages + 1 };
             let more = page.has_more_logs && (moved || new) && empty_pages < EMPTY_PAGES_MAX;
-            let first_end = !more && ended && !std::mem::replace(&mut read.ended, ended);
+            // Pages that bring nothing and lead on: the next round goes on from there.
+            let leads_on = !more && page.has_more_logs && moved;
+            let first_end = !more && !leads_on && ended && !std::mem::replace(&mut read.ended, ended);
             if (records > 0 || moved || first_end) && !self.send(lines.into(), records).await {
                 return Ok(false);
+            }
+            if leads_on && ended {
+                return Err(answer.malformed("page after page of an ended step's log is empty and names a next one"));
             }
             if !more {
                 return Ok(true);
