@@ -7,6 +7,9 @@ mod pull;
 mod report;
 
 use crate::config::{ConfigErrors, Loaded};
+use crate::credentials;
+use crate::exit_code::CONFIG;
+use crate::network::Network;
 pub use report::{Report, Step, Verdict};
 
 /// What the command line says.
@@ -38,8 +41,16 @@ pub async fn run(loaded: Result<Loaded, ConfigErrors>, options: CheckOptions) ->
     let daemon = tokio::task::spawn_blocking(move || local::daemon(address)).await.ok().flatten();
     steps.extend(local::steps(&config, daemon.as_ref()));
     if !options.offline {
-        steps.extend(online::steps(&config, daemon.as_ref(), options.write).await);
-        steps.extend(cloudwatch::steps(&config, daemon.as_ref(), options.write).await);
+        match Network::new(&config.network) {
+            Ok(network) => {
+                let (tokens, problems) = credentials::own_tokens(&config, &network).await;
+                let newest = tokens.into_iter().max_by_key(|token| token.expires_at);
+                let own = online::Own { network, newest, problems };
+                steps.extend(online::steps(&config, &own, daemon.as_ref(), options.write).await);
+                steps.extend(cloudwatch::steps(&config, &own, daemon.as_ref(), options.write).await);
+            }
+            Err(error) => steps.push(Step::fail("network", CONFIG, error.to_string(), "correct the variable")),
+        }
         steps.extend(pull::steps(&config).await);
     }
     Report::new(steps)

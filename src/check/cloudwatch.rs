@@ -1,15 +1,14 @@
 //! The steps that try CloudWatch Logs, where it is configured; or, without a token of their own, the running daemon's word.
 
-use super::online;
+use super::online::{self, Own};
 use super::report::Step;
 use crate::batch::LogType;
 use crate::cloudwatch::calls::Event;
 use crate::cloudwatch::error::{LogsError, LogsErrorKind};
 use crate::cloudwatch::logs::{Found, Logs};
 use crate::config::Config;
-use crate::credentials::{self, Role};
+use crate::credentials::Role;
 use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
-use crate::network::Network;
 use crate::status::{CloudWatchTypeStatus, Status};
 
 const SESSION: &str = "cloudwatch";
@@ -17,27 +16,22 @@ const GROUP: &str = "log-group";
 const WRITE: &str = "log-write";
 const MESSAGE: &str = "{\"check\":\"env0-s3-logs\"}";
 
-pub(super) async fn steps(config: &Config, daemon: Option<&Status>, write: bool) -> Vec<Step> {
+pub(super) async fn steps(config: &Config, own: &Own, daemon: Option<&Status>, write: bool) -> Vec<Step> {
     let Some(cloudwatch) = &config.cloudwatch else { return Vec::new() };
-    let network = match Network::new(&config.network) {
-        Ok(network) => network,
-        Err(error) => return vec![Step::fail(SESSION, CONFIG, error.to_string(), "correct the variable")],
-    };
-    let (tokens, _) = credentials::own_tokens(config, &network).await;
-    let newest = tokens.into_iter().max_by_key(|token| token.expires_at);
+    let Own { network, newest, .. } = own;
     let token = match (newest, daemon) {
         (Some(token), None) => token,
-        (Some(token), Some(_)) if !online::has_ended(&token) => token,
+        (Some(token), Some(_)) if !online::has_ended(token) => token,
         (_, Some(status)) => return of_daemon(status),
         (None, None) => return vec![Step::skipped(SESSION, "there is no token")],
     };
     let role = Role::of_cloudwatch(cloudwatch);
-    let credentials = online::with_a_session(&role, config, &network).await;
+    let credentials = online::with_a_session(&role, config, network).await;
     let mut steps = vec![online::exchange(SESSION, &role, &token.claims(), &credentials, config)];
     if credentials.session().is_none() {
         return steps;
     }
-    let logs = |instance: &str| Logs::new(cloudwatch, &network, credentials.clone(), instance);
+    let logs = |instance: &str| Logs::new(cloudwatch, network, credentials.clone(), instance);
     let (daemons, own) = (logs(&online::instance(config)), logs("check"));
     for log_type in LogType::ALL {
         steps.push(group(&daemons, log_type).await);

@@ -11,7 +11,7 @@ use super::local::Probe;
 use super::report::Step;
 use crate::batch::Sha256;
 use crate::config::Config;
-use crate::credentials::{self, Credentials, HAND_OVER, Role};
+use crate::credentials::{Credentials, HAND_OVER, Role};
 use crate::exit_code::{CONFIG, DENIED, IO, UNAVAILABLE};
 use crate::network::{Network, way_out};
 use crate::oidc::{OidcToken, ShownClaims, Source};
@@ -31,29 +31,33 @@ const CLOCK_LEEWAY: TimeDelta = TimeDelta::seconds(60);
 /// Where a bucket is when AWS answers `GetBucketLocation` with nothing.
 const UNTOLD_REGION: &str = "us-east-1";
 
-pub(super) async fn steps(config: &Config, daemon: Option<&Status>, write: bool) -> Vec<Step> {
-    let network = match Network::new(&config.network) {
-        Ok(network) => network,
-        Err(error) => return vec![Step::fail("network", CONFIG, error.to_string(), "correct the variable")],
-    };
-    let (tokens, problems) = credentials::own_tokens(config, &network).await;
-    let newest = tokens.into_iter().max_by_key(|token| token.expires_at);
-    let mut steps = vec![issuer(config, &network).await];
+/// What this process has by itself, without a daemon. Found once: a token's URL may give it only once.
+pub(super) struct Own {
+    pub(super) network: Network,
+    /// The token that ends last.
+    pub(super) newest: Option<OidcToken>,
+    /// Why another source has none.
+    pub(super) problems: Vec<String>,
+}
+
+pub(super) async fn steps(config: &Config, own: &Own, daemon: Option<&Status>, write: bool) -> Vec<Step> {
+    let Own { network, newest, problems } = own;
+    let mut steps = vec![issuer(config, network).await];
     match (newest, daemon) {
-        (Some(token), Some(status)) if has_ended(&token) && holds_session(status) => {
-            steps.push(Step::warn("token", token_ended(&token), "not needed: the running daemon holds a session"));
+        (Some(token), Some(status)) if has_ended(token) && holds_session(status) => {
+            steps.push(Step::warn("token", token_ended(token), "not needed: the running daemon holds a session"));
             steps.extend(of_daemon(status, write));
         }
         (Some(token), _) => {
             let claims = token.claims();
-            steps.push(own_token(config, &token, &claims));
-            steps.extend(with_own_token(config, &network, &claims, daemon, write).await);
+            steps.push(own_token(config, token, &claims));
+            steps.extend(with_own_token(config, network, &claims, daemon, write).await);
         }
         (None, Some(status)) => {
             steps.push(daemon_token(status));
             steps.extend(of_daemon(status, write));
         }
-        (None, None) => steps.extend(without_token(config, &problems)),
+        (None, None) => steps.extend(without_token(config, problems)),
     }
     steps
 }

@@ -48,7 +48,7 @@ fn post(daemon: &Daemon, books: &Books, path: &str, count: usize) {
     books.acknowledge(ids);
 }
 
-/// Contract section 7: at rest accepted + recovered = uploaded + spooled + quarantined, per type.
+/// At rest accepted + recovered = uploaded + spooled + quarantined, per type.
 fn check_law(daemon: &Daemon) {
     for log_type in TYPES {
         let value = |name: &str| {
