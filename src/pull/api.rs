@@ -7,6 +7,7 @@ mod answer;
 mod error;
 mod key;
 mod pace;
+mod pages;
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -30,6 +31,7 @@ use crate::pull::api::error::{ANSWER_MAX_BYTES, Asked, WRONG_PATH_MESSAGE};
 pub use crate::pull::api::error::{ApiError, Endpoint, ErrorKind};
 use crate::pull::api::key::{Key, KeyHolder};
 use crate::pull::api::pace::Pace;
+pub use crate::pull::api::pages::PageSize;
 
 /// Requests of all kinds that may run at the same time.
 const AT_ONCE: usize = 8;

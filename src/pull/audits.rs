@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::protocols::body::{Limits, members};
-use crate::pull::api::{Answer, Api, Endpoint, ErrorKind};
+use crate::pull::api::{Answer, Api, Endpoint, PageSize};
 use crate::pull::identity::{Identity, Taken};
 use crate::pull::line::{Line, json_of, stored};
 use crate::pull::place::{Memory, Place, Stopped};
@@ -129,22 +129,20 @@ pub(super) struct Audits {
     report: Arc<Report>,
     /// How wide the next window is.
     width: TimeDelta,
-    /// Events asked for in one page; fewer after an answer that was too large.
-    page_events: usize,
+    page_size: PageSize,
 }
 
 impl Audits {
     pub(super) fn new(api: Api, limits: Limits, place: Place<AuditMemory>, report: Arc<Report>) -> Audits {
         let organization = place.organization().to_owned();
         report.position(place.memory.reached);
-        Audits { api, organization, limits, place, report, width: FIRST_WINDOW, page_events: PAGE_MAX_EVENTS }
+        let page_size = PageSize::between(PAGE_MIN_EVENTS, PAGE_MAX_EVENTS);
+        Audits { api, organization, limits, place, report, width: FIRST_WINDOW, page_size }
     }
 
     /// Fetches and stores every new event, up to now.
     pub(super) async fn round(&mut self) -> Result<(), RoundError> {
         let mut now = self.api.now();
-        // An answer was too large in some earlier round; that may be over.
-        self.page_events = PAGE_MAX_EVENTS;
         let mut start = self.place.memory.from;
         while start < now.timestamp_millis() {
             let end = start.saturating_add(self.width.num_milliseconds()).min(now.timestamp_millis());
@@ -213,28 +211,19 @@ impl Audits {
         Ok(Window::Complete(new))
     }
 
-    async fn page(&mut self, start: i64, end: i64, key: Option<&str>) -> Result<Answer, RoundError> {
+    async fn page(&self, start: i64, end: i64, key: Option<&str>) -> Result<Answer, RoundError> {
         let time = |millis| {
             let time = DateTime::from_timestamp_millis(millis).unwrap_or_default();
             time.to_rfc3339_opts(SecondsFormat::Millis, true)
         };
         let (from, to) = (time(start - 1), time(end + 1));
-        loop {
-            let limit = self.page_events.to_string();
-            let mut query =
-                vec![("organizationId", &*self.organization), ("limit", &*limit), ("from", &*from), ("to", &*to)];
-            query.extend(key.map(|key| ("offset", key)));
-            let answer = tokio::select! {
-                () = self.place.stopped() => return Err(RoundError::Stopped),
-                answer = self.api.get(Endpoint::AuditEvents, &["audit", "events"], &query) => answer,
-            };
-            match answer {
-                Err(error) if error.kind == ErrorKind::TooLarge && self.page_events > PAGE_MIN_EVENTS => {
-                    self.page_events /= 2
-                }
-                answer => return Ok(answer?),
-            }
-        }
+        let mut query = vec![("organizationId", &*self.organization), ("from", &*from), ("to", &*to)];
+        query.extend(key.map(|key| ("offset", key)));
+        let (answer, _) = tokio::select! {
+            () = self.place.stopped() => return Err(RoundError::Stopped),
+            page = self.api.page(Endpoint::AuditEvents, &["audit", "events"], &query, &self.page_size) => page?,
+        };
+        Ok(answer)
     }
 
     /// The event, if its time is in this window.
