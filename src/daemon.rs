@@ -2,6 +2,7 @@
 
 mod bucket_facts;
 mod disk_facts;
+mod file_watch;
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +23,7 @@ use crate::config::Config;
 use crate::credentials::Credentials;
 use crate::daemon::bucket_facts::BucketFacts;
 use crate::daemon::disk_facts::DiskWatch;
+use crate::daemon::file_watch::FileWatch;
 use crate::exit_code;
 use crate::http::descriptors;
 use crate::http::listener::Listener;
@@ -266,7 +268,8 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
 
     tell_systemd("READY=1");
 
-    signals.next(|| reload(tls.as_ref(), &authenticator, puller.as_ref())).await;
+    let files = FileWatch::start(tls, authenticator, puller.clone());
+    signals.next(|| files.read_again()).await;
     tell_systemd("STOPPING=1");
     let started = Instant::now();
     let grace = config.shutdown_grace;
@@ -308,14 +311,6 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
         () = signals.next(|| ()) => tracing::info!("stopped at once by a second signal; what the spool holds is sent after the next start"),
     }
     Ok(())
-}
-
-/// On SIGHUP. The files of OIDC tokens are read at every exchange anyway.
-fn reload(tls: Option<&Tls>, authenticator: &Authenticator, puller: Option<&Puller>) {
-    tracing::info!("SIGHUP: the files that the configuration names are read again");
-    tls.inspect(|tls| tls.reload());
-    authenticator.reload();
-    puller.inspect(|puller| puller.reload());
 }
 
 /// How many connections of ingest there may be when so many files may be open.

@@ -1,4 +1,5 @@
-//! Variables that other programs read and this daemon does not: whoever has set one may count on it.
+//! Variables that are set and not read, by this daemon never or because another one counts: whoever has set one may count
+//! on it.
 
 use std::collections::BTreeMap;
 
@@ -32,6 +33,15 @@ const UNREAD: [(&str, &str); 19] = [
     ("REQUESTS_CA_BUNDLE", OWN_CA),
 ];
 
+/// Names of one value, and the name that counts where both are set. The tokens of `ENV0_S3_LOG_INGEST_TOKEN` and of its
+/// file all count, and so do OIDC tokens wherever they come from.
+const SECOND_NAMES: [(&str, &str); 4] = [
+    ("ENV0_OIDC_TOKEN_FILE", "ENV0_S3_LOG_OIDC_TOKEN_FILE"),
+    ("ENV0_S3_LOG_OIDC_TOKEN_URL_FILE", "ENV0_S3_LOG_OIDC_TOKEN_URL"),
+    ("ENV0_API_KEY_ID_FILE", "ENV0_API_KEY_ID"),
+    ("ENV0_API_KEY_SECRET_FILE", "ENV0_API_KEY_SECRET"),
+];
+
 /// The entry of the variable `name`. Only proxies' names are read in other than capitals, by anyone.
 fn find(name: &str) -> Option<(&'static str, &'static str)> {
     let is_named = |known: &str| known == name || (known.ends_with("_PROXY") && known.eq_ignore_ascii_case(name));
@@ -43,8 +53,8 @@ pub(super) fn is_known(name: &str) -> bool {
     find(name).is_some()
 }
 
-/// A line that names those of `vars` which are set and not read, where that may make a difference beside what is
-/// `given`; `None` where there are none. Their values are not repeated: they may be secrets.
+/// A line that names those of `vars` and of what is `given` which are not read, where that may make a difference; `None`
+/// where there are none. Their values are not repeated: they may be secrets.
 pub(super) fn warning(vars: &[(String, String)], given: &BTreeMap<&'static str, String>) -> Option<String> {
     let is_given = |name| given.contains_key(name);
     let names = vars.iter().filter_map(|(name, value)| {
@@ -56,8 +66,13 @@ pub(super) fn warning(vars: &[(String, String)], given: &BTreeMap<&'static str, 
             (_, OWN_CA) => !is_given(OWN_CA) && !is_given("SSL_CERT_FILE"),
             _ => true,
         };
-        matters.then(|| format!("{name} (instead: {instead})"))
+        matters.then_some((name.as_str(), instead))
     });
-    let names: Vec<_> = names.collect();
+    let second = |(name, first): &(&str, &str)| match (given.get(name), given.get(first)) {
+        (Some(second), Some(first)) => second != first,
+        _ => false,
+    };
+    let names = names.chain(SECOND_NAMES.into_iter().filter(second));
+    let names: Vec<_> = names.map(|(name, instead)| format!("{name} (instead: {instead})")).collect();
     (!names.is_empty()).then(|| format!("set, and not read by this daemon: {}", names.join(", ")))
 }

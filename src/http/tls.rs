@@ -53,10 +53,15 @@ impl Tls {
 
     /// What to accept a connection with now. Connections made before keep theirs.
     fn settings(&self) -> Arc<ServerConfig> {
-        self.0.made.current(|_| self.load_again()).settings
+        self.0.made.current().settings
     }
 
-    /// Reads the files now, whether they changed or not.
+    /// Looks whether the files changed, and reads them then. Waits for the disk.
+    pub fn look(&self) {
+        self.0.made.look(|_| self.load_again());
+    }
+
+    /// Reads the files now, whether they changed or not. Waits for the disk.
     pub fn reload(&self) {
         self.0.made.reload(|_| self.load_again());
     }
@@ -67,7 +72,7 @@ impl Tls {
 
     /// Why every client will refuse the certificate that was read last, for the log and for people.
     pub fn ended(&self) -> Option<String> {
-        ended(&self.0.files, self.0.made.last().ends)
+        ended(&self.0.files, self.0.made.current().ends)
     }
 }
 

@@ -1,29 +1,30 @@
-//! Something made of files, made anew when they change.
+//! Something made of files, made anew when they change. Whoever serves requests asks for what was made last; only those
+//! who look at the files wait for the disk.
 
 use std::fmt::Display;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-/// The files are looked at this often at most.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often somebody should look at the files.
+pub const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The last `T` that could be made of the files.
 pub struct Watched<T> {
     /// For the log.
     name: &'static str,
     paths: Vec<PathBuf>,
-    look_every: Duration,
-    current: Mutex<Current<T>>,
+    rests_after: Duration,
+    made: Mutex<T>,
+    /// Locked while the files are looked at and read.
+    seen: Mutex<Seen>,
 }
 
-struct Current<T> {
-    made: T,
+struct Seen {
     versions: Vec<Option<Version>>,
     /// Seen at the last look, where they are not the ones in force.
     changing: Option<Vec<Option<Version>>>,
-    looked: Instant,
     /// Why they can't be used, as the log was told.
     failure: Option<String>,
 }
@@ -62,75 +63,73 @@ impl<T: Clone> Watched<T> {
     ) -> Result<Watched<T>, E> {
         // Versions come before contents, here and below: a change in between is seen at the next look.
         let versions = paths.iter().map(|path| Version::of(path)).collect();
-        let current = Current { made: make()?, versions, changing: None, looked: Instant::now(), failure: None };
-        Ok(Watched { name, paths, look_every: LOOK_EVERY, current: Mutex::new(current) })
+        let made = Mutex::new(make()?);
+        let seen = Mutex::new(Seen { versions, changing: None, failure: None });
+        Ok(Watched { name, paths, rests_after: LOOK_EVERY * 2, made, seen })
     }
 
-    /// What the files say now; what they said before, where they can't be used any more. Blocks for
-    /// a `stat` of each a second, and for the reading after a change.
+    /// What was made last. Never waits for the disk.
+    pub fn current(&self) -> T {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks at the files, and reads them where they have changed; where they can't be used, what was made before stays.
+    /// Waits for the disk.
     ///
-    /// A change counts once two looks in a row have found the same, or where nothing was written for twice the time
-    /// between looks: half a file is not read, unless its writer pauses.
-    pub fn current<E: Display>(&self, make: impl FnOnce(Change) -> Result<T, E>) -> T {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if current.looked.elapsed() >= self.look_every {
-            current.looked = Instant::now();
-            let versions: Vec<_> = self.paths.iter().map(|path| Version::of(path)).collect();
-            if versions == current.versions {
-                current.changing = None;
-            } else if current.changing.as_ref() == Some(&versions) || self.have_rested(&versions) {
-                let change = change(&current.versions, &versions);
-                self.renew(&mut current, versions, make(change));
-            } else {
-                current.changing = Some(versions);
-            }
+    /// A change counts once two looks in a row have found the same, or where nothing was written for twice
+    /// [`LOOK_EVERY`]: half a file is not read, unless its writer pauses.
+    pub fn look<E: Display>(&self, make: impl FnOnce(Change) -> Result<T, E>) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let versions: Vec<_> = self.paths.iter().map(|path| Version::of(path)).collect();
+        if versions == seen.versions {
+            seen.changing = None;
+        } else if seen.changing.as_ref() == Some(&versions) || self.have_rested(&versions) {
+            let change = change(&seen.versions, &versions);
+            self.renew(&mut seen, versions, make(change));
+        } else {
+            seen.changing = Some(versions);
         }
-        current.made.clone()
     }
 
     fn have_rested(&self, versions: &[Option<Version>]) -> bool {
         let now = SystemTime::now();
         let age = |version: &Version| now.duration_since(version.modified).unwrap_or_default();
-        versions.iter().flatten().all(|version| age(version) >= self.look_every * 2)
+        versions.iter().flatten().all(|version| age(version) >= self.rests_after)
     }
 
-    /// What was made last, without a look at the files.
-    pub fn last(&self) -> T {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).made.clone()
-    }
-
-    /// Reads the files at once, whether they changed or not: whoever asks for it has written all of them.
+    /// Reads the files at once, whether they changed or not: whoever asks for it has written all of them. Waits for the
+    /// disk.
     pub fn reload<E: Display>(&self, make: impl FnOnce(Change) -> Result<T, E>) {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        current.looked = Instant::now();
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let versions = self.paths.iter().map(|path| Version::of(path)).collect();
-        self.renew(&mut current, versions, make(Change::Replaced));
+        self.renew(&mut seen, versions, make(Change::Replaced));
     }
 
-    fn renew<E: Display>(&self, current: &mut Current<T>, versions: Vec<Option<Version>>, made: Result<T, E>) {
+    fn renew<E: Display>(&self, seen: &mut Seen, versions: Vec<Option<Version>>, made: Result<T, E>) {
         match made {
             Ok(made) => {
                 tracing::info!("{} changed and was read again", self.name);
-                *current = Current { made, versions, changing: None, looked: current.looked, failure: None };
+                *self.made.lock().unwrap_or_else(PoisonError::into_inner) = made;
+                *seen = Seen { versions, changing: None, failure: None };
             }
             // The next look tries again.
             Err(error) => {
                 let failure = error.to_string();
-                if current.failure.as_ref() != Some(&failure) {
+                if seen.failure.as_ref() != Some(&failure) {
                     tracing::error!(
                         "{} changed and can't be used: {failure}; what was read before stays in force",
                         self.name
                     );
                 }
-                current.failure = Some(failure);
-                current.changing = Some(versions);
+                seen.failure = Some(failure);
+                seen.changing = Some(versions);
             }
         }
     }
 
     #[cfg(test)]
-    pub(crate) fn look_every(self, look_every: Duration) -> Self {
-        Watched { look_every, ..self }
+    pub(crate) fn rests_after(self, rests_after: Duration) -> Self {
+        Watched { rests_after, ..self }
     }
 }
 

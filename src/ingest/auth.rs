@@ -138,7 +138,14 @@ impl Authenticator {
         Ok(Authenticator(Arc::new(Inner { required, own, file, verifier, credentials, beside })))
     }
 
-    /// Reads the token file now, whether it changed or not.
+    /// Looks whether the token file changed, and reads it then. Waits for the disk.
+    pub fn look(&self) {
+        if let Some(file) = &self.0.file {
+            file.look();
+        }
+    }
+
+    /// Reads the token file now, whether it changed or not. Waits for the disk.
     pub fn reload(&self) {
         if let Some(file) = &self.0.file {
             file.reload();

@@ -181,12 +181,12 @@ impl Setup {
 
     /// `command` may hold arguments, parted by spaces.
     fn command(&self, command: &str) -> Command {
-        let binary = env!("CARGO_BIN_EXE_env0-s3-logs");
+        let binary = binary();
         let mut process = match self.limit {
             None => Command::new(binary),
             Some(limit) => {
                 let mut shell = Command::new("/bin/sh");
-                shell.args(["-c", &format!("{limit}; exec \"$0\" \"$@\""), binary]);
+                shell.args(["-c", &format!("{limit}; exec \"$0\" \"$@\"")]).arg(binary);
                 shell
             }
         };
@@ -194,6 +194,11 @@ impl Setup {
         process.stdin(Stdio::null()).stdout(Stdio::null());
         process
     }
+}
+
+/// The daemon's binary: `DAEMON_BINARY`, a release build perhaps, else the one that is built with the tests.
+pub(crate) fn binary() -> PathBuf {
+    std::env::var_os("DAEMON_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_env0-s3-logs").into()).into()
 }
 
 /// A command that ended.

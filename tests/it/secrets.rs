@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{DEPLOYMENTS, Setup, Upload, event, wait_until, wait_until_delivered};
+use crate::harness::{DEPLOYMENTS, Setup, Upload, binary, event, wait_until, wait_until_delivered};
 use crate::local_aws::issuer::{ORGANIZATION, SUBJECT, now_seconds};
 use crate::local_aws::{Fault, LocalAws};
 use crate::tokens::{DAY_SECONDS, post, put, setup};
@@ -120,7 +120,7 @@ fn no_command_that_holds_tokens_leaves_a_core_dump_behind() {
     assert!(leaves_no_core(daemon.process_id()), "run");
     daemon.kill();
     for command in ["check", "drain"] {
-        let mut process = std::process::Command::new(env!("CARGO_BIN_EXE_env0-s3-logs"));
+        let mut process = std::process::Command::new(binary());
         process.arg(command).env_clear().envs(setup.environment()).stdout(std::process::Stdio::null());
         let mut process = process.stderr(std::process::Stdio::null()).spawn().unwrap();
         wait_until(command, || leaves_no_core(process.id()));

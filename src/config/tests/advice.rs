@@ -57,6 +57,32 @@ fn what_others_read_and_the_daemon_does_not_is_named_once_without_its_value() {
 }
 
 #[test]
+fn of_two_names_of_one_value_the_one_that_does_not_count_is_named_without_either() {
+    let warned = |set: &[(&str, &str)]| {
+        let warnings = with(set).unwrap().warnings;
+        let lines: Vec<_> = warnings.into_iter().filter(|line| line.contains("not read by this daemon")).collect();
+        assert!(lines.len() < 2 && !lines.concat().contains("canary"), "{lines:?}");
+        lines.concat()
+    };
+    let key = [("ENV0_API_KEY_ID", "canary-id"), ("ENV0_API_KEY_SECRET", "canary-secret")];
+    for (first, second) in [
+        (key[0], ("ENV0_API_KEY_ID_FILE", "/canary/id")),
+        (key[1], ("ENV0_API_KEY_SECRET_FILE", "/canary/secret")),
+        (("ENV0_S3_LOG_OIDC_TOKEN_URL", "https://canary/1"), ("ENV0_S3_LOG_OIDC_TOKEN_URL_FILE", "/canary/url")),
+        (("ENV0_S3_LOG_OIDC_TOKEN_FILE", "/canary/1"), ("ENV0_OIDC_TOKEN_FILE", "/canary/2")),
+    ] {
+        let expected = format!("set, and not read by this daemon: {} (instead: {})", second.0, first.0);
+        assert_eq!(warned(&[key[0], key[1], first, second]), expected);
+        assert_eq!(warned(&[key[0], key[1], first]), "");
+    }
+    let same = [("ENV0_S3_LOG_OIDC_TOKEN_FILE", "/canary/1"), ("ENV0_OIDC_TOKEN_FILE", "/canary/1")];
+    assert_eq!(warned(&same), "");
+    // All tokens of these count.
+    let tokens = [("ENV0_S3_LOG_INGEST_TOKEN", "canary-canary-canary"), ("ENV0_S3_LOG_INGEST_TOKEN_FILE", "/canary/1")];
+    assert_eq!(warned(&tokens), "");
+}
+
+#[test]
 fn what_is_allowed_and_can_hardly_work_is_a_warning_that_names_it() {
     for (name, value) in [
         ("ENV0_S3_LOG_MAX_EVENT_BYTES", "1"),

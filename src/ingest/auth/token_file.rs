@@ -78,7 +78,11 @@ impl TokenFile {
     }
 
     pub(super) fn current(&self) -> StaticTokens {
-        self.tokens.current(|change| load(&self.path, change))
+        self.tokens.current()
+    }
+
+    pub(super) fn look(&self) {
+        self.tokens.look(|change| load(&self.path, change));
     }
 
     pub(super) fn reload(&self) {
@@ -86,8 +90,8 @@ impl TokenFile {
     }
 
     #[cfg(test)]
-    pub(super) fn look_every(self, look_every: Duration) -> TokenFile {
-        TokenFile { tokens: self.tokens.look_every(look_every), ..self }
+    pub(super) fn rests_after(self, rests_after: Duration) -> TokenFile {
+        TokenFile { tokens: self.tokens.rests_after(rests_after), ..self }
     }
 }
 

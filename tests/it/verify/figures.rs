@@ -9,7 +9,7 @@ use bytes::Bytes;
 use chrono::DateTime;
 use env0_s3_logs::batch::{Sha256, Sha256Hasher};
 
-use crate::harness::wait_for;
+use crate::harness::{binary, wait_for};
 use crate::local_aws::http::{self, HttpRequest, HttpResponse, answer, percent_decode};
 
 /// What a verification may hold in memory, whatever the bucket's size.
@@ -131,7 +131,6 @@ fn verify_with(arguments: &[&str], bucket: MadeUp) -> u64 {
         let bucket = bucket.clone();
         async move { Ok(bucket.answer(&request)) }
     }));
-    let binary = std::env::var("VERIFY_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_env0-s3-logs").to_owned());
     let environment = [
         ("ENV0_S3_LOG_BUCKET_NAME", "made-up".to_owned()),
         ("ENV0_S3_LOG_AWS_REGION", "eu-west-1".to_owned()),
@@ -141,7 +140,7 @@ fn verify_with(arguments: &[&str], bucket: MadeUp) -> u64 {
         ("AWS_SECRET_ACCESS_KEY", "any".to_owned()),
     ];
     let started = Instant::now();
-    let mut process = Command::new(binary);
+    let mut process = Command::new(binary());
     process.arg("verify").args(arguments).env_clear().envs(environment).stdout(Stdio::piped()).stdin(Stdio::null());
     let mut process = process.spawn().unwrap();
     let status = format!("/proc/{}/status", process.id());
@@ -176,7 +175,7 @@ fn memory_stays_bounded_with_receipts_that_hold_all_events() {
     assert!(peak_kib < MEMORY_MAX_KIB, "{peak_kib} KiB");
 }
 
-/// `VERIFY_BINARY=target/release/env0-s3-logs cargo test --test it -- --ignored --nocapture figures` on a quiet machine.
+/// `DAEMON_BINARY=target/release/env0-s3-logs cargo test --test it -- --ignored --nocapture figures` on a quiet machine.
 #[test]
 #[ignore = "measures; for a quiet machine and a release build"]
 fn figures() {

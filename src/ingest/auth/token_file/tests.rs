@@ -17,7 +17,7 @@ impl Case {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("tokens");
         fs::write(&path, text).unwrap();
-        let file = TokenFile::new(&path).unwrap().look_every(AT_ONCE);
+        let file = TokenFile::new(&path).unwrap().rests_after(AT_ONCE);
         Case { directory, file }
     }
 
@@ -31,8 +31,9 @@ impl Case {
         fs::rename(next, &self.file.path).unwrap();
     }
 
-    /// The type that each token writes: `Some(None)` is any.
+    /// The type that each token writes after a look at the file: `Some(None)` is any.
     fn types(&self) -> [Option<Option<LogType>>; 2] {
+        self.file.look();
         let tokens = self.file.current();
         [TOKEN, TYPED].map(|token| {
             let digest = Sha256::of(token.as_bytes());
@@ -84,13 +85,16 @@ fn a_file_in_the_middle_of_being_written_opens_nothing() {
 fn a_change_counts_once_two_looks_have_found_the_same() {
     let case = Case::of(format!("{TOKEN}\n"));
     // A file from the future never looks as if it had rested.
-    let file = case.file.look_every(Duration::from_nanos(1));
+    let file = case.file.rests_after(Duration::from_nanos(1));
     let path = file.path.clone();
     let version = |seconds: u64| {
         let file = fs::File::options().append(true).open(&path).unwrap();
         file.set_modified(SystemTime::now() + Duration::from_secs(3600 + seconds)).unwrap();
     };
-    let count = || file.current().len();
+    let count = || {
+        file.look();
+        file.current().len()
+    };
     fs::write(&path, format!("{TOKEN}\n{TYPED}\n")).unwrap();
     for look in 0..3 {
         version(look);
