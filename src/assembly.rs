@@ -1,5 +1,7 @@
 //! Makes the parts from the configuration, for the commands that need them.
 
+use std::fmt;
+
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::ByType;
@@ -26,6 +28,19 @@ pub struct Failure {
     pub exit_code: u8,
     /// For people.
     pub error: anyhow::Error,
+}
+
+/// The error and its causes. A cause whose words the error has in its own message is not repeated.
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut message = self.error.to_string();
+        for cause in self.error.chain().skip(1).map(ToString::to_string) {
+            if !message.contains(&cause) {
+                message = format!("{message}: {cause}");
+            }
+        }
+        f.write_str(&message)
+    }
 }
 
 impl Failure {

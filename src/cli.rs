@@ -119,7 +119,7 @@ fn run() -> u8 {
     match in_runtime(daemon::run(loaded.config, files)) {
         Ok(Ok(())) => exit_code::OK,
         Ok(Err(failure)) => {
-            tracing::error!("{:#}; see config/README.md#it-does-not-start", failure.error);
+            tracing::error!("{failure}; see config/README.md#it-does-not-start");
             failure.exit_code
         }
         Err(code) => code,
@@ -148,7 +148,7 @@ fn drain(options: DrainOptions) -> u8 {
     match in_runtime(drain::run(config, options, show)) {
         Ok(Ok(())) => exit_code::OK,
         Ok(Err(failure)) => {
-            complain(format!("error: {:#}", failure.error));
+            complain(format!("error: {failure}"));
             failure.exit_code
         }
         Err(code) => code,

@@ -172,6 +172,7 @@ fn sources(probe: &Arc<Probe>, stalled_after: Duration) -> Sources {
             let starting = (phase == Phase::Starting).then(|| "the spool is being recovered".to_owned());
             let draining = (phase == Phase::Draining).then(|| "a signal asked for the end".to_owned());
             let disk = LogType::ALL.into_iter().find_map(|log_type| ready.parts()?.spool.failing(log_type));
+            let disk = disk.map(|error| error.to_string());
             vec![
                 Check { name: "started", failure: starting },
                 Check { name: "disk", failure: disk },

@@ -277,7 +277,7 @@ impl Ingest {
         // Any event has bytes; how many a compressed body has is not known yet.
         let least = if encoding == Encoding::Identity { length.unwrap_or(1) } else { 1 };
         let takes = |log_type| match self.spool.failing(log_type) {
-            Some(reason) => Err(AppendError::Disk(reason)),
+            Some(error) => Err(AppendError::Disk(error)),
             None => self.spool.check_room(log_type, least),
         };
         match decided {

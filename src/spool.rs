@@ -198,7 +198,7 @@ impl Spool {
     }
 
     /// Why the log type can't be written to at the moment, if it can't.
-    pub fn failing(&self, log_type: LogType) -> Option<String> {
+    pub fn failing(&self, log_type: LogType) -> Option<Arc<io::Error>> {
         self.inner.folders[log_type].failing()
     }
 
@@ -251,9 +251,9 @@ impl Spool {
     ///
     /// # Errors
     /// The spool's path leads elsewhere, or the disk's own. One that was given up meanwhile is not found.
-    pub fn read_copy(&self, copies: &Copies, copy: &BatchCopy) -> io::Result<impl Read + Send + use<>> {
+    pub fn read_copy(&self, copy: &BatchCopy) -> io::Result<impl Read + Send + use<>> {
         self.inner.home.confirm()?;
-        self.inner.disk.open(&copies.path(copy)).map(Cursor::new)
+        self.inner.disk.open(&copies::path(&self.inner.dir, copy)).map(Cursor::new)
     }
 
     /// Bytes in the spool, both log types, and the limit.

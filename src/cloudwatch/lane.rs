@@ -214,7 +214,7 @@ impl Lane {
     async fn read_and_send(&mut self, copy: &BatchCopy) -> Result<io::Result<()>, Stopped> {
         let key = object_key(&self.shared.bucket_path, self.log_type, &copy.name.batch);
         let (shared, found) = (self.shared.clone(), *copy);
-        let mut reading: Reading = match blocking(move || open(&shared.spool, &shared.copies, &found, key)).await {
+        let mut reading: Reading = match blocking(move || open(&shared.spool, &found, key)).await {
             Ok(reading) => reading,
             Err(error) => return Ok(Err(error)),
         };

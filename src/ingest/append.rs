@@ -1,5 +1,6 @@
 //! A request's lines → the spool: all of them or none, and no refusal before that is settled.
 
+use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,8 +29,8 @@ impl Ingest {
         let records = lines.values().map(|lines| lines.records).sum();
         let mut rooms = ByType::default();
         for (log_type, lines) in lines.iter().filter(|(_, lines)| lines.records > 0) {
-            if let Some(reason) = self.spool.failing(log_type) {
-                return Err(not_taken(AppendError::Disk(reason)));
+            if let Some(error) = self.spool.failing(log_type) {
+                return Err(not_taken(AppendError::Disk(error)));
             }
             rooms[log_type] = Some(self.spool.take_room(log_type, lines.bytes.len() as u64).map_err(not_taken)?);
         }
@@ -47,7 +48,8 @@ impl Ingest {
             Ok(outcomes) => outcomes,
             Err(_) if claim.withdraw() => {
                 let reason = format!("an earlier write takes longer than {} s", hold.as_secs());
-                return Err(not_taken(AppendError::Disk(reason)));
+                let error = io::Error::new(io::ErrorKind::TimedOut, reason);
+                return Err(not_taken(AppendError::Disk(Arc::new(error))));
             }
             Err(_) => both.await,
         };
@@ -63,8 +65,7 @@ impl Ingest {
                 Some(Err(_)) => {
                     // In a task of its own: a client that hangs up does not leave half a request behind.
                     let rest = tokio::spawn(store_rest(self.spool.clone(), log_type, lines.clone(), claim.clone()));
-                    let reason = |error: tokio::task::JoinError| not_taken(AppendError::Disk(error.to_string()));
-                    rest.await.map_err(reason)?
+                    rest.await.map_err(|error| not_taken(AppendError::Disk(Arc::new(io::Error::other(error)))))?
                 }
             };
             self.meters.accepted(log_type, lines);

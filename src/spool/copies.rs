@@ -222,7 +222,7 @@ impl Copies {
     }
 
     /// Where a copy's file is.
-    pub fn path(&self, copy: &BatchCopy) -> PathBuf {
+    pub(super) fn path(&self, copy: &BatchCopy) -> PathBuf {
         self.shared.path(copy)
     }
 
@@ -332,7 +332,7 @@ impl Shared {
     }
 
     fn path(&self, copy: &BatchCopy) -> PathBuf {
-        folder(&self.spool, copy.log_type).join(copy.name.to_string())
+        path(&self.spool, copy)
     }
 
     fn make_folders(&self) -> io::Result<()> {
@@ -433,6 +433,11 @@ fn count(log_type: LogType, events: u64, reason: GivenUp) {
 pub(super) fn folders(spool: &Path) -> [PathBuf; 3] {
     let [deployments, audits] = LogType::ALL.map(|log_type| folder(spool, log_type));
     [spool.join(FOLDER), deployments, audits]
+}
+
+/// Where a copy's file is in a spool.
+pub(super) fn path(spool: &Path, copy: &BatchCopy) -> PathBuf {
+    folder(spool, copy.log_type).join(copy.name.to_string())
 }
 
 fn folder(spool: &Path, log_type: LogType) -> PathBuf {

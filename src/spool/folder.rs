@@ -55,7 +55,7 @@ struct State {
     last_opened: Option<DateTime<Utc>>,
     /// Quarantined sequence numbers that no delivered object has told of.
     gaps: BTreeSet<u64>,
-    failing: Option<String>,
+    failing: Option<Arc<io::Error>>,
 }
 
 /// The chain's newest link.
@@ -171,7 +171,7 @@ impl Folder {
             batches: count(&figures.batches),
             oldest_unsent: state.unsent.first().copied().map(Timestamp),
             last_accepted: last_accepted.filter(|at| at.timestamp_millis() > 0).map(Timestamp),
-            write_error: state.failing.clone(),
+            write_error: state.failing.as_ref().map(ToString::to_string),
             full_since: self.usage.full_since(self.log_type),
             share_bytes: self.usage.share_bytes(self.log_type),
             key_time_ahead_seconds: key_time_ahead_seconds(state.last_opened),
@@ -192,11 +192,11 @@ impl Folder {
     }
 
     /// Why appends fail at the moment.
-    pub fn failing(&self) -> Option<String> {
+    pub fn failing(&self) -> Option<Arc<io::Error>> {
         if self.fails.load(Ordering::Acquire) { self.state().failing.clone() } else { None }
     }
 
-    pub(super) fn set_failing(&self, reason: Option<String>) {
+    pub(super) fn set_failing(&self, reason: Option<Arc<io::Error>>) {
         let mut state = self.state();
         self.fails.store(reason.is_some(), Ordering::Release);
         state.failing = reason;

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::batch::{BatchName, Codec, LogType, SealedName, Stage};
@@ -71,7 +72,7 @@ pub struct LeftBehind {
 }
 
 /// Why events were not taken. All but [`AppendError::TooLarge`] is temporary.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum AppendError {
     /// The log type's share would be passed.
     #[error(
@@ -93,9 +94,9 @@ pub enum AppendError {
         /// The most.
         limit_bytes: u64,
     },
-    /// The file system refused.
+    /// The file system refused, or it took too long. One error may refuse the appends of many requests.
     #[error("the spool's disk: {0}")]
-    Disk(String),
+    Disk(#[source] Arc<io::Error>),
     /// The spool is closed, or was closed before these events' turn.
     #[error("shutting down")]
     Closed,

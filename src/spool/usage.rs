@@ -204,20 +204,28 @@ mod tests {
         Arc::new(Usage::new(&settings, None))
     }
 
-    fn full(used_bytes: u64, share_bytes: u64) -> AppendError {
-        AppendError::Full { log_type: MINE, used_bytes, share_bytes }
+    fn full(used_bytes: u64, share_bytes: u64) -> Result<(), String> {
+        Err(AppendError::Full { log_type: MINE, used_bytes, share_bytes }.to_string())
+    }
+
+    fn too_large(limit_bytes: u64) -> Result<(), String> {
+        Err(AppendError::TooLarge { limit_bytes }.to_string())
+    }
+
+    fn check(usage: &Usage, bytes: u64) -> Result<(), String> {
+        usage.check_room(MINE, bytes).map_err(|error| error.to_string())
     }
 
     #[test]
     fn a_tenth_is_kept_for_the_other_type_whatever_that_holds() {
         let usage = usage(Codec::None);
-        assert_eq!(usage.check_room(MINE, 90), Ok(()));
-        assert_eq!(usage.check_room(MINE, 91), Err(AppendError::TooLarge { limit_bytes: 90 }));
+        assert_eq!(check(&usage, 90), Ok(()));
+        assert_eq!(check(&usage, 91), too_large(90));
         usage.add(OTHER, 10);
-        assert_eq!(usage.check_room(MINE, 90), Ok(()));
+        assert_eq!(check(&usage, 90), Ok(()));
         usage.add(OTHER, 1);
-        assert_eq!(usage.check_room(MINE, 89), Ok(()));
-        assert_eq!(usage.check_room(MINE, 90), Err(full(0, 89)));
+        assert_eq!(check(&usage, 89), Ok(()));
+        assert_eq!(check(&usage, 90), full(0, 89));
     }
 
     #[test]
@@ -225,10 +233,10 @@ mod tests {
         let usage = usage(Codec::None);
         usage.add(MINE, 85);
         assert_eq!(usage.full_since(MINE), None);
-        assert_eq!(usage.check_room(MINE, 6), Err(full(85, 90)));
+        assert_eq!(check(&usage, 6), full(85, 90));
         let since = usage.full_since(MINE);
         assert!(since.is_some());
-        assert_eq!(usage.check_room(MINE, 7), Err(full(85, 90)));
+        assert_eq!(check(&usage, 7), full(85, 90));
         assert_eq!((usage.full_since(MINE), usage.full_since(OTHER)), (since, None), "one state, of one type");
         usage.remove(MINE, 1);
         assert_eq!(usage.full_since(MINE), since);
@@ -236,7 +244,7 @@ mod tests {
         assert_eq!(usage.full_since(MINE), None);
         // What the other type gives back is room, too.
         usage.add(OTHER, 30);
-        assert_eq!(usage.check_room(MINE, 1), Err(full(83, 70)));
+        assert_eq!(check(&usage, 1), full(83, 70));
         usage.remove(OTHER, 20);
         assert_eq!(usage.full_since(MINE), None);
     }
@@ -244,7 +252,7 @@ mod tests {
     #[test]
     fn room_that_is_asked_for_is_not_taken_by_asking() {
         let usage = usage(Codec::None);
-        usage.check_room(MINE, 90).unwrap();
+        check(&usage, 90).unwrap();
         assert_eq!(usage.used_bytes(MINE), 0);
     }
 
@@ -253,7 +261,8 @@ mod tests {
         let usage = usage(Codec::None);
         let kept = usage.clone().take_room(MINE, 30).unwrap();
         let dropped = usage.clone().take_room(MINE, 20).unwrap();
-        assert_eq!(usage.clone().take_room(MINE, 41).unwrap_err(), full(50, 90));
+        let third = usage.clone().take_room(MINE, 41).map(drop);
+        assert_eq!(third.map_err(|error| error.to_string()), full(50, 90));
         assert_eq!((usage.used_bytes(MINE), usage.used_bytes(OTHER)), (50, 0));
         kept.keep();
         drop(dropped);

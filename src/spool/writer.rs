@@ -242,7 +242,7 @@ impl State {
                 continue;
             }
             if let Err(error) = self.folder.in_place() {
-                self.refuse([append], &error);
+                self.refuse([append], error);
                 continue;
             }
             let len = append.lines.len() as u64;
@@ -253,7 +253,7 @@ impl State {
                 self.close(SealReason::Size);
             }
             if let Err(error) = self.ensure_open() {
-                self.refuse([append], &error);
+                self.refuse([append], error);
                 continue;
             }
             staged_bytes += len;
@@ -270,7 +270,9 @@ impl State {
             return Err(AppendError::Closed);
         }
         if self.folder.figures().salvages.load(Ordering::Acquire) > 0 {
-            return Err(AppendError::Disk("a batch whose fsync failed is being brought to safety".to_owned()));
+            return Err(AppendError::Disk(Arc::new(io::Error::other(
+                "a batch whose fsync failed is being brought to safety",
+            ))));
         }
         Ok(())
     }
@@ -314,7 +316,7 @@ impl State {
         });
         let (bytes, hasher) = match written {
             Ok(written) => written,
-            Err(error) => return self.take_back(staged, &error, Spoiled::No),
+            Err(error) => return self.take_back(staged, error, Spoiled::No),
         };
         let started = Instant::now();
         if let Err(error) = open.file.sync() {
@@ -322,7 +324,7 @@ impl State {
             if is_full(&error) {
                 self.folder.home().make_way(bytes);
             }
-            return self.take_back(staged, &error, Spoiled::ByAFailedFsync);
+            return self.take_back(staged, error, Spoiled::ByAFailedFsync);
         }
         self.folder.fsync_took(started.elapsed());
         open.hasher = hasher;
@@ -344,17 +346,18 @@ impl State {
     /// Cuts off what was written behind the last good fsync and refuses the appends that it was written for: at
     /// once where the disk has made the cut durable, otherwise when the sealer has brought the rest of the file to
     /// safety. A start would take whole lines that it finds for acknowledged ones.
-    fn take_back(&mut self, appends: Vec<Append>, error: &io::Error, spoiled: Spoiled) {
+    fn take_back(&mut self, appends: Vec<Append>, error: io::Error, spoiled: Spoiled) {
         let Some(open) = &mut self.open else { return };
         let is_cut = open.file.truncate(open.bytes).is_ok();
         let is_gone = is_cut && open.file.sync().is_ok();
+        let is_too_large = error.kind() == io::ErrorKind::FileTooLarge;
         let mut refusals = self.refusals(appends, error);
         if is_gone {
             answers::give(std::mem::take(&mut refusals));
         }
         if !is_gone || matches!(spoiled, Spoiled::ByAFailedFsync) {
             self.hand_over(SealReason::DiskError, Refused { refusals, is_cut });
-        } else if error.kind() == io::ErrorKind::FileTooLarge {
+        } else if is_too_large {
             // It would be so until the batch is old enough.
             self.close(SealReason::Size);
         }
@@ -375,19 +378,20 @@ impl State {
         self.sealer.seal(Closed { name, bytes, records, sha256, reason, file: Some(file), refused, copy: None });
     }
 
-    fn refuse(&mut self, appends: impl IntoIterator<Item = Append>, error: &io::Error) {
+    fn refuse(&mut self, appends: impl IntoIterator<Item = Append>, error: io::Error) {
         let refusals = self.refusals(appends, error);
         answers::give(refusals);
     }
 
     /// Tells the operator that the disk fails, and what to answer the appends; their room and memory are free.
-    fn refusals(&mut self, appends: impl IntoIterator<Item = Append>, error: &io::Error) -> Vec<(Reply, Outcome)> {
+    fn refusals(&mut self, appends: impl IntoIterator<Item = Append>, error: io::Error) -> Vec<(Reply, Outcome)> {
         if self.failing_since.is_none() {
             self.failing_since = Some(Instant::now());
             tracing::error!(log_type = %self.folder.log_type, %error, "the spool's disk refuses writes; events are answered 503 until it takes them again; see config/README.md#disk-refuses-writes");
         }
-        self.folder.set_failing(Some(error.to_string()));
-        appends.into_iter().map(|append| append.refused(AppendError::Disk(error.to_string()))).collect()
+        let error = Arc::new(error);
+        self.folder.set_failing(Some(error.clone()));
+        appends.into_iter().map(|append| append.refused(AppendError::Disk(error.clone()))).collect()
     }
 
     fn recovered(&mut self) {
@@ -405,7 +409,7 @@ impl State {
         }
         match self.folder.probe() {
             Ok(()) => self.recovered(),
-            Err(error) => self.refuse([], &error),
+            Err(error) => self.refuse([], error),
         }
     }
 }

@@ -58,7 +58,7 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    /// A valid configuration against `aws`: batches of 200 ms, a static token, an OIDC token.
+    /// A valid configuration against `aws`: batches of a second, a static token, an OIDC token.
     pub(crate) fn new(aws: &LocalAws) -> Setup {
         let environment = aws.environment().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let folder = tempfile::tempdir().unwrap();

@@ -44,6 +44,20 @@ fn each_file_that_is_set_aside_has_a_line_of_json_whatever_its_name_holds() {
     assert_eq!(told, BTreeSet::from(names));
 }
 
+#[test]
+fn a_spool_that_cannot_be_made_is_told_with_the_systems_reason_once() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let file = setup.folder().join("a file");
+    std::fs::write(&file, "").unwrap();
+    let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", file.join("spool").to_str().unwrap());
+    for command in ["run", "drain"] {
+        let output = setup.command(command).output().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        assert_eq!(told.matches("os error 20").count(), 1, "{command}: {told}");
+    }
+}
+
 /// What needs a process of its own, run by [`alone`].
 #[test]
 fn in_a_process_of_its_own() {

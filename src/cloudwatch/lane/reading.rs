@@ -5,7 +5,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use crate::batch::{self, Codec};
 use crate::cloudwatch::calls::{Calls, Event};
 use crate::spool::Spool;
-use crate::spool::copies::{BatchCopy, Copies};
+use crate::spool::copies::BatchCopy;
 
 /// The largest zstd window, as a power of two, 8 MiB; what the sealer writes needs less.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
@@ -14,9 +14,9 @@ const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 pub(super) type Reading = Calls<Box<dyn BufRead + Send>>;
 
 /// Opens a copy, whose object in S3 has this key.
-pub(super) fn open(spool: &Spool, copies: &Copies, copy: &BatchCopy, key: String) -> io::Result<Reading> {
+pub(super) fn open(spool: &Spool, copy: &BatchCopy, key: String) -> io::Result<Reading> {
     let batch = copy.name.batch;
-    let lines = plain(spool.read_copy(copies, copy)?, batch.codec)?;
+    let lines = plain(spool.read_copy(copy)?, batch.codec)?;
     Ok(Calls::new(lines, key, batch.opened))
 }
 

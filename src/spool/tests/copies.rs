@@ -29,7 +29,7 @@ fn copies(world: &World) -> Arc<Copies> {
 fn oldest(world: &World) -> (BatchCopy, Vec<u8>) {
     let copy = copies(world).oldest(TYPE).unwrap();
     let mut bytes = Vec::new();
-    let mut file = world.spool().read_copy(&copies(world), &copy).unwrap();
+    let mut file = world.spool().read_copy(&copy).unwrap();
     std::io::Read::read_to_end(&mut file, &mut bytes).unwrap();
     (copy, bytes)
 }
@@ -148,7 +148,7 @@ fn on_a_full_disk_a_copy_goes_before_an_event_is_refused() {
         }
         fill_until_a_copy_goes(&world);
         world.append(1).unwrap();
-        assert_eq!(world.spool().failing(TYPE), None);
+        assert!(world.spool().failing(TYPE).is_none());
         assert_eq!((copies(&world).left(TYPE).batches, copies(&world).skipped_events(TYPE)), (2, 1));
         world.deliver_all();
     }

@@ -1,6 +1,7 @@
 //! Errors of the disk while the daemon runs: a refusal, never a loss, and all is well once they pass.
 
-use std::sync::mpsc;
+use std::io;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use super::fault_disk::{Cut, Effect, Errno, Op};
@@ -29,7 +30,9 @@ fn a_write_that_fails_leaves_nothing_and_the_next_one_is_taken() {
         world.append(2).unwrap();
         let file = world.file(".open");
         world.disk.fail_once(Op::Write, ".open", errno);
-        assert!(matches!(world.append(3), Err(AppendError::Disk(_))), "{errno}");
+        let refusal = world.append(3).unwrap_err();
+        let cause = std::error::Error::source(&refusal).and_then(|cause| cause.downcast_ref::<Arc<io::Error>>());
+        assert_eq!(cause.and_then(|cause| cause.raw_os_error()), Some(errno.raw_os_error()), "{refusal}");
         let open = world.disk.bytes(&file);
         assert!(errno == Errno::FBIG || open == Some((line(0) + &line(1)).into_bytes()), "{errno}: {open:?}");
         append_again(&mut world);
@@ -438,10 +441,10 @@ fn while_a_delivery_waits_for_the_disk_the_status_is_told() {
     let delivery = std::thread::spawn(move || delivering.delivered(&mut batch));
     at_the_rename.recv().unwrap();
     let (answer, answered) = mpsc::channel();
-    std::thread::spawn(move || answer.send((folder.failing(), folder.status("").batches)));
+    std::thread::spawn(move || answer.send((folder.failing().is_some(), folder.status("").batches)));
     let answer = answered.recv_timeout(Duration::from_secs(20));
     go_on.send(()).unwrap();
-    assert_eq!(answer, Ok((None, 1)));
+    assert_eq!(answer, Ok((false, 1)));
     delivery.join().unwrap().unwrap();
     world.disk.heal();
     world.append(1).unwrap();

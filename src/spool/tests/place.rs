@@ -85,7 +85,7 @@ fn while_the_path_leads_elsewhere_nothing_is_written_and_then_all_goes_on() {
         world.spool().seal();
         let refusal = world.append(1).unwrap_err();
         assert!(
-            matches!(&refusal, AppendError::Disk(reason) if reason.contains("does not lead to the spool")),
+            matches!(&refusal, AppendError::Disk(error) if error.to_string().contains("does not lead to the spool")),
             "{refusal}"
         );
         assert!(world.spool().failing(TYPE).is_some());
