@@ -2,15 +2,15 @@
 //!
 //! ```text
 //! <spool>/lock, manifest.json, reserve (the spare file)
-//! <spool>/<log type>/<name>.open → .sealed → .sending → gone, or .sent for the chain's head
+//! <spool>/<log type>/<name>.open → .sealed → .sending → removed, or emptied to .sent for the chain's head
 //! <spool>/quarantine/<log type>_<name>
-//! <spool>/cloudwatch/<log type>/<name>.sent, with a CloudWatch lane: what S3 has and CloudWatch doesn't
+//! <spool>/cloudwatch/<log type>/<name>.sent, with a CloudWatch lane: copies, which S3 has and CloudWatch doesn't
 //! ```
 //!
-//! The file is the object's body and the name is the state (see [`crate::batch`]); there is nothing
-//! else to agree with. One [`writer`] thread a log type appends and acknowledges after fsync, one
-//! [`sealer`] thread a log type closes batches, [`recovery`] makes of a crash's remains what a seal
-//! would have made. The flusher receives sealed batches in order and moves them through their stages.
+//! A file's bytes are the object's body and its name is the batch's state (see [`crate::batch`]); no index could disagree
+//! with them. One [`writer`] thread for each log type appends and acknowledges after the fsync, one [`sealer`] thread for
+//! each log type seals batches, and [`recovery`] seals at a start what a crash left open. The flusher receives sealed
+//! batches in order and moves them through their stages.
 
 mod answers;
 pub mod claim;
@@ -70,14 +70,14 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // The threads of the folders may outlive the spool.
+        // Explicitly, because the threads of the folders may outlive the spool.
         self.home.leave();
     }
 }
 
 impl Spool {
     /// Takes the lock, checks the manifest, recovers what a crash left and starts the threads.
-    /// Blocks; the time is that of listing the folders and of reading the `.open` files.
+    /// Blocks while it lists the folders and reads the `.open` files.
     pub fn open(settings: &Settings, disk: Arc<dyn Disk>) -> Result<(Spool, ByType<SealedBatches>), OpenError> {
         let dir = &settings.dir;
         let create = |source| OpenError::Create { path: dir.clone(), source };
@@ -94,7 +94,10 @@ impl Spool {
             if names.has_head() {
                 continue;
             }
-            // The manifest first: a number must never be given out under the old id.
+            // A number must never be given out twice under one instance id, so the manifest with the new id comes first:
+            // 1. Manifest written, then a crash, then the new head made: the next start makes another new id.
+            // 2. Head made, then a crash before the manifest: the next start finds a head, sees nothing wrong, and numbers
+            //    from 1 under the old id.
             manifest.chains[log_type] = manifest::new_instance();
             manifest.write(&*disk, dir)?;
             tracing::error!(
@@ -136,7 +139,7 @@ impl Spool {
         Ok((Spool { inner: Arc::new(Inner { home, folders, writers, usage, gates, dir, disk }) }, sealed))
     }
 
-    /// Names this spool in the STS session.
+    /// The instance id of this spool, which the STS session's name tells.
     pub fn instance(&self) -> &str {
         &self.inner.home.manifest.instance
     }
@@ -146,29 +149,29 @@ impl Spool {
         self.inner.home.manifest.chain(log_type)
     }
 
-    /// Says whether `bytes` more would be taken now, without taking any.
+    /// Fails where `bytes` more would be refused now. Takes no room.
     pub fn check_room(&self, log_type: LogType, bytes: u64) -> Result<(), AppendError> {
         self.inner.usage.check_room(log_type, bytes)
     }
 
-    /// Takes room for `bytes` of events that [`Spool::append_claimed`] then appends.
+    /// Takes room for `bytes` of events, for [`Spool::append_claimed`].
     pub fn take_room(&self, log_type: LogType, bytes: u64) -> Result<Room, AppendError> {
         self.inner.usage.clone().take_room(log_type, bytes)
     }
 
     /// Appends whole lines to the log type's batch; returns after the fsync that covers them.
     ///
-    /// Events that the writer has begun with are written even if the caller stops waiting.
+    /// Once the writer has begun with the lines, they are written even if the caller stops waiting.
     pub async fn append(&self, log_type: LogType, lines: Bytes, records: u64) -> Result<Receipt, AppendError> {
         let room = self.take_room(log_type, lines.len() as u64)?;
         self.append_claimed(room, lines, records, Arc::new(Claim::new(()))).await
     }
 
-    /// [`Spool::append`] into room taken before, begun at once. The claim is dropped with the lines, however
-    /// long the disk takes and whether or not the caller still waits.
+    /// Like [`Spool::append`], into room that was taken before. Hands the lines to the writer at once, before the future is
+    /// polled. The claim is dropped with the lines, however long the disk takes and whether or not the caller still waits.
     ///
-    /// Both log types' appends of one request share a claim, and their futures must be polled together: one that
-    /// isn't keeps the answers of others; see `answers`.
+    /// Both log types' appends of one request share a claim, and their futures must be polled together: one that isn't
+    /// polled delays the answers of other requests; see `answers`.
     pub fn append_claimed(
         &self,
         room: Room,
@@ -180,14 +183,14 @@ impl Spool {
         writer.append(lines, records, room, claim)
     }
 
-    /// Seals the open batches and refuses all that comes after; returns when both are sealed. Both are asked
-    /// before either is waited for.
+    /// Refuses events from now on and seals the open batches; returns when both are sealed.
     pub async fn close(&self) {
+        // Both are asked before either is waited for, so that they work at the same time.
         let [deployments, audits] = self.inner.writers.each_ref().map(|_, writer| writer.close()).into_array();
         tokio::join!(deployments, audits);
     }
 
-    /// Seals the open batch of each log type now.
+    /// Asks for the open batch of each log type to be sealed; doesn't wait.
     pub fn seal(&self) {
         self.inner.writers.values().for_each(Writer::seal);
     }
@@ -207,7 +210,7 @@ impl Spool {
         self.inner.folders[log_type].clone()
     }
 
-    /// Holds back batches of a log type from S3.
+    /// The gate that holds back batches of a log type from S3.
     pub fn gate(&self, log_type: LogType) -> &Gate {
         &self.inner.gates[log_type]
     }
@@ -222,8 +225,8 @@ impl Spool {
         &self.inner.disk
     }
 
-    /// Looks at the folders again: the number of batches in them, and of files in quarantine. The figures tell what
-    /// the daemon knows of; this tells what is there.
+    /// Counts the batches in the folders and the files in quarantine by listing them. The figures count what the daemon
+    /// has done; this counts what is there.
     pub fn left_behind(&self) -> Result<LeftBehind, OpenError> {
         let (batches, _) = count_batches(&*self.inner.disk, &self.inner.dir)?;
         let path = self.inner.home.quarantine_dir();
@@ -237,12 +240,12 @@ impl Spool {
         self.inner.home.copies()
     }
 
-    /// Runs `operation`, and on a full disk again without batches that wait for CloudWatch alone. Blocks.
+    /// Runs `operation`; on a full disk gives up batches that wait only for CloudWatch, and runs it again. Blocks.
     pub fn without_copies<T>(&self, operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         self.inner.home.without_copies(operation)
     }
 
-    /// Looks whether the spool's path leads to the spool: where it doesn't, nothing can be told from a missing file.
+    /// Whether the spool's path leads to the spool. Where it doesn't, a missing file means nothing.
     pub fn is_in_place(&self) -> bool {
         self.inner.home.confirm().is_ok()
     }
@@ -250,19 +253,19 @@ impl Spool {
     /// Reads a copy from its start. Blocks, as reading does.
     ///
     /// # Errors
-    /// The spool's path leads elsewhere, or the disk's own. One that was given up meanwhile is not found.
+    /// The spool's path leads elsewhere, or the disk refuses. A copy that was given up meanwhile is not found.
     pub fn read_copy(&self, copy: &BatchCopy) -> io::Result<impl Read + Send + use<>> {
         self.inner.home.confirm()?;
         self.inner.disk.open(&copies::path(&self.inner.dir, copy)).map(Cursor::new)
     }
 
-    /// Bytes in the spool, both log types, and the limit.
+    /// The bytes that both log types take, and the limit.
     pub fn usage(&self) -> &Usage {
         &self.inner.usage
     }
 }
 
-/// How many batches the folders of a spool hold, and how many of them are being sent or were when the spool was left.
+/// How many batches are in a spool's folders, and how many of those are `.sending`.
 pub fn count_batches(disk: &dyn Disk, dir: &Path) -> Result<(usize, usize), OpenError> {
     let (mut batches, mut sending) = (0, 0);
     for log_type in LogType::ALL {
@@ -276,7 +279,7 @@ pub fn count_batches(disk: &dyn Disk, dir: &Path) -> Result<(usize, usize), Open
     Ok((batches, sending))
 }
 
-/// Reads the manifest, or writes the first one; takes over new settings when no batch is left.
+/// Reads the manifest, or writes the first one. A spool without batches takes on a new destination.
 fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, ByType<Names>), OpenError> {
     let dir = &settings.dir;
     let dirs = ByType::new(|log_type| dir.join(log_type.as_str()));
@@ -305,11 +308,12 @@ fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, ByT
             false
         }
     };
-    // A new destination gets new chains: its auditor sees them whole, from number 1.
+    // A new destination gets new chains, so that its auditor sees them from number 1 on.
     let manifest = Manifest::new(settings.destination.clone());
     if was_elsewhere {
-        // Wherever this stops and whichever settings come next, no number is given out twice: a folder without a head
-        // gets a new instance id.
+        // The old heads go before the manifest with the new ids is written. A crash in between leaves folders without a
+        // head, and `Spool::open` gives each of them a new instance id. In the other order a crash would leave the old
+        // head under the new id, and the new chain would not begin with 1.
         for (log_type, dir) in dirs.iter() {
             recovery::end_chain(disk, dir, &names[log_type]).map_err(|source| create(dir, source))?;
         }
@@ -319,7 +323,8 @@ fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, ByT
         recovery::restart_chain(disk, dir, &mut names[log_type]).map_err(|source| create(dir, source))?;
     }
     if !was_elsewhere {
-        // Last, so that a start that stops in between takes no chain for one that lost its head.
+        // Last here: after a crash in between, the next start finds no manifest and begins again. A manifest without heads
+        // would look like chains that lost theirs, which is an alarm.
         manifest.write(disk, dir)?;
     }
     Ok((manifest, names))

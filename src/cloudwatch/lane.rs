@@ -308,7 +308,7 @@ impl Lane {
     }
 
     fn check_held(&self, copy: &BatchCopy) -> Result<(), Stopped> {
-        if self.shared.copies.holds(copy) { Ok(()) } else { Err(Stopped::GivenUp) }
+        if self.shared.copies.contains(copy) { Ok(()) } else { Err(Stopped::GivenUp) }
     }
 
     fn check_age(&self, copy: &BatchCopy) -> Result<(), Stopped> {

@@ -73,7 +73,7 @@ async fn send(shared: &Shared, folder: &Arc<Folder>, waiting: &mut Waiting) -> R
     if waiting.stored {
         return Ok(Stored::Delivered);
     }
-    let gaps = told_gaps(folder);
+    let gaps = reported_gaps(folder);
     loop {
         let batch = &mut waiting.batch;
         if waiting.known.needs_new_name {
@@ -90,7 +90,7 @@ async fn send(shared: &Shared, folder: &Arc<Folder>, waiting: &mut Waiting) -> R
             (Next::Delivered, _) | (_, Ok(())) => {
                 shared.upload_duration.record(started.elapsed());
                 waiting.stored = true;
-                on_disk(folder, batch, move |folder, _| folder.gaps_told(&gaps)).await.map_err(Failure::Disk)?;
+                on_disk(folder, batch, move |folder, _| folder.mark_reported(&gaps)).await.map_err(Failure::Disk)?;
                 return Ok(Stored::Delivered);
             }
             (Next::DeliveredBefore, _) => {
@@ -122,7 +122,7 @@ async fn quarantine_or(folder: &Arc<Folder>, batch: &mut Batch, failure: Failure
 }
 
 /// The gaps that one object's metadata can tell of.
-fn told_gaps(folder: &Folder) -> Vec<u64> {
+fn reported_gaps(folder: &Folder) -> Vec<u64> {
     let mut gaps = folder.gaps();
     let fit = Gaps::that_fit(&gaps);
     gaps.retain(|gap| fit.contains(*gap));

@@ -1,11 +1,11 @@
 //! Copies: the batches that S3 has and CloudWatch doesn't. They are there only while the CloudWatch lane is on.
 //!
-//! When S3 has a batch, its file is renamed to `<spool>/cloudwatch/<log type>/<name>.sent`, where it would be removed
-//! otherwise. So nothing is written twice, and a copy that is given up is in S3. A crash before that rename leaves
-//! `.sending`: its PUT is repeated, meets our own object, and the file comes here after all.
+//! Once S3 has a batch, its file is renamed to `<spool>/cloudwatch/<log type>/<name>.sent`; without the lane it would be
+//! removed. So no byte is written twice, and a copy that is given up is always in S3. A crash before the rename leaves
+//! `.sending`: its PUT is repeated, meets our own object, and the file is renamed then.
 //!
-//! Copies take only the room that events don't need. The oldest are given up when both log types' events and the
-//! copies together are more than the spool's limit, and before anything else when the disk is full.
+//! Copies take only the room that events don't need. The oldest are given up when both log types' events and the copies
+//! together exceed the spool's limit, and before anything else when the disk is full.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -27,15 +27,15 @@ const FOLDER: &str = "cloudwatch";
 /// The pause between tries to remove a file that the disk refuses to remove.
 const RETRY_AFTER: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_secs(1) };
 
-/// Files that a full disk may refuse to remove before no more copies are given up: it may refuse all of them.
+/// When a full disk has refused to remove this many files, no more copies are given up: it may refuse all of them.
 const REFUSED_MAX: usize = 8;
-/// What the smallest file takes on most disks.
+/// The room that the smallest file takes on most disks.
 const BLOCK_BYTES: u64 = 4096;
 
 /// A batch that S3 has and CloudWatch doesn't.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BatchCopy {
-    /// Whose.
+    /// The log type of its events.
     pub log_type: LogType,
     /// The batch's name at its delivery, as [`Stage::Sent`].
     pub name: SealedName,
@@ -44,14 +44,14 @@ pub struct BatchCopy {
 }
 
 impl BatchCopy {
-    /// Of a batch that S3 has.
+    /// The copy that a batch becomes once S3 has it.
     pub(super) fn of(batch: &Batch) -> BatchCopy {
         let name = SealedName { stage: Stage::Sent, ..batch.name };
         BatchCopy { log_type: batch.log_type, name, bytes: batch.bytes }
     }
 }
 
-/// Why a copy goes without being sent; a label of `cloudwatch_skipped_events_total`.
+/// Why a copy is given up, which means removed without being sent; a label of `cloudwatch_skipped_events_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GivenUp {
     /// Events need its room.
@@ -92,7 +92,7 @@ impl GivenUp {
     }
 }
 
-/// What waits for CloudWatch, of one log type.
+/// What waits for CloudWatch in one log type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Left {
     /// How many batches.
@@ -106,36 +106,36 @@ pub struct Left {
 /// The copies, and a thread that removes the files of those that were given up.
 pub struct Copies {
     shared: Arc<Shared>,
-    /// By log type: a copy came.
+    /// Tells the lane of a log type that a copy came.
     arrived: ByType<Notify>,
 }
 
-/// Looks whether the spool's path leads to the spool.
+/// Fails where the spool's path doesn't lead to the spool.
 type Confirm = dyn Fn() -> io::Result<()> + Send + Sync;
 
 struct Shared {
     disk: Arc<dyn Disk>,
     spool: PathBuf,
-    /// Set once the spool has a home.
+    /// Set once the spool's home is there, which has the copies itself.
     confirm: OnceLock<Box<Confirm>>,
-    /// All copies' bytes; asked for every append.
+    /// All copies' bytes; every append reads it.
     bytes: AtomicU64,
     state: Mutex<State>,
-    /// A file is to be removed, or the end has come.
+    /// Wakes the thread that removes files: one is to be removed, or the thread is to end.
     doomed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
-    /// By log type and opening.
-    held: ByType<BTreeMap<DateTime<Utc>, BatchCopy>>,
-    /// Of what is held; requests ask, so it is not summed up each time.
+    /// The copies by log type and opening.
+    waiting: ByType<BTreeMap<DateTime<Utc>, BatchCopy>>,
+    /// The sum of the waiting copies' bytes, which would take too long to add up for every request.
     bytes: ByType<u64>,
-    /// They don't count any more, and their files are still to go.
+    /// Copies that don't count any more, and whose files are still to be removed.
     doomed: VecDeque<Doomed>,
-    /// What was said since a log type's copies were last all sent.
-    told: ByType<[bool; GivenUp::ALL.len()]>,
-    /// Events given up in this life, by log type.
+    /// The reasons that were logged since a log type's copies were last all sent.
+    logged: ByType<[bool; GivenUp::ALL.len()]>,
+    /// Events given up since the start, by log type.
     skipped: ByType<u64>,
     ended: bool,
 }
@@ -143,7 +143,7 @@ struct State {
 #[derive(Clone, Copy)]
 struct Doomed {
     copy: BatchCopy,
-    /// `None`: CloudWatch has it.
+    /// Why it is given up; `None` where CloudWatch has it.
     reason: Option<GivenUp>,
 }
 
@@ -161,8 +161,8 @@ impl Drop for Copies {
 }
 
 impl Copies {
-    /// Finds the copies that an earlier life left. What the disk refuses here costs copies and keeps no daemon from
-    /// starting.
+    /// Finds the copies that an earlier process left. An error of the disk here costs copies, but never keeps the daemon
+    /// from starting.
     pub(super) fn open(disk: Arc<dyn Disk>, spool: &Path) -> Copies {
         let state = Mutex::default();
         let (confirm, bytes, doomed) = (OnceLock::new(), AtomicU64::new(0), Condvar::new());
@@ -181,13 +181,13 @@ impl Copies {
         Copies { shared, arrived: Default::default() }
     }
 
-    /// From now on no file counts as removed before `confirm` has said that the spool's path leads to the spool.
+    /// From now on a file counts as removed only if `confirm` then finds that the spool's path leads to the spool.
     pub(super) fn confirm_by(&self, confirm: impl Fn() -> io::Result<()> + Send + Sync + 'static) {
-        // It is set once, at the start.
+        // This never fails, because it is set once, at the start.
         let _ = self.shared.confirm.set(Box::new(confirm));
     }
 
-    /// The oldest copy of a log type; waits for one. It stays until it was sent or given up.
+    /// The oldest copy of a log type; waits until there is one. It stays the oldest until it is sent or given up.
     pub async fn next(&self, log_type: LogType) -> BatchCopy {
         loop {
             if let Some(copy) = self.oldest(log_type) {
@@ -197,26 +197,26 @@ impl Copies {
         }
     }
 
-    /// The oldest copy of a log type, where there is one now.
+    /// The oldest copy of a log type, if there is one now.
     pub fn oldest(&self, log_type: LogType) -> Option<BatchCopy> {
-        self.shared.state().held[log_type].first_key_value().map(|(_, copy)| *copy)
+        self.shared.state().waiting[log_type].first_key_value().map(|(_, copy)| *copy)
     }
 
-    /// Whether a copy was neither sent nor given up. What was read of its file before this says no is no use: the file
-    /// is cut to pieces as it is removed.
-    pub fn holds(&self, copy: &BatchCopy) -> bool {
-        self.shared.state().held[copy.log_type].get(&copy.name.batch.opened) == Some(copy)
+    /// Whether a copy still waits: it was neither sent nor given up. Bytes that were read from its file are good only if
+    /// this is true after the read, because a file is shortened step by step while it is removed.
+    pub fn contains(&self, copy: &BatchCopy) -> bool {
+        self.shared.state().waiting[copy.log_type].get(&copy.name.batch.opened) == Some(copy)
     }
 
-    /// What waits of a log type.
+    /// What waits in a log type.
     pub fn left(&self, log_type: LogType) -> Left {
         let state = self.shared.state();
-        let held = &state.held[log_type];
+        let waiting = &state.waiting[log_type];
         let bytes = state.bytes[log_type];
-        Left { batches: held.len(), bytes, oldest: held.first_key_value().map(|(opened, _)| *opened) }
+        Left { batches: waiting.len(), bytes, oldest: waiting.first_key_value().map(|(opened, _)| *opened) }
     }
 
-    /// Events of a log type that were given up in this life.
+    /// Events of a log type that were given up since the start.
     pub fn skipped_events(&self, log_type: LogType) -> u64 {
         self.shared.state().skipped[log_type]
     }
@@ -226,18 +226,18 @@ impl Copies {
         self.shared.path(copy)
     }
 
-    /// CloudWatch has it: its file goes. Blocks.
+    /// Removes the file of a copy that CloudWatch has. Blocks.
     pub fn delivered(&self, copy: &BatchCopy) {
         let mut state = self.shared.state();
-        let is_held = self.shared.forget(&mut state, copy);
+        let was_waiting = self.shared.forget(&mut state, copy);
         let log_type = copy.log_type;
-        let has_caught_up = state.held[log_type].is_empty() && state.told[log_type].contains(&true);
+        let has_caught_up = state.waiting[log_type].is_empty() && state.logged[log_type].contains(&true);
         if has_caught_up {
-            state.told[log_type] = Default::default();
+            state.logged[log_type] = Default::default();
         }
         drop(state);
         let doomed = Doomed { copy: *copy, reason: None };
-        if is_held && self.shared.remove(doomed).is_err() {
+        if was_waiting && self.shared.remove(doomed).is_err() {
             self.shared.doom(&mut self.shared.state(), doomed);
         }
         if has_caught_up {
@@ -245,7 +245,7 @@ impl Copies {
         }
     }
 
-    /// It goes unsent. Its file is removed, and it is counted and said, by the copies' own thread.
+    /// Gives a copy up. The copies' own thread removes its file, then counts and logs it.
     pub fn give_up(&self, copy: &BatchCopy, reason: GivenUp) {
         let mut state = self.shared.state();
         if self.shared.forget(&mut state, copy) {
@@ -253,7 +253,7 @@ impl Copies {
         }
     }
 
-    /// Takes the file of a batch that S3 has. It counts from [`Copies::add`] on.
+    /// Renames the file of a batch that S3 has into the copies' folder. The copy counts from [`Copies::add`] on.
     pub(super) fn take_over(&self, from: &Path, copy: &BatchCopy) -> io::Result<()> {
         let Shared { disk, spool, .. } = &*self.shared;
         let to = self.path(copy);
@@ -264,20 +264,20 @@ impl Copies {
             }
             renamed => renamed?,
         }
-        // A file system without a journal may make the missing old name durable before the new one. Where this fails,
-        // nothing else hangs on it: the batch is in S3.
+        // A file system without a journal may make the removal of the old name durable before the new one, and a power
+        // cut in between loses the copy. An error here is ignored, because the batch is in S3.
         let _ = disk.sync_dir(&folder(spool, copy.log_type));
         Ok(())
     }
 
-    /// Counts a copy in, and tells the lane.
+    /// Counts a copy, and wakes its lane.
     pub(super) fn add(&self, copy: BatchCopy) {
         self.shared.add(copy);
         self.arrived[copy.log_type].notify_one();
     }
 
-    /// The file of a batch that S3 has could not be kept; it is gone.
-    pub(super) fn missed(&self, copy: &BatchCopy, error: &io::Error) {
+    /// Counts as given up a batch whose file could not be kept and was removed.
+    pub(super) fn count_missed(&self, copy: &BatchCopy, error: &io::Error) {
         tracing::debug!(log_type = %copy.log_type, batch.name = %copy.name.batch, %error, "a batch can't be kept for CloudWatch");
         self.shared.count(copy, GivenUp::Disk);
     }
@@ -295,8 +295,8 @@ impl Copies {
         }
     }
 
-    /// Removes the files of the oldest copies for a disk that is full, until `room_bytes` are free or it is `until`;
-    /// false where none was removed. Blocks.
+    /// Removes the files of the oldest copies because the disk is full, until `room_bytes` are freed or it is `until`.
+    /// False where none was removed. Blocks.
     pub(super) fn make_way(&self, room_bytes: u64, until: Instant) -> bool {
         let mut freed_bytes = 0;
         let mut refused = Vec::new();
@@ -319,7 +319,7 @@ impl Copies {
             refused.into_iter().for_each(|doomed| self.shared.doom(&mut state, doomed));
         }
         for log_type in LogType::ALL.into_iter().filter(|log_type| is_shorter[*log_type]) {
-            // Some file systems give room back only once the removal is durable.
+            // Some file systems free a removed file's blocks only once the removal is durable.
             let _ = self.shared.disk.sync_dir(&folder(&self.shared.spool, log_type));
         }
         freed_bytes > 0
@@ -345,16 +345,16 @@ impl Shared {
 
     fn add(&self, copy: BatchCopy) {
         let mut state = self.state();
-        // A power cut may have brought its batch back to where it was, and S3 has it now for the second time.
+        // After a power cut the batch's file may be back as `.sending` beside the copy, and is delivered again.
         self.forget(&mut state, &copy);
-        state.held[copy.log_type].insert(copy.name.batch.opened, copy);
+        state.waiting[copy.log_type].insert(copy.name.batch.opened, copy);
         state.bytes[copy.log_type] += copy.bytes;
         self.bytes.fetch_add(copy.bytes, Ordering::Relaxed);
     }
 
-    /// Takes a copy out of the books; false where it is in none.
+    /// Counts a copy out; false where it didn't count.
     fn forget(&self, state: &mut State, copy: &BatchCopy) -> bool {
-        let removed = state.held[copy.log_type].remove(&copy.name.batch.opened);
+        let removed = state.waiting[copy.log_type].remove(&copy.name.batch.opened);
         let bytes = removed.map_or(0, |removed| removed.bytes);
         state.bytes[copy.log_type] -= bytes;
         self.bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -362,7 +362,7 @@ impl Shared {
     }
 
     fn give_up_oldest(&self, state: &mut State) -> Option<Doomed> {
-        let oldest = state.held.values().filter_map(|held| held.first_key_value());
+        let oldest = state.waiting.values().filter_map(|waiting| waiting.first_key_value());
         let copy = *oldest.min_by_key(|(opened, _)| **opened)?.1;
         self.forget(state, &copy);
         Some(Doomed { copy, reason: Some(GivenUp::Room) })
@@ -373,9 +373,9 @@ impl Shared {
         self.doomed.notify_one();
     }
 
-    /// Removes the files of what was given up, until the end. What is left then is a copy again at the next start.
+    /// Removes the files of doomed copies until the end. A file that is left then is a copy again after the next start.
     fn remove_doomed(&self) {
-        let mut told = false;
+        let mut is_logged = false;
         loop {
             let mut state = self.state();
             let doomed = loop {
@@ -385,16 +385,16 @@ impl Shared {
                 if let Some(doomed) = state.doomed.pop_front() {
                     break doomed;
                 }
-                told = false;
+                is_logged = false;
                 state = self.doomed.wait(state).unwrap_or_else(PoisonError::into_inner);
             };
             drop(state);
             if let Err(error) = self.remove(doomed) {
-                if !told {
+                if !is_logged {
                     tracing::error!(log_type = %doomed.copy.log_type, batch.name = %doomed.copy.name.batch, %error, "the file of a batch that CloudWatch was to have can't be removed; trying again every second");
                 }
-                told = true;
-                // The others go on: it may be this file alone.
+                is_logged = true;
+                // To the end of the queue: the disk may refuse this file alone.
                 self.state().doomed.push_back(doomed);
                 std::thread::sleep(RETRY_AFTER);
             }
@@ -403,7 +403,7 @@ impl Shared {
 
     fn remove(&self, doomed: Doomed) -> io::Result<()> {
         self.disk.remove(&self.path(&doomed.copy))?;
-        // Where the path leads elsewhere, a file that is missing there was not removed.
+        // While the path leads elsewhere, a file that is missing there would look as if it were removed.
         self.confirm.get().map_or(Ok(()), |confirm| confirm())?;
         if let Some(reason) = doomed.reason {
             self.count(&doomed.copy, reason);
@@ -414,11 +414,10 @@ impl Shared {
     fn count(&self, copy: &BatchCopy, reason: GivenUp) {
         count(copy.log_type, copy.name.records, reason);
         let mut state = self.state();
-        let told = &mut state.told[copy.log_type][reason as usize];
-        let was_told = std::mem::replace(told, true);
+        let was_logged = std::mem::replace(&mut state.logged[copy.log_type][reason as usize], true);
         state.skipped[copy.log_type] += copy.name.records;
         drop(state);
-        if !was_told {
+        if !was_logged {
             tracing::warn!(log_type = %copy.log_type, reason = reason.as_str(), batch.opened = %copy.name.batch.opened, "batches are given up before CloudWatch has them: {}; their events are in S3", reason.why());
         }
     }
@@ -444,7 +443,7 @@ fn folder(spool: &Path, log_type: LogType) -> PathBuf {
     spool.join(FOLDER).join(log_type.as_str())
 }
 
-/// The copies in a log type's folder; other files there are nobody's.
+/// Calls `each` with every copy in a log type's folder. Other files there are left alone.
 fn visit(disk: &dyn Disk, folder: &Path, log_type: LogType, mut each: impl FnMut(BatchCopy)) -> io::Result<()> {
     disk.visit(folder, &mut |name, bytes| {
         if let Ok(SpoolName::Sealed(name)) = name.parse()
@@ -455,7 +454,7 @@ fn visit(disk: &dyn Disk, folder: &Path, log_type: LogType, mut each: impl FnMut
     })
 }
 
-/// Removes the copies of a lane that is off now: nobody would send them, and they take the disk.
+/// Removes the copies that a daemon with a CloudWatch lane left: without one nobody sends them, and they fill the disk.
 pub(super) fn discard(disk: &dyn Disk, spool: &Path) {
     for log_type in LogType::ALL {
         let folder = folder(spool, log_type);

@@ -1,7 +1,7 @@
-//! The one hand that touches the file system, and the seam where tests put faults in.
+//! All file system calls of the spool go through [`Disk`], so that tests can put faults in.
 //!
-//! Nothing here is durable by itself: a file's bytes are after [`DiskFile::sync`], a name that was
-//! created, renamed or removed is after [`Disk::sync_dir`] of its folder.
+//! No call makes anything durable but two: [`DiskFile::sync`] a file's bytes, [`Disk::sync_dir`] the names that were
+//! created, renamed or removed in a folder.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
@@ -11,56 +11,55 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-/// Rights of every file that the daemon makes; the umask can only narrow them. The group's are there
-/// for volumes that are shared by their group (`fsGroup`), and are taken away elsewhere.
+/// The mode of every file that the daemon makes: events are for its own user alone.
 const FILE_MODE: u32 = 0o600;
 const DIRECTORY_MODE: u32 = 0o700;
-/// Files are cut and removed in steps of this size: the blocks that a step gives back are discarded at once on some
-/// volumes, and an fsync then waits for as long as the disk takes for that.
+/// Files are shortened and removed in steps of this size. Some volumes discard freed blocks at once (TRIM), and every
+/// fsync then waits until the disk has discarded all that one step freed.
 const CUT_STEP_BYTES: u64 = 512 * 1024;
 
-/// What tells a file or a folder from every other one on the machine.
+/// Identifies a file or a folder: no two on the machine have the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FileId {
-    /// The file system.
+    /// The device number of its file system.
     pub device: u64,
-    /// Its number there.
+    /// Its inode number there.
     pub inode: u64,
-    /// Whether it is a folder. A link to one is none.
+    /// Whether it is a folder. A link to a folder is not one.
     pub is_folder: bool,
 }
 
 /// A file system, as far as the spool uses one.
 ///
-/// [`Disk::rename`] and [`Disk::remove`] judge by the names, not by the answer alone: on NFS a request that was sent
-/// twice is applied and answers "no such file", and a file system in user space may apply one and answer any error.
+/// [`Disk::rename`] and [`Disk::remove`] look at the names after an error: on NFS a request that was sent twice is
+/// applied and then answers "no such file", and a file system in user space may apply a call and answer any error.
 pub trait Disk: Send + Sync {
-    /// Makes a folder; one that exists is fine.
+    /// Makes a folder; no error if it exists.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     /// Makes a file that must not exist yet, for writing and reading.
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
     /// Opens a file that exists, for writing and reading.
     fn open(&self, path: &Path) -> io::Result<Box<dyn DiskFile>>;
-    /// Which file, folder or link has this name now; `None` when none has.
+    /// Identifies the file, folder or link that has this name now; `None` when there is none.
     fn identify(&self, path: &Path) -> io::Result<Option<FileId>>;
-    /// Asks for a rename. An error may come although it was done.
+    /// Asks for a rename. After an error it may have been done.
     fn try_rename(&self, from: &Path, to: &Path) -> io::Result<()>;
-    /// Asks for a removal. An error may come although it was done.
+    /// Asks for a removal. After an error it may have been done.
     fn try_remove(&self, path: &Path) -> io::Result<()>;
     /// Makes the names in a folder durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
-    /// Calls `each` with the name and the size in bytes of each file in a folder, in no order. None of the names stays
-    /// in memory: there may be a million.
+    /// Calls `each` with the name and the size in bytes of each file in a folder, in no order. No name is kept in memory,
+    /// because there may be a million.
     fn visit(&self, path: &Path, each: &mut dyn FnMut(&str, u64)) -> io::Result<()>;
 
-    /// The names and sizes in bytes of the files in a folder that has few, in no order.
+    /// The names and sizes in bytes of the files in a folder that has few files, in no order.
     fn list(&self, path: &Path) -> io::Result<Vec<(String, u64)>> {
         let mut files = Vec::new();
         self.visit(path, &mut |name, bytes| files.push((name.to_owned(), bytes)))?;
         Ok(files)
     }
 
-    /// Renames within the spool; a file that has the new name is replaced. Done, too, when it was done before.
+    /// Renames within the spool; a file that has the new name is replaced. No error if it was done before.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let Err(error) = self.try_rename(from, to) else { return Ok(()) };
         match (self.identify(from), self.identify(to)) {
@@ -69,7 +68,7 @@ pub trait Disk: Send + Sync {
         }
     }
 
-    /// Removes a file; one that is gone already is fine.
+    /// Removes a file; no error if it does not exist.
     fn remove(&self, path: &Path) -> io::Result<()> {
         match self.try_remove(path) {
             Err(error) if !matches!(self.identify(path), Ok(None)) => Err(error),
@@ -86,10 +85,10 @@ pub trait DiskFile: Send {
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Cuts the file to `len` bytes.
     fn truncate(&mut self, len: u64) -> io::Result<()>;
-    /// Asks for the bytes of the range to go to the disk from now on, so that [`DiskFile::sync`] has less to wait for.
-    /// Does not wait itself, and nothing is durable by it.
+    /// Asks the system to begin writing a range to the disk, so that [`DiskFile::sync`] has less to wait for. Does not wait
+    /// itself, and makes nothing durable.
     fn begin_write_out(&mut self, offset: u64, bytes: u64);
-    /// Makes the bytes and the length durable. An error when the file has no name any more: nobody would find it again.
+    /// Makes the bytes and the length durable. Fails when the file has no name any more, because no start would find it.
     fn sync(&mut self) -> io::Result<()>;
 }
 
@@ -125,9 +124,9 @@ impl Disk for OsDisk {
     fn try_remove(&self, path: &Path) -> io::Result<()> {
         let large = open_large(path);
         fs::remove_file(path)?;
-        // Under another name somebody may still want the bytes.
+        // A file that has another name (a hard link) keeps its bytes.
         if let Some(file) = large.filter(|file| file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)) {
-            // What fails here, the system does at once when the file is closed.
+            // If this fails, the system frees the rest in one step when the file is closed.
             let _ = cut(&file, 0);
         }
         Ok(())
@@ -141,7 +140,7 @@ impl Disk for OsDisk {
         for entry in fs::read_dir(path)? {
             let entry = entry?;
             let metadata = match entry.metadata() {
-                // It went after its name was read.
+                // It was removed after its name was read.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 metadata => metadata?,
             };
@@ -168,7 +167,7 @@ impl DiskFile for File {
 
     #[cfg(target_os = "linux")]
     fn begin_write_out(&mut self, offset: u64, bytes: u64) {
-        // "Not needed again" is for a page that is dirty a reason to write it. What is refused here, the fsync does.
+        // For a dirty page DONTNEED makes Linux write it. If this fails, the fsync writes it.
         let bytes = std::num::NonZeroU64::new(bytes);
         let _ = rustix::fs::fadvise(self, offset, bytes, rustix::fs::Advice::DontNeed);
     }
@@ -189,13 +188,13 @@ impl DiskFile for File {
     }
 }
 
-/// Opens a regular file of the spool as `options` say. A link, a device or a pipe that has its name is no file of the
-/// spool: whoever could put it there would have the daemon read, send or overwrite something else.
+/// Opens a regular file of the spool as `options` say. A link, a device or a pipe under the file's name is refused: who
+/// could put one there would make the daemon read, send or overwrite another file.
 ///
 /// # Errors
 /// [`io::ErrorKind::NotFound`] when no regular file has the name.
 pub fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    // A pipe is opened without waiting for its other end.
+    // NONBLOCK, because opening a pipe would wait for its other end.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let irregular = || io::Error::new(io::ErrorKind::NotFound, "it is a link, a device or a pipe, not a file");
     match options.custom_flags(flags.bits().cast_signed()).open(path) {
@@ -204,14 +203,14 @@ pub fn open_regular(options: &mut OpenOptions, path: &Path) -> io::Result<File> 
     }
 }
 
-/// A file that is to be removed, where that takes more than one step; `None`, too, without a descriptor to spare.
+/// Opens a file that is to be removed and is larger than one step; `None` also where no descriptor is free.
 fn open_large(path: &Path) -> Option<File> {
     let metadata = fs::symlink_metadata(path).ok()?;
     (metadata.is_file() && metadata.len() > CUT_STEP_BYTES)
         .then(|| open_regular(OpenOptions::new().write(true), path).ok())?
 }
 
-/// Brings a file to `len` bytes; what goes, goes in steps.
+/// Shortens or extends a file to `len` bytes; shortens it in steps.
 fn cut(file: &File, len: u64) -> io::Result<()> {
     let mut end = file.metadata()?.len();
     while end > len + CUT_STEP_BYTES {
@@ -254,13 +253,18 @@ impl<F: DerefMut<Target: DiskFile>> Write for Cursor<F> {
     }
 }
 
-/// Writes a small file as a whole: other readers see the old one or the new one, and after `Ok` the
-/// new one stays. After an error no half of it takes room.
+/// Writes a file as a whole: readers see the old one or the new one, and after `Ok` the new one is durable. After an
+/// error no part of the new one takes room.
+///
+/// The temporary file is fsynced before it takes the name:
+///
+/// 1. Fsynced, then renamed, then a power cut: the name leads to the old bytes or to the new ones.
+/// 2. Renamed, then a power cut before the fsync: the name may lead to an empty file, and the old bytes are lost.
 pub fn replace(disk: &dyn Disk, folder: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     replace_with(disk, folder, name, |file| file.write_all(bytes))
 }
 
-/// [`replace`] for bytes that are not all in memory at once.
+/// [`replace`] for bytes that need not be in memory at once.
 pub fn replace_with(
     disk: &dyn Disk,
     folder: &Path,
@@ -270,7 +274,7 @@ pub fn replace_with(
     let temporary = folder.join(format!("{name}.tmp"));
     disk.remove(&temporary)?;
     let written = write_new(disk, &temporary, write).and_then(|()| disk.rename(&temporary, &folder.join(name)));
-    // What can't be removed goes at the next try.
+    // If this fails, the next try removes it.
     written.inspect_err(|_| drop(disk.remove(&temporary)))?;
     disk.sync_dir(folder)
 }

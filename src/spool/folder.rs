@@ -1,5 +1,7 @@
-//! One log type's folder: the chain's head, the stages of sealed batches, quarantine, figures.
+//! One log type's folder in the spool: it opens batches, seals them, moves them through their stages and keeps the
+//! chain's head.
 
+mod figures;
 mod quarantine;
 
 use std::collections::BTreeSet;
@@ -15,31 +17,27 @@ use crate::spool::copies::{BatchCopy, Copies};
 use crate::spool::disk::{Disk, DiskFile, READ_BUFFER_BYTES};
 use crate::spool::home::Home;
 use crate::spool::sealed_batches::SealedSender;
-use crate::spool::terms::{Batch, SealReason, Settings};
+use crate::spool::terms::{Batch, Settings};
 use crate::spool::usage::Usage;
-use crate::status::{ChainHead, SpooledStatus, Timestamp};
 
-/// From here on it is said that keys are ahead of the clock: clocks are set by less than that all the time.
-const KEY_TIME_AHEAD_SECONDS: u64 = 3600;
-
-/// A block, so that a full disk is found out.
+/// The probe writes a whole block, because a full disk may still have room for a few bytes.
 const PROBE_BYTES: usize = 4096;
 
 /// A log type's folder in the spool.
 pub struct Folder {
-    /// Whose.
+    /// The log type whose batches are here.
     pub log_type: LogType,
     /// Its path.
     pub dir: PathBuf,
     codec: Codec,
     home: Arc<Home>,
     usage: Arc<Usage>,
-    /// Never held over I/O: the status and the ingest ask here.
+    /// Never locked during I/O, because the status page and every request read it.
     state: Mutex<State>,
-    /// Whether appends fail at the moment; every request asks, and almost always that is all.
+    /// Whether `state.failing` is set. Every request reads this, and takes the lock on `state` only where it is true.
     fails: AtomicBool,
-    /// Held, I/O included, while the chain's head is delivered or set aside, so that no seal moves it on meanwhile.
-    /// Taken before `state`.
+    /// Locked while the chain's head is delivered or moved to quarantine, during the I/O too, so that no seal replaces
+    /// the head meanwhile. Locked before `state`.
     head_transition: Mutex<()>,
     sealed: SealedSender,
     figures: Figures,
@@ -49,23 +47,24 @@ pub struct Folder {
 #[derive(Default)]
 struct State {
     head: Head,
-    /// Openings of all batches that are not in S3 yet.
+    /// When each batch that is not in S3 yet was opened.
     unsent: BTreeSet<DateTime<Utc>>,
-    /// The last opening given out, so that none repeats.
+    /// When the newest batch was opened: the next one is opened later, whatever the clock says.
     last_opened: Option<DateTime<Utc>>,
-    /// Quarantined sequence numbers that no delivered object has told of.
+    /// Numbers of quarantined batches that no delivered object names in its metadata yet.
     gaps: BTreeSet<u64>,
+    /// Why appends fail at the moment.
     failing: Option<Arc<io::Error>>,
 }
 
 /// The chain's newest link.
 #[derive(Debug, Clone, Copy)]
 pub struct Head {
-    /// Its number; 0 before the first.
+    /// The newest batch's number; 0 before the first.
     pub sequence: u64,
-    /// Its hash; [`Sha256::ZERO`] before the first.
+    /// The hash of the newest batch's bytes; [`Sha256::ZERO`] before the first.
     pub sha256: Sha256,
-    /// The file that keeps the head when its batch is delivered.
+    /// Once the newest batch is delivered: the empty `.sent` file that keeps its number and hash.
     sent: Option<SealedName>,
 }
 
@@ -75,29 +74,28 @@ impl Default for Head {
     }
 }
 
-/// Counted since the start, for status and metrics.
+/// Counted since the start, for status and metrics, but for `salvages`.
 #[derive(Debug, Default)]
 pub struct Figures {
     /// Events that an fsync covered.
     pub accepted: AtomicU64,
     /// Events found at the start.
     pub recovered: AtomicU64,
-    /// Events delivered.
-    pub uploaded: AtomicU64,
-    /// Events set aside.
+    /// Events moved to quarantine.
     pub quarantined: AtomicU64,
     /// Events in the spool now.
     pub spooled: AtomicU64,
     /// Batches sealed and not delivered.
     pub batches: AtomicU64,
-    /// Milliseconds of the Unix epoch; 0 before the first.
+    /// When events were accepted last, in milliseconds since 1970; 0 before the first.
     pub last_accepted_millis: AtomicI64,
-    /// Poisoned files that the sealer has not brought to safety yet; while there are, appends are refused.
+    /// Files whose fsync failed and whose events the sealer has not brought to safety yet. While there are any, the
+    /// writer refuses events.
     pub salvages: AtomicU64,
 }
 
 impl Folder {
-    /// A folder of which nothing is known yet; [`crate::spool::recovery`] fills it.
+    /// A folder that counts no batch yet; [`crate::spool::recovery`] adds those that it finds.
     pub(super) fn new(
         log_type: LogType,
         settings: &Settings,
@@ -125,12 +123,7 @@ impl Folder {
         &*self.home.disk
     }
 
-    /// Counts since the start.
-    pub fn figures(&self) -> &Figures {
-        &self.figures
-    }
-
-    /// The spool's bytes.
+    /// How many bytes both log types take, and may take.
     pub(super) fn usage(&self) -> &Usage {
         &self.usage
     }
@@ -148,42 +141,12 @@ impl Folder {
         &self.home
     }
 
-    /// Refuses events while the spool's path leads elsewhere.
+    /// Fails while the spool's path leads elsewhere: no event is written then.
     pub(super) fn in_place(&self) -> io::Result<()> {
         match self.home.is_away() {
             true => Err(io::Error::other(format!("{} does not lead to the spool", self.home.dir.display()))),
             false => Ok(()),
         }
-    }
-
-    /// For `/status`.
-    pub fn status(&self, chain_instance: &str) -> SpooledStatus {
-        let figures = &self.figures;
-        let count = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
-        let state = self.state();
-        let last_accepted = DateTime::from_timestamp_millis(figures.last_accepted_millis.load(Ordering::Relaxed));
-        SpooledStatus {
-            events_accepted: count(&figures.accepted),
-            events_recovered: count(&figures.recovered),
-            events_quarantined: count(&figures.quarantined),
-            events_spooled: count(&figures.spooled),
-            spool_bytes: self.usage.used_bytes(self.log_type),
-            batches: count(&figures.batches),
-            oldest_unsent: state.unsent.first().copied().map(Timestamp),
-            last_accepted: last_accepted.filter(|at| at.timestamp_millis() > 0).map(Timestamp),
-            write_error: state.failing.as_ref().map(ToString::to_string),
-            full_since: self.usage.full_since(self.log_type),
-            share_bytes: self.usage.share_bytes(self.log_type),
-            key_time_ahead_seconds: key_time_ahead_seconds(state.last_opened),
-            chain_instance: chain_instance.to_owned(),
-            head: (state.head.sequence > 0)
-                .then(|| ChainHead { sequence: state.head.sequence, sha256: state.head.sha256.to_string() }),
-        }
-    }
-
-    /// See [`SpooledStatus::key_time_ahead_seconds`].
-    pub(super) fn key_time_ahead_seconds(&self) -> u64 {
-        key_time_ahead_seconds(self.state().last_opened)
     }
 
     /// The newest link of the chain.
@@ -215,21 +178,21 @@ impl Folder {
     /// Creates the file of a new batch, durably.
     pub(super) fn open_batch(&self) -> io::Result<(BatchName, Box<dyn DiskFile>)> {
         let name = BatchName::open(crate::batch::now(), self.state().last_opened, self.codec);
-        // Given out, whatever becomes of it: a file that can't be removed again keeps its name for itself.
+        // Before the file is made: where it can be neither used nor removed, its name must not be given out again.
         self.state().last_opened = Some(name.opened);
         let path = self.path(&SpoolName::Open(name));
         self.home.confirm()?;
         let file = self.with_remedy(|| {
             let created = self.home.disk.create(&path).and_then(|file| {
                 self.home.disk.sync_dir(&self.dir)?;
-                // Only now is it known that the path led to the spool: the volume may have gone since it was looked at.
+                // Again: the volume may have been unmounted after the first look, and the file may be on another disk.
                 self.home.confirm()?;
                 Ok(file)
             });
-            // A file that was made may still answer an error, and nobody would look for it before the next start.
+            // A call that answers an error may have made the file, and nobody else would remove it before the next start.
             created.inspect_err(|_| drop(self.home.disk.remove(&path)))
         })?;
-        self.note_opened(name.opened);
+        self.add_unsent(name.opened);
         Ok((name, file))
     }
 
@@ -238,21 +201,21 @@ impl Folder {
         self.state().last_opened
     }
 
-    /// Takes note of a batch that is not in S3 yet.
-    pub(super) fn note_opened(&self, opened: DateTime<Utc>) {
+    /// Adds a batch to those that are not in S3 yet.
+    pub(super) fn add_unsent(&self, opened: DateTime<Utc>) {
         let mut state = self.state();
         state.unsent.insert(opened);
         state.last_opened = state.last_opened.max(Some(opened));
     }
 
-    /// A batch that never held an event goes without a trace.
+    /// Removes the file of a batch that never had an event. It has no number, so the chain has no gap.
     pub(super) fn remove_empty(&self, name: BatchName) -> io::Result<()> {
         self.home.disk.remove(&self.path(&SpoolName::Open(name)))?;
         self.state().unsent.remove(&name.opened);
         Ok(())
     }
 
-    /// Takes over the chain's head as found at the start.
+    /// Sets the chain's head to the newest batch that the start found.
     pub(super) fn set_head(&self, name: &SealedName) {
         let mut state = self.state();
         let sent = (name.stage == Stage::Sent).then_some(*name);
@@ -260,7 +223,7 @@ impl Folder {
         state.last_opened = state.last_opened.max(Some(name.batch.opened));
     }
 
-    /// The sealed name of the batch that is sealed next: the chain's next number.
+    /// The name under which a batch is sealed now: with the chain's next number, and the hash of the batch before it.
     pub(super) fn next_name(&self, batch: BatchName, records: u64, sha256: Sha256) -> SealedName {
         let Head { sequence, sha256: previous, .. } = self.head();
         SealedName { batch, sequence: sequence + 1, records, sha256, previous, stage: Stage::Sealed }
@@ -273,9 +236,16 @@ impl Folder {
         self.finish_seal(name)
     }
 
-    /// Makes a sealed name durable and the chain's head; the head before it goes.
+    /// Makes a sealed name durable, then makes it the chain's head and removes the file of the head before it.
     ///
-    /// Repeated after an error it does what is left to do.
+    /// The order keeps the chain whole. Batch 16 is delivered, and its empty `.sent` is all that keeps its number; batch
+    /// 17 has just been renamed to `.sealed`.
+    ///
+    /// 1. Folder fsynced, then the `.sent` of 16 removed, then a power cut: the next start finds 17, or 16 and 17.
+    /// 2. The `.sent` of 16 removed, then a power cut before the fsync: the disk may have the removal and not the rename.
+    ///    The next start finds no number. It has to begin a new chain, which an auditor sees as a break.
+    ///
+    /// Repeated after an error, it does what is left to do.
     pub(super) fn finish_seal(&self, name: &SealedName) -> io::Result<()> {
         self.with_remedy(|| self.home.disk.sync_dir(&self.dir))?;
         let before = {
@@ -287,36 +257,24 @@ impl Folder {
             std::mem::replace(head, Head { sequence: name.sequence, sha256: name.sha256, sent: None })
         };
         if let Some(sent) = before.sent {
-            // A head that stays too long is removed at the next start.
+            // If this fails, the next start removes the file.
             let _ = self.home.disk.remove(&self.path(&SpoolName::Sealed(sent)));
         }
         Ok(())
     }
 
-    /// Counts a sealed batch.
-    pub(super) fn count_sealed(&self, reason: SealReason) {
-        let (log_type, reason) = (self.log_type.as_str(), reason.as_str());
-        metrics::counter!("env0_s3_logs_batches_sealed_total", "type" => log_type, "reason" => reason).increment(1);
-    }
-
-    /// Counts a sealed batch in.
-    pub(super) fn hold(&self, name: SealedName, bytes: u64) -> Batch {
-        self.figures.batches.fetch_add(1, Ordering::Relaxed);
-        Batch::new(self.log_type, name, bytes)
-    }
-
-    /// Hands a sealed batch to the flusher; from here on its file is touched only through the stages.
+    /// Hands a sealed batch to the flusher. From here on only the flusher's calls rename or remove its file.
     pub(super) fn announce(&self, batch: Batch) {
-        // The flusher is gone only when the process ends; the batch is found again at the next start.
+        // This fails only where the process ends and has no flusher any more. The next start finds the batch.
         let _ = self.sealed.send(batch);
     }
 
-    /// Brings a batch's file to a stage, durably. Repeated after an error it does what is left to do.
+    /// Renames a batch's file to a stage, durably. Repeated after an error, it does what is left to do.
     pub fn set_stage(&self, batch: &mut Batch, stage: Stage) -> io::Result<()> {
         self.rename_to(batch, SealedName { stage, ..batch.name })
     }
 
-    /// Gives a batch, of which no attempt can have arrived, a new suffix, durably.
+    /// Gives a batch a new suffix, durably. Only for a batch that no attempt can have stored under its old one.
     pub fn rename(&self, batch: &mut Batch) -> io::Result<()> {
         self.rename_to(batch, SealedName { batch: batch.name.batch.renamed(), stage: Stage::Sealed, ..batch.name })
     }
@@ -336,11 +294,19 @@ impl Folder {
         })
     }
 
-    /// S3 has the batch: its file goes, or stays empty as the chain's head when it has the highest number.
+    /// Removes the file of a batch that S3 has. The batch with the highest number leaves an empty `.sent`, which keeps the
+    /// chain's head. With CloudWatch, the file becomes a copy in place of being removed.
     ///
-    /// A file that comes back after a power cut is `.sending`, and its repeated PUT meets our own object.
+    /// The removal is not fsynced, and need not be. A file that comes back after a power cut is `.sending`; its PUT is
+    /// repeated, meets our own object, and the batch is delivered again.
+    ///
+    /// The head's file is renamed to `.sent`, durably, before it is emptied:
+    ///
+    /// 1. Renamed and fsynced, then emptied: a crash in between leaves a `.sent` with bytes, which the next start empties.
+    /// 2. Emptied, then renamed: a crash in between leaves an empty `.sending`. The next start takes it for a batch whose
+    ///    events are lost, moves it to quarantine and alarms, though S3 has all of them.
     pub fn delivered(&self, batch: &mut Batch) -> io::Result<()> {
-        // Where the path leads elsewhere, a file that is missing there was not removed.
+        // While the path leads elsewhere, a file that is missing there would look as if it were removed.
         self.home.confirm()?;
         let mut copy = None;
         {
@@ -357,7 +323,7 @@ impl Folder {
                     .rename_to(batch, sent)
                     .and_then(|()| self.home.with_room(|| self.home.disk.open(&self.batch_path(batch))?.truncate(0)));
                 match emptied {
-                    // Somebody removed the file; its bytes are in the bucket.
+                    // Somebody removed the file. The bucket has its bytes, but the head needs a file.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => self.keep_head(sent)?,
                     emptied => emptied?,
                 }
@@ -367,49 +333,31 @@ impl Folder {
             }
         }
         self.state().unsent.remove(&batch.name.batch.opened);
-        self.gone(batch);
+        self.count_out(batch);
         if let Some(copy) = copy {
             self.usage.add_copy(copy);
         }
-        self.figures.uploaded.fetch_add(batch.name.records, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Keeps a delivered batch's file for CloudWatch. One that can't be kept goes: nothing waits for CloudWatch.
+    /// Keeps a delivered batch's file for CloudWatch, or removes it where it can't be kept: a delivery never waits for
+    /// CloudWatch.
     fn make_copy(&self, copies: &Copies, batch: &Batch) -> io::Result<Option<BatchCopy>> {
         let (path, copy) = (self.batch_path(batch), BatchCopy::of(batch));
-        // A full disk costs this copy, and not the spare file or another copy.
+        // Without `with_remedy`: a full disk costs this copy, but neither the spare file nor another copy.
         let Err(error) = copies.take_over(&path, &copy) else { return Ok(Some(copy)) };
         self.home.with_room(|| self.home.disk.remove(&path))?;
-        copies.missed(&copy, &error);
+        copies.count_missed(&copy, &error);
         Ok(None)
     }
 
-    fn gone(&self, batch: &Batch) {
-        self.usage.remove(self.log_type, batch.bytes);
-        self.figures.batches.fetch_sub(1, Ordering::Relaxed);
-        self.figures.spooled.fetch_sub(batch.name.records, Ordering::Relaxed);
-    }
-
-    /// A batch that has no number is not in the spool any more.
-    pub(super) fn forget(&self, name: BatchName, bytes: u64) {
+    /// Counts out a batch that has no number yet.
+    pub(super) fn count_out_unsealed(&self, name: BatchName, bytes: u64) {
         self.state().unsent.remove(&name.opened);
         self.usage.remove(self.log_type, bytes);
     }
 
-    /// Counts events that are durable now.
-    pub(super) fn accepted(&self, records: u64) {
-        self.figures.accepted.fetch_add(records, Ordering::Relaxed);
-        self.figures.last_accepted_millis.store(crate::batch::now().timestamp_millis(), Ordering::Relaxed);
-        self.figures.spooled.fetch_add(records, Ordering::Relaxed);
-    }
-
-    /// Notes the time of one group's fsync.
-    pub(super) fn fsync_took(&self, time: std::time::Duration) {
-        self.fsync_duration.record(time);
-    }
-
-    /// Writes, fsyncs and removes a small file, to find out whether the disk works.
+    /// Writes, fsyncs and removes a small file, to find out whether the disk takes events.
     pub(super) fn probe(&self) -> io::Result<()> {
         self.restore()?;
         let path = self.dir.join("probe.tmp");
@@ -423,7 +371,7 @@ impl Folder {
         written
     }
 
-    /// Hashes a batch's file again, for when S3 says that its bytes are not what its name says.
+    /// Hashes a batch's file again, because S3 says that its bytes are not those that its name tells.
     pub fn rehash(&self, batch: &Batch) -> io::Result<Sha256> {
         let mut file = self.home.disk.open(&self.batch_path(batch))?;
         let mut hasher = Sha256Hasher::default();
@@ -440,8 +388,8 @@ impl Folder {
         }
     }
 
-    /// Runs `operation`, and once more after what can be mended: a full disk by giving up the spare file, a
-    /// folder that was removed by making it again.
+    /// Runs `operation`, and once more where the reason it failed could be removed: on a full disk copies and the spare
+    /// file are given up, and a folder that somebody removed is made again.
     pub(super) fn with_remedy<T>(&self, mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         match self.home.with_room(&mut operation) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && self.restore()? => operation(),
@@ -449,11 +397,11 @@ impl Folder {
         }
     }
 
-    /// Makes the folders again that somebody removed under the daemon, with the chain's head in them; whether
+    /// Makes the folders again that somebody removed while the daemon runs, with the chain's head in them. True where
     /// one was missing.
     ///
     /// # Errors
-    /// The path leads elsewhere, see [`Home::confirm`]: what is missing there was not removed.
+    /// The path leads elsewhere, see [`Home::confirm`]: the folders are missing there, but nobody removed them.
     pub(super) fn restore(&self) -> io::Result<bool> {
         let mut restored = self.home.confirm()?;
         let (disk, quarantine) = (&self.home.disk, self.home.quarantine_dir());
@@ -474,7 +422,7 @@ impl Folder {
         Ok(restored)
     }
 
-    /// Makes the empty file that keeps a head, durably; it may be there.
+    /// Makes the empty file that keeps a head, durably. It may exist already.
     fn create_head(&self, head: SealedName) -> io::Result<()> {
         match self.home.disk.create(&self.path(&SpoolName::Sealed(head))) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -482,9 +430,4 @@ impl Folder {
         }
         self.home.disk.sync_dir(&self.dir)
     }
-}
-
-fn key_time_ahead_seconds(last_opened: Option<DateTime<Utc>>) -> u64 {
-    let ahead = last_opened.map(|opened| (opened - crate::batch::now()).num_seconds());
-    ahead.and_then(|seconds| u64::try_from(seconds).ok()).filter(|ahead| *ahead >= KEY_TIME_AHEAD_SECONDS).unwrap_or(0)
 }

@@ -1,51 +1,54 @@
 //! Holds batches back from S3 until the place to go on pulling from is durable.
 //!
-//! What is pulled shares its batches with what clients push. Were a batch sent, and its file gone, before the
-//! puller's place covers its events, then after a crash nobody could tell that they were taken, and they would be
-//! pulled and stored again.
+//! Pulled events share their batches with events that clients push. The order matters:
+//!
+//! 1. Events appended, place written, batch delivered: after a crash the place says that they were taken.
+//! 2. Events appended, batch delivered and its file removed, then a crash before the place is written: neither the spool
+//!    nor the place has them, so they are pulled and stored a second time.
 
 use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 
 /// The gate of one log type.
 #[derive(Debug, Default)]
-pub struct Gate(watch::Sender<Option<Held>>);
+pub struct Gate(watch::Sender<Option<HeldBack>>);
 
-/// Which batches wait, by their openings, which never repeat or go back.
+/// Which batches are held back, by their openings, which never repeat or go back.
 #[derive(Debug, Clone, Copy)]
-struct Held {
-    /// `None`: from the first.
+struct HeldBack {
+    /// The first one's opening; `None` for all older ones, too.
     since: Option<DateTime<Utc>>,
-    /// `None`: to the newest.
+    /// The last one's opening; `None` for all newer ones, too.
     until: Option<DateTime<Utc>>,
 }
 
-impl Held {
-    fn holds(&self, opened: DateTime<Utc>) -> bool {
+impl HeldBack {
+    fn contains(&self, opened: DateTime<Utc>) -> bool {
         self.since.is_none_or(|since| since <= opened) && self.until.is_none_or(|until| opened <= until)
     }
 }
 
 impl Gate {
-    /// Holds every batch that was opened at `since` or later; `None` holds all.
+    /// Holds back every batch that was opened at `since` or later; `None` all.
     pub fn hold(&self, since: Option<DateTime<Utc>>) {
-        self.0.send_replace(Some(Held { since, until: None }));
+        self.0.send_replace(Some(HeldBack { since, until: None }));
     }
 
-    /// Holds no batch but the one opened at `opened`.
+    /// Holds back only the batch that was opened at `opened`.
     pub fn hold_only(&self, opened: DateTime<Utc>) {
-        self.0.send_replace(Some(Held { since: Some(opened), until: Some(opened) }));
+        self.0.send_replace(Some(HeldBack { since: Some(opened), until: Some(opened) }));
     }
 
-    /// Holds none.
+    /// Holds back none.
     pub fn release(&self) {
         self.0.send_replace(None);
     }
 
     /// Returns when the batch opened at `opened` may be sent; almost always at once.
     pub async fn pass(&self, opened: DateTime<Utc>) {
-        // The sender is here, so the wait never fails.
-        let _ = self.0.subscribe().wait_for(|held| held.is_none_or(|held| !held.holds(opened))).await;
+        // The wait never fails, because the sender lives as long as `self`.
+        let may_pass = |held: &Option<HeldBack>| held.is_none_or(|held| !held.contains(opened));
+        let _ = self.0.subscribe().wait_for(may_pass).await;
     }
 }
 

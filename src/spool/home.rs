@@ -1,9 +1,9 @@
-//! What the log types' folders share: the place that is theirs, its lock and manifest, and the spare file.
+//! What the log types' folders share: the spool's folder with its lock and manifest, and the spare file.
 //!
-//! A path is not a place. A volume that is unmounted, or another one that is mounted over it, leaves the path and
-//! takes the spool away: renames answer "no such file", and new files go to another disk. So the folder and the lock
-//! are known by device and inode (`Home::confirm`), and are looked at again before anything is concluded from a name
-//! that is missing and before an event counts as safe in a new file.
+//! The spool's path may lead elsewhere while the daemon runs: its volume is unmounted, or another one is mounted over it.
+//! Renames then answer "no such file", and new files go to another disk. So the daemon remembers folder and lock by device
+//! and inode. It compares them (`Home::confirm`) before it concludes anything from a missing name, and before an event in
+//! a new file counts as safe.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,15 +17,15 @@ use crate::spool::disk::{Disk, FileId};
 use crate::spool::manifest::{Lock, Manifest};
 use crate::spool::terms::QUARANTINE;
 
-/// Given up when the disk is full, so that a rename can still have the blocks it may need.
+/// Removed when the disk is full, so that a rename gets the blocks that it may need.
 const SPARE_FILE: &str = "reserve";
-/// btrfs sets 700 to 900 KiB aside for a rename where it keeps data and metadata together, as on small volumes.
+/// On small volumes btrfs keeps data and metadata together, and reserves 700 to 900 KiB for a rename.
 const SPARE_FILE_BYTES: u64 = if cfg!(test) { 64 * 1024 } else { 2 * 1024 * 1024 };
 const SPARE_PIECE_BYTES: usize = 64 * 1024;
-/// A full disk gets at least this much room at the first try, and at each further one twice as much: how much is
-/// missing, nobody says.
+/// The first try on a full disk frees at least this much, each further one twice as much: the error doesn't tell how
+/// much is missing.
 const FIRST_ROOM_BYTES: u64 = 4096;
-/// How long an operation may give up copies: senders wait for it, and what fills the disk may be another's.
+/// How long an operation goes on giving up copies: senders wait for it, and another program may fill what it frees.
 const GIVING_UP_MAX: Duration = Duration::from_secs(5);
 
 /// What makes a folder this daemon's spool, for as long as it is open.
@@ -36,12 +36,13 @@ pub(super) struct Home {
     pub(super) manifest: Manifest,
     /// Where there is a CloudWatch lane.
     copies: Option<Arc<Copies>>,
-    held: Mutex<Held>,
-    /// What the last [`Home::confirm`] found; asked for every append.
+    identity: Mutex<Identity>,
+    /// Whether the last [`Home::confirm`] failed; every append reads it.
     is_away: AtomicBool,
 }
 
-struct Held {
+/// How the spool's folder is told from any other that its path may lead to.
+struct Identity {
     folder: FileId,
     /// None once the spool is closed.
     lock: Option<Lock>,
@@ -60,40 +61,40 @@ impl Home {
         copies: Option<Arc<Copies>>,
     ) -> io::Result<Home> {
         let folder = identify_folder(&*disk, &dir)?;
-        let held = Mutex::new(Held { folder, lock: Some(lock) });
-        Ok(Home { dir, disk, manifest, copies, held, is_away: AtomicBool::new(false) })
+        let identity = Mutex::new(Identity { folder, lock: Some(lock) });
+        Ok(Home { dir, disk, manifest, copies, identity, is_away: AtomicBool::new(false) })
     }
 
-    /// The batches that CloudWatch doesn't have, where there is a lane for them.
+    /// The batches that S3 has and CloudWatch doesn't; `None` without a CloudWatch lane.
     pub(super) fn copies(&self) -> Option<&Arc<Copies>> {
         self.copies.as_ref()
     }
 
-    /// The folder for what can't be read.
+    /// The folder of files that can't be read or aren't what their name says.
     pub(super) fn quarantine_dir(&self) -> PathBuf {
         self.dir.join(QUARANTINE)
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn identity(&self) -> MutexGuard<'_, Identity> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the lock back. Threads that are still at work end in the folder that they know.
+    /// Gives the lock back. Threads that still work finish in the same folder.
     pub(super) fn leave(&self) {
-        self.held().lock = None;
+        self.identity().lock = None;
     }
 
-    /// Whether the spool's path led elsewhere when it was looked at last.
+    /// Whether the last [`Home::confirm`] found that the spool's path leads elsewhere.
     pub(super) fn is_away(&self) -> bool {
         self.is_away.load(Ordering::Relaxed)
     }
 
     /// Makes sure that the spool's path leads to the folder that this daemon has locked. Where somebody removed the
-    /// lock or all of the folder, it is made again with its manifest; true then.
+    /// lock's file or the whole folder, makes it again with its manifest, and returns true.
     ///
     /// # Errors
-    /// The path leads elsewhere. Nothing may be concluded from what is found there, and nothing written. The caller
-    /// tries again until it leads home: a volume comes back.
+    /// The path leads elsewhere: nothing may be concluded from the files there, and nothing written. The caller tries
+    /// again until the path leads to the spool, because a volume may be mounted again.
     pub(super) fn confirm(&self) -> io::Result<bool> {
         let confirmed = self.look();
         self.is_away.store(confirmed.is_err(), Ordering::Relaxed);
@@ -101,13 +102,13 @@ impl Home {
     }
 
     fn look(&self) -> io::Result<bool> {
-        let Held { folder, lock } = &mut *self.held();
-        let Some(held) = lock else { return Ok(false) };
+        let Identity { folder, lock } = &mut *self.identity();
+        let Some(lock) = lock else { return Ok(false) };
         let found = identify_folder(&*self.disk, &self.dir);
-        if found.as_ref().is_ok_and(|found| found == folder) && held.is_in_place(&self.dir) {
+        if found.as_ref().is_ok_and(|found| found == folder) && lock.is_in_place(&self.dir) {
             return Ok(false);
         }
-        if !held.is_removed()? {
+        if !lock.is_removed()? {
             return Err(io::Error::other(format!(
                 "{} does not lead to the spool any more: its volume is away, or something else was put in its place; \
                  all goes on by itself once it is back",
@@ -115,16 +116,16 @@ impl Home {
             )));
         }
         self.disk.create_dir(&self.dir)?;
-        if held.is_folder(&self.dir) {
-            if held.is_replaced(&self.dir) {
+        if lock.is_folder(&self.dir) {
+            if lock.is_replaced(&self.dir) {
                 return Err(self.another_daemons());
             }
-            held.take_again(&self.dir).map_err(io::Error::other)?;
+            lock.take_again(&self.dir).map_err(io::Error::other)?;
         } else {
             let taken = Lock::take(&self.dir).map_err(io::Error::other)?;
             match Manifest::read(&*self.disk, &self.dir).map_err(io::Error::other)? {
                 Some(manifest) if manifest.instance != self.manifest.instance => return Err(self.another_daemons()),
-                _ => *held = taken,
+                _ => *lock = taken,
             }
         }
         if Manifest::read(&*self.disk, &self.dir).map_err(io::Error::other)?.is_none() {
@@ -144,14 +145,14 @@ impl Home {
         ))
     }
 
-    /// Takes the spare file when it is missing; on a full disk it is tried again later.
+    /// Makes the spare file where it is missing. On a full disk that fails, and is tried again later.
     pub(super) fn take_spare_file(&self) {
         let path = self.dir.join(SPARE_FILE);
         if self.confirm().is_err() {
             return;
         }
         let Ok(mut file) = self.disk.create(&path) else { return };
-        // Real bytes that no file system can compress: neither a hole nor a row of equal bytes takes room.
+        // Random bytes: a file with holes or equal bytes takes no room on a file system that compresses.
         let mut piece = vec![0; SPARE_PIECE_BYTES];
         let mut pieces = (0..SPARE_FILE_BYTES).step_by(SPARE_PIECE_BYTES);
         let written = pieces.try_for_each(|offset| {
@@ -163,29 +164,29 @@ impl Home {
         }
     }
 
-    /// Removes a spare file that is smaller than this version's, so that the next one is large enough.
+    /// Removes a spare file that an older version made smaller, so that the next one is large enough.
     pub(super) fn drop_small_spare_file(&self) {
         let files = self.disk.list(&self.dir).unwrap_or_default();
         if files.iter().any(|(name, bytes)| name == SPARE_FILE && *bytes < SPARE_FILE_BYTES) {
-            // What stays is only smaller than it should be.
+            // If this fails, the spare file is only smaller than it should be.
             let _ = self.disk.remove(&self.dir.join(SPARE_FILE));
         }
     }
 
-    /// [`with_room`] of this spool, which gives up copies first.
+    /// Like the function [`with_room`], but gives up copies before the spare file.
     pub(super) fn with_room<T>(&self, mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         with_room(&*self.disk, &self.dir, || self.without_copies(&mut operation))
     }
 
-    /// Gives up copies for `room_bytes` that the disk was short of when it was too late to try again.
+    /// Gives up copies to free `room_bytes`, after an error that no second try can mend.
     pub(super) fn make_way(&self, room_bytes: u64) {
         if let Some(copies) = &self.copies {
             copies.make_way(room_bytes, Instant::now() + GIVING_UP_MAX);
         }
     }
 
-    /// Runs `operation`, and on a full disk again, with more and more copies given up for it, oldest first, until it
-    /// works, none is left or [`GIVING_UP_MAX`] is over.
+    /// Runs `operation`. On a full disk gives up copies, oldest first, and runs it again, with more given up each time,
+    /// until it works, none is left or [`GIVING_UP_MAX`] is over.
     pub(super) fn without_copies<T>(&self, mut operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         let mut result = operation();
         let Some(copies) = &self.copies else { return result };
@@ -203,7 +204,7 @@ impl Home {
     }
 }
 
-/// Judges the folders within a spool, before anything is written into them. One that is missing is made at the start.
+/// Checks the folders within a spool, before anything is written into them. A missing one is fine: the start makes it.
 ///
 /// # Errors
 /// One of them is a link, no folder, or on another file system than the spool.
@@ -232,18 +233,18 @@ pub(super) fn folders(dir: &Path) -> [PathBuf; 3] {
     [LogType::ALL[0].as_str(), LogType::ALL[1].as_str(), QUARANTINE].map(|folder| dir.join(folder))
 }
 
-/// The folder that a path leads to: the spool's own path may be a link, as systemd's is.
+/// Identifies the folder that a path leads to: the spool's own path may be a link, as under systemd.
 fn identify_folder(disk: &dyn Disk, dir: &Path) -> io::Result<FileId> {
     disk.identify(&dir.join("."))?.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
-/// Makes the names of the folders above the spool durable. Above an empty folder no name needs to be; one that may not
-/// be opened is another's to care for.
+/// Makes the names of the folders above the spool durable, as far as this user may open them. Where it may not,
+/// another user made the folder and its name.
 pub(super) fn sync_above(disk: &dyn Disk, spool: &Path) {
     spool.ancestors().skip(1).for_each(|ancestor| drop(disk.sync_dir(ancestor)));
 }
 
-/// Runs `operation`, and on a full disk once more without the spare file.
+/// Runs `operation`; on a full disk removes the spare file and runs it once more.
 pub(super) fn with_room<T>(
     disk: &dyn Disk,
     spool: &Path,
@@ -252,7 +253,7 @@ pub(super) fn with_room<T>(
     match operation() {
         Err(error) if is_full(&error) => {
             disk.remove(&spool.join(SPARE_FILE))?;
-            // Some file systems give room back only once the removal is durable.
+            // Some file systems free a removed file's blocks only once the removal is durable.
             let _ = disk.sync_dir(spool);
             operation()
         }
@@ -260,7 +261,7 @@ pub(super) fn with_room<T>(
     }
 }
 
-/// Whether an error says that there is no room: the disk's, or a quota's.
+/// Whether an error says that the disk is full or a quota is used up.
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -1,5 +1,4 @@
-//! The spool's lock, and its manifest: format, instances, and the bucket that its events were
-//! accepted for.
+//! The spool's lock, and its manifest: format, instance ids, and the bucket that its events were accepted for.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -15,7 +14,7 @@ use crate::spool::disk::{self, Disk};
 const LOCK: &str = "lock";
 const MANIFEST: &str = "manifest.json";
 
-/// Far more than a manifest has; what is larger is another file.
+/// Far more than a manifest has: a larger file is not one.
 const MANIFEST_MAX_BYTES: u64 = 64 * 1024;
 
 /// The format that this version writes, and the newest that it reads.
@@ -44,11 +43,11 @@ impl std::fmt::Display for Destination {
 /// `<spool>/manifest.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// Of the spool's names and files, [`FORMAT`] or older.
+    /// The format of the spool's names and files, [`FORMAT`] or older.
     pub format: u32,
     /// Names this spool in the STS session.
     pub instance: String,
-    /// Whose chain each log type's batches are numbered in.
+    /// The instance id of each log type's chain.
     pub chains: ByType<String>,
     /// Where the objects go.
     #[serde(flatten)]
@@ -66,7 +65,7 @@ pub enum ManifestError {
         /// The system's reason.
         source: io::Error,
     },
-    /// Not the JSON that this or an older version wrote.
+    /// It is not the JSON that this or an older version wrote.
     #[error("{path} is not a manifest of this daemon ({reason}); move the spool away or repair it by hand", path = path.display())]
     Malformed {
         /// The manifest's file.
@@ -74,7 +73,7 @@ pub enum ManifestError {
         /// The parser's reason.
         reason: String,
     },
-    /// There are batches, and nothing says where they belong.
+    /// There are batches, and no manifest says where they belong.
     #[error("{path} holds {batches} batches and no manifest.json that says for which bucket; put it back, or move the batches away", path = path.display())]
     Missing {
         /// The spool.
@@ -82,22 +81,22 @@ pub enum ManifestError {
         /// How many it holds.
         batches: usize,
     },
-    /// Written by a newer version.
+    /// A newer version wrote it.
     #[error("the spool has format {found}, this version reads up to {FORMAT}; run the newer version again")]
     Newer {
-        /// Its format.
+        /// The format that it has.
         found: u32,
     },
 }
 
 impl Manifest {
-    /// A manifest for a spool that has held nothing yet.
+    /// A manifest for a new spool.
     pub fn new(destination: Destination) -> Manifest {
         let instance = new_instance();
         Manifest { format: FORMAT, chains: ByType::new(|_| instance.clone()), instance, destination }
     }
 
-    /// Whose chain a log type's batches belong to.
+    /// The instance id of a log type's chain.
     pub fn chain(&self, log_type: LogType) -> &str {
         &self.chains[log_type]
     }
@@ -107,7 +106,7 @@ impl Manifest {
         let path = spool.join(MANIFEST);
         match disk::read(disk, &path, MANIFEST_MAX_BYTES) {
             Ok(bytes) => Self::parse(path, &bytes).map(Some),
-            // What can't be read is not taken for a spool that is new: it would be numbered anew.
+            // Only a missing file means a new spool: where an unreadable one did, batches would be numbered from 1 again.
             Err(_) if matches!(disk.identify(&path), Ok(None)) => Ok(None),
             Err(source) => Err(ManifestError::Io { path, source }),
         }
@@ -136,7 +135,7 @@ impl Manifest {
     }
 }
 
-/// 32 hex digits; a chain's name for ever.
+/// A new instance id: 32 random hex digits.
 pub fn new_instance() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
@@ -148,11 +147,11 @@ fn holder_in(file: &mut File) -> String {
     if known { holder.trim().to_owned() } else { "unknown".to_owned() }
 }
 
-/// Held for as long as the daemon uses a spool; the kernel gives it back when the process ends.
+/// The lock that keeps a second daemon out of a spool. The kernel releases it when the process ends.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
-    /// The spool's folder, locked as well where the file system can: who removes the file leaves this one.
+    /// The spool's folder, locked as well where the file system can. This lock stays when somebody removes the file.
     folder: File,
 }
 
@@ -164,7 +163,7 @@ pub enum LockError {
     Held {
         /// The spool's folder.
         spool: PathBuf,
-        /// The holder's process id, or `unknown`.
+        /// The process id of the other daemon, or `unknown`.
         holder: String,
     },
     /// The lock's file can't be made.
@@ -186,7 +185,7 @@ pub enum LockError {
 }
 
 impl Lock {
-    /// The process that holds the lock of a spool, if one does; changes nothing.
+    /// The process that has locked a spool, if one has. Changes nothing.
     pub fn holder(spool: &Path) -> io::Result<Option<String>> {
         let path = spool.join(LOCK);
         let mut file = match disk::open_regular(OpenOptions::new().read(true), &path) {
@@ -210,12 +209,12 @@ impl Lock {
             Err(TryLockError::WouldBlock) => {
                 Err(LockError::Held { spool: spool.to_owned(), holder: "unknown".to_owned() })
             }
-            // NFS locks no folder.
+            // NFS can't lock a folder; the file's lock is enough.
             Ok(()) | Err(TryLockError::Error(_)) => Ok(Lock { file, folder }),
         }
     }
 
-    /// Makes the file again that somebody removed from the folder, and locks it.
+    /// Makes the lock's file again, which somebody removed, and locks it.
     pub(super) fn take_again(&mut self, spool: &Path) -> Result<(), LockError> {
         self.file = Self::take_file(spool)?;
         Ok(())
@@ -234,25 +233,24 @@ impl Lock {
             }
             Err(TryLockError::Error(source)) => return Err(LockError::Unsupported { path, source }),
         }
-        // The process id only helps people; a full disk must not keep the daemon from starting.
+        // An error is ignored: only people read the process id, and a full disk must not keep the daemon from starting.
         let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
         Ok(file)
     }
 
-    /// Whether the file that is locked is the one that others find: theirs may have taken its place.
+    /// Whether the locked file is still the one under the lock's name: another may have taken its place.
     pub(super) fn is_in_place(&self, spool: &Path) -> bool {
         let found = [self.file.metadata(), fs::symlink_metadata(spool.join(LOCK))];
         let [locked, there] = found.map(|found| found.ok().map(|file| (file.dev(), file.ino())));
         locked.is_some() && locked == there
     }
 
-    /// Whether the locked file was removed. It was not when the path to it leads elsewhere: a volume that is away
-    /// has it still.
+    /// Whether the locked file was removed. While its volume is unmounted it was not, though its path finds nothing.
     pub(super) fn is_removed(&self) -> io::Result<bool> {
         Ok(self.file.metadata()?.nlink() == 0)
     }
 
-    /// Whether `spool` is the folder that is locked.
+    /// Whether the path `spool` leads to the locked folder.
     pub(super) fn is_folder(&self, spool: &Path) -> bool {
         let found = [self.folder.metadata(), fs::metadata(spool)];
         let [locked, there] = found.map(|found| found.ok().map(|folder| (folder.dev(), folder.ino())));

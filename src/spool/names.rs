@@ -1,5 +1,5 @@
-//! What a log type's folder holds, as a listing tells. A million batches may wait in it, so each name is kept once and
-//! in its parsed form: a `SealedName` takes half of its text.
+//! The files in a log type's folder, as a listing finds them. A million batches may wait there, so each name is in memory
+//! once and parsed: a `SealedName` takes half as much as its text.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::batch::{BatchName, SealedName, SpoolName, Stage};
 use crate::spool::disk::Disk;
 
-/// Listings that are compared before a start gives up.
+/// How many listings are compared before a start gives up.
 const LISTINGS_MAX: usize = 5;
 
 /// The files in a log type's folder, in no order, with their sizes in bytes.
@@ -17,13 +17,13 @@ const LISTINGS_MAX: usize = 5;
 pub(super) struct Names {
     pub(super) sealed: Vec<(SealedName, u64)>,
     pub(super) open: Vec<(BatchName, u64)>,
-    /// Those whose names are no batch's.
+    /// Names that are no batch's.
     pub(super) strays: Vec<String>,
 }
 
 impl Names {
-    /// Lists a folder that only this daemon changes, until two listings agree. A listing that lacks the chain's head
-    /// would have its number given out a second time, and file systems over a network have left names out.
+    /// Lists a folder that only this daemon changes, until two listings agree: file systems over a network have left names
+    /// out. Without the name of the chain's head, its number would be given out a second time.
     ///
     /// # Errors
     /// The disk's, or [`LISTINGS_MAX`] listings were all different.
@@ -54,12 +54,12 @@ impl Names {
         }
     }
 
-    /// Whether there is a batch whose number the chain can go on from.
+    /// Whether there is a numbered batch, so that the chain can go on from the highest number.
     pub(super) fn has_head(&self) -> bool {
         !self.sealed.is_empty()
     }
 
-    /// How many files hold events that are not in S3.
+    /// How many files have events that are not in S3.
     pub(super) fn batches(&self) -> usize {
         let sealed = self.sealed.iter().map(|(name, bytes)| (SpoolName::Sealed(*name), *bytes));
         let open = self.open.iter().map(|(name, bytes)| (SpoolName::Open(*name), *bytes));
@@ -67,7 +67,7 @@ impl Names {
     }
 }
 
-/// Calls `each` with every file in a folder that holds events which are not in S3.
+/// Calls `each` with the name of every file in a folder that has events which are not in S3.
 pub(super) fn visit_batches(disk: &dyn Disk, dir: &Path, mut each: impl FnMut(SpoolName)) -> io::Result<()> {
     disk.visit(dir, &mut |name, bytes| {
         if let Ok(name) = name.parse()
@@ -85,7 +85,7 @@ fn is_batch(name: &SpoolName, bytes: u64) -> bool {
     }
 }
 
-/// What tells one listing from another, whatever the order of its names.
+/// A checksum of a listing, whatever the order of its names.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 struct Seen {
     files: u64,

@@ -1,8 +1,8 @@
 //! Recovery: what a start does with the files that a crash left.
 //!
-//! Only `.open` files are read: every whole valid line stays, a torn last line is cut (it was never
-//! acknowledged), any other bytes go to quarantine, and the rest is fsynced and sealed with the
-//! SHA-256 of the bytes read back. Sealed batches are taken as their names say; S3 checks their bytes.
+//! Only `.open` files are read. Every whole valid line stays. A torn last line is cut off, because it was never
+//! acknowledged. Any other bytes are moved to quarantine. The rest is sealed with the SHA-256 of the bytes that were read.
+//! Sealed batches are taken as their names say; S3 checks their bytes.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, Read};
@@ -19,10 +19,10 @@ use crate::spool::names::Names;
 use crate::spool::sealer::{Closed, LeftOpen, Refused};
 use crate::spool::terms::SealReason;
 
-/// Ending of files that were never finished; whatever they were made from is still there.
+/// Ending of files that were never finished. The files that they were made from are still there.
 const TEMPORARY: &str = ".tmp";
 
-/// Ends a folder's chain: without its head no number is given out under the instance id of before. Of an empty folder.
+/// Ends the chain of a folder without batches: removes its head, so that no number follows it under the old instance id.
 pub(super) fn end_chain(disk: &dyn Disk, dir: &Path, names: &Names) -> io::Result<()> {
     for (name, _) in &names.sealed {
         disk.remove(&dir.join(name.to_string()))?;
@@ -30,7 +30,7 @@ pub(super) fn end_chain(disk: &dyn Disk, dir: &Path, names: &Names) -> io::Resul
     disk.sync_dir(dir)
 }
 
-/// Gives an empty folder a head with number 0, so that a head that is lost later is missed.
+/// Gives a folder without batches a head with number 0. A folder without any head has then lost it, which a start notices.
 pub(super) fn restart_chain(disk: &dyn Disk, dir: &Path, names: &mut Names) -> io::Result<()> {
     let last = names.sealed.iter().map(|(name, _)| name.batch.opened).max();
     let batch = BatchName::open(crate::batch::now(), last, crate::batch::Codec::None);
@@ -42,22 +42,23 @@ pub(super) fn restart_chain(disk: &dyn Disk, dir: &Path, names: &mut Names) -> i
     Ok(())
 }
 
-/// What a folder holds once it is in order.
+/// What is in a folder once it is in order.
 pub(super) struct Recovered {
     /// For the flusher, in the order of the chain, with the files' sizes in bytes.
     pub(super) sealed: Vec<(SealedName, u64)>,
-    /// For the sealer, oldest first: a disk that is full at the start must not keep the daemon from running.
+    /// For the sealer, oldest first. The start doesn't wait for it, because the disk may be full.
     pub(super) open: Vec<LeftOpen>,
 }
 
-/// Brings a folder that has a head into the state that its names and bytes tell.
+/// Brings a folder with a head into order, as its names and bytes say.
 pub(super) fn recover(folder: &Folder, names: Names) -> io::Result<Recovered> {
-    // A rename that a crash of the process alone left undurable must not be taken back later.
+    // The process may have been killed between a rename and its fsync. Without this fsync the listing above would show
+    // `.sending`, a power cut could bring `.sealed` back, and a batch that S3 has would be taken for one never sent.
     folder.disk().sync_dir(&folder.dir)?;
     folder.read_gaps()?;
     let Names { mut sealed, mut open, strays } = names;
     for file_name in strays {
-        // NFS keeps a removed file so that is still open, and others keep theirs beside what they work on.
+        // NFS keeps a removed file that is still open under such a name, and editors keep such files, too.
         if file_name.starts_with('.') {
             continue;
         }
@@ -67,7 +68,7 @@ pub(super) fn recover(folder: &Folder, names: Names) -> io::Result<Recovered> {
             set_aside(folder, &file_name, "it is not a batch that this daemon wrote");
         }
     }
-    // The head's two files, where a crash left both: the empty one is the head, and the other is sent again.
+    // A crash may leave two files of the head. The empty `.sent` is the head then, and the other one is sent again.
     sealed.sort_unstable_by_key(|(name, _)| (name.sequence, name.stage));
     open.sort_unstable_by_key(|(name, _)| name.opened);
 
@@ -75,9 +76,9 @@ pub(super) fn recover(folder: &Folder, names: Names) -> io::Result<Recovered> {
         folder.set_head(name);
     }
     let head_sequence = folder.head().sequence;
-    // Numbers above the head's are those of an earlier chain.
+    // Gaps above the head's number belong to an earlier chain.
     let foreign: Vec<u64> = folder.gaps().into_iter().filter(|gap| *gap > head_sequence).collect();
-    folder.gaps_told(&foreign)?;
+    folder.mark_reported(&foreign)?;
     let still_open: BTreeSet<DateTime<Utc>> = open.iter().map(|(name, _)| name.opened).collect();
     let mut also_sealed = BTreeSet::new();
     for (name, bytes) in &sealed {
@@ -97,11 +98,11 @@ pub(super) fn recover(folder: &Folder, names: Names) -> io::Result<Recovered> {
     let mut left_open = Vec::new();
     for (name, bytes) in open {
         if also_sealed.contains(&name.opened) {
-            // Its copy was sealed, and nobody has heard of that yet.
+            // The batch was rewritten and sealed, and the crash came before its `.open` file was removed.
             remove(folder, &SpoolName::Open(name).to_string())?;
             folder.disk().sync_dir(&folder.dir)?;
         } else {
-            folder.note_opened(name.opened);
+            folder.add_unsent(name.opened);
             folder.usage().add(folder.log_type, bytes);
             match recover_open(folder, name, bytes) {
                 Ok(closed) => left_open.extend(closed.map(LeftOpen::Read)),
@@ -116,7 +117,7 @@ pub(super) fn recover(folder: &Folder, names: Names) -> io::Result<Recovered> {
     Ok(Recovered { sealed, open: left_open })
 }
 
-/// Whether a file is one of the unfinished ones that this daemon makes.
+/// Whether a file has the name of an unfinished file that this daemon makes.
 fn is_own_temporary(file_name: &str) -> bool {
     let Some(stem) = file_name.strip_suffix(TEMPORARY) else { return false };
     let is_name = |name: &str| name.parse::<SpoolName>().is_ok();
@@ -129,10 +130,10 @@ fn remove(folder: &Folder, file_name: &str) -> io::Result<()> {
 
 impl Folder {
     fn recover_sealed(&self, name: &SealedName, bytes: u64) -> io::Result<()> {
-        self.note_opened(name.batch.opened);
+        self.add_unsent(name.batch.opened);
         self.usage().add(self.log_type, bytes);
         self.count_recovered(name.records);
-        let batch = self.hold(*name, bytes);
+        let batch = self.count_in(*name, bytes);
         if bytes == 0 {
             tracing::error!(log_type = %self.log_type, batch.name = %name.batch, batch.sequence = name.sequence, events = name.records, "a sealed batch is empty; it is in quarantine, see config/README.md#quarantined");
             return self.quarantine(&batch);
@@ -140,7 +141,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Lines that were found and are no events.
+    /// Counts lines that were found and are no events.
     fn count_set_aside(&self, lines: u64) {
         self.figures().recovered.fetch_add(lines, Ordering::Relaxed);
         self.figures().quarantined.fetch_add(lines, Ordering::Relaxed);
@@ -152,11 +153,11 @@ impl Folder {
     }
 }
 
-/// Moves a stray file out of the way. One that can't be moved is in nobody's way.
+/// Moves a file that is no batch to quarantine. One that can't be moved stays, because it disturbs nothing.
 fn set_aside(folder: &Folder, file_name: &str, why: &str) {
     let path = folder.dir.join(file_name);
     let moved = match folder.disk().identify(&path) {
-        // Its name is not UTF-8, and this is not quite it.
+        // The name is not UTF-8, so `file_name` is not exactly it.
         Ok(None) => Err(io::ErrorKind::NotFound.into()),
         _ => folder.move_to_quarantine(&path, file_name),
     };
@@ -170,7 +171,7 @@ fn set_aside(folder: &Folder, file_name: &str, why: &str) {
     }
 }
 
-/// What is left of an `.open` file, durable; none when it can't be read.
+/// Brings an `.open` file into order, durably; `None` when it can't be read.
 fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Result<Option<Closed>> {
     let path = folder.path(&SpoolName::Open(name));
     let mut survey = Survey::default();
@@ -181,11 +182,11 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
     let mut file = match read {
         Ok(file) => file,
         Err(error) => {
-            // Nobody knows how many lines there are behind the place that can't be read.
+            // How many lines follow the place that can't be read is unknown.
             let lines = survey.records + survey.foreign + 1;
             tracing::error!(log_type = %folder.log_type, batch.name = %name, %error, events = lines, "a batch left by a crash can't be read; it is in quarantine. Counted: the readable lines plus one; see config/README.md#quarantined");
             folder.move_to_quarantine(&path, &SpoolName::Open(name).to_string())?;
-            folder.forget(name, found_bytes);
+            folder.count_out_unsealed(name, found_bytes);
             folder.count_set_aside(lines);
             return Ok(None);
         }
@@ -220,7 +221,7 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
     folder.usage().remove(folder.log_type, found_bytes.saturating_sub(bytes));
     folder.count_recovered(records);
     let (sha256, reason, refused) = (hasher.finish(), SealReason::Recovery, Refused::default());
-    Ok(Some(Closed { name, bytes, records, sha256, reason, file: None, refused, copy: None }))
+    Ok(Some(Closed { name, bytes, records, sha256, reason, file: None, refused, rewritten: None }))
 }
 
 /// What a whole line is.
@@ -242,7 +243,7 @@ impl Line {
     }
 }
 
-/// What an `.open` file holds; its events' bytes, number and hash, the number of foreign lines.
+/// What was read of an `.open` file: its events' bytes, number and hash, and the number of foreign lines.
 #[derive(Default)]
 struct Survey {
     bytes: u64,
@@ -250,13 +251,13 @@ struct Survey {
     hasher: Sha256Hasher,
     foreign: u64,
     read: u64,
-    /// Up to the last newline; what is behind it is torn.
+    /// The bytes up to the last newline; what follows is a torn line.
     whole_lines: u64,
 }
 
 impl Survey {
-    /// Reads the first `end` bytes of the file line by line, and hands each on. Of a line that can be no event, which a
-    /// hole makes as long as the file, only pieces are in memory and handed on; of any other no more than the line.
+    /// Reads the first `end` bytes of the file and calls `each` with every line. A line that can't be an event may be as long
+    /// as the file, where a crash left a hole in it, so `each` gets such a line in pieces.
     fn read(
         &mut self,
         file: &mut dyn DiskFile,

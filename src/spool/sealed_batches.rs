@@ -14,7 +14,7 @@ pub(super) type SealedSender = UnboundedSender<Batch>;
 #[derive(Debug)]
 pub struct SealedBatches {
     log_type: LogType,
-    /// With the files' sizes. The start's own list, so that a million of them are in memory once.
+    /// Those found at the start, with the files' sizes. This is recovery's own list, not a copy: there may be a million.
     found: vec::IntoIter<(SealedName, u64)>,
     sealed: UnboundedReceiver<Batch>,
 }
@@ -29,7 +29,7 @@ impl SealedBatches {
         SealedBatches { log_type, found: found.into_iter(), sealed }
     }
 
-    /// The next batch; waits for one. `None` once the spool is gone. None is lost where the wait is given up.
+    /// The next batch; waits until there is one. `None` once the spool is dropped. Cancelling the wait loses no batch.
     pub async fn recv(&mut self) -> Option<Batch> {
         match self.next_found() {
             None => self.sealed.recv().await,
@@ -37,7 +37,7 @@ impl SealedBatches {
         }
     }
 
-    /// The next batch, where there is one now.
+    /// The next batch, if there is one now.
     pub fn try_recv(&mut self) -> Option<Batch> {
         self.next_found().or_else(|| self.sealed.try_recv().ok())
     }
@@ -45,7 +45,7 @@ impl SealedBatches {
     fn next_found(&mut self) -> Option<Batch> {
         let (name, bytes) = self.found.next()?;
         if self.found.as_slice().is_empty() {
-            // The memory of a long list is not kept until the end of the process.
+            // Gives a long list's memory back.
             self.found = Vec::new().into_iter();
         }
         Some(Batch::new(self.log_type, name, bytes))

@@ -1,9 +1,18 @@
-//! One thread a log type: closed batch → sealed batch.
+//! One thread for each log type makes sealed batches of closed ones.
 //!
-//! A batch is sealed by one rename. Where its bytes have to change first (compression) or its file
-//! can't be trusted any more (a failed fsync, maybe in a life before), they are copied to a new file, which is
-//! hashed as it is written, made durable and takes the sealed name; then the old file goes, and only then does
-//! the flusher hear of the batch. So a crash leaves either the old file, or both with the same opening.
+//! Usually one rename seals a batch. A batch is rewritten first where its bytes have to change (compression), or where its
+//! file can't be trusted (an fsync failed, perhaps before a crash): its plain bytes are read, checked, and written to a new
+//! file, which is hashed on the way.
+//!
+//! The order of a rewrite, and what another order would do:
+//!
+//! 1. The new file is fsynced, then renamed to its sealed name, and the folder is fsynced. Renamed before the fsync, it
+//!    could be a sealed name with other bytes after a power cut.
+//! 2. Then the `.open` file is removed. Removed earlier, a power cut could leave neither file.
+//! 3. Then the flusher gets the batch. If it got it earlier, it could deliver the batch and remove its file while `.open`
+//!    is still there; after a crash the events would be sealed a second time.
+//!
+//! So a crash leaves the `.open` file alone, or both files with the same opening; recovery removes `.open` then.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -21,12 +30,13 @@ use crate::spool::folder::Folder;
 use crate::spool::home::is_full;
 use crate::spool::terms::SealReason;
 
-/// The pause between tries to seal a batch that the disk refuses.
+/// The pause between tries to seal a batch while the disk refuses.
 const RETRY_AFTER: Duration = if cfg!(test) { Duration::from_millis(1) } else { Duration::from_secs(1) };
-/// Batches that wait with their files open; more would take the descriptors that connections need.
+/// This many waiting batches keep their files open; more would take the descriptors that connections need.
 const OPEN_FILES_MAX: usize = 64;
-/// Batches that wait for the sealer before the writer waits, too: what they take in memory is bounded.
+/// When this many batches wait for the sealer, the writer waits, too, which bounds the memory that they take.
 const QUEUE_MAX: usize = 4096;
+/// How long it waits at most.
 const QUEUE_WAIT: Duration = Duration::from_secs(1);
 /// zstd's own default.
 const ZSTD_LEVEL: i32 = 3;
@@ -34,25 +44,25 @@ const ZSTD_LEVEL: i32 = 3;
 /// A batch that nothing is appended to any more.
 pub(super) struct Closed {
     pub(super) name: BatchName,
-    /// The plain bytes that count; the file may hold more when it is salvaged.
+    /// How many plain bytes are the batch's; a file whose fsync failed may have more.
     pub(super) bytes: u64,
-    /// 0: the file goes without a trace.
+    /// How many events. Where there are none, the file is removed and no batch is sealed.
     pub(super) records: u64,
-    /// Of the plain bytes.
+    /// The hash of the plain bytes.
     pub(super) sha256: Sha256,
     pub(super) reason: SealReason,
-    /// Where the writer had it open, and few others wait: the bytes are there even when somebody removes the name.
+    /// The file, if the writer had it open and few others wait. Its bytes can be read even when somebody removes the name.
     pub(super) file: Option<Box<dyn DiskFile>>,
     pub(super) refused: Refused,
-    /// The name and the bytes of the copy that an earlier try may have sealed.
-    pub(super) copy: Option<Box<(SealedName, u64)>>,
+    /// The name and the size of the rewritten file that an earlier try may have sealed.
+    pub(super) rewritten: Option<Box<(SealedName, u64)>>,
 }
 
-/// Who is to be told that their lines are not stored, once the file that may hold them is gone.
+/// Appends to be refused once no file has their lines any more.
 #[derive(Default)]
 pub(super) struct Refused {
     pub(super) refusals: Vec<(Reply, Outcome)>,
-    /// Their lines were cut off, though that may not outlive a power cut.
+    /// Their lines were cut off, though a power cut may bring them back.
     pub(super) is_cut: bool,
 }
 
@@ -62,25 +72,25 @@ impl Refused {
     }
 }
 
-/// Reads what a crash left open, and brings it into order.
+/// Reads a batch that a crash left open, and brings it into order.
 type Recover = Box<dyn FnMut(&Folder) -> io::Result<Option<Closed>> + Send>;
 
-/// What a crash left open.
+/// A batch that a crash left open.
 pub(super) enum LeftOpen {
     Read(Closed),
-    /// There was no room to bring it into order: to be tried until there is.
+    /// The disk had no room to bring it into order: this is tried until it has.
     Unread(Recover),
 }
 
 enum Request {
     Seal(Closed),
-    /// Seals what comes of it.
+    /// Brings a batch into order, then seals it.
     Recover(Recover),
-    /// Answered when all that was asked before is done.
+    /// Answered when all earlier requests are done.
     Drained(oneshot::Sender<()>),
 }
 
-/// The writer's end of the batches that wait for the sealer.
+/// The queue of batches that wait for the sealer.
 pub(super) struct Queue {
     requests: Sender<Request>,
     waiting: Arc<Backlog>,
@@ -105,8 +115,8 @@ impl Backlog {
 }
 
 impl Queue {
-    /// Hands a batch to the sealer. Waits for it for at most [`QUEUE_WAIT`] where too many wait already, so that what
-    /// is taken and what is compressed keep pace; a sealer that is stuck holds nothing up for longer.
+    /// Hands a batch to the sealer. Where too many wait already, waits for at most [`QUEUE_WAIT`], so that events aren't taken
+    /// faster than they are compressed. A sealer that is stuck delays the writer no longer than that.
     pub(super) fn seal(&self, mut closed: Closed) {
         let Backlog { sealed, .. } = &*self.waiting;
         let (mut batches, _) = sealed
@@ -117,11 +127,11 @@ impl Queue {
         }
         *batches += 1;
         drop(batches);
-        // The sealer ends after the writer.
+        // This never fails: the sealer ends after the writer.
         let _ = self.requests.send(Request::Seal(closed));
     }
 
-    /// `reply` is sent when all that was handed over before is sealed.
+    /// Sends `reply` when all batches that were handed over before are sealed.
     pub(super) fn when_drained(&self, reply: oneshot::Sender<()>) {
         let _ = self.requests.send(Request::Drained(reply));
     }
@@ -136,7 +146,7 @@ pub(super) fn start(folder: Arc<Folder>, left_open: Vec<LeftOpen>) -> Queue {
             LeftOpen::Read(closed) => Request::Seal(closed),
             LeftOpen::Unread(recover) => Request::Recover(recover),
         };
-        // Its receiver is here.
+        // This never fails: the receiver is above.
         let _ = requests.send(request);
     }
     let backlog = waiting.clone();
@@ -144,7 +154,7 @@ pub(super) fn start(folder: Arc<Folder>, left_open: Vec<LeftOpen>) -> Queue {
     Queue { requests, waiting }
 }
 
-/// Works off the requests until the writer is gone.
+/// Does the requests, until the writer has ended.
 fn run(folder: &Folder, requests: &Receiver<Request>, backlog: &Backlog) {
     for request in requests {
         match request {
@@ -166,22 +176,22 @@ fn run(folder: &Folder, requests: &Receiver<Request>, backlog: &Backlog) {
     }
 }
 
-/// Seals a batch, however often the disk refuses.
+/// Seals a batch; tries until the disk allows it.
 fn seal_in_the_end(folder: &Folder, mut closed: Closed, backlog: &Backlog) {
-    let mut told = false;
+    let mut is_logged = false;
     while let Err(error) = seal(folder, &mut closed) {
-        if !told {
+        if !is_logged {
             tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, %error, "a batch can't be sealed; trying again every second");
-            told = true;
+            is_logged = true;
         }
-        // A disk that takes nothing at all writes no copy of the cut lines either: no reason to let their
-        // senders wait until it is mended.
+        // Their senders need not wait until the disk works: the lines are cut off in the page cache, and a disk that takes
+        // nothing does not write them either.
         if closed.refused.is_cut {
             closed.refused.answer();
         }
         std::thread::sleep(RETRY_AFTER);
     }
-    if told {
+    if is_logged {
         tracing::info!(log_type = %folder.log_type, batch.name = %closed.name, "the batch is sealed now");
     }
     if closed.reason == SealReason::DiskError {
@@ -192,22 +202,22 @@ fn seal_in_the_end(folder: &Folder, mut closed: Closed, backlog: &Backlog) {
     folder.home().take_spare_file();
 }
 
-/// Seals one batch and hands it to the flusher. Repeated after an error it does what is left to do.
+/// Seals one batch and hands it to the flusher. Repeated after an error, it does what is left to do.
 fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
-    // No copy is made in a folder that is not the spool's.
+    // Makes sure that the path leads to the spool before anything is written there.
     folder.restore()?;
     let open = folder.path(&SpoolName::Open(closed.name));
     if closed.records == 0 {
         return folder.remove_empty(closed.name);
     }
-    // The system shows a later life what a failed fsync gave up, and no fsync of the same file brings it to the disk.
+    // After a failed fsync the system may still show bytes that are not on the disk, to the next process too, and no later
+    // fsync of the same file writes them. Only a new file does.
     let trusted = !matches!(closed.reason, SealReason::DiskError | SealReason::Recovery);
     let plain = closed.name.codec == Codec::None;
     if plain && trusted && seal_in_place(folder, closed, &open)? {
         return Ok(());
     }
-    // Asked for by its name: a listing may lack it.
-    let mut sealed_before = closed.copy.as_deref().copied();
+    let mut sealed_before = closed.rewritten.as_deref().copied();
     if let Some((name, _)) = sealed_before
         && folder.disk().identify(&folder.path(&SpoolName::Sealed(name)))?.is_none()
     {
@@ -217,24 +227,25 @@ fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
         folder.finish_seal(&name)?;
         (name, bytes)
     } else {
-        let copy = folder.dir.join(format!("{}.tmp", closed.name));
-        let copied = folder.home().without_copies(|| copy_checked(folder, &open, &copy, closed));
-        if copied.is_err() {
-            // What there is of it takes the room that events need.
-            folder.disk().remove(&copy)?;
+        let new = folder.dir.join(format!("{}.tmp", closed.name));
+        let rewritten = folder.home().without_copies(|| rewrite(folder, &open, &new, closed));
+        if rewritten.is_err() {
+            // The part that was written takes the room that events need.
+            folder.disk().remove(&new)?;
         }
-        match copied {
+        match rewritten {
             Ok(Some((sha256, bytes))) => {
                 let name = folder.next_name(closed.name, closed.records, sha256);
-                closed.copy = Some(Box::new((name, bytes)));
-                folder.seal(&copy, &name)?;
+                closed.rewritten = Some(Box::new((name, bytes)));
+                folder.seal(&new, &name)?;
                 (name, bytes)
             }
             Ok(None) => {
                 tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, events = closed.records, "a batch's file is gone or its bytes are not those that were written; what is left of it is in quarantine, see config/README.md#quarantined");
                 return folder.quarantine_unsealed(closed.name, closed.bytes, closed.records);
             }
-            // It may be that nothing but its delivery makes room for a copy, or that a file may not be so large any more.
+            // Where there is no room for a second file, or the limit on a file's size is lower now, only the delivery of the
+            // file as it is can help.
             Err(error)
                 if plain
                     && closed.reason == SealReason::Recovery
@@ -250,12 +261,12 @@ fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
     folder.usage().remove(folder.log_type, closed.bytes);
     folder.usage().add(folder.log_type, bytes);
     folder.count_sealed(closed.reason);
-    folder.announce(folder.hold(name, bytes));
+    folder.announce(folder.count_in(name, bytes));
     Ok(())
 }
 
-/// Gives the batch's own file its sealed name and hands it to the flusher. False when somebody removed the file; what
-/// the writer had open is left to copy from.
+/// Renames the batch's own file to its sealed name and hands it to the flusher. False when somebody removed the file: then
+/// the batch has to be rewritten from the file that the writer has open.
 fn seal_in_place(folder: &Folder, closed: &Closed, open: &Path) -> io::Result<bool> {
     let name = folder.next_name(closed.name, closed.records, closed.sha256);
     match folder.seal(open, &name) {
@@ -263,15 +274,15 @@ fn seal_in_place(folder: &Folder, closed: &Closed, open: &Path) -> io::Result<bo
         sealed => {
             sealed?;
             folder.count_sealed(closed.reason);
-            folder.announce(folder.hold(name, closed.bytes));
+            folder.announce(folder.count_in(name, closed.bytes));
             Ok(true)
         }
     }
 }
 
-/// Copies the batch's plain bytes through its codec; durable on return. `None` when they are gone, or not the
-/// bytes that were hashed as they were appended.
-fn copy_checked(folder: &Folder, from: &Path, to: &Path, closed: &mut Closed) -> io::Result<Option<(Sha256, u64)>> {
+/// Writes the batch's plain bytes to a new file through its codec, durably. `None` when the bytes are gone, or their hash
+/// is not the one of the bytes that were appended.
+fn rewrite(folder: &Folder, from: &Path, to: &Path, closed: &mut Closed) -> io::Result<Option<(Sha256, u64)>> {
     let disk = folder.disk();
     disk.remove(to)?;
     if closed.file.is_none() {
@@ -305,7 +316,7 @@ fn copy_checked(folder: &Folder, from: &Path, to: &Path, closed: &mut Closed) ->
     Ok(Some((target.hasher.finish(), target.bytes)))
 }
 
-/// A new file, hashed as it is written.
+/// A new file whose bytes are hashed as they are written.
 struct Target {
     file: Box<dyn DiskFile>,
     bytes: u64,

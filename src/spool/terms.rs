@@ -1,4 +1,4 @@
-//! The words of the spool: what it is told, what it tells, and why it refuses.
+//! The types in the spool's interface: its settings, what it returns, and its errors.
 
 use std::io;
 use std::path::PathBuf;
@@ -8,15 +8,15 @@ use std::time::Duration;
 use crate::batch::{BatchName, Codec, LogType, SealedName, Stage};
 use crate::spool::manifest::{Destination, LockError, ManifestError};
 
-/// Where files go that can't be read or are not what their name says. Never cleaned up by the daemon.
+/// The folder of files that can't be read or are not what their name says. The daemon never removes any of them.
 pub const QUARANTINE: &str = "quarantine";
 
-/// What the spool is told by the configuration.
+/// The part of the configuration that the spool needs.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The only folder written to.
+    /// The spool's folder. The spool writes nowhere else.
     pub dir: PathBuf,
-    /// Above it appends are refused.
+    /// The most that files of events may take; appends beyond it are refused.
     pub max_bytes: u64,
     /// A batch is sealed when it reaches this size.
     pub batch_max_bytes: u64,
@@ -33,21 +33,21 @@ pub struct Settings {
 /// A sealed batch on its way to S3.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// Whose chain it is a link of.
+    /// The log type whose chain it belongs to.
     pub log_type: LogType,
-    /// Its state, and all that never changes.
+    /// Its file's name, with its stage.
     pub name: SealedName,
     /// Size of the file, which is the object's body.
     pub bytes: u64,
-    /// Whether the name is durable; one that is not must not be relied on by a PUT.
+    /// Whether the name is durable. No PUT may be made before it is.
     pub durable: bool,
-    /// Whether S3 may have it. The stage [`Stage::Sending`](crate::batch::Stage) is what a crash leaves of this: there
-    /// it also stands for a PUT that was never made.
+    /// Whether an attempt may have stored it in S3. After a crash this is true for every [`Stage::Sending`], because the
+    /// name doesn't tell whether the PUT was made.
     pub may_have_arrived: bool,
 }
 
 impl Batch {
-    /// A batch whose name is durable.
+    /// A batch under a durable name.
     pub(super) fn new(log_type: LogType, name: SealedName, bytes: u64) -> Batch {
         Batch { log_type, name, bytes, durable: true, may_have_arrived: name.stage == Stage::Sending }
     }
@@ -62,28 +62,28 @@ pub struct Receipt {
     pub line: u64,
 }
 
-/// What the folders hold.
+/// What is in the spool's folders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LeftBehind {
     /// Files with events that are not in S3.
     pub batches: usize,
-    /// Files that were set aside.
+    /// Files in quarantine.
     pub quarantined: usize,
 }
 
-/// Why events were not taken. All but [`AppendError::TooLarge`] is temporary.
+/// Why events were not taken. All but [`AppendError::TooLarge`] are temporary.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum AppendError {
-    /// The log type's share would be passed.
+    /// The log type would take more than its share.
     #[error(
         "the spool is full: {log_type} holds {used_bytes} of the {share_bytes} bytes that it may take now (ENV0_S3_LOG_SPOOL_MAX_BYTES less what the other log type holds, or the tenth that is kept for it); see config/README.md#spool-high"
     )]
     Full {
-        /// Whose events were refused.
+        /// The log type whose events were refused.
         log_type: LogType,
-        /// In the spool, of this log type.
+        /// What this log type has in the spool.
         used_bytes: u64,
-        /// What they may come to.
+        /// What it may have now.
         share_bytes: u64,
     },
     /// Not even an empty spool would take them.
@@ -91,7 +91,7 @@ pub enum AppendError {
         "the spool never takes more than {limit_bytes} bytes of one log type (nine tenths of ENV0_S3_LOG_SPOOL_MAX_BYTES)"
     )]
     TooLarge {
-        /// The most.
+        /// The most that one log type may ever have.
         limit_bytes: u64,
     },
     /// The file system refused, or it took too long. One error may refuse the appends of many requests.
@@ -113,7 +113,7 @@ pub enum OpenError {
         /// The system's reason.
         source: io::Error,
     },
-    /// Another process has it.
+    /// Another process uses it.
     #[error(transparent)]
     Lock(#[from] LockError),
     /// Its manifest can't be used.
@@ -131,7 +131,7 @@ pub enum OpenError {
         /// Where the configuration wants them.
         configured: Box<Destination>,
     },
-    /// What a crash left can't be worked through.
+    /// What a crash left can't be brought into order.
     #[error("recovering {path}: {source}", path = path.display())]
     Recovery {
         /// The log type's folder.
@@ -148,11 +148,11 @@ pub(super) enum SealReason {
     Size,
     /// It reached its age.
     Age,
-    /// The daemon is asked to end.
+    /// The daemon ends, or seals all that is open.
     Shutdown,
-    /// Left open by a crash.
+    /// A crash left it open.
     Recovery,
-    /// Its file failed an fsync or a rollback.
+    /// An fsync of its file failed, or bytes could not be cut off again.
     DiskError,
 }
 

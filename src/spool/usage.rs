@@ -1,4 +1,4 @@
-//! The spool's limit: how many bytes each log type holds, and whether more fit.
+//! The spool's limit: how many bytes each log type has in it, and whether more fit.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,18 +7,18 @@ use crate::spool::copies::{BatchCopy, Copies};
 use crate::spool::terms::{AppendError, Settings};
 use crate::status::Timestamp;
 
-/// The other type's share: this part of the limit, which a log type can never take from it.
+/// One part in this many of the limit is always left to the other log type.
 const OTHERS_SHARE: u64 = 10;
 
-/// Room is said to be there again once this part of the limit is: a spool at its limit would else say so at every
-/// upload.
+/// A full spool counts as full until what was refused fits, and at least one part in this many of the limit is free.
+/// Otherwise a spool at its limit would log at every upload that it has room again.
 const ROOM_AGAIN_SHARE: u64 = 20;
 
-/// Bytes in the spool by log type, in files and promised to appends under way.
+/// Bytes in the spool by log type: in files, and taken by appends that are not written yet.
 #[derive(Debug)]
 pub struct Usage {
     limit_bytes: u64,
-    /// Where there is a CloudWatch lane: they have what is left of the limit.
+    /// With a CloudWatch lane: copies may take what events leave of the limit.
     copies: Option<Arc<Copies>>,
     state: Mutex<State>,
 }
@@ -29,32 +29,33 @@ struct State {
     full: ByType<Option<Full>>,
 }
 
-/// A log type that has refused events for want of room.
+/// A log type whose events were refused because the spool is full.
 #[derive(Debug, Clone, Copy)]
 struct Full {
     since: Timestamp,
-    /// What had no room.
+    /// The size of the last append that had no room.
     bytes: u64,
 }
 
 impl Usage {
-    /// With compression, room for the compressed copy of one batch is always kept.
+    /// With compression the limit is lower by one batch, so that there is always room to write its compressed file.
     pub(super) fn new(settings: &Settings, copies: Option<Arc<Copies>>) -> Usage {
         let copy = if settings.codec == Codec::None { 0 } else { settings.batch_max_bytes };
         Usage { limit_bytes: settings.max_bytes.saturating_sub(copy), copies, state: Mutex::default() }
     }
 
-    /// What all files together may hold.
+    /// What both log types' files together may take, in bytes.
     pub fn limit_bytes(&self) -> u64 {
         self.limit_bytes
     }
 
-    /// What a log type holds.
+    /// What a log type takes, in bytes.
     pub fn used_bytes(&self, log_type: LogType) -> u64 {
         self.lock().used[log_type]
     }
 
-    /// What a log type may hold now: the limit less what the other holds, or its share where that is more.
+    /// What a log type may take now, in bytes: the limit less what the other takes, or less the tenth that is always the
+    /// other's, where that is more.
     pub fn share_bytes(&self, log_type: LogType) -> u64 {
         self.share(&self.lock(), log_type)
     }
@@ -64,25 +65,25 @@ impl Usage {
         self.lock().full[log_type].map(|full| full.since)
     }
 
-    /// Says whether `bytes` more fit.
+    /// Fails where `bytes` more don't fit now; takes no room.
     pub fn check_room(&self, log_type: LogType, bytes: u64) -> Result<(), AppendError> {
         self.take(log_type, bytes, 0)
     }
 
-    /// Takes room for `bytes`; given back when it is dropped without [`Room::keep`].
+    /// Takes room for `bytes`. It is given back when it is dropped without [`Room::keep`].
     pub fn take_room(self: Arc<Self>, log_type: LogType, bytes: u64) -> Result<Room, AppendError> {
         self.take(log_type, bytes, bytes)?;
         Ok(Room { usage: self, log_type, bytes })
     }
 
-    /// Counts a file that is there, whatever the limit.
+    /// Counts a file that exists, whatever the limit.
     pub fn add(&self, log_type: LogType, bytes: u64) {
         let mut state = self.lock();
         state.used[log_type] += bytes;
         self.fit_copies(&state);
     }
 
-    /// Counts a copy in, which has what is left of the limit.
+    /// Adds a copy, then gives up the oldest ones that don't fit beside the events.
     pub(super) fn add_copy(&self, copy: BatchCopy) {
         if let Some(copies) = &self.copies {
             copies.add(copy);
@@ -96,7 +97,7 @@ impl Usage {
         }
     }
 
-    /// Counts a file that went, or the part that it shrank by.
+    /// Counts out a file that was removed, or the part by which it got shorter.
     pub fn remove(&self, log_type: LogType, bytes: u64) {
         let mut state = self.lock();
         let used = &mut state.used[log_type];
@@ -104,7 +105,7 @@ impl Usage {
         if state.full.values().all(Option::is_none) {
             return;
         }
-        // Of either type: what one gives back the other may have.
+        // For both log types, because what one gives back the other may take.
         let again = ByType::new(|log_type| {
             let (used, share) = (state.used[log_type], self.share(&state, log_type));
             let wanted = |full: &Full| full.bytes.max(self.limit_bytes / ROOM_AGAIN_SHARE).min(share);
@@ -117,7 +118,7 @@ impl Usage {
         }
     }
 
-    /// Takes room for `bytes`, where there is room for `wanted`.
+    /// Takes room for `bytes` if there is room for `wanted`.
     fn take(&self, log_type: LogType, wanted: u64, bytes: u64) -> Result<(), AppendError> {
         let mut state = self.lock();
         let share = self.share(&state, log_type);
@@ -164,12 +165,12 @@ pub struct Room {
 }
 
 impl Room {
-    /// Whose room it is.
+    /// The log type that has the room.
     pub fn log_type(&self) -> LogType {
         self.log_type
     }
 
-    /// The bytes are in a file now and count until that goes.
+    /// Keeps the room taken, because the bytes are in a file now; they count until that is removed.
     pub fn keep(mut self) {
         self.bytes = 0;
     }
@@ -177,7 +178,7 @@ impl Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        // Almost all room is kept: nothing to give back, and nobody to lock out.
+        // Almost all room is kept; then the lock isn't taken.
         if self.bytes > 0 {
             self.usage.remove(self.log_type, self.bytes);
         }
@@ -194,7 +195,7 @@ mod tests {
     const MINE: LogType = LogType::Deployments;
     const OTHER: LogType = LogType::Audits;
 
-    /// Of a spool that may hold 100 bytes in batches of 16.
+    /// The usage of a spool of 100 bytes with batches of 16.
     fn usage(codec: Codec) -> Arc<Usage> {
         let [endpoint, bucket, region, path] = [const { String::new() }; 4];
         let destination = Destination { endpoint, bucket, region, path };

@@ -1,8 +1,13 @@
-//! One thread a log type: append, group commit, acknowledge, close.
+//! One thread for each log type appends events to the open batch, fsyncs them, acknowledges them and closes the batch.
 //!
-//! Appends that arrive while an fsync runs wait in the channel and share the next one. An append
-//! belongs to this thread from the moment it is begun: a client that hangs up cannot cancel half a write, and
-//! nobody is told that it is not stored before that is so for good.
+//! Appends that arrive while an fsync runs wait in the channel and share the next one. Once the thread has begun with an
+//! append, only the thread decides what becomes of it: a client that hangs up can't cancel half a write.
+//!
+//! Both answers wait for the disk. With a power cut in between, the other order would break a promise:
+//!
+//! 1. `200` before the fsync: the client forgets the events, and the disk may not have them.
+//! 2. `503` before the written lines are cut off and the cut is fsynced: the client sends the events again, and the next
+//!    start finds them whole and stores them, too.
 
 use std::io;
 use std::sync::Arc;
@@ -25,15 +30,15 @@ use crate::spool::usage::Room;
 
 /// Appends up to this size are gathered into one write.
 const GATHER_BYTES: usize = 256 * 1024;
-/// Room for the group of a usual flood of small appends, made at once.
+/// The appends of a group for which memory is allocated at once; as many as usually come together.
 const USUAL_GROUP: usize = 64;
-/// An fsync covers at most this many bytes and a bit, so that no acknowledgement waits for all of a flood.
+/// An fsync covers at most this many bytes and one more append, so that no acknowledgement waits for all of a flood.
 const GROUP_MAX_BYTES: usize = 4 * 1024 * 1024;
-/// The disk begins with each piece of a group that is at least so large, while the rest is written and hashed.
+/// When this many bytes of a group are written, the disk begins with them while the rest is written and hashed.
 const WRITE_OUT_MIN_BYTES: u64 = 1024 * 1024;
-/// How often a disk that fails is tried again while nobody appends.
+/// How often a disk that fails is tried again while no event arrives.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// How often a disk is tried while nobody appends, so that a full one is known before an event meets it.
+/// How often a disk is tried while no event arrives, so that a full disk is known before the next event.
 const IDLE_PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The handle of a writer's thread.
@@ -45,7 +50,7 @@ pub(super) struct Writer {
 enum Request {
     Append(Append),
     Seal,
-    /// Closes for good; answered when all is sealed.
+    /// Refuses appends from now on; answered when all batches are sealed.
     Close(oneshot::Sender<()>),
 }
 
@@ -58,13 +63,13 @@ struct Append {
 }
 
 impl Append {
-    /// What to answer when none of it stays. Its room and memory are free before that is sent.
+    /// The refusal of this append. Its room and its memory are given back before the refusal is sent.
     fn refused(self, error: AppendError) -> (Reply, Outcome) {
         (self.reply, Err(error))
     }
 }
 
-/// Since when the thread has been at one piece of work; read by the liveness probe.
+/// Since when the thread has been busy with one piece of work; the liveness probe reads it.
 struct BusyClock {
     start: Instant,
     /// Milliseconds after `start`, or [`IDLE`].
@@ -92,7 +97,7 @@ impl BusyClock {
 }
 
 impl Writer {
-    /// Starts the log type's writer and sealer threads; what a crash left open is sealed first.
+    /// Starts the log type's writer and sealer threads. The sealer begins with what a crash left open.
     pub(super) fn start(folder: Arc<Folder>, settings: Settings, left_open: Vec<sealer::LeftOpen>) -> Writer {
         let (requests, receiver) = mpsc::channel();
         let sealer = sealer::start(folder.clone(), left_open);
@@ -111,7 +116,7 @@ impl Writer {
         Writer { requests, clock }
     }
 
-    /// Begins at once; the future it returns is done after the fsync that covers the lines.
+    /// Hands the lines to the writer at once. The returned future ends after the fsync that covers them.
     pub(super) fn append(
         &self,
         lines: Bytes,
@@ -120,17 +125,17 @@ impl Writer {
         claim: Arc<Claim<dyn Send + Sync>>,
     ) -> impl Future<Output = Outcome> + use<> {
         let (reply, waiting) = Reply::channel();
-        // A writer that is gone drops the reply.
+        // A writer that has ended drops the reply, which answers `Closed`.
         let _ = self.requests.send(Request::Append(Append { lines, records, room, reply, claim }));
         waiting.outcome()
     }
 
     pub(super) fn seal(&self) {
-        // A writer that is gone has sealed already.
+        // A writer that has ended has sealed its batch already.
         let _ = self.requests.send(Request::Seal);
     }
 
-    /// Asks at once; the future it returns is done when all is sealed.
+    /// Asks the writer to close at once. The returned future ends when all batches are sealed.
     pub(super) fn close(&self) -> impl Future<Output = ()> + use<> {
         let (reply, closed) = oneshot::channel();
         let _ = self.requests.send(Request::Close(reply));
@@ -142,12 +147,12 @@ impl Writer {
     }
 }
 
-/// The batch that is appended to.
+/// The batch that events are appended to.
 struct Open {
     name: BatchName,
     file: Box<dyn DiskFile>,
     since: Instant,
-    /// What was fsynced and acknowledged.
+    /// The bytes that were fsynced and acknowledged, not those that a group is writing.
     bytes: u64,
     records: u64,
     hasher: Sha256Hasher,
@@ -192,7 +197,7 @@ impl State {
         age.map_or(probe, |age| age.min(probe))
     }
 
-    /// Takes what is in the channel, and what is about to come, as one group.
+    /// Takes the requests that are in the channel, and those that are about to come, as one group.
     fn serve(&mut self, first: Request, requests: &Receiver<Request>) {
         let mut group = Vec::with_capacity(USUAL_GROUP);
         let mut bytes = 0;
@@ -217,8 +222,8 @@ impl State {
             next = match bytes {
                 GROUP_MAX_BYTES.. => None,
                 GATHER_BYTES.. => requests.try_recv().ok(),
-                // Small appends are about to come where others can run now; where the processor has
-                // nothing else to do, asking costs no time.
+                // Giving up the processor lets other threads send their small appends. Where no thread waits for it, this
+                // takes no time.
                 _ => requests.try_recv().ok().or_else(|| {
                     std::thread::yield_now();
                     requests.try_recv().ok()
@@ -233,7 +238,7 @@ impl State {
         let mut staged: Vec<Append> = Vec::with_capacity(group.len());
         let mut staged_bytes = 0;
         for append in group {
-            // Whoever sent it was refused already, or is gone, before it was begun.
+            // The request was withdrawn, or its client hung up, before a writer began with it.
             if !append.claim.begin(append.reply.is_awaited()) {
                 continue;
             }
@@ -246,8 +251,8 @@ impl State {
                 continue;
             }
             let len = append.lines.len() as u64;
-            let held = self.open.as_ref().map_or(0, |open| open.bytes) + staged_bytes;
-            if held > 0 && held + len > self.settings.batch_max_bytes {
+            let open_bytes = self.open.as_ref().map_or(0, |open| open.bytes) + staged_bytes;
+            if open_bytes > 0 && open_bytes + len > self.settings.batch_max_bytes {
                 self.flush(std::mem::take(&mut staged));
                 staged_bytes = 0;
                 self.close(SealReason::Size);
@@ -280,15 +285,15 @@ impl State {
     fn ensure_open(&mut self) -> io::Result<()> {
         if self.open.is_none() {
             let (name, file) = self.folder.open_batch()?;
-            self.tell_key_time();
+            self.log_key_time();
             let hasher = Sha256Hasher::default();
             self.open = Some(Open { name, file, since: Instant::now(), bytes: 0, records: 0, hasher });
         }
         Ok(())
     }
 
-    /// Says once that keys have a wrong time, and once that they have the right one again.
-    fn tell_key_time(&mut self) {
+    /// Logs once that keys have a wrong time, and once that they have the right one again.
+    fn log_key_time(&mut self) {
         let ahead = self.folder.key_time_ahead_seconds();
         if (ahead > 0) == self.key_time_is_ahead {
             return;
@@ -303,8 +308,8 @@ impl State {
         }
     }
 
-    /// Writes and fsyncs the staged appends to the open batch and acknowledges them; on an error
-    /// nothing of them stays.
+    /// Writes and fsyncs the staged appends to the open batch and acknowledges them. On an error cuts off what was written
+    /// and refuses them.
     fn flush(&mut self, staged: Vec<Append>) {
         let Some(open) = &mut self.open else { return };
         if staged.is_empty() {
@@ -320,17 +325,18 @@ impl State {
         };
         let started = Instant::now();
         if let Err(error) = open.file.sync() {
-            // NFS and quotas may say only now that there is no room: the rescue needs it, and what is sent again does.
+            // NFS and quotas may report only now that there is no room. The sealer needs room to rewrite the batch, and so do
+            // the events when they are sent again.
             if is_full(&error) {
                 self.folder.home().make_way(bytes);
             }
             return self.take_back(staged, error, Spoiled::ByAFailedFsync);
         }
-        self.folder.fsync_took(started.elapsed());
+        self.folder.record_fsync(started.elapsed());
         open.hasher = hasher;
         open.bytes += bytes;
-        // Before the answers: whoever has one finds its events in the figures.
-        self.folder.accepted(staged.iter().map(|append| append.records).sum());
+        // Before the answers, so that a client that has one finds its events in the figures.
+        self.folder.count_accepted(staged.iter().map(|append| append.records).sum());
         let mut line = open.records;
         let outcomes = staged.into_iter().map(|append| {
             append.room.keep();
@@ -340,25 +346,25 @@ impl State {
         });
         answers::give(outcomes);
         open.records = line;
-        self.recovered();
+        self.disk_works();
     }
 
-    /// Cuts off what was written behind the last good fsync and refuses the appends that it was written for: at
-    /// once where the disk has made the cut durable, otherwise when the sealer has brought the rest of the file to
-    /// safety. A start would take whole lines that it finds for acknowledged ones.
+    /// Cuts off what was written after the last good fsync, and refuses the appends whose lines that was. They are refused
+    /// at once if the disk made the cut durable, otherwise when the sealer has written the rest of the batch to a new file:
+    /// until then a start would find their lines whole and take them for acknowledged ones.
     fn take_back(&mut self, appends: Vec<Append>, error: io::Error, spoiled: Spoiled) {
         let Some(open) = &mut self.open else { return };
         let is_cut = open.file.truncate(open.bytes).is_ok();
-        let is_gone = is_cut && open.file.sync().is_ok();
+        let cut_is_durable = is_cut && open.file.sync().is_ok();
         let is_too_large = error.kind() == io::ErrorKind::FileTooLarge;
         let mut refusals = self.refusals(appends, error);
-        if is_gone {
+        if cut_is_durable {
             answers::give(std::mem::take(&mut refusals));
         }
-        if !is_gone || matches!(spoiled, Spoiled::ByAFailedFsync) {
+        if !cut_is_durable || matches!(spoiled, Spoiled::ByAFailedFsync) {
             self.hand_over(SealReason::DiskError, Refused { refusals, is_cut });
         } else if is_too_large {
-            // It would be so until the batch is old enough.
+            // Without this, every append would be refused until the batch is old enough to be sealed.
             self.close(SealReason::Size);
         }
     }
@@ -367,7 +373,7 @@ impl State {
         self.hand_over(reason, Refused::default());
     }
 
-    /// Hands the open batch to the sealer, which then answers those whose lines it still holds and should not.
+    /// Hands the open batch to the sealer, with the appends that it has to refuse once their lines are gone.
     fn hand_over(&mut self, reason: SealReason, refused: Refused) {
         let Some(open) = self.open.take() else { return };
         let Open { name, bytes, records, hasher, file, .. } = open;
@@ -375,7 +381,7 @@ impl State {
             self.folder.figures().salvages.fetch_add(1, Ordering::Release);
         }
         let sha256 = hasher.finish();
-        self.sealer.seal(Closed { name, bytes, records, sha256, reason, file: Some(file), refused, copy: None });
+        self.sealer.seal(Closed { name, bytes, records, sha256, reason, file: Some(file), refused, rewritten: None });
     }
 
     fn refuse(&mut self, appends: impl IntoIterator<Item = Append>, error: io::Error) {
@@ -383,7 +389,7 @@ impl State {
         answers::give(refusals);
     }
 
-    /// Tells the operator that the disk fails, and what to answer the appends; their room and memory are free.
+    /// Logs that the disk fails, if it did not before, and returns the appends' refusals. Gives their room and memory back.
     fn refusals(&mut self, appends: impl IntoIterator<Item = Append>, error: io::Error) -> Vec<(Reply, Outcome)> {
         if self.failing_since.is_none() {
             self.failing_since = Some(Instant::now());
@@ -394,7 +400,8 @@ impl State {
         appends.into_iter().map(|append| append.refused(AppendError::Disk(error.clone()))).collect()
     }
 
-    fn recovered(&mut self) {
+    /// Logs that the disk works again, if it failed.
+    fn disk_works(&mut self) {
         if let Some(since) = self.failing_since.take() {
             self.folder.set_failing(None);
             let outage = since.elapsed().as_secs();
@@ -402,13 +409,13 @@ impl State {
         }
     }
 
-    /// Finds out whether the disk works, without an event at stake.
+    /// Finds out whether the disk works, without writing an event.
     fn probe(&mut self) {
         if self.ready().is_err() {
             return;
         }
         match self.folder.probe() {
-            Ok(()) => self.recovered(),
+            Ok(()) => self.disk_works(),
             Err(error) => self.refuse([], error),
         }
     }
@@ -418,11 +425,11 @@ impl State {
 #[derive(Clone, Copy)]
 enum Spoiled {
     No,
-    /// The system takes the pages of a failed fsync for written: no later fsync of the file says what is on the disk.
+    /// After a failed fsync the system takes the file's pages for written, so no later fsync tells what is on the disk.
     ByAFailedFsync,
 }
 
-/// Writes the appends one after the other at `offset`, hashing what it writes; the bytes written.
+/// Writes the appends one after the other from `offset` on and hashes what it writes; returns how many bytes.
 fn write(file: &mut dyn DiskFile, offset: u64, appends: &[Append], hasher: &mut Sha256Hasher) -> io::Result<u64> {
     let mut end = offset;
     let mut begun = offset;

@@ -52,8 +52,7 @@ fn a_spool_that_cannot_be_made_is_told_with_the_systems_reason_once() {
     std::fs::write(&file, "").unwrap();
     let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", file.join("spool").to_str().unwrap());
     for command in ["run", "drain"] {
-        let output = setup.command(command).output().unwrap();
-        let told = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        let told = setup.run(command).stderr;
         assert_eq!(told.matches("os error 20").count(), 1, "{command}: {told}");
     }
 }

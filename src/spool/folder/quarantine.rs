@@ -1,28 +1,30 @@
-//! Quarantine: where files go that can't be read or are not what their name says, and the gaps in the
-//! chain that this makes.
+//! Quarantine: files that can't be read, or that are not what their name says, are moved there. Each sealed batch among
+//! them leaves a gap in the chain.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
-use super::Folder;
 use crate::batch::{BatchName, SealedName, SpoolName, Stage};
+use crate::spool::folder::Folder;
 use crate::spool::terms::Batch;
 
-/// Added to a quarantined batch's name when a delivered object has told of the gap.
-const TOLD: &str = ".told";
-/// Files of one name that quarantine takes.
+/// Ending of a quarantined batch's file once a delivered object names the gap in its metadata.
+const REPORTED: &str = ".told";
+/// How many files of the same name quarantine takes.
 const TAKEN_NAMES_MAX: u32 = 1000;
 
 impl Folder {
-    /// Sets a batch aside that is not what its name says. Its number becomes a gap that the objects
-    /// after it tell of.
+    /// Moves a batch to quarantine that is not what its name says. Its number becomes a gap, which the metadata of later
+    /// objects names.
     ///
-    /// The chain's head leaves an empty `.sent` behind, so that its number is not given out again.
-    /// Repeated after an error it does what is left to do.
+    /// The chain's head first leaves an empty `.sent`. In the other order, a crash in between would leave no file with
+    /// the head's number, and the next batch would get that number a second time.
+    ///
+    /// Repeated after an error, it does what is left to do.
     ///
     /// # Errors
-    /// The disk refuses, or the spool's path leads elsewhere: nothing is wrong with a file that is missing there.
+    /// The disk refuses, or the spool's path leads elsewhere: a file that is missing there is not damaged.
     pub fn quarantine(&self, batch: &Batch) -> io::Result<()> {
         self.home.confirm()?;
         {
@@ -36,12 +38,12 @@ impl Folder {
         state.unsent.remove(&batch.name.batch.opened);
         state.gaps.insert(batch.name.sequence);
         drop(state);
-        self.gone(batch);
+        self.count_out(batch);
         self.figures.quarantined.fetch_add(batch.name.records, Ordering::Relaxed);
         Ok(())
     }
 
-    /// The chain's head without its bytes; the caller holds the head's transition.
+    /// Makes an empty file that keeps the chain's head. The caller has locked `head_transition`.
     pub(super) fn keep_head(&self, head: SealedName) -> io::Result<()> {
         self.with_remedy(|| self.create_head(head))?;
         self.state().head.sent = Some(head);
@@ -52,8 +54,14 @@ impl Folder {
         self.home.quarantine_dir().join(format!("{}_{name}", self.log_type))
     }
 
-    /// Moves a file to quarantine under the log type's and its own name, durably; a name that is taken gets a
-    /// number. For a file that somebody removed an empty one stands there, so that a gap is told after a crash too.
+    /// Moves a file to quarantine, durably, under the log type's and its own name; a name that exists there gets a number.
+    /// For a file that somebody removed an empty one is made, so that a gap is also reported after a crash.
+    ///
+    /// The new name is fsynced before the old one's removal:
+    ///
+    /// 1. Quarantine fsynced, then the log type's folder. A power cut in between leaves the file in both places or in
+    ///    quarantine alone.
+    /// 2. The other way round, a power cut in between may leave the file in neither.
     pub(in crate::spool) fn move_to_quarantine(&self, from: &Path, name: &str) -> io::Result<()> {
         let first = self.quarantine_path(name);
         let numbered = (1..TAKEN_NAMES_MAX).map(|number| self.quarantine_path(&format!("{name}.{number}")));
@@ -61,7 +69,7 @@ impl Folder {
         let to = std::iter::once(first.clone()).chain(numbered).find(is_free).ok_or(io::ErrorKind::AlreadyExists)?;
         self.with_remedy(|| {
             match self.home.disk.rename(from, &to) {
-                // An earlier try may have got as far as the rename.
+                // An earlier try may have renamed it already.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     if is_free(&first) {
                         self.home.disk.create(&first)?;
@@ -79,26 +87,26 @@ impl Folder {
         self.home.disk.list(&self.home.quarantine_dir()).map_or(0, |files| files.iter().map(|(_, bytes)| bytes).sum())
     }
 
-    /// Reads the gaps that quarantine holds and no object has told of.
+    /// Reads the gaps from quarantine that no object names yet.
     pub(in crate::spool) fn read_gaps(&self) -> io::Result<()> {
         let prefix = format!("{}_", self.log_type);
         let files = self.home.disk.list(&self.home.quarantine_dir())?;
-        let untold = files.iter().filter_map(|(name, _)| match name.strip_prefix(&prefix)?.parse() {
+        let unreported = files.iter().filter_map(|(name, _)| match name.strip_prefix(&prefix)?.parse() {
             Ok(SpoolName::Sealed(name)) => Some(name.sequence),
             _ => None,
         });
-        self.state().gaps.extend(untold);
+        self.state().gaps.extend(unreported);
         Ok(())
     }
 
-    /// The quarantined sequence numbers that a PUT has to tell of, rising.
+    /// The numbers of quarantined batches that the next PUT has to name, rising.
     pub fn gaps(&self) -> Vec<u64> {
         self.state().gaps.iter().copied().collect()
     }
 
-    /// An object that was stored with certainty has told of these gaps.
-    pub fn gaps_told(&self, told: &[u64]) -> io::Result<()> {
-        if told.is_empty() {
+    /// Marks gaps as reported, because an object that was stored with certainty names them.
+    pub fn mark_reported(&self, reported: &[u64]) -> io::Result<()> {
+        if reported.is_empty() {
             return Ok(());
         }
         self.home.confirm()?;
@@ -107,23 +115,23 @@ impl Folder {
         for (file, _) in self.with_remedy(|| self.home.disk.list(&folder))? {
             let name = file.strip_prefix(&prefix).and_then(|name| name.parse().ok());
             if let Some(SpoolName::Sealed(name)) = name
-                && told.contains(&name.sequence)
+                && reported.contains(&name.sequence)
             {
-                let told = folder.join(format!("{file}{TOLD}"));
-                self.home.with_room(|| self.home.disk.rename(&folder.join(&file), &told))?;
+                let marked = folder.join(format!("{file}{REPORTED}"));
+                self.home.with_room(|| self.home.disk.rename(&folder.join(&file), &marked))?;
             }
         }
         self.home.disk.sync_dir(&folder)?;
-        self.state().gaps.retain(|gap| !told.contains(gap));
+        self.state().gaps.retain(|gap| !reported.contains(gap));
         Ok(())
     }
 
-    /// Sets a batch aside that has no number yet; so it leaves no gap.
+    /// Moves a batch to quarantine that has no number yet, so it leaves no gap.
     pub(in crate::spool) fn quarantine_unsealed(&self, name: BatchName, bytes: u64, records: u64) -> io::Result<()> {
         self.home.confirm()?;
         let open = SpoolName::Open(name);
         self.move_to_quarantine(&self.path(&open), &open.to_string())?;
-        self.forget(name, bytes);
+        self.count_out_unsealed(name, bytes);
         self.figures.spooled.fetch_sub(records, Ordering::Relaxed);
         self.figures.quarantined.fetch_add(records, Ordering::Relaxed);
         Ok(())

@@ -70,7 +70,7 @@ fn copies_are_given_out_oldest_first_across_a_restart_and_go_when_they_are_sent(
         let (copy, bytes) = oldest(&world);
         assert_eq!(bytes, line(id).as_bytes());
         copies(&world).delivered(&copy);
-        assert_eq!((copies(&world).holds(&copy), file_count(&world) as u64), (false, 2 - id));
+        assert_eq!((copies(&world).contains(&copy), file_count(&world) as u64), (false, 2 - id));
         world.crash(Cut::Kill);
     }
     assert_eq!(copies(&world).oldest(TYPE), None);
@@ -207,7 +207,7 @@ fn a_copy_that_is_given_up_is_removed_and_counted_however_often_the_disk_refuses
         if refused { Effect::Fail(Errno::IO) } else { Effect::Pass }
     });
     copies(&world).give_up(&copy, GivenUp::Unreadable);
-    assert!(!copies(&world).holds(&copy));
+    assert!(!copies(&world).contains(&copy));
     world.wait_until("it is gone", |world| file_count(world) == 0 && copies(world).skipped_events(TYPE) == 1);
 }
 

@@ -238,7 +238,7 @@ fn a_removal_that_fails_is_repeated_without_another_put() {
     world.disk.fail(Op::Remove, ".sending", Errno::IO);
     folder.delivered(&mut batch).unwrap_err();
     world.disk.heal();
-    folder.delivered(&mut batch).unwrap();
+    world.delivered(&mut batch).unwrap();
     assert_eq!(world.files().len(), 1, "{:?}", world.files());
 }
 
@@ -293,7 +293,7 @@ fn a_delivery_that_the_disk_refuses_is_told_and_one_whose_file_is_gone_is_done()
     world.disk.fail_once(Op::Rename, ".sent", Errno::IO);
     folder.delivered(&mut batch).unwrap_err();
     world.disk.take(&world.file(".sending"));
-    folder.delivered(&mut batch).unwrap();
+    world.delivered(&mut batch).unwrap();
     world.crash(Cut::Strict);
     assert_eq!((world.folder().head().sequence, world.waiting.len()), (1, 0));
 }
