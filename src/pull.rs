@@ -18,6 +18,7 @@ mod report;
 mod round;
 pub mod settle;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -33,10 +34,10 @@ use crate::credentials::Credentials;
 use crate::network::Network;
 use crate::oidc::Verifier;
 use crate::protocols::body::Limits;
-use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind};
+use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind, List};
 use crate::pull::audits::{AuditMemory, Audits};
 use crate::pull::deployments::{DeploymentMemory, Deployments, HandOver};
-use crate::pull::place::{Place, PlaceError, Shared, Stopped};
+use crate::pull::place::{Place, PlaceError, Shared};
 use crate::pull::report::Report;
 use crate::pull::round::RoundError;
 use crate::pull::settle::Settled;
@@ -70,6 +71,14 @@ struct Parts {
     config: Config,
     network: Network,
     hand_over: HandOver,
+}
+
+/// The pulls that were begun. Ended when dropped.
+#[derive(Default)]
+struct Begun {
+    organizations: BTreeSet<String>,
+    signs: Vec<alone::Sign>,
+    pulls: JoinSet<()>,
 }
 
 impl Puller {
@@ -134,53 +143,56 @@ impl Puller {
 
 impl Parts {
     async fn run(self) {
-        let Ok(organizations) = self.organizations().await else { return };
-        self.settled.wait().await;
-        let sign = |organization: &String| alone::show_sign(&self.config, &self.pull, organization);
-        let _signs: Vec<_> = organizations.iter().map(sign).collect();
-        let mut pulls = JoinSet::new();
-        for organization in &organizations {
-            for log_type in &self.pull.types {
-                let report = Report::new(*log_type, organization);
-                self.reports.lock().unwrap_or_else(PoisonError::into_inner).push(report.clone());
-                pulls.spawn(self.clone().pull(*log_type, organization.clone(), report));
-            }
+        let mut begun = Begun::default();
+        match &self.pull.organization_ids[..] {
+            [] => self.begin_seen(&mut begun).await,
+            configured => configured.iter().for_each(|organization| self.begin(&mut begun, organization)),
         }
-        while pulls.join_next().await.is_some() {}
+        while begun.pulls.join_next().await.is_some() {}
     }
 
-    /// The configured organizations, or those that the key sees.
-    async fn organizations(&self) -> Result<Vec<String>, Stopped> {
-        if !self.pull.organization_ids.is_empty() {
-            return Ok(self.pull.organization_ids.clone());
+    /// Begins to pull from `organization`, if that was not done before.
+    fn begin(&self, begun: &mut Begun, organization: &str) {
+        if !begun.organizations.insert(organization.to_owned()) {
+            return;
         }
+        begun.signs.push(alone::show_sign(&self.config, &self.pull, organization));
+        for log_type in &self.pull.types {
+            let report = Report::new(*log_type, organization);
+            self.reports.lock().unwrap_or_else(PoisonError::into_inner).push(report.clone());
+            begun.pulls.spawn(self.clone().pull(*log_type, organization.to_owned(), report));
+        }
+    }
+
+    /// Begins to pull from each organization that the key sees. Asks as long as env0's answer is not what it documents.
+    async fn begin_seen(&self, begun: &mut Begun) {
         let reports: Vec<_> = self.pull.types.iter().map(|log_type| Report::new(*log_type, "")).collect();
         // Until env0 names an organization, nothing is pulled, so the position stays at the start.
         reports.iter().for_each(|report| report.position(self.started_at.timestamp_millis()));
-        *self.reports.lock().unwrap_or_else(PoisonError::into_inner) = reports.clone();
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).extend(reports.iter().cloned());
         let mut ticks = ticks(self.pull.interval);
         loop {
             tokio::select! {
-                () = self.stop.cancelled() => return Err(Stopped),
+                () = self.stop.cancelled() => return,
                 _ = ticks.tick() => {}
             }
-            let organizations = tokio::select! {
-                () = self.stop.cancelled() => return Err(Stopped),
-                organizations = organizations(&self.api) => organizations,
+            let seen = tokio::select! {
+                () = self.stop.cancelled() => return,
+                seen = organizations(&self.api) => seen,
             };
-            match organizations {
-                Ok(organizations) => {
-                    reports.iter().for_each(|report| report.works_again());
-                    self.reports.lock().unwrap_or_else(PoisonError::into_inner).clear();
-                    return Ok(organizations);
-                }
-                Err(error) => reports.iter().for_each(|report| report.failed(&error)),
-            }
+            let (organizations, error) = seen.unwrap_or_else(|error| (Vec::new(), Some(error)));
+            organizations.iter().for_each(|organization| self.begin(begun, organization));
+            let Some(error) = error else { break };
+            reports.iter().for_each(|report| report.failed(&error));
         }
+        reports.iter().for_each(|report| report.works_again());
+        let mut shown = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.retain(|report| reports.iter().all(|done| !Arc::ptr_eq(report, done)));
     }
 
     /// Pulls one log type from one organization until the process ends.
     async fn pull(self, log_type: LogType, organization: String, report: Arc<Report>) {
+        self.settled.wait().await;
         let mut ticks = ticks(self.pull.interval);
         let mut pull: Option<Pull> = None;
         loop {
@@ -264,7 +276,7 @@ pub async fn explained(api: &Api, organization: &str, error: ApiError) -> ApiErr
         return error;
     }
     let kind = match organizations(api).await {
-        Ok(seen) if !seen.iter().any(|id| id == organization) => ErrorKind::OtherOrganization(seen.join(", ")),
+        Ok((seen, _)) if !seen.iter().any(|id| id == organization) => ErrorKind::OtherOrganization(seen.join(", ")),
         Err(ApiError { kind: ErrorKind::AllForbidden, .. }) => ErrorKind::AllForbidden,
         _ => ErrorKind::Forbidden,
     };
@@ -288,24 +300,23 @@ struct Organization {
     id: String,
 }
 
-/// The organizations that the key sees.
+/// The organizations that the key sees, and what is missing in the first record that is not an organization's.
 ///
 /// # Errors
-/// The request failed, the key sees no organization, or an id in the answer is not an env0 id.
-pub async fn organizations(api: &Api) -> Result<Vec<String>, ApiError> {
+/// The request failed, or the key sees no organization.
+pub async fn organizations(api: &Api) -> Result<(Vec<String>, Option<ApiError>), ApiError> {
     let answer = api.get(Endpoint::Organizations, &["organizations"], &[]).await;
     let answer: Answer = answer.map_err(|error| match error.kind {
         // Every role may ask for this.
         ErrorKind::Forbidden => error.because(ErrorKind::AllForbidden),
         _ => error,
     })?;
-    let organizations: Vec<Organization> = answer.parse()?;
-    if organizations.is_empty() {
+    let list: List<Organization> = answer.list()?;
+    if list.elements == 0 {
         return Err(answer.malformed("it holds no organization, so the key sees none"));
     }
-    let ids = config::distinct(organizations.into_iter().map(|organization| organization.id).collect());
-    match ids.iter().all(|id| config::is_env0_id(id)) {
-        true => Ok(ids),
-        false => Err(answer.malformed("the id of an organization is none")),
-    }
+    let ids = config::distinct(list.records.into_iter().map(|organization| organization.id).collect());
+    let (ids, odd): (Vec<String>, Vec<String>) = ids.into_iter().partition(|id| config::is_env0_id(id));
+    let odd = odd.first().map(|_| answer.malformed("the id of an organization is none"));
+    Ok((ids, list.bad.or(odd)))
 }

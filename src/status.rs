@@ -214,6 +214,9 @@ pub struct PullStatus {
     pub events_cut: u64,
     /// What was no event, and is not stored.
     pub events_refused: u64,
+    /// Environments, deployments and steps that env0 answered 404 for, counted up to 1,000.
+    #[serde(default)]
+    pub gone: u64,
     /// The end of the last round that brought all there was.
     pub last_round: Option<Timestamp>,
     /// How long that round took.

@@ -1,5 +1,6 @@
 //! The steps that try an env0 API key: one request of each kind.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -11,12 +12,16 @@ use crate::batch::LogType;
 use crate::config::{self, Config};
 use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
 use crate::network::Network;
-use crate::pull::api::{Api, ApiError, Endpoint, ErrorKind};
+use crate::pull::api::{Api, ApiError, Endpoint, ErrorKind, List, PageSize, REPEATED};
 use crate::pull::{explained, organizations};
 
 const KEY: &str = "api-key";
 /// env0 gives no more in one page.
 const PAGE_MAX: usize = 100;
+const ENVIRONMENTS: &str = "pull-environments";
+const LOGS: &str = "pull-logs";
+/// env0's limit for one address, method and path.
+const LIMIT_A_MINUTE: u64 = 1000;
 
 pub(super) async fn steps(config: &Config) -> Vec<Step> {
     let Some(pull) = &config.pull else { return Vec::new() };
@@ -26,7 +31,7 @@ pub(super) async fn steps(config: &Config) -> Vec<Step> {
         Ok(api) => api,
         Err(error) => return vec![Step::fail(KEY, CONFIG, error, "correct the variable")],
     };
-    let seen = match organizations(&api).await {
+    let (seen, bad) = match organizations(&api).await {
         Ok(seen) => seen,
         Err(error) => return vec![failed(KEY, &error)],
     };
@@ -35,12 +40,13 @@ pub(super) async fn steps(config: &Config) -> Vec<Step> {
         configured => configured.to_vec(),
     };
     let mut steps = vec![Step::ok(KEY, format!("{} is known to env0; it sees {}", pull.key_id, seen.join(", ")))];
+    steps.extend(bad.map(|error| failed(KEY, &error)));
     for id in &ids {
         if pull.types.contains(&LogType::Audits) {
             steps.push(audits(&api, id).await);
         }
         if pull.types.contains(&LogType::Deployments) {
-            steps.push(deployments(&api, id, pull).await);
+            steps.extend(deployments(&api, id, pull).await);
         }
         steps.push(forwarding(&api, id).await);
     }
@@ -80,13 +86,16 @@ async fn audits(api: &Api, organization: &str) -> Step {
 }
 
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Environment {
     id: String,
+    latest_deployment_log_id: Option<String>,
 }
 
 /// A deployment's record, of which only the presence of a token is looked at.
 #[derive(Deserialize)]
 struct Deployment {
+    id: String,
     #[serde(rename = "customEnv0EnvironmentVariables")]
     variables: Option<Variables>,
 }
@@ -101,53 +110,116 @@ impl Deployment {
     /// env0 documents the token, but need not fill it in.
     fn words(&self) -> &'static str {
         match self.variables.as_ref().and_then(|variables| variables.oidc_token.as_ref()) {
-            Some(_) => "; a deployment's record has an OIDC token, so the pull brings its own",
-            None => "; a deployment's record has no OIDC token, so it has to come another way",
+            Some(_) => "its record has an OIDC token, so the pull brings its own",
+            None => "its record has no OIDC token, so it has to come another way",
         }
     }
 }
 
-async fn deployments(api: &Api, organization: &str, pull: &config::Pull) -> Step {
-    const NAME: &str = "pull-logs";
+#[derive(Deserialize)]
+struct LogStep {
+    name: String,
+    status: String,
+}
+
+#[derive(Deserialize)]
+struct LogPage {
+    #[serde(rename = "events")]
+    _events: Vec<IgnoredAny>,
+}
+
+/// The environments that a round lists.
+struct Round {
+    environments: Vec<Environment>,
+    pages: usize,
+    took: Duration,
+}
+
+async fn deployments(api: &Api, organization: &str, pull: &config::Pull) -> Vec<Step> {
+    let round = match list_environments(api, organization).await {
+        Ok(round) => round,
+        Err(error) => return vec![failed(ENVIRONMENTS, &explained(api, organization, error).await)],
+    };
+    let of_round = judge(&round, organization, pull.interval);
+    let of_logs = match try_logs(api, &round.environments).await {
+        Ok(tried) => Step::ok(LOGS, format!("{organization}: {tried}")),
+        Err(error) => failed(LOGS, &explained(api, organization, error).await),
+    };
+    vec![of_round, of_logs]
+}
+
+async fn list_environments(api: &Api, organization: &str) -> Result<Round, ApiError> {
     let started = Instant::now();
-    let listed = async {
-        let mut environments: Vec<Environment> = Vec::new();
-        let mut pages = 0;
-        loop {
-            let offset = environments.len().to_string();
-            let query = [("organizationId", organization), ("limit", "100"), ("offset", &*offset)];
-            let answer = api.get(Endpoint::Environments, &["environments"], &query).await?;
-            let page: Vec<Environment> = answer.parse()?;
-            let full = page.len() >= PAGE_MAX;
-            environments.extend(page);
-            pages += 1;
-            if !full {
-                break;
-            }
+    let size = PageSize::between(1, PAGE_MAX);
+    let (mut environments, mut ids): (Vec<Environment>, _) = (Vec::new(), HashSet::new());
+    let (mut listed, mut pages) = (0, 0);
+    loop {
+        let offset = listed.to_string();
+        let query = [("organizationId", organization), ("includeSubEnvironments", "true"), ("offset", &*offset)];
+        let (answer, limit) = api.page(Endpoint::Environments, &["environments"], &query, &size).await?;
+        let page: List<Environment> = answer.list()?;
+        if let Some(bad) = page.bad {
+            return Err(bad);
         }
-        let mut token = "";
-        if let Some(first) = environments.first() {
-            let path = ["environments", &*first.id, "deployments"];
-            let answer = api.get(Endpoint::Deployments, &path, &[("limit", "1"), ("offset", "0")]).await?;
-            let latest: Vec<Deployment> = answer.parse()?;
-            token = latest.first().map(Deployment::words).unwrap_or_default();
+        let before = environments.len();
+        environments.extend(page.records.into_iter().filter(|environment| ids.insert(environment.id.clone())));
+        (listed, pages) = (listed + page.elements, pages + 1);
+        if page.elements < limit {
+            return Ok(Round { environments, pages, took: started.elapsed() });
         }
-        Ok::<_, ApiError>((environments.len(), pages, token))
-    };
-    let (environments, pages, token) = match listed.await {
-        Ok(listed) => listed,
-        Err(error) => return failed(NAME, &explained(api, organization, error).await),
-    };
-    let took = started.elapsed();
-    let detail = format!(
-        "{organization}: {environments} environments in {pages} requests of {} ms in all, every {} s{token}",
-        took.as_millis(),
-        pull.interval.as_secs()
-    );
-    if took > pull.interval.max(Duration::from_secs(1)) {
-        return Step::warn(NAME, detail, "a round takes longer than ENV0_S3_LOG_PULL_INTERVAL: raise it");
+        if environments.len() == before {
+            return Err(answer.malformed(REPEATED));
+        }
     }
-    Step::ok(NAME, detail)
+}
+
+/// How long a round takes, and what part of env0's limit.
+fn judge(round: &Round, organization: &str, interval: Duration) -> Step {
+    let Round { environments, pages, took } = round;
+    let (count, seconds) = (environments.len(), interval.as_secs().max(1));
+    let a_minute = (*pages as u64 * 60).div_ceil(seconds);
+    let detail = format!(
+        "{organization}: {count} environments in {pages} requests of {} ms in all, every {seconds} s: {a_minute} of the \
+         {LIMIT_A_MINUTE} requests a minute that env0 allows for this list; beside it each environment's deployments \
+         once an hour ({} requests a minute), and two requests for each deployment that runs",
+        took.as_millis(),
+        count.div_ceil(60),
+    );
+    if a_minute >= LIMIT_A_MINUTE {
+        return Step::warn(ENVIRONMENTS, detail, "it is over env0's limit: raise ENV0_S3_LOG_PULL_INTERVAL");
+    }
+    if *took > interval.max(Duration::from_secs(1)) {
+        let remedy = "a round takes longer than ENV0_S3_LOG_PULL_INTERVAL: raise it";
+        return Step::warn(ENVIRONMENTS, detail, remedy);
+    }
+    Step::ok(ENVIRONMENTS, detail)
+}
+
+/// Asks for one environment's deployments, for the steps of the latest, and for the log of one step.
+async fn try_logs(api: &Api, environments: &[Environment]) -> Result<String, ApiError> {
+    let deployed = environments.iter().find(|environment| environment.latest_deployment_log_id.is_some());
+    let Some(environment) = deployed.or(environments.first()) else {
+        return Ok("there is no environment yet, so no log was tried".to_owned());
+    };
+    let path = ["environments", &*environment.id, "deployments"];
+    let (answer, _) = api.page(Endpoint::Deployments, &path, &[("offset", "0")], &PageSize::between(1, 1)).await?;
+    let latest: Vec<Deployment> = answer.parse()?;
+    let Some(latest) = latest.first() else {
+        return Ok("deployments are readable; there is none yet, so no log was tried".to_owned());
+    };
+    let words = latest.words();
+    let steps = api.get(Endpoint::Steps, &["deployments", &latest.id, "steps"], &[]).await?.parse::<Vec<LogStep>>()?;
+    let Some(step) = steps.iter().find(|step| step.status != "NOT_STARTED") else {
+        return Ok(format!("deployments and steps are readable; no step has begun, so no log was tried; {words}"));
+    };
+    let path = ["deployments", &*latest.id, "steps", &*step.name, "log"];
+    match api.get(Endpoint::StepLog, &path, &[]).await {
+        Ok(answer) => drop(answer.parse::<LogPage>()?),
+        // A step without a log answers so; the key may ask for it.
+        Err(error) if matches!(error.kind, ErrorKind::Refused(400) | ErrorKind::Gone) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(format!("deployments, their steps and logs are readable (tried with deployment {}); {words}", latest.id))
 }
 
 #[derive(Deserialize)]
@@ -166,7 +238,10 @@ async fn forwarding(api: &Api, organization: &str) -> Step {
     const NAME: &str = "forwarding";
     let path = ["log-forwarding", "configurations"];
     let answer = api.get(Endpoint::Forwarding, &path, &[("organizationId", organization)]).await;
-    let listed = answer.and_then(|answer| answer.parse::<Vec<Forwarding>>());
+    let listed = answer.and_then(|answer| {
+        let list: List<Forwarding> = answer.list()?;
+        list.bad.map_or(Ok(list.records), Err)
+    });
     let on = match listed {
         Ok(listed) => listed.into_iter().filter(|one| one.audit_log_forwarding || one.deployment_log_forwarding),
         // Only `check` looks at it: the pull itself needs no such permission.

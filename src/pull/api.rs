@@ -31,7 +31,7 @@ use crate::pull::api::error::{ANSWER_MAX_BYTES, Asked, WRONG_PATH_MESSAGE};
 pub use crate::pull::api::error::{ApiError, Endpoint, ErrorKind};
 use crate::pull::api::key::{Key, KeyHolder};
 use crate::pull::api::pace::Pace;
-pub use crate::pull::api::pages::PageSize;
+pub use crate::pull::api::pages::{PageSize, REPEATED};
 
 /// Requests of all kinds that may run at the same time.
 const AT_ONCE: usize = 8;

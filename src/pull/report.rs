@@ -11,6 +11,9 @@ use crate::pull::api::ApiError;
 use crate::pull::line::Line;
 use crate::status::{PullStatus, Timestamp, Trouble};
 
+/// After this many things that are gone no other is logged, and they are only counted.
+const GONE_TOLD_MAX: usize = 1000;
+
 /// The report of one log type's pull from one organization.
 pub(super) struct Report {
     log_type: LogType,
@@ -24,7 +27,7 @@ struct State {
     status: PullStatus,
     /// The kind of trouble that was logged last, so that it is logged once.
     told: Option<&'static str>,
-    /// Ids that were logged as gone.
+    /// What was logged as gone, up to [`GONE_TOLD_MAX`].
     gone: BTreeSet<String>,
 }
 
@@ -37,6 +40,7 @@ impl Report {
             events_pulled: 0,
             events_cut: 0,
             events_refused: 0,
+            gone: 0,
             last_round: None,
             last_round_millis: 0,
             error: None,
@@ -92,9 +96,14 @@ impl Report {
 
     /// env0 answers 404 for an environment, a deployment or a step.
     pub(super) fn gone(&self, id: &str, error: &ApiError) {
-        if self.state().gone.insert(id.to_owned()) {
-            tracing::warn!(log_type = %self.log_type, organization = self.organization, env0.id = id, "{error}; what env0 had of it until now is stored, and the rest goes on");
+        let mut state = self.state();
+        if state.gone.contains(id) || state.gone.len() >= GONE_TOLD_MAX {
+            return;
         }
+        state.gone.insert(id.to_owned());
+        state.status.gone += 1;
+        let last = if state.gone.len() == GONE_TOLD_MAX { "; no other is told from here on" } else { "" };
+        tracing::warn!(log_type = %self.log_type, organization = self.organization, env0.id = id, "{error}; it is asked for again for 15 minutes before it counts as gone, and the rest goes on{last}");
     }
 
     /// The spool doesn't take what was pulled, for now.

@@ -48,6 +48,7 @@ pub(crate) struct Deployment {
     pub(crate) status: &'static str,
     /// `None` is a record without any time.
     pub(crate) created_at: Option<String>,
+    pub(crate) finished_at: Option<String>,
     /// Whether its environment names it as its latest deployment.
     pub(crate) moves_environment: bool,
     pub(crate) oidc_token: Option<String>,
@@ -62,6 +63,8 @@ pub(crate) struct Step {
     pub(crate) retries: usize,
     /// How often the log began anew, with the same ids.
     pub(crate) begun_anew: usize,
+    /// Among `lines`, how many the first page that is asked for doesn't show yet.
+    pub(crate) late: usize,
 }
 
 impl Environment {
@@ -77,15 +80,21 @@ impl Deployment {
             id: id.to_owned(),
             status: "IN_PROGRESS",
             created_at: Some(rfc3339(Utc::now())),
+            finished_at: None,
             moves_environment: true,
             oidc_token: None,
-            steps: vec![Step { name: step.to_owned(), status: "IN_PROGRESS", lines, retries: 0, begun_anew: 0 }],
+            steps: vec![Step::running(step, lines)],
         }
     }
 
     /// It was made at `time`.
     pub(crate) fn made_at(self, time: DateTime<Utc>) -> Deployment {
         Deployment { created_at: Some(rfc3339(time)), ..self }
+    }
+
+    /// It ended at `time`, as its record says.
+    pub(crate) fn ended_at(self, time: DateTime<Utc>) -> Deployment {
+        Deployment { finished_at: Some(rfc3339(time)), ..self.ended() }
     }
 
     /// It and its steps have ended.
@@ -96,15 +105,21 @@ impl Deployment {
     }
 
     /// With secrets where env0's have some.
-    fn record(&self, environment: &str) -> Value {
+    fn record(&self, environment: &str, padding: usize) -> Value {
         json!({
             "id": self.id, "environmentId": environment, "type": "deploy", "status": self.status,
-            "createdAt": self.created_at, "startedBy": "auth0|1", "startedByUser": {"email": "dev@acme.io", "name": "canary"},
-            "output": "canary-output", "plan": "canary-plan", "error": "canary-error", "blueprintName": "network",
+            "createdAt": self.created_at, "finishedAt": self.finished_at, "startedBy": "auth0|1", "startedByUser": {"email": "dev@acme.io", "name": "canary"},
+            "output": format!("canary-output{}", "x".repeat(padding)), "plan": "canary-plan", "error": "canary-error", "blueprintName": "network",
             "planSummary": {"added": 1, "changed": 0, "destroyed": 0, "secret": "canary"},
             "variables": [{"name": "PASSWORD", "value": "canary-value"}],
             "customEnv0EnvironmentVariables": {"oidcToken": self.oidc_token, "vcsAccessToken": "canary-vcs"},
         })
+    }
+}
+
+impl Step {
+    pub(crate) fn running(name: &str, lines: usize) -> Step {
+        Step { name: name.to_owned(), status: "IN_PROGRESS", lines, retries: 0, begun_anew: 0, late: 0 }
     }
 }
 
@@ -155,7 +170,8 @@ pub(super) fn answer(state: &State, path: &[String], query: &dyn Fn(&str) -> Opt
     };
     let window = || {
         let number = |name: &str, default| query(name).and_then(|number| number.parse().ok()).unwrap_or(default);
-        (number("offset", 0), number("limit", 100_usize).min(100))
+        let offset = if state.ignores_offset { 0 } else { number("offset", 0) };
+        (offset, number("limit", 100_usize).min(100))
     };
     Some(match path[..] {
         ["environments"] => {
@@ -166,7 +182,7 @@ pub(super) fn answer(state: &State, path: &[String], query: &dyn Fn(&str) -> Opt
                     "id": environment.id, "name": format!("name of {}", environment.id), "projectId": "project-1",
                     "updatedAt": format!("moved {}", environment.moved),
                     "latestDeploymentLogId": latest.map(|latest| &latest.id),
-                    "latestDeploymentLog": latest.map(|latest| latest.record(&environment.id)),
+                    "latestDeploymentLog": latest.map(|latest| latest.record(&environment.id, state.padding)),
                 })
             };
             let records = state.odd_records.iter().cloned().chain(state.environments.iter().map(record));
@@ -179,11 +195,12 @@ pub(super) fn answer(state: &State, path: &[String], query: &dyn Fn(&str) -> Opt
             // One that was made since the page before has moved the others.
             let offset = if state.pages_move { offset.saturating_sub(1) } else { offset };
             let page = environment.deployments.iter().skip(offset).take(limit);
-            (200, Value::from_iter(page.map(|deployment| deployment.record(id))).to_string())
+            (200, Value::from_iter(page.map(|deployment| deployment.record(id, state.padding))).to_string())
         }
         ["deployments", id, "steps"] => {
             let steps = deployment(id)?.steps.iter().enumerate();
-            (200, Value::from_iter(steps.map(|(order, step)| json!({"id": format!("{id}-{order}"), "name": step.name, "order": order, "status": step.status, "retryCount": step.retries}))).to_string())
+            let steps = steps.map(|(order, step)| json!({"id": format!("{id}-{order}"), "name": step.name, "order": order, "status": step.status, "retryCount": step.retries}));
+            (200, Value::from_iter(state.odd_steps.iter().cloned().chain(steps)).to_string())
         }
         ["deployments", id, "steps", name, "log"] => {
             let step = deployment(id)?.steps.iter().find(|step| step.name == name)?;
@@ -197,8 +214,11 @@ pub(super) fn answer(state: &State, path: &[String], query: &dyn Fn(&str) -> Opt
             }
             let from = from - empty_pages;
             let first = if repeats { from.saturating_sub(1) } else { from };
-            let end = (from + page_events).min(step.lines);
-            let more = end < step.lines;
+            let request = format!("/deployments/{id}/steps/{}/log", super::encoded(name));
+            let first_time = state.requests.iter().filter(|asked| asked.starts_with(&request)).count() == 1;
+            let lines = if first_time { step.lines - step.late } else { step.lines };
+            let end = (from + page_events).min(lines);
+            let more = end < lines;
             let again = "again: ".repeat(step.begun_anew);
             let of = |number| event(&step.name, number).replace("line ", &format!("{again}line "));
             let events = (first..end).map(of).collect::<Vec<_>>().join(",");

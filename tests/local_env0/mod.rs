@@ -69,6 +69,12 @@ pub(crate) struct State {
     pub(crate) odd_records: Vec<serde_json::Value>,
     /// Whether something is made between two pages of a list of deployments.
     pub(crate) pages_move: bool,
+    /// Whether every page of environments and deployments is the first one.
+    pub(crate) ignores_offset: bool,
+    /// Bytes of output in each record of a deployment.
+    pub(crate) padding: usize,
+    /// Listed before the steps of each deployment.
+    pub(crate) odd_steps: Vec<serde_json::Value>,
     pub(crate) log_shape: deployments::LogShape,
     /// By the beginning of the path; each is used up by one request.
     pub(crate) faults: Vec<(String, VecDeque<Fault>)>,
@@ -76,6 +82,11 @@ pub(crate) struct State {
     pub(crate) lasting: BTreeMap<String, Fault>,
     /// Path and query of every request.
     pub(crate) requests: Vec<String>,
+}
+
+/// A segment of a path as requests hold it.
+fn encoded(segment: &str) -> String {
+    percent_encoding::utf8_percent_encode(segment, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
 impl World {

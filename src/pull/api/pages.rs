@@ -11,6 +11,9 @@ const SMALL_BYTES: usize = 1024 * 1024;
 /// It takes this many small answers to go from none back to the most.
 const STEPS_TO_MOST: usize = 8;
 
+/// What is wrong with a list whose next page brings nothing new although it is full.
+pub const REPEATED: &str = "page after page holds the same records, so the parameter `offset` is ignored";
+
 /// How many records a page is asked for.
 pub struct PageSize {
     least: usize,

@@ -1,5 +1,8 @@
 //! Reads one deployment in one round: each step's log from where the last round stopped, and at the deployment's end the
 //! line that says how it ended.
+//!
+//! env0 may show the last lines of a log after the end of its step, so a log is read once more at least one round later.
+//! It may also answer 404 for something that is back a moment later, so only a 404 that lasts means that it is gone.
 
 use std::sync::Arc;
 
@@ -8,7 +11,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::protocols::body::Limits;
-use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind};
+use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind, List};
 use crate::pull::deployments::memory::{Following, Step};
 use crate::pull::deployments::records::{LogPage, StepRecord, last_attempts};
 use crate::pull::deployments::source::Source;
@@ -21,6 +24,12 @@ const PIECE_BYTES: usize = 512 * 1024;
 const PAGE_END_EVENTS: usize = 128;
 /// After this many pages in a row without a new event, env0's cursor is taken to go in circles.
 const EMPTY_PAGES_MAX: usize = 10;
+/// What env0 answers 404 for counts as gone after this long; milliseconds.
+const GONE_MILLIS: i64 = 15 * 60_000;
+/// Lines that appear this long after an end are not waited for; milliseconds.
+const LATE_LINES_MILLIS: i64 = 15 * 60_000;
+/// The last line's members of a deployment that is gone, so that nobody knows how it ended.
+const GONE: &str = "\"status\":\"GONE\"";
 
 /// Lines of one deployment for the spool, and the memory that goes with them.
 pub(super) struct Piece {
@@ -28,6 +37,8 @@ pub(super) struct Piece {
     pub(super) lines: Bytes,
     pub(super) records: u64,
     pub(super) state: Following,
+    /// Whether the deployment is stored to its end.
+    pub(super) done: bool,
     /// Answered when lines and memory are durable.
     pub(super) written: oneshot::Sender<()>,
 }
@@ -40,8 +51,33 @@ pub(super) struct Follow {
     pub(super) pieces: mpsc::Sender<Piece>,
     pub(super) source: Source,
     pub(super) state: Following,
-    /// The members of its last line, if it had ended before its logs were asked for.
-    pub(super) outcome: Option<String>,
+    /// The state that the place holds.
+    pub(super) durable: Following,
+    pub(super) listing: Listing,
+    /// The beginning of this round, in milliseconds since 1970.
+    pub(super) now: i64,
+    /// Readings that are closer than this to each other count as one; milliseconds.
+    pub(super) apart: i64,
+}
+
+/// What the list of an environment's deployments says of one.
+pub(super) enum Listing {
+    Running,
+    /// It had ended before its logs were asked for. Holds the members of its last line.
+    Ended(String),
+    /// The list doesn't hold it.
+    Missing,
+    /// The list was not read in this round.
+    Unread,
+}
+
+/// What reading a step's log has brought.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    New,
+    Nothing,
+    /// The process is about to end.
+    Stopped,
 }
 
 /// What the log of a retried step looks like.
@@ -58,61 +94,129 @@ impl Follow {
     /// Reads everything new.
     pub(super) async fn run(mut self) -> Result<(), ApiError> {
         let path = ["deployments", &self.source.deployment, "steps"];
-        let steps: Vec<StepRecord> = match self.api.get(Endpoint::Steps, &path, &[]).await {
-            Ok(answer) => last_attempts(answer.parse()?),
+        let mut failed = None;
+        let steps: Option<Vec<StepRecord>> = match self.api.get(Endpoint::Steps, &path, &[]).await {
+            Ok(answer) => {
+                let list: List<StepRecord> = answer.list()?;
+                failed = list.bad;
+                Some(last_attempts(list.records))
+            }
             Err(error) if error.kind == ErrorKind::Gone => {
                 self.report.gone(&self.source.deployment, &error);
-                self.outcome.get_or_insert_with(|| "\"status\":\"GONE\"".to_owned());
-                Vec::new()
+                None
             }
             Err(error) => return Err(error),
         };
-        // Of a step that can't be read to its end. The others are read all the same, and the deployment stays open.
-        let mut failed = None;
-        for step in &steps {
-            let read = self.state.steps.get(&step.name);
-            let attempt = read.and_then(|read| read.attempt.as_ref());
-            let retried = attempt.is_some_and(|attempt| *attempt != step.attempt());
-            if retried && !step.has_not_started() {
-                match self.take_up_retry(step).await {
-                    Ok(Retry::Known) => {}
-                    Ok(Retry::Silent) => continue,
-                    Ok(Retry::Stopped) => return Ok(()),
-                    Err(error) if matches!(error.kind, ErrorKind::Refused(400) | ErrorKind::Gone) => continue,
-                    Err(error) => return Err(error),
-                }
-            }
-            let is_read = self.state.steps.get(&step.name).is_some_and(|read| read.ended);
-            let ended = !step.is_running();
-            // When the deployment has ended, a step that was read to its end is read once more, for late lines.
-            if step.has_not_started() || (is_read && ended && self.outcome.is_none()) {
-                continue;
-            }
-            match self.read(step, ended).await {
-                Ok(true) => {}
-                Ok(false) => return Ok(()),
-                // A 400 means that the step has not started, even if its status says otherwise. Where something of it was
-                // read, env0 refuses to go on, and what is left must not count as read.
-                Err(error) if error.kind == ErrorKind::Refused(400) && !self.has_read(step) => {}
-                Err(error) if error.kind == ErrorKind::Gone => self.report.gone(&self.source.deployment, &error),
-                Err(error) if matches!(error.kind, ErrorKind::Refused(400) | ErrorKind::Malformed(_)) => {
-                    failed.get_or_insert(error);
-                }
+        let mut new = false;
+        for step in steps.iter().flatten() {
+            match self.follow_step(step).await {
+                Ok(Reading::Stopped) => return Ok(()),
+                Ok(reading) => new |= reading == Reading::New,
+                // The other steps are read all the same, and the deployment stays open.
+                Err(error) if concerns_one_step(&error.kind) => drop(failed.get_or_insert(error)),
                 Err(error) => return Err(error),
             }
         }
-        if let Some(error) = failed {
-            return Err(error);
+        match self.end(steps.as_deref(), failed.is_none(), new) {
+            Some(outcome) => {
+                // It is in the spool already where a crash came after it was written, or where a deployment came back.
+                let missing = !std::mem::replace(&mut self.state.finished, true);
+                let line = if missing { self.source.last_line(&outcome) } else { Bytes::new() };
+                let done = self.state.given_up_at.is_none();
+                self.send(line, missing.into(), done).await;
+            }
+            None if self.state != self.durable => drop(self.send(Bytes::new(), 0, false).await),
+            None => {}
         }
-        let Some(outcome) = self.outcome.take() else { return Ok(()) };
-        let (line, records) = match self.state.finished {
-            // The line is in the spool already: a crash came after it was written.
-            true => (Bytes::new(), 0),
-            false => (self.source.last_line(&outcome), 1),
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Takes note of what this round has found. Returns the members of the last line when the deployment is at its end
+    /// and everything of it is stored. `steps` is `None` where env0 answered 404, `whole` is false where something could
+    /// not be read, and `new` is true where there were new lines.
+    fn end(&mut self, steps: Option<&[StepRecord]>, whole: bool, new: bool) -> Option<String> {
+        let now = self.now;
+        self.state.steps_ended = steps.is_some_and(|steps| steps.iter().all(StepRecord::has_ended));
+        let state = &mut self.state;
+        state.gone_since = match (steps, &self.listing) {
+            (None, _) => state.gone_since.or(Some(now)),
+            // Nothing more comes of it, and nobody tells how it ended.
+            (Some(steps), Listing::Missing) if !steps.iter().any(StepRecord::is_running) => {
+                state.gone_since.or(Some(now))
+            }
+            (Some(_), Listing::Unread) => state.gone_since,
+            (Some(_), _) => None,
         };
-        self.state.finished = true;
-        self.send(line, records).await;
-        Ok(())
+        if state.gone_since.is_none() {
+            // It may have come back.
+            state.given_up_at = None;
+        }
+        let whole = whole && state.steps.values().all(|step| step.gone_since.is_none_or(|since| is_gone(since, now)));
+        let gone = state.gone_since.is_some_and(|since| is_gone(since, now))
+            && (steps.is_none() || matches!(self.listing, Listing::Missing));
+        if !whole || (steps.is_none() && !gone) || state.given_up_at.is_some() {
+            return None;
+        }
+        if gone {
+            state.given_up_at = Some(now);
+        }
+        let outcome = match &self.listing {
+            Listing::Ended(outcome) => outcome.clone(),
+            _ if gone => GONE.to_owned(),
+            _ => return None,
+        };
+        (gone || is_settled(&mut state.read_after_end, new, now, self.apart)).then_some(outcome)
+    }
+
+    /// Reads what is new of a step's log, if there can be something.
+    async fn follow_step(&mut self, step: &StepRecord) -> Result<Reading, ApiError> {
+        if step.has_not_started() {
+            return Ok(Reading::Nothing);
+        }
+        let read = self.state.steps.get(&step.name);
+        let attempt = read.and_then(|read| read.attempt.as_ref());
+        if attempt.is_some_and(|attempt| *attempt != step.attempt()) {
+            match self.take_up_retry(step).await {
+                Ok(Retry::Known) => {}
+                Ok(Retry::Silent) => return Ok(Reading::Nothing),
+                Ok(Retry::Stopped) => return Ok(Reading::Stopped),
+                Err(error) if error.kind == ErrorKind::Refused(400) => return Ok(Reading::Nothing),
+                Err(error) if error.kind == ErrorKind::Gone => return Ok(self.gone(step, &error)),
+                Err(error) => return Err(error),
+            }
+        }
+        let is_read = self.state.steps.get(&step.name).is_some_and(|read| read.ended);
+        // When the deployment has ended, a step that was read to its end is read again, for late lines.
+        if is_read && step.has_ended() && !matches!(self.listing, Listing::Ended(_)) {
+            return Ok(Reading::Nothing);
+        }
+        match self.read(step).await {
+            Ok(Reading::Stopped) => Ok(Reading::Stopped),
+            Ok(reading) => {
+                let (now, apart) = (self.now, self.apart);
+                let read = self.state.steps.entry(step.name.clone()).or_default();
+                read.gone_since = None;
+                let new = reading == Reading::New;
+                read.ended = step.has_ended() && is_settled(&mut read.read_after_end, new, now, apart);
+                Ok(reading)
+            }
+            // A 400 means that the step has not started, even if its status says otherwise. Where something of it was
+            // read, env0 refuses to go on, and what is left must not count as read.
+            Err(error) if error.kind == ErrorKind::Refused(400) && !self.has_read(step) => Ok(Reading::Nothing),
+            Err(error) if error.kind == ErrorKind::Gone => Ok(self.gone(step, &error)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Takes note of a 404 for a step's log.
+    fn gone(&mut self, step: &StepRecord, error: &ApiError) -> Reading {
+        // A step that has never run has no log.
+        if self.has_read(step) || !step.was_left_out() {
+            self.report.gone(&format!("{} {}", self.source.deployment, step.name), error);
+            let read = self.state.steps.entry(step.name.clone()).or_default();
+            read.gone_since.get_or_insert(self.now);
+        }
+        Reading::Nothing
     }
 
     fn has_read(&self, step: &StepRecord) -> bool {
@@ -130,10 +234,10 @@ impl Follow {
         if read.first.is_some_and(|known| known != first) {
             *read = Step::restarted();
         }
-        read.ended = false;
+        (read.ended, read.read_after_end) = (false, None);
         read.attempt = Some(step.attempt());
         // This must be durable before the first line: a start has to tell that line from those of the earlier attempt.
-        Ok(if self.send(Bytes::new(), 0).await { Retry::Known } else { Retry::Stopped })
+        Ok(if self.send(Bytes::new(), 0, false).await { Retry::Known } else { Retry::Stopped })
     }
 
     /// The page of a step's log that begins at `start`.
@@ -143,9 +247,9 @@ impl Follow {
         self.api.get(Endpoint::StepLog, &path, query.as_slice()).await
     }
 
-    /// Reads a step's log from where it was left. False when the process is about to end.
-    async fn read(&mut self, step: &StepRecord, ended: bool) -> Result<bool, ApiError> {
-        let mut empty_pages = 0;
+    /// Reads a step's log from where it was left.
+    async fn read(&mut self, step: &StepRecord) -> Result<Reading, ApiError> {
+        let (mut empty_pages, mut any_new) = (0, false);
         loop {
             let start = self.state.steps.get(&step.name).and_then(|read| read.next.clone());
             let answer = self.page(step, start.as_deref()).await?;
@@ -172,36 +276,60 @@ impl Follow {
                 new = true;
                 if lines.len() >= PIECE_BYTES {
                     let piece = std::mem::take(&mut lines);
-                    if !self.send(piece.into(), std::mem::take(&mut records)).await {
-                        return Ok(false);
+                    if !self.send(piece.into(), std::mem::take(&mut records), false).await {
+                        return Ok(Reading::Stopped);
                     }
                     read = self.state.steps.entry(step.name.clone()).or_default();
                 }
             }
             let moved = read.go_on(page.next(), &page_end(&identities));
+            if (records > 0 || moved) && !self.send(lines.into(), records, false).await {
+                return Ok(Reading::Stopped);
+            }
+            any_new |= new;
             empty_pages = if new { 0 } else { empty_pages + 1 };
-            let more = page.has_more_logs && (moved || new) && empty_pages < EMPTY_PAGES_MAX;
-            // Pages that bring nothing and lead on: the next round goes on from there.
-            let leads_on = !more && page.has_more_logs && moved;
-            let first_end = !more && !leads_on && ended && !std::mem::replace(&mut read.ended, ended);
-            if (records > 0 || moved || first_end) && !self.send(lines.into(), records).await {
-                return Ok(false);
-            }
-            if leads_on && ended {
-                return Err(answer.malformed("page after page of an ended step's log is empty and names a next one"));
-            }
-            if !more {
-                return Ok(true);
+            match page.has_more_logs && (moved || new) {
+                true if empty_pages < EMPTY_PAGES_MAX => {}
+                // The next round goes on from there. Until then the step doesn't count as read.
+                true if moved && step.has_ended() => {
+                    let missing = "page after page of an ended step's log is empty and names a next one";
+                    return Err(answer.malformed(missing));
+                }
+                _ => return Ok(if any_new { Reading::New } else { Reading::Nothing }),
             }
         }
     }
 
     /// Waits until all of it is durable. False when the process is about to end.
-    async fn send(&self, lines: Bytes, records: u64) -> bool {
+    async fn send(&mut self, lines: Bytes, records: u64, done: bool) -> bool {
         let (written, durable) = oneshot::channel();
-        let piece = Piece { id: self.source.deployment.clone(), lines, records, state: self.state.clone(), written };
+        let (id, state) = (self.source.deployment.clone(), self.state.clone());
+        self.durable = state.clone();
+        let piece = Piece { id, lines, records, state, done, written };
         self.pieces.send(piece).await.is_ok() && durable.await.is_ok()
     }
+}
+
+/// Whether a 404 since `since` has lasted long enough.
+fn is_gone(since: i64, now: i64) -> bool {
+    now - since >= GONE_MILLIS
+}
+
+/// Whether a log that has ended is read whole: a reading a round after the last that brought something has brought
+/// nothing. `read_at` is the time of that last one, or of the first reading after the end.
+fn is_settled(read_at: &mut Option<i64>, new: bool, now: i64, apart: i64) -> bool {
+    // The clock may have been set back.
+    let since = read_at.map(|at| (now - at).abs());
+    let settled = since.is_some_and(|since| since >= apart && (!new || since >= LATE_LINES_MILLIS));
+    if !settled && (new || read_at.is_none()) {
+        *read_at = Some(now);
+    }
+    settled
+}
+
+/// Whether the request may succeed for another step of the same deployment.
+fn concerns_one_step(kind: &ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Refused(_) | ErrorKind::Server(_) | ErrorKind::TooLarge | ErrorKind::Malformed(_))
 }
 
 /// The events of a page (with their times) that the next page may repeat.

@@ -16,6 +16,8 @@ use crate::pull::place::Memory;
 const LATE_MILLIS: i64 = 3_600_000;
 /// An environment that env0 no longer lists may come back. Its deployments are remembered for this long; milliseconds.
 const UNLISTED_MILLIS: i64 = 90 * 24 * 3_600_000;
+/// A deployment that is gone may come back. Where it was left is remembered for this long; milliseconds.
+const GIVEN_UP_MILLIS: i64 = 24 * 3_600_000;
 /// The members of a line that say which event of which step it is. An event that is cut keeps them.
 pub(super) const EVENT_STEP_DEPLOYMENT: [&str; 4] = ["eventId", "stepName", "deploymentLogId", "timestamp"];
 
@@ -46,7 +48,7 @@ pub(super) struct Environment {
 }
 
 /// A deployment that is being read.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Following {
     pub(super) environment_id: String,
     pub(super) environment_name: Option<String>,
@@ -57,17 +59,36 @@ pub(super) struct Following {
     pub(super) steps: BTreeMap<String, Step>,
     /// Whether its last line is in the spool.
     pub(super) finished: bool,
+    /// Whether all of its steps had ended when they were last listed.
+    #[serde(default)]
+    pub(super) steps_ended: bool,
+    /// When it was first read after its end, or last read with something new. A deployment that had ended when it was
+    /// found has the time of its end.
+    #[serde(default)]
+    pub(super) read_after_end: Option<i64>,
+    /// Since when env0 doesn't know it.
+    #[serde(default)]
+    pub(super) gone_since: Option<i64>,
+    /// When it was taken to be gone for good. If env0 lists it again after all, it is read on.
+    #[serde(default)]
+    pub(super) given_up_at: Option<i64>,
 }
 
 /// How far a step's log was read.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Step {
     /// What the next page is asked with; `None` for the first.
     pub(super) next: Option<String>,
     /// Events that were read from there on, and the end of the page before, because a page may repeat it.
     taken: Taken,
-    /// Whether it was read after it had ended.
+    /// Whether it was read whole after it had ended.
     pub(super) ended: bool,
+    /// When it was first read after its end, or last read with something new.
+    #[serde(default)]
+    pub(super) read_after_end: Option<i64>,
+    /// Since when env0 doesn't know its log.
+    #[serde(default)]
+    pub(super) gone_since: Option<i64>,
     /// Which attempt at the step was read.
     #[serde(default)]
     pub(super) attempt: Option<String>,
@@ -119,10 +140,9 @@ impl DeploymentMemory {
         DeploymentMemory { from, reached: from, ..DeploymentMemory::default() }
     }
 
-    /// Ids of the followed deployments of an environment.
-    pub(super) fn followed_of(&self, environment_id: &str) -> Vec<String> {
-        let of = self.following.iter().filter(|(_, following)| following.environment_id == environment_id);
-        of.map(|(id, _)| id.clone()).collect()
+    /// The deployments that are to be read in every round, with their ids.
+    pub(super) fn followed(&self) -> impl Iterator<Item = (&String, &Following)> {
+        self.following.iter().filter(|(_, following)| following.given_up_at.is_none())
     }
 
     /// Notes that the deployment is stored to its end.
@@ -144,11 +164,14 @@ impl DeploymentMemory {
         environment.done.retain(|_, created| *created >= done_before);
     }
 
-    /// Forgets environments that have not been listed for long. One that is missing from a single list is still known:
+    /// Forgets environments that have not been listed for long, and deployments that have long been gone. One that is missing from a single list is still known:
     /// else all of its deployments would be stored again.
     pub(super) fn forget_unlisted(&mut self, listed: &[EnvironmentRecord], now: i64) {
         let listed: BTreeSet<&str> = listed.iter().map(|environment| &*environment.id).collect();
         self.environments.retain(|id, known| listed.contains(&**id) || now - known.looked_at < UNLISTED_MILLIS);
+        let given_up = |following: &Following| following.given_up_at.is_some_and(|at| now - at >= GIVEN_UP_MILLIS);
+        let gone = self.following.iter().filter(|(_, following)| given_up(following)).map(|(id, _)| id.clone());
+        gone.collect::<Vec<_>>().iter().for_each(|id| self.done(id));
     }
 }
 

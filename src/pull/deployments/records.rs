@@ -13,20 +13,44 @@ use serde_json::value::RawValue;
 use crate::protocols::body::members;
 
 /// An environment, from the list of an organization's.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
 pub(super) struct EnvironmentRecord {
     pub(super) id: String,
     pub(super) name: Option<String>,
     pub(super) project_id: Option<String>,
     updated_at: Option<String>,
     latest_deployment_log_id: Option<String>,
+    /// The id of its latest deployment, if the list says that it runs.
+    pub(super) running: Option<String>,
+}
+
+/// The same, as env0 lists it.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct ListedEnvironment<'a> {
+    id: String,
+    name: Option<String>,
+    project_id: Option<String>,
+    updated_at: Option<String>,
+    latest_deployment_log_id: Option<String>,
+    #[serde(borrow)]
+    latest_deployment_log: Option<&'a RawValue>,
+}
+
+impl From<ListedEnvironment<'_>> for EnvironmentRecord {
+    fn from(listed: ListedEnvironment<'_>) -> EnvironmentRecord {
+        let ListedEnvironment { id, name, project_id, updated_at, latest_deployment_log_id, .. } = listed;
+        // The deployments' own list decides what a deployment is. This only saves asking for it, so a record that can't
+        // be read does no harm.
+        let latest = || serde_json::from_str::<DeploymentRecord<'_>>(listed.latest_deployment_log?.get()).ok();
+        let running = latest().filter(|latest| !latest.is_final()).map(|latest| latest.id);
+        EnvironmentRecord { id, name, project_id, updated_at, latest_deployment_log_id, running }
+    }
 }
 
 impl EnvironmentRecord {
     /// A record for an environment that env0 no longer lists but that has a followed deployment.
     pub(super) fn unlisted(id: String, name: Option<String>, project_id: Option<String>) -> EnvironmentRecord {
-        EnvironmentRecord { id, name, project_id, updated_at: None, latest_deployment_log_id: None }
+        EnvironmentRecord { id, name, project_id, updated_at: None, latest_deployment_log_id: None, running: None }
     }
 
     /// A text that changes when the environment has a new deployment or was updated.
@@ -41,7 +65,8 @@ impl EnvironmentRecord {
 #[serde(rename_all = "camelCase")]
 pub(super) struct DeploymentRecord<'a> {
     pub(super) id: String,
-    pub(super) created_at: Option<String>,
+    #[serde(borrow)]
+    created_at: Option<&'a RawValue>,
     #[serde(rename = "type")]
     pub(super) kind: Option<String>,
     pub(super) status: String,
@@ -55,6 +80,8 @@ pub(super) struct DeploymentRecord<'a> {
     started_at: Option<&'a RawValue>,
     #[serde(borrow)]
     finished_at: Option<&'a RawValue>,
+    #[serde(borrow)]
+    updated_at: Option<&'a RawValue>,
     #[serde(borrow)]
     trigger_name: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -74,11 +101,12 @@ pub(super) struct DeploymentRecord<'a> {
 impl DeploymentRecord<'_> {
     /// When it was made, in milliseconds since 1970; where env0 doesn't say that, when it was queued, began or ended.
     pub(super) fn created_millis(&self) -> Option<i64> {
-        let other = |time: Option<&RawValue>| serde_json::from_str::<String>(time?.get()).ok();
-        let millis = |time: String| Some(DateTime::parse_from_rfc3339(&time).ok()?.timestamp_millis());
-        let created = self.created_at.clone().and_then(millis);
-        let others = [self.queued_at, self.started_at, self.finished_at];
-        created.or_else(|| others.into_iter().find_map(|time| millis(other(time)?)))
+        [self.created_at, self.queued_at, self.started_at, self.finished_at].into_iter().find_map(millis)
+    }
+
+    /// When it ended, in milliseconds since 1970; where env0 doesn't say that, when its record last changed.
+    pub(super) fn ended_millis(&self) -> Option<i64> {
+        [self.finished_at, self.updated_at].into_iter().find_map(millis)
     }
 
     /// Whether the status is final. An unknown status counts as final if the record has a time of its end.
@@ -127,6 +155,12 @@ impl DeploymentRecord<'_> {
     }
 }
 
+/// A point in time as RFC 3339, in milliseconds since 1970.
+fn millis(time: Option<&RawValue>) -> Option<i64> {
+    let text: String = serde_json::from_str(time?.get()).ok()?;
+    Some(DateTime::parse_from_rfc3339(&text).ok()?.timestamp_millis())
+}
+
 /// Reads members of an object within a record; none if it isn't an object.
 fn within<'a, const N: usize>(object: Option<&'a RawValue>, names: [&str; N]) -> [Option<&'a RawValue>; N] {
     object.map_or([None; N], |object| members(object, names))
@@ -173,8 +207,19 @@ impl StepRecord {
         self.status == "NOT_STARTED"
     }
 
+    /// Whether it has ended. A status that isn't documented doesn't say so; then the deployment's end does.
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(&*self.status, "SUCCESS" | "FAIL" | "SKIPPED" | "CANCELLED" | "TIMEOUT" | "WARNING")
+    }
+
+    /// Whether more may come of it.
     pub(super) fn is_running(&self) -> bool {
-        matches!(&*self.status, "IN_PROGRESS" | "WAITING_FOR_USER")
+        !self.has_ended() && !self.has_not_started()
+    }
+
+    /// Whether it may have ended without ever having run.
+    pub(super) fn was_left_out(&self) -> bool {
+        matches!(&*self.status, "SKIPPED" | "CANCELLED")
     }
 }
 

@@ -32,12 +32,18 @@ impl Sweep {
         memory: &DeploymentMemory,
         now: i64,
     ) -> Vec<&'e EnvironmentRecord> {
-        let followed: BTreeSet<&str> = memory.following.values().map(|following| &*following.environment_id).collect();
+        // The list of environments says of the latest deployment of each whether it runs; the end of any other deployment
+        // is only in the environment's own list.
+        let latest: BTreeSet<&str> = environments.iter().filter_map(|record| record.running.as_deref()).collect();
+        let open = memory.followed().filter(|(id, following)| following.steps_ended || !latest.contains(&***id));
+        let open: BTreeSet<&str> = open.map(|(_, following)| &*following.environment_id).collect();
         let moved = |environment: &EnvironmentRecord| {
             let known = memory.environments.get(&environment.id);
-            known.is_none_or(|known| known.state != environment.state()) || followed.contains(&*environment.id)
+            known.is_none_or(|known| known.state != environment.state()) || open.contains(&*environment.id)
         };
         let (mut due, mut rest): (Vec<_>, Vec<_>) = environments.iter().partition(|environment| moved(environment));
+        // A whole history may have to be listed for new ones, so they come last.
+        due.sort_by_key(|environment| !memory.environments.contains_key(&environment.id));
         let looked_at = |environment: &EnvironmentRecord| {
             memory.environments.get(&environment.id).map_or(0, |known| known.looked_at)
         };

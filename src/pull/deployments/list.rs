@@ -1,0 +1,157 @@
+//! Lists an organization's environments, and an environment's deployments.
+
+use std::collections::HashSet;
+
+use secrecy::SecretString;
+
+use crate::pull::api::{Api, ApiError, Endpoint, PageSize, REPEATED};
+use crate::pull::deployments::follow::Listing;
+use crate::pull::deployments::memory::DeploymentMemory;
+use crate::pull::deployments::records::{DeploymentRecord, EnvironmentRecord, ListedEnvironment};
+
+/// env0 gives no more in one page.
+const PAGE_MAX: usize = 100;
+/// If the last page of environments is full, there may be another behind it. It is asked for only in every fourth round,
+/// as long as it does not exist.
+const PAGE_BEHIND_ROUNDS: u64 = 4;
+/// Stands for the time of a deployment that has none: after all others, so that it is never forgotten as an old one.
+const NO_TIME: i64 = i64::MAX;
+
+/// The lists of one organization.
+pub(super) struct Lists {
+    api: Api,
+    organization: String,
+    environments_page: PageSize,
+    deployments_page: PageSize,
+    /// How often the environments were listed.
+    rounds: u64,
+    /// How many there were the last time.
+    listed: usize,
+}
+
+/// A deployment that is still to be read.
+pub(super) struct Listed {
+    pub(super) id: String,
+    pub(super) kind: Option<String>,
+    pub(super) created: i64,
+    pub(super) ended: Option<i64>,
+    pub(super) listing: Listing,
+}
+
+/// What env0 lists of an environment.
+#[derive(Default)]
+pub(super) struct Look {
+    /// The newest first.
+    pub(super) deployments: Vec<Listed>,
+    pub(super) tokens: Vec<SecretString>,
+    /// When the newest of all was made, in milliseconds since 1970.
+    pub(super) newest: i64,
+    /// What is missing in the first answer that is not what env0 documents.
+    pub(super) bad: Option<ApiError>,
+}
+
+impl Lists {
+    pub(super) fn new(api: Api, organization: &str) -> Lists {
+        let page = || PageSize::between(1, PAGE_MAX);
+        Lists {
+            api,
+            organization: organization.to_owned(),
+            environments_page: page(),
+            deployments_page: page(),
+            rounds: 0,
+            listed: 0,
+        }
+    }
+
+    /// Each environment once, and what is missing in the first record that can't be read.
+    pub(super) async fn environments(&mut self) -> Result<(Vec<EnvironmentRecord>, Option<ApiError>), ApiError> {
+        self.rounds += 1;
+        let mut environments: Vec<EnvironmentRecord> = Vec::new();
+        let mut ids = HashSet::new();
+        let (mut listed, mut bad) = (0, None);
+        loop {
+            let offset = listed.to_string();
+            let query =
+                [("organizationId", &*self.organization), ("includeSubEnvironments", "true"), ("offset", &*offset)];
+            let page = self.api.page(Endpoint::Environments, &["environments"], &query, &self.environments_page);
+            let (answer, limit) = page.await?;
+            let page = answer.list::<ListedEnvironment<'_>>()?;
+            bad = bad.or(page.bad);
+            listed += page.elements;
+            let before = environments.len();
+            // A new environment moves others to the next page, so one may come twice.
+            let records = page.records.into_iter().map(EnvironmentRecord::from);
+            environments.extend(records.filter(|record| ids.insert(record.id.clone())));
+            let full = page.elements >= limit;
+            let repeated = full && environments.len() == before;
+            if repeated {
+                bad.get_or_insert(answer.malformed(REPEATED));
+            }
+            let behind = listed == self.listed && !self.rounds.is_multiple_of(PAGE_BEHIND_ROUNDS);
+            if !full || repeated || behind {
+                self.listed = listed;
+                return Ok((environments, bad));
+            }
+        }
+    }
+
+    /// The environment's deployments, as far back as some may not be stored yet.
+    pub(super) async fn deployments(&self, environment: &str, memory: &DeploymentMemory) -> Result<Look, ApiError> {
+        let remembered = memory.environments.get(environment).cloned().unwrap_or_default();
+        let mut look = Look::default();
+        let mut ids = HashSet::new();
+        let mut offset = 0;
+        loop {
+            let at = offset.to_string();
+            let path = ["environments", environment, "deployments"];
+            let query = [("offset", &*at)];
+            let page = self.api.page(Endpoint::Deployments, &path, &query, &self.deployments_page);
+            let (answer, limit) = page.await?;
+            let page = answer.list::<DeploymentRecord<'_>>()?;
+            look.bad = look.bad.or(page.bad);
+            let (mut all_old, mut any_new) = (true, false);
+            for record in page.records {
+                // One that was made since the page before has moved the others.
+                if !ids.insert(record.id.clone()) {
+                    continue;
+                }
+                any_new = true;
+                let is_final = record.is_final();
+                let followed = memory.following.contains_key(&record.id);
+                let done = remembered.done.contains_key(&record.id);
+                let created = match record.created_millis() {
+                    Some(created) => {
+                        look.newest = look.newest.max(created);
+                        created
+                    }
+                    None if !is_final || followed || done => NO_TIME,
+                    // It is not known from before, and without a time nobody could tell whether it was stored before.
+                    None => {
+                        look.bad.get_or_insert(answer.malformed("a deployment lacks the member createdAt"));
+                        continue;
+                    }
+                };
+                // Those that ran when the environment was listed before are followed, so what is older was stored, or
+                // had ended before the pull's beginning.
+                let seen = created < remembered.done_before;
+                all_old &= seen;
+                let ended = record.ended_millis();
+                let old = seen || ended.unwrap_or(created).max(created) < memory.from;
+                if !followed && (done || (old && is_final)) {
+                    continue;
+                }
+                look.tokens.extend(record.oidc_token());
+                let listing = if is_final { Listing::Ended(record.outcome()) } else { Listing::Running };
+                look.deployments.push(Listed { id: record.id, kind: record.kind, created, ended, listing });
+            }
+            offset += page.elements;
+            let full = page.elements >= limit;
+            if full && !any_new {
+                look.bad.get_or_insert(answer.malformed(REPEATED));
+            }
+            if !full || !any_new || all_old {
+                return Ok(look);
+            }
+        }
+    }
+}
