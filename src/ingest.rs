@@ -8,6 +8,7 @@ pub mod memory;
 mod meters;
 pub mod receive;
 pub mod route;
+mod token_bodies;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +31,7 @@ use crate::ingest::memory::{Charge, HOLD, Lane, Memory};
 use crate::ingest::meters::IngestMeters;
 use crate::ingest::receive::{Received, Terms};
 use crate::ingest::route::{Route, route};
+use crate::ingest::token_bodies::TokenBodies;
 use crate::protocols::body::{BodyError, Limits, Lines};
 use crate::protocols::{Answer, BadCredentials, Encoding, Protocol, Refusal, by_type, empty_answer};
 use crate::spool::{AppendError, Spool};
@@ -41,11 +43,6 @@ const SCAN_ASIDE_LINES_BYTES: usize = 4 * 1024 * 1024;
 /// instead of a reset.
 const LINGER_MAX_BYTES: usize = 64 * 1024 * 1024;
 const LINGER_TIME: Duration = Duration::from_secs(30);
-/// Of a body that is a token; anyone may send one.
-const TOKEN_BODY_MAX_BYTES: usize = 64 * 1024;
-const TOKEN_BODY_TIME: Duration = Duration::from_secs(10);
-/// Of all bodies that are tokens, at once. A usual one is so small that it isn't charged.
-const TOKEN_BODIES_MAX_BYTES: usize = 16 * TOKEN_BODY_MAX_BYTES;
 /// Of all connections, so many wait for memory at most: one in so many.
 const MAX_WAITING_PART: usize = 4;
 /// What the lines of almost every request fit in: so many times its body, and a bit for small ones.
@@ -70,8 +67,7 @@ pub struct Ingest {
     bodies: Memory,
     /// For what is built of them and not yet durable.
     lines: Memory,
-    /// For bodies that are tokens.
-    tokens: Memory,
+    tokens: TokenBodies,
     limits: Limits,
     max_body_bytes: usize,
     default_type: LogType,
@@ -102,11 +98,11 @@ impl Ingest {
             ),
             lines: Memory::new(
                 config.max_inflight_bytes,
-                max_lines_bytes,
+                max_lines_bytes.saturating_add(copies_bytes(largest_event)),
                 usual_lines_bytes(largest_event).saturating_add(copies_bytes(largest_event)),
                 max_waiting,
             ),
-            tokens: Memory::new(TOKEN_BODIES_MAX_BYTES, TOKEN_BODY_MAX_BYTES, 0, max_waiting),
+            tokens: TokenBodies::default(),
             limits: Limits {
                 max_event_bytes: config.max_event_bytes,
                 max_body_bytes: config.max_body_bytes,
@@ -194,24 +190,7 @@ impl Ingest {
 
     /// `PUT /v1/oidc-token`. Never depends on the spool.
     async fn take_token(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<(), Refusal> {
-        let body = async {
-            if body.size_hint().lower() > TOKEN_BODY_MAX_BYTES as u64 {
-                return Ok(None);
-            }
-            // Whoever hands a token over has the same share.
-            let (memory, lane, stop) = (&self.tokens, Lane::Oidc, &self.stop_bodies);
-            let terms = Terms { limit: TOKEN_BODY_MAX_BYTES, memory, lane, stop };
-            let read = receive::read(body, Encoding::Identity, &terms);
-            match tokio::time::timeout(TOKEN_BODY_TIME, read).await {
-                Ok(Ok(received)) => Ok(Some(received.bytes)),
-                Ok(Err(Refusal::TooLarge { .. })) => Ok(None),
-                Ok(Err(refusal)) => Err(refusal),
-                Err(_) => {
-                    let reason = format!("the token did not arrive within {} s", TOKEN_BODY_TIME.as_secs());
-                    Err(Refusal::Unavailable { reason, retry_after_seconds: 1 })
-                }
-            }
-        };
+        let body = self.tokens.read(body, &self.stop_bodies);
         self.authenticator.hand_over_request(headers, body).await
     }
 

@@ -14,7 +14,7 @@ const ZSTD_WINDOW_MAX_BYTES: usize = 1 << ZSTD_WINDOW_LOG_MAX;
 /// What the window of RFC 1951, and what belongs to it, takes.
 const DEFLATE_BYTES: usize = 64 * 1024;
 /// What zstd takes beside its window, which has the end of the output a second time.
-const ZSTD_BYTES: usize = 256 * 1024;
+pub(super) const ZSTD_BYTES: usize = 256 * 1024;
 /// The most that inflating takes beside its output.
 pub(super) const MAX_BYTES_BESIDE: usize = ZSTD_BYTES + ZSTD_WINDOW_MAX_BYTES;
 
@@ -47,6 +47,17 @@ impl Inflater {
         match self.encoding {
             Encoding::Zstd => ZSTD_BYTES + output.min(ZSTD_WINDOW_MAX_BYTES),
             _ => DEFLATE_BYTES,
+        }
+    }
+
+    /// The largest output that, with what inflating takes beside it, stays within `bytes`.
+    pub(super) fn output_within(&self, bytes: usize) -> usize {
+        match self.encoding {
+            Encoding::Zstd => {
+                let bytes = bytes.saturating_sub(ZSTD_BYTES);
+                (bytes / 2).max(bytes.saturating_sub(ZSTD_WINDOW_MAX_BYTES))
+            }
+            _ => bytes.saturating_sub(DEFLATE_BYTES),
         }
     }
 
@@ -123,6 +134,7 @@ mod tests {
 
     use super::*;
 
+    const MIB: usize = 1024 * 1024;
     const TEXT: &[u8] = b"What goes in comes out, whatever the pieces are: one, two, three, one, two, three.\n";
 
     fn encoded(encoding: &str) -> Vec<u8> {
@@ -219,6 +231,19 @@ mod tests {
             let checksum = changed.len() - if name == "gzip" { 8 } else { 4 };
             changed[checksum] ^= 1;
             assert!(inflate(encoding, &changed, 64).is_err(), "{name} with another checksum");
+        }
+    }
+
+    #[test]
+    fn what_output_and_inflating_take_together_is_told_both_ways() {
+        for encoding in [Encoding::Gzip, Encoding::Zstd] {
+            let inflater = Inflater::new(encoding).unwrap();
+            for bytes in [MIB, 8 * MIB, 16 * MIB, 17 * MIB, 24 * MIB + ZSTD_BYTES] {
+                let output = inflater.output_within(bytes);
+                let takes = |output| output + inflater.bytes_beside(output);
+                assert!(takes(output) <= bytes && takes(output + 1) > bytes, "{encoding:?} {bytes}");
+            }
+            assert_eq!(inflater.output_within(0), 0);
         }
     }
 

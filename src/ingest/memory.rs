@@ -14,6 +14,8 @@
 //! 8. A request waits for at most [`HOLD`] in all; then it is a 503. So, at once, is one for which too many others
 //!    wait: a connection stays open for each of them, even where the client is gone.
 //! 9. What a request turns out not to need is given back at once, the rest when the disk has its events.
+//! 10. A request that may need more than there is for turns takes all of that, so it is the only one at a time. In all,
+//!     requests have no more than the memory, and beyond it what the largest request needs more than turns have.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -69,6 +71,8 @@ pub struct Memory {
     free: Arc<Semaphore>,
     turns: Arc<Semaphore>,
     turns_bytes: u32,
+    /// What a request may take that has all of the turns.
+    largest_bytes: usize,
     /// One request without audit events at a time is in the line for a turn; it goes to the end when audit events come.
     others: Semaphore,
     audit_came: Notify,
@@ -119,8 +123,7 @@ fn permits(permit: &Option<OwnedSemaphorePermit>) -> usize {
 }
 
 impl Memory {
-    /// For `bytes` in all, 4 GiB at most, of which one request may need `largest_bytes`. One that needs more than there
-    /// is for turns gets all of that: any one is served alone. The largest audit event needs `audit_bytes`. At most
+    /// For `bytes` in all, 4 GiB at most, of which one request may need `largest_bytes`. The largest audit event needs `audit_bytes`. At most
     /// `max_waiting` requests wait for a turn, and as many of audit events.
     pub fn new(bytes: usize, largest_bytes: usize, audit_bytes: usize, max_waiting: usize) -> Memory {
         let bytes = bytes.min(u32::MAX as usize);
@@ -134,6 +137,7 @@ impl Memory {
             free: semaphore(common - turns),
             turns: semaphore(turns),
             turns_bytes: u32::try_from(turns).unwrap_or(u32::MAX),
+            largest_bytes: largest_bytes.max(turns),
             others: Semaphore::new(1),
             audit_came: Notify::new(),
             waiting: AtomicUsize::new(0),
@@ -166,12 +170,14 @@ impl Memory {
         Ok(())
     }
 
-    /// A turn for `may_need` bytes beside the one that the request has, without waiting.
-    pub fn second_turn(&self, first: &Charge, may_need: usize) -> Result<Charge, Refusal> {
-        let most = (self.turns_bytes as usize).saturating_sub(permits(&first.turn));
-        let bytes = u32::try_from(may_need.min(most)).unwrap_or(u32::MAX);
+    /// A turn beside the one in which the request has `has` bytes, without waiting: for `may_need` bytes, or for as many
+    /// as one request may have in all. How many it is for.
+    pub fn second_turn(&self, first: &Charge, has: usize, may_need: usize) -> Result<(Charge, usize), Refusal> {
+        let may_have = may_need.min(self.largest_bytes.saturating_sub(has));
+        let bytes = may_have.min((self.turns_bytes as usize).saturating_sub(permits(&first.turn)));
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let turn = Arc::clone(&self.turns).try_acquire_many_owned(bytes).map_err(|_| in_use())?;
-        Ok(Charge { turn: Some(turn), ..Charge::after(first.waited) })
+        Ok((Charge { turn: Some(turn), ..Charge::after(first.waited) }, may_have))
     }
 
     async fn wait_for_turn(
@@ -361,7 +367,21 @@ mod tests {
         let mut first = Charge::after(Duration::from_secs(3));
         memory.charge(Lane::Audits, &mut first, 1000, 1000).await.unwrap();
         assert!(first.has_turn());
-        assert_eq!(memory.second_turn(&first, 1000).unwrap().waited, Duration::from_secs(3));
+        assert_eq!(memory.second_turn(&first, 1000, 1000).unwrap().0.waited, Duration::from_secs(3));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_may_need_more_than_there_is_for_turns_has_all_of_them() {
+        // Turns have 2800 of it.
+        let memory = Memory::new(3200, 5000, 0, 8);
+        let mut first = at_once(&memory, Lane::Oidc, 5000, 5000).unwrap();
+        assert!(at_once(&memory, Lane::Untold, 101, 101).is_none(), "it is alone");
+        first.shrink_to(2000);
+        let (second, bytes) = memory.second_turn(&first, 2000, 4000).unwrap();
+        assert_eq!(bytes, 3000, "in all, one request has as much as the largest may need");
+        assert!(at_once(&memory, Lane::Untold, 101, 101).is_none(), "it is alone again");
+        drop(second);
+        assert_eq!(memory.second_turn(&first, 2000, 500).unwrap().1, 500);
     }
 
     #[tokio::test]

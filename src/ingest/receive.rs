@@ -71,7 +71,9 @@ impl Received {
         buffer.charge = if self.charge.has_turn() {
             // Who has a turn waits for no other.
             let may_need = buffer.most.saturating_add(inflater.bytes_beside(buffer.most));
-            terms.memory.second_turn(&self.charge, may_need)?
+            let (charge, bytes) = terms.memory.second_turn(&self.charge, self.bytes.len(), may_need)?;
+            buffer.most = inflater.output_within(bytes);
+            charge
         } else {
             Charge::after(self.waited())
         };
@@ -139,8 +141,8 @@ async fn inflate(inflater: &mut Inflater, piece: &[u8], buffer: &mut Buffer, ter
     loop {
         let used = inflater.write(rest, &mut buffer.bytes).map_err(broken)?;
         rest = &rest[used..];
-        if buffer.bytes.len() > terms.limit {
-            return Err(terms.too_large());
+        if buffer.bytes.len() >= buffer.most {
+            return Err(buffer.too_large(terms));
         }
         if buffer.bytes.len() < buffer.bytes.capacity() {
             return Ok(());
@@ -179,6 +181,14 @@ impl Buffer {
         let capacity = if self.charge.has_turn() { self.most } else { capacity };
         self.bytes.reserve_exact(capacity - self.bytes.len());
         Ok(())
+    }
+
+    /// Why it may not be larger: for the limit of all bodies, or for want of memory beside what it was inflated from.
+    fn too_large(&self, terms: &Terms<'_>) -> Refusal {
+        match self.most > terms.limit {
+            true => terms.too_large(),
+            false => Refusal::TooLarge { limit: self.most, variable: "ENV0_S3_LOG_MAX_INFLIGHT_BYTES" },
+        }
     }
 
     /// Charges `bytes` in all, of the `most` that the body may come to need.
@@ -285,6 +295,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
+    use crate::ingest::inflate::ZSTD_BYTES;
 
     const BYTES: usize = 1024 * 1024;
 
@@ -325,6 +336,28 @@ mod tests {
             () = trickle => unreachable!("it never ends"),
         };
         (outcome.unwrap_err(), started.elapsed().as_secs())
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_compressed_twice_stays_within_the_memory_of_one_request() {
+        let (limit, stop) = (BYTES, CancellationToken::new());
+        // All that one request may have.
+        let largest = 3 * BYTES + ZSTD_BYTES;
+        for (first_bytes, is_taken) in [(BYTES - 1000, true), (2 * BYTES, false)] {
+            // Of several streams, only the last one is not empty.
+            let mut first = zstd::encode_all(&[][..], 1).unwrap().repeat(first_bytes / 9);
+            first.extend(zstd::encode_all(&vec![b' '; BYTES][..], 1).unwrap());
+            let memory = Memory::new(BYTES, largest, 0, 8);
+            let mut charge = Charge::default();
+            memory.charge(Lane::Oidc, &mut charge, first.len(), largest).await.unwrap();
+            let first = Received { bytes: first.into(), charge };
+            let terms = Terms { limit, memory: &memory, lane: Lane::Oidc, stop: &stop };
+            match first.inflate(Encoding::Zstd, &terms).await {
+                Ok(second) => assert!(is_taken && second.bytes.len() == BYTES),
+                Err(Refusal::TooLarge { variable: "ENV0_S3_LOG_MAX_INFLIGHT_BYTES", .. }) => assert!(!is_taken),
+                Err(refusal) => panic!("{refusal}"),
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

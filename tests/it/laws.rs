@@ -212,8 +212,9 @@ fn two_hundred_tokens_that_never_end_delay_no_hand_over() {
             raw
         })
         .collect();
+    let long = aws.issuer.mint(serde_json::json!({ "about": "x".repeat(9000) }));
     let hand_over = || Upload::new("PUT", "/v1/oidc-token");
-    for upload in [hand_over().body(&token), hand_over().bearer(&token)] {
+    for upload in [hand_over().body(&token), hand_over().bearer(&token), hand_over().body(&long)] {
         let sent = Instant::now();
         let answer = upload.send(daemon.listen).unwrap();
         assert_eq!(answer.status, 204, "after {:?}: {}", sent.elapsed(), answer.text());
