@@ -1,6 +1,6 @@
-//! Vocabulary: log types, batch names, object keys. Pure; strict parsers.
+//! Log types, batch names, object keys and hashes, with strict parsers. Pure.
 //!
-//! A batch's file name is its whole state:
+//! A batch's file name is its whole state; no other file says anything of it:
 //!
 //! ```text
 //! <opened>_<suffix>[.gz|.zst].open
@@ -54,7 +54,7 @@ impl Codec {
 pub struct Sha256(pub [u8; 32]);
 
 impl Sha256 {
-    /// What batch number 1 carries as the hash of the batch before it.
+    /// The hash that batch number 1 has in place of the hash of a batch before it.
     pub const ZERO: Sha256 = Sha256([0; 32]);
 
     /// Hash of `bytes`.
@@ -98,7 +98,7 @@ impl FromStr for Sha256 {
     }
 }
 
-/// A SHA-256 in the making. A clone is a save point to roll back to.
+/// Computes a SHA-256. A clone keeps the state to go back to when later bytes are taken back.
 #[derive(Clone)]
 pub struct Sha256Hasher(aws_lc_rs::digest::Context);
 
@@ -109,12 +109,12 @@ impl Default for Sha256Hasher {
 }
 
 impl Sha256Hasher {
-    /// Takes in `bytes`.
+    /// Adds `bytes`.
     pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    /// The hash of all that was taken in.
+    /// The hash of all bytes that were added.
     pub fn finish(self) -> Sha256 {
         Sha256::from_digest(&self.0.finish())
     }
@@ -148,14 +148,14 @@ impl FromStr for Suffix {
     }
 }
 
-/// A batch's name from its opening on: all that its key is made of, beside type and prefix.
+/// What a batch's key is made of, beside log type and prefix; fixed from its opening on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BatchName {
     /// When the first event was received; microseconds, unique and rising within a type.
     pub opened: DateTime<Utc>,
     /// The key's five characters.
     pub suffix: Suffix,
-    /// The suffix that the batch was opened (and acknowledged) with, when another writer owned that key.
+    /// The suffix that the batch was opened and acknowledged with, where another writer owned the key with it.
     pub renamed_from: Option<Suffix>,
     /// The encoding of the object.
     pub codec: Codec,
@@ -175,8 +175,8 @@ impl BatchName {
         BatchName { opened, suffix: Suffix::random(), renamed_from: None, codec }
     }
 
-    /// The same batch under a new suffix; remembers the one that it was acknowledged with. The opening stays: it tells one
-    /// batch from another.
+    /// The same batch under a new suffix. `renamed_from` keeps the suffix that it was acknowledged with. The opening stays,
+    /// because it identifies the batch.
     pub fn renamed(self) -> BatchName {
         let renamed_from = self.renamed_from.or(Some(self.suffix));
         BatchName { suffix: Suffix::random(), renamed_from, ..self }
@@ -193,14 +193,14 @@ impl fmt::Display for BatchName {
     }
 }
 
-/// Where a sealed batch stands with S3. The file's ending.
+/// What is known of a sealed batch's object in S3; the file's ending.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Stage {
-    /// No attempt can have arrived: a 412 means that another writer owns the name.
+    /// No attempt can have stored it: a 412 means that another writer owns the name.
     Sealed,
-    /// An attempt may have arrived: a 412 means that the object is ours.
+    /// An attempt may have stored it: a 412 means that the object is ours.
     Sending,
-    /// Delivered; kept, empty, as the chain's head.
+    /// Delivered. The file is the chain's head, and empty, or a copy that waits for CloudWatch.
     Sent,
 }
 
@@ -216,20 +216,20 @@ impl Stage {
     }
 }
 
-/// A sealed batch: what never changes again, beside its stage and, before the first PUT, its suffix.
+/// The name of a sealed batch's file. Only its stage changes after this, and its suffix where another writer owns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SealedName {
     /// Opening, suffix, codec.
     pub batch: BatchName,
-    /// Number of the batch in its instance's and type's chain, from 1.
+    /// Number of the batch in its log type's chain, from 1.
     pub sequence: u64,
     /// Events in it, 1 or more.
     pub records: u64,
     /// Hash of the object's body.
     pub sha256: Sha256,
-    /// Hash of the batch before it, [`Sha256::ZERO`] for number 1.
+    /// Hash of the body of the batch before it; [`Sha256::ZERO`] for number 1.
     pub previous: Sha256,
-    /// Where it stands with S3.
+    /// What is known of its object in S3.
     pub stage: Stage,
 }
 
@@ -243,13 +243,13 @@ impl fmt::Display for SealedName {
 /// A file name in a type's folder of the spool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SpoolName {
-    /// `….open`: still appended to, or left by a crash.
+    /// `….open`: events are appended to it, or a crash left it.
     Open(BatchName),
     /// `….sealed`, `….sending` or `….sent`.
     Sealed(SealedName),
 }
 
-/// The ending of a batch that is still appended to.
+/// The ending of a batch that events are appended to.
 pub const OPEN_EXTENSION: &str = "open";
 
 impl fmt::Display for SpoolName {

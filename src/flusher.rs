@@ -1,5 +1,6 @@
-//! Sealed batch → PUT → gone, or back off and try again. One lane a log type, oldest first; the lanes
-//! share nothing, so that one type's failures never delay the other.
+//! Uploads sealed batches to S3, oldest first, and tries again with growing pauses where that fails. Each log type has a
+//! lane with a queue, slots and pauses of its own, so that one type's failures never delay the other. The lanes share
+//! the session, the S3 client and one thread.
 
 mod attempt;
 pub(crate) mod delivery;
@@ -27,7 +28,7 @@ use crate::s3::{PutError, PutErrorKind};
 use crate::spool::SealedBatches;
 use crate::status::{DeliveryStatus, LAST_OBJECTS, ObjectStatus, Outage, SpooledStatus, Timestamp, Trouble};
 
-/// How many batches not tried yet a lane looks at; the others wait where the spool announced them, in less memory.
+/// How many untried batches a lane takes into its queue. The others stay in the spool's list, which takes less memory.
 const UNTRIED_MAX: usize = 1024;
 /// How long a shutdown waits for a session when there is none.
 const DRAIN_SESSION_WAIT: Duration = Duration::from_secs(5);
@@ -41,7 +42,7 @@ pub struct Flusher {
 }
 
 impl Flusher {
-    /// Starts a lane for each log type. Fails where no thread can be had.
+    /// Starts a lane for each log type. Fails where no thread can be started.
     pub fn start(shared: Shared, sealed: ByType<SealedBatches>) -> io::Result<Flusher> {
         let background = Background::start("uploads")?;
         let shared = Arc::new(shared);
@@ -56,7 +57,7 @@ impl Flusher {
                 in_flight: JoinSet::new(),
                 failing: 0,
                 objects_confirmed: 0,
-                told: BTreeSet::new(),
+                logged: BTreeSet::new(),
                 state: states[log_type].clone(),
                 meters: UploadMeters::new(log_type),
             };
@@ -65,15 +66,15 @@ impl Flusher {
         Ok(Flusher { lanes, drain, states, _background: background })
     }
 
-    /// Gives each waiting batch one more attempt; returns when all had it, or at `deadline`. What is not
-    /// delivered by then stays in the spool.
+    /// Gives each waiting batch one more attempt; returns when all had theirs, or at `deadline`. Batches that are not
+    /// delivered by then stay in the spool.
     pub async fn drain(mut self, deadline: Instant) {
         self.drain.send_replace(Some(deadline));
         let _ = tokio::time::timeout_at(deadline, async { while self.lanes.join_next().await.is_some() {} }).await;
         self.lanes.abort_all();
     }
 
-    /// What a log type's lane tells of itself.
+    /// The delivery status of each log type's lane, which the lane keeps up to date.
     pub fn states(&self) -> ByType<Arc<Mutex<DeliveryStatus>>> {
         self.states.clone()
     }
@@ -86,10 +87,10 @@ struct Lane {
     in_flight: JoinSet<(Waiting, Result<Stored, Failure>)>,
     /// Batches that failed and are not delivered yet.
     failing: usize,
-    /// Objects that the store confirmed, in this life.
+    /// Objects that the store has confirmed since the start.
     objects_confirmed: u64,
-    /// Kinds of failures that this outage has logged.
-    told: BTreeSet<&'static str>,
+    /// Kinds of failures that were logged in this outage.
+    logged: BTreeSet<&'static str>,
     state: Arc<Mutex<DeliveryStatus>>,
     meters: UploadMeters,
 }
@@ -99,7 +100,8 @@ impl Lane {
         loop {
             self.fill_queue(&mut sealed);
             let session = self.shared.credentials.session().is_some();
-            // One clock reading for both below: with two, a batch due in between would be neither sent nor waited for.
+            // The clock is read once for both `next` and `next_wake`. Were it read twice, a batch that became due between the
+            // two readings would be neither sent nor waited for.
             let now = Instant::now();
             if session {
                 while let Some(mut waiting) = self.queue.next(now) {
@@ -118,7 +120,7 @@ impl Lane {
                 Some(batch) = sealed.recv(), if takes_more => self.queue.add(batch),
                 Some(ended) = self.in_flight.join_next() => match ended {
                     Ok((waiting, result)) => self.settle(waiting, result),
-                    // A panic ends the process; nothing else ends a task early.
+                    // Never reached: a panic ends the process, and nothing cancels the task.
                     Err(_) => return,
                 },
                 () = sleep_until(wake), if !needs_session => {}
@@ -134,7 +136,7 @@ impl Lane {
         }
     }
 
-    /// Takes over what the spool announced, as far as the lane looks.
+    /// Takes batches that the spool announced into the queue, up to [`UNTRIED_MAX`].
     fn fill_queue(&mut self, sealed: &mut SealedBatches) {
         while self.queue.untried() < UNTRIED_MAX
             && let Some(batch) = sealed.try_recv()
@@ -143,7 +145,7 @@ impl Lane {
         }
     }
 
-    /// The end of an outage that no PUT has met.
+    /// Logs the end of an outage of sessions, where no PUT failed meanwhile and so none will report it.
     fn session_came(&self, session: &Session) {
         if let Some(outage) = session.outage_seconds
             && self.state().error.is_none()
@@ -157,7 +159,7 @@ impl Lane {
         self.shared.spool.folder(self.log_type).status("")
     }
 
-    /// Every waiting batch becomes due, once. False when there is no session to send them with.
+    /// Makes every waiting batch due once more. False when no session comes to send them with.
     async fn begin_drain(&mut self, deadline: Instant) -> bool {
         let now = Instant::now();
         self.queue.drain();
@@ -182,7 +184,7 @@ impl Lane {
                 (Some(error.kind), pause_after(error, &waiting, pause))
             }
         };
-        self.note_trouble(&failure);
+        self.report(&failure);
         self.queue.failed(waiting, kind, pause, Instant::now(), rand::random());
     }
 
@@ -216,7 +218,7 @@ impl Lane {
     }
 
     fn outage_ended(&mut self) {
-        self.told.clear();
+        self.logged.clear();
         let mut state = self.state();
         let Some(Trouble { since, message, .. }) = state.error.take() else { return };
         let until = Timestamp::now();
@@ -226,8 +228,8 @@ impl Lane {
         tracing::info!(log_type = %self.log_type, outage.seconds = until.seconds_since(since), backlog.bytes = backlog.spool_bytes, backlog.batches = backlog.batches, "uploads work again");
     }
 
-    /// Puts a failure into the status, and into the log when this outage has had none of its kind.
-    fn note_trouble(&mut self, failure: &Failure) {
+    /// Puts a failure into the status, and logs it if it is the first of its kind in this outage.
+    fn report(&mut self, failure: &Failure) {
         let (kind, message, remedy) = match failure {
             Failure::Put(error) => (error.kind.as_str(), error.message.clone(), error.kind.remedy()),
             Failure::Disk(error) => {
@@ -238,8 +240,8 @@ impl Lane {
             Failure::Put(error) => (error.code.clone(), error.request_id.clone()),
             Failure::Disk(_) => (None, None),
         };
-        // Without a session, the credentials say it.
-        if self.told.insert(kind) && kind != PutErrorKind::NoSession.as_str() {
+        // A missing session is logged by the credentials.
+        if self.logged.insert(kind) && kind != PutErrorKind::NoSession.as_str() {
             tracing::warn!(
                 log_type = %self.log_type, error.kind = kind, error.code = code, aws.request_id = request_id, remedy,
                 "uploads fail: {message}; events stay in the spool and are tried again"
@@ -251,8 +253,8 @@ impl Lane {
     }
 }
 
-/// The pause that the error asks for, `backoff` at least; none the first time that a session is the reason: a new
-/// one is on its way.
+/// The pause that the error asks for, at least `backoff`. There is none the first time that the session is the reason,
+/// because a new one has been asked for already.
 fn pause_after(error: &PutError, waiting: &Waiting, backoff: Duration) -> Duration {
     match error.kind {
         PutErrorKind::SessionRejected | PutErrorKind::NoSession if waiting.attempts == 0 => Duration::ZERO,
@@ -260,7 +262,7 @@ fn pause_after(error: &PutError, waiting: &Waiting, backoff: Duration) -> Durati
     }
 }
 
-/// Never ends without a moment.
+/// Sleeps until `wake`; for ever without one.
 async fn sleep_until(wake: Option<Instant>) {
     match wake {
         Some(wake) => tokio::time::sleep_until(wake).await,

@@ -1,5 +1,5 @@
-//! What every protocol of the ingest listener has in common: a body becomes lines, and an outcome
-//! becomes that protocol's own answer. Pure: no socket, no token, no spool.
+//! What every protocol of the ingest listener does: it makes lines of a body, and an answer in its own form of an outcome.
+//! Pure: no socket, no token, no spool.
 
 pub mod body;
 mod foreign;
@@ -43,36 +43,35 @@ pub struct Accepted {
     pub receipt: Option<(Arc<str>, u64)>,
 }
 
-/// One protocol. Pure: the HTTP front (`ingest.rs`) does authentication, limits, reading, inflating
-/// and appending, in the same way for all.
+/// One protocol. Pure: `ingest.rs` does authentication, limits, reading, inflating and appending in the same way for all
+/// protocols.
 pub trait Protocol: Send + Sync + 'static {
     /// The label in metrics and logs.
     fn name(&self) -> &'static str;
 
-    /// A token that is carried elsewhere than in `Authorization` (query, path, `Api-Key`).
+    /// The token, where the protocol puts it elsewhere than in `Authorization`: query, path, `Api-Key`.
     fn token(&self, _uri: &Uri, _headers: &HeaderMap) -> Option<String> {
         None
     }
 
-    /// The bytes that [`Protocol::parse`] unpacks `body` to before it makes lines of them: 0 where it
-    /// reads `body` itself, as it does with text and JSON that is UTF-8.
+    /// How many bytes [`Protocol::parse`] unpacks `body` to before it makes lines of them; 0 where it reads `body` itself, as
+    /// it does with text and JSON that is UTF-8.
     fn unpacked_bytes(&self, _headers: &HeaderMap, body: &[u8]) -> usize {
         body::repaired_len(body).unwrap_or_default()
     }
 
-    /// How the body is compressed by HTTP.
+    /// How the body is compressed, by its `Content-Encoding`.
     fn encoding(&self, headers: &HeaderMap) -> Result<Encoding, Refusal> {
         Encoding::of(headers, None)
     }
 
-    /// Refuses a body that declares itself as another thing than this protocol's events.
+    /// Refuses a `Content-Type` that this protocol's events can't have.
     fn judge_media_type(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         judge_media_type(headers, false)
     }
 
-    /// The request's events, as [`Protocol::parse`] finds them, where `body` doesn't declare itself as another
-    /// protocol's. Native events are any objects: their path names the log type, and what was stored of another
-    /// protocol may be sent again there.
+    /// The request's events, as [`Protocol::parse`] finds them. Refuses a body that is another protocol's request. The native
+    /// protocol takes such a body: its path names the log type, and stored lines of any protocol may be sent again there.
     fn events(
         &self,
         uri: &Uri,
@@ -101,13 +100,14 @@ pub trait Protocol: Send + Sync + 'static {
     /// The answer to a refusal; status, `Retry-After` and `WWW-Authenticate` by one table for all protocols; see [`Refusal::status`].
     fn refused(&self, refusal: &Refusal) -> Answer;
 
-    /// The answer to a client that asks, without credentials, whether anyone is there.
+    /// The answer to a client that asks, without credentials, whether the listener is up.
     fn alive(&self) -> Answer {
         empty_answer(StatusCode::OK)
     }
 }
 
-/// The log type that a source, label, service, name or index of env0's own integrations tells.
+/// The log type that `word` names: env0's integrations put one of these words into a source, label, service, name or
+/// index.
 pub fn log_type_of(word: &str) -> Option<LogType> {
     match word.strip_suffix("-source").or_else(|| word.strip_suffix("-index")).unwrap_or(word) {
         "env0-deployments" | "env0-deployment-logs" => Some(LogType::Deployments),
@@ -116,39 +116,38 @@ pub fn log_type_of(word: &str) -> Option<LogType> {
     }
 }
 
-/// The log type that the first telling one of a JSON object's members names, however it is escaped.
+/// The log type that the first of these JSON values names which names one, however it is escaped.
 pub fn said_by<'a>(members: impl IntoIterator<Item = Option<&'a RawValue>>) -> Option<LogType> {
     members.into_iter().flatten().find_map(|value| log_type_of(&body::text_of(value.get())?))
 }
 
-/// An event within a line: a JSON object stays one, so that it is searched for secrets.
+/// An event within a line. A JSON object stays one, so that secrets in it are found.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub enum ObjectOrText<'a> {
-    /// As sent.
+    /// A JSON object, as it was sent.
     Object(&'a RawValue),
     /// Anything else.
     Text(&'a str),
 }
 
 impl<'a> ObjectOrText<'a> {
-    /// What `line` is.
+    /// `line` as an object if it is one, otherwise as text.
     pub fn of(line: &'a str) -> Self {
         let value: Option<&RawValue> = line.starts_with('{').then(|| serde_json::from_str(line).ok()).flatten();
         value.map_or(ObjectOrText::Text(line), ObjectOrText::Object)
     }
 }
 
-/// The lines for each log type, where `decide` turns what the sender said
-/// into the type. Order is kept; nothing is copied where a type has one part. Where that is not so, parts and copies
-/// together stay within `limits`.
+/// The lines for each log type. `decide` gives the log type of a part by what its sender named. The order is kept. A log
+/// type with one part is not copied; where parts have to be copied, parts and copies together stay within `limits`.
 pub fn by_type(
     mut parts: Vec<Part>,
     limits: &Limits,
     decide: impl Fn(Option<LogType>) -> LogType,
 ) -> Result<ByType<Lines>, BodyError> {
     if parts.len() <= 1 {
-        // Almost every request: no lists are needed.
+        // Almost every request has one part, so it needs no lists.
         let mut lines = ByType::<Lines>::default();
         if let Some(part) = parts.pop() {
             lines[decide(part.said)] = part.lines;

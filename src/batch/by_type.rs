@@ -1,4 +1,4 @@
-//! What there is one of for each log type.
+//! One value for each log type.
 
 use std::array;
 use std::iter::Zip;
@@ -16,32 +16,32 @@ const TYPES: usize = LogType::ALL.len();
 pub struct ByType<T>([T; TYPES]);
 
 impl<T> ByType<T> {
-    /// What `make` makes for each log type.
+    /// Calls `make` for each log type.
     pub fn new(make: impl FnMut(LogType) -> T) -> ByType<T> {
         ByType(LogType::ALL.map(make))
     }
 
-    /// What `change` makes of each.
+    /// Calls `change` with each value.
     pub fn map<U>(self, mut change: impl FnMut(LogType, T) -> U) -> ByType<U> {
         let [deployments, audits] = self.0;
         ByType([change(LogType::Deployments, deployments), change(LogType::Audits, audits)])
     }
 
-    /// What `change` makes of each.
+    /// Calls `change` with each value.
     ///
     /// # Errors
-    /// The first of `change`; the other log type is not tried then.
+    /// The first error of `change`; it is not called again then.
     pub fn try_map<U, E>(self, mut change: impl FnMut(LogType, T) -> Result<U, E>) -> Result<ByType<U>, E> {
         let [deployments, audits] = self.0;
         Ok(ByType([change(LogType::Deployments, deployments)?, change(LogType::Audits, audits)?]))
     }
 
-    /// References to each.
+    /// A reference to each value.
     pub fn each_ref(&self) -> ByType<&T> {
         ByType(self.0.each_ref())
     }
 
-    /// The deployments' and the audits'.
+    /// The values of deployments and audits, in this order.
     pub fn into_array(self) -> [T; TYPES] {
         self.0
     }
@@ -63,7 +63,7 @@ impl<T> ByType<T> {
 }
 
 impl<A, B> ByType<(A, B)> {
-    /// The firsts, and the seconds.
+    /// The first and the second of each pair.
     pub fn unzip(self) -> (ByType<A>, ByType<B>) {
         let [(a, b), (c, d)] = self.0;
         (ByType([a, c]), ByType([b, d]))

@@ -1,21 +1,21 @@
-//! The system's clock, as far as it is believed.
+//! The system's clock, within the years that names and keys can have.
 
 use std::time::SystemTime;
 
 use chrono::{DateTime, Utc};
 
-/// The last second that a clock is believed: names and keys have four digits for the year, and batches that are opened
-/// while the clock stands there still each take a microsecond of the year after.
+/// The latest second that [`now`] returns. Names and keys have four digits for the year. A whole year is left after it,
+/// because each batch that is opened while the clock stands there takes one more microsecond.
 const LATEST_CLOCK_SECONDS: i64 = 253_370_764_799;
 
-/// The time by the system's clock, which may be set to anything: before 1970 it is the start of 1970, after 9998 the
-/// end of that year.
+/// The time by the system's clock, which may be set to anything: the start of 1970 where it is earlier, the end of 9998
+/// where it is later.
 pub fn now() -> DateTime<Utc> {
     at(SystemTime::now())
 }
 
-/// Whether a daemon can run by this machine's clock. The HTTP library writes the date of every connection down, and ends
-/// the process where HTTP has none: before 1970 and from the year 9999 on.
+/// Whether a daemon can run with this machine's clock. The HTTP library formats the date for every connection, and panics
+/// for a date that HTTP can't express: before 1970 and from the year 9999 on.
 pub fn clock_is_usable() -> bool {
     is_usable(SystemTime::now())
 }

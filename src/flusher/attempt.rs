@@ -1,4 +1,4 @@
-//! One attempt to bring a batch to S3 and its file out of the way.
+//! One attempt to store a batch in S3 and remove its file.
 
 use std::io;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::s3::{Put, PutError, S3};
 use crate::spool::folder::Folder;
 use crate::spool::{Batch, Spool};
 
-/// An attempt may take this long, and its size at [`SLOWEST_BYTES_PER_SECOND`] on top.
+/// An attempt may take this long, and as long again as its bytes take at [`SLOWEST_BYTES_PER_SECOND`].
 const ATTEMPT_BASE: Duration = Duration::from_secs(30);
 const SLOWEST_BYTES_PER_SECOND: u64 = 64 * 1024;
 
@@ -25,15 +25,15 @@ pub struct Shared {
     pub spool: Spool,
     /// Where they go.
     pub s3: S3,
-    /// Without a session nothing is tried.
+    /// Their sessions; without one nothing is tried.
     pub credentials: Credentials,
     /// The key prefix; empty for none.
     pub bucket_path: String,
-    /// PUTs in flight, per log type.
+    /// How many PUTs of each log type may be in flight.
     pub concurrency: usize,
     /// Signs each object's chain entry.
     pub signing_key: Option<SigningKey>,
-    /// Time of each PUT that S3 confirmed.
+    /// How long each PUT took that S3 confirmed.
     pub upload_duration: metrics::Histogram,
 }
 
@@ -46,11 +46,11 @@ pub(super) enum Stored {
 /// How an attempt ended otherwise.
 pub(super) enum Failure {
     Put(PutError),
-    /// The spool's disk failed; says nothing about S3.
+    /// The spool's disk failed, which says nothing about S3.
     Disk(io::Error),
 }
 
-/// One attempt; the batch comes back with what is known of it now.
+/// Makes one attempt; returns the batch with what is known of it now.
 pub(super) async fn attempt(shared: Arc<Shared>, mut waiting: Waiting) -> (Waiting, Result<Stored, Failure>) {
     let folder = shared.spool.folder(waiting.batch.log_type);
     shared.spool.gate(waiting.batch.log_type).pass(waiting.batch.name.batch.opened).await;
@@ -59,7 +59,7 @@ pub(super) async fn attempt(shared: Arc<Shared>, mut waiting: Waiting) -> (Waiti
             let removed = on_disk(&folder, &mut waiting.batch, Folder::delivered).await;
             removed.map(|()| Stored::Delivered).map_err(Failure::Disk)
         }
-        // The file may not be there any more.
+        // Somebody may have removed the file.
         Err(Failure::Disk(error)) if error.kind() == io::ErrorKind::NotFound && !waiting.stored => {
             quarantine_or(&folder, &mut waiting.batch, Failure::Disk(error)).await
         }
@@ -68,7 +68,17 @@ pub(super) async fn attempt(shared: Arc<Shared>, mut waiting: Waiting) -> (Waiti
     (waiting, result)
 }
 
-/// Brings the object to the bucket, as [`delivery::decide`] says.
+/// Stores the object in the bucket, as [`delivery::decide`] says.
+///
+/// The file is `.sending`, durably, before the PUT:
+///
+/// 1. `.sending` fsynced, then the PUT, then a crash: the next start knows that the object may be there. A `412` then
+///    means that it is.
+/// 2. The PUT, then a crash before `.sending` is durable: the next start finds `.sealed` and takes the `412` for another
+///    writer's object. It gives the batch a new suffix and stores it twice.
+///
+/// A new suffix is durable before the next PUT for the same reason. And gaps are marked as reported only after the object
+/// that names them is stored: marked before, a PUT that never arrives would leave them unreported for ever.
 async fn send(shared: &Shared, folder: &Arc<Folder>, waiting: &mut Waiting) -> Result<Stored, Failure> {
     if waiting.stored {
         return Ok(Stored::Delivered);
@@ -112,7 +122,7 @@ async fn send(shared: &Shared, folder: &Arc<Folder>, waiting: &mut Waiting) -> R
     }
 }
 
-/// Sets the batch aside where its file is gone or changed; else the failure stays what it was.
+/// Moves the batch to quarantine where its file is missing or changed; otherwise returns the failure.
 async fn quarantine_or(folder: &Arc<Folder>, batch: &mut Batch, failure: Failure) -> Result<Stored, Failure> {
     match on_disk(folder, batch, quarantine_if_changed).await {
         Ok(true) => Ok(Stored::Quarantined),
@@ -121,7 +131,7 @@ async fn quarantine_or(folder: &Arc<Folder>, batch: &mut Batch, failure: Failure
     }
 }
 
-/// The gaps that one object's metadata can tell of.
+/// The gaps that fit into one object's metadata.
 fn reported_gaps(folder: &Folder) -> Vec<u64> {
     let mut gaps = folder.gaps();
     let fit = Gaps::that_fit(&gaps);
@@ -152,7 +162,8 @@ pub(super) fn put(shared: &Shared, folder: &Folder, batch: &Batch, gaps: &[u64])
     }
 }
 
-/// Two readings, so that one bad read doesn't condemn a good file. One that somebody removed is beyond reading.
+/// Moves the batch to quarantine where its file is missing, or two readings give another hash than its name: one bad read
+/// must not condemn a good file.
 fn quarantine_if_changed(folder: &Folder, batch: &mut Batch) -> io::Result<bool> {
     for _ in 0..2 {
         match folder.rehash(batch) {
@@ -166,8 +177,8 @@ fn quarantine_if_changed(folder: &Folder, batch: &mut Batch) -> io::Result<bool>
     Ok(true)
 }
 
-/// Runs a file system operation on a thread that may block; the batch keeps the name that its file has,
-/// whatever the outcome.
+/// Runs a file system operation on a thread that may block. Whatever the outcome, `batch` then has the name that its file
+/// has.
 async fn on_disk<T: Send + 'static>(
     folder: &Arc<Folder>,
     batch: &mut Batch,

@@ -1,19 +1,19 @@
-//! What the end of an attempt means for its batch. Pure: the flusher obeys it, and so do the spool's property tests.
+//! Decides what the end of an attempt means for its batch. Pure: the flusher and the spool's property tests both obey it.
 //!
-//! PutObject alone can't ask what the bucket holds, so the order of the answers has to tell. The same two answers:
+//! The role may be allowed PutObject alone, which can't ask what is in the bucket, so the order of the answers has to tell.
+//! The same two answers mean different things:
 //!
-//! 1. The store's `412`, then a broken connection. At the `412` nothing of ours could be under the key, so another
-//!    writer owns it, and the batch takes a new suffix. Under the new key the broken connection tells nothing: the
-//!    batch stays `.sending`, and a `412` that comes next is its own object's.
+//! 1. The store's `412`, then a broken connection. Before the `412` no attempt of ours could have stored the object, so
+//!    another writer owns the key, and the batch takes a new suffix. The broken connection doesn't tell whether the object
+//!    was stored under the new key: the batch stays `.sending`, and the next `412` means that it was.
 //! 2. A broken connection, then the store's `412`. The first attempt may have stored the object before its answer was
 //!    lost, so the object under the key is the batch's own: it is delivered. A new suffix would store it twice.
 //!
-//! Where this ends, and the promise "exactly once" with it:
+//! Two cases break the promise "exactly once":
 //!
-//! - The answer that is lost may itself have been another writer's `412`, or the process may die between that answer
-//!   and the new name's fsync. The next `412` is then taken for the batch's own object, and the batch is lost. It takes
-//!   an object of another writer with the same second and the same five of 62 characters, one in 916 million, and
-//!   `verify` reports the number that is missing.
+//! - Another writer owns the key, and its `412` is lost, or the process dies between that `412` and the new name's fsync.
+//!   The next `412` is then taken for the batch's own object, and the batch is lost. The other writer must have chosen the
+//!   same second and the same five of 62 characters, one chance in 916 million. `verify` reports the missing number.
 //! - A proxy that repeats a PUT by itself (nginx does, from one upstream to the next) makes the batch's own object the
 //!   `412` of a first attempt. The batch is then stored under a second key, whose `env0-renamed-from` names the first,
 //!   and `verify` reports the duplicate. `proxy_next_upstream off` ends it; AWS has no such proxy.
@@ -21,25 +21,25 @@
 use crate::batch::Stage;
 use crate::s3::{PutError, PutErrorKind};
 
-/// New suffixes tried at once when another writer owns the name; more is left to the next attempt.
+/// How many new suffixes one attempt tries while other writers own the names; the next attempt goes on after a pause.
 const RENAMES_MAX: usize = 8;
-/// So many `412` in a row that nothing proves to be the store's count as the store's, where between each two of them
-/// the store confirmed another object: something in between that refuses by itself would have refused that one, too.
+/// A `412` without a mark of the store may come from a proxy that refuses everything. This many in a row count as the
+/// store's if it confirmed another object between each two: such a proxy would have refused that object, too.
 const UNPROVEN_412S: u32 = 3;
 
 /// What is known of a batch's earlier attempts under its name.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Known {
-    /// One may have arrived: its answer was lost or told nothing, or it was made before a crash.
+    /// One may have stored the object: its answer was lost or proves nothing, or it was made before a crash.
     pub(crate) answer_lost: bool,
-    /// How many ended with a `412` that nothing proves to be the store's, with other objects confirmed in between.
+    /// How many ended with a `412` without a mark of the store, with other objects confirmed in between.
     pub(crate) unproven_412s: u32,
-    /// Whether the store confirmed another object since the last of these.
+    /// Whether the store confirmed another object since the last of those.
     pub(crate) object_since: bool,
-    /// New suffixes since the batch was last put back.
+    /// How many new suffixes this attempt has tried.
     pub(crate) renames: usize,
-    /// Another writer owns the name that the file still has: no PUT may use it again, whatever becomes of the rename.
-    /// A lost answer would make that writer's object ours.
+    /// Another writer owns the name that the file still has. No PUT may use the name again, even where the rename fails:
+    /// if its answer were lost, the next `412` would make that writer's object pass for ours.
     pub(crate) needs_new_name: bool,
 }
 
@@ -48,11 +48,11 @@ pub(crate) struct Known {
 pub(crate) enum Ended {
     /// The store confirmed the object.
     Stored,
-    /// It did not.
+    /// The store did not confirm it.
     Failed {
         /// Why.
         kind: PutErrorKind,
-        /// Whether this attempt may have arrived nevertheless.
+        /// Whether this attempt may have stored the object nevertheless.
         may_have_arrived: bool,
     },
 }
@@ -60,17 +60,17 @@ pub(crate) enum Ended {
 /// What comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// The bucket holds the object, by this attempt.
+    /// This attempt stored the object.
     Delivered,
-    /// The bucket holds the object, by an earlier attempt.
+    /// An earlier attempt stored the object.
     DeliveredBefore,
     /// Another writer owns the key: the batch takes a new suffix, before its next PUT, and is sent at once.
     NewName,
     /// The batch waits for its next attempt.
     Wait {
-        /// What its file's name must say meanwhile.
+        /// The stage that its file must have meanwhile.
         stage: Stage,
-        /// Whether the file may be gone or changed, and has to be hashed again.
+        /// Whether the file may be missing or changed, and has to be hashed again.
         check_file: bool,
     },
 }
@@ -85,7 +85,7 @@ impl From<&Result<(), PutError>> for Ended {
 }
 
 impl Known {
-    /// What is known of a batch that comes from the spool. After a crash `.sending` stands for an attempt that may have arrived.
+    /// What is known of a batch that comes from the spool; see [`Batch::may_have_arrived`](crate::spool::Batch).
     pub(crate) fn found(may_have_arrived: bool) -> Known {
         Known { answer_lost: may_have_arrived, ..Known::default() }
     }
@@ -94,7 +94,7 @@ impl Known {
         self.answer_lost || self.unproven_412s > 0
     }
 
-    /// With this attempt among the earlier ones.
+    /// What is known once this attempt is one of the earlier ones.
     pub(crate) fn after(self, ended: Ended, next: Next) -> Known {
         match (next, ended) {
             (Next::NewName, _) => Known { renames: self.renames + 1, needs_new_name: true, ..Known::default() },
@@ -115,7 +115,7 @@ pub(crate) fn decide(known: Known, ended: Ended) -> Next {
     let Ended::Failed { kind, may_have_arrived } = ended else { return Next::Delivered };
     let proven =
         kind == PutErrorKind::NameTakenUnproven && known.object_since && known.unproven_412s + 1 >= UNPROVEN_412S;
-    // 412s that are proven to be the store's stored nothing themselves: only a lost answer may have.
+    // An attempt that ended with the store's 412 stored nothing. Only one whose answer was lost may have.
     let may_be_ours = if proven { known.answer_lost } else { known.may_have_arrived() };
     match kind {
         PutErrorKind::NameTaken if may_be_ours => Next::DeliveredBefore,
@@ -140,7 +140,7 @@ mod tests {
     const SENDING: Next = Next::Wait { stage: Stage::Sending, check_file: false };
     const SEALED: Next = Next::Wait { stage: Stage::Sealed, check_file: false };
 
-    /// What comes after each of these, one after the other; with an object of another batch before each attempt.
+    /// What comes after each of these attempts. With `objects_between`, the store confirms another object before each.
     fn told(found: Known, attempts: &[Ended], objects_between: bool) -> Vec<Next> {
         let mut known = found;
         let step = |ended: &Ended| {

@@ -1,4 +1,4 @@
-//! A lane's metrics; every handle is made once.
+//! A lane's metrics. Their handles are made once, because looking one up takes a lock.
 
 use metrics::{Counter, Gauge, counter, gauge};
 
@@ -6,7 +6,7 @@ use crate::batch::LogType;
 use crate::s3::PutErrorKind;
 use crate::spool::Batch;
 
-/// Handles of one log type.
+/// The metrics' handles of one log type.
 pub(super) struct UploadMeters {
     objects: Counter,
     bytes: Counter,

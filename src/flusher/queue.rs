@@ -1,8 +1,8 @@
-//! Which batch is tried next, and when. Pure: the clock and the dice are the caller's.
+//! Decides which batch is tried next, and when. Pure: the caller gives the time and the random numbers.
 //!
-//! Oldest first. A batch that failed waits for a pause of its own; one slot is left to batches not tried
-//! yet, and where there is only one slot the two kinds take turns. Each step takes the logarithm of the queue's length:
-//! after a long outage a million batches may wait.
+//! The oldest batch goes first. A batch that failed waits for a pause of its own. One slot is left to untried batches, and
+//! where there is only one slot, untried and failed ones take turns. No step takes longer than the logarithm of the
+//! queue's length, because a million batches may wait after a long outage.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -14,36 +14,37 @@ use crate::flusher::delivery::Known;
 use crate::s3::PutErrorKind;
 use crate::spool::Batch;
 
-/// After this many failures in a row the type sends one batch at a time, with a pause before each,
-/// so that a backlog of thousands doesn't knock on a closed door thousands of times a minute.
+/// After this many failures in a row the log type is in an outage: it sends one batch at a time, with a pause before each,
+/// so that a backlog of thousands doesn't make thousands of failing requests a minute.
 const OUTAGE_AFTER_FAILURES: u32 = 16;
-/// In an outage, from one failed first attempt to the next: a new batch waits for no failing one's pause.
+/// The pause after a failed first attempt in an outage. It is short, so that a new batch doesn't wait as long as one that
+/// has failed often.
 const UNTRIED_PAUSE: Duration = Duration::from_secs(1);
-/// A batch that has failed takes three times the memory of one that waits where the spool announced it. From this
-/// many on, new ones are tried so seldom that the number of the failed hardly grows.
+/// A failed batch takes three times the memory of one in the spool's list. When this many have failed, new ones are tried
+/// so seldom that their number hardly grows.
 const FAILED_MANY: usize = 10_000;
-/// From one failed first attempt to the next where many batches have failed.
+/// The pause after a failed first attempt when many batches have failed.
 const UNTRIED_PAUSE_WITH_MANY: Duration = Duration::from_secs(60);
 
 /// A batch that is not delivered.
 pub(super) struct Waiting {
     pub(super) batch: Batch,
-    /// Failed ones.
+    /// How many attempts have failed.
     pub(super) attempts: u32,
-    /// S3 has it; only its file is left to go.
+    /// Whether S3 has it, so that only its file is to be removed.
     pub(super) stored: bool,
     /// What is known of its earlier attempts.
     pub(super) known: Known,
-    /// How many objects of the lane were confirmed at its last 412 that nothing proves to be the store's.
+    /// How many objects of the lane were confirmed before its last 412 without a mark of the store.
     pub(super) objects_confirmed_before: u64,
 }
 
-/// The batches of one lane that are not in flight, and what its failures so far ask for.
+/// The batches of one lane that are not in flight, and the pauses after its failures.
 pub(super) struct Queue {
     concurrency: usize,
-    /// By sequence.
+    /// Those not tried yet, by sequence.
     untried: BTreeMap<u64, Batch>,
-    /// By sequence; each of them is in `paused` or in `due`.
+    /// Those that failed, by sequence. Each is in `paused` or in `due`, too.
     failed: BTreeMap<u64, Waiting>,
     /// When a failed batch's pause ends, and its sequence.
     paused: BTreeSet<(Instant, u64)>,
@@ -52,16 +53,16 @@ pub(super) struct Queue {
     in_flight: usize,
     retries_in_flight: usize,
     retry_went_last: bool,
-    /// After a time-out, until an attempt succeeds.
+    /// Set by a time-out until an attempt succeeds: several at once would only make a slow network slower.
     one_at_a_time: bool,
-    /// S3's, in a row.
+    /// How many attempts in a row failed at S3.
     failures: u32,
-    /// In an outage: when the next retry may be.
+    /// In an outage: when the next failed batch may be tried.
     retries_not_before: Instant,
-    /// In an outage, and where many batches have failed: when the next first attempt may be.
+    /// In an outage, and when many batches have failed: when the next untried batch may be tried.
     untried_not_before: Instant,
     draining: bool,
-    /// How many batches were looked at or moved, for the test of how long a step takes.
+    /// How many batches were looked at or moved, for the test of how much work a step takes.
     #[cfg(test)]
     looked_at: u64,
 }
@@ -88,7 +89,7 @@ impl Queue {
         }
     }
 
-    /// A batch that was just sealed, or found at the start.
+    /// Adds a batch that was just sealed, or found at the start.
     pub(super) fn add(&mut self, batch: Batch) {
         self.untried.insert(batch.name.sequence, batch);
     }
@@ -103,7 +104,7 @@ impl Queue {
         self.untried.is_empty() && self.failed.is_empty()
     }
 
-    /// Every waiting batch becomes due, and is tried once more and no more.
+    /// Makes every waiting batch due. From now on a batch that fails is not tried again.
     pub(super) fn drain(&mut self) {
         self.draining = true;
         self.end_pauses();
@@ -114,7 +115,7 @@ impl Queue {
         self.draining && self.in_flight == 0 && self.is_empty()
     }
 
-    /// Takes the batch that is to be tried now, if one is.
+    /// Takes the batch that is to be tried now, if there is one.
     pub(super) fn next(&mut self, now: Instant) -> Option<Waiting> {
         self.end_pauses_until(now);
         let slots = self.slots();
@@ -152,7 +153,7 @@ impl Queue {
         Some(waiting)
     }
 
-    /// When something becomes due by time alone, if anything does.
+    /// When the next batch becomes due without another event, if one does.
     pub(super) fn next_wake(&self, now: Instant) -> Option<Instant> {
         if self.in_flight >= self.slots() {
             return None;
@@ -162,7 +163,7 @@ impl Queue {
         let untried = (!self.untried.is_empty()).then_some(now);
         let retry = if self.in_outage() { retry.map(|due| due.max(self.retries_not_before)) } else { retry };
         let untried = if self.spares_untried() { untried.map(|due| due.max(self.untried_not_before)) } else { untried };
-        // What is due already waits for a slot, but the next pause may end before that.
+        // A batch that is due already waits for a slot. The next pause may end before one is free.
         let pause_ends = pause_ends.filter(|_| !self.in_outage());
         [retry, untried, pause_ends].into_iter().flatten().filter(|due| *due > now).min()
     }
@@ -171,15 +172,15 @@ impl Queue {
     pub(super) fn succeeded(&mut self, waiting: &Waiting) {
         self.landed(waiting);
         if self.in_outage() || self.one_at_a_time {
-            // The door is open again: nobody waits for a pause that the outage set.
+            // S3 works again, so no batch need wait for the pause that the outage gave it.
             self.end_pauses();
         }
         self.failures = 0;
         self.one_at_a_time = false;
     }
 
-    /// An attempt failed, at S3 with `kind` or on the spool's disk; the batch waits for `pause`.
-    /// `random` is in `0.0..1.0`.
+    /// An attempt failed: at S3 with `kind`, or on the spool's disk with `None`. The batch waits for `pause`. `random` is in
+    /// `0.0..1.0`.
     pub(super) fn failed(
         &mut self,
         mut waiting: Waiting,
@@ -209,7 +210,7 @@ impl Queue {
         }
     }
 
-    /// Every pause is over. Takes a step for each batch that failed, which its failure has paid for.
+    /// Ends every pause. Takes a step for each batch that failed, which is no more than its failure took.
     fn end_pauses(&mut self) {
         #[cfg(test)]
         {
@@ -240,7 +241,7 @@ impl Queue {
         self.failures >= OUTAGE_AFTER_FAILURES && !self.draining
     }
 
-    /// Whether first attempts keep to their pause.
+    /// Whether untried batches wait for `untried_not_before`.
     fn spares_untried(&self) -> bool {
         self.in_outage() || (self.failed.len() >= FAILED_MANY && !self.draining)
     }

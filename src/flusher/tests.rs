@@ -39,7 +39,7 @@ type Judge = Box<dyn FnMut(&Seen) -> Response<Bytes> + Send>;
 struct Case {
     flusher: Option<Flusher>,
     states: ByType<Arc<Mutex<DeliveryStatus>>>,
-    /// Until the lanes are started.
+    /// There until the lanes are started.
     sealed: Option<ByType<SealedBatches>>,
     spool: Spool,
     credentials: Credentials,
@@ -118,7 +118,7 @@ impl Case {
         }
     }
 
-    /// From now on S3 answers so.
+    /// From now on S3 answers as `judge` says.
     fn s3_says(&self, judge: impl FnMut(&Seen) -> Response<Bytes> + Send + 'static) {
         *self.judge.lock().unwrap() = Box::new(judge);
     }
@@ -172,7 +172,7 @@ impl Case {
     /// Starts the lanes.
     fn flush(&mut self) {
         let sealed = self.sealed.take().unwrap();
-        // Of this test alone: others of the process count, too.
+        // A recorder of this test's own: other tests of the process count, too.
         let flusher = metrics::with_local_recorder(&self.metrics, || Flusher::start(self.shared(), sealed)).unwrap();
         self.states = flusher.states();
         self.flusher = Some(flusher);
@@ -283,7 +283,7 @@ fn internal_error() -> Response<Bytes> {
     s3_error(500, "InternalError", "We encountered an internal error.")
 }
 
-/// Lets the batch wait until a test drains: it has the time to look.
+/// Makes the batch wait until the test drains, so that the test has time to look.
 fn held(mut answer: Response<Bytes>) -> Response<Bytes> {
     answer.headers_mut().insert("retry-after", "3600".parse().unwrap());
     answer

@@ -1,8 +1,7 @@
-//! Bytes → events: sniffing, validating, one line each. Pure, no I/O, fuzzed.
+//! Finds the events of a body and validates them; each becomes one line. Pure, and tested with mutated bodies.
 //!
-//! Every event is judged by serde_json's `&RawValue`, which is iterative
-//! (depth has no limit) and checks UTF-8; what it calls an object is stored byte for byte. A body
-//! that already is NDJSON is not copied.
+//! serde_json's `&RawValue` judges every event. It is iterative, so depth has no limit, and it checks UTF-8. An object that
+//! it accepts is stored byte for byte. A body that already is NDJSON is not copied.
 
 mod error;
 mod events;
@@ -28,19 +27,19 @@ use text::{BOM, is_one_line, is_white_space};
 pub use text::{repaired, repaired_len};
 pub use writer::{Line, LineWriter};
 
-/// The native form: JSON objects however they are strung together, or lines
-/// of text, which become `{"timestamp":"<received>","message":"<line>"}`.
+/// Reads the native form: JSON objects, alone, in an array or one after the other, or lines of text, which become
+/// `{"timestamp":"<received>","message":"<line>"}`.
 pub fn scan(body: Bytes, received: DateTime<Utc>, limits: &Limits) -> Result<Lines, BodyError> {
     if Events::sniff(&body) { scan_json(body, limits) } else { scan_text(&body, received, limits) }
 }
 
-/// Whether `body` has no event at all: nothing, or a BOM and white space only.
+/// Whether `body` has no event: it is empty, or only a BOM and white space.
 pub fn is_blank(body: &[u8]) -> bool {
     body.strip_prefix(BOM).unwrap_or(body).iter().all(|&byte| is_white_space(byte))
 }
 
 fn scan_json(body: Bytes, limits: &Limits) -> Result<Lines, BodyError> {
-    // As long as the body is what is to be stored, nothing is copied: `stored` bytes, `records` lines.
+    // The first `stored` bytes with `records` lines are stored as they were sent. Nothing is copied before an event differs.
     let (mut stored, mut records) = plain_lines(&body, limits);
     let rest = &body[stored..];
     let to_redact = limits.redact && redact::may_hold_secret(rest);
@@ -51,7 +50,7 @@ fn scan_json(body: Bytes, limits: &Limits) -> Result<Lines, BodyError> {
         if copy.is_none() {
             let as_stored =
                 event.offset == stored && body.get(event.offset + bytes.len()) == Some(&b'\n') && is_one_line(bytes);
-            // Looking for secrets takes memory by the event's length, which is judged before.
+            // Before the search for secrets, whose memory grows with the event's length.
             let is_stored = as_stored && bytes.len() <= limits.max_event_bytes;
             if is_stored && (!to_redact || redact::secrets(bytes).is_empty()) {
                 stored += bytes.len() + 1;
@@ -68,7 +67,7 @@ fn scan_json(body: Bytes, limits: &Limits) -> Result<Lines, BodyError> {
     }
 }
 
-/// How far `body` is stored as it came, and how many lines that is; what is left needs a closer look.
+/// The length of the part of `body` that is surely stored as it was sent, and how many lines that is.
 fn plain_lines(body: &[u8], limits: &Limits) -> (usize, u64) {
     let (mut stored, mut records) = (0, 0);
     let mut rest = body;
@@ -96,7 +95,7 @@ fn scan_text(body: &[u8], received: DateTime<Utc>, limits: &Limits) -> Result<Li
     Ok(writer.finish_lines())
 }
 
-/// A moment as stored lines give it: RFC 3339, UTC, milliseconds.
+/// A time as stored lines have it: RFC 3339, UTC, milliseconds.
 pub fn rfc3339(moment: DateTime<Utc>) -> String {
     moment.to_rfc3339_opts(SecondsFormat::Millis, true)
 }

@@ -1,5 +1,5 @@
-//! Recognises a body that declares itself as another protocol's. Where any JSON object is an event it would be stored as
-//! one, however many events it holds, and under the wrong log type.
+//! Recognises a body that is another protocol's request. A protocol that takes any JSON object as an event would store the
+//! whole body as one event, and under the wrong log type.
 
 use bytes::Bytes;
 use memchr::memmem;
@@ -24,15 +24,15 @@ const DECLARATIONS: [(&str, &str); 8] = [
     (NEW_RELIC, "common"),
 ];
 
-/// Refuses `body`, which was sent to the protocol `own`, where one of its events is a request of another protocol, and
-/// says where that goes.
+/// Refuses `body`, which was sent to the protocol `own`, where one of its events is a request of another protocol. The
+/// refusal names that protocol's path.
 pub(super) fn refuse(own: &str, body: &Bytes, limits: &Limits) -> Result<(), BodyError> {
     let may_declare =
         |(protocol, member): (&str, &str)| protocol != own && memmem::find(body, member.as_bytes()).is_some();
     if own == NATIVE || !Events::sniff(body) || !DECLARATIONS.into_iter().any(may_declare) {
         return Ok(());
     }
-    // What is no JSON, or too much, the protocol's own parser judges.
+    // A body that is no JSON or too large is left to the protocol's own parser.
     let Ok((body, _)) = body::repaired(body.clone(), limits.max_body_bytes) else { return Ok(()) };
     for (number, event) in (0..).zip(Events::new(&body).map_while(Result::ok)) {
         if let Some((_, reason)) = declared(event.json).filter(|&(protocol, _)| protocol != own) {
@@ -42,7 +42,7 @@ pub(super) fn refuse(own: &str, body: &Bytes, limits: &Limits) -> Result<(), Bod
     Ok(())
 }
 
-/// Whose request `event` is, and where such a request goes.
+/// The protocol whose request `event` is, and where such a request goes.
 fn declared(event: &RawValue) -> Option<(&'static str, &'static str)> {
     let names = DECLARATIONS.map(|(_, member)| member);
     let [logs, logs_too, spans, spans_too, metrics, metrics_too, streams, common] =

@@ -1,4 +1,4 @@
-//! What a request's head says: media type, compression, query, path.
+//! Reads a request's head: media type, compression, query, path.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use super::body::BodyError;
 use super::refusal::Refusal;
 use crate::batch::LogType;
 
-/// The paths of the ingest listener. All but the first three may stand behind `/<log type>`.
+/// The paths of the ingest listener. All but the first three may follow `/<log type>`.
 pub(super) const KNOWN_PATHS: [&str; 12] = [
     "POST /v1/logs/env0-deployments",
     "POST /v1/logs/env0-audits",
@@ -29,7 +29,7 @@ pub(super) const KNOWN_PATHS: [&str; 12] = [
 
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b, 0x08];
 const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
-/// Of a skippable frame, which pzstd and the seekable format begin with, behind its first byte, 0x50 to 0x5f.
+/// The magic of a skippable frame, which pzstd and the seekable format begin with, after its first byte, 0x50 to 0x5f.
 const ZSTD_SKIPPABLE_MAGIC: &[u8] = &[0x2a, 0x4d, 0x18];
 
 /// How a body is compressed.
@@ -46,8 +46,8 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// From `Content-Encoding`: a list, in any number of headers and any letter case, of at most one coding beside
-    /// `identity`, empty members and `own`, which is what the protocol itself does to its bodies.
+    /// Reads `Content-Encoding`: a list, in any number of headers and any letter case, with at most one coding beside
+    /// `identity`, empty members and `own`, which names what the protocol itself does to its bodies.
     pub(super) fn of(headers: &HeaderMap, own: Option<&str>) -> Result<Encoding, Refusal> {
         let mut found = Encoding::Identity;
         let members = headers.get_all(CONTENT_ENCODING).iter().flat_map(|value| value.as_bytes().split(|&b| b == b','));
@@ -69,8 +69,9 @@ impl Encoding {
         Ok(found)
     }
 
-    /// The coding that `body` begins with the magic of. No body of any protocol begins so: in protobuf and in snappy none
-    /// is a first field or element, and none is text: they are not UTF-8, or (a skippable frame's) hold U+0018.
+    /// The coding whose magic `body` begins with, for senders that forget `Content-Encoding`. No protocol's body begins so: no
+    /// magic is a first field of protobuf or a first element of snappy, and none is text, because it is not UTF-8 or (a
+    /// skippable frame's) has U+0018.
     pub fn by_magic(body: &[u8]) -> Encoding {
         if body.starts_with(GZIP_MAGIC) {
             Encoding::Gzip
@@ -84,7 +85,7 @@ impl Encoding {
     }
 }
 
-/// Refuses a `Content-Type` that declares another thing than lines of JSON or text, or protobuf where it `takes_protobuf`.
+/// Refuses a `Content-Type` that is neither lines of JSON or text, nor protobuf where the protocol `takes_protobuf`.
 pub(super) fn judge_media_type(headers: &HeaderMap, takes_protobuf: bool) -> Result<(), Refusal> {
     const SEND_LINES: &str = "send lines of JSON or text";
     let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(()) };
@@ -114,8 +115,8 @@ pub(super) fn judge_media_type(headers: &HeaderMap, takes_protobuf: bool) -> Res
     Err(Refusal::UnsupportedMediaType { declared, instead })
 }
 
-/// The values of `names`, in any letter case, in the query, decoded. Refuses one that is there twice, or that is not
-/// UTF-8: what is not taken would be lost.
+/// The decoded values of `names`, in any letter case, in the query. Refuses one that is there twice or is not UTF-8, because
+/// a value that is not taken would be lost.
 pub(super) fn query_values<const N: usize>(uri: &Uri, names: [&str; N]) -> Result<[Option<String>; N], BodyError> {
     let mut found = [const { None }; N];
     for (name, value) in query_pairs(uri) {
@@ -141,7 +142,7 @@ fn query_pairs(uri: &Uri) -> impl Iterator<Item = (Cow<'_, str>, &str)> {
     pairs.map(|(name, value)| (percent_decode_str(name).decode_utf8_lossy(), value))
 }
 
-/// `text` with `%XX` decoded; `None` where the outcome is not UTF-8.
+/// `text` with `%XX` decoded; `None` where the result is not UTF-8.
 pub(super) fn percent_decode(text: &str) -> Option<String> {
     percent_decode_str(text).decode_utf8().ok().map(Cow::into_owned)
 }
@@ -178,8 +179,8 @@ pub(super) fn content_type_is(headers: &HeaderMap, format: &str) -> bool {
     header_text(headers, "content-type").is_some_and(|value| value.to_ascii_lowercase().contains(format))
 }
 
-/// Whether a body that may be protobuf or JSON is JSON: as `Content-Type` says; where that says
-/// neither, by the first bytes, behind a BOM. (A protobuf message may begin with a byte that is white space.)
+/// Whether a body that may be protobuf or JSON is JSON: by its `Content-Type`, and where that names neither, by the first
+/// bytes after a BOM. (A protobuf message may begin with a byte that is white space.)
 pub(super) fn is_json(headers: &HeaderMap, body: &[u8]) -> bool {
     if content_type_is(headers, "protobuf") {
         return false;

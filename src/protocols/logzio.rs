@@ -3,7 +3,8 @@
 //! Specification: "Ship logs over HTTP" in Logz.io's documentation
 //! (<https://docs.logz.io/docs/shipping/Code/HTTP>). The stored line is the event as sent, or a line
 //! of text as in the native protocol. As there, a `type` in the query is the type of events that have
-//! none: it is added to them, but where it is one of env0's names, which the object's key tells. env0 names the log type in `name` or `type`.
+//! none, and is added to them; not where it is one of env0's names, because the object's key has the log type already.
+//! env0 names the log type in `name` or `type`.
 
 use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
@@ -22,7 +23,7 @@ pub struct Logzio;
 
 /// Members that may name the log type. env0's Logz.io integration names it in the first two; shippers that post here
 /// (Fluent Bit, Vector, and those that write for Datadog) in the others.
-const TELLING: [&str; 5] = ["type", "name", "source", "service", "ddsource"];
+const NAMING_MEMBERS: [&str; 5] = ["type", "name", "source", "service", "ddsource"];
 
 /// A line of text, with the query's type.
 #[derive(Serialize)]
@@ -65,7 +66,7 @@ impl Protocol for Logzio {
         let body = writer.repair(body)?;
         for event in Events::new(&body) {
             let event = event?.json;
-            let [own_type, others @ ..] = body::members(event, TELLING);
+            let [own_type, others @ ..] = body::members(event, NAMING_MEMBERS);
             let said: Option<LogType> =
                 protocols::said_by([own_type]).or_else(|| protocols::said_by(others)).or(default_said);
             match &added_type {
@@ -81,7 +82,7 @@ impl Protocol for Logzio {
         empty_answer(StatusCode::OK)
     }
 
-    /// For a body that is refused, Logz.io's counts; nothing of it was taken.
+    /// A refused body is answered with Logz.io's counts, of which none was taken.
     fn refused(&self, refusal: &Refusal) -> Answer {
         let (malformed, oversized) = match refusal {
             Refusal::Body(BodyError::Invalid { .. }) => (1, 0),

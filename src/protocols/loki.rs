@@ -3,7 +3,8 @@
 //! Specification: "Ingest logs" in Loki's "HTTP API" documentation, and `push.proto` in Loki's
 //! source (`pkg/push/push.proto`). An entry is stored as
 //! `{"timestamp":"<nanoseconds as sent>","labels":{…},"line":…,"structuredMetadata":{…}}`, the last
-//! only where sent, as is `tenant`, which the header `X-Scope-OrgID` names. In protobuf labels are one text: where something in it is no label, `labelsText` has all of it. A label value of env0's own tells the log type.
+//! only where sent, as is `tenant`, which the header `X-Scope-OrgID` names. In protobuf labels are one text; where a part
+//! of it is no label, `labelsText` has the whole text. A label with one of env0's names as its value names the log type.
 
 mod json;
 mod labels;
@@ -35,7 +36,7 @@ impl Protocol for Loki {
         }
     }
 
-    /// `snappy` names what the protocol itself does to a protobuf body; Loki takes it as identity, too.
+    /// `snappy` names what the protocol itself does to a protobuf body. Loki ignores it, too.
     fn encoding(&self, headers: &HeaderMap) -> Result<Encoding, Refusal> {
         Encoding::of(headers, Some("snappy"))
     }
@@ -73,7 +74,7 @@ impl Protocol for Loki {
     }
 }
 
-/// The snappy block, but for one that declares more than a body may have.
+/// Unpacks the snappy block; refuses one that declares more bytes than a body may have.
 fn decompress(body: &[u8], limits: &Limits) -> Result<Vec<u8>, BodyError> {
     let invalid = |error| BodyError::invalid(body, body, 0, error);
     match snap::raw::decompress_len(body) {

@@ -16,7 +16,7 @@ impl Protocol for Native {
         "native"
     }
 
-    /// Lines of text are repaired one by one, and JSON that is not UTF-8 is refused.
+    /// Nothing is unpacked: lines of text are repaired one by one, and JSON that is not UTF-8 is refused.
     fn unpacked_bytes(&self, _headers: &HeaderMap, _body: &[u8]) -> usize {
         0
     }
@@ -36,7 +36,7 @@ impl Protocol for Native {
     fn accepted(&self, accepted: &Accepted) -> Answer {
         let records = accepted.records;
         let receipt = match &accepted.receipt {
-            // Almost every request is answered with this: put together at once, which costs less than a format.
+            // Almost every request gets this answer, and joining the parts takes less time than a format.
             Some((object, line)) => {
                 let (records, line) = (records.to_string(), line.to_string());
                 [r#"{"accepted":"#, &records, r#","object":"#, object, r#","line":"#, &line, "}"].concat()

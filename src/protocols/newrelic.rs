@@ -2,9 +2,9 @@
 //!
 //! Specification: "Introduction to the Log API" in New Relic's documentation. The simple form (an
 //! object, or an array of them) is stored as sent. Of the detailed form
-//! (`[{"common":{…},"logs":[{…},…]}]`) each log becomes a line of the same form with one log and all that is beside
-//! `logs`, so that nothing is said in other words. Neither documents how env0 names the log type; `logtype`,
-//! `service`, `service.name`, `name`, `source` and `type`, of the log or common to all, are looked at.
+//! (`[{"common":{…},"logs":[{…},…]}]`) each log becomes a line of the same form, with this log alone and all that
+//! stands beside `logs`, so that nothing is lost or renamed. Neither New Relic nor env0 documents how env0 names the log
+//! type, so `logtype`, `service`, `service.name`, `name`, `source` and `type` are read, of the log and common to all.
 
 use std::io::Write;
 
@@ -22,9 +22,9 @@ use crate::protocols::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, an
 pub struct NewRelic;
 
 /// Members and attributes that may name the log type.
-const TELLING: [&str; 6] = ["logtype", "service", "service.name", "name", "source", "type"];
+const NAMING_MEMBERS: [&str; 6] = ["logtype", "service", "service.name", "name", "source", "type"];
 
-/// What tells an object of the detailed form from a log.
+/// The members that only an object of the detailed form has.
 struct Form<'a> {
     common: Option<&'a RawValue>,
     logs: Option<&'a RawValue>,
@@ -32,7 +32,7 @@ struct Form<'a> {
 }
 
 impl<'a> Form<'a> {
-    /// Of `object`, a part of `body` where event number `event` is due. Refuses a member of the form that is there twice.
+    /// Reads `object`, a part of `body` in event number `event`. Refuses a member of the form that is there twice.
     fn of(body: &[u8], object: &'a RawValue, event: u64) -> Result<Self, BodyError> {
         let mut form = Form { common: None, logs: None, has_others: false };
         for (key, value) in Members::of(object) {
@@ -51,7 +51,7 @@ impl<'a> Form<'a> {
         Ok(form)
     }
 
-    /// The logs of the detailed form. A log may have an attribute `logs` of its own, of other things than objects.
+    /// The logs of the detailed form. A plain log may have an attribute `logs`, too, whose elements are no objects.
     fn logs(&self) -> Option<&'a RawValue> {
         let logs = self.logs.filter(|logs| logs.get().starts_with('['))?;
         let are_objects =
@@ -104,7 +104,7 @@ impl Protocol for NewRelic {
     }
 }
 
-/// Stores each of `logs`, a member of `object`, with all else that the object says.
+/// Stores each of `logs`, a member of `object`, with the object's other members.
 fn detailed(
     body: &[u8],
     object: &RawValue,
@@ -126,7 +126,7 @@ fn detailed(
 
 /// The log type that a log or a `common` names, itself or in its attributes.
 fn said(object: &RawValue) -> Option<LogType> {
-    let said_directly = |object| protocols::said_by(body::members(object, TELLING));
+    let said_directly = |object| protocols::said_by(body::members(object, NAMING_MEMBERS));
     said_directly(object).or_else(|| said_directly(body::members(object, ["attributes"])[0]?))
 }
 

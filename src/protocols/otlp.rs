@@ -21,9 +21,9 @@ use crate::protocols::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, an
 
 /// OTLP/HTTP, by the encoding of its answers.
 pub enum Otlp {
-    /// For any other request.
+    /// JSON, and the answers to a request whose encoding is unknown.
     Json,
-    /// For a request whose `Content-Type` says protobuf.
+    /// Protobuf, by the request's `Content-Type`.
     Protobuf,
 }
 
@@ -34,7 +34,7 @@ impl Protocol for Otlp {
         "otlp"
     }
 
-    /// Protobuf's texts are repaired one by one.
+    /// Nothing of protobuf is unpacked: its texts are repaired one by one.
     fn unpacked_bytes(&self, headers: &HeaderMap, body: &[u8]) -> usize {
         if protocols::is_json(headers, body) { body::repaired_len(body).unwrap_or_default() } else { 0 }
     }
@@ -81,7 +81,7 @@ impl Protocol for Otlp {
     }
 }
 
-/// The `google.rpc.Code` of a refusal. Clients go by the HTTP status.
+/// The `google.rpc.Code` of a refusal. Clients act on the HTTP status.
 fn code(refusal: &Refusal) -> i32 {
     match refusal {
         Refusal::Body(BodyError::Invalid { .. }) | Refusal::BrokenBody { .. } => 3,

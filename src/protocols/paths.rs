@@ -14,36 +14,36 @@ use super::splunk::Splunk;
 use super::sumologic::{self, SumoLogic};
 use crate::batch::LogType;
 
-/// Segments of the longest path that leads anywhere.
+/// How many segments the longest known path has.
 const SEGMENTS_MAX: usize = 4;
-/// Paths that are looked at behind the one that a client was given.
+/// How many paths may have been appended to the one that a client was given.
 const APPENDED_MAX: u32 = 3;
 
 /// What a path leads to.
 #[derive(Clone, Copy)]
 pub struct Endpoint {
-    /// In whose words it is answered.
+    /// The protocol that reads the request and writes the answer.
     pub protocol: &'static dyn Protocol,
     /// The log type that the path names.
     pub log_type: Option<LogType>,
-    /// What may be asked of it.
+    /// The requests that the path takes.
     pub takes: Takes,
 }
 
-/// What a client may ask of a path.
+/// The requests that a path takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Takes {
     /// `POST`: events.
     Events,
-    /// `POST`: events; `GET`, `HEAD`: whether anyone is there.
+    /// `POST`: events; `GET`, `HEAD`: whether the listener is up.
     EventsAndHealth,
-    /// `GET`, `HEAD`: whether anyone is there.
+    /// `GET`, `HEAD`: whether the listener is up.
     Health,
     /// `POST`: events; `OPTIONS`: whether it takes them (Docker's driver for Splunk asks before it starts a container).
     EventsAndOptions,
-    /// `GET`, `HEAD`, `OPTIONS`: whether anyone is there.
+    /// `GET`, `HEAD`, `OPTIONS`: whether the listener is up.
     HealthAndOptions,
-    /// `POST`: whether Splunk's indexer has them, which no answer of this daemon gives an id to ask by.
+    /// `POST`: whether Splunk's indexer has events. Nobody can ask that here, because no answer gives an id to ask with.
     SplunkAcks,
 }
 
@@ -60,9 +60,9 @@ impl Takes {
     }
 }
 
-/// Where `path`, which is [`tidy`], leads. It may begin with `/<log type>`, which then is the events' type: that is
-/// how a client that can't say what it sends is told apart. Of the headers only OTLP's `Content-Type` counts, which
-/// tells the encoding of its answer.
+/// The endpoint of `path`, which is [`tidy`]. It may begin with `/<log type>`, which then is the events' log type: a client
+/// that can't name one otherwise is given such a path. Of the headers only OTLP's `Content-Type` matters, which decides
+/// the encoding of its answer.
 pub fn endpoint(path: &str, headers: &HeaderMap) -> Option<Endpoint> {
     let (rest, log_type) = split_log_type(path);
     let found = known(rest, headers).or_else(|| appended(rest, headers, APPENDED_MAX - 1))?;
@@ -94,9 +94,8 @@ fn known(path: &str, headers: &HeaderMap) -> Option<Endpoint> {
     Some(Endpoint { protocol, log_type, takes })
 }
 
-/// A client that was given more than the server's address appends its own path to that, and so may the next one. The
-/// path counts that is appended, where what is before it is the beginning of it or another path of the same protocol
-/// and log type.
+/// Clients append their own path to the URL that they are given, also when that has a path already. The appended path
+/// counts, if the part before it is the beginning of the same path, or another path of the same protocol and log type.
 fn appended(path: &str, headers: &HeaderMap, more: u32) -> Option<Endpoint> {
     path.rmatch_indices('/').take(SEGMENTS_MAX).find_map(|(at, _)| {
         let (given, appended) = path.split_at(at);

@@ -1,5 +1,5 @@
-//! Reads protobuf field by field, as it is on the wire, and writes messages as JSON, without holding them decoded: two
-//! bytes on the wire would be hundreds in memory, and a body has millions of them.
+//! Reads protobuf field by field from the wire and writes messages as JSON. No message is decoded into memory, because two
+//! bytes on the wire would become hundreds, and a body may have millions of messages.
 
 use std::io::{self, Write};
 
@@ -10,9 +10,9 @@ use prost::encoding::{WireType, decode_key, decode_varint};
 
 use super::body::{BodyError, Line};
 
-/// Messages within each other that are read; as many as protobuf's own decoders allow.
+/// How deep messages within messages are read; as deep as protobuf's own decoders do.
 const DEPTH_MAX: u32 = 100;
-/// What fields are stored under that this daemon does not know: their bytes, tags included, in base64.
+/// The member for fields that this daemon does not know: their bytes, tags included, in base64.
 pub(super) const UNKNOWN_FIELDS: &str = "_unknownFields";
 
 /// A field of a message.
@@ -24,7 +24,7 @@ pub(super) struct Field<'a> {
     pub(super) bytes: &'a [u8],
 }
 
-/// A value as it is on the wire.
+/// A value on the wire.
 #[derive(Clone, Copy)]
 pub(super) enum Wire<'a> {
     Varint(u64),
@@ -46,12 +46,12 @@ impl<'a> Fault<'a> {
         Fault { at, reason: reason.to_string() }
     }
 
-    /// A field that `holder` does not have, has once only, or has of another type.
+    /// A fault of a field: `holder` does not have it, has it only once, or has it with another type.
     pub(super) fn of_field(field: &Field<'a>, complaint: &str, holder: &str) -> Self {
         Fault::new(field.bytes, format!("protobuf: field {} {complaint} {holder}", field.number))
     }
 
-    /// As an error of `body`, where event number `event` was due.
+    /// The fault as an error of `body`, in event number `event`.
     pub(super) fn within(self, body: &[u8], event: u64) -> BodyError {
         BodyError::invalid(body, self.at, event, self.reason)
     }
@@ -96,15 +96,15 @@ fn next_field<'a>(rest: &mut &'a [u8]) -> Result<Field<'a>, String> {
     Ok(Field { number, value, bytes: &start[..start.len() - rest.len()] })
 }
 
-/// A message as published, and as it is written in JSON.
+/// A message type: its published fields and their names in JSON.
 pub(super) struct Schema {
     pub(super) name: &'static str,
     pub(super) fields: &'static [Known],
-    /// At most one of the fields is there.
+    /// Whether at most one of the fields may be there (`oneof`).
     pub(super) is_one_of: bool,
 }
 
-/// A known field of a message.
+/// A known field of a message type.
 pub(super) struct Known {
     number: u32,
     name: &'static str,
@@ -112,17 +112,17 @@ pub(super) struct Known {
     repeated: bool,
 }
 
-/// A field that is there at most once.
+/// A field that may be there once.
 pub(super) const fn once(number: u32, name: &'static str, kind: Kind) -> Known {
     Known { number, name, kind, repeated: false }
 }
 
-/// A field that may be there often.
+/// A field that may be there any number of times.
 pub(super) const fn often(number: u32, name: &'static str, kind: Kind) -> Known {
     Known { number, name, kind, repeated: true }
 }
 
-/// The type of a field. What JSON has no exact number for is written as text.
+/// The type of a field. A number that JSON can't express exactly is written as text.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     Text,
@@ -166,13 +166,13 @@ impl Kind {
             (Kind::Fixed32, Wire::Fixed32(value)) => write!(out, "{value}"),
             (Kind::Fixed64, Wire::Fixed64(value)) => write!(out, "\"{value}\""),
             (Kind::Double, Wire::Fixed64(bits)) => write_double(f64::from_bits(bits), out),
-            // `judge` has let none of another type pass.
+            // Never reached: `judge` has refused every other type.
             _ => Ok(()),
         }
     }
 }
 
-/// JSON has no words for what is not a number; protobuf's mapping does.
+/// Infinity and NaN, which JSON can't express, are texts by protobuf's mapping.
 fn write_double(value: f64, out: &mut Line<'_>) -> io::Result<()> {
     match value {
         _ if value.is_nan() => out.write_all(b"\"NaN\""),
@@ -183,7 +183,7 @@ fn write_double(value: f64, out: &mut Line<'_>) -> io::Result<()> {
 }
 
 impl Schema {
-    /// Refuses a message that can't be read, or in which a field is there twice that decoders take the last of.
+    /// Refuses a message that can't be read, or that has a field twice of which decoders take the last and drop the first.
     pub(super) fn judge<'a>(&self, message: &'a [u8]) -> Result<(), Fault<'a>> {
         self.judge_at(message, 0)
     }
@@ -211,7 +211,7 @@ impl Schema {
         Ok(())
     }
 
-    /// Writes a message that was judged as protobuf's mapping to JSON has it: what is not there is not written.
+    /// Writes a message that `judge` has passed, by protobuf's mapping to JSON. Fields that are not there are not written.
     pub(super) fn write(&self, message: &[u8], out: &mut Line<'_>) -> io::Result<()> {
         let mut present = 0_u32;
         let mut has_unknown = false;
@@ -251,7 +251,7 @@ impl Schema {
     }
 }
 
-/// The fields of `message` that nobody here knows, as one text in base64.
+/// The fields of `message` that `schema` does not have, as one text in base64.
 pub(super) fn write_unknown(
     message: &[u8],
     is_unknown: impl Fn(&Field<'_>) -> bool,

@@ -1,4 +1,4 @@
-//! Why a request is refused, and how an answer is put together.
+//! Why a request is refused, and the answer that follows from it.
 
 use std::fmt;
 
@@ -12,8 +12,7 @@ use super::body::BodyError;
 /// `Content-Encoding`s that are inflated, for `Accept-Encoding` and messages.
 pub(super) const SUPPORTED_ENCODINGS: &str = "gzip, deflate, zstd";
 
-/// Why a request is refused. Messages are for the client; they
-/// never hold a byte of the request.
+/// Why a request is refused. Messages are for the client and never have a byte of the request.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// 401
@@ -25,7 +24,7 @@ pub enum Refusal {
     /// 405
     #[error("this path takes {allowed} only")]
     WrongMethod {
-        /// For the `Allow` header.
+        /// The value of the `Allow` header.
         allowed: &'static str,
     },
     /// 400 or 413
@@ -43,7 +42,7 @@ pub enum Refusal {
          30 s, and 64 KiB a second after 10 s while others wait for memory"
     )]
     BodyTimeout,
-    /// 411: neither a length nor chunks, so that there is no body, whatever was meant to be one.
+    /// 411: neither a length nor chunks, so that nothing says where a body ends.
     #[error("a POST without Content-Length and without chunks has no body: send one of them")]
     LengthRequired,
     /// 413
@@ -60,7 +59,7 @@ pub enum Refusal {
     /// 415
     #[error("Content-Type says {declared}, which this path does not take: {instead}")]
     UnsupportedMediaType {
-        /// What the header declares, in words of ours.
+        /// What the header declares, in our words.
         declared: &'static str,
         /// What to send, or where.
         instead: &'static str,
@@ -68,23 +67,23 @@ pub enum Refusal {
     /// 503 with `Retry-After`.
     #[error("{reason}; try again in {retry_after_seconds} s")]
     Unavailable {
-        /// What has to pass.
+        /// What the client has to wait for.
         reason: String,
-        /// For `Retry-After`.
+        /// The value of `Retry-After`.
         retry_after_seconds: u64,
     },
 }
 
-/// Why a request's credentials don't do.
+/// Why a request's credentials are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadCredentials {
     /// There are none.
     Missing,
     /// `Authorization` is one word, where a scheme and a token are two.
     Incomplete,
-    /// They belong to nobody that is let in.
+    /// They are not known.
     Unknown,
-    /// They are good, but may not write this log type.
+    /// They are known, but may not write this log type.
     WrongType,
 }
 
@@ -122,7 +121,7 @@ impl Refusal {
         let (name, value): (HeaderName, HeaderValue) = match self {
             Refusal::Unauthorized(_) => (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
             Refusal::WrongMethod { allowed } => (header::ALLOW, HeaderValue::from_static(allowed)),
-            // What comes next was meant to be the body: it is never run as a request.
+            // The bytes that follow were meant as the body, and must not be read as a request.
             Refusal::LengthRequired => (header::CONNECTION, HeaderValue::from_static("close")),
             Refusal::UnsupportedEncoding => (header::ACCEPT_ENCODING, HeaderValue::from_static(SUPPORTED_ENCODINGS)),
             Refusal::Unavailable { retry_after_seconds, .. } => (header::RETRY_AFTER, (*retry_after_seconds).into()),

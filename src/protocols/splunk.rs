@@ -23,7 +23,7 @@ use crate::protocols::{
 /// Splunk HEC.
 pub struct Splunk;
 
-/// HEC's wording of what is wrong with a body, by its code.
+/// HEC's texts for bodies that are refused.
 const NO_DATA: &str = "No data";
 const EVENT_REQUIRED: &str = "Event field is required";
 const EVENT_BLANK: &str = "Event field cannot be blank";
@@ -90,7 +90,7 @@ impl Protocol for Splunk {
         {
             reply["invalid-event-number"] = json!(event);
         }
-        // Splunk's texts are fixed; what this daemon knows beyond them is worth a field of its own.
+        // Splunk's texts are fixed, so the exact reason has a field of its own.
         reply["detail"] = json!(refusal.to_string());
         refusal.answer(JSON, reply.to_string())
     }
@@ -107,7 +107,7 @@ pub fn options(methods: &'static str) -> Answer {
     answer
 }
 
-/// What Splunk answers to a question for acknowledgements where they are off.
+/// What Splunk answers to a request for acknowledgements where they are off.
 pub fn acks_are_disabled() -> Answer {
     answer(StatusCode::BAD_REQUEST, JSON, r#"{"text":"ACK is disabled","code":14}"#)
 }
@@ -116,14 +116,14 @@ fn is_raw(uri: &Uri) -> bool {
     uri.path().contains("/collector/raw")
 }
 
-/// What the query may say of all events of a request, as the envelope of one does.
+/// The members of an envelope that the query may give for all events of a request.
 const METADATA: [&str; 5] = ["time", "host", "source", "sourcetype", "index"];
 
-/// What the query says, by [`METADATA`].
+/// The values in the query, in the order of [`METADATA`].
 struct Metadata([Option<String>; METADATA.len()]);
 
 impl Metadata {
-    /// Each that is said, but those that `is_known` otherwise.
+    /// Each value in the query whose name is not known (`is_known`) otherwise.
     fn said(&self, is_known: impl Fn(usize) -> bool) -> Vec<(&'static str, &str)> {
         let said = METADATA.into_iter().zip(&self.0).enumerate().filter(|(index, _)| !is_known(*index));
         said.filter_map(|(_, (name, value))| Some((name, value.as_deref()?))).collect()
@@ -135,8 +135,8 @@ impl Metadata {
     }
 }
 
-/// Envelopes, one after the other: `{"time":…,"source":…,"sourcetype":…,"index":…,"event":…}`. What an envelope does
-/// not say and the query does is added to it.
+/// Envelopes, one after the other: `{"time":…,"source":…,"sourcetype":…,"index":…,"event":…}`. A value
+/// that the query has and an envelope doesn't is added to it.
 fn envelopes(metadata: &Metadata, body: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
     for envelope in Events::new(body) {
         let envelope = envelope?;
@@ -159,7 +159,7 @@ fn envelopes(metadata: &Metadata, body: &[u8], writer: &mut LineWriter) -> Resul
     Ok(())
 }
 
-/// Each line becomes an envelope with what the query says, and the time received.
+/// Each line becomes an envelope with the query's values and the time it was received.
 fn raw(metadata: &Metadata, body: &[u8], received: DateTime<Utc>, writer: &mut LineWriter) -> Result<(), BodyError> {
     #[derive(Serialize)]
     struct Envelope<'a> {

@@ -1,9 +1,8 @@
 //! Sumo Logic's HTTP source: `POST /receiver/v1/http/<secret>`, text or NDJSON.
 //!
 //! Specification: "Upload data to an HTTP Source" in Sumo Logic's documentation. Events are taken as
-//! in the native protocol. What the `X-Sumo-…` headers say of them is kept under Sumo Logic's names
-//! for it (`_sourceName`, `_sourceHost`, `_sourceCategory`, `_fields`, `_dimensions`, `_metadata`) beside the event,
-//! which then is `message`. `X-Sumo-Client` names a client's version, and nothing of its events.
+//! in the native protocol. The values of the `X-Sumo-…` headers are kept under Sumo Logic's names (`_sourceName`, `_sourceHost`, `_sourceCategory`, `_fields`, `_dimensions`, `_metadata`) beside the event,
+//! which then is `message`. `X-Sumo-Client` only tells the client's version.
 
 use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
@@ -22,7 +21,7 @@ use crate::protocols::{
 /// Sumo Logic.
 pub struct SumoLogic;
 
-/// The token that the path of an HTTP source ends in; `path` is without its log type.
+/// The token at the end of an HTTP source's path; `path` has no log type.
 pub fn secret(path: &str) -> Option<&str> {
     path.strip_prefix("/receiver/v1/http/").filter(|secret| !secret.is_empty() && !secret.contains('/'))
 }
@@ -37,7 +36,7 @@ struct Described<'a> {
     source: Source<'a>,
 }
 
-/// What the headers say of all events of a request.
+/// The headers' values, which are for all events of a request.
 #[derive(Clone, Copy, Default, PartialEq, Serialize)]
 struct Source<'a> {
     #[serde(rename = "_sourceName", skip_serializing_if = "Option::is_none")]
@@ -62,14 +61,14 @@ impl<'a> Source<'a> {
         Ok(Source { name, host, category, fields, dimensions, metadata })
     }
 
-    /// The log type that category, name or one of the lists of `<key>=<value>` names.
+    /// The log type that the category, the name or one of the lists of `<key>=<value>` names.
     fn log_type(&self) -> Option<LogType> {
         let lists = [self.fields, self.dimensions, self.metadata].into_iter().flatten();
         let values = lists.flat_map(|list| list.split(',')).filter_map(|pair| Some(pair.split_once('=')?.1.trim()));
         [self.category, self.name].into_iter().flatten().chain(values).find_map(protocols::log_type_of)
     }
 
-    /// Stores a JSON object as it was sent, or beside what is said of it.
+    /// Stores a JSON object as it was sent, or as `message` beside the headers' values.
     fn push(self, said: Option<LogType>, object: &RawValue, writer: &mut LineWriter) -> Result<(), BodyError> {
         if self == Source::default() {
             return writer.push(said, object);
@@ -119,7 +118,7 @@ impl Protocol for SumoLogic {
         let said = source.log_type();
         if Events::sniff(&body) {
             match objects(said, source, body.clone(), received, limits) {
-                // Not all of it is JSON, so that each line is judged on its own.
+                // Not all of it is JSON, so each line is read on its own.
                 Err(BodyError::Invalid { .. }) => {}
                 outcome => return outcome,
             }

@@ -1,4 +1,4 @@
-//! Every protocol from request to stored lines, and from outcome to answer.
+//! Tests every protocol from request to stored lines, and from outcome to answer.
 
 use axum::http::{HeaderName, HeaderValue};
 use http_body_util::BodyExt;
@@ -65,7 +65,7 @@ impl Sent {
         Answered::of(self.protocol().accepted(&Accepted { records, receipt }))
     }
 
-    /// The answer to the body as it is, which must be refused.
+    /// The answer to a body that must be refused.
     pub(crate) fn refused_body(&self) -> Answered {
         self.refused_body_with(&LIMITS)
     }

@@ -1,4 +1,4 @@
-//! What the spool promises, tried on a disk that fails, dies and forgets.
+//! Tests what the spool promises on a disk that fails, dies and forgets.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! Files that are not what they were, and a disk that refuses.
+//! Tests files that were changed or removed, and a disk that refuses.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::*;
 
-/// S3, as it judges a body.
+/// Answers as S3 does to a body with a checksum.
 fn checks_the_body(put: &Seen) -> Response<Bytes> {
     match put.header("x-amz-checksum-sha256") {
         Some(sha256) if sha256 == STANDARD.encode(Sha256::of(&put.body).0) => ok(),
@@ -33,7 +33,7 @@ impl Case {
         until("the batch is set aside", || quarantined() == 1).await;
     }
 
-    /// S3's, whatever their kind.
+    /// How many failures at S3 were counted, of any kind.
     fn failures(&self) -> f64 {
         let failures = |kind: PutErrorKind| {
             let labels = format!("{{type=\"env0-deployments\",error=\"{}\"}}", kind.as_str());
@@ -167,7 +167,7 @@ async fn a_refused_batch_whose_stage_the_disk_does_not_take_back_keeps_its_key()
     let sealed = case.sealed_file(&key).await;
     let obstacle = sealed.clone();
     case.s3_says(move |_| {
-        // While the file has its other name.
+        // The file has its other name meanwhile.
         let _ = fs::create_dir(&obstacle);
         denied()
     });

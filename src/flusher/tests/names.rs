@@ -1,13 +1,13 @@
-//! What a 412 means, and what is known of a name after each answer.
+//! Tests what a 412 means, depending on the answers before it.
 
 use super::*;
 
-/// A 412 of something in between: no document, no request id.
+/// The 412 of a proxy: no document, no request id.
 fn bare_412() -> Response<Bytes> {
     answer(412, "")
 }
 
-/// A 412 of a store that sends no document.
+/// The 412 of a store that sends no document.
 fn terse_412() -> Response<Bytes> {
     let mut response = bare_412();
     response.headers_mut().insert("x-amz-request-id", "store-request".parse().unwrap());

@@ -1,4 +1,4 @@
-//! What an outage tells and when it is over; sessions that fail or come.
+//! Tests what the daemon tells of an outage, when it is over, and sessions that fail or come.
 
 use super::*;
 
@@ -46,7 +46,7 @@ async fn an_outage_lasts_until_the_last_batch_that_failed_is_delivered() {
     case.failed(2).await;
     case.delivered(1).await;
     assert_eq!(case.status(TYPE).last_objects[0].key, passes);
-    // One that never failed ends no outage, either.
+    // The success of a batch that never failed does not end the outage, either.
     case.batch(TYPE, LINE).await;
     case.delivered(2).await;
     case.drain().await;
@@ -93,7 +93,7 @@ async fn a_batch_whose_session_is_refused_goes_again_at_once_with_the_next_one()
         s3_error(400, "ExpiredToken", "The provided token has expired."),
         s3_error(403, "InvalidAccessKeyId", "The AWS Access Key Id you provided does not exist in our records."),
     ] {
-        // The pause that it asks for is the old session's.
+        // The pause that the answer asks for is for the old session.
         let mut case = Case::new(first([held(refusal)])).await;
         let key = case.batch(TYPE, LINE).await;
         case.flush();

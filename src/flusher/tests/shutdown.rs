@@ -1,4 +1,4 @@
-//! The last attempts, and what ends them.
+//! Tests the last attempts at a shutdown, and what ends them.
 
 use tokio::net::TcpListener;
 

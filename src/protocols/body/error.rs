@@ -1,14 +1,14 @@
 //! Why a body is refused.
 
-/// Why a body is refused as a whole. Never holds a byte of the body.
+/// Why a body is refused as a whole. Never has a byte of the body.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
     /// 400
     #[error("event {event}, byte {offset}: {reason}")]
     Invalid {
-        /// Which event, from 0.
+        /// The event's index, from 0.
         event: u64,
-        /// Which byte of the inflated body.
+        /// The offset in the inflated body.
         offset: usize,
         /// What is wrong there.
         reason: String,
@@ -41,14 +41,13 @@ pub enum BodyError {
 }
 
 impl BodyError {
-    /// What is wrong with `part`, a slice of `body`, which is to become event number `event`.
+    /// The error for `part`, a slice of `body`, in event number `event`.
     pub fn invalid(body: &[u8], part: &[u8], event: u64, reason: impl ToString) -> Self {
         let offset = (part.as_ptr() as usize).saturating_sub(body.as_ptr() as usize);
         BodyError::Invalid { event, offset, reason: reason.to_string() }
     }
 
-    /// An error from reading `part`, a slice of `body`, as an error of the whole, where event number
-    /// `event` was due.
+    /// serde_json's error for `part`, a slice of `body`, as an error of the whole body, in event number `event`.
     pub fn within(self, body: &[u8], part: &[u8], event: u64) -> Self {
         match self {
             BodyError::Invalid { offset, reason, .. } => Self::invalid(body, &part[offset..], event, reason),

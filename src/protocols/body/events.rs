@@ -1,4 +1,4 @@
-//! Finds the JSON objects of a body: one, an array of them, NDJSON, or one after the other.
+//! Finds the JSON objects of a body: a single one, an array of them, NDJSON, or one after the other.
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -22,7 +22,7 @@ impl<'a> Event<'a> {
     }
 }
 
-/// The events of a JSON body, each judged as it is reached. Ends after the first error.
+/// The events of a JSON body. Each is validated when the iterator reaches it. Ends after the first error.
 pub struct Events<'a> {
     body: &'a [u8],
     position: usize,
@@ -30,7 +30,7 @@ pub struct Events<'a> {
     found: u64,
 }
 
-/// Whether the events are elements of an array, and how far it has come.
+/// Whether the events are elements of an array, and where in the array the iterator is.
 #[derive(PartialEq)]
 enum Array {
     None,
@@ -50,7 +50,7 @@ impl<'a> Events<'a> {
         }
     }
 
-    /// The events of `body` behind its first `position` bytes, which hold `found` of them, one a line.
+    /// The events of `body` after its first `position` bytes, which have `found` events, one a line.
     pub(super) fn after(body: &'a [u8], position: usize, found: u64) -> Self {
         match found {
             0 => Events::new(body),
@@ -69,7 +69,7 @@ impl<'a> Events<'a> {
         events
     }
 
-    /// Skips white space; the byte after it.
+    /// Skips white space; returns the byte after it.
     fn next_token(&mut self) -> Option<u8> {
         while let Some(&byte) = self.body.get(self.position) {
             if !is_white_space(byte) {
@@ -130,7 +130,8 @@ impl<'a> Events<'a> {
             Err(error) => error,
         };
         let at = offset_of(&error, json);
-        // serde_json checks UTF-8 when it has the whole value, and gives that place.
+        // serde_json checks UTF-8 after it has read the whole value, and reports the value's end. So the wrong byte is looked
+        // for here.
         match std::str::from_utf8(json) {
             Err(not_utf8) if not_utf8.valid_up_to() <= at => Err(self.invalid(not_utf8.valid_up_to(), NOT_UTF8)),
             _ => {
@@ -140,7 +141,7 @@ impl<'a> Events<'a> {
         }
     }
 
-    /// The error that the current event has at `at`, counted from the current position.
+    /// The error for the current event `at` bytes after the current position.
     fn invalid(&self, at: usize, reason: &str) -> BodyError {
         BodyError::Invalid { event: self.found, offset: self.position + at, reason: reason.to_owned() }
     }
@@ -159,8 +160,8 @@ impl<'a> Iterator for Events<'a> {
     }
 }
 
-/// The byte in `json` that serde_json's line and column point at: the offending one, or for a raw
-/// control character the one before it.
+/// The byte in `json` that serde_json's line and column point at: the wrong one, or for a raw control character the one
+/// before it.
 fn offset_of(error: &serde_json::Error, json: &[u8]) -> usize {
     if error.is_eof() {
         return json.len();

@@ -1,17 +1,17 @@
-//! The usual event, a JSON object on a line of its own, judged in one pass.
+//! Validates the usual event, a JSON object on a line of its own, in one pass, which is faster than serde_json.
 //!
-//! What is not accepted here is not refused: serde_json has the last word, so that this only has to be
-//! right where it says yes.
+//! A line that is not accepted here is not refused: serde_json judges it then. So this code must only be right where it
+//! accepts.
 
 use wide::u8x16;
 
 use super::redact::HOLDER;
 
-/// Containers within each other that are followed, one bit each.
+/// How deep objects and arrays are followed: one bit for each.
 const DEPTH_MAX: u32 = u64::BITS;
-/// Of a string, looked at together.
+/// How many bytes of a string are looked at together.
 const BLOCK_BYTES: usize = 16;
-/// Up to here no byte may stand in a string (RFC 8259 section 7).
+/// The last byte of those that must be escaped in a string (RFC 8259 section 7).
 const LAST_CONTROL: u8 = 0x1f;
 
 /// Length of the JSON object that `json` begins with; `None` unless it is valid, UTF-8, on one line, at most
@@ -22,10 +22,10 @@ pub(super) fn plain_object_len(json: &[u8]) -> Option<usize> {
     }
     let mut at = 0;
     let mut depth = 0;
-    // The lowest bit is the innermost container; set for an object.
+    // One bit for each container, set for an object. The lowest bit is the innermost one.
     let mut objects = 0_u64;
     loop {
-        // A value is due.
+        // A value must come next.
         let opened = *json.get(at)?;
         at = match opened {
             b'{' | b'[' => {
@@ -53,7 +53,7 @@ pub(super) fn plain_object_len(json: &[u8]) -> Option<usize> {
             b'n' => literal_end(json, at, b"null")?,
             _ => number_end(json, at)?,
         };
-        // A value is behind; the ends of containers may be next.
+        // A value has ended. The ends of containers may come next.
         loop {
             at = skip_blanks(json, at);
             let in_object = objects & 1 == 1;
@@ -101,7 +101,7 @@ fn key_end(json: &[u8], at: usize) -> Option<usize> {
     (*json.get(colon)? == b':').then(|| skip_blanks(json, colon + 1))
 }
 
-/// Behind the closing quote of the string whose first character is at `at`; whether it has an escape.
+/// The offset after the closing quote of the string whose first character is at `at`, and whether it has an escape.
 fn string_end(json: &[u8], mut at: usize) -> Option<(usize, bool)> {
     let mut has_escape = false;
     loop {
@@ -121,7 +121,7 @@ fn string_end(json: &[u8], mut at: usize) -> Option<(usize, bool)> {
     }
 }
 
-/// The first byte from `at` on that ends a run of plain characters: quote, backslash, control character.
+/// The offset of the first byte from `at` on that is no plain character: quote, backslash, control character.
 fn plain_end(json: &[u8], mut at: usize) -> usize {
     while let Some(block) = json.get(at..).and_then(|rest| rest.first_chunk::<BLOCK_BYTES>()) {
         let block = u8x16::new(*block);
@@ -140,7 +140,7 @@ fn literal_end(json: &[u8], at: usize, literal: &[u8]) -> Option<usize> {
     json[at..].starts_with(literal).then_some(at + literal.len())
 }
 
-/// RFC 8259 section 6.
+/// The offset after the number at `at`, if it is one by RFC 8259 section 6.
 fn number_end(json: &[u8], mut at: usize) -> Option<usize> {
     let digits_end = |from: usize| {
         let digits = json.get(from..)?.iter().take_while(|byte| byte.is_ascii_digit()).count();

@@ -1,5 +1,5 @@
-//! Walks the members of JSON objects and the elements of arrays that were judged before, without collecting them: two
-//! bytes of JSON would be sixteen in memory.
+//! Walks the members of objects and the elements of arrays in JSON that was validated before. Does not collect them, because
+//! two bytes of JSON would take sixteen in memory.
 
 use std::borrow::Cow;
 
@@ -11,11 +11,11 @@ use super::redact;
 /// The longest member name that a refusal repeats.
 const NAME_MAX_BYTES: usize = 40;
 
-/// The members of a JSON object, in order; none of any other value.
+/// The members of a JSON object, in order; any other value has none.
 pub struct Members<'a>(&'a str);
 
 impl<'a> Members<'a> {
-    /// Of `value`.
+    /// Those of `value`.
     pub fn of(value: &'a RawValue) -> Self {
         Members(value.get().strip_prefix('{').unwrap_or_default())
     }
@@ -37,11 +37,11 @@ impl<'a> Iterator for Members<'a> {
     }
 }
 
-/// The elements of a JSON array, in order; none of any other value.
+/// The elements of a JSON array, in order; any other value has none.
 pub struct Elements<'a>(&'a str);
 
 impl<'a> Elements<'a> {
-    /// Of `value`.
+    /// Those of `value`.
     pub fn of(value: &'a RawValue) -> Self {
         Elements(value.get().strip_prefix('[').unwrap_or_default())
     }
@@ -61,19 +61,19 @@ impl<'a> Iterator for Elements<'a> {
     }
 }
 
-/// What is behind the white space and the comma before a member or element.
+/// The rest after the white space and the comma before a member or element.
 fn next_token(rest: &str) -> &str {
     rest.trim_start_matches([' ', '\t', '\n', '\r', ','])
 }
 
-/// The value that `rest` begins with, and what is behind it.
+/// The value that `rest` begins with, and the rest after it.
 fn split_value(rest: &str) -> Option<(&RawValue, &str)> {
     let mut values = serde_json::Deserializer::from_str(rest).into_iter();
     let value = values.next()?.ok()?;
     Some((value, &rest[values.byte_offset()..]))
 }
 
-/// The text of a JSON string; `None` for any other value, and for one with half a surrogate pair, which is no text.
+/// The text of a JSON string; `None` for any other value, and for a string with half a surrogate pair, which is no text.
 pub fn text_of(value: &str) -> Option<Cow<'_, str>> {
     if value.contains('\\') {
         return serde_json::from_str(value).ok().map(Cow::Owned);
@@ -93,9 +93,9 @@ pub fn members<'a, const N: usize>(object: &'a RawValue, names: [&str; N]) -> [O
     found
 }
 
-/// The values of `names`, each in all its spellings, among the members of `object`, a part of `body` where event
-/// number `event` is due; `null` is none. Refuses any other member and one that is there twice: what is not read would
-/// be lost. `holder` says what the object is.
+/// The values of `names`, each in all its spellings, among the members of `object`, which is a part of `body` in event
+/// number `event`. `null` counts as missing. Refuses any other member, and one that is there twice, because a value that
+/// is not read would be lost. `holder` says in errors what the object is.
 pub fn only_members<'a, const N: usize>(
     body: &[u8],
     object: &'a RawValue,
@@ -119,7 +119,7 @@ pub fn only_members<'a, const N: usize>(
     Ok(found.map(|value| value.filter(|value| value.get() != "null")))
 }
 
-/// A member's name as a refusal may repeat it: a word, not a value that slipped in.
+/// A member's name for a refusal. Only short words are repeated: anything else may be a value of the sender's.
 fn printable(name: Option<&str>) -> Cow<'static, str> {
     let is_plain = |name: &&str| {
         name.len() <= NAME_MAX_BYTES && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))

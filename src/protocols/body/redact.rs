@@ -1,6 +1,6 @@
-//! Secrets in events: the string values of `oidcToken` and `vcsAccessToken`
-//! directly inside an object that is the value of `customEnv0EnvironmentVariables`, at any depth,
-//! however the keys are escaped. env0's API puts them there. JSON inside strings is not searched.
+//! Finds and replaces secrets in events: the string values of `oidcToken` and `vcsAccessToken` directly inside an object
+//! that is the value of `customEnv0EnvironmentVariables`, at any depth, however the keys are escaped. env0's API puts them
+//! there. JSON inside strings is not searched.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -15,10 +15,10 @@ const REPLACEMENT: &[u8] = br#""[redacted]""#;
 static HOLDER_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(HOLDER));
 static ESCAPE_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(r"\u00"));
 
-/// `false` for JSON that surely holds no secret; costs a fraction of what reading it does.
+/// False for JSON that surely has no secret. Takes a fraction of the time that reading it takes.
 ///
-/// The holder's key stands there literally or with at least one of its characters escaped. (The
-/// `\u001b` and `\u003e` that logs are full of are not among them.)
+/// JSON with a secret has the holder's key, literally or with at least one of its letters escaped. (The `\u001b` and
+/// `\u003e` that are frequent in logs stand for none of its letters.)
 pub(super) fn may_hold_secret(json: &[u8]) -> bool {
     let is_of_holder = |escape: usize| {
         let digits = json.get(escape + 4..escape + 6).and_then(|digits| std::str::from_utf8(digits).ok());
@@ -28,12 +28,12 @@ pub(super) fn may_hold_secret(json: &[u8]) -> bool {
     HOLDER_FINDER.find(json).is_some() || ESCAPE_FINDER.find_iter(json).any(is_of_holder)
 }
 
-/// Where the values to be redacted lie in a valid JSON text, quotes included, in order. Iterative.
+/// The ranges of the values to be redacted in a valid JSON text, quotes included, in order. Iterative.
 pub(super) fn secrets(json: &[u8]) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     let mut open = Vec::new();
     let mut scope = Scope::Other;
-    // The last string, until the `:` or the value after it says what it was.
+    // The last string: a key if a `:` follows.
     let mut last_string = 0..0;
     let mut key = Key::Other;
     let mut at = 0;
@@ -91,14 +91,14 @@ pub(super) fn string_len(json: &[u8]) -> usize {
     json.len()
 }
 
-/// What the innermost open object or array is.
+/// Whether the innermost open object is the value of the holder's key.
 #[derive(Clone, Copy, PartialEq)]
 enum Scope {
     Holder,
     Other,
 }
 
-/// What the key before the current value means; `Other` also where no key is.
+/// What the key before the current value is; `Other` also where there is no key.
 #[derive(Clone, Copy, PartialEq)]
 enum Key {
     Holder,
@@ -112,7 +112,7 @@ impl Key {
         let key = if memchr::memchr(b'\\', quoted).is_none() {
             quoted.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(quoted)
         } else {
-            // A lone surrogate can't be unescaped, and is in none of the names.
+            // A key with half a surrogate pair can't be unescaped, and is none of the names.
             unescaped = serde_json::from_slice(quoted).unwrap_or_default();
             unescaped.as_bytes()
         };

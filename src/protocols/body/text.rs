@@ -1,4 +1,4 @@
-//! Bytes as text: lines, and what becomes of bytes that are not UTF-8.
+//! Splits bytes into lines of text, and replaces bytes that are not UTF-8.
 
 use std::borrow::Cow;
 
@@ -14,27 +14,26 @@ pub(super) fn is_white_space(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\n' | b'\r')
 }
 
-/// Whether valid JSON stands on one line. Its strings can't hold a raw line ending.
+/// Whether valid JSON is on one line. Its strings can't have a raw line ending.
 pub(super) fn is_one_line(json: &[u8]) -> bool {
     memchr::memchr2(b'\n', b'\r', json).is_none()
 }
 
 const REPLACEMENT: &str = "\u{fffd}";
 
-/// The lines of `body` that hold more than white space, without their ending (`\n` or `\r\n`).
+/// The lines of `body` that have more than white space, without their ending (`\n` or `\r\n`).
 pub(super) fn text_lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     let lines = body.strip_prefix(BOM).unwrap_or(body).split(|&byte| byte == b'\n');
     let lines = lines.map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     lines.filter(|line| !line.iter().all(|&byte| is_white_space(byte)))
 }
 
-/// Whether `body` begins with the byte order mark of UTF-16 and a Latin character, as files do that PowerShell has
-/// written.
+/// Whether `body` begins with the byte order mark of UTF-16 and a Latin character, as files do that PowerShell writes.
 pub(super) fn is_utf16(body: &[u8]) -> bool {
     matches!(body, [0xff, 0xfe, _, 0, ..] | [0xfe, 0xff, 0, _, ..])
 }
 
-/// `bytes` as text, in which what is not UTF-8 became U+FFFD; how many bytes those were.
+/// `bytes` as text, with U+FFFD in place of bytes that are not UTF-8, and how many bytes those were.
 pub(super) fn lossy(bytes: &[u8]) -> (Cow<'_, str>, u64) {
     match std::str::from_utf8(bytes) {
         Ok(text) => (Cow::Borrowed(text), 0),
@@ -45,7 +44,7 @@ pub(super) fn lossy(bytes: &[u8]) -> (Cow<'_, str>, u64) {
     }
 }
 
-/// The length of `body` once what is not UTF-8 in it is U+FFFD; `None` where it stays as it is.
+/// The length of `body` with U+FFFD in place of bytes that are not UTF-8; `None` where all of it is UTF-8.
 pub fn repaired_len(body: &[u8]) -> Option<usize> {
     std::str::from_utf8(body).is_err().then(|| {
         let chunks = body.utf8_chunks();
@@ -53,8 +52,8 @@ pub fn repaired_len(body: &[u8]) -> Option<usize> {
     })
 }
 
-/// `body` with U+FFFD for what is not UTF-8, and how many bytes those were. Copied only where there are any; refused
-/// before, where it would take more than `max_bytes`.
+/// `body` with U+FFFD in place of bytes that are not UTF-8, and how many bytes those were. It is copied only where there
+/// are any, and refused first where the copy would take more than `max_bytes`.
 pub fn repaired(body: Bytes, max_bytes: usize) -> Result<(Bytes, u64), BodyError> {
     let Some(len) = repaired_len(&body) else { return Ok((body, 0)) };
     if len > max_bytes {

@@ -12,10 +12,10 @@ use super::terms::{Limits, Lines, Part};
 use super::text::{is_one_line, is_utf16, is_white_space, repaired, text_lines};
 use crate::batch::LogType;
 
-/// What a change of the log type from one line to the next takes in memory until the lines are in the spool. Counted
-/// as bytes of lines: the shortest events that name their type are half as long.
+/// The memory that a change of the log type from one line to the next takes until the lines are in the spool. It counts
+/// as bytes of lines, because the shortest events that name their type are only half as long.
 const RUN_BYTES: usize = 160;
-/// Memory for lines grows by doubling up to here.
+/// Memory for lines is doubled up to this size, then reserved for the most that is allowed.
 const DOUBLED_MAX_BYTES: usize = 512 * 1024;
 
 /// Collects the lines of one request. They split into one part for each run of events whose sender names the same log
@@ -29,7 +29,7 @@ pub struct LineWriter {
     replaced: u64,
 }
 
-/// Consecutive lines of one log type; they begin where the run before ends.
+/// Consecutive lines whose sender names the same log type. They begin where the run before them ends.
 struct Run {
     said: Option<LogType>,
     end: usize,
@@ -39,13 +39,13 @@ struct Run {
 }
 
 impl LineWriter {
-    /// `capacity` is a guess at the bytes to come.
+    /// A writer without lines. `capacity` is a guess at how many bytes will come.
     pub fn with_capacity(limits: &Limits, capacity: usize) -> Self {
         let bytes = Vec::with_capacity(capacity.min(limits.max_lines_bytes));
         LineWriter { limits: *limits, bytes, records: 0, runs: Vec::new(), replaced: 0 }
     }
 
-    /// Goes on after `records` lines that need no change.
+    /// A writer that begins with `records` lines that need no change.
     pub(super) fn resume(limits: &Limits, stored: &[u8], records: u64, capacity: usize) -> Self {
         let mut writer = Self::with_capacity(limits, capacity);
         writer.bytes.extend_from_slice(stored);
@@ -56,15 +56,16 @@ impl LineWriter {
         writer
     }
 
-    /// `body` as UTF-8: bytes that aren't become U+FFFD and are counted. Refuses what then is larger than a body may be.
+    /// `body` with U+FFFD in place of bytes that are not UTF-8, which are counted. Refuses a result that is larger than a body
+    /// may be.
     pub fn repair(&mut self, body: Bytes) -> Result<Bytes, BodyError> {
         let (body, replaced) = repaired(body, self.limits.max_body_bytes)?;
         self.replaced += replaced;
         Ok(body)
     }
 
-    /// Calls `each` with every line of `body` that holds more than white space, without its line ending (`\n` or
-    /// `\r\n`). Bytes that are not UTF-8 become U+FFFD and are counted. Refuses UTF-16, of which no line would be left.
+    /// Calls `each` with every line of `body` that has more than white space, without its line ending (`\n` or `\r\n`). Bytes
+    /// that are not UTF-8 become U+FFFD and are counted. Refuses UTF-16, which would become unreadable.
     pub fn text_lines(
         &mut self,
         body: &[u8],
@@ -74,7 +75,7 @@ impl LineWriter {
             return Err(BodyError::invalid(body, body, self.records, "UTF-16; send UTF-8"));
         }
         for line in text_lines(body) {
-            // As a line of JSON it is not shorter.
+            // Checked before it is copied, because a line never gets shorter as JSON.
             self.check_len(line)?;
             let (line, replaced) = super::text::lossy(line);
             self.replaced += replaced;
@@ -83,14 +84,13 @@ impl LineWriter {
         Ok(())
     }
 
-    /// Adds an event that was judged a JSON object: byte for byte where it is one line, else without
-    /// the white space outside its strings.
+    /// Adds a JSON object: byte for byte where it is on one line, otherwise without the white space outside its strings.
     pub fn push(&mut self, said: Option<LogType>, object: &RawValue) -> Result<(), BodyError> {
         let object = object.get().as_bytes();
         self.line(said, |out| if is_one_line(object) { out.write_all(object) } else { compact(object, out) })
     }
 
-    /// [`LineWriter::push`], with `members` behind the object's own.
+    /// Like [`LineWriter::push`], with `members` added after the object's own.
     pub fn push_with(
         &mut self,
         said: Option<LogType>,
@@ -112,12 +112,12 @@ impl LineWriter {
         })
     }
 
-    /// Adds what `object` serializes to, which must be a JSON object; a `RawValue` in it may span lines.
+    /// Adds `object` as JSON, which must be a JSON object. A `RawValue` in it may span lines.
     pub fn serialize(&mut self, said: Option<LogType>, object: &impl Serialize) -> Result<(), BodyError> {
         self.line(said, |out| serde_json::to_writer(out, object).map_err(io::Error::from))
     }
 
-    /// Adds what `write` writes, which must be a JSON object and may span lines. `write` fails only where `Line` does.
+    /// Adds the JSON object that `write` writes; it may span lines. `write` must fail only where `Line` does.
     pub fn line(
         &mut self,
         said: Option<LogType>,
@@ -126,10 +126,10 @@ impl LineWriter {
         let start = self.bytes.len();
         let Limits { max_event_bytes, max_lines_bytes, .. } = self.limits;
         let left = max_lines_bytes.saturating_sub(start);
-        // With the `\n`, where there is a number for it.
+        // One more for the `\n`; saturating, because the limit may be the largest number.
         let with_end = max_lines_bytes.saturating_add(1);
         let limit_bytes = max_event_bytes.min(left);
-        // Nothing but the cap makes writing to memory fail.
+        // Writing to memory fails only at the limit.
         let too_large = |_| match limit_bytes < max_event_bytes {
             true => BodyError::LinesTooLarge { limit_bytes: max_lines_bytes },
             false => BodyError::EventTooLarge { event: self.records, limit_bytes },
@@ -166,12 +166,12 @@ impl LineWriter {
         Ok(())
     }
 
-    /// Events so far: the index of the next one.
+    /// How many events were added, which is the index of the next one.
     pub fn records(&self) -> u64 {
         self.records
     }
 
-    /// Refuses the next event early, where its encoded form, or that of a part of it, is over the limit alone.
+    /// Refuses the next event before it is decoded, where its encoded form, or that of a part of it, is over the limit.
     pub fn check_len(&self, encoded: &[u8]) -> Result<(), BodyError> {
         let limit_bytes = self.limits.max_event_bytes;
         if encoded.len() > limit_bytes {
@@ -180,7 +180,7 @@ impl LineWriter {
         Ok(())
     }
 
-    /// A part that many lines have in common, written once: at most as long as a line may be.
+    /// Writes a part that many lines have in common; it may be at most as long as a line.
     pub fn part(&mut self, write: impl FnOnce(&mut Line<'_>) -> io::Result<()>) -> Result<Vec<u8>, BodyError> {
         let limit_bytes = self.limits.max_event_bytes;
         let mut part = Vec::new();
@@ -209,12 +209,11 @@ impl LineWriter {
     }
 }
 
-/// A line in the making: writes to memory up to an end, then fails. An event is never built larger than it may be
-/// stored.
+/// Writes a line to memory, and fails at its limit, so that no event is built larger than it may be stored.
 pub struct Line<'a> {
     bytes: &'a mut Vec<u8>,
     end: usize,
-    /// All that `bytes` may come to hold.
+    /// The most bytes that `bytes` will ever have.
     most: usize,
     replaced: u64,
 }
@@ -225,8 +224,8 @@ impl<'a> Line<'a> {
         Line { bytes, end, most, replaced: 0 }
     }
 
-    /// Doubling large memory would need half as much again while it is copied. Reserved all at once, what isn't
-    /// written to is no memory yet.
+    /// Reserves all memory at once where there is much already: doubling it would need half as much again while it is copied,
+    /// and pages that are reserved and not written to take no memory yet.
     #[cold]
     fn grow(&mut self) {
         let len = self.bytes.len();
@@ -235,7 +234,7 @@ impl<'a> Line<'a> {
         }
     }
 
-    /// A JSON string. Bytes that are not UTF-8 become U+FFFD and are counted.
+    /// Writes a JSON string. Bytes that are not UTF-8 become U+FFFD and are counted.
     pub fn text(&mut self, text: &[u8]) -> io::Result<()> {
         if text.len() > self.end - self.bytes.len() {
             return Err(io::ErrorKind::FileTooLarge.into());
@@ -267,7 +266,7 @@ impl Write for Line<'_> {
     }
 }
 
-/// Valid JSON without the white space outside its strings.
+/// Writes valid JSON without the white space outside its strings.
 fn compact(json: &[u8], out: &mut impl Write) -> io::Result<()> {
     let mut rest = json;
     while !rest.is_empty() {

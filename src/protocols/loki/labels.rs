@@ -3,12 +3,12 @@
 
 use std::borrow::Cow;
 
-/// The labels of a text, in order. Where one is odd, reading goes on behind the next comma.
+/// The labels of a text, in order. After a part that is no label, reading goes on after the next comma.
 pub(super) struct Labels<'a> {
     rest: &'a str,
-    /// The closing brace was read.
+    /// Whether the closing brace was read.
     is_whole: bool,
-    /// Something in the text is no label.
+    /// Whether a part of the text is no label.
     pub(super) is_odd: bool,
 }
 
@@ -50,7 +50,7 @@ impl<'a> Iterator for Labels<'a> {
     }
 }
 
-/// A label that `text` begins with, and what is behind it and its comma.
+/// The label that `text` begins with, and the rest after it and its comma.
 fn label(text: &str) -> Option<(Label<'_>, &str)> {
     let (name, rest) = match text.chars().next()? {
         '"' | '\'' | '`' => unquote(text)?,
@@ -68,7 +68,7 @@ fn label(text: &str) -> Option<(Label<'_>, &str)> {
     Some(((name, value), rest))
 }
 
-/// The quoted text that `text` begins with, and what is behind it.
+/// The quoted text that `text` begins with, and the rest after it.
 fn unquote(text: &str) -> Option<(Cow<'_, [u8]>, &str)> {
     let quote = *text.as_bytes().first().filter(|quote| b"\"'`".contains(quote))?;
     let inside = &text[1..];
@@ -94,7 +94,7 @@ fn unquote(text: &str) -> Option<(Cow<'_, [u8]>, &str)> {
     }
 }
 
-/// Adds what the escape behind a backslash stands for; how many bytes it takes.
+/// Adds the character that the escape after a backslash stands for; returns how many bytes the escape takes.
 fn unescape(escape: &[u8], quote: u8, out: &mut Vec<u8>) -> Option<usize> {
     let digits = |from: usize, count: usize, radix: u32| {
         let digits = escape.get(from..from + count)?;
@@ -189,7 +189,7 @@ mod tests {
         #[test]
         fn any_text_is_read_to_its_end(text in "[{}a=,\"'`\\\\x0n ]{0,40}") {
             let before = Labels::of(&text).count();
-            // What stands behind a brace is no label, but a good one before all others always counts.
+            // Text after the brace is no label, but the first label always counts.
             let with_one = format!("{{good=\"1\",{}", text.trim().strip_prefix('{').unwrap_or(text.trim()));
             prop_assert_eq!(Labels::of(&with_one).count(), before + 1);
         }

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use crate::protocols::body::Line;
 
-/// What ends an entry's line.
+/// The members that end an entry's line.
 pub(super) fn write_tenant(tenant: Option<&str>, out: &mut Line<'_>) -> io::Result<()> {
     if let Some(tenant) = tenant {
         out.write_all(br#","tenant":"#)?;

@@ -24,7 +24,8 @@ const ENTRY_PARSED: u32 = 4;
 const PAIR_NAME: u32 = 1;
 const PAIR_VALUE: u32 = 2;
 
-/// So many labels of a stream, and pairs of an entry, are looked at for names that are there twice: more than Loki takes.
+/// How many labels of a stream, or pairs of an entry, are compared to find a name that is there twice: more than Loki takes.
+/// More are stored in the form that a name which is there twice takes, so that the search is bounded.
 const NAMES_MAX: usize = 1024;
 
 /// Stores every entry of a `PushRequest`.
@@ -82,8 +83,8 @@ struct StoredLabels {
     said: Option<LogType>,
 }
 
-/// `"labels":{…}`. Where something in the text is no label, one is there twice, or there are more than [`NAMES_MAX`], the
-/// text as it was sent stands beside them.
+/// Writes `"labels":{…}`. Where a part of the text is no label, a name is there twice, or there are more than [`NAMES_MAX`],
+/// `labelsText` has the text as it was sent beside them.
 fn read_labels(text: &[u8], writer: &mut LineWriter) -> Result<StoredLabels, BodyError> {
     writer.check_len(text)?;
     let mut said = None;
@@ -144,7 +145,7 @@ impl<'a> Entry<'a> {
         Ok(Entry { bytes: entry, timestamp: timestamp.unwrap_or_default(), line: line.unwrap_or_default() })
     }
 
-    /// All members but the tenant.
+    /// Writes all members but the tenant.
     fn write(&self, labels: &[u8], hash: Option<u64>, out: &mut Line<'_>) -> io::Result<()> {
         write!(out, r#"{{"timestamp":"{}","#, self.timestamp)?;
         out.write_all(labels)?;
@@ -163,7 +164,7 @@ impl<'a> Entry<'a> {
         Ok(())
     }
 
-    /// The pairs of field `number` as an object called `name`; where a name is there twice, or there are more than
+    /// Writes the pairs of field `number` as an object called `name`; where a name is there twice, or there are more than
     /// [`NAMES_MAX`], as an array called `<name>Pairs`.
     fn write_pairs(&self, number: u32, name: &str, out: &mut Line<'_>) -> io::Result<()> {
         let messages = || fields(self.bytes).flatten().filter(move |field| field.number == number);

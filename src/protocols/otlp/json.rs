@@ -1,4 +1,4 @@
-//! OTLP logs in JSON: taken apart and put together again as text, so that nothing changes.
+//! OTLP logs in JSON. They are split into records as text, so that no value changes.
 
 use std::io::Write;
 
@@ -9,7 +9,7 @@ use crate::protocols;
 use crate::protocols::body::{self, BodyError, Elements, Events, LineWriter, Members, only_members};
 use crate::protocols::otlp::line::{Heads, store};
 
-// Each member by all its names: protobuf's JSON mapping has parsers take the original one, too, and older versions
+// Each member has several names: by protobuf's JSON mapping parsers also take the original field name, and older versions
 // called scopes instrumentation libraries.
 const RESOURCE_LOGS: &[&str] = &["resourceLogs", "resource_logs"];
 const SCOPE_LOGS: &[&str] = &["scopeLogs", "scope_logs"];
@@ -19,8 +19,8 @@ const LOG_RECORDS: &[&str] = &["logRecords", "log_records"];
 const LIBRARY_RECORDS: &[&str] = &["logRecords", "log_records", "logs"];
 const SCHEMA_URL: &[&str] = &["schemaUrl", "schema_url"];
 
-/// Stores every record of an `ExportLogsServiceRequest`. What is taken apart may have no member but the known ones: the
-/// records in any other would be answered 200 and lost.
+/// Stores every record of an `ExportLogsServiceRequest`. Refuses a member that is not known in the objects that are split:
+/// records in it would be answered 200 and lost.
 pub(super) fn logs(body: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
     for request in Events::new(body) {
         let [resource_logs] = only_members(body, request?.json, [RESOURCE_LOGS], writer.records(), "the request")?;
@@ -54,7 +54,7 @@ fn logs_of_resource(body: &[u8], resource_logs: &RawValue, writer: &mut LineWrit
     Ok(())
 }
 
-/// A part that every record repeats, within the limit of an event.
+/// A part that every record repeats; it must be within the limit of an event.
 fn text<'a>(part: Option<&'a RawValue>, writer: &LineWriter) -> Result<Option<&'a [u8]>, BodyError> {
     let text = part.map(|part| part.get().as_bytes());
     text.map(|text| writer.check_len(text)).transpose()?;
@@ -85,8 +85,8 @@ fn each_object<'a>(
     Ok(())
 }
 
-/// The log type that the resource's `service.name` names, wherever among the attributes it is. Some senders write
-/// attributes as an object, or a value as plain text: the type doesn't hang on that.
+/// The log type that the resource's `service.name` names, wherever it is among the attributes. Some senders write attributes
+/// as an object, or a value as plain text; it is found there, too.
 fn said(resource: &RawValue) -> Option<LogType> {
     let attributes = body::members(resource, ["attributes"])[0]?;
     let elements = Elements::of(attributes).map(|attribute| body::members(attribute, ["key", "value"]));

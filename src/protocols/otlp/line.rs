@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use crate::batch::LogType;
 use crate::protocols::body::{BodyError, Line, LineWriter};
 
-/// What a record has in common with others, in JSON.
+/// What a record has in common with other records, in JSON.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Heads<'a> {
     pub(super) resource: Option<&'a [u8]>,
@@ -14,7 +14,7 @@ pub(super) struct Heads<'a> {
     pub(super) scope_url: Option<&'a [u8]>,
 }
 
-/// Stores a request with one log record, which `record` writes.
+/// Adds a line: an OTLP request with one log record, which `record` writes.
 pub(super) fn store(
     said: Option<LogType>,
     heads: &Heads<'_>,

@@ -21,11 +21,11 @@ pub(super) struct Status {
 }
 
 const REQUEST_RESOURCE_LOGS: u32 = 1;
-/// `resource` of `ResourceLogs`, `scope` of `ScopeLogs`.
+/// The number of `resource` in `ResourceLogs`, and of `scope` in `ScopeLogs`.
 const LOGS_HEAD: u32 = 1;
-/// `scope_logs` of `ResourceLogs`, `log_records` of `ScopeLogs`.
+/// The number of `scope_logs` in `ResourceLogs`, and of `log_records` in `ScopeLogs`.
 const LOGS_PARTS: u32 = 2;
-/// `schema_url` of `ResourceLogs` and of `ScopeLogs`.
+/// The number of `schema_url` in both.
 const LOGS_SCHEMA_URL: u32 = 3;
 /// `instrumentation_library_logs` of `ResourceLogs` in versions 0.15 to 0.18. (Before those it was number 2.) It is
 /// the same on the wire as `scope_logs`, which replaced it.
@@ -153,7 +153,7 @@ fn logs_of_scope(
     Ok(())
 }
 
-/// What the parts of a `ResourceLogs` or `ScopeLogs` have in common.
+/// What the records of a `ResourceLogs` or `ScopeLogs` have in common.
 #[derive(Default)]
 struct Head<'a> {
     /// The resource or scope.
@@ -161,7 +161,7 @@ struct Head<'a> {
     schema_url: Option<&'a [u8]>,
 }
 
-/// The head of `logs`, in which every field is known.
+/// Reads the head of `logs`. Refuses a field that is not known.
 fn head<'a>(logs: &'a [u8], older_parts: Option<u32>, holder: &str) -> Result<Head<'a>, Fault<'a>> {
     let mut head = Head::default();
     for field in fields(logs) {

@@ -1,4 +1,4 @@
-//! Batches that wait for CloudWatch: kept whatever happens, and in nobody's way.
+//! Batches that wait for CloudWatch are kept whatever happens, and delay nothing else.
 
 use std::sync::Arc;
 
@@ -103,7 +103,7 @@ fn events_push_the_oldest_copies_out_and_are_never_refused_for_them() {
     }
     let (copy, _) = oldest(&world);
     assert!(world.acknowledged[&30].batch.opened >= copy.name.batch.opened, "the newest stay");
-    // What is not sealed yet takes room, too.
+    // The open batch takes room, too.
     world.append(8).unwrap();
     assert!(copies.left(TYPE).bytes + world.spool().usage().used_bytes(TYPE) <= 512);
     world.wait_until("the files are gone and counted", |world| {

@@ -1,4 +1,4 @@
-//! Errors of the disk while the daemon runs: a refusal, never a loss, and all is well once they pass.
+//! Errors of the disk while the daemon runs lead to refusals, never to a loss, and pass by themselves.
 
 use std::io;
 use std::sync::{Arc, mpsc};
@@ -151,7 +151,7 @@ fn a_rename_that_meets_a_full_disk_gets_the_reserve() {
         let mut world = sealed();
         let reserve = world.settings.dir.join("reserve");
         assert_eq!(world.disk.bytes(&reserve).map(|bytes| bytes.len()), Some(64 * 1024));
-        // Full until something goes.
+        // The disk is full until a file is removed.
         let mut full = true;
         world.disk.rule(move |op, path| {
             full &= !(op == Op::Remove && path.ends_with("reserve"));

@@ -1,4 +1,4 @@
-//! One test for each fsync: what is lost when it is left out.
+//! One test for each fsync, which fails when that fsync is left out.
 
 use std::sync::{Arc, mpsc};
 
@@ -120,7 +120,7 @@ fn a_rollback_is_fsynced_before_the_batch_is_sealed() {
         world.disk.fail_once(Op::Write, ".open", Errno::NOSPC);
         world.append(3).unwrap_err();
         world.seal();
-        // The half that was written comes back, if it can.
+        // The half that was written reaches the disk, as it may.
         world.crash(Cut::Torn(seed));
         world.deliver_all();
         assert_eq!((world.missing(), world.quarantine().len()), (0, 0), "seed {seed}");
@@ -164,7 +164,7 @@ fn a_salvaged_copy_is_fsynced_before_the_poisoned_file_goes() {
 #[test]
 fn what_a_kill_left_open_is_fsynced_before_it_is_sealed() {
     let mut world = appended();
-    // Written, and the kill comes before the fsync.
+    // The event is written, and the kill comes before the fsync.
     world.disk.rule(|op, path| {
         if op == Op::Sync && path.to_string_lossy().ends_with(".open") { Effect::Die(Cut::Kill) } else { Effect::Pass }
     });

@@ -1,4 +1,4 @@
-//! One fixed run of the spool's life, with a fault at every call of the file system in turn.
+//! Runs one fixed scenario again and again, with a fault at another call of the file system each time.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,7 +31,7 @@ fn scenario(world: &mut World) {
     }
 }
 
-/// What was tried.
+/// How much was tried.
 #[derive(Default)]
 pub(super) struct Tried {
     /// File system calls, each of them once the one with the fault.
@@ -86,7 +86,8 @@ fn fail<const INDEX: usize>() -> Effect {
 /// One for each of [`ERRORS`].
 pub(super) const FAILURES: [fn() -> Effect; 5] = [fail::<0>, fail::<1>, fail::<2>, fail::<3>, fail::<4>];
 
-/// What network file systems answer to a request that they have carried out before, and others to any.
+/// The errors that a file system answers though it has carried the call out: NFS to a request that it got twice, FUSE to
+/// any.
 pub(super) const DONE_ALL_THE_SAME: [fn() -> Effect; 2] = [|| Effect::Apply(Errno::NOENT), || Effect::Apply(Errno::IO)];
 
 pub(super) fn lose_some() -> Effect {
@@ -142,7 +143,7 @@ fn a_kill_at_any_call_loses_nothing() {
     }
 }
 
-/// `cargo test -- --ignored --nocapture long_run`: all of the above again and again, and what it came to.
+/// `cargo test -- --ignored --nocapture long_run`: repeats all of the above and prints how much was tried.
 #[test]
 #[ignore = "takes minutes"]
 fn long_run() {

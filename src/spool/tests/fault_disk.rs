@@ -1,11 +1,10 @@
-//! A file system in memory that knows what is durable, and can fail, die and tear at any call.
+//! A file system in memory that knows what is durable, and can fail or lose data at any call.
 //!
-//! What a crash keeps is decided by the one who asks: [`Cut::Kill`] keeps everything (the kernel lives
-//! on), [`Cut::Strict`] forgets whatever was not fsynced, [`Cut::Torn`] keeps some of it by the dice.
-//! After a death the old process goes on in a world of its own, as a ghost: nothing that it does is
-//! seen by the life after.
+//! The test decides what a crash keeps: [`Cut::Kill`] keeps everything (the kernel goes on), [`Cut::Strict`] forgets
+//! whatever was not fsynced, [`Cut::Torn`] keeps a random part of that. Threads of a process that has died may still run in
+//! the test; they write to a copy, which the next process doesn't see.
 //!
-//! Two file systems are there: the spool's, and one that [`FaultDisk::mount_over`] puts over it. Paths lead to the one
+//! There are two file systems: the spool's, and one that [`FaultDisk::mount_over`] puts over it. Paths lead to the one
 //! that is mounted; an open file stays where it is.
 
 mod tree;
@@ -28,7 +27,7 @@ pub(crate) enum Op {
     Remove,
     SyncDir,
     List,
-    /// One name of a listing: where it fails, the listing lacks it and says nothing.
+    /// One name of a listing. Where it fails, the listing lacks the name without an error.
     Entry,
     Write,
     Read,
@@ -44,18 +43,18 @@ pub(crate) enum Cut {
     Kill,
     /// A power cut: only what was fsynced.
     Strict,
-    /// A power cut: what was fsynced, and by these dice some of the rest, torn and out of order.
+    /// A power cut: what was fsynced, and a random part of the rest, torn and out of order, by this seed.
     Torn(u64),
 }
 
 /// What becomes of a call.
 pub(crate) enum Effect {
     Pass,
-    /// It fails with this error; a write leaves half of its bytes, an fsync nothing.
+    /// It fails with this error. A write leaves half of its bytes; an fsync makes nothing durable.
     Fail(Errno),
-    /// It is carried out, and answers this error all the same.
+    /// It is carried out, but answers this error.
     Apply(Errno),
-    /// It passes, and then paths lead to what [`FaultDisk::mount_over`] has shown last.
+    /// It passes, and from then on paths lead to the file system of the last [`FaultDisk::mount_over`].
     MountOver,
     /// The machine or the process ends before it.
     Die(Cut),
@@ -76,13 +75,13 @@ struct State {
     /// Where paths lead: an index of `trees`.
     mounted: usize,
     rule: Option<Rule>,
-    /// What the life after finds, once this one has ended.
+    /// The file system that the next process finds, once this one has died.
     left: Option<Tree>,
-    /// What was asked for, in order.
+    /// The calls, in order.
     trace: Vec<(Op, PathBuf)>,
-    /// Whether bytes were changed or could not be read, in this life or one before.
+    /// Whether bytes were changed or could not be read, in this process or an earlier one.
     damaged: bool,
-    /// Whether a life before left a file with bytes that a failed fsync gave up.
+    /// Whether an earlier process left a file with bytes that a failed fsync gave up.
     gave_up: bool,
 }
 
@@ -250,7 +249,7 @@ impl FaultDisk {
             }
             Effect::Fail(errno) => {
                 state.damaged |= matches!(op, Op::Open | Op::Read);
-                // Without room for a copy, only luck saves what a failed fsync and then a kill left.
+                // Without room for a second file, nothing can surely save the bytes of a failed fsync before a kill.
                 state.damaged |= state.gave_up && matches!(errno, Errno::NOSPC | Errno::DQUOT | Errno::FBIG);
                 failed(&mut state.trees[tree]);
                 return Err(errno.into());
@@ -309,7 +308,7 @@ impl Disk for FaultDisk {
         let device = self.state().mounted;
         let find = |tree: &mut Tree| {
             let file = tree.names.get(path).map(|file| *file as u64 + 1);
-            // Of a folder only the file system matters.
+            // For a folder only the file system matters.
             let folder = tree.folders.contains(path).then_some(0);
             Ok(file.or(folder).map(|inode| FileId { device: device as u64, inode, is_folder: inode == 0 }))
         };
@@ -317,7 +316,7 @@ impl Disk for FaultDisk {
     }
 
     fn try_rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        // A rule sees the new name: it says what the rename is for.
+        // A rule sees the new name, which tells the rename's purpose.
         self.call(
             Op::Rename,
             to,
@@ -380,7 +379,7 @@ impl Disk for FaultDisk {
     }
 }
 
-/// Stays open whatever becomes of its name.
+/// An open file, which can be used whatever becomes of its name.
 struct FaultFile {
     disk: FaultDisk,
     /// An index of the disk's file systems.
@@ -447,7 +446,7 @@ impl DiskFile for FaultFile {
             |tree| {
                 let bytes = &mut tree.files[file];
                 if bytes.given_up {
-                    // Of its pages none is written any more; its length is.
+                    // Its pages are never written any more, but its length is.
                     let len = bytes.now().len();
                     bytes.versions.iter_mut().chain([&mut bytes.durable]).for_each(|version| version.truncate(len));
                 } else {

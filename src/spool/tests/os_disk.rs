@@ -1,4 +1,5 @@
-//! The operating system's file system keeps what the seam promises, and its lock tells who has it.
+//! Tests the operating system's file system: its calls do what [`Disk`](crate::spool::disk::Disk) says, and the lock names
+//! its process.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;

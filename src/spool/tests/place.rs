@@ -1,4 +1,4 @@
-//! A path is not a place: what the spool makes of names that are missing or that lead elsewhere.
+//! Tests what the spool does when names are missing or its path leads elsewhere.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ fn sealed() -> World {
     world
 }
 
-/// What lies over the spool's path when its volume is away: the folder of the mount alone, or another spool's.
+/// What the spool's path leads to while its volume is unmounted: an empty folder, or another spool.
 fn mounted_over(world: &World) -> [Vec<PathBuf>; 2] {
     let dir = world.settings.dir.clone();
     let folders = LogType::ALL.map(LogType::as_str).into_iter().chain([QUARANTINE]).map(|folder| dir.join(folder));

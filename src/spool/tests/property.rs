@@ -1,4 +1,4 @@
-//! Any sequence of appends, seals, uploads, crashes and faults keeps the law.
+//! Any sequence of appends, seals, uploads, crashes and faults keeps the promises that [`World`] checks.
 
 use proptest::prelude::*;
 
@@ -50,7 +50,7 @@ fn run(codec: Codec, steps: Vec<Step>) {
     world.open().unwrap();
     for step in steps {
         match step {
-            // Refused or not, the law is the same.
+            // It may be refused; the promises hold in either case.
             Step::Append(count) => drop(world.append(count)),
             Step::Seal => world.seal(),
             Step::Upload(fate) => drop(world.upload(fate)),

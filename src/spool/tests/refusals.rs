@@ -1,4 +1,4 @@
-//! What is true when a refusal comes: the lines are not stored, now or later, and hold nothing.
+//! When a refusal comes, the lines are not stored, now or later, and take no room or memory.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
@@ -17,7 +17,7 @@ fn lines_that_a_failed_fsync_refused_are_not_found_by_a_start_after_a_kill() {
         let mut world = World::with_codec(codec);
         world.open().unwrap();
         world.append(2).unwrap();
-        // Every fsync fails and no copy can be made, so that the file is still there when the answer comes.
+        // Every fsync fails and no second file can be made, so the file is still there when the answer comes.
         world.disk.rule(|op, path| {
             let fails = op == Op::Sync || (op == Op::Create && path.to_string_lossy().ends_with(".tmp"));
             if fails { Effect::Fail(Errno::IO) } else { Effect::Pass }
@@ -57,7 +57,7 @@ fn a_refusal_waits_for_the_salvage_where_the_lines_can_not_be_cut_off() {
     assert_eq!((world.missing(), world.bucket.len()), (0, 1));
 }
 
-/// What the spool held at the moment at which somebody who waited was woken.
+/// What was in the spool when the task that waited was woken.
 struct HeldAtWakeUp {
     spool: Spool,
     bytes: Mutex<Option<u64>>,

@@ -1,4 +1,4 @@
-//! What the sealer's queue costs while batches are closed faster than they are compressed.
+//! Tests what the sealer's queue takes while batches are closed faster than they are compressed.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,7 +29,7 @@ async fn batches_that_wait_to_be_compressed_take_few_descriptors_and_no_listing(
     let (spool, sealed) = Spool::open(&settings, Arc::new(disk.clone())).unwrap();
     let [mut sealed, _] = sealed.into_array();
     disk.hang(Op::List, TYPE.as_str());
-    // Not the probe of an idle writer.
+    // An idle writer's probe doesn't count.
     disk.hang(Op::Sync, ".gz.tmp");
     for _ in 0..BATCHES {
         spool.append(TYPE, EVENT.into(), 1).await.unwrap();

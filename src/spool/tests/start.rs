@@ -1,4 +1,4 @@
-//! What a start makes of everything that can lie in a spool.
+//! Tests what a start does with everything that can be in a spool's folders.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -334,7 +334,7 @@ fn a_bucket_that_is_changed_and_changed_back_gives_no_number_out_twice() {
             sign.store(true, Ordering::SeqCst);
             Effect::Fail(Errno::IO)
         });
-        // Refused or not: a call in the middle of it has failed.
+        // It may be refused: a call in the middle of it has failed.
         drop(world.open_without_settling());
         world.disk.heal();
         world.end();
@@ -418,7 +418,7 @@ fn a_copy_and_its_original_are_one_batch() {
     world.disk.put(&open, &bytes);
     world.open().unwrap();
     assert_eq!(world.waiting.len(), 1);
-    // Once the copy is delivered, nothing would tell the original from a batch of its own.
+    // Once the compressed file is delivered, the plain one would pass for another batch.
     let left = world.disk_after_power_cut().files();
     assert!(left.iter().all(|name| matches!(name, SpoolName::Sealed(_))), "{left:?}");
     world.crash(Cut::Strict);

@@ -1,4 +1,4 @@
-//! A spool on a [`FaultDisk`], a bucket, a sender and a flusher's decisions, and the law that they keep.
+//! A spool on a [`FaultDisk`], a bucket, a sender and a flusher's decisions; checks what is promised of them together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -20,7 +20,7 @@ pub(crate) const TYPE: LogType = LogType::Deployments;
 /// How long a thread of the spool may take. Long, so that a busy machine fails no test.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
-/// One life of the spool after the other, on one disk.
+/// Processes with a spool, one after the other, on one disk. The code calls each of them a life.
 pub(crate) struct World {
     pub(crate) disk: FaultDisk,
     pub(crate) settings: Settings,
@@ -151,8 +151,8 @@ impl World {
         self.forget_collisions();
     }
 
-    /// A crash between another writer's 412 and the new name's fsync can't be told from one after a PUT that
-    /// arrived: the head of `delivery` says what it takes. It is outside the law.
+    /// Removes other writers' objects under the keys of `.sending` batches. A crash between another writer's 412 and the
+    /// new name's fsync looks like one after a PUT that arrived: the one exception to the promise, told in `delivery`.
     fn forget_collisions(&mut self) {
         for name in self.files() {
             if let SpoolName::Sealed(name) = name
@@ -267,7 +267,7 @@ impl World {
         result.map(drop)
     }
 
-    /// True when the batch is out of the way. What comes after the answer is [`delivery::decide`]'s.
+    /// True when the batch is delivered or in quarantine. [`delivery::decide`] decides what follows from the answer.
     fn attempt(&mut self, batch: &mut Batch, fate: Fate) -> std::io::Result<bool> {
         let folder = self.folder();
         let sequence = batch.name.sequence;
@@ -307,14 +307,14 @@ impl World {
         Ok(true)
     }
 
-    /// S3 has the batch: its file goes.
+    /// Removes the file of a batch that S3 has.
     pub(crate) fn delivered(&mut self, batch: &mut Batch) -> std::io::Result<()> {
         self.folder().delivered(batch)?;
         self.events_delivered += batch.name.records;
         Ok(())
     }
 
-    /// Where the last answer asked for one.
+    /// Renames the batch where the last answer asked for it.
     fn take_new_name(&mut self, batch: &mut Batch) -> std::io::Result<()> {
         if let Some(known) = self.known.get_mut(&batch.name.sequence).filter(|known| known.needs_new_name) {
             self.spool.as_ref().unwrap().folder(TYPE).rename(batch)?;
@@ -323,7 +323,7 @@ impl World {
         Ok(())
     }
 
-    /// What the bucket does with a PUT, and how that looks from here.
+    /// Puts the object into the bucket or not, and returns what the flusher would see.
     fn put(&mut self, batch: &Batch, fate: Fate, gaps: Vec<u64>) -> Ended {
         let failed = |kind, may_have_arrived| Ended::Failed { kind, may_have_arrived };
         let key = object_key("", TYPE, &batch.name.batch);
@@ -355,10 +355,10 @@ impl World {
         if fate == Fate::AnswerLost { failed(PutErrorKind::Timeout, true) } else { Ended::Stored }
     }
 
-    /// The disk works again; everything is delivered; the law holds.
+    /// Lets the disk work, delivers everything, and checks the promises.
     pub(crate) fn deliver_all(&mut self) {
         self.disk.heal();
-        // A thread that was still at work met the death that a rule had in store.
+        // A rule may have ended this life at a call of another thread.
         if self.disk.died() {
             self.crash(Cut::Kill);
         }
@@ -383,8 +383,8 @@ impl World {
         }
     }
 
-    /// Whatever happened, an empty spool says that it is empty, and every event is counted once on its way in
-    /// and once on its way out.
+    /// Whatever happened, an empty spool's status says so, and every event was counted once when it came and once when it
+    /// left.
     fn check_figures(&mut self) {
         let folder = self.folder();
         self.wait_until("a batch without events is gone", |_| folder.status("").oldest_unsent.is_none());

@@ -1,4 +1,4 @@
-//! How a writer groups what comes in, when it closes a batch by itself, and what is told of it meanwhile.
+//! Tests how a writer groups appends, when it closes a batch by itself, and what the status tells meanwhile.
 
 use std::path::PathBuf;
 use std::sync::mpsc;
