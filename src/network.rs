@@ -229,8 +229,21 @@ pub fn way_out(proxies: &config::Network, words: &str, service: &str) -> String 
         format!(
             "DNS gives no address for {service}: look at the resolver, and at the …_AWS_REGION and the URLs that are set"
         )
+    } else if has(&["invalidcontenttype"]) {
+        format!(
+            "what answers in place of {service} speaks no TLS: look at https:// and the port in the URL that is set, and at proxies on the way"
+        )
     } else if has(&["certificate", "tls", "handshake", "unknownissuer"]) {
         format!("TLS to {service} fails: name a private CA in AWS_CA_BUNDLE, and see that the clock is right")
+    } else if proxied {
+        let named = [("HTTPS_PROXY", &proxies.https_proxy), ("HTTP_PROXY", &proxies.http_proxy)];
+        let named =
+            named.into_iter().filter_map(|(variable, url)| Some((variable, server(url.as_ref()?.expose_secret()))));
+        let named: Vec<_> = named.map(|(variable, server)| format!("{variable} is {server}")).collect();
+        format!(
+            "nothing answers: the way to {service} leads through a proxy ({}), unless NO_PROXY names the host: see that the proxy runs and that this machine reaches it",
+            named.join(", ")
+        )
     } else {
         format!(
             "nothing answers: let this machine reach {service} through firewall, VPC endpoint or proxy (HTTPS_PROXY, NO_PROXY)"
@@ -290,12 +303,15 @@ fn pem(certificate: &CertificateDer<'_>) -> String {
     format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.collect::<Vec<_>>().join("\n"))
 }
 
+/// The AWS SDK's layers around a failed connection.
+const SAYS_NOTHING: [&str; 2] = ["dispatch failure", "io error"];
+
 /// An error and its causes in one line, outermost first.
 pub fn causes(error: &(dyn Error + 'static)) -> String {
     let mut line = String::new();
     for cause in chain(error) {
         let text = cause.to_string();
-        if !line.contains(&text) {
+        if !line.contains(&text) && !SAYS_NOTHING.contains(&&*text) {
             line = if line.is_empty() { text } else { format!("{line}: {text}") };
         }
     }

@@ -36,14 +36,19 @@ use receipts::{Failure, Ledger, Receipts};
 use report::{Finding, Kind};
 use walk::{Progress, Walk};
 
+/// Reads a day from the command line.
+fn day(text: &str) -> Result<NaiveDate, String> {
+    text.parse().map_err(|_| format!("expected a day that exists, such as {}", Utc::now().date_naive()))
+}
+
 /// What to verify, and by what.
 #[derive(Debug, Clone, Default, Args)]
 pub struct VerifyOptions {
     /// First day to judge, UTC.
-    #[arg(long, value_name = "YYYY-MM-DD")]
+    #[arg(long, value_name = "YYYY-MM-DD", value_parser = day)]
     pub from: Option<NaiveDate>,
     /// Last day to judge, UTC.
-    #[arg(long, value_name = "YYYY-MM-DD")]
+    #[arg(long, value_name = "YYYY-MM-DD", value_parser = day)]
     pub to: Option<NaiveDate>,
     /// Judge this instance only; may be repeated.
     #[arg(long, value_name = "ID")]
@@ -61,10 +66,10 @@ pub struct VerifyOptions {
     #[arg(long, value_name = "FILE")]
     pub anchor: Vec<PathBuf>,
     /// A lifecycle rule may have removed what was opened before this day.
-    #[arg(long, value_name = "YYYY-MM-DD")]
+    #[arg(long, value_name = "YYYY-MM-DD", value_parser = day)]
     pub expired_before: Option<NaiveDate>,
     /// What was opened before this day may lack a signature: for a signing key that came later.
-    #[arg(long, value_name = "YYYY-MM-DD", requires = "public_key")]
+    #[arg(long, value_name = "YYYY-MM-DD", value_parser = day, requires = "public_key")]
     pub unsigned_before: Option<NaiveDate>,
     /// It is no failure that there is nothing to judge.
     #[arg(long)]

@@ -17,10 +17,12 @@ use base64::Engine;
 use chrono::{DateTime, Utc};
 
 use crate::batch::Sha256;
-use crate::config::Config;
-use crate::network::{Network, causes, chain, foreign_name, foreign_words};
+use crate::config::{self, Config};
+use crate::network::{Network, causes, chain, foreign_name, foreign_words, server, way_out};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Where S3 answered, and the answer is no use.
+const AGAIN: &str = "run verify again; with --resume it goes on from where it was";
 /// Of one page: 1,000 keys of 1,024 bytes, each byte as three characters, and what stands around them.
 const LISTING_MAX_BYTES: usize = 4 * 1024 * 1024;
 
@@ -35,18 +37,18 @@ pub enum ReadError {
     Archived,
     /// There is nothing to sign with; only a person can mend it.
     #[error(
-        "no AWS credentials were found: {cause}; verify takes an auditor's own, from AWS_PROFILE, or AWS_ACCESS_KEY_ID and \
+        "no AWS credentials were found{cause}; verify takes an auditor's own, from AWS_PROFILE, or AWS_ACCESS_KEY_ID and \
          AWS_SECRET_ACCESS_KEY, or the machine's role"
     )]
     NoCredentials {
-        /// Why the standard chain found none.
+        /// Why the standard chain found none, after a colon; empty where nothing is set at all.
         cause: String,
     },
     /// S3 refused; only a person can mend it.
-    #[error("{operation} was refused with {code}: {message}; {remedy}")]
+    #[error("{asked} was refused with {code}: {message}; {remedy}")]
     Denied {
-        /// What was asked.
-        operation: &'static str,
+        /// What was asked, of which bucket, at which host.
+        asked: String,
         /// AWS error code.
         code: String,
         /// S3's own words.
@@ -55,12 +57,14 @@ pub enum ReadError {
         remedy: &'static str,
     },
     /// No answer, or not a usable one.
-    #[error("{operation} failed: {cause}")]
+    #[error("{asked} failed: {cause}; {remedy}")]
     Failed {
-        /// What was asked.
-        operation: &'static str,
+        /// What was asked, of which bucket, at which host.
+        asked: String,
         /// The whole chain of causes.
         cause: String,
+        /// What to do.
+        remedy: String,
     },
 }
 
@@ -106,6 +110,9 @@ pub struct Reader {
     /// For objects, which may be as long as they are: their bodies are not gathered in memory.
     objects: SharedHttpClient,
     bucket: String,
+    /// Host and port.
+    host: String,
+    proxies: config::Network,
 }
 
 impl Reader {
@@ -128,6 +135,8 @@ impl Reader {
             client: Client::from_conf(builder.build()),
             objects: network.aws_with_answers_of(config.endpoint_url_s3.as_deref(), None),
             bucket: config.bucket_name.clone(),
+            host: config.endpoint_url_s3.as_deref().map_or_else(|| format!("S3 in {}", config.aws_region), server),
+            proxies: network.proxies().clone(),
         }
     }
 
@@ -137,7 +146,7 @@ impl Reader {
         // Else a key with a control character makes the answer unreadable XML.
         let request = request.encoding_type(EncodingType::Url).set_continuation_token(next);
         let request = if start_after.is_empty() { request } else { request.start_after(start_after) };
-        let output = request.send().await.map_err(|error| refusal("ListObjectsV2", error))?;
+        let output = request.send().await.map_err(|error| self.refusal("ListObjectsV2", error))?;
         let encoded = output.encoding_type == Some(EncodingType::Url);
         let objects = output.contents.unwrap_or_default().into_iter().filter_map(|object| {
             let key = object.key?;
@@ -158,7 +167,7 @@ impl Reader {
     /// An object's metadata and stored checksum.
     pub async fn head(&self, key: &str) -> Result<HeadInfo, ReadError> {
         let request = self.client.head_object().bucket(&self.bucket).key(key).checksum_mode(ChecksumMode::Enabled);
-        let output = request.send().await.map_err(|error| refusal("HeadObject", error))?;
+        let output = request.send().await.map_err(|error| self.refusal("HeadObject", error))?;
         let class = output.storage_class.as_ref().map(|class| class.as_str());
         let asleep = matches!(class, Some("GLACIER" | "DEEP_ARCHIVE")) || output.archive_status.is_some();
         let restored = output.restore.as_deref().is_some_and(|restore| restore.contains("ongoing-request=\"false\""));
@@ -173,50 +182,69 @@ impl Reader {
     pub async fn get(&self, key: &str) -> Result<(HashMap<String, String>, Body), ReadError> {
         let request = self.client.get_object().bucket(&self.bucket).key(key).customize();
         let over_objects = aws_sdk_s3::config::Builder::new().http_client(self.objects.clone());
-        let output = request.config_override(over_objects).send().await.map_err(|error| refusal("GetObject", error))?;
-        Ok((output.metadata.unwrap_or_default(), Body(output.body)))
+        let output =
+            request.config_override(over_objects).send().await.map_err(|error| self.refusal("GetObject", error))?;
+        let asked = self.asked("GetObject");
+        Ok((output.metadata.unwrap_or_default(), Body { bytes: output.body, asked }))
+    }
+
+    fn asked(&self, operation: &str) -> String {
+        format!("{operation} of the bucket {} at {}", self.bucket, self.host)
+    }
+
+    fn refusal<E>(&self, operation: &'static str, error: SdkError<E, HttpResponse>) -> ReadError
+    where
+        E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+    {
+        if let Some(cause) = chain(&error).find_map(|cause| cause.downcast_ref::<CredentialsError>()) {
+            // The SDK then lists each place that it has looked at.
+            let nothing_is_set = matches!(cause, CredentialsError::CredentialsNotLoaded(_));
+            let cause = if nothing_is_set { String::new() } else { format!(": {}", shown(cause)) };
+            return ReadError::NoCredentials { cause };
+        }
+        let status = error.raw_response().map(|response| response.status().as_u16());
+        let code = error.code().and_then(|code| foreign_name(code, &[])).unwrap_or_default();
+        let asked = self.asked(operation);
+        match (status, code.as_str()) {
+            (_, "NoSuchKey" | "NotFound") => ReadError::Gone,
+            (Some(404), "") => ReadError::Gone,
+            (_, "InvalidObjectState") => ReadError::Archived,
+            (Some(301 | 400 | 401 | 403 | 404), _) => ReadError::Denied {
+                asked,
+                message: foreign_words(error.message().unwrap_or("no reason given"), &[]),
+                remedy: remedy(operation, &code),
+                code: if code.is_empty() { format!("status {}", status.unwrap_or_default()) } else { code },
+            },
+            (Some(_), _) => ReadError::Failed { asked, cause: shown(&error), remedy: AGAIN.to_owned() },
+            (None, _) => {
+                let cause = shown(&error);
+                let remedy = way_out(&self.proxies, &cause, "S3");
+                ReadError::Failed { asked, cause, remedy }
+            }
+        }
     }
 }
 
 /// A body on its way.
 #[derive(Debug)]
-pub struct Body(ByteStream);
+pub struct Body {
+    bytes: ByteStream,
+    asked: String,
+}
 
 impl Body {
     /// The next bytes; none at the end.
     pub async fn next(&mut self) -> Result<Option<bytes::Bytes>, ReadError> {
-        let failed = |error| ReadError::Failed { operation: "GetObject", cause: shown(&error) };
-        self.0.try_next().await.map_err(failed)
-    }
-}
-
-fn refusal<E>(operation: &'static str, error: SdkError<E, HttpResponse>) -> ReadError
-where
-    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
-{
-    if let Some(cause) = chain(&error).find_map(|cause| cause.downcast_ref::<CredentialsError>()) {
-        return ReadError::NoCredentials { cause: shown(cause) };
-    }
-    let status = error.raw_response().map(|response| response.status().as_u16());
-    let code = error.code().and_then(|code| foreign_name(code, &[])).unwrap_or_default();
-    match (status, code.as_str()) {
-        (_, "NoSuchKey" | "NotFound") => ReadError::Gone,
-        (Some(404), "") => ReadError::Gone,
-        (_, "InvalidObjectState") => ReadError::Archived,
-        (Some(301 | 400 | 401 | 403 | 404), _) => ReadError::Denied {
-            operation,
-            message: foreign_words(error.message().unwrap_or("no reason given"), &[]),
-            remedy: remedy(operation, &code),
-            code: if code.is_empty() { format!("status {}", status.unwrap_or_default()) } else { code },
-        },
-        _ => ReadError::Failed { operation, cause: shown(&error) },
+        let failed =
+            |error| ReadError::Failed { asked: self.asked.clone(), cause: shown(&error), remedy: AGAIN.to_owned() };
+        self.bytes.try_next().await.map_err(failed)
     }
 }
 
 /// What to do about a refusal.
 fn remedy(operation: &str, code: &str) -> &'static str {
     match (code, operation) {
-        ("NoSuchBucket", _) => "look at ENV0_S3_LOG_BUCKET_NAME",
+        ("NoSuchBucket", _) => "look at ENV0_S3_LOG_BUCKET_NAME, and at the account that the credentials are of",
         ("PermanentRedirect" | "AuthorizationHeaderMalformed", _) => {
             "set ENV0_S3_LOG_AWS_REGION to the bucket's region"
         }
