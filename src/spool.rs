@@ -80,7 +80,7 @@ impl Spool {
     /// Blocks while it lists the folders and reads the `.open` files.
     pub fn open(settings: &Settings, disk: Arc<dyn Disk>) -> Result<(Spool, ByType<SealedBatches>), OpenError> {
         let dir = &settings.dir;
-        let create = |source| OpenError::Create { path: dir.clone(), source };
+        let create = |reason| OpenError::Create { path: dir.clone(), reason };
         disk.create_dir(dir).map_err(create)?;
         let lock = Lock::take(dir)?;
         home::judge_folders(&*disk, dir).map_err(create)?;
@@ -106,7 +106,7 @@ impl Spool {
                 "the log type's folder lost the head of its chain; numbering starts anew under a new instance id"
             );
             let path = dir.join(log_type.as_str());
-            recovery::restart_chain(&*disk, &path, names).map_err(|source| OpenError::Recovery { path, source })?;
+            recovery::restart_chain(&*disk, &path, names).map_err(|reason| OpenError::Recovery { path, reason })?;
         }
 
         let copies = if settings.copies {
@@ -125,7 +125,7 @@ impl Spool {
         let opened = names.try_map(|log_type, names| {
             let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
             let folder = Folder::new(log_type, settings, home.clone(), usage.clone(), sender);
-            let recovery = |source| OpenError::Recovery { path: folder.dir.clone(), source };
+            let recovery = |reason| OpenError::Recovery { path: folder.dir.clone(), reason };
             let recovered = recovery::recover(&folder, names).map_err(recovery)?;
             let sealed = SealedBatches::new(log_type, recovered.sealed, receiver);
             Ok::<_, OpenError>((Arc::new(folder), (sealed, recovered.open)))
@@ -230,7 +230,7 @@ impl Spool {
     pub fn left_behind(&self) -> Result<LeftBehind, OpenError> {
         let (batches, _) = count_batches(&*self.inner.disk, &self.inner.dir)?;
         let path = self.inner.home.quarantine_dir();
-        let files = self.inner.disk.list(&path).map_err(|source| OpenError::Create { path, source })?;
+        let files = self.inner.disk.list(&path).map_err(|reason| OpenError::Create { path, reason })?;
         let quarantined = files.iter().filter(|(name, _)| !name.starts_with('.')).count();
         Ok(LeftBehind { batches, quarantined })
     }
@@ -274,7 +274,7 @@ pub fn count_batches(disk: &dyn Disk, dir: &Path) -> Result<(usize, usize), Open
             batches += 1;
             sending += usize::from(matches!(name, SpoolName::Sealed(name) if name.stage == Stage::Sending));
         });
-        counted.map_err(|source| OpenError::Create { path, source })?;
+        counted.map_err(|reason| OpenError::Create { path, reason })?;
     }
     Ok((batches, sending))
 }
@@ -283,8 +283,8 @@ pub fn count_batches(disk: &dyn Disk, dir: &Path) -> Result<(usize, usize), Open
 fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, ByType<Names>), OpenError> {
     let dir = &settings.dir;
     let dirs = ByType::new(|log_type| dir.join(log_type.as_str()));
-    let create = |dir: &Path, source| OpenError::Create { path: dir.to_owned(), source };
-    let read = |dir: &PathBuf| Names::read(disk, dir).map_err(|source| create(dir, source));
+    let create = |dir: &Path, reason| OpenError::Create { path: dir.to_owned(), reason };
+    let read = |dir: &PathBuf| Names::read(disk, dir).map_err(|reason| create(dir, reason));
     let mut names = dirs.each_ref().try_map(|_, dir| read(dir))?;
     let batches = |names: &ByType<Names>| names.values().map(Names::batches).sum::<usize>();
     let was_elsewhere = match Manifest::read(disk, dir)? {
@@ -315,12 +315,12 @@ fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, ByT
         // head, and `Spool::open` gives each of them a new instance id. In the other order a crash would leave the old
         // head under the new id, and the new chain would not begin with 1.
         for (log_type, dir) in dirs.iter() {
-            recovery::end_chain(disk, dir, &names[log_type]).map_err(|source| create(dir, source))?;
+            recovery::end_chain(disk, dir, &names[log_type]).map_err(|reason| create(dir, reason))?;
         }
         manifest.write(disk, dir)?;
     }
     for (log_type, dir) in dirs.iter() {
-        recovery::restart_chain(disk, dir, &mut names[log_type]).map_err(|source| create(dir, source))?;
+        recovery::restart_chain(disk, dir, &mut names[log_type]).map_err(|reason| create(dir, reason))?;
     }
     if !was_elsewhere {
         // Last here: after a crash in between, the next start finds no manifest and begins again. A manifest without heads

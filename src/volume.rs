@@ -1,6 +1,7 @@
 //! The file system that a directory is on: what is left of it, and whether it outlives the machine.
 
-use std::os::unix::fs::PermissionsExt;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// What the file system of a directory has left for this user, in bytes; `None` when it can't be asked.
@@ -31,6 +32,35 @@ pub fn weaknesses(dir: &Path) -> Vec<String> {
 pub fn nearest_existing(dir: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(dir).ok()?;
     absolute.ancestors().find(|ancestor| ancestor.exists()).map(Path::to_path_buf)
+}
+
+/// What to do when the system refused, with `error`, what a spool needs of `path`.
+pub fn remedy(path: &Path, error: &io::Error) -> String {
+    use io::ErrorKind::*;
+    let uid = rustix::process::geteuid().as_raw();
+    match error.kind() {
+        StorageFull | QuotaExceeded => {
+            "free or enlarge the disk (`df -h` and `df -i` tell what is full); a running daemon goes on by itself"
+                .to_owned()
+        }
+        ReadOnlyFilesystem => {
+            "mount the file system so that it can be written to; where it turned read-only by itself, `dmesg` tells why"
+                .to_owned()
+        }
+        AlreadyExists | NotADirectory => {
+            "ENV0_S3_LOG_SPOOL_DIR must be a folder, and a file has that name: move the file away, or name another folder"
+                .to_owned()
+        }
+        InvalidInput => "move away what has the name; a start makes the folder".to_owned(),
+        _ => {
+            let owned = nearest_existing(path).and_then(|path| Some((path.metadata().ok()?.uid(), path)));
+            let owned = owned.map(|(owner, path)| format!("{} belongs to uid {owner}; ", path.display()));
+            format!(
+                "{}ENV0_S3_LOG_SPOOL_DIR must be a folder that uid {uid} may write to (chown; Kubernetes: fsGroup; systemd: StateDirectory)",
+                owned.unwrap_or_default()
+            )
+        }
+    }
 }
 
 struct Mount<'a> {

@@ -1,7 +1,7 @@
 //! The steps that ask nobody but this machine.
 
 use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -28,15 +28,26 @@ pub(super) fn configuration(loaded: &Result<Loaded, ConfigErrors>) -> Vec<Step> 
         Ok(loaded) => (&[][..], &loaded.unknown, &loaded.warnings[..]),
         Err(ConfigErrors { errors, unknown, .. }) => (&errors[..], unknown, &[][..]),
     };
-    let failures = errors.iter().map(|error| (error, "set it as in the example; --help tells all of them"));
-    let unknown = unknown.iter().map(|unknown| (unknown, "correct the name, or unset it"));
-    let mut steps: Vec<_> =
-        failures.chain(unknown).map(|(what, remedy)| Step::fail(NAME, CONFIG, what, remedy)).collect();
-    steps.extend(warnings.iter().map(|warning| Step::warn(NAME, warning, "see the command config for what counts")));
+    let failures = errors.iter().map(|error| {
+        let remedy = format!("set {} as its line says; `env0-s3-logs --help` tells what each is for", variable(error));
+        Step::fail(NAME, CONFIG, error, remedy)
+    });
+    let unknown = unknown.iter().map(|unknown| {
+        let remedy = format!("correct the name {}, or unset it", variable(unknown));
+        Step::fail(NAME, CONFIG, unknown, remedy)
+    });
+    let mut steps: Vec<_> = failures.chain(unknown).collect();
+    let remedy = "`env0-s3-logs config` shows what counts";
+    steps.extend(warnings.iter().map(|warning| Step::warn(NAME, warning, remedy)));
     if steps.is_empty() {
         steps.push(Step::ok(NAME, "every variable is known and valid"));
     }
     steps
+}
+
+/// The variable that a sentence of the configuration's begins with.
+fn variable(sentence: &str) -> &str {
+    sentence.split([':', '=', ' ']).next().unwrap_or_default()
 }
 
 /// What a daemon with this configuration says of itself, if one runs.
@@ -146,17 +157,13 @@ pub(super) fn files(config: &Config) -> Vec<Step> {
 /// Whether the spool's directory can be written to, or made.
 fn spool(dir: &Path) -> Step {
     const NAME: &str = "spool";
-    let remedy = format!(
-        "give ENV0_S3_LOG_SPOOL_DIR a directory that user {} may write to (Kubernetes: fsGroup; systemd: StateDirectory)",
-        rustix::process::getuid().as_raw()
-    );
-    let fail = |path: &Path, reason: &dyn std::fmt::Display| {
-        Step::fail(NAME, CANT_CREATE, format!("{} can't be written to: {reason}", path.display()), remedy.clone())
+    let fail = |path: &Path, error: &io::Error| {
+        let detail = format!("{} can't be used: {error}", path.display());
+        Step::fail(NAME, CANT_CREATE, detail, volume::remedy(path, error))
     };
     if dir.is_dir() {
         if let Err(error) = home::judge_folders(&OsDisk, dir) {
-            let remedy = "move away what has the name; a start makes the folder";
-            return Step::fail(NAME, CANT_CREATE, error.to_string(), remedy);
+            return fail(dir, &error);
         }
         return match Probe::write(dir, b"probe\n") {
             Ok(probe) => match probe.try_what_a_spool_needs() {
@@ -171,14 +178,14 @@ fn spool(dir: &Path) -> Step {
             Err(error) => fail(dir, &error),
         };
     }
-    let Some(above) = volume::nearest_existing(dir) else { return fail(dir, &"nothing above it exists") };
-    if above == dir || !above.is_dir() {
-        return fail(dir, &format!("{} is not a directory", above.display()));
+    let Some(above) = volume::nearest_existing(dir) else { return fail(dir, &io::ErrorKind::NotFound.into()) };
+    if !above.is_dir() {
+        return fail(&above, &io::ErrorKind::NotADirectory.into());
     }
     use rustix::fs::Access;
     match rustix::fs::access(&above, Access::WRITE_OK | Access::EXEC_OK) {
         Ok(()) => Step::ok(NAME, format!("{} will be made at the first start", dir.display())),
-        Err(error) => fail(&above, &std::io::Error::from(error)),
+        Err(error) => fail(&above, &error.into()),
     }
 }
 
@@ -186,7 +193,7 @@ fn spool(dir: &Path) -> Step {
 pub(super) struct Probe(PathBuf);
 
 impl Probe {
-    pub(super) fn write(dir: &Path, bytes: &[u8]) -> std::io::Result<Probe> {
+    pub(super) fn write(dir: &Path, bytes: &[u8]) -> io::Result<Probe> {
         let path = dir.join(format!("check-{}.tmp", std::process::id()));
         // Whatever has the name, a link too, goes; nothing is written through it.
         OsDisk.remove(&path)?;
@@ -205,7 +212,7 @@ impl Probe {
     ///
     /// # Errors
     /// The call that failed, and the system's reason.
-    fn try_what_a_spool_needs(mut self) -> Result<(), (&'static str, std::io::Error)> {
+    fn try_what_a_spool_needs(mut self) -> Result<(), (&'static str, io::Error)> {
         let file = std::fs::File::open(&self.0).map_err(|error| ("open", error))?;
         file.try_lock().map_err(|error| ("flock", error.into()))?;
         let long = self.0.with_file_name(format!("check-{:0>width$}.tmp", std::process::id(), width = NAME_BYTES - 10));
@@ -237,7 +244,8 @@ fn lock(dir: &Path, daemon: Option<&Status>) -> Step {
             "run check with the daemon's own variables, or end that process before a start",
         ),
         (Err(error), _) => {
-            Step::fail(NAME, CANT_CREATE, format!("the lock can't be read: {error}"), "let this user read the spool")
+            let detail = format!("the lock of {} can't be read: {error}", dir.display());
+            Step::fail(NAME, CANT_CREATE, detail, volume::remedy(dir, &error))
         }
     }
 }
@@ -258,8 +266,11 @@ fn manifest(config: &Config) -> Step {
         Err(error @ ManifestError::Newer { .. }) => {
             return Step::fail(NAME, CONFIG, error.to_string(), "run the newer version again");
         }
+        Err(error @ ManifestError::Io { .. }) => {
+            return Step::fail(NAME, IO, error.to_string(), "see the step spool");
+        }
         Err(error) => {
-            return Step::fail(NAME, IO, error.to_string(), "let this user read the spool, or repair the file by hand");
+            return Step::fail(NAME, IO, error.to_string(), "see config/README.md#it-does-not-start");
         }
     };
     let batches = batches_in(dir);
@@ -271,7 +282,7 @@ fn manifest(config: &Config) -> Step {
             CONFIG,
             format!("the spool holds {batches} batches for {found}, and the configuration says {configured}"),
             format!(
-                "run drain --spool {} first (with --to-configured if the old place was a mistake), or set the variables back",
+                "run `env0-s3-logs drain --spool {}` first (with --to-configured if the old place was a mistake), or set the variables back",
                 dir.display()
             ),
         ),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::batch::{ByType, LogType};
 use crate::spool::disk::{self, Disk};
+use crate::volume;
 
 /// File names in the spool's folder.
 const LOCK: &str = "lock";
@@ -58,12 +59,12 @@ pub struct Manifest {
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
     /// Reading or writing failed.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {reason}; {remedy}", path = path.display(), remedy = volume::remedy(path, reason))]
     Io {
         /// The manifest's file.
         path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
+        /// The system's.
+        reason: io::Error,
     },
     /// It is not the JSON that this or an older version wrote.
     #[error("{path} is not a manifest of this daemon ({reason}); move the spool away or repair it by hand", path = path.display())]
@@ -108,7 +109,7 @@ impl Manifest {
             Ok(bytes) => Self::parse(path, &bytes).map(Some),
             // Only a missing file means a new spool: where an unreadable one did, batches would be numbered from 1 again.
             Err(_) if matches!(disk.identify(&path), Ok(None)) => Ok(None),
-            Err(source) => Err(ManifestError::Io { path, source }),
+            Err(reason) => Err(ManifestError::Io { path, reason }),
         }
     }
 
@@ -128,7 +129,7 @@ impl Manifest {
 
     /// Writes the manifest durably.
     pub fn write(&self, disk: &dyn Disk, spool: &Path) -> Result<(), ManifestError> {
-        let io = |source| ManifestError::Io { path: spool.join(MANIFEST), source };
+        let io = |reason| ManifestError::Io { path: spool.join(MANIFEST), reason };
         let mut bytes = serde_json::to_vec_pretty(self).map_err(io::Error::from).map_err(io)?;
         bytes.push(b'\n');
         disk::replace(disk, spool, MANIFEST, &bytes).map_err(io)
@@ -159,7 +160,7 @@ pub struct Lock {
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another daemon uses it.
-    #[error("the spool {spool} is in use by process {holder}; two daemons never share a spool", spool = spool.display())]
+    #[error("the spool {spool} is in use by process {holder}; two daemons never share a spool: stop that one first, or give this one an ENV0_S3_LOG_SPOOL_DIR of its own", spool = spool.display())]
     Held {
         /// The spool's folder.
         spool: PathBuf,
@@ -167,20 +168,20 @@ pub enum LockError {
         holder: String,
     },
     /// The lock's file can't be made.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}: {reason}; {remedy}", path = path.display(), remedy = volume::remedy(path, reason))]
     Io {
         /// The lock's file.
         path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
+        /// The system's.
+        reason: io::Error,
     },
     /// The file system has no locks.
-    #[error("{path}: the file system can't lock a file (flock: {source}), so nothing would keep two daemons apart; choose an ENV0_S3_LOG_SPOOL_DIR on one that can (NFS: with its lock service)", path = path.display())]
+    #[error("{path}: the file system can't lock a file (flock: {reason}), so nothing would keep two daemons apart; choose an ENV0_S3_LOG_SPOOL_DIR on one that can (NFS: with its lock service)", path = path.display())]
     Unsupported {
         /// The lock's file.
         path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
+        /// The system's.
+        reason: io::Error,
     },
 }
 
@@ -203,7 +204,7 @@ impl Lock {
 
     /// Takes the lock of a spool, without waiting.
     pub fn take(spool: &Path) -> Result<Lock, LockError> {
-        let folder = File::open(spool).map_err(|source| LockError::Io { path: spool.to_owned(), source })?;
+        let folder = File::open(spool).map_err(|reason| LockError::Io { path: spool.to_owned(), reason })?;
         let file = Self::take_file(spool)?;
         match folder.try_lock() {
             Err(TryLockError::WouldBlock) => {
@@ -225,13 +226,13 @@ impl Lock {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let opened = disk::open_regular(&mut options, &path);
-        let mut file = opened.map_err(|source| LockError::Io { path: path.clone(), source })?;
+        let mut file = opened.map_err(|reason| LockError::Io { path: path.clone(), reason })?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 return Err(LockError::Held { spool: spool.to_owned(), holder: holder_in(&mut file) });
             }
-            Err(TryLockError::Error(source)) => return Err(LockError::Unsupported { path, source }),
+            Err(TryLockError::Error(reason)) => return Err(LockError::Unsupported { path, reason }),
         }
         // An error is ignored: only people read the process id, and a full disk must not keep the daemon from starting.
         let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));

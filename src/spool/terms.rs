@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::batch::{BatchName, Codec, LogType, SealedName, Stage};
 use crate::spool::manifest::{Destination, LockError, ManifestError};
+use crate::volume;
 
 /// The folder of files that can't be read or are not what their name says. The daemon never removes any of them.
 pub const QUARANTINE: &str = "quarantine";
@@ -106,12 +107,12 @@ pub enum AppendError {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The folder can't be made, read or written.
-    #[error("{path}: {source}; ENV0_S3_LOG_SPOOL_DIR must be a folder that uid {uid} may write to", path = path.display(), uid = rustix::process::getuid().as_raw())]
+    #[error("{path}: {reason}; {remedy}", path = path.display(), remedy = volume::remedy(path, reason))]
     Create {
         /// The folder or file.
         path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
+        /// The system's; not the error's `source`, which would be printed a second time.
+        reason: io::Error,
     },
     /// Another process uses it.
     #[error(transparent)]
@@ -132,12 +133,12 @@ pub enum OpenError {
         configured: Box<Destination>,
     },
     /// What a crash left can't be brought into order.
-    #[error("recovering {path}: {source}", path = path.display())]
+    #[error("recovering {path}: {reason}; {remedy}", path = path.display(), remedy = volume::remedy(path, reason))]
     Recovery {
         /// The log type's folder.
         path: PathBuf,
-        /// The system's reason.
-        source: io::Error,
+        /// The system's.
+        reason: io::Error,
     },
 }
 
