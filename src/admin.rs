@@ -175,6 +175,9 @@ async fn guard(request: Request, next: Next) -> Response {
         }
         (true, true) => next.run(request).await,
     };
+    if response.status() == StatusCode::NOT_FOUND {
+        response = (StatusCode::NOT_FOUND, NOT_HERE).into_response();
+    }
     if response.status() == StatusCode::METHOD_NOT_ALLOWED {
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
@@ -183,6 +186,9 @@ async fn guard(request: Request, next: Next) -> Response {
     }
     response
 }
+
+/// Two ports are easily mixed up.
+const NOT_HERE: &str = "not here: this is the admin listener (/, /livez, /readyz, /status, /metrics); events and tokens go to the one of ENV0_S3_LOG_LISTEN_ADDR\n";
 
 /// The page runs its own script and style, known by their hashes, and talks to this listener alone.
 static ANSWER_HEADERS: LazyLock<Vec<(HeaderName, HeaderValue)>> = LazyLock::new(|| {

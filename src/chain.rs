@@ -11,10 +11,11 @@ use std::str::FromStr;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
 
 use crate::batch::{LogType, ParseError, Sha256, Suffix};
+use crate::pem;
 
 const INSTANCE: &str = "env0-instance";
 const SEQUENCE: &str = "env0-sequence";
@@ -254,14 +255,14 @@ impl FromStr for Signature {
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// Not readable, or not a PEM file of the expected kind.
-    #[error("{path}: {source}; expected {expected}", path = path.display())]
+    #[error("{path}: {reason}; expected {expected}", path = path.display(), reason = pem::reason(path, reason))]
     Pem {
         /// The file.
         path: PathBuf,
         /// What should be in it.
         expected: &'static str,
         /// What is wrong.
-        source: pem::Error,
+        reason: rustls::pki_types::pem::Error,
     },
     /// Another algorithm's key.
     #[error("{path}: not an Ed25519 key; expected {expected}", path = path.display())]
@@ -283,10 +284,10 @@ impl SigningKey {
     /// Reads an unencrypted Ed25519 key in PKCS#8 PEM.
     pub fn from_pem_file(path: &Path) -> Result<SigningKey, KeyError> {
         let expected = PRIVATE_KEY;
-        let der = PrivatePkcs8KeyDer::from_pem_file(path).map_err(|source| KeyError::Pem {
+        let der = PrivatePkcs8KeyDer::from_pem_file(path).map_err(|reason| KeyError::Pem {
             path: path.to_owned(),
             expected,
-            source,
+            reason,
         })?;
         let pair = Ed25519KeyPair::from_pkcs8(der.secret_pkcs8_der());
         pair.map(SigningKey).map_err(|_| KeyError::NotEd25519 { path: path.to_owned(), expected })
@@ -314,10 +315,10 @@ impl PublicKey {
         // RFC 8410: SEQUENCE { SEQUENCE { OID 1.3.101.112 }, BIT STRING }, then the 32 bytes of the key.
         const HEADER: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
         let expected = PUBLIC_KEY;
-        let der = SubjectPublicKeyInfoDer::from_pem_file(path).map_err(|source| KeyError::Pem {
+        let der = SubjectPublicKeyInfoDer::from_pem_file(path).map_err(|reason| KeyError::Pem {
             path: path.to_owned(),
             expected,
-            source,
+            reason,
         })?;
         let key = der.strip_prefix(&HEADER).and_then(|key| key.try_into().ok());
         key.map(PublicKey).ok_or_else(|| KeyError::NotEd25519 { path: path.to_owned(), expected })

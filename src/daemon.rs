@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::SetOnce;
@@ -360,7 +359,11 @@ fn tell_systemd(_: &str) {}
 async fn bind(variable: &str, address: std::net::SocketAddr) -> Result<TcpListener, Failure> {
     let bound = TcpListener::bind(address).await;
     bound
-        .with_context(|| format!("{variable}: can't listen on {address}"))
+        .map_err(|error| {
+            anyhow::anyhow!(
+                "{variable}: can't listen on {address}: {error}; end the program that listens there (`ss -ltnp` names it), or choose another address"
+            )
+        })
         .map_err(|error| Failure::new(exit_code::CANT_BIND, error))
 }
 

@@ -28,7 +28,7 @@
 //! The modules below stand by floors; imports go down, and inside a room no file leads back to itself:
 //! `cli` → `check`, `daemon`, `drain` → `assembly` → `verify`, `flusher`, `pull`, `cloudwatch`, `ingest` → `s3` →
 //! `credentials` → `oidc`, `admin` → `spool`, `http`, `network`, `telemetry` → `protocols`, `config`, `status`, `chain` →
-//! `batch`, `background`, `backoff`, `volume`, `exit_code`.
+//! `batch`, `background`, `backoff`, `volume`, `pem`, `exit_code`.
 
 pub mod cli;
 
@@ -65,6 +65,7 @@ pub mod background;
 pub mod backoff;
 pub mod batch;
 pub mod exit_code;
+pub mod pem;
 pub mod volume;
 
 #[cfg(test)]

@@ -342,8 +342,14 @@ fn without_token(config: &Config, problems: &[String]) -> Vec<Step> {
         }
         problems => problems.join("; "),
     };
+    let remedy = match problems {
+        [] => HAND_OVER,
+        _ => {
+            "mend what this line names: a file must be there, hold a token and let this user read it; a URL must answer with one; see config/README.md#no-token"
+        }
+    };
     let skipped = |name| Step::skipped(name, "there is no token");
-    vec![Step::fail("token", CONFIG, detail, HAND_OVER), skipped("sts"), skipped("bucket"), skipped("write")]
+    vec![Step::fail("token", CONFIG, detail, remedy), skipped("sts"), skipped("bucket"), skipped("write")]
 }
 
 fn holds_session(status: &Status) -> bool {

@@ -60,7 +60,7 @@ fn failed(name: &'static str, error: &ApiError) -> Step {
         | ErrorKind::Forbidden
         | ErrorKind::OtherOrganization(_)
         | ErrorKind::AllForbidden => DENIED,
-        ErrorKind::WrongUrl => CONFIG,
+        ErrorKind::WrongUrl(_) => CONFIG,
         _ => UNAVAILABLE,
     };
     Step::fail(name, exit_code, error.to_string(), error.remedy())

@@ -95,8 +95,9 @@ impl Failure {
     }
 
     fn somebody_else(content_type: Option<&str>, status: u16, asked: &Question<'_>) -> Failure {
-        let kind =
-            content_type.and_then(|kind| foreign_name(kind, &[])).unwrap_or_else(|| "no content type".to_owned());
+        // Without its parameters: text/html; charset=utf-8
+        let kind = content_type.and_then(|kind| foreign_name(kind.split(';').next()?, &[]));
+        let kind = kind.unwrap_or_else(|| "no content type".to_owned());
         let message = format!("what answers at {} is not STS: HTTP {status}, {kind}", asked.server);
         Failure::out_of_reach(message, wrong_endpoint(asked.role.service))
     }

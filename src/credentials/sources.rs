@@ -35,7 +35,7 @@ impl Sources {
                 .and_then(|text| in_file(&text).map_err(str::to_owned))
             {
                 Ok(token) => tokens.push(token),
-                Err(reason) => problems.push(format!("ENV0_S3_LOG_OIDC_TOKEN_FILE: {reason}")),
+                Err(reason) => problems.push(format!("ENV0_S3_LOG_OIDC_TOKEN_FILE={path:?}: {reason}")),
             }
         }
         if let Some(url) = &self.url {

@@ -8,12 +8,13 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use rustls::RootCertStore;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{Error::NoItemsFound, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
 
 use super::watched::Watched;
 use crate::config::{self, TlsFiles};
+use crate::pem;
 
 /// The files of certificate, key or client CA can't be used; at start only, later the ones before stay.
 #[derive(Debug, thiserror::Error)]
@@ -125,14 +126,20 @@ fn load(files: &TlsFiles) -> Result<Made, TlsError> {
             builder.with_client_cert_verifier(verifier.map_err(|error| refuse(CLIENT_CA, path, error))?)
         }
     };
-    let mut config = builder.with_single_cert(chain, key).map_err(|error| refuse(CERT, &files.cert, error))?;
+    let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            let reason = format!("the key in {KEY}={} is another certificate's", files.key.display());
+            refuse(CERT, &files.cert, reason)
+        }
+        error => refuse(CERT, &files.cert, error),
+    })?;
     metrics::gauge!("env0_s3_logs_tls_expiry_timestamp_seconds").set(ends.map_or(0.0, |ends| ends.timestamp() as f64));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Made { settings: Arc::new(config), ends })
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| refuse(KEY, path, error))
+    PrivateKeyDer::from_pem_file(path).map_err(|error| refuse(KEY, path, pem::reason(path, &error)))
 }
 
 fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
@@ -145,8 +152,12 @@ fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
 
 fn certificates(variable: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    let found = found.map_err(|error| refuse(variable, path, error))?;
-    if found.is_empty() { Err(refuse(variable, path, "no PEM certificate in it")) } else { Ok(found) }
+    let found = found.map_err(|error| refuse(variable, path, pem::reason(path, &error)))?;
+    if found.is_empty() {
+        let reason = format!("no certificate in it: {}", pem::reason(path, &NoItemsFound));
+        return Err(refuse(variable, path, reason));
+    }
+    Ok(found)
 }
 
 fn refuse(variable: &'static str, path: &Path, reason: impl ToString) -> TlsError {

@@ -19,7 +19,7 @@ pub enum Refusal {
     #[error("{0}")]
     Unauthorized(BadCredentials),
     /// 404
-    #[error("unknown path or log type")]
+    #[error("unknown path or log type; status and metrics are at ENV0_S3_LOG_ADMIN_ADDR")]
     UnknownPath,
     /// 405
     #[error("this path takes {allowed} only")]

@@ -185,9 +185,10 @@ impl Api {
             }
             StatusCode::UNAUTHORIZED if inner.key_worked.load(Ordering::Relaxed) => ErrorKind::Revoked,
             StatusCode::UNAUTHORIZED => ErrorKind::Unauthorized,
-            StatusCode::FORBIDDEN if says_wrong_path(&mut response).await => ErrorKind::WrongUrl,
+            StatusCode::FORBIDDEN if says_wrong_path(&mut response).await => ErrorKind::WrongUrl(403),
             StatusCode::FORBIDDEN => ErrorKind::Forbidden,
-            StatusCode::NOT_FOUND => ErrorKind::Gone,
+            StatusCode::NOT_FOUND if endpoint.names_a_thing() => ErrorKind::Gone,
+            StatusCode::NOT_FOUND => ErrorKind::WrongUrl(404),
             StatusCode::TOO_MANY_REQUESTS => ErrorKind::Throttled,
             status if status.is_server_error() => ErrorKind::Server(status.as_u16()),
             status => ErrorKind::Refused(status.as_u16()),

@@ -110,7 +110,7 @@ fn a_spool_that_can_not_be_made_is_a_failure() {
     std::fs::write(&file, "").unwrap();
     let finished =
         setup.set("ENV0_S3_LOG_SPOOL_DIR", file.join("spool").to_str().unwrap()).run("check --offline --json");
-    assert_has(&failure(&finished, "spool", CANT_CREATE), &["is not a directory"]);
+    assert_has(&failure(&finished, "spool", CANT_CREATE), &["not a directory"]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod client;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
@@ -55,6 +56,8 @@ pub(crate) struct Setup {
     folder: tempfile::TempDir,
     /// Run by a shell before the daemon.
     limit: Option<&'static str>,
+    /// Whose process it is, where it isn't the tests' own user's.
+    uid: Option<u32>,
 }
 
 impl Setup {
@@ -63,7 +66,7 @@ impl Setup {
         let environment = aws.environment().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         let folder = tempfile::tempdir().unwrap();
         let spool = folder.path().join("spool").to_str().unwrap().to_owned();
-        Setup { environment, folder, limit: None }
+        Setup { environment, folder, limit: None, uid: None }
             .set("ENV0_S3_LOG_SPOOL_DIR", spool)
             .set("ENV0_S3_LOG_LISTEN_ADDR", "127.0.0.1:0")
             .set("ENV0_S3_LOG_ADMIN_ADDR", "127.0.0.1:0")
@@ -79,6 +82,11 @@ impl Setup {
     /// Starts the daemon under a limit of the shell's, for instance `ulimit -n 64`.
     pub(crate) fn limit(self, limit: &'static str) -> Setup {
         Setup { limit: Some(limit), ..self }
+    }
+
+    /// Starts every process as the user `uid`; takes root.
+    pub(crate) fn of_user(self, uid: u32) -> Setup {
+        Setup { uid: Some(uid), ..self }
     }
 
     pub(crate) fn unset(mut self, name: &str) -> Setup {
@@ -192,6 +200,9 @@ impl Setup {
         };
         process.args(command.split_whitespace()).env_clear().envs(&self.environment);
         process.stdin(Stdio::null()).stdout(Stdio::null());
+        if let Some(uid) = self.uid {
+            process.uid(uid);
+        }
         process
     }
 }

@@ -28,6 +28,7 @@ mod local_cloudwatch_itself;
 mod long_run;
 mod machine;
 mod malformed_http;
+mod mistakes;
 mod network;
 mod operating;
 mod process;

@@ -20,9 +20,9 @@ impl Reader {
                 "ENV0_S3_LOG_OIDC_ORGANIZATION_ID",
                 "not set, and neither are ENV0_S3_LOG_OIDC_SUBJECT and ENV0_S3_LOG_INGEST_TOKEN, so nobody could send \
                  (ENV0_S3_LOG_INGEST_AUTH is required), and nothing is pulled; to pull, set ENV0_API_KEY_ID and \
-                 ENV0_API_KEY_SECRET instead; to let an organization send, the id is in env0 under Organization Settings, and is \
-                 ENV0_ORGANIZATION_ID in every deployment; the subject is on the organization's OIDC policy page, or comes \
-                 from GET https://api.env0.com/api-keys/oidc-sub?organizationId=<id>",
+                 ENV0_API_KEY_SECRET, and none of these; to take events, set one of these: the organization's id is in env0 \
+                 under Organization Settings, and is ENV0_ORGANIZATION_ID in every deployment; the subject is on the \
+                 organization's OIDC policy page, or comes from GET https://api.env0.com/api-keys/oidc-sub?organizationId=<id>",
             );
         }
         if !config.ingest_auth_required && !config.listen_addr.ip().is_loopback() {

@@ -8,11 +8,14 @@ use super::line::write_tenant;
 use crate::protocols;
 use crate::protocols::body::{BodyError, Elements, Events, LineWriter, Members, only_members};
 
+/// What the outermost object is, and where one that isn't should have gone.
+const HOLDER: &str = "a push, which is Loki's on this path (plain events go to /v1/logs/env0-deployments)";
+
 /// Stores every entry of a push.
 pub(super) fn push(body: &[u8], tenant: Option<&str>, writer: &mut LineWriter) -> Result<(), BodyError> {
     for push in Events::new(body) {
         let push = push?.json;
-        let [streams] = only_members(body, push, [&["streams"]], writer.records(), "a push")?;
+        let [streams] = only_members(body, push, [&["streams"]], writer.records(), HOLDER)?;
         let streams = streams.filter(|streams| streams.get().starts_with('['));
         let streams = streams.ok_or_else(|| invalid(body, push, writer, "`streams` must be an array"))?;
         for stream in Elements::of(streams) {

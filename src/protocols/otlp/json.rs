@@ -19,11 +19,14 @@ const LOG_RECORDS: &[&str] = &["logRecords", "log_records"];
 const LIBRARY_RECORDS: &[&str] = &["logRecords", "log_records", "logs"];
 const SCHEMA_URL: &[&str] = &["schemaUrl", "schema_url"];
 
+/// What the outermost object is, and where one that isn't should have gone.
+const HOLDER: &str = "the request, which is OTLP on this path (plain events go to /v1/logs/env0-deployments)";
+
 /// Stores every record of an `ExportLogsServiceRequest`. Refuses a member that is not known in the objects that are split:
 /// records in it would be answered 200 and lost.
 pub(super) fn logs(body: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
     for request in Events::new(body) {
-        let [resource_logs] = only_members(body, request?.json, [RESOURCE_LOGS], writer.records(), "the request")?;
+        let [resource_logs] = only_members(body, request?.json, [RESOURCE_LOGS], writer.records(), HOLDER)?;
         each_object(body, resource_logs, RESOURCE_LOGS, writer, |resource_logs, writer| {
             logs_of_resource(body, resource_logs, writer)
         })?;

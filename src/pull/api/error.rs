@@ -51,6 +51,11 @@ impl Endpoint {
         }
     }
 
+    /// Whether its path names something that may be deleted meanwhile.
+    pub(super) fn names_a_thing(self) -> bool {
+        matches!(self, Endpoint::Deployments | Endpoint::Steps | Endpoint::StepLog)
+    }
+
     /// The permission that the key's role needs for it.
     fn permission(self) -> &'static str {
         match self {
@@ -74,9 +79,10 @@ pub enum ErrorKind {
     OtherOrganization(String),
     /// 403, even to `GET /organizations`, which every role may ask for.
     AllForbidden,
-    /// 403 with the gateway's message for a path that doesn't exist.
-    WrongUrl,
-    /// 404
+    /// 403 with the gateway's message for a path that doesn't exist, or 404 to a path that env0's API always has.
+    /// Holds the status.
+    WrongUrl(u16),
+    /// 404 to a path that names a deployment or an environment.
     Gone,
     /// Another 4xx.
     Refused(u16),
@@ -124,7 +130,7 @@ impl ApiError {
             ErrorKind::Forbidden => "forbidden",
             ErrorKind::OtherOrganization(_) => "other_organization",
             ErrorKind::AllForbidden => "all_forbidden",
-            ErrorKind::WrongUrl => "wrong_url",
+            ErrorKind::WrongUrl(_) => "wrong_url",
             ErrorKind::Gone => "gone",
             ErrorKind::Refused(_) => "refused",
             ErrorKind::Throttled => "throttled",
@@ -156,7 +162,12 @@ impl ApiError {
             ErrorKind::AllForbidden => {
                 format!("{request}: 403, as to everything that the API key {key_id} asks for from this address")
             }
-            ErrorKind::WrongUrl => {
+            ErrorKind::WrongUrl(404) => {
+                format!(
+                    "{request}: 404, and env0's API has this path: another server answers, or env0 doesn't know the organization"
+                )
+            }
+            ErrorKind::WrongUrl(_) => {
                 format!("{request}: 403 \"{WRONG_PATH_MESSAGE}\", which means that the path doesn't exist there")
             }
             ErrorKind::Gone => format!("{request}: 404, there is no such thing any more"),
@@ -187,7 +198,9 @@ impl ApiError {
             ErrorKind::AllForbidden => {
                 "see that the organization's allow-list of addresses for API keys has the address from which this daemon reaches env0, and that the key's role may see the organization"
             }
-            ErrorKind::WrongUrl => "see that ENV0_S3_LOG_API_URL is the API's address, without a path behind it",
+            ErrorKind::WrongUrl(_) => {
+                "see that ENV0_S3_LOG_API_URL is the API's address (https://api.env0.com), without a path behind it, and that ENV0_S3_LOG_PULL_ORGANIZATION_ID, where it is set, is an organization of this key"
+            }
             ErrorKind::Gone => "none is needed",
             ErrorKind::Throttled => {
                 "another client asks env0 from this address or with this key; raise ENV0_S3_LOG_PULL_INTERVAL"

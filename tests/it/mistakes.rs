@@ -1,0 +1,198 @@
+//! Mistakes that people make in their first hour: what is said names the value and leads out.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use crate::disk::Tmpfs;
+use crate::harness::{DEPLOYMENTS, Finished, Setup, TOKEN, Upload, event};
+use crate::local_aws::LocalAws;
+
+/// A user that owns nothing.
+const STRANGER: u32 = 65_533;
+
+/// Only root may become another user.
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").unwrap().uid() == 0
+}
+
+#[track_caller]
+fn assert_says(text: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+}
+
+/// The last line of a check's text.
+fn next(finished: &Finished) -> &str {
+    finished.stdout.lines().last().unwrap()
+}
+
+#[test]
+fn the_next_line_names_the_variable_that_is_missing_or_misspelled() {
+    let aws = LocalAws::start();
+    let missing = Setup::new(&aws).unset("ENV0_S3_LOG_BUCKET_NAME").run("check");
+    assert_says(next(&missing), &["Next: configuration: set ENV0_S3_LOG_BUCKET_NAME"]);
+    let wrong = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "soon").run("check");
+    assert_says(next(&wrong), &["Next: configuration: set ENV0_S3_LOG_BATCH_MAX_AGE"]);
+    let unknown = Setup::new(&aws).set("ENV0_S3_LOG_BUCKT_PATH", "x").run("check --offline");
+    assert_says(next(&unknown), &["Next: configuration: correct the name ENV0_S3_LOG_BUCKT_PATH"]);
+}
+
+#[test]
+fn a_start_that_could_get_no_event_tells_both_ways_to_get_some() {
+    let aws = LocalAws::start();
+    let finished =
+        Setup::new(&aws).unset("ENV0_S3_LOG_INGEST_TOKEN").unset("ENV0_S3_LOG_OIDC_ORGANIZATION_ID").run("run");
+    let both = ["to pull, set ENV0_API_KEY_ID and ENV0_API_KEY_SECRET", "to take events, set one of these"];
+    assert_says(&finished.stderr, &both);
+}
+
+#[test]
+fn a_spool_of_another_user_is_told_by_its_owner_and_never_to_be_moved_away() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    if !is_root() {
+        return;
+    }
+    setup.start().kill();
+    std::fs::set_permissions(setup.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(setup.spool(), std::fs::Permissions::from_mode(0o700)).unwrap();
+    let spool = setup.spool().display().to_string();
+    let setup = setup.of_user(STRANGER);
+    let owner =
+        format!("{spool} belongs to uid 0; ENV0_S3_LOG_SPOOL_DIR must be a folder that uid {STRANGER} may write to");
+    let checked = setup.run("check --offline");
+    assert_says(next(&checked), &["Next: spool: ", &owner]);
+    assert!(!checked.stdout.contains("move away"), "events may wait there: {}", checked.stdout);
+    for command in ["run", "drain"] {
+        let finished = setup.run(command);
+        assert_says(&finished.stderr, &[&owner]);
+        assert_eq!(finished.stderr.matches("Permission denied").count(), 1, "{}", finished.stderr);
+    }
+}
+
+#[test]
+fn a_full_and_a_read_only_disk_and_a_file_in_the_spools_place_are_told_apart() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let file = setup.folder().join("file");
+    std::fs::write(&file, "").unwrap();
+    let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", file.to_str().unwrap());
+    let checked = setup.run("check --offline");
+    assert_says(next(&checked), &["Next: spool: ", "a file has that name"]);
+    assert_says(&setup.run("run").stderr, &[file.to_str().unwrap(), "a file has that name"]);
+
+    let folder = setup.folder().join("small");
+    let Some(_tmpfs) = Tmpfs::mount(&folder, "1m") else { return };
+    let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.to_str().unwrap());
+    std::fs::write(folder.join("filler"), vec![0; 1 << 20]).unwrap();
+    let checked = setup.run("check --offline");
+    assert_says(next(&checked), &["Next: spool: free or enlarge the disk"]);
+}
+
+#[test]
+fn a_proxy_where_nobody_listens_is_named_with_its_variable() {
+    let aws = LocalAws::start();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let checked = Setup::new(&aws).set("HTTP_PROXY", format!("http://user:a-proxys-password@{nobody}")).run("check");
+    assert_says(next(&checked), &["Next: sts: ", &format!("HTTP_PROXY is {nobody}"), "NO_PROXY"]);
+    assert!(!checked.stdout.contains("a-proxys-password"), "{}", checked.stdout);
+}
+
+#[test]
+fn https_to_a_port_that_speaks_none_does_not_blame_a_certificate() {
+    let aws = LocalAws::start();
+    let url = aws.environment().into_iter().find(|(name, _)| *name == "AWS_ENDPOINT_URL_STS").unwrap().1;
+    let checked = Setup::new(&aws).set("AWS_ENDPOINT_URL_STS", url.replace("http://", "https://")).run("check");
+    assert_says(next(&checked), &["Next: sts: ", "speaks no TLS", "https://"]);
+}
+
+#[test]
+fn an_api_url_of_another_server_is_told_by_its_variable() {
+    let aws = LocalAws::start();
+    let daemon = Setup::new(&aws).start();
+    let setup = Setup::new(&aws).set("ENV0_API_KEY_ID", "id").set("ENV0_API_KEY_SECRET", "secret-of-the-key");
+    // An admin listener answers 404 to a path that it doesn't know, as most servers do.
+    let checked = setup.set("ENV0_S3_LOG_API_URL", format!("http://{}", daemon.admin)).run("check");
+    assert_says(&checked.stdout, &["[fail] api-key", "404", "ENV0_S3_LOG_API_URL"]);
+    assert!(!checked.stdout.contains("none is needed"), "{}", checked.stdout);
+}
+
+#[test]
+fn a_token_file_that_is_not_there_is_named_by_its_path() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).unset("ENV0_OIDC_TOKEN").set("ENV0_S3_LOG_OIDC_TOKEN_FILE", "/nowhere/token");
+    let checked = setup.run("check");
+    assert_says(&checked.stdout, &["ENV0_S3_LOG_OIDC_TOKEN_FILE=\"/nowhere/token\""]);
+    assert_says(next(&checked), &["Next: token: mend what this line names"]);
+}
+
+#[test]
+fn pem_files_of_another_kind_are_told_by_what_they_hold() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let write = |name: &str, text: &str| {
+        let path = setup.folder().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let cert = write("cert.pem", &issued.cert.pem());
+    let key = write("key.pem", &issued.signing_key.serialize_pem());
+    let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let other_key = write("other-key.pem", &other.signing_key.serialize_pem());
+    let begin = "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMIIB\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    let encrypted = write("encrypted.pem", begin);
+    let no_pem = write("no.pem", "hello");
+    let said = |cert: &Path, key: &Path| {
+        let text = |path: &Path| path.to_str().unwrap().to_owned();
+        let environment = [("ENV0_S3_LOG_TLS_CERT_FILE", text(cert)), ("ENV0_S3_LOG_TLS_KEY_FILE", text(key))];
+        let setup = environment.into_iter().fold(Setup::new(&aws), |setup, (name, value)| setup.set(name, value));
+        setup.run("check --offline").stdout
+    };
+    assert_says(&said(&cert, &key), &["[ok]   files"]);
+    assert_says(&said(&cert, &other_key), &["is another certificate's", other_key.to_str().unwrap()]);
+    assert_says(&said(&cert, &encrypted), &["ENV0_S3_LOG_TLS_KEY_FILE", "encrypted", "openssl pkey"]);
+    assert_says(&said(&key, &cert), &["it holds PRIVATE KEY alone", "it holds CERTIFICATE alone"]);
+    assert_says(&said(&no_pem, &key), &["nothing in PEM"]);
+}
+
+#[test]
+fn events_on_the_admin_port_and_status_on_the_other_are_sent_to_the_right_one() {
+    let aws = LocalAws::start();
+    let daemon = Setup::new(&aws).start();
+    let events = Upload::post(DEPLOYMENTS).bearer(TOKEN).body(event("lost")).send(daemon.admin).unwrap();
+    assert_eq!(events.status, 404);
+    assert_says(&events.text(), &["ENV0_S3_LOG_LISTEN_ADDR"]);
+    let status = Upload::new("GET", "/status").send(daemon.listen).unwrap();
+    assert_eq!(status.status, 404);
+    assert_says(&status.text(), &["ENV0_S3_LOG_ADMIN_ADDR"]);
+    let plain = Upload::post("/v1/logs").bearer(TOKEN).body(event("plain")).send(daemon.listen).unwrap();
+    assert_eq!(plain.status, 400);
+    assert_says(&plain.text(), &["OTLP", DEPLOYMENTS]);
+}
+
+#[test]
+fn an_address_in_use_says_how_to_find_who_has_it() {
+    let aws = LocalAws::start();
+    let held = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = held.local_addr().unwrap().to_string();
+    let finished = Setup::new(&aws).set("ENV0_S3_LOG_LISTEN_ADDR", address.clone()).run("run");
+    assert_says(&finished.stderr, &[&address, "ss -ltnp", "see config/README.md#it-does-not-start"]);
+}
+
+#[test]
+fn verify_names_the_day_it_wants_the_bucket_and_the_host() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let setup = setup.set("AWS_EC2_METADATA_DISABLED", "true");
+    assert_says(&setup.run("verify --from 29.11.2026").stderr, &["expected a day that exists, such as 20"]);
+    let without = setup.run("verify").stderr;
+    assert_says(&without, &["no AWS credentials were found; verify takes an auditor's own"]);
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let setup = setup.set("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE").set("AWS_SECRET_ACCESS_KEY", "secret");
+    let setup = setup.set("AWS_ENDPOINT_URL_S3", format!("http://{nobody}"));
+    let away = setup.run("verify").stderr;
+    let asked = format!("ListObjectsV2 of the bucket {} at {nobody} failed", crate::local_aws::BUCKET);
+    assert_says(&away, &[&asked, "nothing answers"]);
+}
