@@ -249,6 +249,16 @@ pub enum SpoolName {
     Sealed(SealedName),
 }
 
+impl SpoolName {
+    /// The batch's own part of the name.
+    pub fn batch(&self) -> &BatchName {
+        match self {
+            SpoolName::Open(batch) => batch,
+            SpoolName::Sealed(sealed) => &sealed.batch,
+        }
+    }
+}
+
 /// The ending of a batch that events are appended to.
 pub const OPEN_EXTENSION: &str = "open";
 

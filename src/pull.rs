@@ -19,11 +19,12 @@ mod round;
 pub mod settle;
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -37,7 +38,7 @@ use crate::protocols::body::Limits;
 use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind, List};
 use crate::pull::audits::{AuditMemory, Audits};
 use crate::pull::deployments::{DeploymentMemory, Deployments, HandOver};
-use crate::pull::place::{Place, PlaceError, Shared};
+use crate::pull::place::{Place, PlaceError, Shared, Stopped};
 use crate::pull::report::Report;
 use crate::pull::round::RoundError;
 use crate::pull::settle::Settled;
@@ -47,10 +48,16 @@ use crate::status::PullStatus;
 /// How long a stop waits for what is being written.
 const STOP_WAIT: Duration = Duration::from_secs(3);
 
+/// How often the organizations that the key sees are listed again.
+const ORGANIZATIONS_EVERY: Duration = Duration::from_secs(3600);
+/// A start that has to read the spool for longer than this says so.
+const SETTLED_SOON: Duration = Duration::from_secs(10);
+
 /// The running pulls.
 #[derive(Clone)]
 pub struct Puller {
     api: Api,
+    reloaded: Arc<Notify>,
     reports: Arc<Mutex<Vec<Arc<Report>>>>,
     stop: CancellationToken,
     tasks: Arc<tokio::sync::Mutex<JoinSet<()>>>,
@@ -60,6 +67,8 @@ pub struct Puller {
 #[derive(Clone)]
 struct Parts {
     api: Api,
+    /// Told of every [`Puller::reload`].
+    reloaded: Arc<Notify>,
     pull: config::Pull,
     limits: Limits,
     spool: Spool,
@@ -98,6 +107,7 @@ impl Puller {
         let shared = || Shared { one_at_a_time: Arc::default(), stop: stop.clone() };
         let parts = Parts {
             api: Api::new(pull, network)?,
+            reloaded: Arc::default(),
             pull: pull.clone(),
             limits: Limits {
                 max_body_bytes: usize::MAX,
@@ -115,10 +125,10 @@ impl Puller {
             network: network.clone(),
             hand_over: HandOver { verifier: verifier.clone(), credentials: credentials.clone() },
         };
-        let (api, reports) = (parts.api.clone(), parts.reports.clone());
+        let (api, reloaded, reports) = (parts.api.clone(), parts.reloaded.clone(), parts.reports.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(parts.run());
-        Ok(Puller { api, reports, stop, tasks: Arc::new(tokio::sync::Mutex::new(tasks)) })
+        Ok(Puller { api, reloaded, reports, stop, tasks: Arc::new(tokio::sync::Mutex::new(tasks)) })
     }
 
     /// What each pull tells of itself.
@@ -127,9 +137,10 @@ impl Puller {
         reports.iter().map(|report| report.status()).collect()
     }
 
-    /// Reads the files of the API key again.
+    /// Reads the files of the API key again, and lists the organizations that it sees.
     pub fn reload(&self) {
         self.api.reload_key();
+        self.reloaded.notify_one();
     }
 
     /// Ends the pulls. Waits up to 3 s for what is being written; if that is not enough, the next start finds it in the
@@ -158,41 +169,75 @@ impl Parts {
         }
         begun.signs.push(alone::show_sign(&self.config, &self.pull, organization));
         for log_type in &self.pull.types {
-            let report = Report::new(*log_type, organization);
-            self.reports.lock().unwrap_or_else(PoisonError::into_inner).push(report.clone());
+            let report = self.report(*log_type, organization);
+            self.reports().push(report.clone());
             begun.pulls.spawn(self.clone().pull(*log_type, organization.to_owned(), report));
         }
     }
 
-    /// Begins to pull from each organization that the key sees. Asks as long as env0's answer is not what it documents.
+    /// Begins to pull from each organization that the key sees. Asks every interval until env0's answer is what it
+    /// documents, and then every hour: a key may be given more. Returns when the process ends.
     async fn begin_seen(&self, begun: &mut Begun) {
-        let reports: Vec<_> = self.pull.types.iter().map(|log_type| Report::new(*log_type, "")).collect();
-        // Until env0 names an organization, nothing is pulled, so the position stays at the start.
-        reports.iter().for_each(|report| report.position(self.started_at.timestamp_millis()));
-        self.reports.lock().unwrap_or_else(PoisonError::into_inner).extend(reports.iter().cloned());
-        let mut ticks = ticks(self.pull.interval);
+        let reports: Vec<_> = self.pull.types.iter().map(|log_type| self.report(*log_type, "")).collect();
+        self.reports().extend(reports.iter().cloned());
+        let mut is_complete = false;
         loop {
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                _ = ticks.tick() => {}
-            }
             let seen = tokio::select! {
                 () = self.stop.cancelled() => return,
                 seen = organizations(&self.api) => seen,
             };
             let (organizations, error) = seen.unwrap_or_else(|error| (Vec::new(), Some(error)));
             organizations.iter().for_each(|organization| self.begin(begun, organization));
-            let Some(error) = error else { break };
-            reports.iter().for_each(|report| report.failed(&error));
+            match error {
+                None => {
+                    is_complete = true;
+                    reports.iter().for_each(|report| report.works_again());
+                    self.reports().retain(|report| reports.iter().all(|done| !Arc::ptr_eq(report, done)));
+                }
+                Some(error) if !is_complete => reports.iter().for_each(|report| report.failed(&error)),
+                // The pulls that go on tell of what fails.
+                Some(_) => {}
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = self.reloaded.notified() => {}
+                () = tokio::time::sleep(if is_complete { ORGANIZATIONS_EVERY } else { self.pull.interval }) => {}
+            }
         }
-        reports.iter().for_each(|report| report.works_again());
-        let mut shown = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        shown.retain(|report| reports.iter().all(|done| !Arc::ptr_eq(report, done)));
+    }
+
+    fn reports(&self) -> MutexGuard<'_, Vec<Arc<Report>>> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A report whose position is where the pull is to begin: until it has begun, nothing behind that is stored.
+    fn report(&self, log_type: LogType, organization: &str) -> Arc<Report> {
+        let report = Report::new(log_type, organization);
+        report.position(self.pull.from.unwrap_or(self.started_at).timestamp_millis());
+        report
+    }
+
+    /// Waits until the places of the log type know what the spool holds.
+    async fn settled(&self, log_type: LogType, report: &Report) -> Result<(), Stopped> {
+        let late = async {
+            tokio::time::sleep(SETTLED_SOON).await;
+            report.waiting("what the spool holds from before the start is still being read");
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = self.stop.cancelled() => return Err(Stopped),
+            () = late => {}
+            _ = self.settled[log_type].wait() => {}
+        }
+        report.works_again();
+        Ok(())
     }
 
     /// Pulls one log type from one organization until the process ends.
     async fn pull(self, log_type: LogType, organization: String, report: Arc<Report>) {
-        self.settled.wait().await;
+        if self.settled(log_type, &report).await.is_err() {
+            return;
+        }
         let mut ticks = ticks(self.pull.interval);
         let mut pull: Option<Pull> = None;
         loop {

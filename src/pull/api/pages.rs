@@ -86,8 +86,8 @@ mod tests {
         };
         assert_eq!([after(usize::MAX), after(LARGE_BYTES), after(SMALL_BYTES)], [500, 250, 250]);
         assert_eq!([after(0), after(0)], [375, 500]);
-        assert_eq!((0..20).map(|_| after(LARGE_BYTES)).next_back(), Some(2));
-        assert_eq!((0..8).map(|_| after(0)).next_back(), Some(1000));
+        assert_eq!((0..20).fold(0, |_, _| after(LARGE_BYTES)), 2);
+        assert_eq!((0..8).fold(0, |_, _| after(0)), 1000);
     }
 
     #[test]

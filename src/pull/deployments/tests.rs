@@ -26,10 +26,15 @@ fn line(number: u64) -> String {
 }
 
 /// A deployment that is followed, as the round that has found it leaves it.
-fn beginning() -> DeploymentMemory {
+pub(crate) fn beginning() -> DeploymentMemory {
     let mut memory = DeploymentMemory::beginning(DateTime::UNIX_EPOCH);
     memory.following.insert("d".into(), Following { environment_id: "e".into(), ..Following::default() });
     memory
+}
+
+/// Whether the last line of that deployment is known.
+pub(crate) fn is_finished(memory: &DeploymentMemory) -> bool {
+    memory.following["d"].finished
 }
 
 /// The flusher: seals, and sends every batch that the gate lets pass.
@@ -52,7 +57,7 @@ fn pull(world: &mut World, ends_at_refusal: bool) -> Result<(), Stopped> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let spool = world.spool().clone();
     runtime.block_on(async {
-        settle::begin(&spool).wait().await;
+        settle::begin(&spool)[TYPE].wait().await;
         let stop = CancellationToken::new();
         let shared = Shared { one_at_a_time: Arc::default(), stop: stop.clone() };
         let mut place = loop {

@@ -1,0 +1,90 @@
+//! What a start makes of batches that it can't read, on a disk with faults.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use chrono::DateTime;
+use futures_util::FutureExt;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::pull::deployments::tests::{beginning, is_finished};
+use crate::pull::place::{Place, Shared};
+use crate::spool::tests::fault_disk::{Cut, Effect, Errno, Op};
+use crate::spool::tests::world::{TYPE, World};
+
+/// Far more than any of these starts takes.
+const LONG: Duration = Duration::from_secs(60);
+
+async fn place(spool: &Spool, log_type: LogType) -> Place<DeploymentMemory> {
+    let shared = Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new() };
+    Place::open(spool, log_type, "o", shared, beginning()).await.unwrap()
+}
+
+/// A world after a crash between a batch and its place: only the batch has the last line of the deployment `d`.
+async fn crashed() -> World {
+    let mut world = World::opened();
+    drop(place(world.spool(), TYPE).await);
+    let line = Bytes::from_static(b"{\"eventId\":\"d-finished\",\"deploymentLogId\":\"d\"}\n");
+    world.spool().append(TYPE, line, 1).await.unwrap();
+    world.seal();
+    world.crash(Cut::Kill);
+    world
+}
+
+/// Settles. Whether the place then knows the line; the gate has to be open.
+async fn knows_after_settling(world: &World) -> bool {
+    let spool = world.spool().clone();
+    let settled = begin(&spool);
+    tokio::time::timeout(LONG, settled[TYPE].wait()).await.expect("settled");
+    assert!(spool.gate(TYPE).pass(DateTime::<Utc>::MAX_UTC).now_or_never().is_some(), "the gate is shut");
+    is_finished(&place(&spool, TYPE).await.memory)
+}
+
+#[tokio::test]
+async fn what_a_crash_left_in_a_whole_batch_is_known_after_the_start() {
+    assert!(knows_after_settling(&crashed().await).await);
+}
+
+#[tokio::test]
+async fn a_damaged_batch_opens_the_gate_and_its_events_count_as_not_taken() {
+    let world = crashed().await;
+    world.disk.flip_bit(&world.file("sealed"));
+    assert!(!knows_after_settling(&world).await);
+}
+
+#[tokio::test]
+async fn a_batch_that_cannot_be_read_opens_the_gate_and_its_events_count_as_not_taken() {
+    let world = crashed().await;
+    world.disk.fail(Op::Read, ".sealed", Errno::IO);
+    assert!(!knows_after_settling(&world).await);
+}
+
+#[tokio::test]
+async fn a_place_that_cannot_be_read_opens_the_gate() {
+    let world = crashed().await;
+    world.disk.fail(Op::Read, "_o.json", Errno::IO);
+    let spool = world.spool().clone();
+    tokio::time::timeout(LONG, begin(&spool)[TYPE].wait()).await.expect("settled");
+    world.disk.heal();
+    assert!(!is_finished(&place(&spool, TYPE).await.memory));
+}
+
+#[tokio::test]
+async fn a_log_type_whose_folder_cannot_be_read_holds_up_no_other() {
+    let world = crashed().await;
+    let shared = Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new() };
+    let first = AuditMemory::beginning(DateTime::UNIX_EPOCH);
+    drop(Place::open(world.spool(), LogType::Audits, "o", shared, first).await.unwrap());
+    let audits = world.spool().folder(LogType::Audits).dir.clone();
+    world.disk.rule(move |op, path: &Path| match op == Op::List && path == audits {
+        true => Effect::Fail(Errno::IO),
+        false => Effect::Pass,
+    });
+    let settled = begin(world.spool());
+    tokio::time::timeout(LONG, settled[TYPE].wait()).await.expect("the other type is settled");
+    assert!(settled[LogType::Audits].get().is_none());
+    world.disk.heal();
+    tokio::time::timeout(LONG, settled[LogType::Audits].wait()).await.expect("settled after the disk works again");
+}
