@@ -17,7 +17,7 @@ use crate::protocols::body::{Limits, members};
 use crate::pull::api::{Answer, Api, Endpoint, PageSize};
 use crate::pull::identity::{Identity, Taken};
 use crate::pull::line::{Line, json_of, stored};
-use crate::pull::place::{Memory, Place, Stopped};
+use crate::pull::place::{Memory, Place, Stopped, Whose};
 use crate::pull::report::Report;
 use crate::pull::round::RoundError;
 
@@ -65,11 +65,16 @@ impl AuditMemory {
 }
 
 impl Memory for AuditMemory {
-    fn found(&mut self, line: &[u8]) {
-        let [id, timestamp] = members(json_of(line), ID_AND_TIME);
+    fn found(&mut self, line: &[u8], whose: &Whose<'_>) {
+        let [id, timestamp, organization] = members(json_of(line), [ID_AND_TIME[0], ID_AND_TIME[1], "organizationId"]);
+        if whose.is_anothers(organization) {
+            return;
+        }
         // An event without a time can only be unknown if it is recent, so now is close enough.
         let at = timestamp.and_then(millis).unwrap_or_else(|| Utc::now().timestamp_millis());
         if at >= self.from {
+            // Ids of two organizations may be the same. Where the line doesn't say whose it is, its bytes identify it.
+            let id = id.filter(|_| organization.is_some() || whose.is_alone);
             self.taken.insert(Identity::new(&[], id, line), at);
         }
     }
@@ -184,7 +189,7 @@ impl Audits {
             let before = seen.len();
             for event in &page.events {
                 let Some(event) = self.new_event(event, &answer, start, end) else { continue };
-                if seen.insert(event.identity) && !self.place.memory.taken.contains(&event.identity) {
+                if seen.insert(event.identity) && !self.is_taken(&event.identity, &event.line) {
                     bytes += event.line.bytes.len();
                     new.push(event);
                 }
@@ -209,6 +214,12 @@ impl Audits {
         }
         new.sort_by_key(|event| event.at);
         Ok(Window::Complete(new))
+    }
+
+    /// A start knows some events by their bytes.
+    fn is_taken(&self, identity: &Identity, line: &Line) -> bool {
+        let taken = &self.place.memory.taken;
+        taken.contains(identity) || taken.contains(&Identity::new(&[], None, line.json()))
     }
 
     async fn page(&self, start: i64, end: i64, key: Option<&str>) -> Result<Answer, RoundError> {
@@ -238,7 +249,7 @@ impl Audits {
             Some(at) => (start..end).contains(&at).then_some(at)?,
             // An event without a time is remembered until its window is no longer asked for.
             None => {
-                if !self.place.memory.taken.contains(&identity) {
+                if !self.is_taken(&identity, &line) {
                     let lacks = "an event has no timestamp in RFC 3339; it is stored all the same";
                     self.report.odd_event(&answer.malformed(lacks));
                 }

@@ -27,6 +27,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -42,7 +43,22 @@ const FORMAT: u32 = 1;
 /// What a log type has to remember of an organization.
 pub(super) trait Memory: Serialize + DeserializeOwned + Default + Clone + Send + Sync + 'static {
     /// A line that is in the spool and that this memory may not know yet.
-    fn found(&mut self, line: &[u8]);
+    fn found(&mut self, line: &[u8], whose: &Whose<'_>);
+}
+
+/// Whose place a line that was found may belong to.
+pub(super) struct Whose<'a> {
+    organization: &'a str,
+    /// Whether no other organization of the log type has a place.
+    pub(super) is_alone: bool,
+}
+
+impl Whose<'_> {
+    /// Whether a line with this `organizationId` is another organization's.
+    pub(super) fn is_anothers(&self, organization: Option<&RawValue>) -> bool {
+        let id = organization.and_then(|id| serde_json::from_str::<String>(id.get()).ok());
+        id.is_some_and(|id| id != self.organization)
+    }
 }
 
 /// The file, as it is written.
@@ -288,8 +304,9 @@ impl<M: Memory> Unsettled<M> {
         self.file.batches_from_micros.and_then(DateTime::from_timestamp_micros)
     }
 
-    pub(super) fn found(&mut self, line: &[u8]) {
-        self.file.memory.found(line);
+    pub(super) fn found(&mut self, line: &[u8], is_alone: bool) {
+        let whose = Whose { organization: &self.file.organization, is_alone };
+        self.file.memory.found(line, &whose);
     }
 
     /// Writes the place after every batch up to `last` was read.

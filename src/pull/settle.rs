@@ -100,7 +100,7 @@ fn boxed<M: Memory>(place: Option<Unsettled<M>>) -> Option<Box<dyn AnyPlace>> {
 /// A place of either log type.
 trait AnyPlace {
     fn batches_from(&self) -> Option<DateTime<Utc>>;
-    fn found(&mut self, line: &[u8]);
+    fn found(&mut self, line: &[u8], is_alone: bool);
     fn write(&mut self, spool: &Spool, last: Option<DateTime<Utc>>) -> Result<(), PlaceError>;
 }
 
@@ -109,8 +109,8 @@ impl<M: Memory> AnyPlace for Unsettled<M> {
         Unsettled::batches_from(self)
     }
 
-    fn found(&mut self, line: &[u8]) {
-        Unsettled::found(self, line);
+    fn found(&mut self, line: &[u8], is_alone: bool) {
+        Unsettled::found(self, line, is_alone);
     }
 
     fn write(&mut self, spool: &Spool, last: Option<DateTime<Utc>>) -> Result<(), PlaceError> {
@@ -127,6 +127,7 @@ fn first_batch(places: &[Box<dyn AnyPlace>]) -> Option<DateTime<Utc>> {
 /// Brings the places of a log type up to what the spool holds. `begun` is when that was tried first.
 fn settle(spool: &Spool, log_type: LogType, begun: Instant) -> Result<(), SettleError> {
     let mut places = unsettled(spool, log_type, begun)?;
+    let is_alone = places.len() == 1;
     let from = first_batch(&places);
     let folder = spool.folder(log_type);
     let mut last = from.filter(|from| *from < DateTime::<Utc>::MAX_UTC);
@@ -138,7 +139,7 @@ fn settle(spool: &Spool, log_type: LogType, begun: Instant) -> Result<(), Settle
             continue;
         }
         let path = folder.dir.join(name.to_string());
-        let mut found = |line: &[u8]| places.iter_mut().for_each(|place| place.found(line));
+        let mut found = |line: &[u8]| places.iter_mut().for_each(|place| place.found(line, is_alone));
         // Nothing is taken from a file before all of it was read: what can't be sent must be pulled again.
         let result =
             verify(spool, &path, &name).and_then(|()| Ok(read_lines(spool, &path, name.batch().codec, &mut found)?));

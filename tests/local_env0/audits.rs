@@ -7,7 +7,7 @@ use std::ops::{Deref, DerefMut};
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde_json::{Value, json};
 
-use super::State;
+use super::{ORGANIZATION, State};
 
 /// In which order a page holds its events.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -60,6 +60,15 @@ pub(crate) struct Event {
     pub(crate) key: String,
     /// Its bytes.
     pub(crate) json: String,
+    /// Whose it is.
+    pub(crate) organization: String,
+}
+
+impl Event {
+    /// The same event of another organization.
+    pub(crate) fn of(self, organization: &str) -> Event {
+        Event { organization: organization.to_owned(), ..self }
+    }
 }
 
 /// Every event. What it was sorted by is kept until it is changed, so that a page of a million events is found quickly.
@@ -130,7 +139,7 @@ pub(crate) fn event(number: usize, at: DateTime<Utc>) -> Event {
     let json = format!(
         r#"{{"id":"audit-{number}","actorId":"auth0|1", "actionName":"ENVIRONMENT_DEPLOY","timestamp":"{time}","payload":{{"number":{number},"ratio":1.50}}}}"#
     );
-    Event { at, key: format!("audit-{number}"), json }
+    Event { at, key: format!("audit-{number}"), json, organization: ORGANIZATION.to_owned() }
 }
 
 /// The event number `number`, at `at`, without an id.
@@ -142,7 +151,7 @@ pub(crate) fn event_without_id(number: usize, at: DateTime<Utc>) -> Event {
 /// The answer to `GET /audit/events`; the body of a 400 where the query is not one.
 pub(super) fn page(state: &State, query: &dyn Fn(&str) -> Option<String>) -> Result<String, Value> {
     let Shape { order, key, last_key, ends_count } = state.shape;
-    query("organizationId").ok_or(json!({"message": "organizationId is required"}))?;
+    let organization = query("organizationId").ok_or(json!({"message": "organizationId is required"}))?;
     let limit: usize = query("limit")
         .map_or(Some(50), |limit| limit.parse().ok())
         .filter(|limit| (1..=1000).contains(limit))
@@ -154,7 +163,8 @@ pub(super) fn page(state: &State, query: &dyn Fn(&str) -> Option<String>) -> Res
     let (first, end) = if ends_count { (TimeDelta::zero(), tick) } else { (tick, TimeDelta::zero()) };
     let from = from.map_or(DateTime::<Utc>::MIN_UTC, |from| from + first);
     let to = to.map_or(DateTime::<Utc>::MAX_UTC, |to| to + end);
-    let events = state.audits.window(order, from, to);
+    let mut events = state.audits.window(order, from, to);
+    events.retain(|event| event.organization == organization);
     let offset = query("offset");
     let start = offset.as_ref().map_or(0, |offset| {
         let found = events.iter().position(|event| event.key == *offset).unwrap_or(events.len());

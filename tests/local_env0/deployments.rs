@@ -3,7 +3,7 @@
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 
-use super::State;
+use super::{ORGANIZATION, State};
 
 /// How a log says where the next page begins.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -37,6 +37,8 @@ impl Default for LogShape {
 #[derive(Debug, Clone)]
 pub(crate) struct Environment {
     pub(crate) id: String,
+    /// Whose it is.
+    pub(crate) organization: String,
     pub(crate) moved: usize,
     /// Newest first.
     pub(crate) deployments: Vec<Deployment>,
@@ -69,7 +71,7 @@ pub(crate) struct Step {
 
 impl Environment {
     pub(crate) fn new(id: &str) -> Environment {
-        Environment { id: id.to_owned(), moved: 0, deployments: Vec::new() }
+        Environment { id: id.to_owned(), organization: ORGANIZATION.to_owned(), moved: 0, deployments: Vec::new() }
     }
 }
 
@@ -137,11 +139,14 @@ pub(crate) fn event(step: &str, number: usize) -> String {
 
 /// The stored line of that event.
 pub(crate) fn line(environment: &str, deployment: &str, step: &str, number: usize) -> String {
+    line_of(ORGANIZATION, environment, deployment, step, number)
+}
+
+fn line_of(organization: &str, environment: &str, deployment: &str, step: &str, number: usize) -> String {
     let event = event(step, number);
     let inner = event.strip_suffix('}').unwrap();
     format!(
-        r#"{inner},"deploymentLogId":"{deployment}","stepName":"{step}","environmentId":"{environment}","environmentName":"name of {environment}","projectId":"project-1","organizationId":"{}","deploymentType":"deploy"}}"#,
-        super::ORGANIZATION
+        r#"{inner},"deploymentLogId":"{deployment}","stepName":"{step}","environmentId":"{environment}","environmentName":"name of {environment}","projectId":"project-1","organizationId":"{organization}","deploymentType":"deploy"}}"#
     )
 }
 
@@ -151,7 +156,9 @@ pub(crate) fn all_lines(state: &State) -> Vec<String> {
     for environment in &state.environments {
         for deployment in &environment.deployments {
             for step in &deployment.steps {
-                lines.extend((0..step.lines).map(|number| line(&environment.id, &deployment.id, &step.name, number)));
+                let Environment { organization, id, .. } = environment;
+                let line = |number| line_of(organization, id, &deployment.id, &step.name, number);
+                lines.extend((0..step.lines).map(line));
             }
         }
     }
@@ -185,7 +192,9 @@ pub(super) fn answer(state: &State, path: &[String], query: &dyn Fn(&str) -> Opt
                     "latestDeploymentLog": latest.map(|latest| latest.record(&environment.id, state.padding)),
                 })
             };
-            let records = state.odd_records.iter().cloned().chain(state.environments.iter().map(record));
+            let organization = query("organizationId").unwrap_or_default();
+            let environments = state.environments.iter().filter(|environment| environment.organization == organization);
+            let records = state.odd_records.iter().cloned().chain(environments.map(record));
             let page: Vec<Value> = records.skip(offset).take(limit).collect();
             (200, Value::from(page).to_string())
         }

@@ -60,6 +60,8 @@ pub(crate) struct World {
 
 #[derive(Default)]
 pub(crate) struct State {
+    /// Organizations that the key sees beside [`ORGANIZATION`].
+    pub(crate) other_organizations: Vec<String>,
     pub(crate) audits: audits::Trail,
     pub(crate) shape: Shape,
     /// How far its clock, which every answer tells, is behind this machine's.

@@ -92,7 +92,11 @@ async fn answer_undated(world: &World, request: &Request<Incoming>) -> Result<Re
     let query = |name: &str| url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned());
     let state = world.lock();
     Ok(match path.as_str() {
-        "/organizations" => json_reply(200, json!([{"id": ORGANIZATION, "name": "acme", "role": "Admin"}]).to_string()),
+        "/organizations" => {
+            let ids = std::iter::once(ORGANIZATION).chain(state.other_organizations.iter().map(|id| &**id));
+            let record = |id| json!({"id": id, "name": "acme", "role": "Admin"});
+            json_reply(200, serde_json::Value::from_iter(ids.map(record)).to_string())
+        }
         "/audit/events" => match audits::page(&state, &query) {
             Ok(page) => json_reply(200, page),
             Err(refusal) => json_reply(400, refusal.to_string()),

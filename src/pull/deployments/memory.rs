@@ -10,7 +10,7 @@ use crate::protocols::body::members;
 use crate::pull::deployments::records::EnvironmentRecord;
 use crate::pull::identity::{Identity, Taken};
 use crate::pull::line::json_of;
-use crate::pull::place::Memory;
+use crate::pull::place::{Memory, Whose};
 
 /// A deployment may appear in the list up to this long after newer ones; milliseconds.
 const LATE_MILLIS: i64 = 3_600_000;
@@ -181,9 +181,13 @@ pub(super) fn finished_id(deployment: &str) -> String {
 }
 
 impl Memory for DeploymentMemory {
-    fn found(&mut self, line: &[u8]) {
+    fn found(&mut self, line: &[u8], whose: &Whose<'_>) {
         let text = |value: Option<&RawValue>| serde_json::from_str::<String>(value?.get()).ok();
         let [event, step, deployment, _] = members(json_of(line), EVENT_STEP_DEPLOYMENT);
+        let [organization] = members(json_of(line), ["organizationId"]);
+        if whose.is_anothers(organization) {
+            return;
+        }
         let Some(deployment) = text(deployment) else { return };
         let Some(following) = self.following.get_mut(&deployment) else { return };
         match text(step) {

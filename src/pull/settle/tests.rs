@@ -22,12 +22,14 @@ async fn place(spool: &Spool, log_type: LogType) -> Place<DeploymentMemory> {
     Place::open(spool, log_type, "o", shared, beginning()).await.unwrap()
 }
 
-/// A world after a crash between a batch and its place: only the batch has the last line of the deployment `d`.
+/// A world after a crash between a batch and its place: the batch has the last line of the deployment `d`.
 async fn crashed() -> World {
     let mut world = World::opened();
     drop(place(world.spool(), TYPE).await);
-    let line = Bytes::from_static(b"{\"eventId\":\"d-finished\",\"deploymentLogId\":\"d\"}\n");
-    world.spool().append(TYPE, line, 1).await.unwrap();
+    // The second line is the longer one: a bit in the middle of the file is one of its bits.
+    let another = format!("{{\"eventId\":\"{}\"}}\n", "x".repeat(100));
+    let lines = "{\"eventId\":\"d-finished\",\"deploymentLogId\":\"d\"}\n".to_owned() + &another;
+    world.spool().append(TYPE, Bytes::from(lines), 2).await.unwrap();
     world.seal();
     world.crash(Cut::Kill);
     world

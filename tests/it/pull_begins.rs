@@ -1,0 +1,59 @@
+//! What the metrics and the status tell of a pull that has not begun.
+
+use chrono::{DateTime, TimeDelta, Utc};
+
+use crate::harness::{Daemon, wait_until};
+use crate::local_aws::LocalAws;
+use crate::local_env0::{Fault, LocalEnv0, ORGANIZATION};
+use crate::pull_audits::{from, setup};
+
+/// Waits until the metric that the alert PullBehind looks at says `moment`, to the second.
+fn position_is(daemon: &Daemon, moment: DateTime<Utc>) {
+    let position = || daemon.metric("pull_position_timestamp_seconds{type=\"env0-audits\"}").unwrap_or_default();
+    wait_until(&format!("the position is {moment}"), || (position() - moment.timestamp() as f64).abs() <= 1.0);
+}
+
+/// Waits until the pull gets on.
+fn position_passes(daemon: &Daemon, moment: DateTime<Utc>) {
+    let position = || daemon.metric("pull_position_timestamp_seconds{type=\"env0-audits\"}").unwrap_or_default();
+    wait_until("the pull gets on", || position() > moment.timestamp() as f64 + 1800.0);
+}
+
+#[test]
+fn a_pull_whose_place_is_no_place_is_as_far_behind_as_its_beginning() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let beginning = Utc::now() - TimeDelta::hours(1);
+    let setup = from(setup(&aws, &env0), beginning);
+    std::fs::create_dir_all(setup.spool().join("pull")).unwrap();
+    std::fs::write(setup.spool().join("pull").join(format!("env0-audits_{ORGANIZATION}.json")), "{").unwrap();
+    let daemon = setup.start();
+    position_is(&daemon, beginning);
+    wait_until("the status says why", || {
+        daemon.admin_get("/status").unwrap().text().contains("not a place of the pull")
+    });
+}
+
+#[test]
+fn a_pull_whose_organizations_env0_does_not_tell_is_as_far_behind_as_its_beginning() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.break_down("/organizations", Fault::Status(503, "{}", None));
+    let beginning = Utc::now() - TimeDelta::hours(1);
+    let daemon = from(setup(&aws, &env0), beginning).start();
+    position_is(&daemon, beginning);
+    env0.heal();
+    position_passes(&daemon, beginning);
+}
+
+#[test]
+fn a_pull_that_waits_for_the_spool_of_before_the_start_is_as_far_behind_as_its_beginning() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let beginning = Utc::now() - TimeDelta::hours(1);
+    let setup = from(setup(&aws, &env0), beginning);
+    // A folder in the place's stead is read with an error that may pass, so the start tries for a while.
+    let place = setup.spool().join("pull").join(format!("env0-audits_{ORGANIZATION}.json"));
+    std::fs::create_dir_all(&place).unwrap();
+    let daemon = setup.start();
+    position_is(&daemon, beginning);
+    std::fs::remove_dir(&place).unwrap();
+    position_passes(&daemon, beginning);
+}
