@@ -4,11 +4,12 @@ mod bucket_facts;
 mod disk_facts;
 mod file_watch;
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::SetOnce;
 use tokio::time::Instant;
@@ -52,6 +53,9 @@ const LAST_CALLS: Duration = Duration::from_secs(1);
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
 /// A writer that is at one piece of work for so long does not respond.
 const WRITER_STALLED: Duration = Duration::from_secs(30);
+/// Connections that the system has taken up and the daemon has not: beyond it, the system drops what comes, and a client
+/// waits a second and more until it tries again. The system cuts it to its own limit (`net.core.somaxconn`).
+const BACKLOG: u32 = 4096;
 /// A file size limit (`ulimit -f`) is an error of the write, not the end of the process.
 const SIGXFSZ: i32 = 25;
 
@@ -194,10 +198,10 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
         tracing::error!("{ended}");
     }
     let ingest_socket = match config.ingest {
-        true => Some(bind("ENV0_S3_LOG_LISTEN_ADDR", config.listen_addr).await?),
+        true => Some(bind("ENV0_S3_LOG_LISTEN_ADDR", config.listen_addr)?),
         false => None,
     };
-    let admin_socket = bind("ENV0_S3_LOG_ADMIN_ADDR", config.admin_addr).await?;
+    let admin_socket = bind("ENV0_S3_LOG_ADMIN_ADDR", config.admin_addr)?;
     let listen_address = ingest_socket.as_ref().map(local_address).transpose()?;
     let admin_address = local_address(&admin_socket)?;
 
@@ -356,9 +360,15 @@ fn tell_systemd(state: &str) {
 #[cfg(not(target_os = "linux"))]
 fn tell_systemd(_: &str) {}
 
-async fn bind(variable: &str, address: std::net::SocketAddr) -> Result<TcpListener, Failure> {
-    let bound = TcpListener::bind(address).await;
-    bound
+fn bind(variable: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A restart doesn't wait until the system has forgotten the connections of the process before.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    listen()
         .map_err(|error| {
             anyhow::anyhow!(
                 "{variable}: can't listen on {address}: {error}; end the program that listens there (`ss -ltnp` names it), or choose another address"
@@ -367,7 +377,7 @@ async fn bind(variable: &str, address: std::net::SocketAddr) -> Result<TcpListen
         .map_err(|error| Failure::new(exit_code::CANT_BIND, error))
 }
 
-fn local_address(socket: &TcpListener) -> Result<std::net::SocketAddr, Failure> {
+fn local_address(socket: &TcpListener) -> Result<SocketAddr, Failure> {
     socket.local_addr().map_err(|error| Failure::new(exit_code::SOFTWARE, error))
 }
 

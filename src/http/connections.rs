@@ -2,7 +2,7 @@
 //!
 //! At the limit, the connection that is missed least is closed for a new one: first a stranger's, from the address
 //! that has the most of them; then an idle one, from the address that has the most connections; then the one whose
-//! body comes slowest. A request whose body has arrived is never cut off.
+//! body comes slowest. A TLS handshake that has begun in earnest is spared while few have. A request whose body has arrived is never cut off.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -23,6 +23,10 @@ const READS_BYTES: usize = 3 * 1024 * 1024;
 const READ_LEAST_BYTES: usize = 4 * 1024;
 /// Of one connection, however few there are.
 pub(super) const READ_MOST_BYTES: usize = 64 * 1024;
+/// What hyper gives each connection to read into, and what all connections together may have beyond it while they are
+/// idle. It keeps what large bodies made of it: with more, connections that sent some end with their answer.
+const USUAL_BUFFER_BYTES: usize = 8 * 1024;
+const LARGE_BUFFERS_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Heads and handshakes that have begun and not ended, all connections together. One of 4 KiB for each of the usual
 /// 1,024 connections; almost every honest one comes whole, in one read, and counts for nothing.
 const UNFINISHED_MAX_BYTES: usize = 4 * 1024 * 1024;
@@ -30,6 +34,8 @@ const UNFINISHED_MAX_BYTES: usize = 4 * 1024 * 1024;
 const FRESH: Duration = Duration::from_secs(1);
 /// An address with more than this part of all connections is a crowd: its strangers go first, however fresh they are.
 const CROWD_PART: usize = 8;
+/// Handshakes of TLS that have begun in earnest are spared while they are at most this part of all connections.
+const GREETED_PART: usize = 4;
 /// Connections that are closed and not gone yet: their tasks still have their descriptors. Beyond it, nobody new comes in.
 const CLOSING_MAX: usize = 32;
 /// TLS handshakes that are computed at once for one address; the others of that address wait for them.
@@ -49,6 +55,10 @@ pub(super) struct Registry {
     read_max_bytes: AtomicUsize,
     /// See [`UNFINISHED_MAX_BYTES`].
     unfinished_bytes: AtomicUsize,
+    /// See [`LARGE_BUFFERS_MAX_BYTES`].
+    large_buffers_bytes: AtomicUsize,
+    /// Strangers whose ClientHello has come.
+    greeted: AtomicUsize,
     /// What was refused below the requests.
     pub(super) refusals: Refusals,
 }
@@ -81,6 +91,10 @@ pub(super) struct Connection {
     without_request_since: AtomicU64,
     /// Bytes in an unfinished head and in an unfinished piece of TLS.
     unfinished: [AtomicUsize; 2],
+    /// The most that hyper has given it to read into, beyond [`USUAL_BUFFER_BYTES`].
+    large_buffer_bytes: AtomicUsize,
+    /// When its ClientHello was whole.
+    greeted: OnceLock<Instant>,
     /// Milliseconds from `since` to the begin of a body that is not whole yet; [`NO_BODY`] for none.
     body_since: AtomicU64,
     body_bytes: AtomicU64,
@@ -169,6 +183,8 @@ enum Missed {
     Slow(u64),
     /// As `Stranger`.
     FreshStranger(Reverse<usize>, u64),
+    /// As `Stranger`, in the middle of a TLS handshake.
+    Greeted(Reverse<usize>, u64),
 }
 
 impl Registry {
@@ -182,6 +198,8 @@ impl Registry {
             is_closing: AtomicBool::new(false),
             read_max_bytes: AtomicUsize::new(READ_MOST_BYTES),
             unfinished_bytes: AtomicUsize::new(0),
+            large_buffers_bytes: AtomicUsize::new(0),
+            greeted: AtomicUsize::new(0),
             refusals,
         })
     }
@@ -227,6 +245,8 @@ impl Registry {
             stranger: AtomicBool::new(true),
             without_request_since: AtomicU64::new(self.moment()),
             unfinished: Default::default(),
+            large_buffer_bytes: AtomicUsize::new(0),
+            greeted: OnceLock::new(),
             body_since: AtomicU64::new(NO_BODY),
             body_bytes: AtomicU64::new(0),
             refused: OnceLock::new(),
@@ -238,6 +258,14 @@ impl Registry {
         open.connections.insert(id, connection.clone());
         self.share_reads(&open);
         Member { registry: self.clone(), id, connection }
+    }
+
+    /// It is let in, or gone.
+    fn is_no_stranger(&self, connection: &Connection) {
+        connection.source.strangers.fetch_sub(1, Ordering::Relaxed);
+        if connection.greeted.get().is_some() {
+            self.greeted.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     fn moment(&self) -> u64 {
@@ -254,9 +282,26 @@ impl Registry {
         self.read_max_bytes.load(Ordering::Relaxed)
     }
 
+    /// `connection` reads into a buffer of so many bytes.
+    pub(super) fn reads_into(&self, connection: &Connection, bytes: usize) {
+        let large = bytes.saturating_sub(USUAL_BUFFER_BYTES);
+        let before = connection.large_buffer_bytes.load(Ordering::Relaxed);
+        if large > before {
+            connection.large_buffer_bytes.store(large, Ordering::Relaxed);
+            self.large_buffers_bytes.fetch_add(large - before, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether `connection` should end with its answer, because the buffers of too many have become large.
+    pub(super) fn has_too_large_a_buffer(&self, connection: &Connection) -> bool {
+        connection.large_buffer_bytes.load(Ordering::Relaxed) > 0
+            && self.large_buffers_bytes.load(Ordering::Relaxed) > LARGE_BUFFERS_MAX_BYTES
+    }
+
     /// Closes the connection that is missed least; false when all are at work on a request whose body has come.
     pub(super) fn close_one(&self) -> bool {
         let now = Instant::now();
+        let few_greeted = self.greeted.load(Ordering::Relaxed) <= self.max / GREETED_PART;
         self.close_least(|connection| {
             let moment = connection.without_request_since.load(Ordering::Relaxed);
             let source = &connection.source;
@@ -267,9 +312,11 @@ impl Registry {
                 return Some(Missed::Idle(Reverse(source.connections.load(Ordering::Relaxed)), moment));
             }
             let strangers = source.strangers.load(Ordering::Relaxed);
-            let had_its_time = now.duration_since(connection.since) >= FRESH;
+            let greeted = connection.greeted.get();
+            let had_its_time = now.duration_since(*greeted.unwrap_or(&connection.since)) >= FRESH;
             let missed = match had_its_time || strangers > self.max / CROWD_PART {
                 true => Missed::Stranger,
+                false if greeted.is_some() && few_greeted => Missed::Greeted,
                 false => Missed::FreshStranger,
             };
             Some(missed(Reverse(strangers), moment))
@@ -334,6 +381,13 @@ pub(super) struct Member {
 }
 
 impl Member {
+    /// Its ClientHello is whole.
+    pub(super) fn has_greeted(&self) {
+        if self.connection.greeted.set(Instant::now()).is_ok() {
+            self.registry.greeted.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Waits until it is the turn of this connection's address to compute a TLS handshake.
     pub(super) async fn handshake_turn(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
         self.connection.source.handshakes.acquire().await.ok()
@@ -351,9 +405,11 @@ impl Drop for Member {
         for layer in [Layer::Head, Layer::Tls] {
             self.registry.unfinished(connection, layer, 0);
         }
+        let large_buffer_bytes = connection.large_buffer_bytes.load(Ordering::Relaxed);
+        self.registry.large_buffers_bytes.fetch_sub(large_buffer_bytes, Ordering::Relaxed);
         let mut open = self.registry.open();
         if connection.is_stranger() {
-            connection.source.strangers.fetch_sub(1, Ordering::Relaxed);
+            self.registry.is_no_stranger(connection);
         }
         if connection.source.connections.fetch_sub(1, Ordering::Relaxed) == 1 {
             open.sources.remove(&network_of(connection.client));
@@ -378,7 +434,7 @@ impl Guest {
         let connection = &self.connection;
         connection.without_request_since.store(AT_WORK, Ordering::Relaxed);
         if connection.is_stranger() && connection.stranger.swap(false, Ordering::Relaxed) {
-            connection.source.strangers.fetch_sub(1, Ordering::Relaxed);
+            self.registry.is_no_stranger(connection);
         }
         for layer in [Layer::Head, Layer::Tls] {
             if connection.unfinished(layer) > 0 {

@@ -192,6 +192,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for FramingGuard<S> {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buffer.filled().len();
+        this.registry.reads_into(&this.connection, buffer.capacity());
         loop {
             if !this.passing.is_empty() {
                 this.pass(buffer);

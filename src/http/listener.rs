@@ -151,10 +151,13 @@ where
         let handler = &handler;
         // The handler's future is made where it stays: it is large, and each move of it is a copy.
         async move {
-            let answer = match refused {
+            let mut answer = match refused {
                 Some(refused) => refusal(refused),
                 None => handler(request, Guest { registry: registry.clone(), connection: connection.clone() }).await,
             };
+            if registry.has_too_large_a_buffer(connection) {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             member.may_close();
             Ok::<_, Infallible>(answer)
         }

@@ -435,3 +435,18 @@ fn head_is_answered_without_a_body() {
     }
     assert_eq!(daemon.send(Upload::new("GET", "/")).status, 200);
 }
+
+#[test]
+fn as_many_clients_as_there_is_room_for_may_come_at_the_same_moment() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let daemon = setup.start();
+    // What comes now, the system keeps for it.
+    daemon.signal(rustix::process::Signal::STOP);
+    let started = Instant::now();
+    let clients: Vec<_> = (0..1000).map(|_| connect(&daemon)).collect();
+    let took = started.elapsed();
+    daemon.signal(rustix::process::Signal::CONT);
+    // A client that finds no room tries again after a second.
+    assert!(took < Duration::from_secs(1), "{} clients took {took:?}", clients.len());
+}

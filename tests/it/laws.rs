@@ -55,7 +55,7 @@ fn under_fire(daemon: &Daemon, token: &str, each: usize, meanwhile: impl FnOnce(
 }
 
 /// Memory that the daemon has in RAM, or had at most (`VmHWM`), in bytes.
-fn memory_bytes(daemon: &Daemon, line: &str) -> usize {
+pub(crate) fn memory_bytes(daemon: &Daemon, line: &str) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.process_id())).unwrap();
     let value = status.lines().find_map(|text| text.strip_prefix(line)?.strip_prefix(':')).unwrap();
     value.split_whitespace().next().unwrap().parse::<usize>().unwrap() * 1024

@@ -13,6 +13,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::harness::{Books, DEPLOYMENTS, Daemon, Raw, Setup, TOKEN, wait_until};
+use crate::laws::memory_bytes;
 use crate::local_aws::LocalAws;
 
 type Tls = StreamOwned<ClientConnection, TcpStream>;
@@ -259,4 +260,30 @@ fn a_tls_sender_at_another_address_gets_in_while_one_floods_handshakes() {
         done.store(true, Ordering::SeqCst);
         assert_eq!(sent, [Some(200); 10]);
     });
+}
+
+#[test]
+fn idle_connections_keep_no_room_for_the_large_bodies_that_they_sent() {
+    const CONNECTIONS: usize = 400;
+    let aws = LocalAws::start();
+    let (setup, files) = Files::set_in(Setup::new(&aws).set("ENV0_S3_LOG_SPOOL_MAX_BYTES", "64GiB"));
+    let authority = Authority::new();
+    files.write(authority.issue());
+    let daemon = setup.start();
+    let body = format!("{{\"a\":\"{}\"}}", "x".repeat(400_000));
+    let before = memory_bytes(&daemon, "VmRSS");
+    let idle: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let mut stream = authority.connect(&daemon, None);
+            assert_eq!(post(&mut stream, &body).unwrap(), 200);
+            stream
+        })
+        .collect();
+    let mut least = usize::MAX;
+    wait_until("what the bodies took is given back", || {
+        assert_eq!(post(&mut authority.connect(&daemon, None), "{}").unwrap(), 200);
+        least = least.min(memory_bytes(&daemon, "VmRSS") - before);
+        least < CONNECTIONS * 24 * 1024 + 8 * 1024 * 1024
+    });
+    drop(idle);
 }

@@ -59,6 +59,24 @@ async fn the_address_with_the_most_strangers_loses_one_first_and_its_oldest() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_handshake_that_has_begun_is_spared_for_a_second_while_few_have() {
+    let registry = registry(40);
+    let mut members: Vec<_> = (1..=12).map(|host| from(&registry, host)).collect();
+    members[0].has_greeted();
+    assert_eq!(closed(&registry, &mut members), Some(2), "the first one is spared");
+    members.truncate(11);
+    members[1..].iter().for_each(Member::has_greeted);
+    assert_eq!(closed(&registry, &mut members), Some(1), "of many, the oldest");
+    assert_eq!(closed(&registry, &mut members), Some(3), "one by one");
+    let_in(&members.remove(0));
+    members.push(from(&registry, 20));
+    assert_eq!(closed(&registry, &mut members), Some(13), "few have again");
+    tokio::time::advance(FRESH).await;
+    members.push(from(&registry, 20));
+    assert_eq!(closed(&registry, &mut members), Some(5), "it had its time");
+}
+
+#[tokio::test(start_paused = true)]
 async fn idle_and_slow_connections_go_before_a_stranger_that_has_just_come() {
     let registry = registry(40);
     let mut members: Vec<_> = (0..4).map(|_| from(&registry, 1)).collect();

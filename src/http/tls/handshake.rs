@@ -44,6 +44,7 @@ impl Tls {
 
     async fn handshake(&self, stream: Counted, member: &Member) -> io::Result<TlsStream<Counted>> {
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+        member.has_greeted();
         let settings = self.settings();
         let mut rest = pin!(hello.into_stream_with(settings, |tls| tls.set_buffer_limit(Some(UNREAD_MAX_BYTES))));
         let turn = member.handshake_turn().await;

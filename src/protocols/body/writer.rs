@@ -41,7 +41,9 @@ struct Run {
 impl LineWriter {
     /// A writer without lines. `capacity` is a guess at how many bytes will come.
     pub fn with_capacity(limits: &Limits, capacity: usize) -> Self {
-        let bytes = Vec::with_capacity(capacity.min(limits.max_lines_bytes));
+        // From more than half of it to all of it, growing would take more than all of it while the bytes are copied.
+        let most = limits.max_lines_bytes.saturating_add(1);
+        let bytes = Vec::with_capacity(if capacity > most / 2 { most } else { capacity });
         LineWriter { limits: *limits, bytes, records: 0, runs: Vec::new(), replaced: 0 }
     }
 
@@ -285,6 +287,21 @@ fn compact(json: &[u8], out: &mut impl Write) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_that_outgrow_their_guess_never_take_more_than_all_of_them_may() {
+        let limits =
+            Limits { max_body_bytes: 1 << 20, max_lines_bytes: 3_000_000, max_event_bytes: 100_000, redact: false };
+        for guess in [0, 1_000_000, 1_400_000, 1_600_000, 2_999_999, 3_000_000, 10_000_000] {
+            let mut writer = LineWriter::with_capacity(&limits, guess);
+            let mut before = writer.bytes.capacity();
+            while writer.line(None, |out| out.write_all(&[b'x'; 1000])).is_ok() {
+                let (len, capacity) = (writer.bytes.len(), writer.bytes.capacity());
+                assert!(capacity == before || 2 * len <= limits.max_lines_bytes, "{guess}: {before}, then {capacity}");
+                before = capacity;
+            }
+        }
+    }
 
     #[test]
     fn memory_for_lines_is_doubled_while_it_is_small_and_then_reserved_once() {
