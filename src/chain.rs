@@ -11,7 +11,6 @@ use std::str::FromStr;
 use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, UnparsedPublicKey};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
 
 use crate::batch::{LogType, ParseError, Sha256, Suffix};
@@ -255,14 +254,14 @@ impl FromStr for Signature {
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// Not readable, or not a PEM file of the expected kind.
-    #[error("{path}: {reason}; expected {expected}", path = path.display(), reason = pem::reason(path, reason))]
+    #[error("{path}: {reason}; expected {expected}", path = path.display())]
     Pem {
         /// The file.
         path: PathBuf,
         /// What should be in it.
         expected: &'static str,
         /// What is wrong.
-        reason: rustls::pki_types::pem::Error,
+        reason: String,
     },
     /// Another algorithm's key.
     #[error("{path}: not an Ed25519 key; expected {expected}", path = path.display())]
@@ -284,7 +283,7 @@ impl SigningKey {
     /// Reads an unencrypted Ed25519 key in PKCS#8 PEM.
     pub fn from_pem_file(path: &Path) -> Result<SigningKey, KeyError> {
         let expected = PRIVATE_KEY;
-        let der = PrivatePkcs8KeyDer::from_pem_file(path).map_err(|reason| KeyError::Pem {
+        let der = pem::first::<PrivatePkcs8KeyDer<'_>>(path).map_err(|reason| KeyError::Pem {
             path: path.to_owned(),
             expected,
             reason,
@@ -315,7 +314,7 @@ impl PublicKey {
         // RFC 8410: SEQUENCE { SEQUENCE { OID 1.3.101.112 }, BIT STRING }, then the 32 bytes of the key.
         const HEADER: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
         let expected = PUBLIC_KEY;
-        let der = SubjectPublicKeyInfoDer::from_pem_file(path).map_err(|reason| KeyError::Pem {
+        let der = pem::first::<SubjectPublicKeyInfoDer<'_>>(path).map_err(|reason| KeyError::Pem {
             path: path.to_owned(),
             expected,
             reason,

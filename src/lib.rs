@@ -28,7 +28,7 @@
 //! The modules below stand by floors; imports go down, and inside a room no file leads back to itself:
 //! `cli` → `check`, `daemon`, `drain` → `assembly` → `verify`, `flusher`, `pull`, `cloudwatch`, `ingest` → `s3` →
 //! `credentials` → `oidc`, `admin` → `spool`, `http`, `network`, `telemetry` → `protocols`, `config`, `status`, `chain` →
-//! `batch`, `background`, `backoff`, `volume`, `pem`, `exit_code`.
+//! `pem` → `batch`, `background`, `backoff`, `small_file`, `volume`, `exit_code`.
 
 pub mod cli;
 
@@ -61,11 +61,13 @@ pub mod config;
 pub mod protocols;
 pub mod status;
 
+pub mod pem;
+
 pub mod background;
 pub mod backoff;
 pub mod batch;
 pub mod exit_code;
-pub mod pem;
+pub mod small_file;
 pub mod volume;
 
 #[cfg(test)]

@@ -17,10 +17,9 @@ use aws_smithy_runtime_api::client::http::{
 use base64::Engine;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::config;
+use crate::{config, pem};
 pub use answers::{ANSWER_MAX_BYTES, retry_after};
 pub use foreign::{FOREIGN_NAME_MAX_CHARS, FOREIGN_WORDS_MAX_CHARS, foreign_name, foreign_words};
 
@@ -280,9 +279,7 @@ fn roots(config: &config::Network) -> Result<Vec<CertificateDer<'static>>, Netwo
     let mut roots: Vec<_> = rustls_native_certs::load_native_certs().certs.into_iter().filter(is_root).collect();
     if let Some(path) = &config.ca_file {
         let unusable = |reason: String| NetworkError::CaFile { path: path.clone(), reason };
-        let own: Vec<_> = CertificateDer::pem_file_iter(path)
-            .and_then(Iterator::collect)
-            .map_err(|error| unusable(error.to_string()))?;
+        let own: Vec<CertificateDer<'static>> = pem::all(path).map_err(unusable)?;
         let own: Vec<_> = own.into_iter().filter(is_root).collect();
         if own.is_empty() {
             return Err(unusable("holds no certificate that can be trusted".to_owned()));

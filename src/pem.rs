@@ -1,19 +1,42 @@
-//! Why a PEM file can't be used, in words for people.
+//! Keys and certificates in PEM files, and in words for people why a file has none.
 
 use std::path::Path;
 
-use rustls::pki_types::pem::Error;
+use rustls::pki_types::pem::{Error, PemObject};
+
+use crate::small_file;
 
 /// Of what a file says that it holds.
 const LABEL_MAX_CHARS: usize = 40;
 
-/// `error` in words; where what was looked for is missing, with what `path` holds in its place.
-pub fn reason(path: &Path, error: &Error) -> String {
+/// The first of its kind in a file.
+///
+/// # Errors
+/// Why the file has none, a few words.
+pub fn first<T: PemObject>(path: &Path) -> Result<T, String> {
+    let text = small_file::read(path).map_err(|error| error.to_string())?;
+    T::from_pem_slice(&text).map_err(|error| reason(path, &text, &error))
+}
+
+/// All of one kind in a file, at least one.
+///
+/// # Errors
+/// Why the file has none, a few words.
+pub fn all<T: PemObject>(path: &Path) -> Result<Vec<T>, String> {
+    let text = small_file::read(path).map_err(|error| error.to_string())?;
+    let found: Result<Vec<T>, Error> = T::pem_slice_iter(&text).collect();
+    match found {
+        Ok(found) if found.is_empty() => Err(reason(path, &text, &Error::NoItemsFound)),
+        found => found.map_err(|error| reason(path, &text, &error)),
+    }
+}
+
+/// `error` in words; where what was looked for is missing, with what the file holds in its place.
+fn reason(path: &Path, text: &[u8], error: &Error) -> String {
     if !matches!(error, Error::NoItemsFound) {
         return error.to_string();
     }
-    let text = std::fs::read(path).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
+    let text = String::from_utf8_lossy(text);
     if text.contains("ENCRYPTED") {
         return format!(
             "the key in it is encrypted, and the daemon knows no passphrase (`openssl pkey -in {} -out plain.pem` takes it off)",

@@ -6,13 +6,14 @@ use std::path::Path;
 use secrecy::SecretString;
 
 use super::{values, variables};
+use crate::small_file;
 
 /// The secret that a file holds, without the space around it.
 ///
 /// # Errors
 /// What is wrong with the file; never what it holds.
 pub fn secret_of_file(path: &Path) -> Result<SecretString, String> {
-    let content = std::fs::read_to_string(path)
+    let content = small_file::read_text(path)
         .map_err(|error| format!("can't be read ({error}); expected a file that this user may read"))?;
     match content.trim() {
         "" => Err("holds nothing".to_owned()),

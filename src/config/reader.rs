@@ -20,6 +20,7 @@ use super::values::{self, Parsed};
 use super::variables::{self, PREFIX, VARIABLES, Variable};
 
 use crate::batch::{Codec, LogType};
+use crate::small_file;
 
 const REDACTED: &str = "[redacted]";
 /// A longer value is cut in an error: it is a mistake, and one line stays one line.
@@ -360,7 +361,7 @@ impl Reader {
     fn token_url_of_file(&mut self, file: Option<String>) -> Option<SecretString> {
         const NAME: &str = "ENV0_S3_LOG_OIDC_TOKEN_URL_FILE";
         let file = self.path(NAME, file)?;
-        match std::fs::read_to_string(&file) {
+        match small_file::read_text(&file) {
             Ok(content) => self.secret(NAME, Some(content.trim().to_owned()), |url| {
                 values::secret_url(url).map_err(|expected| format!("{expected} in that file"))
             }),

@@ -1,7 +1,6 @@
 //! Tokens of the operator's own: a file and a URL, read again at every exchange.
 
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
@@ -9,8 +8,9 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::config::Config;
 use crate::network::Network;
 use crate::oidc::{OidcToken, Source};
+use crate::small_file;
 
-/// Largest file or answer that a token is read from: many times the longest token that STS takes.
+/// Largest answer that a token is read from: many times the longest token that STS takes.
 const MAX_BYTES: usize = 64 * 1024;
 
 pub(super) struct Sources {
@@ -30,7 +30,8 @@ impl Sources {
         let mut tokens = Vec::new();
         let mut problems = Vec::new();
         if let Some(path) = &self.file {
-            match read_small(path)
+            // Blocks, but for a page or two at most, and seldom.
+            match small_file::read_text(path)
                 .map_err(|error| error.to_string())
                 .and_then(|text| in_file(&text).map_err(str::to_owned))
             {
@@ -47,14 +48,6 @@ impl Sources {
         }
         (tokens, problems)
     }
-}
-
-/// Blocks, but for a page or two at most, and seldom.
-fn read_small(path: &Path) -> std::io::Result<Zeroizing<String>> {
-    // Room for all from the start: a buffer that grows leaves copies behind.
-    let mut text = Zeroizing::new(String::with_capacity(MAX_BYTES));
-    std::fs::File::open(path)?.take(MAX_BYTES as u64).read_to_string(&mut text)?;
-    Ok(text)
 }
 
 /// The file is held to the rules of the variable: quotes and names that nobody replaced are no part of a token.

@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use rustls::RootCertStore;
-use rustls::pki_types::pem::{Error::NoItemsFound, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
 
@@ -139,7 +138,7 @@ fn load(files: &TlsFiles) -> Result<Made, TlsError> {
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| refuse(KEY, path, pem::reason(path, &error)))
+    pem::first(path).map_err(|reason| refuse(KEY, path, reason))
 }
 
 fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
@@ -151,13 +150,7 @@ fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
 }
 
 fn certificates(variable: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    let found = found.map_err(|error| refuse(variable, path, pem::reason(path, &error)))?;
-    if found.is_empty() {
-        let reason = format!("no certificate in it: {}", pem::reason(path, &NoItemsFound));
-        return Err(refuse(variable, path, reason));
-    }
-    Ok(found)
+    pem::all(path).map_err(|reason| refuse(variable, path, reason))
 }
 
 fn refuse(variable: &'static str, path: &Path, reason: impl ToString) -> TlsError {

@@ -6,19 +6,16 @@
 //! as Kubernetes does with a Secret, or at start, when there is nothing older to keep.
 
 use std::collections::HashMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use secrecy::zeroize::Zeroizing;
-
 use crate::batch::{LogType, Sha256};
 use crate::config::{self, Config, INGEST_TOKEN_MIN_CHARS};
 use crate::http::watched::{Change, Watched};
+use crate::small_file;
 
 const VARIABLE: &str = "ENV0_S3_LOG_INGEST_TOKEN_FILE";
-const MAX_BYTES: usize = 1024 * 1024;
 const BYTE_ORDER_MARK: char = '\u{feff}';
 /// At start, a file without its last line break that was written more recently may have more to come.
 const WRITTEN_AFTER: Duration = Duration::from_secs(1);
@@ -97,13 +94,7 @@ impl TokenFile {
 
 fn load(path: &Path, change: Change) -> Result<StaticTokens, TokenFileError> {
     let refuse = |reason: String| TokenFileError { path: path.to_owned(), reason };
-    let file = std::fs::File::open(path).map_err(|error| refuse(error.to_string()))?;
-    let mut bytes = Zeroizing::new(Vec::new());
-    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(|error| refuse(error.to_string()))?;
-    if bytes.len() > MAX_BYTES {
-        return Err(refuse(format!("it has more than {MAX_BYTES} bytes")));
-    }
-    let text = std::str::from_utf8(&bytes).map_err(|_| refuse("it is not UTF-8".to_owned()))?;
+    let text = small_file::read_text(path).map_err(|error| refuse(error.to_string()))?;
     if change == Change::WrittenTo && !text.is_empty() && !text.ends_with('\n') {
         return Err(refuse(
             "its last line has no line break at the end, as if it were still being written: add one".to_owned(),

@@ -116,8 +116,8 @@ fn a_last_line_without_its_end_counts_at_start_and_after_a_rename_only() {
 #[test]
 fn a_file_over_the_limit_changes_nothing() {
     let line = format!("{TYPED} env0-audits\n");
-    let mut text = "# 0123456789abcdef\n".repeat(MAX_BYTES / 19 + 1);
-    text.truncate(MAX_BYTES - line.len() + 12);
+    let mut text = "# 0123456789abcdef\n".repeat(small_file::MAX_BYTES / 19 + 1);
+    text.truncate(small_file::MAX_BYTES - line.len() + 12);
     text.replace_range(text.len() - 1.., "\n");
     text.push_str(&line);
     let case = Case::of(format!("{TOKEN}\n"));

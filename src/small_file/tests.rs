@@ -1,0 +1,36 @@
+use std::path::Path;
+
+use super::*;
+
+fn refusal(path: &Path) -> String {
+    read(path).unwrap_err().to_string()
+}
+
+#[test]
+fn a_device_a_pipe_and_a_directory_are_refused_and_nothing_waits_for_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+    for path in [Path::new("/dev/zero"), &pipe] {
+        assert_eq!(refusal(path), "it is a device or a pipe, not a file");
+    }
+    assert_eq!(refusal(folder.path()), "it is a directory");
+}
+
+#[test]
+fn a_file_of_a_mebibyte_is_read_and_a_byte_more_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    std::fs::write(&path, vec![b'x'; MAX_BYTES]).unwrap();
+    assert_eq!(read(&path).unwrap().len(), MAX_BYTES);
+    std::fs::write(&path, vec![b'x'; MAX_BYTES + 1]).unwrap();
+    assert_eq!(refusal(&path), "it has more than 1048576 bytes");
+}
+
+#[test]
+fn bytes_that_are_no_text_are_refused_where_text_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    std::fs::write(&path, [0xff, b'x']).unwrap();
+    assert_eq!(read_text(&path).unwrap_err().to_string(), "it is not UTF-8");
+}
