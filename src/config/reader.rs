@@ -400,13 +400,17 @@ impl Reader {
             for (name, in_clear) in [
                 ("ENV0_S3_LOG_OIDC_ISSUER", clear(Some(&config.oidc_issuer))),
                 ("ENV0_S3_LOG_OIDC_TOKEN_URL", clear(token_url)),
-                (self.sts_endpoint_variable(), clear(config.endpoint_url_sts.as_deref())),
+                (self.endpoint_variable("AWS_ENDPOINT_URL_STS"), clear(config.endpoint_url_sts.as_deref())),
                 ("ENV0_S3_LOG_API_URL", clear(config.pull.as_ref().map(|pull| &*pull.api_url))),
             ] {
                 if in_clear {
                     self.refuse(name, "tokens would go over plain http; use https, or set ENV0_S3_LOG_ALLOW_HTTP=true");
                 }
             }
+        }
+        if config.endpoint_url_s3.as_deref().is_some_and(|url| values::names_bucket(url, &config.bucket_name)) {
+            let name = self.endpoint_variable("AWS_ENDPOINT_URL_S3");
+            self.refuse(name, "the bucket's name would be in the host twice; expected the endpoint without it");
         }
         if config.compression != Codec::None && config.spool_max_bytes <= config.batch_max_bytes {
             let batch = values::show_size(config.batch_max_bytes);
@@ -429,10 +433,9 @@ impl Reader {
         config
     }
 
-    /// Which variable told where STS is.
-    fn sts_endpoint_variable(&self) -> &'static str {
-        const SPECIFIC: &str = "AWS_ENDPOINT_URL_STS";
-        if self.is_given(SPECIFIC) { SPECIFIC } else { "AWS_ENDPOINT_URL" }
+    /// Which variable told where a service is: its own or the common one.
+    fn endpoint_variable(&self, specific: &'static str) -> &'static str {
+        if self.is_given(specific) { specific } else { "AWS_ENDPOINT_URL" }
     }
 
     /// A limit that a wider limit makes meaningless counts as the wider one's value.

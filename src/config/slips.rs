@@ -3,6 +3,9 @@
 use super::variables::own_prefix;
 use crate::batch::LogType;
 
+/// A quarter of what a request's head may have.
+const TOKEN_MAX_CHARS: usize = 4096;
+
 /// Why no variable can be meant to have this value, whatever it is for: what was expected instead.
 pub(super) fn not_meant(value: &str) -> Option<String> {
     let expected = if value.starts_with(['"', '\'', '`']) || value.ends_with(['"', '\'', '`']) {
@@ -11,8 +14,10 @@ pub(super) fn not_meant(value: &str) -> Option<String> {
         "a value without a byte order mark before it (save the file as UTF-8 without BOM)"
     } else if is_unexpanded(value) {
         "a value in which every ${NAME} or template has been filled in"
-    } else if value.len() > 2 && value.starts_with('<') && value.ends_with('>') {
+    } else if has_placeholder(value) {
         "a value in place of the <placeholder>"
+    } else if is_reference(value) {
+        "the secret itself, not a reference that nothing has looked up in its store"
     } else if value.ends_with(r"\n") || value.ends_with(r"\r") {
         r"a value without a written-out line break (\n) at its end"
     } else if value.to_ascii_lowercase().contains("[redacted]") || is_mask(value) {
@@ -27,13 +32,19 @@ pub(super) fn not_meant(value: &str) -> Option<String> {
     Some(expected.to_owned())
 }
 
-/// The same for a static token, which has two more slips: the example, which everybody knows, and a log type that
-/// isn't set apart by white space, which would leave the token free to write any type.
+/// The same for a static token, which has three more slips: an example, which everybody knows, a length that fits no
+/// request's head, and a log type that isn't set apart by white space, which would leave the token free to write any
+/// type.
 pub fn token_not_meant(token: &str) -> Option<String> {
     not_meant(token).or_else(|| {
         let token = token.to_ascii_lowercase();
         if token.starts_with("change-me") || token.starts_with("changeme") {
             return Some("a value of your own, not the example (openssl rand -hex 32 makes one)".to_owned());
+        }
+        if token.len() > TOKEN_MAX_CHARS {
+            return Some(format!(
+                "a value of at most {TOKEN_MAX_CHARS} characters; no sender's head has room for more"
+            ));
         }
         let separators = [',', '=', ':', ';', '|'];
         let holds = |log_type: LogType| {
@@ -57,6 +68,22 @@ fn is_unexpanded(value: &str) -> bool {
     [("${", '}'), ("$(", ')'), ("{{", '}')].into_iter().any(is_open)
         || value.strip_prefix('$').is_some_and(is_name)
         || (!is_url_encoded(value) && has_windows_variable(value))
+}
+
+/// Whether a name or a few words stand between `<` and `>` somewhere: `arn:aws:iam::<account>:role/x`.
+fn has_placeholder(value: &str) -> bool {
+    let is_word = |character: char| character.is_alphanumeric() || matches!(character, ' ' | '-' | '_' | '.');
+    value
+        .split('<')
+        .skip(1)
+        .filter_map(|rest| rest.split_once('>'))
+        .any(|(words, _)| !words.is_empty() && words.chars().all(is_word) && words.starts_with(char::is_alphabetic))
+}
+
+/// Whether it names a secret in Vault, AWS, 1Password or another store, as an injector should have replaced it.
+fn is_reference(value: &str) -> bool {
+    const STORES: [&str; 6] = ["vault:", "op://", "ssm://", "ref+", "arn:aws:secretsmanager:", "arn:aws:ssm:"];
+    value.contains(['/', ':']) && STORES.iter().any(|store| value.starts_with(store))
 }
 
 fn is_name(text: &str) -> bool {

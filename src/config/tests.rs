@@ -268,9 +268,35 @@ fn a_value_that_nobody_can_have_meant_is_refused_for_every_variable() {
 
 #[test]
 fn a_token_that_everybody_knows_or_that_holds_a_log_type_is_refused() {
-    for token in ["change-me-0123456789abcdef", "0123456789abcdef,env0-audits", "env0-deployments"] {
+    let long = "x".repeat(4097);
+    for token in [
+        "change-me-0123456789abcdef",
+        "0123456789abcdef,env0-audits",
+        "env0-deployments",
+        &long,
+        "vault:secret/data/logs#token",
+        "op://vault/item/field",
+        "arn:aws:secretsmanager:us-east-1:111122223333:secret:x",
+    ] {
         let error = refused(&[("ENV0_S3_LOG_INGEST_TOKEN", token)]);
-        assert!(error.contains("expected a value"), "{error}");
+        assert!(error.contains("expected a value") || error.contains("expected the secret itself"), "{error}");
+    }
+    assert!(with(&[("ENV0_S3_LOG_INGEST_TOKEN", &long[..4096])]).is_ok());
+}
+
+#[test]
+fn each_token_that_the_documents_print_is_refused() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let documents = ["README.md", "config/README.md", "config/example.env"]
+        .map(|path| std::fs::read_to_string(folder.join(path)).unwrap());
+    let lines = documents.iter().flat_map(|text| text.lines());
+    let of_files =
+        lines.clone().filter_map(|line| line.strip_suffix(" env0-audits").or(line.strip_suffix(" env0-deployments")));
+    let of_variables = lines.filter_map(|line| line.split_once("ENV0_S3_LOG_INGEST_TOKEN=")).map(|(_, value)| value);
+    let tokens: Vec<_> = of_files.chain(of_variables).filter(|token| !token.contains([' ', '$', '<', '`'])).collect();
+    assert!(tokens.len() >= 3, "{tokens:?}");
+    for token in tokens {
+        assert!(with(&[("ENV0_S3_LOG_INGEST_TOKEN", token)]).is_err(), "{token}");
     }
 }
 

@@ -152,6 +152,24 @@ fn no_proxy_may_be_separated_by_white_space_too() {
 }
 
 #[test]
+fn no_proxy_takes_a_dot_at_the_end_and_refuses_patterns_that_match_nothing() {
+    assert_eq!(accepted(&[("NO_PROXY", "localhost.,*.svc.")]).network.no_proxy, ["localhost", ".svc"]);
+    for value in ["127.*", "local*", "*host", "a.example;b.example", "a.example|b.example"] {
+        assert!(refused(&[("NO_PROXY", value)]).contains("with commas between"), "{value}");
+    }
+}
+
+#[test]
+fn an_endpoint_that_has_the_bucket_in_its_host_already_is_refused() {
+    for name in ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"] {
+        let given = [("ENV0_S3_LOG_BUCKET_NAME", "my-logs"), (name, "https://my-logs.s3.eu-west-1.amazonaws.com")];
+        let error = refused(&given);
+        assert!(error.starts_with(name) && error.contains("twice"), "{error}");
+    }
+    assert!(with(&[("ENV0_S3_LOG_BUCKET_NAME", "logs"), ("AWS_ENDPOINT_URL_S3", "https://logs.example.com")]).is_ok());
+}
+
+#[test]
 fn a_value_that_is_another_thing_than_was_asked_for_is_refused() {
     for (name, value) in [
         ("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::111122223333:role/<name>"),
@@ -166,6 +184,7 @@ fn a_value_that_is_another_thing_than_was_asked_for_is_refused() {
         ("ENV0_S3_LOG_SSE_KMS_KEY_ID", "aws/s3"),
         ("HTTPS_PROXY", "None"),
         ("HTTP_PROXY", "direct"),
+        ("AWS_ENDPOINT_URL_S3", "http://localhost:9000#x"),
     ] {
         assert!(refused(&[(name, value)]).starts_with(name), "{name}={value}");
     }
