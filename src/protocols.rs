@@ -181,3 +181,6 @@ pub fn by_type(
 
 #[cfg(test)]
 pub(crate) mod tests;
+// Its `fuzz` is what tests/fuzz runs.
+#[cfg(fuzzing)]
+pub(crate) mod tests;

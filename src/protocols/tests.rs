@@ -129,10 +129,10 @@ fn one_of_each() -> Vec<Sent> {
     ]
 }
 
-mod fuzz;
+pub(crate) mod fuzz;
 mod golden;
 mod published;
-mod reference;
+pub(crate) mod reference;
 
 #[test]
 fn the_status_and_headers_of_a_refusal_are_the_same_in_every_protocol() {

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::batch::LogType;
+use crate::protocols::tests::reference::assert_verdict_of_serde_json;
 
 const LIMITS: Limits =
     Limits { max_body_bytes: 16 << 20, max_lines_bytes: 64 << 20, max_event_bytes: 1 << 20, redact: true };
@@ -406,34 +407,6 @@ proptest! {
         prop_assert_eq!(stored.lines().count(), expected.len());
         for (line, expected) in stored.lines().zip(expected) {
             prop_assert_eq!(&serde_json::from_str::<Value>(line).unwrap()["message"], expected);
-        }
-    }
-}
-
-/// Verdict and values of a body against serde_json reading the whole of it.
-pub(crate) fn assert_verdict_of_serde_json(body: &[u8]) {
-    use serde_json::value::RawValue;
-    if !Events::sniff(body) {
-        return assert!(scan_bytes(body).is_ok(), "{body:?}");
-    }
-    let json = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
-    let is_array = json.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[');
-    let judged: Result<Vec<&RawValue>, _> = if is_array {
-        serde_json::from_slice(json)
-    } else {
-        serde_json::Deserializer::from_slice(json).into_iter().collect()
-    };
-    let judged = judged.ok().filter(|events| events.iter().all(|event| event.get().starts_with('{')));
-    let lines = scan(Bytes::copy_from_slice(body), received(), &Limits { redact: false, ..LIMITS });
-    assert_eq!(lines.is_ok(), judged.is_some(), "{:?}", String::from_utf8_lossy(body));
-    let (Ok(lines), Some(judged)) = (lines, judged) else { return };
-    let stored: Vec<&str> = std::str::from_utf8(&lines.bytes).unwrap().lines().collect();
-    assert_eq!(stored.len(), judged.len());
-    for (line, event) in stored.into_iter().zip(judged) {
-        if event.get().contains(['\n', '\r']) {
-            assert_eq!(serde_json::from_str::<Value>(line).ok(), serde_json::from_str(event.get()).ok());
-        } else {
-            assert_eq!(line, event.get());
         }
     }
 }

@@ -22,8 +22,10 @@ pub(super) fn assert_holds_all(sent: &Sent, parts: &[Part]) {
         "loki" if is_json(&sent.headers, &sent.body) => (loki_json(&sent.body), loki_entry),
         "loki" => (loki_protobuf(&sent.body), loki_entry),
         "splunk" if sent.uri.path().contains("raw") => (Some(lines_of(&sent.body)), |line| line["event"].clone()),
-        "splunk" if sent.uri.query().is_none() => (objects(&sent.body), Value::clone),
+        "splunk" if sent.uri.query().is_none() => (values(objects(&sent.body, false)), Value::clone),
         "newrelic" => (newrelic(&sent.body), Value::clone),
+        "logzio" if !sent.uri.query().unwrap_or_default().contains("type=") => (Some(logzio(&sent.body)), as_sent),
+        "sumologic" if !sent.headers.contains_key("x-sumo-name") => (Some(sumologic(&sent.body)), as_sent),
         _ => return,
     };
     let mut stored = lines.iter().map(in_line);
@@ -32,41 +34,107 @@ pub(super) fn assert_holds_all(sent: &Sent, parts: &[Part]) {
     }
 }
 
-/// Concatenated objects.
-fn objects(body: &[u8]) -> Option<Vec<Value>> {
-    let objects: Vec<Value> = serde_json::Deserializer::from_slice(body).into_iter().collect::<Result<_, _>>().ok()?;
-    objects.iter().all(Value::is_object).then_some(objects)
+/// Objects one after the other, or in an array; `None` where there is anything else.
+fn objects(body: &[u8], may_be_array: bool) -> Option<Vec<&RawValue>> {
+    let json = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+    let is_array = json.iter().find(|byte| !b" \t\r\n".contains(byte)) == Some(&b'[');
+    let events: Result<Vec<&RawValue>, _> = match is_array && may_be_array {
+        true => serde_json::from_slice(json),
+        false => serde_json::Deserializer::from_slice(json).into_iter().collect(),
+    };
+    events.ok().filter(|events| events.iter().all(|event| event.get().starts_with('{')))
+}
+
+/// The values of objects, without those that are stored and no value to compare: half a surrogate pair, 1e999.
+fn values(objects: Option<Vec<&RawValue>>) -> Option<Vec<Value>> {
+    Some(objects?.into_iter().filter_map(|object| serde_json::from_str(object.get()).ok()).collect())
+}
+
+/// Verdict and values of a native body against serde_json reading the whole of it.
+pub(crate) fn assert_verdict_of_serde_json(body: &[u8]) {
+    let scan = |redact| body::scan(Bytes::copy_from_slice(body), received(), &Limits { redact, ..LIMITS });
+    if !body::Events::sniff(body) {
+        return assert!(scan(true).is_ok(), "{body:?}");
+    }
+    let (judged, lines) = (objects(body, true), scan(false));
+    assert_eq!(lines.is_ok(), judged.is_some(), "{:?}", String::from_utf8_lossy(body));
+    let (Ok(lines), Some(judged)) = (lines, judged) else { return };
+    let stored: Vec<&str> = std::str::from_utf8(&lines.bytes).unwrap().lines().collect();
+    assert_eq!(stored.len(), judged.len());
+    for (line, event) in stored.into_iter().zip(judged) {
+        if event.get().contains(['\n', '\r']) {
+            assert_eq!(serde_json::from_str::<Value>(line).ok(), serde_json::from_str(event.get()).ok());
+        } else {
+            assert_eq!(line, event.get());
+        }
+    }
+}
+
+/// Lines of text with more than white space in them.
+fn lines_of_text(body: &[u8]) -> Vec<String> {
+    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
+    let lines = body.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let lines = lines.filter(|line| line.iter().any(|byte| !b" \t\r\n".contains(byte)));
+    lines.map(|line| String::from_utf8_lossy(line).into_owned()).collect()
 }
 
 /// Lines of text, of which those that are JSON objects are objects.
 fn lines_of(body: &[u8]) -> Vec<Value> {
-    let body = body.strip_prefix(b"\xef\xbb\xbf").unwrap_or(body);
-    let lines = body.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
-    let lines = lines.filter(|line| line.iter().any(|byte| !b" \t\r\n".contains(byte)));
-    let event = |line: &[u8]| {
-        let text = String::from_utf8_lossy(line).into_owned();
+    let event = |text: String| {
         let is_object = text.starts_with('{') && serde_json::from_str::<&RawValue>(&text).is_ok();
         // An object with half a surrogate pair is stored as one, and is no value to compare.
         if is_object { serde_json::from_str(&text).ok() } else { Some(Value::String(text)) }
     };
-    lines.filter_map(event).collect()
+    lines_of_text(body).into_iter().filter_map(event).collect()
 }
 
+/// A line of text's message, and an object as it is.
+fn as_sent(line: &Value) -> Value {
+    let is_text = line["timestamp"] == body::rfc3339(received());
+    if is_text { line["message"].clone() } else { line.clone() }
+}
+
+/// Objects as they are, or lines of text.
+fn logzio(body: &[u8]) -> Vec<Value> {
+    let text = String::from_utf8_lossy(body);
+    if body::Events::sniff(body) {
+        return values(objects(text.as_bytes(), true)).unwrap_or_default();
+    }
+    lines_of_text(body).into_iter().map(Value::from).collect()
+}
+
+/// Objects as they are; where not all of the body is objects, each line has them or is text.
+fn sumologic(body: &[u8]) -> Vec<Value> {
+    let text = String::from_utf8_lossy(body);
+    if let Some(values) = values(objects(text.as_bytes(), true).filter(|_| body::Events::sniff(body))) {
+        return values;
+    }
+    let events = |line: String| match objects(line.as_bytes(), true).filter(|_| line.starts_with(['{', '['])) {
+        Some(objects) if !objects.is_empty() => values(Some(objects)).unwrap_or_default(),
+        _ => vec![Value::from(line)],
+    };
+    lines_of_text(body).into_iter().flat_map(events).collect()
+}
+
+/// Objects as they are, but each of several logs in one of them by itself.
 fn newrelic(body: &[u8]) -> Option<Vec<Value>> {
-    let payload: Value = serde_json::from_slice(body).ok()?;
-    let payload = if payload.is_array() { payload.as_array().cloned()? } else { vec![payload] };
-    let mut logs = Vec::new();
-    for part in payload {
-        let of_detailed = |object: &Map<String, Value>| object.keys().all(|key| ["common", "logs"].contains(&&**key));
-        match part["logs"].as_array().filter(|_| part.as_object().is_some_and(of_detailed)) {
-            Some(detailed) => logs.extend(detailed.iter().map(|log| match part["common"].is_null() {
-                true => json!({"logs": [log]}),
-                false => json!({"common": part["common"], "logs": [log]}),
+    let text = String::from_utf8_lossy(body);
+    let mut found = Vec::new();
+    for object in values(objects(text.as_bytes(), true))? {
+        let is_detailed = |logs: &Vec<Value>| {
+            let says_nothing_else = object.as_object().unwrap().keys().all(|key| ["common", "logs"].contains(&&**key));
+            says_nothing_else || !logs.is_empty() && logs.iter().all(Value::is_object)
+        };
+        match object["logs"].as_array().cloned().filter(is_detailed) {
+            Some(logs) => found.extend(logs.into_iter().map(|log| {
+                let mut with_one = object.clone();
+                with_one["logs"] = json!([log]);
+                with_one
             })),
-            None => logs.push(part),
+            None => found.push(object),
         }
     }
-    Some(logs)
+    Some(found)
 }
 
 /// A stored entry, its metadata as sorted pairs.
