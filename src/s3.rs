@@ -4,6 +4,7 @@ mod answer;
 mod condition;
 mod error;
 pub mod read;
+mod sent;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -209,6 +210,9 @@ impl S3 {
         let call = Call { operation: "PutObject", bucket: &inner.bucket, secrets: &secrets };
         let error = match sent {
             Ok(Ok(_)) => match seen.answer.as_ref().map(|answer| answer.confirms(&put.sha256)) {
+                Some(Ok(())) if seen.sent_bytes < put.bytes => {
+                    PutError::unconfirmed(NotConfirmed::TooEarly, &seen, &call)
+                }
                 Some(Ok(())) => return Ok(()),
                 Some(Err(reason)) => PutError::unconfirmed(reason, &seen, &call),
                 None => PutError::unconfirmed(NotConfirmed::NotTheStore, &seen, &call),

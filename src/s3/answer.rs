@@ -6,15 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::interceptors::Intercept;
 use aws_smithy_runtime_api::client::interceptors::context::{
-    AfterDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextRef,
+    AfterDeserializationInterceptorContextRef, BeforeTransmitInterceptorContextMut,
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::config_bag::ConfigBag;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use memchr::memmem;
 
+use super::sent::Sent;
 use crate::batch::Sha256;
 use crate::network::server;
 
@@ -55,6 +57,8 @@ pub(super) enum NotConfirmed {
     NotTheStore,
     /// The store has other bytes than were sent.
     OtherChecksum,
+    /// It came before all of the object was sent.
+    TooEarly,
 }
 
 /// In lower case, as the others below.
@@ -152,7 +156,10 @@ fn root_element(body: &[u8]) -> Option<&str> {
 
 /// Watches one request: where it goes, and what comes back.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Watch(Arc<Mutex<Watched>>);
+pub(super) struct Watch {
+    watched: Arc<Mutex<Watched>>,
+    sent: Sent,
+}
 
 /// What was seen of a request.
 #[derive(Debug, Clone, Default)]
@@ -160,15 +167,17 @@ pub(super) struct Watched {
     /// `host:port`; empty before the request was made.
     pub(super) host: String,
     pub(super) answer: Option<Answer>,
+    /// Of the request's body, when the answer had come.
+    pub(super) sent_bytes: u64,
 }
 
 impl Watch {
     pub(super) fn seen(&self) -> Watched {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.watched.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn note(&self, note: impl FnOnce(&mut Watched)) {
-        note(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        note(&mut self.watched.lock().unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -177,12 +186,14 @@ impl Intercept for Watch {
         "Watch"
     }
 
-    fn read_before_transmit(
+    fn modify_before_transmit(
         &self,
-        context: &BeforeTransmitInterceptorContextRef<'_>,
+        context: &mut BeforeTransmitInterceptorContextMut<'_>,
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
+        let body = std::mem::replace(context.request_mut().body_mut(), SdkBody::taken());
+        *context.request_mut().body_mut() = self.sent.count(body);
         let host = server(context.request().uri());
         self.note(|watched| watched.host = host);
         Ok(())
@@ -194,8 +205,11 @@ impl Intercept for Watch {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let answer = Answer::of(context.response());
-        self.note(|watched| watched.answer = Some(answer));
+        let (sent_bytes, answer) = (self.sent.bytes(), Answer::of(context.response()));
+        self.note(|watched| {
+            watched.sent_bytes = sent_bytes;
+            watched.answer = Some(answer);
+        });
         Ok(())
     }
 }

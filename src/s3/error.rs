@@ -227,6 +227,7 @@ impl PutError {
         let answer = seen.answer.clone().unwrap_or_default();
         let (kind, what) = match reason {
             NotConfirmed::OtherChecksum => (PutErrorKind::ChecksumRefused, "with the checksum of other bytes"),
+            NotConfirmed::TooEarly => (PutErrorKind::NotS3, "before all of the object was sent"),
             NotConfirmed::NotTheStore if answer.is_html => (PutErrorKind::NotS3, "with a page of HTML"),
             NotConfirmed::NotTheStore if answer.is_error_document => (PutErrorKind::Other, "with an error document"),
             NotConfirmed::NotTheStore if answer.has_body => (PutErrorKind::NotS3, "with a body, where S3 sends none"),
@@ -246,10 +247,19 @@ impl PutError {
     }
 
     fn unanswered(error: &(dyn std::error::Error + 'static), host: &str, call: &Call<'_>) -> PutError {
-        let body_broke =
-            chain(error).filter_map(|cause| cause.downcast_ref::<hyper::Error>()).any(hyper::Error::is_user);
-        let kind = if body_broke { PutErrorKind::FileUnreadable } else { PutErrorKind::Unreachable };
-        let message = format!("{} at {host}: {}", call.operation, foreign_words(&causes(error), call.secrets));
+        let is_any = |test: fn(&hyper::Error) -> bool| {
+            chain(error).filter_map(|cause| cause.downcast_ref::<hyper::Error>()).any(test)
+        };
+        let (kind, words) = if is_any(hyper::Error::is_user) {
+            (PutErrorKind::FileUnreadable, foreign_words(&causes(error), call.secrets))
+        } else if is_any(hyper::Error::is_parse) {
+            (PutErrorKind::NotS3, "what answers there does not speak HTTP".to_owned())
+        } else if is_any(hyper::Error::is_incomplete_message) {
+            (PutErrorKind::Unreachable, "the connection was closed before an answer came".to_owned())
+        } else {
+            (PutErrorKind::Unreachable, foreign_words(&causes(error), call.secrets))
+        };
+        let message = format!("{} at {host}: {words}", call.operation);
         PutError { may_have_arrived: !never_connected(error), ..PutError::before(kind, message) }
     }
 
@@ -279,7 +289,11 @@ impl PutError {
             _ if code.as_deref() == Some("TemporaryRedirect") => {
                 "; S3 says so of a new bucket, until its name is known everywhere".to_owned()
             }
-            _ => answer.refused_header.as_deref().map(|header| refused(header, call)).unwrap_or_default(),
+            _ => match (code.as_deref().map(what_to_look_at), answer.refused_header.as_deref()) {
+                (Some(hint), _) if !hint.is_empty() => format!("; {hint}"),
+                (_, Some(header)) => refused(header, call),
+                _ => String::new(),
+            },
         };
         PutError {
             kind,
@@ -315,6 +329,26 @@ fn refused(header: &str, call: &Call<'_>) -> String {
         _ => return format!("; it refuses {header}"),
     };
     format!("; it refuses {header}, which {variable} sets")
+}
+
+/// What a code of the store's is about, where that is a setting of ours or something that passes nowhere else; empty
+/// for others.
+fn what_to_look_at(code: &str) -> &'static str {
+    match code {
+        "InvalidStorageClass" => "ENV0_S3_LOG_STORAGE_CLASS sets it",
+        "InvalidTag" => "ENV0_S3_LOG_OBJECT_TAGS sets the tags",
+        "KeyTooLongError" => "ENV0_S3_LOG_BUCKET_PATH makes the key so long",
+        "EntityTooLarge" => "ENV0_S3_LOG_BATCH_MAX_BYTES is more than the store takes in one PUT",
+        "SignatureDoesNotMatch" => {
+            "something on the way changes the request after it was signed (a proxy that rewrites host, path or headers), \
+             or the store has another secret for the session's key"
+        }
+        "QuotaExceeded" | "XMinioStorageFull" | "InsufficientStorage" => "the store has no room for this bucket",
+        "AccountProblem" | "AllAccessDisabled" | "NotSignedUp" => {
+            "the bucket's account is closed or blocked: ask its owner"
+        }
+        _ => "",
+    }
 }
 
 fn is_slow_down(status: u16, code: Option<&str>) -> bool {

@@ -14,6 +14,8 @@ use crate::testing::{
 };
 
 /// An S3 at `endpoint`, with a session.
+mod early;
+
 async fn s3_at(endpoint: &str) -> (S3, Server) {
     s3_with(Config { endpoint_url_s3: Some(endpoint.to_owned()), ..config("") }).await
 }
