@@ -171,7 +171,7 @@ impl LogsError {
         let is_cloudwatchs = request_id.is_some() || memchr::memmem::find(body, b"\"__type\"").is_some();
         let code = error.code().filter(|_| is_cloudwatchs).and_then(|code| foreign_name(code, call.secrets));
         let words = foreign_words(error.message().unwrap_or("no reason given"), call.secrets);
-        let kind = classify(status, code.as_deref(), &words, call.operation);
+        let kind = classify(status, code.as_deref(), error.message().unwrap_or_default(), call.operation);
         let said = match &code {
             // CloudWatch repeats the values that it refuses: nothing of an event may be shown.
             Some(code) if call.operation == PUT && matches!(kind, LogsErrorKind::Events | LogsErrorKind::Other) => {
@@ -201,8 +201,7 @@ fn classify(status: u16, code: Option<&str>, words: &str, operation: &str) -> Lo
     let words = words.to_lowercase();
     let has = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
     match code.unwrap_or_default() {
-        // CloudWatch's limit or a proxy's own: half of the events may pass.
-        _ if status == 413 && operation == PUT => Events,
+        code if status == 413 && operation == PUT && !code.is_empty() => Events,
         "ResourceNotFoundException" => Missing,
         "AccessDeniedException" | "AccessDenied" | "NotAuthorized" => Denied,
         "ExpiredTokenException" | "ExpiredToken" | "UnrecognizedClientException" | "InvalidClientTokenId" => {
@@ -211,6 +210,13 @@ fn classify(status: u16, code: Option<&str>, words: &str, operation: &str) -> Lo
         "InvalidSignatureException" | "SignatureDoesNotMatch" if has(&["region"]) => WrongRegion,
         "InvalidSignatureException" if has(&["expired", "not yet current"]) => ClockSkew,
         "RequestExpired" | "RequestTimeTooSkewed" | "RequestInTheFuture" => ClockSkew,
+        // The name of the group or stream is refused: no half of the events passes either.
+        "InvalidParameterException" | "ValidationException" | "ValidationError"
+            if has(&["loggroup", "log group", "logstream", "log stream", "kms"])
+                && !has(&["logevents", "log event"]) =>
+        {
+            Other
+        }
         "InvalidParameterException" | "SerializationException" | "ValidationException" | "ValidationError"
             if operation == PUT =>
         {
@@ -264,7 +270,10 @@ fn remedy(kind: LogsErrorKind, words: &str, call: &Call<'_>) -> String {
              server at AWS_ENDPOINT_URL_CLOUDWATCH_LOGS that is no CloudWatch"
                 .to_owned()
         }
-        Other => "look the code up in CloudWatch's documentation".to_owned(),
+        Other => format!(
+            "look the code up in CloudWatch's documentation, and whether the log group {group} and its stream can have \
+             their names"
+        ),
     };
     format!("{remedy}; {SECTION}")
 }
@@ -272,6 +281,27 @@ fn remedy(kind: LogsErrorKind, words: &str, call: &Call<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn events_are_not_to_blame_where_the_name_of_a_group_or_stream_is_refused() {
+        for (words, kind) in [
+            (
+                "1 validation error detected: Value 'a b' at 'logGroupName' failed to satisfy constraint",
+                LogsErrorKind::Other,
+            ),
+            (
+                "1 validation error detected: Value '*' at 'logStreamName' failed to satisfy constraint",
+                LogsErrorKind::Other,
+            ),
+            ("The log stream name is not valid", LogsErrorKind::Other),
+            ("The specified KMS key is disabled", LogsErrorKind::Other),
+            ("Log event too large: 300000 bytes exceeds limit of 262144", LogsErrorKind::Events),
+            ("Value 'of log group x' at 'logEvents.1.member.message' failed", LogsErrorKind::Events),
+            ("Log events in a single PutLogEvents request must be in chronological order.", LogsErrorKind::Events),
+        ] {
+            assert_eq!(classify(400, Some("InvalidParameterException"), words, PUT), kind, "{words}");
+        }
+    }
 
     #[test]
     fn each_kind_has_a_label_of_its_own() {

@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use rustix::io::Errno;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -94,6 +94,7 @@ impl Lanes {
                 told: BTreeSet::new(),
                 state: watched.states[log_type].clone(),
                 meters: Meters::new(log_type),
+                started: (batch::now(), Instant::now()),
             };
             lanes.spawn_on(lane.run(), background.handle());
         }
@@ -146,6 +147,8 @@ struct Lane {
     told: BTreeSet<&'static str>,
     state: Arc<Mutex<State>>,
     meters: Meters,
+    /// The lane's start, by the machine's clock and by one that does not jump.
+    started: (DateTime<Utc>, Instant),
 }
 
 /// Why a copy is not being sent any further.
@@ -252,7 +255,8 @@ impl Lane {
                 Err(error) => error,
             };
             self.meters.failed(error.kind);
-            if error.kind == LogsErrorKind::Events {
+            // Of what a proxy calls too large, half may pass. That one event is too large, CloudWatch alone can say.
+            if error.kind == LogsErrorKind::Events || (error.status == Some(413) && events.len() > 1) {
                 self.take_apart(&error, events, &mut parts);
                 continue;
             }
@@ -311,8 +315,14 @@ impl Lane {
         if self.shared.copies.contains(copy) { Ok(()) } else { Err(Stopped::GivenUp) }
     }
 
+    /// The time, but that a clock which jumps ahead while the daemon runs makes no batch old at once.
+    fn now(&self) -> DateTime<Utc> {
+        let (started, clock) = self.started;
+        not_ahead_of(batch::now(), started, clock.elapsed())
+    }
+
     fn check_age(&self, copy: &BatchCopy) -> Result<(), Stopped> {
-        if batch::now() - copy.name.batch.opened < TOO_OLD {
+        if self.now() - copy.name.batch.opened < TOO_OLD {
             return Ok(());
         }
         self.shared.copies.give_up(copy, GivenUp::Age);
@@ -357,6 +367,12 @@ impl Lane {
         let before = state.error.take();
         state.error = Some(Trouble::now(before, message, remedy, code, request_id));
     }
+}
+
+/// `now`, but no later than what has passed since `started` can have come to.
+fn not_ahead_of(now: DateTime<Utc>, started: DateTime<Utc>, passed: Duration) -> DateTime<Utc> {
+    let passed = TimeDelta::from_std(passed).unwrap_or(TimeDelta::MAX);
+    started.checked_add_signed(passed).map_or(now, |latest| now.min(latest))
 }
 
 /// Whether an error of reading may be the file's own. A process or a file system that lacks something for a while says

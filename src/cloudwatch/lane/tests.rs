@@ -320,3 +320,12 @@ async fn a_large_batch_is_many_calls_and_a_failed_one_is_not_made_of_those_befor
     let sizes: Vec<usize> = case.cloudwatch.seen().iter().map(|request| messages(request).len()).collect();
     assert_eq!(sizes, [2, 1, 1]);
 }
+
+#[test]
+fn a_clock_that_jumps_ahead_makes_no_batch_old() {
+    let started = batch::now();
+    let (hour, year) = (Duration::from_secs(3600), TimeDelta::days(365));
+    assert_eq!(not_ahead_of(started + year, started, hour), started + TimeDelta::hours(1));
+    assert_eq!(not_ahead_of(started + TimeDelta::minutes(5), started, hour), started + TimeDelta::minutes(5));
+    assert_eq!(not_ahead_of(started - year, started, hour), started - year);
+}
