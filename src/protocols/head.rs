@@ -85,6 +85,29 @@ impl Encoding {
     }
 }
 
+/// Media types of files that hold no lines.
+const BINARY_TYPES: [&str; 14] = [
+    "application/zip",
+    "application/x-zip-compressed",
+    "application/bzip2",
+    "application/x-bzip2",
+    "application/x-xz",
+    "application/x-lzma",
+    "application/x-lz4",
+    "application/x-7z-compressed",
+    "application/x-tar",
+    "application/pdf",
+    "application/bson",
+    "application/wasm",
+    "application/vnd.apache.parquet",
+    "application/vnd.apache.thrift.binary",
+];
+
+/// A media type without its parameters.
+fn essence(value: &[u8]) -> &[u8] {
+    value.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii()
+}
+
 /// Refuses a `Content-Type` that is neither lines of JSON or text, nor protobuf where the protocol `takes_protobuf`.
 pub(super) fn judge_media_type(headers: &HeaderMap, takes_protobuf: bool) -> Result<(), Refusal> {
     const SEND_LINES: &str = "send lines of JSON or text";
@@ -105,6 +128,12 @@ pub(super) fn judge_media_type(headers: &HeaderMap, takes_protobuf: bool) -> Res
         ("metrics", "only logs are taken")
     } else if content_type_is(headers, "msgpack") {
         ("MessagePack", "have the sender format its events as JSON")
+    } else if content_type_is(headers, "json-seq") {
+        ("a JSON text sequence", "send lines of JSON without the character before each")
+    } else if BINARY_TYPES.into_iter().any(|kind| essence(value).eq_ignore_ascii_case(kind.as_bytes())) {
+        ("a file of another kind", "send lines of JSON or text (compressed, if at all, by gzip, deflate or zstd)")
+    } else if ["utf-16", "utf-32", "ucs-2"].into_iter().any(|charset| content_type_is(headers, charset)) {
+        ("text in another encoding", "send UTF-8")
     } else if ["cbor", "avro"].into_iter().any(|format| content_type_is(headers, format)) {
         ("a binary format", SEND_LINES)
     } else if ["image/", "audio/", "video/", "font/"].into_iter().any(begins) {
@@ -289,13 +318,25 @@ mod tests {
             ("application/x-msgpack", "JSON"),
             ("image/png", "lines"),
             ("application/vnd.sumologic.prometheus", "only logs"),
+            ("application/zip", "lines"),
+            ("Application/X-BZIP2; a=b", "gzip"),
+            ("application/pdf", "lines"),
+            ("application/json-seq", "lines of JSON"),
+            ("text/plain; charset=UTF-16LE", "UTF-8"),
         ] {
             let refused = judge_media_type(&headers(&[("content-type", value)]), false);
             let Err(refusal @ Refusal::UnsupportedMediaType { .. }) = refused else { panic!("{value}: {refused:?}") };
             assert_eq!(refusal.status(), 415);
             assert!(refusal.to_string().contains(instead), "{refusal}");
         }
-        for value in ["", "text/plain", "application/json", "application/x-www-form-urlencoded", "application/gzip"] {
+        for value in [
+            "",
+            "text/plain",
+            "application/json",
+            "application/x-www-form-urlencoded",
+            "application/gzip",
+            "text/plain; charset=ISO-8859-1",
+        ] {
             assert_eq!(judge_media_type(&headers(&[("content-type", value)]), false), Ok(()), "{value}");
         }
         assert_eq!(judge_media_type(&headers(&[("content-type", "application/x-protobuf")]), true), Ok(()));

@@ -3,8 +3,7 @@
 //! Specification: "Ship logs over HTTP" in Logz.io's documentation
 //! (<https://docs.logz.io/docs/shipping/Code/HTTP>). The stored line is the event as sent, or a line
 //! of text as in the native protocol. As there, a `type` in the query is the type of events that have
-//! none, and is added to them; not where it is one of env0's names, because the object's key has the log type already.
-//! env0 names the log type in `name` or `type`.
+//! none, and is added to them. env0 names the log type in `name` or `type`.
 
 use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
@@ -54,10 +53,9 @@ impl Protocol for Logzio {
     ) -> Result<Vec<Part>, BodyError> {
         let [default_type] = query_values(uri, ["type"])?;
         let default_said = default_type.as_deref().and_then(protocols::log_type_of);
-        let added_type = default_type.filter(|_| default_said.is_none());
         let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
         if !Events::sniff(&body) {
-            let (timestamp, kind) = (&*body::rfc3339(received), added_type.as_deref());
+            let (timestamp, kind) = (&*body::rfc3339(received), default_type.as_deref());
             writer.text_lines(&body, |writer, message| {
                 writer.serialize(default_said, &TextLine { timestamp, message, kind })
             })?;
@@ -69,8 +67,8 @@ impl Protocol for Logzio {
             let [own_type, others @ ..] = body::members(event, NAMING_MEMBERS);
             let said: Option<LogType> =
                 protocols::said_by([own_type]).or_else(|| protocols::said_by(others)).or(default_said);
-            match &added_type {
-                Some(added_type) if own_type.is_none() => writer.push_with(said, event, &[("type", added_type)])?,
+            match &default_type {
+                Some(default_type) if own_type.is_none() => writer.push_with(said, event, &[("type", default_type)])?,
                 _ => writer.push(said, event)?,
             }
         }
@@ -114,7 +112,11 @@ mod tests {
         ];
         let sent = post("/?token=t%2B1&type=env0-audits", &[], lines.join("\n"));
         let said = [DEPLOYMENTS, AUDITS, AUDITS];
-        assert_eq!(sent.stored(), [0, 1, 2].map(|n| (said[n], lines[n].to_owned())));
+        let typed = r#"{"message":"c","type":"env0-audits"}"#;
+        assert_eq!(
+            sent.stored(),
+            [(said[0], lines[0]), (said[1], lines[1]), (said[2], typed)].map(|(said, line)| (said, line.to_owned()))
+        );
         assert_eq!(sent.token().as_deref(), Some("t+1"));
         assert_eq!((sent.accepted(3).status, sent.accepted(3).text()), (200, ""));
     }
@@ -136,7 +138,10 @@ mod tests {
         assert_eq!(sent.lines(), [r#"{"message":"a","type":"my type"}"#, r#"{"type":5}"#, r#"{ "type":"my type"}"#]);
         let text = |kind| format!(r#"{{"timestamp":"2026-11-22T21:00:00.123Z","message":"a \"line\""{kind}}}"#);
         assert_eq!(post("/?type=apache", &[], "a \"line\"\n").lines(), [text(r#","type":"apache""#)]);
-        assert_eq!(post("/?type=env0-audits", &[], "a \"line\"").stored(), [(AUDITS, text(""))]);
+        assert_eq!(
+            post("/?type=env0-audits", &[], "a \"line\"").stored(),
+            [(AUDITS, text(r#","type":"env0-audits""#))]
+        );
         assert_eq!(post("/?type=apache", &[], "").lines(), [""; 0]);
     }
 

@@ -33,6 +33,24 @@ pub(super) fn is_utf16(body: &[u8]) -> bool {
     matches!(body, [0xff, 0xfe, _, 0, ..] | [0xfe, 0xff, 0, _, ..])
 }
 
+/// What a body is that begins as a well-known kind of file does and isn't text, if it is one: of its bytes as lines
+/// with replacements nobody could make the file again.
+pub(super) fn other_file(body: &[u8]) -> Option<&'static str> {
+    const BEGINNINGS: [(&[u8], &str); 9] = [
+        (b"PK\x03\x04", "a zip file"),
+        (b"BZh", "a bzip2 file"),
+        (b"\xfd7zXZ\0", "an xz file"),
+        (b"7z\xbc\xaf\x27\x1c", "a 7z file"),
+        (b"\x04\x22\x4d\x18", "an lz4 file"),
+        (b"\xff\x06\0\0sNaPpY", "a snappy file"),
+        (b"%PDF-", "a PDF file"),
+        (b"PAR1", "a parquet file"),
+        (b"Obj\x01", "an Avro file"),
+    ];
+    let (_, what) = BEGINNINGS.into_iter().find(|(beginning, _)| body.starts_with(beginning))?;
+    std::str::from_utf8(body).is_err().then_some(what)
+}
+
 /// `bytes` as text, with U+FFFD in place of bytes that are not UTF-8, and how many bytes those were.
 pub(super) fn lossy(bytes: &[u8]) -> (Cow<'_, str>, u64) {
     match std::str::from_utf8(bytes) {

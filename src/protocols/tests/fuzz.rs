@@ -3,12 +3,14 @@
 //! is guided by coverage (`tests/fuzz/`): [`execute`] is what it calls, and the inputs that it found are in
 //! `tests/fixtures/fuzz/`.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
 use super::golden::{CLIENTS, recorded};
-use super::*;
 use super::reference::assert_verdict_of_serde_json;
+use super::*;
 use crate::protocols::body;
 
 const FEW_FOR_EVERY_TEST_RUN: u64 = 3_000;
@@ -195,4 +197,18 @@ fn any_mutation_of_a_real_request_is_refused_or_stored_with_all_its_reference_fi
         }
     }
     println!("{executions} executions from seed {first}, no failure");
+}
+
+#[test]
+fn what_the_guided_fuzz_has_found_is_refused_or_stored_with_all_its_reference_finds() {
+    for (family, _) in FAMILIES {
+        let path = format!("{}/tests/fixtures/fuzz/{family}.txt", env!("CARGO_MANIFEST_DIR"));
+        let inputs = std::fs::read_to_string(&path).unwrap();
+        assert!(inputs.lines().count() > 100, "{path} is the fuzz's corpus");
+        for input in inputs.lines() {
+            let bytes = STANDARD.decode(input).unwrap();
+            let run = || execute(family, &bytes);
+            assert!(std::panic::catch_unwind(run).is_ok(), "{family} {input}");
+        }
+    }
 }
