@@ -7,7 +7,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -39,6 +39,8 @@ pub(super) struct Home {
     identity: Mutex<Identity>,
     /// Whether the last [`Home::confirm`] failed; every append reads it.
     is_away: AtomicBool,
+    /// See [`Home::mounts`].
+    mounts: AtomicU64,
 }
 
 /// How the spool's folder is told from any other that its path may lead to.
@@ -62,7 +64,7 @@ impl Home {
     ) -> io::Result<Home> {
         let folder = identify_folder(&*disk, &dir)?;
         let identity = Mutex::new(Identity { folder, lock: Some(lock) });
-        Ok(Home { dir, disk, manifest, copies, identity, is_away: AtomicBool::new(false) })
+        Ok(Home { dir, disk, manifest, copies, identity, is_away: AtomicBool::new(false), mounts: AtomicU64::new(0) })
     }
 
     /// The batches that S3 has and CloudWatch doesn't; `None` without a CloudWatch lane.
@@ -108,10 +110,19 @@ impl Home {
         if found.as_ref().is_ok_and(|found| found == folder) && lock.is_in_place(&self.dir) {
             return Ok(false);
         }
+        if lock.is_mounted_anew(&self.dir) && self.is_ours_by_its_manifest() {
+            // Nobody else has it, or this fails.
+            *lock = Lock::take(&self.dir).map_err(io::Error::other)?;
+            *folder = identify_folder(&*self.disk, &self.dir)?;
+            self.mounts.fetch_add(1, Ordering::Release);
+            tracing::warn!(spool.dir = %self.dir.display(), "the spool's volume was lost and is mounted anew; the daemon goes on with what is there");
+            return Ok(true);
+        }
         if !lock.is_removed()? {
             return Err(io::Error::other(format!(
                 "{} does not lead to the spool any more: its volume is away, or something else was put in its place; \
-                 all goes on by itself once it is back",
+                 all goes on by itself once it is back (where a copy of the volume is mounted in its place, restart \
+                 the daemon)",
                 self.dir.display()
             )));
         }
@@ -136,6 +147,16 @@ impl Home {
         *folder = identify_folder(&*self.disk, &self.dir)?;
         tracing::error!(spool.dir = %self.dir.display(), "the spool's lock was removed while the daemon runs; it is taken again");
         Ok(true)
+    }
+
+    fn is_ours_by_its_manifest(&self) -> bool {
+        let found = Manifest::read(&*self.disk, &self.dir);
+        found.is_ok_and(|found| found.is_some_and(|found| found == self.manifest))
+    }
+
+    /// How often the spool's volume was mounted anew: a file that was opened before that is on none.
+    pub(super) fn mounts(&self) -> u64 {
+        self.mounts.load(Ordering::Acquire)
     }
 
     fn another_daemons(&self) -> io::Error {

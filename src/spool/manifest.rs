@@ -251,6 +251,21 @@ impl Lock {
         Ok(self.file.metadata()?.nlink() == 0)
     }
 
+    /// Whether `spool` has the locked folder and file on another device, while the place that is locked takes no fsync
+    /// any more: the volume was lost and is mounted anew. A copy of the volume looks the same, but then the place that
+    /// is locked is alive.
+    pub(super) fn is_mounted_anew(&self, spool: &Path) -> bool {
+        let held = [self.folder.metadata(), self.file.metadata()];
+        let found = [fs::metadata(spool), fs::symlink_metadata(spool.join(LOCK))];
+        let is_the_same = held.into_iter().zip(found).all(|(held, found)| match (held, found) {
+            (Ok(held), Ok(found)) => held.ino() == found.ino() && held.dev() != found.dev(),
+            // What is gone altogether has no number any more.
+            (Err(_), Ok(_)) => true,
+            (_, Err(_)) => false,
+        });
+        is_the_same && self.folder.sync_all().is_err()
+    }
+
     /// Whether the path `spool` leads to the locked folder.
     pub(super) fn is_folder(&self, spool: &Path) -> bool {
         let found = [self.folder.metadata(), fs::metadata(spool)];

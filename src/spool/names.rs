@@ -28,18 +28,21 @@ impl Names {
     /// # Errors
     /// The disk's, or [`LISTINGS_MAX`] listings were all different.
     pub(super) fn read(disk: &dyn Disk, dir: &Path) -> io::Result<Names> {
-        let mut before = None;
-        for _ in 0..LISTINGS_MAX {
-            let mut names = Names::default();
+        let mut before = Seen::default();
+        disk.visit(dir, &mut |name, _| before.add(name))?;
+        for _ in 1..LISTINGS_MAX {
+            // Made at once for all: a long list that grows is in memory twice while it is copied.
+            let sealed = Vec::with_capacity(usize::try_from(before.files).unwrap_or_default());
+            let mut names = Names { sealed, ..Names::default() };
             let mut seen = Seen::default();
             disk.visit(dir, &mut |name, bytes| {
                 seen.add(name);
                 names.add(name, bytes);
             })?;
-            if before == Some(seen) {
+            if before == seen {
                 return Ok(names);
             }
-            before = Some(seen);
+            before = seen;
         }
         Err(io::Error::other(format!(
             "{LISTINGS_MAX} listings of the folder differ, so nobody knows what is in it; end what else changes it"

@@ -299,7 +299,16 @@ fn rewrite(folder: &Folder, from: &Path, to: &Path, closed: &mut Closed) -> io::
     let mut offset = 0;
     while offset < closed.bytes {
         let wanted = buffer.len().min(usize::try_from(closed.bytes - offset).unwrap_or(usize::MAX));
-        let read = source.read_at(&mut buffer[..wanted], offset)?;
+        let read = match source.read_at(&mut buffer[..wanted], offset) {
+            Err(error) => {
+                // The file system that it was opened on may be gone, and the file be there under its name.
+                if matches!(disk.identify(from), Ok(Some(_))) {
+                    closed.file = None;
+                }
+                return Err(error);
+            }
+            read => read?,
+        };
         if read == 0 {
             break;
         }

@@ -151,6 +151,8 @@ impl Writer {
 struct Open {
     name: BatchName,
     file: Box<dyn DiskFile>,
+    /// [`crate::spool::home::Home::mounts`] when it was opened.
+    mounts: u64,
     since: Instant,
     /// The bytes that were fsynced and acknowledged, not those that a group is writing.
     bytes: u64,
@@ -235,6 +237,9 @@ impl State {
 
     /// Writes a group with as few writes as its sizes allow and one fsync a batch, then acknowledges.
     fn commit(&mut self, group: Vec<Append>) {
+        if self.open.as_ref().is_some_and(|open| open.mounts != self.folder.home().mounts()) {
+            self.close(SealReason::DiskError);
+        }
         let mut staged: Vec<Append> = Vec::with_capacity(group.len());
         let mut staged_bytes = 0;
         for append in group {
@@ -286,8 +291,8 @@ impl State {
         if self.open.is_none() {
             let (name, file) = self.folder.open_batch()?;
             self.log_key_time();
-            let hasher = Sha256Hasher::default();
-            self.open = Some(Open { name, file, since: Instant::now(), bytes: 0, records: 0, hasher });
+            let (mounts, hasher) = (self.folder.home().mounts(), Sha256Hasher::default());
+            self.open = Some(Open { name, file, mounts, since: Instant::now(), bytes: 0, records: 0, hasher });
         }
         Ok(())
     }

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use crate::harness::{AUDITS, Answer, Books, DEPLOYMENTS, Daemon, Raw, Setup, TOKEN, wait_for, wait_until};
 use crate::local_aws::{Fault, LocalAws};
+use crate::machine::Machine;
 
 /// A small file system in memory, unmounted when dropped.
 pub(crate) struct Tmpfs(PathBuf);
@@ -30,6 +31,45 @@ impl Drop for Tmpfs {
         // Lazily: a daemon that a failed test left may still hold a file.
         let _ = Command::new("umount").arg("-l").arg(&self.0).output();
     }
+}
+
+#[test]
+fn a_volume_that_is_lost_and_mounted_anew_is_gone_on_with_and_costs_no_event() {
+    for codec in ["none", "gzip"] {
+        let aws = LocalAws::start();
+        let folder = tempfile::tempdir().unwrap();
+        let Some(machine) = Machine::start(folder.path(), "ext4") else { return };
+        let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "1h").set("ENV0_S3_LOG_COMPRESSION", codec);
+        let setup = machine.setup(setup);
+        let (mut daemon, books) = (setup.start(), Books::default());
+        send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
+        send_until_taken(&daemon, &books, AUDITS, 5);
+        machine.lose_volume_and_mount_it_anew();
+        send_until_taken(&daemon, &books, DEPLOYMENTS, 3);
+        send_until_taken(&daemon, &books, AUDITS, 3);
+        assert_eq!(daemon.log().count("WARN", "is mounted anew"), 1, "{}", daemon.log().text());
+        assert_eq!(setup.run("drain").code, Some(73), "the lock is held on the new device");
+        assert_eq!(daemon.terminate().code(), Some(0));
+        assert_eq!(stored_events(&aws), books.acknowledged(), "{codec}, {}", daemon.log().text());
+    }
+}
+
+#[test]
+fn a_copy_of_the_volume_in_its_place_is_not_taken_for_it() {
+    let aws = LocalAws::start();
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let Some(machine) = Machine::start(folders[0].path(), "ext4") else { return };
+    let setup = machine.setup(Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "1h"));
+    let (mut daemon, books) = (setup.start(), Books::default());
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
+    machine.mount_a_copy_over();
+    wait_until("it is not ready", || daemon.admin_get("/readyz?verbose").is_some_and(|answer| answer.status == 503));
+    let refusal = daemon.admin_get("/readyz?verbose").unwrap();
+    assert!(refusal.text().contains("restart the daemon"), "{}", refusal.text());
+    machine.heal();
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
+    assert_eq!(daemon.terminate().code(), Some(0));
+    books.balance(&aws, &setup);
 }
 
 /// Sends events until they are acknowledged, as a shipper does; the refusals on the way.
@@ -194,6 +234,11 @@ fn a_folder_that_is_removed_is_made_again_and_the_chain_goes_on() {
     assert_eq!(chains(&aws).len(), 2, "one a log type");
 }
 
+/// How many events the objects say that they hold, compressed or not.
+fn stored_events(aws: &LocalAws) -> usize {
+    aws.s3.objects().iter().map(|object| object.metadata["env0-records"].parse::<usize>().unwrap()).sum()
+}
+
 /// The instance ids in the bucket.
 fn chains(aws: &LocalAws) -> std::collections::BTreeSet<(String, bool)> {
     let objects = aws.s3.objects().into_iter();
@@ -215,9 +260,7 @@ fn a_folder_that_is_removed_while_a_batch_is_open_costs_no_event() {
                 send_until_taken(&daemon, &books, DEPLOYMENTS, 3);
             }
             assert_eq!(daemon.terminate().code(), Some(0));
-            let lines: usize =
-                aws.s3.objects().iter().map(|object| object.metadata["env0-records"].parse::<usize>().unwrap()).sum();
-            assert_eq!(lines, books.acknowledged(), "{codec}, {}", daemon.log().text());
+            assert_eq!(stored_events(&aws), books.acknowledged(), "{codec}, {}", daemon.log().text());
         }
     }
 }

@@ -1,19 +1,21 @@
 //! The machine under a daemon, and what goes wrong with it: a file system of its own, a clock, system calls,
 //! limits. All of it real but the clock and the failing fsync, which a preloaded library brings.
 
+use std::cell::{Cell, RefCell};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit};
 
 use crate::harness::{Daemon, Setup};
 
-/// Of the file system; more than what a test holds back at once.
-const IMAGE_BYTES: u64 = 256 << 20;
-/// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`: from then on every call fails, and what was not fsynced is
-/// never written.
+/// Of the file system; more than what a test holds back at once, and than the least that xfs takes.
+const IMAGE_BYTES: u64 = 320 << 20;
+/// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`, which xfs has under the same numbers: from then on every call
+/// fails, and what was not fsynced is never written.
 const SHUT_DOWN: &str = "import fcntl, os, struct, sys
 fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587D, struct.pack('I', 2))";
 
@@ -21,21 +23,35 @@ fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587D, struct.pack('I', 2))"
 pub(crate) struct Machine {
     folder: PathBuf,
     control: std::fs::File,
+    /// The loop device that the image is attached to; empty before it is.
+    device: RefCell<String>,
+    /// Whether the volume was taken away.
+    is_away: Cell<bool>,
+    /// Whether a copy is mounted over it.
+    is_covered: Cell<bool>,
 }
 
 impl Machine {
-    /// None where the machine does not allow a mount.
-    pub(crate) fn start(folder: &Path) -> Option<Machine> {
+    /// With a file system of this kind. None where the machine does not allow a mount.
+    pub(crate) fn start(folder: &Path, kind: &str) -> Option<Machine> {
         let control = std::fs::File::create(folder.join("control")).unwrap();
         control.set_len(16).unwrap();
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/machine.c");
         run("cc", &["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o", path(&folder.join("machine.so")), source]);
-        let machine = Machine { folder: folder.to_owned(), control };
+        let machine = Machine {
+            folder: folder.to_owned(),
+            control,
+            device: RefCell::default(),
+            is_away: Cell::default(),
+            is_covered: Cell::default(),
+        };
         std::fs::create_dir(machine.disk()).unwrap();
         std::fs::File::create(machine.image()).unwrap().set_len(IMAGE_BYTES).unwrap();
-        let mounted = succeeds("mkfs.ext4", &["-q", path(&machine.image())]) && machine.try_mount();
+        let mounted = succeeds(&format!("mkfs.{kind}"), &["-q", path(&machine.image())])
+            && machine.attach().is_some()
+            && machine.try_mount();
         if !mounted {
-            eprintln!("skipped: a file can't be mounted here (it takes root, mkfs.ext4 and a loop device)");
+            eprintln!("skipped: a file can't be mounted here (it takes root, mkfs.{kind} and a loop device)");
         }
         mounted.then_some(machine)
     }
@@ -56,8 +72,16 @@ impl Machine {
         self.folder.join("disk")
     }
 
+    /// Attaches the image to a loop device of its own, also where it is attached already. Nothing else tells two lives
+    /// of a file system apart: of the same device the system would show the one that it still has.
+    fn attach(&self) -> Option<()> {
+        let attached = Command::new("losetup").args(["--find", "--show", path(&self.image())]).output().ok()?;
+        *self.device.borrow_mut() = attached.status.success().then(|| String::from_utf8(attached.stdout).ok())??;
+        Some(())
+    }
+
     fn try_mount(&self) -> bool {
-        succeeds("mount", &["-o", "loop", path(&self.image()), path(&self.disk())])
+        succeeds("mount", &[self.device.borrow().trim(), path(&self.disk())])
     }
 
     /// Takes all of the disk's room.
@@ -78,6 +102,50 @@ impl Machine {
         run("python3", &["-c", SHUT_DOWN, path(&self.disk())]);
     }
 
+    /// The path leads to an empty folder, until [`Machine::heal`]. What has a file open there keeps it.
+    pub(crate) fn take_volume_away(&self) {
+        run("umount", &["-l", path(&self.disk())]);
+        self.is_away.set(true);
+    }
+
+    fn bring_volume_back(&self) {
+        if self.is_away.take() {
+            let left = std::fs::read_dir(self.disk()).unwrap().count();
+            assert_eq!(left, 0, "something was written where the volume was");
+            assert!(self.try_mount(), "what was mounted once can't be mounted again");
+        }
+    }
+
+    /// The disk is lost as if it was pulled out, and is mounted anew as another device. What was not fsynced is forgotten.
+    pub(crate) fn lose_volume_and_mount_it_anew(&self) {
+        let lost = self.device.borrow().clone();
+        self.cut_power();
+        run("umount", &["-l", path(&self.disk())]);
+        self.attach().expect("a second loop device");
+        assert!(self.try_mount(), "what was mounted once can't be mounted again");
+        // It goes with the last file that is open there.
+        run("losetup", &["--detach", lost.trim()]);
+    }
+
+    /// Nothing is written for that long: whoever writes waits.
+    pub(crate) fn freeze(&self, time: Duration) {
+        self.while_frozen(|| std::thread::sleep(time));
+    }
+
+    fn while_frozen(&self, action: impl FnOnce()) {
+        run("fsfreeze", &["--freeze", path(&self.disk())]);
+        action();
+        run("fsfreeze", &["--unfreeze", path(&self.disk())]);
+    }
+
+    /// A copy of the volume, as a snapshot is one, is mounted over it until [`Machine::heal`].
+    pub(crate) fn mount_a_copy_over(&self) {
+        let copy = self.folder.join("copy");
+        self.while_frozen(|| run("cp", &[path(&self.image()), path(&copy)]));
+        run("mount", &["-o", "loop", path(&copy), path(&self.disk())]);
+        self.is_covered.set(true);
+    }
+
     pub(crate) fn fail_fsyncs(&self, error: Errno) {
         self.set(8, i64::from(error.raw_os_error()));
     }
@@ -95,6 +163,10 @@ impl Machine {
     pub(crate) fn heal(&self) {
         self.set_clock(0);
         self.set(8, 0);
+        self.bring_volume_back();
+        if self.is_covered.take() {
+            run("umount", &["-l", path(&self.disk())]);
+        }
         // There is none, or it is on a file system that takes no removal.
         let _ = std::fs::remove_file(self.disk().join("ballast"));
     }
@@ -110,6 +182,7 @@ impl Drop for Machine {
     fn drop(&mut self) {
         // Lazily: a daemon that a failed test left may still hold a file.
         let _ = Command::new("umount").arg("-l").arg(self.disk()).output();
+        let _ = Command::new("losetup").args(["--detach", self.device.borrow().trim()]).output();
     }
 }
 
