@@ -137,6 +137,13 @@ fn a_power_cut_at_any_call_that_keeps_some_of_what_was_not_fsynced_loses_nothing
 }
 
 #[test]
+fn a_power_cut_at_any_call_that_leaves_holes_loses_nothing() {
+    for codec in CODECS {
+        assert!(at_every_call(codec, || Effect::Die(Cut::Holes), |world| world.crash(Cut::Holes)).calls > 40);
+    }
+}
+
+#[test]
 fn a_kill_at_any_call_loses_nothing() {
     for codec in CODECS {
         assert!(at_every_call(codec, || Effect::Die(Cut::Kill), |world| world.crash(Cut::Strict)).calls > 40);
@@ -168,5 +175,6 @@ fn long_run() {
     }
     row("kill -9", || Effect::Die(Cut::Kill), |world| world.crash(Cut::Strict));
     row("power cut, what was not fsynced is lost", || Effect::Die(Cut::Strict), |world| world.crash(Cut::Strict));
+    row("power cut, what was not fsynced is a hole", || Effect::Die(Cut::Holes), |world| world.crash(Cut::Holes));
     row("power cut, some of it is lost, torn and out of order", lose_some, |world| world.crash(Cut::Strict));
 }

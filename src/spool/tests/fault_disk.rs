@@ -1,8 +1,8 @@
 //! A file system in memory that knows what is durable, and can fail or lose data at any call.
 //!
 //! The test decides what a crash keeps: [`Cut::Kill`] keeps everything (the kernel goes on), [`Cut::Strict`] forgets
-//! whatever was not fsynced, [`Cut::Torn`] keeps a random part of that. Threads of a process that has died may still run in
-//! the test; they write to a copy, which the next process doesn't see.
+//! whatever was not fsynced, [`Cut::Torn`] keeps a random part of that, [`Cut::Holes`] its length. Threads of a process that has
+//! died may still run in the test; they write to a copy, which the next process doesn't see.
 //!
 //! There are two file systems: the spool's, and one that [`FaultDisk::mount_over`] puts over it. Paths lead to the one
 //! that is mounted; an open file stays where it is.
@@ -45,6 +45,8 @@ pub(crate) enum Cut {
     Strict,
     /// A power cut: what was fsynced, and a random part of the rest, torn and out of order, by this seed.
     Torn(u64),
+    /// A power cut: names and lengths are as they were, and what was not fsynced is a hole of zeros.
+    Holes,
 }
 
 /// What becomes of a call.

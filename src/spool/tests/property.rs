@@ -15,6 +15,8 @@ enum Step {
     Seal,
     Upload(Fate),
     Crash(Cut),
+    /// A crash, and the n-th name that the next start meets in its listings is left out once.
+    CrashAndLack(Cut, u64),
     /// The n-th call from here fails.
     Fault(u64, Errno),
     /// The n-th call from here is the last.
@@ -22,7 +24,7 @@ enum Step {
 }
 
 fn cut() -> impl Strategy<Value = Cut> {
-    prop_oneof![Just(Cut::Kill), Just(Cut::Strict), any::<u64>().prop_map(Cut::Torn)]
+    prop_oneof![Just(Cut::Kill), Just(Cut::Strict), Just(Cut::Holes), any::<u64>().prop_map(Cut::Torn)]
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -40,6 +42,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Seal),
         4 => prop::sample::select(fates.to_vec()).prop_map(Step::Upload),
         1 => cut().prop_map(Step::Crash),
+        1 => (cut(), 0..12u64).prop_map(|(cut, names)| Step::CrashAndLack(cut, names)),
         2 => (0..8u64, prop::sample::select(ERRORS.to_vec())).prop_map(|(calls, errno)| Step::Fault(calls, errno)),
         2 => (0..12u64, cut()).prop_map(|(calls, cut)| Step::Death(calls, cut)),
     ]
@@ -55,6 +58,7 @@ fn run(codec: Codec, steps: Vec<Step>) {
             Step::Seal => world.seal(),
             Step::Upload(fate) => drop(world.upload(fate)),
             Step::Crash(cut) => world.crash(cut),
+            Step::CrashAndLack(cut, names) => world.crash_and_lack(cut, names),
             Step::Fault(calls, errno) => world.disk.at_call(calls, move || Effect::Fail(errno)),
             Step::Death(calls, cut) => world.disk.at_call(calls, move || Effect::Die(cut)),
         }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 pub(crate) use super::bucket::{Fate, Object};
-use super::fault_disk::{Cut, FaultDisk};
+use super::fault_disk::{Cut, Effect, Errno, FaultDisk, Op};
 use crate::batch::{ByType, Codec, LogType, SealedName, Sha256, SpoolName, Stage, object_key};
 use crate::flusher::delivery::{self, Ended, Known, Next};
 use crate::s3::PutErrorKind;
@@ -141,6 +141,23 @@ impl World {
     pub(crate) fn crash(&mut self, cut: Cut) {
         self.crash_without_opening(cut);
         self.open().unwrap();
+        self.check_stages();
+    }
+
+    /// [`World::crash`], and the name after `names` more is left out once of what the next start lists.
+    pub(crate) fn crash_and_lack(&mut self, cut: Cut, names: u64) {
+        self.crash_without_opening(cut);
+        let mut left = Some(names);
+        self.disk.rule(move |op, _| {
+            if op != Op::Entry {
+                return Effect::Pass;
+            }
+            let is_left_out = left == Some(0);
+            left = left.and_then(|names| names.checked_sub(1));
+            if is_left_out { Effect::Fail(Errno::IO) } else { Effect::Pass }
+        });
+        self.open().unwrap();
+        self.disk.heal();
         self.check_stages();
     }
 

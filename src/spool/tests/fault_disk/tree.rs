@@ -91,6 +91,11 @@ impl Tree {
             Cut::Kill => return self.clone(),
             Cut::Strict => None,
             Cut::Torn(seed) => Some(Dice(seed)),
+            Cut::Holes => {
+                let files = self.files.iter().map(|bytes| Bytes { durable: bytes.with_holes(), ..Bytes::default() });
+                let (files, names) = (files.collect(), self.names.clone());
+                return Tree { durable_names: names.clone(), names, files, pending: Vec::new(), ..self.clone() };
+            }
         };
         let mut names = self.durable_names.clone();
         // A journal keeps changes of names in their order: any number of them, from the oldest on.
@@ -103,6 +108,13 @@ impl Tree {
 }
 
 impl Bytes {
+    /// As long as a reader sees the file, with nothing but zeros behind what was fsynced.
+    fn with_holes(&self) -> Vec<u8> {
+        let mut bytes = self.durable.clone();
+        bytes.resize(self.now().len(), 0);
+        bytes
+    }
+
     fn after(&self, dice: Option<&mut Dice>) -> Vec<u8> {
         /// Written as a whole or not at all; small, as the tests' files are.
         const SECTOR_BYTES: usize = 16;
