@@ -41,17 +41,18 @@ pub async fn run(loaded: Result<Loaded, ConfigErrors>, options: CheckOptions) ->
     let daemon = tokio::task::spawn_blocking(move || local::daemon(address)).await.ok().flatten();
     steps.extend(local::steps(&config, daemon.as_ref()));
     if !options.offline {
+        let pulled = pull::steps(&config).await;
         match Network::new(&config.network) {
             Ok(network) => {
                 let (tokens, problems) = credentials::own_tokens(&config, &network).await;
                 let newest = tokens.into_iter().max_by_key(|token| token.expires_at);
-                let own = online::Own { network, newest, problems };
+                let own = online::Own { network, newest, problems, pull_brings_one: pulled.token };
                 steps.extend(online::steps(&config, &own, daemon.as_ref(), options.write).await);
                 steps.extend(cloudwatch::steps(&config, &own, daemon.as_ref(), options.write).await);
             }
             Err(error) => steps.push(Step::fail("network", CONFIG, error.to_string(), "correct the variable")),
         }
-        steps.extend(pull::steps(&config).await);
+        steps.extend(pulled.steps);
     }
     Report::new(steps)
 }

@@ -38,10 +38,12 @@ pub(super) struct Own {
     pub(super) newest: Option<OidcToken>,
     /// Why another source has none.
     pub(super) problems: Vec<String>,
+    /// A running daemon takes one from a deployment's record.
+    pub(super) pull_brings_one: bool,
 }
 
 pub(super) async fn steps(config: &Config, own: &Own, daemon: Option<&Status>, write: bool) -> Vec<Step> {
-    let Own { network, newest, problems } = own;
+    let Own { network, newest, problems, pull_brings_one } = own;
     let mut steps = vec![issuer(config, network).await];
     match (newest, daemon) {
         (Some(token), Some(status)) if has_ended(token) && holds_session(status) => {
@@ -57,6 +59,7 @@ pub(super) async fn steps(config: &Config, own: &Own, daemon: Option<&Status>, w
             steps.push(daemon_token(status));
             steps.extend(of_daemon(status, write));
         }
+        (None, None) if *pull_brings_one && problems.is_empty() => steps.extend(without_daemon()),
         (None, None) => steps.extend(without_token(config, problems)),
     }
     steps
@@ -329,6 +332,20 @@ fn of_kind(config: &Config, name: &'static str, kind: PutErrorKind, message: &st
         _ => kind.remedy().to_owned(),
     };
     Step::fail(name, exit_code, message, remedy)
+}
+
+/// The token is the pull's, and only a running daemon pulls.
+fn without_daemon() -> Vec<Step> {
+    let skipped = |name| Step::skipped(name, "the daemon tells once it runs: the token comes with the pull");
+    vec![
+        Step::ok(
+            "token",
+            "none is configured, and none is needed: a deployment's record has one, and the pull takes it",
+        ),
+        skipped("sts"),
+        skipped("bucket"),
+        skipped("write"),
+    ]
 }
 
 /// Nobody to ask with, and nobody to ask.

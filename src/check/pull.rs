@@ -23,22 +23,46 @@ const LOGS: &str = "pull-logs";
 /// env0's limit for one address, method and path.
 const LIMIT_A_MINUTE: u64 = 1000;
 
-pub(super) async fn steps(config: &Config) -> Vec<Step> {
-    let Some(pull) = &config.pull else { return Vec::new() };
+/// What trying the API key told.
+#[derive(Default)]
+pub(super) struct Pulled {
+    pub(super) steps: Vec<Step>,
+    /// A deployment's record has an OIDC token, which the pull takes for AWS.
+    pub(super) token: bool,
+}
+
+impl From<Step> for Pulled {
+    fn from(step: Step) -> Pulled {
+        Pulled { steps: vec![step], token: false }
+    }
+}
+
+pub(super) async fn steps(config: &Config) -> Pulled {
+    let Some(pull) = &config.pull else { return Pulled::default() };
     let api =
         Network::new(&config.network).map_err(|error| error.to_string()).and_then(|network| Api::new(pull, &network));
     let api = match api {
         Ok(api) => api,
-        Err(error) => return vec![Step::fail(KEY, CONFIG, error, "correct the variable")],
+        Err(error) => return Step::fail(KEY, CONFIG, error, "correct the variable").into(),
     };
     let (seen, bad) = match organizations(&api).await {
         Ok(seen) => seen,
-        Err(error) => return vec![failed(KEY, &error)],
+        Err(error) => return failed(KEY, &error).into(),
     };
+    if let Some(other) = pull.organization_ids.iter().find(|id| !seen.contains(id)) {
+        let detail = format!(
+            "ENV0_S3_LOG_PULL_ORGANIZATION_ID names {other}, and the API key {} is of another organization: it sees {}",
+            pull.key_id,
+            seen.join(", ")
+        );
+        let remedy = "correct it, leave it out, or make a key in that organization";
+        return Step::fail(KEY, DENIED, detail, remedy).into();
+    }
     let ids = match &pull.organization_ids[..] {
         [] => seen.clone(),
         configured => configured.to_vec(),
     };
+    let mut token = false;
     let mut steps = vec![Step::ok(KEY, format!("{} is known to env0; it sees {}", pull.key_id, seen.join(", ")))];
     steps.extend(bad.map(|error| failed(KEY, &error)));
     for id in &ids {
@@ -46,11 +70,13 @@ pub(super) async fn steps(config: &Config) -> Vec<Step> {
             steps.push(audits(&api, id).await);
         }
         if pull.types.contains(&LogType::Deployments) {
-            steps.extend(deployments(&api, id, pull).await);
+            let of_type = deployments(&api, id, pull).await;
+            steps.extend(of_type.steps);
+            token |= of_type.token;
         }
         steps.push(forwarding(&api, id).await);
     }
-    steps
+    Pulled { steps, token }
 }
 
 fn failed(name: &'static str, error: &ApiError) -> Step {
@@ -108,11 +134,8 @@ struct Variables {
 
 impl Deployment {
     /// env0 documents the token, but need not fill it in.
-    fn words(&self) -> &'static str {
-        match self.variables.as_ref().and_then(|variables| variables.oidc_token.as_ref()) {
-            Some(_) => "its record has an OIDC token, so the pull brings its own",
-            None => "its record has no OIDC token, so it has to come another way",
-        }
+    fn has_token(&self) -> bool {
+        self.variables.as_ref().is_some_and(|variables| variables.oidc_token.is_some())
     }
 }
 
@@ -135,17 +158,18 @@ struct Round {
     took: Duration,
 }
 
-async fn deployments(api: &Api, organization: &str, pull: &config::Pull) -> Vec<Step> {
+async fn deployments(api: &Api, organization: &str, pull: &config::Pull) -> Pulled {
     let round = match list_environments(api, organization).await {
         Ok(round) => round,
-        Err(error) => return vec![failed(ENVIRONMENTS, &explained(api, organization, error).await)],
+        Err(error) => return failed(ENVIRONMENTS, &explained(api, organization, error).await).into(),
     };
     let of_round = judge(&round, organization, pull.interval);
-    let of_logs = match try_logs(api, &round.environments).await {
+    let mut token = false;
+    let of_logs = match try_logs(api, &round.environments, &mut token).await {
         Ok(tried) => Step::ok(LOGS, format!("{organization}: {tried}")),
         Err(error) => failed(LOGS, &explained(api, organization, error).await),
     };
-    vec![of_round, of_logs]
+    Pulled { steps: vec![of_round, of_logs], token }
 }
 
 async fn list_environments(api: &Api, organization: &str) -> Result<Round, ApiError> {
@@ -195,8 +219,9 @@ fn judge(round: &Round, organization: &str, interval: Duration) -> Step {
     Step::ok(ENVIRONMENTS, detail)
 }
 
-/// Asks for one environment's deployments, for the steps of the latest, and for the log of one step.
-async fn try_logs(api: &Api, environments: &[Environment]) -> Result<String, ApiError> {
+/// Asks for one environment's deployments, for the steps of the latest, and for the log of one step. Sets `token` where
+/// the latest deployment's record has one.
+async fn try_logs(api: &Api, environments: &[Environment], token: &mut bool) -> Result<String, ApiError> {
     let deployed = environments.iter().find(|environment| environment.latest_deployment_log_id.is_some());
     let Some(environment) = deployed.or(environments.first()) else {
         return Ok("there is no environment yet, so no log was tried".to_owned());
@@ -207,7 +232,11 @@ async fn try_logs(api: &Api, environments: &[Environment]) -> Result<String, Api
     let Some(latest) = latest.first() else {
         return Ok("deployments are readable; there is none yet, so no log was tried".to_owned());
     };
-    let words = latest.words();
+    *token = latest.has_token();
+    let words = match *token {
+        true => "its record has an OIDC token, so the pull brings its own",
+        false => "its record has no OIDC token, so it has to come another way",
+    };
     let steps = api.get(Endpoint::Steps, &["deployments", &latest.id, "steps"], &[]).await?.parse::<Vec<LogStep>>()?;
     let Some(step) = steps.iter().find(|step| step.status != "NOT_STARTED") else {
         return Ok(format!("deployments and steps are readable; no step has begun, so no log was tried; {words}"));

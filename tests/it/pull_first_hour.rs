@@ -96,4 +96,9 @@ fn check_tells_who_has_no_token_where_one_comes_from_and_whether_env0_shows_one(
     deployment.oidc_token = Some("canary".into());
     let checked = with(&deployment);
     assert!(checked.contains("record has an OIDC token") && !checked.contains("canary"), "{checked}");
+    // The pull then brings all that is needed, so nothing else is asked for.
+    assert!(checked.ends_with("Next: start the daemon: env0-s3-logs run\n"), "{checked}");
+    let other = setup.set("ENV0_S3_LOG_PULL_ORGANIZATION_ID", "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9").run("check");
+    let said = "names 0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9, and the API key";
+    assert!(other.stdout.contains("[fail] api-key") && other.stdout.contains(said), "{}", other.stdout);
 }
