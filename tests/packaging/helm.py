@@ -25,12 +25,17 @@ SCHEMA = CHART / "values.schema.json"
 BINARY = pathlib.Path(os.environ.get("BINARY", ROOT / "target" / "release" / "env0-s3-logs"))
 NAMESPACE = "env0-agent"
 
-# Not for `config`: the chart sets these itself, or they hold a secret.
+# Not for `config`, and what the chart names in their place.
 NOT_CONFIG = {
-    *(f"ENV0_S3_LOG_{name}" for name in ("LISTEN_ADDR", "ADMIN_ADDR", "SPOOL_DIR", "SHUTDOWN_GRACE", "INGEST_AUTH")),
-    *(f"ENV0_S3_LOG_{name}" for name in ("INGEST_TOKEN", "INGEST_TOKEN_FILE", "OIDC_TOKEN_FILE", "OIDC_TOKEN_URL")),
-    *("ENV0_S3_LOG_TLS_CERT_FILE", "ENV0_S3_LOG_TLS_KEY_FILE", "ENV0_OIDC_TOKEN", "ENV0_OIDC_TOKEN_FILE"),
-    *(f"ENV0_API_KEY_{name}" for name in ("ID", "ID_FILE", "SECRET", "SECRET_FILE")),
+    **{f"ENV0_API_KEY_{name}": "apiKeySecret" for name in ("ID", "ID_FILE", "SECRET", "SECRET_FILE")},
+    **{f"ENV0_S3_LOG_INGEST_{name}": "ingestTokensSecret" for name in ("TOKEN", "TOKEN_FILE")},
+    **{f"ENV0_{name}": "podToken.enabled" for name in ("OIDC_TOKEN", "OIDC_TOKEN_FILE")},
+    **{f"ENV0_S3_LOG_OIDC_TOKEN_{name}": "podToken.enabled" for name in ("FILE", "URL")},
+    **{f"ENV0_S3_LOG_TLS_{name}_FILE": "tls.secretName" for name in ("CERT", "KEY")},
+    **{
+        f"ENV0_S3_LOG_{name}": "leave it out"
+        for name in ("LISTEN_ADDR", "ADMIN_ADDR", "SPOOL_DIR", "SHUTDOWN_GRACE", "INGEST_AUTH")
+    },
 }
 # A header is all that a plain manifest has beside what the chart renders.
 HEADER = """\
@@ -108,7 +113,7 @@ PLAIN_NAMES = sorted(path.name.removesuffix(".values.yaml") for path in PLAIN.gl
 
 def write():
     schema = json.loads(SCHEMA.read_text())
-    schema["properties"]["config"]["propertyNames"]["enum"] = sorted(variables() - NOT_CONFIG)
+    schema["properties"]["config"]["propertyNames"]["enum"] = sorted(variables())
     SCHEMA.write_text(json.dumps(schema, indent=2) + "\n")
     for name in PLAIN_NAMES:
         (PLAIN / f"{name}.yaml").write_text(plain(name))
@@ -145,10 +150,17 @@ class Chart(unittest.TestCase):
             written = (PLAIN / f"{name}.yaml").read_text()
             self.assertEqual(written, plain(name), "run: python tests/packaging/helm.py --write")
 
-    def test_the_schema_knows_every_variable_that_is_no_secret(self):
+    def test_the_schema_knows_every_variable_and_the_chart_says_where_those_go_that_config_refuses(self):
         known = json.loads(SCHEMA.read_text())["properties"]["config"]["propertyNames"]["enum"]
-        self.assertEqual(known, sorted(variables() - NOT_CONFIG), "run: python tests/packaging/helm.py --write")
-        self.assertEqual(NOT_CONFIG - variables(), set())
+        self.assertEqual(known, sorted(variables()), "run: python tests/packaging/helm.py --write")
+        self.assertEqual(NOT_CONFIG.keys() - variables(), set())
+        for variable, instead in NOT_CONFIG.items():
+            values = {"config": CONFIG | {variable: "a-secret-0123456789"}, "ingestTokensSecret": "tokens"}
+            outcome = helm("template", "env0-s3-logs", CHART, values=values)
+            self.assertNotEqual(outcome.returncode, 0, variable)
+            for said in (f"config.{variable}: ", instead):
+                self.assertIn(said, outcome.stderr)
+            self.assertNotIn("a-secret-0123456789", outcome.stderr)
 
     def test_helm_lint_finds_nothing(self):
         outcome = helm("lint", CHART)
@@ -156,6 +168,9 @@ class Chart(unittest.TestCase):
         for name in PLAIN_NAMES:
             outcome = helm("lint", "--strict", CHART, "-f", PLAIN / f"{name}.values.yaml")
             self.assertEqual(outcome.returncode, 0, outcome.stdout + outcome.stderr)
+        for values, _ in self.rendered:
+            outcome = helm("lint", "--strict", CHART, values=values)
+            self.assertEqual(outcome.returncode, 0, f"{values}\n{outcome.stdout}{outcome.stderr}")
 
     def test_every_combination_fits_the_schemas_of_kubernetes(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -260,6 +275,7 @@ class Chart(unittest.TestCase):
             ({"ingestTokensSecret": "tokens", "config": {"ENV0_S3_LOG_AWS_REGION": "x"}}, "ENV0_S3_LOG_ROLE_ARN"),
             (merged(good, {"image": {"digest": "abc"}}), "digest"),
             ({"config": CONFIG}, "apiKeySecret"),
+            (merged(good, {"podToken": {"enabled": True}, "oidcTokenSecret": "oidc"}), "podToken.enabled and oidcTokenSecret"),
             (merged(good, {"tls": {"certManager": {"enabled": True}}}), "issuer"),
             (merged(good, {"drain": ["spool-env0-s3-logs-push-1"]}), "podToken"),
             (audits(allowedCidrs=[]), "allowedCidrs"),
@@ -299,10 +315,10 @@ class Chart(unittest.TestCase):
         self.assertGreater(len(seen), 20)
 
     def test_the_terraform_outputs_are_names_that_config_takes(self):
-        known = json.loads(SCHEMA.read_text())["properties"]["config"]["propertyNames"]["enum"]
+        known = variables() - NOT_CONFIG.keys()
         outputs = set(re.findall(r"\bENV0_[A-Z0-9_]+", (ROOT / "config/aws/terraform/outputs.tf").read_text()))
         self.assertTrue(outputs)
-        self.assertEqual(outputs - set(known), set())
+        self.assertEqual(outputs - known, set())
 
     def test_the_notes_say_the_next_command(self):
         for secrets, pods in (
@@ -313,6 +329,10 @@ class Chart(unittest.TestCase):
             values = {"config": CONFIG, **secrets}
             outcome = helm("install", "env0-s3-logs", CHART, "-n", NAMESPACE, "--dry-run=client", values=values)
             self.assertEqual(outcome.returncode, 0, outcome.stderr)
+            # Where nobody can hand a token over, nobody is told to.
+            hands_over = "has handed its OIDC token over" in outcome.stdout
+            self.assertEqual(hands_over, "push" in pods, outcome.stdout)
+            self.assertEqual("podToken.enabled" in outcome.stdout, "push" not in pods, outcome.stdout)
             asked = re.findall(r"exec env0-s3-logs-(\w+)-0 -- env0-s3-logs check$", outcome.stdout, re.M)
             self.assertEqual(asked, pods)
 

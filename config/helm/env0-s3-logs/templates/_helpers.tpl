@@ -38,6 +38,30 @@ app.kubernetes.io/part-of: env0-s3-logs
 {{- if or (eq .component "push") (and (eq .component "pull") (include "trusts" .root)) }}true{{ end }}
 {{- end }}
 
+{{- /* Variables that don't belong into `config`, and what to set in their place. A test holds it to the daemon's list. */ -}}
+{{- define "notConfig" -}}
+{{- $key := "the API key is a Secret. Make one with the keys id and secret, and name it in apiKeySecret" }}
+{{- $ingest := "senders' tokens are a Secret. Make one with the key tokens, and name it in ingestTokensSecret" }}
+{{- $token := "the token for AWS is podToken.enabled=true, or a Secret with the key token that oidcTokenSecret names" }}
+{{- $tls := "the certificate is a Secret that tls.secretName names, or tls.certManager's" }}
+{{- $fixed := "the chart sets it, and the pod's ports, volume and probes fit that; leave it out" }}
+{{- range list "ID" "ID_FILE" "SECRET" "SECRET_FILE" }}
+ENV0_API_KEY_{{ . }}: {{ $key }}
+{{- end }}
+{{- range list "TOKEN" "TOKEN_FILE" }}
+ENV0_S3_LOG_INGEST_{{ . }}: {{ $ingest }}
+{{- end }}
+{{- range list "ENV0_OIDC_TOKEN" "ENV0_OIDC_TOKEN_FILE" "ENV0_S3_LOG_OIDC_TOKEN_FILE" "ENV0_S3_LOG_OIDC_TOKEN_URL" }}
+{{ . }}: {{ $token }}
+{{- end }}
+{{- range list "CERT" "KEY" }}
+ENV0_S3_LOG_TLS_{{ . }}_FILE: {{ $tls }}
+{{- end }}
+{{- range list "LISTEN_ADDR" "ADMIN_ADDR" "SPOOL_DIR" "SHUTDOWN_GRACE" "INGEST_AUTH" }}
+ENV0_S3_LOG_{{ . }}: {{ $fixed }}
+{{- end }}
+{{- end }}
+
 {{- define "env" -}}
 {{- range $name, $value := .root.Values.config }}
 - name: {{ $name }}
