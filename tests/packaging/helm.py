@@ -40,7 +40,8 @@ NOT_CONFIG = {
 # A header is all that a plain manifest has beside what the chart renders.
 HEADER = """\
 # Rendered from config/helm/env0-s3-logs with {values}; don't change one without the other.
-# Put your own values in place of the examples in `env`, then: kubectl -n {namespace} apply -f config/kubernetes/{name}
+# Put your own values in place of the examples in `env`, and your registry's image in place of `image`, then:
+#   kubectl -n {namespace} apply -f config/kubernetes/{name}
 """
 CONFIG = {
     "ENV0_S3_LOG_ROLE_ARN": "arn:aws:iam::111122223333:role/env0-logs",

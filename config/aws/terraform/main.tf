@@ -6,7 +6,11 @@
 #     subject     = "auth0|0123456789abcdef01234567"
 #   }
 #
-# Its output `variables` is what the daemon is given.
+# Its output `variables` is what the daemon is given. Or run this folder by itself:
+#
+#   terraform -chdir=config/aws/terraform init
+#   terraform -chdir=config/aws/terraform apply -var bucket_name=my-env0-logs -var subject='auth0|0123456789abcdef01234567'
+#   terraform -chdir=config/aws/terraform output -json variables
 terraform {
   required_version = ">= 1.5"
   required_providers {
