@@ -1,5 +1,6 @@
-//! Tells the program which source it is built from, as the variable `REVISION` of its compilation.
+//! Tells the compiler which source the program is built from (`REVISION`), and which tests this machine can run.
 
+use std::path::Path;
 use std::process::Command;
 
 /// `git archive`, and so a source tarball of GitHub, puts the commit in here (.gitattributes).
@@ -14,6 +15,22 @@ fn main() {
     let told = std::env::var("REVISION").ok().filter(|revision| !revision.is_empty());
     let revision = told.or_else(archived).or_else(checked_out).unwrap_or_else(|| "unknown".into());
     println!("cargo::rustc-env=REVISION={revision}");
+    println!("cargo::rustc-check-cfg=cfg(may_mount, may_mount_images)");
+    // Not in a release build, which must be the same whoever makes it.
+    if std::env::var("PROFILE").is_ok_and(|profile| profile == "debug") && has_cap_sys_admin() {
+        println!("cargo::rustc-cfg=may_mount");
+        if Path::new("/dev/loop-control").exists() {
+            println!("cargo::rustc-cfg=may_mount_images");
+        }
+    }
+}
+
+/// Whether this user may mount file systems. Tests that need one are ignored otherwise, and say so.
+fn has_cap_sys_admin() -> bool {
+    const CAP_SYS_ADMIN: u32 = 21;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("CapEff:")?.trim(), 16).ok());
+    effective.is_some_and(|effective| effective >> CAP_SYS_ADMIN & 1 == 1)
 }
 
 /// The commit of a source tarball.

@@ -14,6 +14,7 @@ use crate::exit_code;
 use crate::flusher::{self, Flusher};
 use crate::http::tls::{self, Tls};
 use crate::ingest::auth;
+use crate::metric_table;
 use crate::network::Network;
 use crate::oidc::Verifier;
 use crate::pull::settle::{self, Settled};
@@ -138,7 +139,7 @@ pub fn start_flusher(
         bucket_path: config.bucket_path.clone(),
         concurrency: config.upload_concurrency,
         signing_key,
-        upload_duration: metrics::histogram!("env0_s3_logs_upload_duration_seconds"),
+        upload_duration: metrics::histogram!(metric_table::UPLOAD_DURATION_SECONDS),
     };
     let flusher = Flusher::start(shared, sealed).map_err(|error| Failure::new(exit_code::SOFTWARE, error))?;
     Ok((flusher, settled))

@@ -28,7 +28,7 @@
 //! The modules below stand by floors; imports go down, and inside a room no file leads back to itself:
 //! `cli` → `check`, `daemon`, `drain` → `assembly` → `verify`, `flusher`, `pull`, `cloudwatch`, `ingest` → `s3` →
 //! `credentials` → `oidc`, `admin` → `spool`, `http`, `network`, `telemetry` → `protocols`, `config`, `status`, `chain` →
-//! `pem` → `batch`, `background`, `backoff`, `small_file`, `volume`, `exit_code`.
+//! `pem` → `batch`, `background`, `backoff`, `metric_table`, `small_file`, `volume`, `exit_code`.
 
 pub mod cli;
 
@@ -67,6 +67,7 @@ pub mod background;
 pub mod backoff;
 pub mod batch;
 pub mod exit_code;
+pub mod metric_table;
 pub mod small_file;
 pub mod volume;
 

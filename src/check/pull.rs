@@ -12,7 +12,8 @@ use crate::batch::LogType;
 use crate::config::{self, Config};
 use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
 use crate::network::Network;
-use crate::pull::api::{Api, ApiError, Endpoint, ErrorKind, List, PageSize, REPEATED};
+use crate::pull::api::pages::{PageSize, REPEATED};
+use crate::pull::api::{Api, ApiError, Endpoint, ErrorKind, List};
 use crate::pull::{explained, organizations};
 
 const KEY: &str = "api-key";

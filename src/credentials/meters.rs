@@ -2,6 +2,7 @@
 
 use super::candidates::Candidates;
 use super::role::Service;
+use crate::metric_table;
 
 /// The metrics of exchanges, session and tokens.
 pub(super) struct Meters {
@@ -17,13 +18,13 @@ impl Meters {
     pub(super) fn new(service: Service) -> Meters {
         let (exchanges, session_expiry, token_expiry) = match service {
             Service::S3 => (
-                "env0_s3_logs_sts_exchanges_total",
-                "env0_s3_logs_credentials_expiry_timestamp_seconds",
-                Some("env0_s3_logs_oidc_token_expiry_timestamp_seconds"),
+                metric_table::STS_EXCHANGES,
+                metric_table::CREDENTIALS_EXPIRY_TIMESTAMP_SECONDS,
+                Some(metric_table::OIDC_TOKEN_EXPIRY_TIMESTAMP_SECONDS),
             ),
             Service::CloudWatch => (
-                "env0_s3_logs_cloudwatch_sts_exchanges_total",
-                "env0_s3_logs_cloudwatch_credentials_expiry_timestamp_seconds",
+                metric_table::CLOUDWATCH_STS_EXCHANGES,
+                metric_table::CLOUDWATCH_CREDENTIALS_EXPIRY_TIMESTAMP_SECONDS,
                 None,
             ),
         };

@@ -3,6 +3,7 @@
 use metrics::{Counter, Gauge, counter, gauge};
 
 use crate::batch::LogType;
+use crate::metric_table;
 use crate::s3::PutErrorKind;
 use crate::spool::Batch;
 
@@ -18,12 +19,11 @@ impl UploadMeters {
     pub(super) fn new(log_type: LogType) -> UploadMeters {
         let log_type = log_type.as_str();
         UploadMeters {
-            objects: counter!("env0_s3_logs_objects_uploaded_total", "type" => log_type),
-            bytes: counter!("env0_s3_logs_upload_bytes_total", "type" => log_type),
-            last_uploaded: gauge!("env0_s3_logs_last_uploaded_timestamp_seconds", "type" => log_type),
-            failures: PutErrorKind::ALL.map(
-                |kind| counter!("env0_s3_logs_upload_failures_total", "type" => log_type, "error" => kind.as_str()),
-            ),
+            objects: counter!(metric_table::OBJECTS_UPLOADED, "type" => log_type),
+            bytes: counter!(metric_table::UPLOAD_BYTES, "type" => log_type),
+            last_uploaded: gauge!(metric_table::LAST_UPLOADED_TIMESTAMP_SECONDS, "type" => log_type),
+            failures: PutErrorKind::ALL
+                .map(|kind| counter!(metric_table::UPLOAD_FAILURES, "type" => log_type, "error" => kind.as_str())),
         }
     }
 

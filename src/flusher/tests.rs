@@ -29,8 +29,7 @@ use crate::spool::{QUARANTINE, Settings, Spool};
 use crate::testing::{self, Seen, Server, answer, s3_error, soon, sts_that_gives_sessions, until};
 
 const TYPE: LogType = LogType::Deployments;
-/// In two parts, as a test reads the sources for who feeds each metric.
-const PROJECT: &str = concat!("env0", "_s3_logs_");
+const PROJECT: &str = "env0_s3_logs_";
 const LINE: &str = "{\"message\":\"one\"}\n";
 
 type Judge = Box<dyn FnMut(&Seen) -> Response<Bytes> + Send>;

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::metric_table;
 use axum::http::StatusCode;
 use metrics::{Counter, counter};
 
@@ -131,7 +132,7 @@ impl Refusals {
     /// Of the listener with this name.
     pub(super) fn new(listener: &'static str) -> Refusals {
         let reasons = Refused::ALL.map(|refused| Reason {
-            total: counter!("env0_s3_logs_connections_refused_total", "reason" => refused.label()),
+            total: counter!(metric_table::CONNECTIONS_REFUSED, "reason" => refused.label()),
             last: Mutex::default(),
         });
         Refusals { listener, reasons }

@@ -13,7 +13,7 @@ use rustls::server::{ServerConfig, WebPkiClientVerifier};
 
 use super::watched::Watched;
 use crate::config::{self, TlsFiles};
-use crate::pem;
+use crate::{metric_table, pem};
 
 /// The files of certificate, key or client CA can't be used; at start only, later the ones before stay.
 #[derive(Debug, thiserror::Error)]
@@ -132,7 +132,7 @@ fn load(files: &TlsFiles) -> Result<Made, TlsError> {
         }
         error => refuse(CERT, &files.cert, error),
     })?;
-    metrics::gauge!("env0_s3_logs_tls_expiry_timestamp_seconds").set(ends.map_or(0.0, |ends| ends.timestamp() as f64));
+    metrics::gauge!(metric_table::TLS_EXPIRY_TIMESTAMP_SECONDS).set(ends.map_or(0.0, |ends| ends.timestamp() as f64));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Made { settings: Arc::new(config), ends })
 }

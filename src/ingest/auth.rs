@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use crate::batch::{LogType, Sha256};
 use crate::config::Config;
 use crate::credentials::{Credentials, Offer};
+use crate::metric_table;
 use crate::oidc::{OidcToken, Verifier, VerifyError, looks_like_jwt};
 use token_file::{StaticToken, TokenFile};
 pub use token_file::{TokenFileError, token_file_problem};
@@ -317,11 +318,11 @@ fn count_failure(error: &AuthError) {
 }
 
 fn auth_failures(reason: &'static str) -> metrics::Counter {
-    metrics::counter!("env0_s3_logs_auth_failures_total", "reason" => reason)
+    metrics::counter!(metric_table::AUTH_FAILURES, "reason" => reason)
 }
 
 fn hand_overs(outcome: &'static str) -> metrics::Counter {
-    metrics::counter!("env0_s3_logs_token_handovers_total", "outcome" => outcome)
+    metrics::counter!(metric_table::TOKEN_HANDOVERS, "outcome" => outcome)
 }
 
 /// The token in `Authorization`; `None` without that header.

@@ -6,6 +6,7 @@ use axum::http::StatusCode;
 use metrics::{Counter, Histogram, counter, histogram};
 
 use crate::batch::{ByType, LogType};
+use crate::metric_table;
 use crate::protocols::body::Lines;
 
 /// Statuses that the front answers with; any other is counted as the last.
@@ -29,21 +30,15 @@ impl IngestMeters {
     /// Makes every handle, so that each starts at zero.
     pub(super) fn new() -> IngestMeters {
         let by_code = |log_type: &'static str| {
-            CODES.map(
-                |code| counter!("env0_s3_logs_ingest_requests_total", "type" => log_type, "code" => code.to_string()),
-            )
+            CODES.map(|code| counter!(metric_table::INGEST_REQUESTS, "type" => log_type, "code" => code.to_string()))
         };
         IngestMeters {
             requests: ByType::new(|log_type| by_code(log_type.as_str())),
             typeless: by_code(NO_TYPE),
-            bytes: ByType::new(|log_type| counter!("env0_s3_logs_ingest_bytes_total", "type" => log_type.as_str())),
-            redacted: ByType::new(
-                |log_type| counter!("env0_s3_logs_events_redacted_total", "type" => log_type.as_str()),
-            ),
-            replaced: ByType::new(
-                |log_type| counter!("env0_s3_logs_replaced_bytes_total", "type" => log_type.as_str()),
-            ),
-            duration: histogram!("env0_s3_logs_ingest_duration_seconds"),
+            bytes: ByType::new(|log_type| counter!(metric_table::INGEST_BYTES, "type" => log_type.as_str())),
+            redacted: ByType::new(|log_type| counter!(metric_table::EVENTS_REDACTED, "type" => log_type.as_str())),
+            replaced: ByType::new(|log_type| counter!(metric_table::REPLACED_BYTES, "type" => log_type.as_str())),
+            duration: histogram!(metric_table::INGEST_DURATION_SECONDS),
         }
     }
 

@@ -7,7 +7,7 @@ mod answer;
 mod error;
 mod key;
 mod pace;
-mod pages;
+pub mod pages;
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -25,13 +25,13 @@ use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 
 use crate::backoff;
 use crate::config;
+use crate::metric_table;
 use crate::network::{Network, causes};
 pub use crate::pull::api::answer::{Answer, List};
 use crate::pull::api::error::{ANSWER_MAX_BYTES, Asked, WRONG_PATH_MESSAGE};
 pub use crate::pull::api::error::{ApiError, Endpoint, ErrorKind};
 use crate::pull::api::key::{Key, KeyHolder};
 use crate::pull::api::pace::Pace;
-pub use crate::pull::api::pages::{PageSize, REPEATED};
 
 /// Requests of all kinds that may run at the same time.
 const AT_ONCE: usize = 8;
@@ -263,5 +263,5 @@ async fn says_wrong_path(response: &mut Response) -> bool {
 }
 
 fn requests(endpoint: Endpoint, outcome: &'static str) -> metrics::Counter {
-    metrics::counter!("env0_s3_logs_pull_requests_total", "endpoint" => endpoint.as_str(), "outcome" => outcome)
+    metrics::counter!(metric_table::PULL_REQUESTS, "endpoint" => endpoint.as_str(), "outcome" => outcome)
 }

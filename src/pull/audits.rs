@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::protocols::body::{Limits, members};
-use crate::pull::api::{Answer, Api, Endpoint, PageSize};
+use crate::pull::api::pages::PageSize;
+use crate::pull::api::{Answer, Api, Endpoint};
 use crate::pull::identity::{Identity, Taken};
 use crate::pull::line::{Line, json_of, stored};
 use crate::pull::place::{Memory, Place, Stopped, Whose};

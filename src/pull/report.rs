@@ -7,6 +7,7 @@ use std::time::Duration;
 use chrono::DateTime;
 
 use crate::batch::LogType;
+use crate::metric_table;
 use crate::pull::api::ApiError;
 use crate::pull::line::Line;
 use crate::status::{PullStatus, Timestamp, Trouble};
@@ -50,8 +51,8 @@ impl Report {
             log_type,
             organization: organization.to_owned(),
             state: Mutex::new(State { status, told: None, gone: BTreeSet::new() }),
-            pulled: metrics::counter!("env0_s3_logs_pulled_events_total", "type" => label),
-            redacted: metrics::counter!("env0_s3_logs_events_redacted_total", "type" => label),
+            pulled: metrics::counter!(metric_table::PULLED_EVENTS, "type" => label),
+            redacted: metrics::counter!(metric_table::EVENTS_REDACTED, "type" => label),
         })
     }
 
@@ -166,5 +167,5 @@ impl Report {
 }
 
 fn rounds(outcome: &'static str) -> metrics::Counter {
-    metrics::counter!("env0_s3_logs_pull_rounds_total", "outcome" => outcome)
+    metrics::counter!(metric_table::PULL_ROUNDS, "outcome" => outcome)
 }

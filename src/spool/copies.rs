@@ -19,6 +19,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::Notify;
 
 use crate::batch::{ByType, LogType, SealedName, SpoolName, Stage};
+use crate::metric_table;
 use crate::spool::disk::Disk;
 use crate::spool::terms::Batch;
 
@@ -424,7 +425,7 @@ impl Shared {
 }
 
 fn count(log_type: LogType, events: u64, reason: GivenUp) {
-    metrics::counter!("env0_s3_logs_cloudwatch_skipped_events_total", "type" => log_type.as_str(), "reason" => reason.as_str())
+    metrics::counter!(metric_table::CLOUDWATCH_SKIPPED_EVENTS, "type" => log_type.as_str(), "reason" => reason.as_str())
         .increment(events);
 }
 

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use chrono::{DateTime, Utc};
 
 use crate::batch::{BatchName, Codec, LogType, SealedName, Sha256, Sha256Hasher, SpoolName, Stage};
+use crate::metric_table;
 use crate::spool::copies::{BatchCopy, Copies};
 use crate::spool::disk::{Disk, DiskFile, READ_BUFFER_BYTES};
 use crate::spool::home::Home;
@@ -114,7 +115,7 @@ impl Folder {
             head_transition: Mutex::default(),
             sealed,
             figures: Figures::default(),
-            fsync_duration: metrics::histogram!("env0_s3_logs_fsync_duration_seconds"),
+            fsync_duration: metrics::histogram!(metric_table::FSYNC_DURATION_SECONDS),
         }
     }
 

@@ -13,16 +13,13 @@ use crate::machine::Machine;
 pub(crate) struct Tmpfs(PathBuf);
 
 impl Tmpfs {
-    /// None where the machine does not allow a mount.
-    pub(crate) fn mount(folder: &Path, size: &str) -> Option<Tmpfs> {
+    /// Takes root: a test that calls this is ignored where the build script did not set `may_mount`.
+    pub(crate) fn mount(folder: &Path, size: &str) -> Tmpfs {
         std::fs::create_dir(folder).unwrap();
         let arguments = ["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "tmpfs"];
-        let mounted = Command::new("mount").args(arguments).arg(folder).output();
-        let mounted = mounted.is_ok_and(|output| output.status.success());
-        if !mounted {
-            eprintln!("skipped: a tmpfs can't be mounted here (it takes root)");
-        }
-        mounted.then(|| Tmpfs(folder.to_owned()))
+        let output = Command::new("mount").args(arguments).arg(folder).output().unwrap();
+        assert!(output.status.success(), "mount: {}", String::from_utf8_lossy(&output.stderr));
+        Tmpfs(folder.to_owned())
     }
 }
 
@@ -34,11 +31,12 @@ impl Drop for Tmpfs {
 }
 
 #[test]
+#[cfg_attr(not(may_mount_images), ignore = "mounts a file system in a file, which takes root and a loop device")]
 fn a_volume_that_is_lost_and_mounted_anew_is_gone_on_with_and_costs_no_event() {
     for codec in ["none", "gzip"] {
         let aws = LocalAws::start();
         let folder = tempfile::tempdir().unwrap();
-        let Some(machine) = Machine::start(folder.path(), "ext4") else { return };
+        let machine = Machine::start(folder.path(), "ext4");
         let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "1h").set("ENV0_S3_LOG_COMPRESSION", codec);
         let setup = machine.setup(setup);
         let (mut daemon, books) = (setup.start(), Books::default());
@@ -55,10 +53,11 @@ fn a_volume_that_is_lost_and_mounted_anew_is_gone_on_with_and_costs_no_event() {
 }
 
 #[test]
+#[cfg_attr(not(may_mount_images), ignore = "mounts a file system in a file, which takes root and a loop device")]
 fn a_copy_of_the_volume_in_its_place_is_not_taken_for_it() {
     let aws = LocalAws::start();
     let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let Some(machine) = Machine::start(folders[0].path(), "ext4") else { return };
+    let machine = Machine::start(folders[0].path(), "ext4");
     let setup = machine.setup(Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "1h"));
     let (mut daemon, books) = (setup.start(), Books::default());
     send_until_taken(&daemon, &books, DEPLOYMENTS, 5);
@@ -106,11 +105,12 @@ fn fill(daemon: &Daemon, books: &Books, per_request: usize) {
 }
 
 #[test]
+#[cfg_attr(not(may_mount), ignore = "mounts a file system, which takes root")]
 fn a_full_disk_answers_503_and_recovers_by_itself_and_what_came_in_goes_out() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_BYTES", "256KiB");
     let folder = setup.folder().join("small");
-    let Some(_tmpfs) = Tmpfs::mount(&folder, "3m") else { return };
+    let _tmpfs = Tmpfs::mount(&folder, "3m");
     let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.join("spool").to_str().unwrap());
     aws.s3.hold_puts();
     let (daemon, books) = (setup.start(), Books::default());
@@ -126,11 +126,12 @@ fn a_full_disk_answers_503_and_recovers_by_itself_and_what_came_in_goes_out() {
 }
 
 #[test]
+#[cfg_attr(not(may_mount), ignore = "mounts a file system, which takes root")]
 fn a_disk_that_somebody_else_fills_is_used_again_and_a_kill_loses_nothing() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws);
     let folder = setup.folder().join("small");
-    let Some(_tmpfs) = Tmpfs::mount(&folder, "3m") else { return };
+    let _tmpfs = Tmpfs::mount(&folder, "3m");
     let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.join("spool").to_str().unwrap());
     let (daemon, books) = (setup.start(), Books::default());
     send_until_taken(&daemon, &books, DEPLOYMENTS, 10);
@@ -146,11 +147,12 @@ fn a_disk_that_somebody_else_fills_is_used_again_and_a_kill_loses_nothing() {
 }
 
 #[test]
+#[cfg_attr(not(may_mount), ignore = "mounts a file system, which takes root")]
 fn a_full_disk_is_not_ready_before_an_event_meets_it_and_is_ready_again_by_itself() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws);
     let folder = setup.folder().join("small");
-    let Some(_tmpfs) = Tmpfs::mount(&folder, "3m") else { return };
+    let _tmpfs = Tmpfs::mount(&folder, "3m");
     let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.join("spool").to_str().unwrap());
     let daemon = setup.start();
     let ballast = folder.join("ballast");

@@ -50,6 +50,15 @@ pub(crate) fn wait_for<T>(what: &str, mut condition: impl FnMut() -> Option<T>) 
     }
 }
 
+/// Panics with `what` where `condition` becomes true within `time`.
+pub(crate) fn never_within(time: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while start.elapsed() < time {
+        assert!(!condition(), "{what} after {:?}", start.elapsed());
+        std::thread::park_timeout(POLL_INTERVAL);
+    }
+}
+
 /// A configuration and a spool, from which daemons are started, one after the other.
 pub(crate) struct Setup {
     environment: BTreeMap<String, String>,

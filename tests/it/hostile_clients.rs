@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::harness::{
@@ -265,14 +266,15 @@ fn a_request_that_is_held_for_memory_is_served_once_there_is_some() {
     let setup = small_memory(&aws);
     let (daemon, holder, _) = exhausted(&setup);
     std::thread::scope(|scope| {
-        // The first ones may come before the holder's body is read.
-        let waiting = wait_for("a request is held", || {
-            let sent = scope.spawn(|| daemon.send(needs_memory()));
-            std::thread::park_timeout(Duration::from_millis(500));
-            (!sent.is_finished()).then_some(sent)
+        // A request that comes before the holder's body is read is answered at once.
+        let waiting = wait_for("a request gets no answer yet", || {
+            let (sent, answered) = mpsc::channel();
+            let daemon = &daemon;
+            scope.spawn(move || sent.send(daemon.send(needs_memory())));
+            answered.recv_timeout(Duration::from_millis(500)).is_err().then_some(answered)
         });
         drop(holder);
-        assert_eq!(waiting.join().unwrap().accepted(), 1);
+        assert_eq!(waiting.recv().unwrap().accepted(), 1);
     });
 }
 

@@ -227,7 +227,7 @@ fn check_law(daemon: &Daemon) {
 }
 
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "takes minutes, and root"]
 fn long_run() {
     let (kills, events) = (number("LONG_RUN_KILLS", KILLS), number("LONG_RUN_EVENTS", EVENTS));
     let only = std::env::var("LONG_RUN_ONLY").unwrap_or_default();
@@ -249,6 +249,7 @@ fn is_of_the_machine(kind: &str, trouble: &Trouble) -> bool {
 }
 
 #[test]
+#[cfg_attr(not(may_mount_images), ignore = "mounts a file system in a file, which takes root and a loop device")]
 fn each_trouble_of_the_machine_and_a_kill_lose_nothing() {
     let each = TROUBLES.iter().filter(|(_, trouble)| is_of_the_machine("ext4", trouble)).count();
     // The first round ends by a SIGTERM: its trouble has another one.
@@ -263,7 +264,7 @@ fn run(kind: &str, kills: usize, events: usize, chosen: impl Fn(&str, &Trouble) 
     }
     let started = Instant::now();
     let folder = tempfile::tempdir().unwrap();
-    let Some(machine) = Machine::start(folder.path(), kind) else { return };
+    let machine = Machine::start(folder.path(), kind);
     let aws = LocalAws::start();
     let proxy = Proxy::start(&aws, Weather::Fair);
     let setup = || {

@@ -1,5 +1,5 @@
-//! The machine under a daemon, and what goes wrong with it: a file system of its own, a clock, system calls,
-//! limits. All of it real but the clock and the failing fsync, which a preloaded library brings.
+//! The machine under a daemon and its faults: a file system of its own, a clock, system calls, limits. All of it is real
+//! but the clock and the failing fsync, which a preloaded library fakes.
 
 use std::cell::{Cell, RefCell};
 use std::os::unix::fs::FileExt;
@@ -12,7 +12,7 @@ use rustix::process::{Pid, Resource, Rlimit};
 
 use crate::harness::{Daemon, Setup};
 
-/// Of the file system; more than what a test holds back at once, and than the least that xfs takes.
+/// The size of the file system: more than a test holds back at once, and more than the least that xfs takes.
 const IMAGE_BYTES: u64 = 320 << 20;
 /// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`, which xfs has under the same numbers: from then on every call
 /// fails, and what was not fsynced is never written.
@@ -32,8 +32,9 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// With a file system of this kind. None where the machine does not allow a mount.
-    pub(crate) fn start(folder: &Path, kind: &str) -> Option<Machine> {
+    /// With a file system of this kind. Takes root, its mkfs and a loop device: a test that calls this is ignored where
+    /// the build script did not set `may_mount_images`.
+    pub(crate) fn start(folder: &Path, kind: &str) -> Machine {
         let control = std::fs::File::create(folder.join("control")).unwrap();
         control.set_len(16).unwrap();
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/machine.c");
@@ -47,13 +48,10 @@ impl Machine {
         };
         std::fs::create_dir(machine.disk()).unwrap();
         std::fs::File::create(machine.image()).unwrap().set_len(IMAGE_BYTES).unwrap();
-        let mounted = succeeds(&format!("mkfs.{kind}"), &["-q", path(&machine.image())])
-            && machine.attach().is_some()
-            && machine.try_mount();
-        if !mounted {
-            eprintln!("skipped: a file can't be mounted here (it takes root, mkfs.{kind} and a loop device)");
-        }
-        mounted.then_some(machine)
+        run(&format!("mkfs.{kind}"), &["-q", path(&machine.image())]);
+        machine.attach();
+        machine.mount();
+        machine
     }
 
     /// A daemon's configuration on this machine.
@@ -74,14 +72,12 @@ impl Machine {
 
     /// Attaches the image to a loop device of its own, also where it is attached already. Nothing else tells two lives
     /// of a file system apart: of the same device the system would show the one that it still has.
-    fn attach(&self) -> Option<()> {
-        let attached = Command::new("losetup").args(["--find", "--show", path(&self.image())]).output().ok()?;
-        *self.device.borrow_mut() = attached.status.success().then(|| String::from_utf8(attached.stdout).ok())??;
-        Some(())
+    fn attach(&self) {
+        *self.device.borrow_mut() = run("losetup", &["--find", "--show", path(&self.image())]);
     }
 
-    fn try_mount(&self) -> bool {
-        succeeds("mount", &[self.device.borrow().trim(), path(&self.disk())])
+    fn mount(&self) {
+        run("mount", &[self.device.borrow().trim(), path(&self.disk())]);
     }
 
     /// Takes all of the disk's room.
@@ -112,7 +108,7 @@ impl Machine {
         if self.is_away.take() {
             let left = std::fs::read_dir(self.disk()).unwrap().count();
             assert_eq!(left, 0, "something was written where the volume was");
-            assert!(self.try_mount(), "what was mounted once can't be mounted again");
+            self.mount();
         }
     }
 
@@ -121,8 +117,8 @@ impl Machine {
         let lost = self.device.borrow().clone();
         self.cut_power();
         run("umount", &["-l", path(&self.disk())]);
-        self.attach().expect("a second loop device");
-        assert!(self.try_mount(), "what was mounted once can't be mounted again");
+        self.attach();
+        self.mount();
         // It goes with the last file that is open there.
         run("losetup", &["--detach", lost.trim()]);
     }
@@ -141,7 +137,7 @@ impl Machine {
     /// A copy of the volume, as a snapshot is one, is mounted over it until [`Machine::heal`].
     pub(crate) fn mount_a_copy_over(&self) {
         let copy = self.folder.join("copy");
-        self.while_frozen(|| run("cp", &[path(&self.image()), path(&copy)]));
+        self.while_frozen(|| drop(run("cp", &[path(&self.image()), path(&copy)])));
         run("mount", &["-o", "loop", path(&copy), path(&self.disk())]);
         self.is_covered.set(true);
     }
@@ -174,7 +170,7 @@ impl Machine {
     /// What is on the disk, after the daemon's end.
     pub(crate) fn remount(&self) {
         run("umount", &[path(&self.disk())]);
-        assert!(self.try_mount(), "what was mounted once can't be mounted again");
+        self.mount();
     }
 }
 
@@ -206,11 +202,9 @@ fn path(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-fn succeeds(command: &str, arguments: &[&str]) -> bool {
-    Command::new(command).args(arguments).output().is_ok_and(|output| output.status.success())
-}
-
-fn run(command: &str, arguments: &[&str]) {
+/// What the command prints; panics where it fails.
+fn run(command: &str, arguments: &[&str]) -> String {
     let output = Command::new(command).args(arguments).output().unwrap_or_else(|error| panic!("{command}: {error}"));
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }

@@ -59,6 +59,7 @@ fn a_spool_that_cannot_be_made_is_told_with_the_systems_reason_once() {
 
 /// What needs a process of its own, run by [`alone`].
 #[test]
+#[ignore = "run by the tests beside it, each in a new process"]
 fn in_a_process_of_its_own() {
     match std::env::var("IN_A_PROCESS_OF_ITS_OWN").unwrap_or_default().as_str() {
         "bug" => fail_in_the_command_line(),
@@ -67,13 +68,13 @@ fn in_a_process_of_its_own() {
             fail_in_the_command_line();
         }
         "unscraped" => measure_without_a_scrape(),
-        _ => {}
+        other => panic!("not run by a test beside it: {other:?}"),
     }
 }
 
 fn alone(part: &str) -> Output {
     let mut child = Command::new(std::env::current_exe().unwrap());
-    child.args(["--exact", "process::in_a_process_of_its_own", "--nocapture"]);
+    child.args(["--exact", "process::in_a_process_of_its_own", "--ignored", "--nocapture"]);
     child.env("IN_A_PROCESS_OF_ITS_OWN", part).output().unwrap()
 }
 

@@ -142,8 +142,7 @@ fn a_sender_at_another_address_gets_in_while_one_floods_the_connections() {
             });
         }
         let mut early = Raw::connect_from(9, daemon.listen).unwrap();
-        // Longer than the flood needs to take every place, many times.
-        std::thread::park_timeout(Duration::from_millis(500));
+        wait_until("the flood has taken every place many times", || refused(&daemon, "limit") > 10.0 * LIMIT as f64);
         let body = event("patient");
         early.write(head(AUDITS, body.len()) + &body).unwrap();
         let outcome = early.answer().ok().flatten().map(|answer| answer.status);

@@ -4,6 +4,7 @@ use metrics::{Counter, counter};
 
 use crate::batch::LogType;
 use crate::cloudwatch::error::LogsErrorKind;
+use crate::metric_table;
 
 /// Why CloudWatch doesn't take events of a call that it answers.
 pub(super) const UNTAKEN: [&str; 4] = ["too_old", "too_new", "expired", "refused"];
@@ -19,13 +20,12 @@ impl Meters {
     pub(super) fn new(log_type: LogType) -> Meters {
         let log_type = log_type.as_str();
         Meters {
-            events: counter!("env0_s3_logs_cloudwatch_events_total", "type" => log_type),
+            events: counter!(metric_table::CLOUDWATCH_EVENTS, "type" => log_type),
             skipped: UNTAKEN.map(
-                |reason| counter!("env0_s3_logs_cloudwatch_skipped_events_total", "type" => log_type, "reason" => reason),
+                |reason| counter!(metric_table::CLOUDWATCH_SKIPPED_EVENTS, "type" => log_type, "reason" => reason),
             ),
-            errors: LogsErrorKind::ALL.map(
-                |kind| counter!("env0_s3_logs_cloudwatch_errors_total", "type" => log_type, "error" => kind.as_str()),
-            ),
+            errors: LogsErrorKind::ALL
+                .map(|kind| counter!(metric_table::CLOUDWATCH_ERRORS, "type" => log_type, "error" => kind.as_str())),
         }
     }
 

@@ -19,7 +19,7 @@ fn the_example_file_is_made_from_the_table_and_starts_a_daemon() {
 #[test]
 fn the_readme_holds_the_table() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
-    let Ok(readme) = std::fs::read_to_string(file) else { return };
+    let readme = std::fs::read_to_string(file).unwrap();
     let (begin, end) = ("<!-- variables:begin -->\n", "<!-- variables:end -->");
     let (before, rest) = readme.split_once(begin).expect("README.md has the mark where the table begins");
     let (table, after) = rest.split_once(end).expect("README.md has the mark where the table ends");

@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use secrecy::SecretString;
 
-use crate::pull::api::{Api, ApiError, Endpoint, PageSize, REPEATED};
+use crate::pull::api::pages::{PageSize, REPEATED};
+use crate::pull::api::{Api, ApiError, Endpoint};
 use crate::pull::deployments::follow::Listing;
 use crate::pull::deployments::memory::DeploymentMemory;
 use crate::pull::deployments::records::{DeploymentRecord, EnvironmentRecord, ListedEnvironment};

@@ -6,6 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use crate::batch::SealedName;
+use crate::metric_table;
 use crate::spool::folder::{Figures, Folder};
 use crate::spool::terms::{Batch, SealReason};
 use crate::status::{ChainHead, SpooledStatus, Timestamp};
@@ -52,7 +53,7 @@ impl Folder {
     /// Counts a sealed batch under the reason it was sealed for.
     pub(in crate::spool) fn count_sealed(&self, reason: SealReason) {
         let (log_type, reason) = (self.log_type.as_str(), reason.as_str());
-        metrics::counter!("env0_s3_logs_batches_sealed_total", "type" => log_type, "reason" => reason).increment(1);
+        metrics::counter!(metric_table::BATCHES_SEALED, "type" => log_type, "reason" => reason).increment(1);
     }
 
     /// Counts a sealed batch as one that waits for S3.

@@ -63,31 +63,6 @@ fn every_series_is_there_from_the_first_scrape_and_the_text_lints_clean() {
 }
 
 #[test]
-fn the_parts_name_every_metric_of_the_list_and_no_other() {
-    let mut folders = vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/src"))];
-    let mut named = std::collections::BTreeMap::new();
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = std::fs::read_to_string(&path).unwrap();
-                for rest in text.split(concat!("\"env0", "_s3_logs_")).skip(1) {
-                    let name = rest.split(|c: char| !c.is_ascii_lowercase() && c != '_').next().unwrap();
-                    *named.entry(format!("env0{}{name}", "_s3_logs_")).or_insert(0) += 1;
-                }
-            }
-        }
-    }
-    for metric in METRICS {
-        let times = named.remove(metric.name).unwrap_or_default();
-        assert!(times >= 2, "{} is in the list, and no part feeds it", metric.name);
-    }
-    assert!(named.is_empty(), "not in the list: {named:?}");
-}
-
-#[test]
 fn the_exposition_follows_the_accept_header() {
     let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,text/plain;version=0.0.4;q=0.3,*/*;q=0.1";
     assert_eq!(Exposition::by_accept(prometheus), Exposition::OpenMetrics);
