@@ -21,6 +21,7 @@ use crate::spool::Spool;
 use crate::spool::disk::{Cursor, READ_BUFFER_BYTES};
 
 const RETRY_AFTER: Duration = if cfg!(test) { Duration::from_millis(10) } else { Duration::from_secs(1) };
+const LIST_AGAIN_AFTER: Duration = Duration::from_millis(1);
 /// A file that can't be read for this long is passed over, and so is every further one.
 const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(10) };
 
@@ -132,7 +133,7 @@ fn settle(spool: &Spool, log_type: LogType, begun: Instant) -> Result<(), Settle
     let folder = spool.folder(log_type);
     let mut last = from.filter(|from| *from < DateTime::<Utc>::MAX_UTC);
     let mut read = BTreeSet::new();
-    let mut files = batches(spool, log_type, from)?;
+    let mut files = batches(spool, log_type, from, begun)?;
     while let Some(name) = files.pop() {
         let opened = name.batch().opened;
         if read.contains(&opened) {
@@ -147,7 +148,7 @@ fn settle(spool: &Spool, log_type: LogType, begun: Instant) -> Result<(), Settle
             Ok(()) => {}
             // It was sealed or compressed, and so renamed, while this read.
             Err(FileError::Disk(error)) if error.kind() == io::ErrorKind::NotFound && begun.elapsed() <= PATIENCE => {
-                files = batches(spool, log_type, from)?;
+                files = batches(spool, log_type, from, begun)?;
                 continue;
             }
             Err(FileError::Disk(error)) if begun.elapsed() <= PATIENCE => return Err(error.into()),
@@ -200,16 +201,30 @@ enum SettleError {
 
 /// Every file with events that were opened from `from` on. In the parsed form, which takes half of the text: there may
 /// be a million.
-fn batches(spool: &Spool, log_type: LogType, from: Option<DateTime<Utc>>) -> io::Result<Vec<SpoolName>> {
-    let mut names = Vec::new();
-    spool.disk().visit(&spool.folder(log_type).dir, &mut |file, _| {
-        let Ok(name) = file.parse() else { return };
-        let sent = matches!(&name, SpoolName::Sealed(sealed) if sealed.stage == Stage::Sent);
-        if !sent && from.is_none_or(|from| from <= SpoolName::batch(&name).opened) {
-            names.push(name);
+fn batches(
+    spool: &Spool,
+    log_type: LogType,
+    from: Option<DateTime<Utc>>,
+    begun: Instant,
+) -> io::Result<Vec<SpoolName>> {
+    let folder = spool.folder(log_type);
+    loop {
+        let mut names = Vec::new();
+        spool.disk().visit(&folder.dir, &mut |file, _| {
+            let Ok(name) = file.parse() else { return };
+            let sent = matches!(&name, SpoolName::Sealed(sealed) if sealed.stage == Stage::Sent);
+            if !sent && from.is_none_or(|from| from <= SpoolName::batch(&name).opened) {
+                names.push(name);
+            }
+        })?;
+        names.sort_unstable_by_key(|name| name.batch().opened);
+        // The list may lack a file that is renamed meanwhile: a start seals what a crash left open beside this.
+        let is_listed = |opened| names.binary_search_by_key(&opened, |name| name.batch().opened).is_ok();
+        if folder.all_unsent_since(from, is_listed) || begun.elapsed() > PATIENCE {
+            return Ok(names);
         }
-    })?;
-    Ok(names)
+        std::thread::sleep(LIST_AGAIN_AFTER);
+    }
 }
 
 fn read_lines(spool: &Spool, path: &Path, codec: Codec, found: &mut impl FnMut(&[u8])) -> io::Result<()> {

@@ -202,6 +202,12 @@ impl Folder {
         self.state().last_opened
     }
 
+    /// Whether `has` holds for every batch that is not in S3 yet and was opened from `from` on.
+    pub fn all_unsent_since(&self, from: Option<DateTime<Utc>>, mut has: impl FnMut(DateTime<Utc>) -> bool) -> bool {
+        let state = self.state();
+        state.unsent.range(from.unwrap_or(DateTime::<Utc>::MIN_UTC)..).all(|opened| has(*opened))
+    }
+
     /// Adds a batch to those that are not in S3 yet.
     pub(super) fn add_unsent(&self, opened: DateTime<Utc>) {
         let mut state = self.state();

@@ -50,6 +50,18 @@ async fn what_a_crash_left_in_a_whole_batch_is_known_after_the_start() {
 }
 
 #[tokio::test]
+async fn a_batch_that_is_renamed_while_the_folder_is_listed_is_not_missed() {
+    let world = crashed().await;
+    let mut missed = 0;
+    world.disk.rule(move |op, path| {
+        let misses = op == Op::Entry && path.to_string_lossy().ends_with(".sealed") && missed < 3;
+        missed += u32::from(misses);
+        if misses { Effect::Fail(Errno::NOENT) } else { Effect::Pass }
+    });
+    assert!(knows_after_settling(&world).await);
+}
+
+#[tokio::test]
 async fn a_damaged_batch_opens_the_gate_and_its_events_count_as_not_taken() {
     let world = crashed().await;
     world.disk.flip_bit(&world.file("sealed"));
