@@ -33,8 +33,11 @@ pub use crate::pull::api::error::{ApiError, Endpoint, ErrorKind};
 use crate::pull::api::key::{Key, KeyHolder};
 use crate::pull::api::pace::Pace;
 
-/// Requests of all kinds that may run at the same time.
-const AT_ONCE: usize = 8;
+/// Requests for environments, deployments and logs that may run at the same time.
+const LOGS_AT_ONCE: usize = 6;
+/// Other requests that may run at the same time. They have slots of their own, so that logs that env0 doesn't give hold
+/// up no audit event, nor the other way round.
+const OTHERS_AT_ONCE: usize = 2;
 /// Answers above this size are held one at a time, so that all together stay below 8 MiB and one of the largest.
 const LARGE_ANSWER_BYTES: usize = 1024 * 1024;
 /// At most this much of an error's body is read, to tell what kind of error it is.
@@ -63,7 +66,8 @@ struct Inner {
     keys: KeyHolder,
     /// Whether env0 has accepted the current key before.
     key_worked: AtomicBool,
-    at_once: Semaphore,
+    logs: Semaphore,
+    others: Semaphore,
     large: Arc<Mutex<()>>,
     pace: Pace,
     /// env0's clock minus ours, from the last answer's `Date`.
@@ -104,7 +108,8 @@ impl Api {
             base,
             keys: KeyHolder::new(pull),
             key_worked: AtomicBool::new(false),
-            at_once: Semaphore::new(AT_ONCE),
+            logs: Semaphore::new(LOGS_AT_ONCE),
+            others: Semaphore::new(OTHERS_AT_ONCE),
             large: Arc::default(),
             pace: Pace::default(),
             clock_ahead_millis: AtomicI64::new(0),
@@ -171,8 +176,9 @@ impl Api {
     /// One try.
     async fn attempt(&self, endpoint: Endpoint, url: Url, key: &Key) -> Result<Answer, Failed> {
         let inner = &self.0;
+        let slots = if endpoint.is_of_logs() { &inner.logs } else { &inner.others };
         // The semaphore is never closed, so this can't fail.
-        let _permit = inner.at_once.acquire().await;
+        let _permit = slots.acquire().await;
         let request = inner.web.get(url).timeout(REQUEST_TIMEOUT).header(ACCEPT, "application/json");
         let request = request.basic_auth(&key.id, Some(key.secret.expose_secret()));
         let mut response = unless_silent(request.send()).await??;

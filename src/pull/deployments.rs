@@ -33,7 +33,7 @@ use crate::oidc::{Verifier, VerifyError};
 use crate::protocols::body::Limits;
 use crate::pull::api::{Api, ApiError, ErrorKind};
 use crate::pull::deployments::follow::{Follow, Listing, Piece};
-use crate::pull::deployments::list::{Listed, Lists};
+use crate::pull::deployments::list::{HISTORY_AT_ONCE, Listed, Lists};
 pub(super) use crate::pull::deployments::memory::DeploymentMemory;
 use crate::pull::deployments::memory::Following;
 use crate::pull::deployments::records::EnvironmentRecord;
@@ -45,9 +45,8 @@ use crate::pull::round::RoundError;
 
 /// Deployments whose logs are read at once; as many pages are in memory.
 const FOLLOWED_AT_ONCE: usize = 8;
-/// At most this many deployments that had ended before they were found are taken up in one round. Reading them takes
-/// long, and running deployments must not wait for a long history.
-const HISTORY_AT_ONCE: usize = 128;
+/// With this many in the place no other deployment is taken up until some are read.
+const FOLLOWING_MAX: usize = 5000;
 /// Environments whose deployments are listed at once.
 const LOOKS_AT_ONCE: usize = 8;
 /// After this many tokens the set of judged ones is cleared.
@@ -83,21 +82,20 @@ pub(super) struct Deployments {
 /// False when some are left to the next round.
 fn take_up(
     environment: &EnvironmentRecord,
-    listed: Vec<Listed>,
+    listed: VecDeque<Listed>,
     memory: &mut DeploymentMemory,
     known: &mut BTreeMap<String, Listing>,
     room: &mut usize,
 ) -> bool {
     let mut all = true;
     for Listed { id, kind, created, ended, listing } in listed.into_iter().rev() {
-        let has_ended = matches!(listing, Listing::Ended(_));
-        if has_ended {
-            if *room == 0 && !memory.following.contains_key(&id) {
-                all = false;
-                continue;
-            }
-            *room = room.saturating_sub(1);
+        let has_ended = listing.has_ended();
+        let full = (has_ended && *room == 0) || memory.following.len() >= FOLLOWING_MAX;
+        if full && !memory.following.contains_key(&id) {
+            all = false;
+            continue;
         }
+        *room = room.saturating_sub(has_ended.into());
         memory.following.entry(id.clone()).or_insert_with(|| Following {
             environment_id: environment.id.clone(),
             environment_name: environment.name.clone(),
@@ -150,7 +148,6 @@ impl Deployments {
     /// Reads all that is new, up to now; true when so much is old that another round should follow at once. What fails
     /// for one environment or deployment is left to the next round; the first such error is this round's.
     pub(super) async fn round(&mut self) -> Result<bool, RoundError> {
-        let until = Instant::now() + self.interval;
         let now = self.api.now().timestamp_millis();
         let (mut environments, mut first_error) = tokio::select! {
             () = self.place.stopped() => return Err(RoundError::Stopped),
@@ -159,6 +156,9 @@ impl Deployments {
         environments.extend(self.unlisted(&environments));
         let mut memory = self.place.memory.clone();
         memory.forget_unlisted(&environments, now);
+        // Running deployments must not wait for long lists or long logs of ended ones, so each of the two has half of an
+        // interval in a round.
+        let until = Instant::now() + self.interval / 2;
         let (mut known, mut tokens, mut more) = (BTreeMap::new(), Vec::new(), false);
         let mut room = HISTORY_AT_ONCE;
         let due = self.sweep.due(&environments, &self.place.memory, now);
@@ -181,16 +181,16 @@ impl Deployments {
             match look {
                 Ok(look) => {
                     tokens.extend(look.tokens);
-                    let all = take_up(environment, look.deployments, &mut memory, &mut known, &mut room);
+                    let all =
+                        take_up(environment, look.deployments, &mut memory, &mut known, &mut room) && !look.some_left;
                     more |= !all;
                     match look.bad {
                         // The environment is listed again in the next round; until then its state is not remembered.
                         Some(error) => drop(first_error.get_or_insert(error)),
+                        None if !all => {}
                         None => {
                             note_missing(&environment.id, &memory, &mut known);
-                            if all {
-                                memory.listed(&environment.id, &environment.state(), look.newest, now);
-                            }
+                            memory.listed(&environment.id, &environment.state(), look.newest, now);
                         }
                     }
                 }
@@ -201,7 +201,6 @@ impl Deployments {
                 Err(error) => drop(first_error.get_or_insert(error)),
             }
         }
-        // What is left was not listed in time: running deployments must not wait for a long list.
         more |= waiting.next().is_some();
         drop(looks);
         let running: HashSet<&String> = environments.iter().filter_map(|record| record.running.as_ref()).collect();
@@ -214,6 +213,7 @@ impl Deployments {
         }
         // A start tells the lines in the spool apart by the deployments in the place, so these are written first.
         self.commit(Bytes::new(), 0, memory).await?;
+        let until = Instant::now() + self.interval / 2;
         more |= !self.follow_all(known, now, until, &mut first_error).await?;
         match first_error {
             Some(error) => Err(error.into()),
@@ -240,8 +240,8 @@ impl Deployments {
         unlisted.map(record).collect()
     }
 
-    /// Reads the logs of all deployments in `known`, several at once, until they are read or `until` has come. Those that
-    /// run are begun in any case. False when some are left to the next round.
+    /// Reads the logs of all deployments in `known`, several at once, until they are read or `until` has come. Until then
+    /// those that had ended are begun, and the others in any case. False when some are left to the next round.
     async fn follow_all(
         &mut self,
         known: BTreeMap<String, Listing>,
@@ -250,10 +250,8 @@ impl Deployments {
         first_error: &mut Option<ApiError>,
     ) -> Result<bool, Stopped> {
         let being_read: HashSet<String> = self.read.values().cloned().collect();
-        let (ended, running): (Vec<_>, Vec<_>) = known
-            .into_iter()
-            .filter(|(id, _)| !being_read.contains(id))
-            .partition(|(_, listing)| matches!(listing, Listing::Ended(_)));
+        let (ended, running): (Vec<_>, Vec<_>) =
+            known.into_iter().filter(|(id, _)| !being_read.contains(id)).partition(|(_, listing)| listing.has_ended());
         let (mut running, mut ended) = (VecDeque::from(running), VecDeque::from(ended));
         loop {
             let in_time = Instant::now() < until;

@@ -13,7 +13,7 @@ use crate::local_env0::audits::event;
 use crate::local_env0::deployments::{Deployment, Environment};
 
 /// The most that the daemon had in RAM, in KiB.
-fn peak_kib(daemon: &Daemon) -> u64 {
+pub(crate) fn peak_kib(daemon: &Daemon) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.process_id())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
     peak.unwrap()

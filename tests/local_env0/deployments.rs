@@ -194,8 +194,12 @@ pub(super) fn answer(state: &State, path: &[String], query: &dyn Fn(&str) -> Opt
             };
             let organization = query("organizationId").unwrap_or_default();
             let environments = state.environments.iter().filter(|environment| environment.organization == organization);
-            let records = state.odd_records.iter().cloned().chain(environments.map(record));
-            let page: Vec<Value> = records.skip(offset).take(limit).collect();
+            let records = state.odd_records.iter().cloned().chain(environments.map(&record));
+            let beyond = (0..).map(|number| record(&Environment::new(&format!("beyond-{number}"))));
+            let page: Vec<Value> = match state.endless {
+                true => records.chain(beyond).skip(offset).take(limit).collect(),
+                false => records.skip(offset).take(limit).collect(),
+            };
             (200, Value::from(page).to_string())
         }
         ["environments", id, "deployments"] => {

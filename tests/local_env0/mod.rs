@@ -73,6 +73,10 @@ pub(crate) struct State {
     pub(crate) pages_move: bool,
     /// Whether every page of environments and deployments is the first one.
     pub(crate) ignores_offset: bool,
+    /// How long each answer takes.
+    pub(crate) latency: std::time::Duration,
+    /// Whether there is always one more page of environments without a deployment.
+    pub(crate) endless: bool,
     /// Bytes of output in each record of a deployment.
     pub(crate) padding: usize,
     /// Listed before the steps of each deployment.

@@ -59,6 +59,8 @@ fn json_reply(status: u16, json: impl Into<Bytes>) -> Response<Body> {
 struct Dropped;
 
 async fn answer(world: &World, request: &Request<Incoming>) -> Result<Response<Body>, Dropped> {
+    let latency = world.lock().latency;
+    tokio::time::sleep(latency).await;
     let mut reply = answer_undated(world, request).await?;
     let now = Utc::now() - world.lock().clock_behind;
     reply.headers_mut().insert(DATE, http_date(now));

@@ -38,6 +38,11 @@ impl Endpoint {
         }
     }
 
+    /// Whether it is one of the requests that bring the logs of deployments.
+    pub(super) fn is_of_logs(self) -> bool {
+        matches!(self, Endpoint::Environments | Endpoint::Deployments | Endpoint::Steps | Endpoint::StepLog)
+    }
+
     /// The request as messages name it.
     pub fn request(self) -> &'static str {
         match self {

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::protocols::body::Limits;
 use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind, List};
 use crate::pull::deployments::memory::{Following, Step};
-use crate::pull::deployments::records::{LogPage, StepRecord, last_attempts};
+use crate::pull::deployments::records::{ID_MAX_BYTES, LONG_ID, LogPage, StepRecord, last_attempts};
 use crate::pull::deployments::source::Source;
 use crate::pull::identity::Identity;
 use crate::pull::report::Report;
@@ -28,6 +28,8 @@ const EMPTY_PAGES_MAX: usize = 10;
 const GONE_MILLIS: i64 = 15 * 60_000;
 /// Lines that appear this long after an end are not waited for; milliseconds.
 const LATE_LINES_MILLIS: i64 = 15 * 60_000;
+/// A deployment has far fewer. What is remembered of each goes into the place.
+const STEPS_MAX: usize = 1000;
 /// The last line's members of a deployment that is gone, so that nobody knows how it ended.
 const GONE: &str = "\"status\":\"GONE\"";
 
@@ -71,6 +73,12 @@ pub(super) enum Listing {
     Unread,
 }
 
+impl Listing {
+    pub(super) fn has_ended(&self) -> bool {
+        matches!(self, Listing::Ended(_))
+    }
+}
+
 /// What reading a step's log has brought.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reading {
@@ -98,8 +106,12 @@ impl Follow {
         let steps: Option<Vec<StepRecord>> = match self.api.get(Endpoint::Steps, &path, &[]).await {
             Ok(answer) => {
                 let list: List<StepRecord> = answer.list()?;
-                failed = list.bad;
-                Some(last_attempts(list.records))
+                let too_many = (list.elements > STEPS_MAX).then(|| answer.malformed("there are more than 1,000 steps"));
+                let (steps, long): (Vec<_>, Vec<_>) =
+                    list.records.into_iter().take(STEPS_MAX).partition(|step| step.name.len() <= ID_MAX_BYTES);
+                let long = long.first().map(|_| answer.malformed(LONG_ID));
+                failed = list.bad.or(too_many).or(long);
+                Some(last_attempts(steps))
             }
             Err(error) if error.kind == ErrorKind::Gone => {
                 self.report.gone(&self.source.deployment, &error);
@@ -187,7 +199,7 @@ impl Follow {
         }
         let is_read = self.state.steps.get(&step.name).is_some_and(|read| read.ended);
         // When the deployment has ended, a step that was read to its end is read again, for late lines.
-        if is_read && step.has_ended() && !matches!(self.listing, Listing::Ended(_)) {
+        if is_read && step.has_ended() && !self.listing.has_ended() {
             return Ok(Reading::Nothing);
         }
         match self.read(step).await {

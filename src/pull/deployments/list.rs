@@ -1,6 +1,6 @@
 //! Lists an organization's environments, and an environment's deployments.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 
 use secrecy::SecretString;
 
@@ -8,13 +8,23 @@ use crate::pull::api::pages::{PageSize, REPEATED};
 use crate::pull::api::{Api, ApiError, Endpoint};
 use crate::pull::deployments::follow::Listing;
 use crate::pull::deployments::memory::DeploymentMemory;
-use crate::pull::deployments::records::{DeploymentRecord, EnvironmentRecord, ListedEnvironment};
+use crate::pull::deployments::records::{
+    DeploymentRecord, EnvironmentRecord, ID_MAX_BYTES, LONG_ID, ListedEnvironment,
+};
 
 /// env0 gives no more in one page.
 const PAGE_MAX: usize = 100;
 /// If the last page of environments is full, there may be another behind it. It is asked for only in every fourth round,
 /// as long as it does not exist.
 const PAGE_BEHIND_ROUNDS: u64 = 4;
+/// An organization has far fewer. More than these would fill the memory.
+const ENVIRONMENTS_MAX: usize = 20_000;
+/// An environment has far fewer, so a list that goes on beyond them has no end.
+const DEPLOYMENTS_MAX: usize = 200_000;
+/// Of the deployments that had ended, a list keeps the oldest. The others are left to the next round.
+pub(super) const HISTORY_AT_ONCE: usize = 128;
+/// Of an environment's tokens the newest are enough.
+const TOKENS_MAX: usize = 16;
 /// Stands for the time of a deployment that has none: after all others, so that it is never forgotten as an old one.
 const NO_TIME: i64 = i64::MAX;
 
@@ -43,7 +53,9 @@ pub(super) struct Listed {
 #[derive(Default)]
 pub(super) struct Look {
     /// The newest first.
-    pub(super) deployments: Vec<Listed>,
+    pub(super) deployments: VecDeque<Listed>,
+    /// Whether some that had ended are left out.
+    pub(super) some_left: bool,
     pub(super) tokens: Vec<SecretString>,
     /// When the newest of all was made, in milliseconds since 1970.
     pub(super) newest: i64,
@@ -79,17 +91,26 @@ impl Lists {
             let page = answer.list::<ListedEnvironment<'_>>()?;
             bad = bad.or(page.bad);
             listed += page.elements;
-            let before = environments.len();
-            // A new environment moves others to the next page, so one may come twice.
-            let records = page.records.into_iter().map(EnvironmentRecord::from);
-            environments.extend(records.filter(|record| ids.insert(record.id.clone())));
+            let (mut any_read, before) = (false, environments.len());
+            for record in page.records.into_iter().map(EnvironmentRecord::from) {
+                if record.id.len() > ID_MAX_BYTES {
+                    bad.get_or_insert(answer.malformed(LONG_ID));
+                    continue;
+                }
+                any_read = true;
+                // A new environment moves others to the next page, so one may come twice.
+                if ids.insert(record.id.clone()) {
+                    environments.push(record);
+                }
+            }
             let full = page.elements >= limit;
-            let repeated = full && environments.len() == before;
-            if repeated {
-                bad.get_or_insert(answer.malformed(REPEATED));
+            let repeated = full && any_read && environments.len() == before;
+            let endless = full && listed >= ENVIRONMENTS_MAX;
+            if repeated || endless {
+                bad.get_or_insert(answer.malformed(if repeated { REPEATED } else { "there are more than 20,000" }));
             }
             let behind = listed == self.listed && !self.rounds.is_multiple_of(PAGE_BEHIND_ROUNDS);
-            if !full || repeated || behind {
+            if !full || repeated || endless || behind {
                 self.listed = listed;
                 return Ok((environments, bad));
             }
@@ -100,8 +121,8 @@ impl Lists {
     pub(super) async fn deployments(&self, environment: &str, memory: &DeploymentMemory) -> Result<Look, ApiError> {
         let remembered = memory.environments.get(environment).cloned().unwrap_or_default();
         let mut look = Look::default();
-        let mut ids = HashSet::new();
-        let mut offset = 0;
+        let mut page_before = HashSet::new();
+        let (mut offset, mut ended_kept) = (0, 0);
         loop {
             let at = offset.to_string();
             let path = ["environments", environment, "deployments"];
@@ -110,10 +131,18 @@ impl Lists {
             let (answer, limit) = page.await?;
             let page = answer.list::<DeploymentRecord<'_>>()?;
             look.bad = look.bad.or(page.bad);
-            let (mut all_old, mut any_new) = (true, false);
+            let (mut any_read, mut any_new, mut any_recent) = (false, false, false);
+            let mut this_page = HashSet::new();
             for record in page.records {
+                let texts = [Some(&record.id), Some(&record.status), record.kind.as_ref()];
+                if texts.into_iter().flatten().any(|text| text.len() > ID_MAX_BYTES) {
+                    look.bad.get_or_insert(answer.malformed(LONG_ID));
+                    continue;
+                }
+                any_read = true;
                 // One that was made since the page before has moved the others.
-                if !ids.insert(record.id.clone()) {
+                let repeated = page_before.contains(&record.id);
+                if !this_page.insert(record.id.clone()) || repeated {
                     continue;
                 }
                 any_new = true;
@@ -135,22 +164,40 @@ impl Lists {
                 // Those that ran when the environment was listed before are followed, so what is older was stored, or
                 // had ended before the pull's beginning.
                 let seen = created < remembered.done_before;
-                all_old &= seen;
+                any_recent |= !seen;
                 let ended = record.ended_millis();
                 let old = seen || ended.unwrap_or(created).max(created) < memory.from;
                 if !followed && (done || (old && is_final)) {
                     continue;
                 }
-                look.tokens.extend(record.oidc_token());
+                if look.tokens.len() < TOKENS_MAX {
+                    look.tokens.extend(record.oidc_token());
+                }
                 let listing = if is_final { Listing::Ended(record.outcome()) } else { Listing::Running };
-                look.deployments.push(Listed { id: record.id, kind: record.kind, created, ended, listing });
+                look.deployments.push_back(Listed { id: record.id, kind: record.kind, created, ended, listing });
+                ended_kept += usize::from(is_final);
             }
+            while ended_kept > HISTORY_AT_ONCE
+                && let Some(newest) = look.deployments.iter().position(|listed| listed.listing.has_ended())
+            {
+                look.deployments.remove(newest);
+                ended_kept -= 1;
+                look.some_left = true;
+            }
+            page_before = this_page;
             offset += page.elements;
             let full = page.elements >= limit;
-            if full && !any_new {
-                look.bad.get_or_insert(answer.malformed(REPEATED));
+            let repeated = full && any_read && !any_new;
+            let endless = full && offset >= DEPLOYMENTS_MAX;
+            if repeated || endless {
+                look.bad.get_or_insert(answer.malformed(if repeated {
+                    REPEATED
+                } else {
+                    "there are more than 200,000"
+                }));
             }
-            if !full || !any_new || all_old {
+            let all_old = any_new && !any_recent;
+            if !full || repeated || endless || all_old {
                 return Ok(look);
             }
         }

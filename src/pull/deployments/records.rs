@@ -3,6 +3,7 @@
 //! A deployment's record holds secrets. Only the fields named here are read from it, and of those only plain values:
 //! whatever else stands in a record is never stored, logged or kept.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use chrono::DateTime;
@@ -11,6 +12,13 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::protocols::body::members;
+
+/// No id, type or name of a step is longer. A longer one would be kept for each of many records.
+pub(super) const ID_MAX_BYTES: usize = 512;
+/// What is wrong with a record that has a longer one.
+pub(super) const LONG_ID: &str = "an id, a type or a name has more than 512 bytes";
+/// Longer texts of a record are cut.
+const TEXT_MAX_BYTES: usize = 1024;
 
 /// An environment, from the list of an organization's.
 pub(super) struct EnvironmentRecord {
@@ -42,9 +50,19 @@ impl From<ListedEnvironment<'_>> for EnvironmentRecord {
         // The deployments' own list decides what a deployment is. This only saves asking for it, so a record that can't
         // be read does no harm.
         let latest = || serde_json::from_str::<DeploymentRecord<'_>>(listed.latest_deployment_log?.get()).ok();
-        let running = latest().filter(|latest| !latest.is_final()).map(|latest| latest.id);
+        let running = latest().filter(|latest| !latest.is_final() && latest.id.len() <= ID_MAX_BYTES);
+        let running = running.map(|latest| latest.id);
+        let [name, project_id, updated_at, latest_deployment_log_id] =
+            [name, project_id, updated_at, latest_deployment_log_id].map(|text| text.map(cut));
         EnvironmentRecord { id, name, project_id, updated_at, latest_deployment_log_id, running }
     }
+}
+
+/// The beginning of a text, up to [`TEXT_MAX_BYTES`].
+fn cut(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(TEXT_MAX_BYTES));
+    text.shrink_to_fit();
+    text
 }
 
 impl EnvironmentRecord {
@@ -166,10 +184,18 @@ fn within<'a, const N: usize>(object: Option<&'a RawValue>, names: [&str; N]) ->
     object.map_or([None; N], |object| members(object, names))
 }
 
-/// The value if it is a string, a number or a boolean. Objects and lists are left out: they could hold secrets.
-fn plain(value: &RawValue) -> Option<&str> {
+/// The value if it is a string, a number or a boolean. Objects and lists are left out: they could hold secrets. A long
+/// string is cut.
+fn plain(value: &RawValue) -> Option<Cow<'_, str>> {
     let text = value.get();
-    (!text.starts_with(['{', '[']) && text != "null").then_some(text)
+    if text.starts_with(['{', '[']) || text == "null" {
+        return None;
+    }
+    if text.len() <= TEXT_MAX_BYTES {
+        return Some(text.into());
+    }
+    let text: String = serde_json::from_str(text).ok()?;
+    Some(serde_json::Value::from(cut(text)).to_string().into())
 }
 
 /// A step of a deployment.

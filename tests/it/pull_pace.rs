@@ -1,0 +1,133 @@
+//! What is slow or has no end at env0 holds up nothing else, and takes a bounded part of the daemon.
+
+use std::time::Duration;
+
+use chrono::{TimeDelta, Utc};
+use serde_json::json;
+
+use crate::harness::{Daemon, wait_until};
+use crate::local_aws::LocalAws;
+use crate::local_env0::audits::event;
+use crate::local_env0::deployments::{Deployment, Environment, LogShape};
+use crate::local_env0::{Fault, LocalEnv0};
+use crate::pull_deployments::{a_round_later, all_arrive_once, environment, setup};
+use crate::pull_figures::peak_kib;
+
+fn running(number: usize) -> Environment {
+    environment(&format!("env-{number}"), vec![Deployment::running(&format!("d-{number}"), "tf:apply", 2)])
+}
+
+fn rounds(daemon: &Daemon) -> f64 {
+    daemon.metric("pull_rounds_total{outcome=\"succeeded\"}").unwrap_or_default()
+}
+
+#[test]
+fn a_log_that_never_comes_holds_up_no_other_deployment() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().environments = vec![running(0), running(1)];
+    let setup = setup(&aws, &env0);
+    let _daemon = setup.start();
+    all_arrive_once(&aws, &env0, 0);
+    let hanging = "/deployments/d-0/steps/tf%3Aapply/log";
+    env0.break_down(hanging, Fault::Silent);
+    let asked = env0.asked(hanging);
+    wait_until("the log is asked for", || env0.asked(hanging) > asked);
+    // Each try takes 20 s until it is given up, and there are two.
+    for lines in [3, 4] {
+        env0.world().environments[1].deployments[0].steps[0].lines = lines;
+        wait_until("the other's line is stored", || aws.s3.line_count() == 2 + lines);
+    }
+    assert!(env0.asked(hanging) <= asked + 2);
+    env0.heal();
+    all_arrive_once(&aws, &env0, 0);
+}
+
+#[test]
+fn a_long_log_of_the_past_holds_up_no_running_deployment() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().environments = vec![running(0)];
+    env0.world().log_shape = LogShape { page_events: 100, ..LogShape::default() };
+    let setup = setup(&aws, &env0);
+    let _daemon = setup.start();
+    all_arrive_once(&aws, &env0, 0);
+    env0.world().latency = Duration::from_millis(100);
+    let long = Deployment::running("long", "tf:apply", 40_000).ended_at(Utc::now() - TimeDelta::hours(1));
+    env0.world().environments.push(environment("env-1", vec![long]));
+    let log = "/deployments/long/steps/tf%3Aapply/log";
+    let mut asked = 0;
+    for lines in [3, 4] {
+        wait_until("the long log is being read", || env0.asked(log) > asked + 10);
+        env0.world().environments[0].deployments[0].steps[0].lines = lines;
+        let new = format!("\"tf:apply-{}\"", lines - 1);
+        let is_new = |line: &String| line.contains(&new) && line.contains("\"d-0\"");
+        wait_until("the running one's line is stored", || aws.s3.lines().iter().any(is_new));
+        asked = env0.asked(log);
+        assert!(asked < 400, "the long log was read first");
+    }
+    env0.world().latency = Duration::ZERO;
+    all_arrive_once(&aws, &env0, 1);
+}
+
+#[test]
+fn hundreds_of_running_deployments_take_two_requests_each_in_a_round() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().environments = (0..300).map(running).collect();
+    let setup = setup(&aws, &env0);
+    let daemon = setup.start();
+    all_arrive_once(&aws, &env0, 0);
+    a_round_later(&daemon);
+    let (listed, steps) = (env0.asked("/environments/"), env0.asked("/deployments/"));
+    let before = rounds(&daemon);
+    a_round_later(&daemon);
+    let passed = (rounds(&daemon) - before) as usize + 1;
+    // The hourly turn of some environments comes beside them.
+    let (listed, steps) = (env0.asked("/environments/") - listed, env0.asked("/deployments/") - steps);
+    assert!(listed <= 2 * passed && steps <= 600 * passed, "{listed} lists, {steps} steps and logs in {passed} rounds");
+}
+
+#[test]
+fn lists_of_deployments_that_never_come_hold_up_no_audit_event() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().environments = (0..50).map(running).collect();
+    env0.break_down("/environments/", Fault::Silent);
+    let setup = setup(&aws, &env0).set("ENV0_S3_LOG_PULL", "env0-audits,env0-deployments");
+    let _daemon = setup.start();
+    wait_until("deployments are asked for", || env0.asked("/environments/") >= 6);
+    env0.world().audits = vec![event(1, Utc::now())].into();
+    let asked = env0.asked("/audit/events");
+    wait_until("audit events are asked for in four rounds", || env0.asked("/audit/events") >= asked + 4);
+    wait_until("the audit event is stored", || aws.s3.line_count() == 1);
+    // Six at once, and 20 s until the next six.
+    assert!(env0.asked("/environments/") <= 12, "{}", env0.asked("/environments/"));
+}
+
+#[test]
+fn a_list_of_environments_without_an_end_is_told_and_those_in_it_are_read() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().environments = vec![running(0)];
+    env0.world().endless = true;
+    let setup = setup(&aws, &env0);
+    let daemon = setup.start();
+    all_arrive_once(&aws, &env0, 0);
+    wait_until("the log tells it", || daemon.log().text().matches("there are more than 20,000").count() == 1);
+    env0.world().environments[0].deployments[0].steps[0].lines = 5;
+    all_arrive_once(&aws, &env0, 0);
+    assert!(peak_kib(&daemon) < 128 * 1024, "{} KiB", peak_kib(&daemon));
+}
+
+#[test]
+fn texts_of_a_hundred_kilobytes_are_refused_as_ids_and_cut_as_names() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let long = "x".repeat(100_000);
+    env0.world().odd_records = (0..150)
+        .map(|number| json!({"id": format!("{number}{long}")}))
+        .chain([json!({"id": "named", "name": format!("é{long}"), "updatedAt": long})])
+        .collect();
+    env0.world().environments = vec![running(0)];
+    env0.world().odd_steps = vec![json!({"name": long, "status": "SUCCESS"})];
+    let setup = setup(&aws, &env0);
+    let daemon = setup.start();
+    all_arrive_once(&aws, &env0, 0);
+    wait_until("the log tells it", || daemon.log().count("ERROR", "has more than 512 bytes") == 1);
+    assert!(!setup.spool_holds(&long[..2000]));
+}
