@@ -140,3 +140,40 @@ fn change(before: &[Option<Version>], now: &[Option<Version>]) -> Change {
     };
     if before.iter().zip(now).any(same_file) { Change::WrittenTo } else { Change::Replaced }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn what_was_made_last_is_there_while_the_disk_hangs() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let made = Watched::new("a file", vec![file.path().to_owned()], || Ok::<_, Infallible>("old"));
+        let watched = made.unwrap().rests_after(Duration::ZERO);
+        std::fs::write(file.path(), "changed").unwrap();
+        let (hangs, is_read) = mpsc::channel();
+        let (go_on, goes_on) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let looking = scope.spawn(|| {
+                watched.look(move |_| {
+                    hangs.send(()).unwrap();
+                    // Ends, too, where the test fails.
+                    let _ = goes_on.recv();
+                    Ok::<_, Infallible>("new")
+                });
+            });
+            is_read.recv().unwrap();
+            let (tell, told) = mpsc::channel();
+            let watched = &watched;
+            scope.spawn(move || tell.send(watched.current()));
+            let current = told.recv_timeout(Duration::from_secs(30));
+            drop(go_on);
+            looking.join().unwrap();
+            assert_eq!(current, Ok("old"));
+        });
+        assert_eq!(watched.current(), "new");
+    }
+}

@@ -1,13 +1,10 @@
 //! What is refused is told to the operator; and tokens that STS refuses never push out a good one.
 
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 
 use serde_json::{Value, json};
 
-use crate::harness::{
-    AUDITS, Books, DEPLOYMENTS, Daemon, Setup, event, field, wait_for, wait_until, wait_until_delivered,
-};
+use crate::harness::{AUDITS, Books, DEPLOYMENTS, Daemon, Setup, event, field, wait_until, wait_until_delivered};
 use crate::local_aws::LocalAws;
 use crate::local_aws::issuer::{ORGANIZATION, now_seconds};
 use crate::tokens::{DAY_SECONDS, post, put, setup, tokens};
@@ -164,31 +161,4 @@ fn a_token_file_that_is_being_written_opens_no_other_type() {
     });
     assert_eq!(daemon.log().count("ERROR", "its last line has no line break"), 1, "once per change");
     assert_eq!(post(&daemon, DEPLOYMENTS, typed, event("its own type")).status, 200);
-}
-
-#[test]
-fn a_token_file_whose_reading_hangs_holds_no_request_up() {
-    let aws = LocalAws::start();
-    let setup = Setup::new(&aws);
-    let path = setup.folder().join("tokens");
-    std::fs::write(&path, "the-first-token-of-the-file\n").unwrap();
-    let setup = setup.set("ENV0_S3_LOG_INGEST_TOKEN_FILE", path.to_str().unwrap());
-    let daemon = setup.start();
-    // Whoever reads a pipe waits for its writer, as for a disk that hangs.
-    let pipe = setup.folder().join("pipe");
-    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    std::fs::rename(&pipe, &path).unwrap();
-    let first = || post(&daemon, DEPLOYMENTS, "the-first-token-of-the-file", event("good")).status;
-    // Opens only where somebody reads.
-    let mut writer = wait_for("the pipe is read", || {
-        assert_eq!(first(), 200);
-        let no_wait = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-        std::fs::File::options().write(true).custom_flags(no_wait).open(&path).ok()
-    });
-    for _ in 0..20 {
-        assert_eq!(first(), 200);
-    }
-    writer.write_all(b"the-second-token-of-the-file\n").unwrap();
-    drop(writer);
-    wait_until("what was read counts", || first() == 401);
 }
