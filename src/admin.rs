@@ -20,6 +20,7 @@ use base64::engine::general_purpose::STANDARD;
 use futures_util::FutureExt;
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -61,6 +62,8 @@ pub struct Health(Arc<Inner>);
 
 struct Inner {
     sources: Sources,
+    /// For one rendering at a time: it takes a millisecond, and nobody needs a token to ask for it.
+    rendering: Semaphore,
     exporter: &'static Exporter,
     history: History,
 }
@@ -68,7 +71,8 @@ struct Inner {
 impl Health {
     /// Answers from `sources`.
     pub fn new(sources: Sources, exporter: &'static Exporter) -> Health {
-        Health(Arc::new(Inner { sources, exporter, history: History::default() }))
+        let rendering = Semaphore::new(1);
+        Health(Arc::new(Inner { sources, rendering, exporter, history: History::default() }))
     }
 
     /// The routes, for a server of the caller's.
@@ -118,21 +122,35 @@ impl Health {
 }
 
 async fn status(State(health): State<Health>, request: Request) -> Response {
-    let json = match request.uri().query() {
-        Some("history") => serde_json::to_vec(&health.0.history.snapshot()),
-        _ => serde_json::to_vec(&(health.0.sources.status)()),
-    };
-    match json {
-        Ok(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    let is_history = request.uri().query() == Some("history");
+    let json = rendered(&health, move |health| match is_history {
+        true => serde_json::to_vec(&health.history.snapshot()),
+        false => serde_json::to_vec(&(health.sources.status)()),
+    });
+    match json.await.map(|json| json.map_err(|error| error.to_string())) {
+        Ok(Ok(json)) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
+        Ok(Err(error)) | Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
     }
 }
 
 async fn metrics(State(health): State<Health>, request: Request) -> Response {
     let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let exposition = Exposition::by_accept(accept);
-    let text = health.0.exporter.render(&(health.0.sources.status)(), exposition);
-    ([(header::CONTENT_TYPE, exposition.content_type())], text).into_response()
+    match rendered(&health, move |health| health.exporter.render(&(health.sources.status)(), exposition)).await {
+        Ok(text) => ([(header::CONTENT_TYPE, exposition.content_type())], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
+    }
+}
+
+/// What `render` makes, in its turn and apart from the threads that take events and answer probes.
+async fn rendered<T: Send + 'static>(
+    health: &Health,
+    render: impl FnOnce(&Inner) -> T + Send + 'static,
+) -> Result<T, String> {
+    let health = health.clone();
+    let _turn = health.0.rendering.acquire().await;
+    let inner = Arc::clone(&health.0);
+    tokio::task::spawn_blocking(move || render(&inner)).await.map_err(|error| error.to_string())
 }
 
 /// Kubernetes' own form of a verdict: each reason in a line where `?verbose` or a failure asks for it.

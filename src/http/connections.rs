@@ -124,7 +124,8 @@ impl Connection {
         self.stranger.load(Ordering::Relaxed)
     }
 
-    fn is_at_work(&self) -> bool {
+    /// A request of it was let in, and is not answered yet.
+    pub(super) fn is_at_work(&self) -> bool {
         self.without_request_since.load(Ordering::Relaxed) == AT_WORK
     }
 

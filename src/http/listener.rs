@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -140,6 +140,9 @@ where
 {
     let Member { connection, registry, .. } = member;
     let stream = FramingGuard::new(stream, member);
+    // A client may send hundreds of requests at once. Those that are let in wait for the disk; after each other one, it
+    // is everybody else's turn.
+    let turn_is_over = &AtomicBool::new(false);
     let service = service_fn(|request: Request<Incoming>| {
         member.may_close();
         let refused = match connection.refused.get() {
@@ -151,6 +154,9 @@ where
         let handler = &handler;
         // The handler's future is made where it stays: it is large, and each move of it is a copy.
         async move {
+            if turn_is_over.load(Ordering::Relaxed) {
+                tokio::task::yield_now().await;
+            }
             let mut answer = match refused {
                 Some(refused) => refusal(refused),
                 None => handler(request, Guest { registry: registry.clone(), connection: connection.clone() }).await,
@@ -158,6 +164,7 @@ where
             if registry.has_too_large_a_buffer(connection) {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
+            turn_is_over.store(!connection.is_at_work(), Ordering::Relaxed);
             member.may_close();
             Ok::<_, Infallible>(answer)
         }
@@ -221,6 +228,29 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+
+    #[tokio::test]
+    async fn who_sends_many_requests_at_once_takes_turns_with_the_others() {
+        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = tcp.local_addr().unwrap();
+        let listener = Listener { name: "admin", tcp, tls: None, max_connections: 8, site: Site::default() };
+        let served = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let paths = served.clone();
+        let handler = Arc::new(move |request: Request<Incoming>, _: Guest| {
+            paths.lock().unwrap().push(request.uri().path().to_owned());
+            async { Response::new(Full::<Bytes>::default()) }
+        });
+        let request = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        let (mut many, mut one) =
+            (TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap());
+        many.write_all(request("/many").repeat(100).as_bytes()).await.unwrap();
+        one.write_all(request("/one").as_bytes()).await.unwrap();
+        let serving = tokio::spawn(listener.serve(handler, CancellationToken::new()));
+        assert!(one.read(&mut [0; 1024]).await.unwrap() > 0);
+        let before = served.lock().unwrap().iter().position(|path| path == "/one").unwrap();
+        assert!(before <= 3, "{before} of another connection were served first");
+        serving.abort();
+    }
 
     #[tokio::test]
     async fn an_idle_connection_is_closed_when_the_listener_ends() {
