@@ -100,17 +100,20 @@ fn run(arguments: &Arguments) -> Result<()> {
     let mut failures = Vec::new();
     for (title, points) in sections {
         println!("\n{title}\n");
-        let mut table = table::Table::begin();
-        for point in points {
-            let point = point.scaled(arguments.scale);
-            let mut runs = Vec::new();
-            for number in 1..=arguments.runs.max(1) {
+        let points: Vec<Point> = points.into_iter().map(|point| point.scaled(arguments.scale)).collect();
+        let mut runs: Vec<Vec<_>> = points.iter().map(|_| Vec::new()).collect();
+        // A round of all points at a time: where the machine gets slower or faster, it does for all of them.
+        for number in 1..=arguments.runs.max(1) {
+            for (point, runs) in points.iter().zip(&mut runs) {
                 eprint!("\r{point} run {number} of {} …   ", arguments.runs);
-                runs.push(bench.run(&point)?);
+                runs.push(bench.run(point)?);
             }
-            eprint!("\r{:70}\r", "");
-            failures.extend(runs.iter().filter_map(|run| run.failure(&point)));
-            table.row(&point, &runs);
+        }
+        eprint!("\r{:70}\r", "");
+        let mut table = table::Table::begin();
+        for (point, runs) in points.iter().zip(&runs) {
+            failures.extend(runs.iter().filter_map(|run| run.failure(point)));
+            table.row(point, runs);
         }
         table.end();
     }

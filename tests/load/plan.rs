@@ -85,6 +85,8 @@ pub(crate) enum Section {
     Growth,
     /// S3 is down until up to 20 GiB are in the spool (wants that much disk)
     Backlog,
+    /// Bodies of 4 MiB over 4 to 64 connections
+    Large,
 }
 
 impl Section {
@@ -95,6 +97,7 @@ impl Section {
             Section::Connections => "Connections",
             Section::Compression => "Compressed objects: 1,000 events a request, 64 connections",
             Section::Growth => "As work grows: 1,000 events a request, 64 connections",
+            Section::Large => "Bodies of 4 MiB: more connections than there is memory for their bodies",
             Section::Backlog => "As the backlog grows: S3 takes nothing until all is in the spool",
         }
     }
@@ -118,6 +121,11 @@ impl Section {
                 ["gzip", "zstd"].map(|codec| Point { codec: codec.into(), ..Point::new(1000, 64, 2_000_000) }).into()
             }
             Section::Growth => (3..=7).map(|exponent| Point::new(1000, 64, 10_usize.pow(exponent))).collect(),
+            Section::Large => {
+                let events_per_request = (4 << 20) / crate::events::EVENT_BYTES;
+                let point = |connections| Point::new(events_per_request, connections, 320 * events_per_request);
+                [4, 12, 32, 64].map(point).into()
+            }
             Section::Backlog => [0, 1, 5, 20]
                 .map(|gib: usize| {
                     let events = (gib << 30) / crate::events::EVENT_BYTES;

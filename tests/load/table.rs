@@ -1,4 +1,4 @@
-//! The table, in Markdown: a row as soon as its point is done.
+//! The table, in Markdown.
 
 use crate::events::EVENT_BYTES;
 use crate::measure::Run;
