@@ -19,6 +19,12 @@ pub(super) enum Act {
     Head,
     /// A token that is handed over, without an end.
     Token,
+    /// Connections that have each sent a large body, and stay.
+    Stay,
+    /// Tokens with a wrong signature, as many as one write takes, one behind the other.
+    Forged,
+    /// Questions for the metrics, likewise.
+    Metrics,
     /// A whole request: path and query, headers, body.
     Post(String, &'static str, Vec<u8>),
 }
@@ -55,6 +61,9 @@ pub(super) static SENDERS: LazyLock<Vec<(&str, Act)>> = LazyLock::new(|| {
         ("bodies that are left", Act::Left),
         ("heads that never end", Act::Head),
         ("tokens that never end", Act::Token),
+        ("connections that stay", Act::Stay),
+        ("tokens with a wrong signature", Act::Forged),
+        ("questions for the metrics", Act::Metrics),
         ("bodies of 4 MiB", post(NATIVE, "", lines.repeat(4 * MIB / lines.len()).into())),
         ("text that grows", post(NATIVE, "", "a\n".repeat(MIB / 8).into())),
         ("text that isn't UTF-8", post(NATIVE, GZIP, gzip(&b"\xff\n".repeat(MIB)))),
@@ -181,11 +190,46 @@ impl Act {
                 let _ = raw.write(head).and_then(|()| raw.write(vec![b'e'; 50 * 1024]));
                 wait(done, Duration::from_secs(2));
             }
+            Act::Stay => {
+                let body = event(&"x".repeat(300_000));
+                let staying = (0..25).map_while(|_| {
+                    let mut raw = Raw::connect(daemon.listen).ok()?;
+                    raw.write(head(body.len()) + &body).ok()?;
+                    let _ = raw.answer();
+                    Some(raw)
+                });
+                let _staying: Vec<_> = staying.take_while(|_| !done.load(Ordering::SeqCst)).collect();
+                wait(done, Duration::from_secs(8));
+            }
+            Act::Forged => {
+                let token = format!("{}AAAAAA", &token[..token.len().saturating_sub(6)]);
+                let request = format!(
+                    "PUT /v1/oidc-token HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 0\r\n\r\n"
+                );
+                ask_at_once(&mut raw, &request);
+            }
+            Act::Metrics => {
+                if let Ok(mut raw) = Raw::connect(daemon.admin) {
+                    ask_at_once(&mut raw, "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+                }
+            }
             Act::Post(path, headers, body) => {
                 let path = path.replace("{token}", token);
                 if raw.write(self::head(&path, token, headers, body.len())).and_then(|()| raw.write(body)).is_ok() {
                     let _ = raw.answer();
                 }
+            }
+        }
+    }
+}
+
+/// Sends `request` many times, and then reads the answers.
+fn ask_at_once(raw: &mut Raw, request: &str) {
+    const TIMES: usize = 50;
+    if raw.write(request.repeat(TIMES)).is_ok() {
+        for _ in 0..TIMES {
+            if !matches!(raw.answer(), Ok(Some(_))) {
+                return;
             }
         }
     }
