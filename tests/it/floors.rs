@@ -11,9 +11,10 @@ const PICTURE: &str = "//! The modules below stand by floors;";
 /// A module by its path, as `["spool", "folder"]`.
 type Module = Vec<String>;
 
-/// Each file of the house but its tests, and the modules whose files it imports from.
+/// Each file of the house but its tests: the modules that it imports from, and its lines of code and comments.
 struct House {
     imports: BTreeMap<Module, BTreeSet<Module>>,
+    lines: BTreeMap<Module, usize>,
 }
 
 impl House {
@@ -29,7 +30,8 @@ impl House {
             .collect();
         let modules: BTreeSet<Module> = sources.keys().cloned().collect();
         let imports = sources.iter().map(|(module, source)| (module.clone(), imports(module, source, &modules)));
-        House { imports: imports.collect() }
+        let lines = sources.iter().map(|(module, source)| (module.clone(), without_tests(source).lines().count()));
+        House { imports: imports.collect(), lines: lines.collect() }
     }
 
     /// The way from `module` back to itself, if there is one.
@@ -60,16 +62,21 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Of `spool/folder.rs`, `["spool", "folder"]`.
+/// The module in a file: for `spool/folder.rs`, `["spool", "folder"]`.
 fn module_of(file: &Path) -> Module {
     file.with_extension("").components().map(|part| part.as_os_str().to_str().unwrap().to_owned()).collect()
 }
 
+/// A file's source up to its unit tests.
+fn without_tests(source: &str) -> &str {
+    source.split("#[cfg(test)]\nmod tests").next().unwrap()
+}
+
 /// The modules among `modules` that the source of `module` names, outside comments and its unit tests.
 fn imports(module: &Module, source: &str, modules: &BTreeSet<Module>) -> BTreeSet<Module> {
-    let code = source.split("#[cfg(test)]\nmod tests").next().unwrap();
+    let code = without_tests(source);
     let code: String = code.lines().map(|line| line.split("//").next().unwrap().to_owned() + "\n").collect();
-    // Who may see an item is no import.
+    // The path in `pub(in …)` tells who may see an item, and is no import.
     let code = code.replace("pub(in crate::", "pub(");
     let children: Vec<&str> = modules
         .iter()
@@ -96,7 +103,7 @@ fn imports(module: &Module, source: &str, modules: &BTreeSet<Module>) -> BTreeSe
                 part => base.push(part.to_owned()),
             }
         }
-        // The longest beginning that is a file; what follows is an item in it.
+        // The longest beginning that is a file's module; the rest is an item in it.
         while !base.is_empty() && !modules.contains(&base) {
             base.pop();
         }
@@ -107,10 +114,10 @@ fn imports(module: &Module, source: &str, modules: &BTreeSet<Module>) -> BTreeSe
     named
 }
 
-/// Every path of a source, `use` groups written out: of `use crate::{a::B, c}` both `crate::a::B` and `crate::c`.
+/// Every path of a source, with `use` groups written out: `use crate::{a::B, c}` gives `crate::a::B` and `crate::c`.
 fn paths(code: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
-    // The beginnings of the groups that are open, and the path under way.
+    // The beginnings of the open groups, and the path that is being read.
     let (mut groups, mut path): (Vec<String>, String) = Default::default();
     let mut in_use = false;
     let tokens = code.split_inclusive(|c: char| !(c.is_alphanumeric() || c == '_' || c == ':'));
@@ -175,6 +182,18 @@ fn no_file_imports_one_that_leads_back_to_it() {
     let house = House::read();
     let circles: Vec<_> = house.imports.keys().filter_map(|module| house.circle(module)).collect();
     assert!(circles.is_empty(), "{circles:#?}");
+}
+
+#[test]
+fn no_room_has_more_than_a_fifth_of_the_code() {
+    let lines = House::read().lines;
+    let all: usize = lines.values().sum();
+    let mut rooms = BTreeMap::<&str, usize>::new();
+    for (module, lines) in &lines {
+        *rooms.entry(module[0].as_str()).or_default() += lines;
+    }
+    let large: Vec<_> = rooms.into_iter().filter(|(_, lines)| lines * 5 > all).collect();
+    assert!(large.is_empty(), "of {all} lines: {large:?}");
 }
 
 #[test]
