@@ -91,7 +91,7 @@ pub struct Files {
     pub network: Network,
     /// Judges presented tokens.
     pub verifier: Verifier,
-    /// Of the ingest listener.
+    /// The ingest listener's certificate and settings.
     pub tls: Option<Tls>,
     /// Signs chain entries.
     pub signing_key: Option<SigningKey>,

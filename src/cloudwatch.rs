@@ -1,4 +1,5 @@
-//! CloudWatch Logs, beside S3: what a batch's lines are there, the client that puts them, and the lane that has them put.
+//! CloudWatch Logs beside S3: the calls that a batch's lines become, the client that makes them, and the lane of each log
+//! type.
 
 pub mod calls;
 pub mod error;

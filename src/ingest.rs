@@ -1,5 +1,5 @@
-//! The HTTP front: routes, limits, credentials, status codes. One way for every protocol:
-//! head judged → body read → inflated → parsed → appended → answered.
+//! Serves the requests of the ingest listener, in the same way for every protocol: judges the head, reads the body,
+//! inflates it, parses it, appends the events to the spool, answers.
 
 mod append;
 pub mod auth;
@@ -43,12 +43,12 @@ const SCAN_ASIDE_LINES_BYTES: usize = 4 * 1024 * 1024;
 /// instead of a reset.
 const LINGER_MAX_BYTES: usize = 64 * 1024 * 1024;
 const LINGER_TIME: Duration = Duration::from_secs(30);
-/// Of all connections, so many wait for memory at most: one in so many.
+/// At most one connection in this many may wait for memory.
 const MAX_WAITING_PART: usize = 4;
-/// What the lines of almost every request fit in: so many times its body, and a bit for small ones.
+/// The lines of almost every request take at most this many times its body, and a bit more for small ones.
 const USUAL_GROWTH: usize = 4;
 const USUAL_LINES_LEAST_BYTES: usize = 16 * 1024;
-/// What all lines of one request may take, in bodies of the largest size.
+/// All lines of one request may take at most this many times the largest body.
 const MAX_GROWTH: usize = 2;
 
 const RETRY_FULL_SECONDS: u64 = 10;
@@ -56,16 +56,16 @@ const RETRY_DISK_SECONDS: u64 = 5;
 const RETRY_ISSUER_SECONDS: u64 = 5;
 const RETRY_STARTING_SECONDS: u64 = 5;
 
-/// The key that was made last, as a JSON string, and of which batch.
+/// The batch whose key was made last, and the key as a JSON string.
 type LastKey = Option<(BatchName, Arc<str>)>;
 
 /// The front's shared state.
 pub struct Ingest {
     spool: Spool,
     authenticator: Authenticator,
-    /// For bodies, inflated.
+    /// The memory for bodies, inflated.
     bodies: Memory,
-    /// For what is built of them and not yet durable.
+    /// The memory for the lines that are built of them, until they are durable.
     lines: Memory,
     tokens: TokenBodies,
     limits: Limits,
@@ -83,7 +83,7 @@ impl Ingest {
     /// The front before the first request.
     pub fn new(config: &Config, spool: Spool, authenticator: Authenticator) -> Arc<Ingest> {
         let max_lines_bytes = config.max_inflight_bytes.max(config.max_body_bytes.saturating_mul(MAX_GROWTH));
-        // Connections are left for those who need little.
+        // So connections are left for requests that need little memory.
         let max_waiting = (config.max_connections / MAX_WAITING_PART).max(1);
         let largest_event = config.max_event_bytes;
         let largest_body = config.max_body_bytes.saturating_add(inflate::MAX_BYTES_BESIDE);
@@ -253,7 +253,7 @@ impl Ingest {
         if length.is_some_and(|length| length > self.max_body_bytes as u64) {
             return Err(Refusal::TooLarge { limit: self.max_body_bytes, variable: receive::BODY_VARIABLE });
         }
-        // Any event has bytes; how many a compressed body has is not known yet.
+        // Every event has at least a byte; how many a compressed body has is not known yet.
         let least = if encoding == Encoding::Identity { length.unwrap_or(1) } else { 1 };
         let takes = |log_type| match self.spool.failing(log_type) {
             Some(error) => Err(AppendError::Disk(error)),
@@ -349,7 +349,7 @@ fn copies_bytes(bytes: usize) -> usize {
     bytes.saturating_mul(2)
 }
 
-/// What there is of a request once all of it has been read.
+/// A request once all of it has been read.
 enum Taken {
     /// What it is answered with.
     Answered(Answer),
@@ -357,9 +357,9 @@ enum Taken {
     Events(ByType<Lines>, Held),
 }
 
-/// What a request's events are charged for, until they are durable.
+/// The memory that a request's events are charged for, until they are durable.
 struct Held {
-    /// Where lines are stored as they were sent.
+    /// The body's, where lines are stored as they were sent.
     _body: Option<Arc<Received>>,
     lines: Charge,
 }
@@ -384,7 +384,7 @@ pub async fn answer_once_started(front: Arc<SetOnce<Arc<Ingest>>>, request: Requ
     }
 }
 
-/// Who sends events, and by which way.
+/// Who sends events, by which protocol and path.
 #[derive(Clone, Copy)]
 struct Sender<'a> {
     protocol: &'static dyn Protocol,
@@ -424,8 +424,8 @@ fn not_taken(error: AppendError) -> Refusal {
     Refusal::Unavailable { reason: error.to_string(), retry_after_seconds }
 }
 
-/// Reads what is left of a body that nobody waits for, in the background. A client that waits for `100 Continue`
-/// sends none.
+/// Reads in the background what is left of a body that was refused, so that its sender reads the answer. A client that
+/// waits for `100 Continue` sends no body.
 fn linger(mut body: Incoming, headers: &HeaderMap) {
     if body.is_end_stream() || headers.contains_key(EXPECT) {
         return;

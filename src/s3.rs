@@ -31,7 +31,7 @@ use condition::Condition;
 use error::Call;
 pub use error::{PutError, PutErrorKind};
 
-/// Of the file that is sent, at once in memory.
+/// How much of the file that is sent is in memory at once.
 const READ_BUFFER_BYTES: usize = 256 * 1024;
 /// For the small question of `check`.
 const LOCATE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -65,7 +65,7 @@ pub struct Put {
     pub sha256: Sha256,
     /// User metadata, names without `x-amz-meta-`.
     pub metadata: Vec<(&'static str, String)>,
-    /// Of the whole attempt.
+    /// The time for the whole attempt.
     pub timeout: Duration,
 }
 
@@ -172,7 +172,7 @@ impl S3 {
 
     async fn attempt(&self, put: &Put, session: &Session, conditional: bool) -> Result<(), Refused> {
         let unreadable = |reason: String| Refused::from(PutError::before(PutErrorKind::FileUnreadable, reason));
-        // Of a link itself: what it leads to is not the spool's to send.
+        // Looks at a link itself, because a file that it leads to is not the spool's.
         let found = std::fs::symlink_metadata(&put.file);
         let found = found.map_err(|error| unreadable(format!("the file can't be read: {error}")))?;
         if !found.is_file() {

@@ -74,7 +74,7 @@ pub struct Destination {
     pub region: String,
     /// The key prefix; empty for none.
     pub path: String,
-    /// Of a store other than AWS.
+    /// The endpoint of a store other than AWS.
     pub endpoint: Option<String>,
 }
 
@@ -135,7 +135,7 @@ pub struct SpooledStatus {
     pub events_quarantined: u64,
     /// On disk, not in S3 yet.
     pub events_spooled: u64,
-    /// Of the files that hold them.
+    /// The size of their files.
     pub spool_bytes: u64,
     /// Sealed and not delivered.
     pub batches: u64,
@@ -232,7 +232,7 @@ pub struct CloudWatchStatus {
     pub stream: String,
     /// Both log types, in the order of [`LogType::ALL`].
     pub types: Vec<CloudWatchTypeStatus>,
-    /// Of the role for CloudWatch.
+    /// The credentials of the role for CloudWatch.
     pub credentials: CredentialsStatus,
 }
 
@@ -246,7 +246,7 @@ pub struct CloudWatchTypeStatus {
     pub group: String,
     /// Batches that S3 has and CloudWatch doesn't.
     pub batches: u64,
-    /// Of the files that hold them; they have what events leave of the spool's limit.
+    /// The size of their files, which may take what events leave of the spool's limit.
     pub bytes: u64,
     /// When the oldest of them was opened.
     pub oldest: Option<Timestamp>,

@@ -69,7 +69,7 @@ struct Mount<'a> {
     /// The part of the file system that is mounted.
     root: String,
     file_system: &'a str,
-    /// Of the mount and of the file system.
+    /// The options of the mount and of the file system.
     options: Vec<&'a str>,
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::exit_code;
 
-/// Of the JSON that `--json` prints; rises when a field changes its name or its meaning.
+/// The version of the JSON that `--json` prints; it rises when a field changes its name or its meaning.
 const SCHEMA: u32 = 1;
 /// The name of the step that looks for a running daemon.
 pub(super) const DAEMON: &str = "daemon";
@@ -84,7 +84,7 @@ pub struct Report {
     version: &'static str,
     /// No step failed.
     ok: bool,
-    /// Of the first step that failed.
+    /// The exit code of the first step that failed.
     pub exit_code: u8,
     /// In the order in which one builds on the other.
     pub steps: Vec<Step>,

@@ -1,5 +1,5 @@
-//! A batch that S3 has → calls of CloudWatch → gone, or back off and try again. One lane a log type, oldest first. What
-//! happens here holds up nothing else: when events need the room of the batches that wait, those are given up.
+//! Sends the batches that S3 has to CloudWatch and removes their copies, or tries again after a pause. Each log type has a
+//! lane, which sends the oldest copy first. Nothing else waits for it: when events need the room, copies are given up.
 
 mod meters;
 mod reading;
@@ -48,7 +48,7 @@ pub struct Shared {
     pub copies: Arc<Copies>,
     /// Where they go.
     pub logs: Logs,
-    /// Of the role for CloudWatch.
+    /// Sessions of the role for CloudWatch.
     pub credentials: Credentials,
     /// The key prefix of the objects in S3; empty for none.
     pub bucket_path: String,

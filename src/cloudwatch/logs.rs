@@ -28,7 +28,7 @@ use crate::config;
 use crate::credentials::{Credentials, Session};
 use crate::network::{Network, server};
 
-/// Of one request, from its first byte to the answer's last: a megabyte on a line of 200 kbit/s.
+/// The time for one request, from its first byte to the answer's last: enough for a megabyte at 200 kbit/s.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The type of CloudWatch's answers, which no page and no proxy has.
 const CONTENT_TYPE: &str = "application/x-amz-json-1.1";

@@ -87,7 +87,7 @@ impl Service {
         }
     }
 
-    /// Of the length of a session.
+    /// The variable that sets how long a session is asked for.
     pub fn duration_variable(self) -> &'static str {
         match self {
             Service::S3 => "ENV0_S3_LOG_SESSION_DURATION",

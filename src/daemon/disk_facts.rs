@@ -20,7 +20,7 @@ pub(super) struct DiskFacts {
     pub(super) asked_at: Option<Timestamp>,
     /// See [`volume::available_bytes`].
     pub(super) available_bytes: Option<u64>,
-    /// Of both log types.
+    /// What is in quarantine, of both log types.
     pub(super) quarantine_bytes: u64,
 }
 

@@ -17,11 +17,11 @@ use tokio::time::Instant;
 
 use super::refusals::{Refusals, Refused};
 
-/// What the reads of all connections may bring at once, shared by those that are open.
+/// The most bytes that one read of every open connection may bring together.
 const READS_BYTES: usize = 3 * 1024 * 1024;
-/// Of one connection, however many there are.
+/// The least that one connection's read may bring, however many there are.
 const READ_LEAST_BYTES: usize = 4 * 1024;
-/// Of one connection, however few there are.
+/// The most that one connection's read may bring, however few there are.
 pub(super) const READ_MOST_BYTES: usize = 64 * 1024;
 /// What hyper gives each connection to read into, and what all connections together may have beyond it while they are
 /// idle. It keeps what large bodies made of it: with more, connections that sent some end with their answer.

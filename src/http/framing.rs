@@ -45,10 +45,10 @@ pub(super) struct FramingGuard<S> {
     framing: Framing,
     /// A head that has begun and not ended.
     unfinished: Vec<u8>,
-    /// Well framed, and on its way to hyper, which had no room for it.
+    /// Well framed bytes for which hyper's buffer had no room.
     passing: Vec<u8>,
     passed: usize,
-    /// Of the body that is coming.
+    /// How many bytes of the current body have come.
     body_bytes: u64,
     end: Option<End>,
     /// When a head that has not come, or not wholly, ends the connection.

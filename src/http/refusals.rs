@@ -1,4 +1,4 @@
-//! What a listener refuses below the requests: counted by reason, and said once for each change.
+//! Counts, by reason, what a listener refuses before it is a request, and logs each reason once in a while.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -108,7 +108,7 @@ impl Refused {
     }
 }
 
-/// Of every listener, since the process began: what a [`Counter`] counts can't be read back.
+/// How many were refused by all listeners since the process began. Kept here, too, because a [`Counter`] can't be read.
 static TOTALS: [AtomicU64; Refused::ALL.len()] = [const { AtomicU64::new(0) }; Refused::ALL.len()];
 
 /// How many were refused by all listeners, by reason; reasons that were never met are left out.
@@ -129,7 +129,7 @@ struct Reason {
 }
 
 impl Refusals {
-    /// Of the listener with this name.
+    /// No refusals yet, of the listener with this name.
     pub(super) fn new(listener: &'static str) -> Refusals {
         let reasons = Refused::ALL.map(|refused| Reason {
             total: counter!(metric_table::CONNECTIONS_REFUSED, "reason" => refused.label()),

@@ -1,4 +1,4 @@
-//! What a web page can make a visitor's browser ask, and must not.
+//! Refuses requests that a web page of another site makes a visitor's browser send.
 //!
 //! A browser reaches addresses that only its machine can: a page of any site can send it to a listener on loopback or
 //! in the same network. Two things tell. A page of another site shows in `Origin` or `Sec-Fetch-Site`, which no page

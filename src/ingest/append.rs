@@ -1,4 +1,4 @@
-//! A request's lines → the spool: all of them or none, and no refusal before that is settled.
+//! Appends a request's lines to the spool: all of them or none. A request is refused only once none of it can be stored.
 
 use std::io;
 use std::pin::pin;
@@ -15,7 +15,7 @@ use crate::protocols::{Accepted, Refusal};
 use crate::spool::claim::Claim;
 use crate::spool::{AppendError, Receipt, Spool};
 
-/// Between tries to store the second half of a request.
+/// The pause between tries to store the second half of a request.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl Ingest {
@@ -42,7 +42,7 @@ impl Ingest {
             OptionFuture::from(room.map(append))
         });
         let [deployments, audits] = both.into_array();
-        // Together, because an answer may carry those of requests that wait for one log type alone.
+        // Polled together, because one answer may carry those of requests that wait for the other log type alone.
         let mut both = pin!(join(deployments, audits));
         let (deployments, audits) = match tokio::time::timeout(hold, &mut both).await {
             Ok(outcomes) => outcomes,
@@ -63,7 +63,7 @@ impl Ingest {
                 Some(Ok(stored)) => stored,
                 Some(Err(error)) if !is_stored_in_part => return Err(not_taken(error)),
                 Some(Err(_)) => {
-                    // In a task of its own: a client that hangs up does not leave half a request behind.
+                    // In a task of its own, so that a client that hangs up does not leave half a request stored.
                     let rest = tokio::spawn(store_rest(self.spool.clone(), log_type, lines.clone(), claim.clone()));
                     rest.await.map_err(|error| not_taken(AppendError::Disk(Arc::new(io::Error::other(error)))))?
                 }

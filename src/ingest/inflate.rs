@@ -13,7 +13,7 @@ const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 const ZSTD_WINDOW_MAX_BYTES: usize = 1 << ZSTD_WINDOW_LOG_MAX;
 /// What the window of RFC 1951, and what belongs to it, takes.
 const DEFLATE_BYTES: usize = 64 * 1024;
-/// What zstd takes beside its window, which has the end of the output a second time.
+/// What zstd takes beside its window, which keeps the end of the output a second time.
 pub(super) const ZSTD_BYTES: usize = 256 * 1024;
 /// The most that inflating takes beside its output.
 pub(super) const MAX_BYTES_BESIDE: usize = ZSTD_BYTES + ZSTD_WINDOW_MAX_BYTES;
@@ -27,7 +27,7 @@ pub(super) fn bytes_for(bytes: usize) -> usize {
 /// Inflates one body.
 pub(super) struct Inflater {
     encoding: Encoding,
-    /// Of the stream that is being read; a body may have several, one behind the other.
+    /// The decoder of the stream that is being read; a body may have several streams, one after the other.
     stream: Option<Decoder>,
 }
 

@@ -7,10 +7,10 @@
 //! 3. Memory is charged before it is allocated: of the lane's share, else of what is free for all.
 //! 4. Where neither has room, a request takes a turn: all that it may still need, at once, in the order in which
 //!    requests came to ask. Until then its body stays unread.
-//! 5. Who waits for a turn has none of the memory for turns, and who has a turn waits for no more of it: so every turn
-//!    ends, and the next one begins.
-//! 6. Audit events get the next turn, whoever else waits.
-//! 7. Who has a turn for which others wait has to hurry, and more so where audit events wait (`receive.rs`).
+//! 5. A request that waits for a turn has none of the memory for turns, and one that has a turn waits for no more of it.
+//!    So every turn ends, and the next one begins.
+//! 6. Audit events get the next turn, whichever other requests wait.
+//! 7. While others wait, a body with a turn must arrive faster, and faster still while audit events wait (`receive.rs`).
 //! 8. A request waits for at most [`HOLD`] in all; then it is a 503. So, at once, is one for which too many others
 //!    wait: a connection stays open for each of them, even where the client is gone.
 //! 9. What a request turns out not to need is given back at once, the rest when the disk has its events.
@@ -53,7 +53,7 @@ pub enum Lane {
 const LANES: usize = 4;
 
 impl Lane {
-    /// Of a request whose log type is `decided` by its credentials or its path.
+    /// The lane of a request. `decided` is the log type that its credentials or its path give.
     pub fn of(identity: Identity, decided: Option<LogType>) -> Lane {
         match (identity, decided) {
             (_, Some(LogType::Audits)) => Lane::Audits,
@@ -84,7 +84,7 @@ pub struct Memory {
 /// What a request has of a [`Memory`]; given back on drop.
 #[derive(Default)]
 pub struct Charge {
-    /// Of the lane's share, and of what is free for all.
+    /// What it has of the lane's share, and of the part that is free for all.
     small: [Option<OwnedSemaphorePermit>; 2],
     turn: Option<OwnedSemaphorePermit>,
     /// For how long its request has waited by now.
@@ -252,7 +252,7 @@ impl Drop for Waits<'_> {
 mod tests {
     use super::*;
 
-    /// Of 3200 bytes: 100 for each lane, 400 free for all, 2400 for turns.
+    /// A memory of 3200 bytes: 100 for each lane, 400 free for all, 2400 for turns.
     fn memory(max_waiting: usize) -> Memory {
         Memory::new(3200, 2400, 0, max_waiting)
     }

@@ -1,4 +1,4 @@
-//! The front's metrics; every handle is made once, every label comes from a closed set.
+//! The metrics of ingest. Every handle is made once, and every label comes from a closed set.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ const NO_TYPE: &str = "none";
 pub(super) struct IngestMeters {
     /// By code.
     requests: ByType<[Counter; CODES.len()]>,
-    /// Of requests whose events' type never became known.
+    /// The same for requests whose events' log type never became known.
     typeless: [Counter; CODES.len()],
     bytes: ByType<Counter>,
     redacted: ByType<Counter>,

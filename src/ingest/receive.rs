@@ -13,33 +13,33 @@ use crate::ingest::inflate::Inflater;
 use crate::ingest::memory::{Charge, Lane, Memory, in_use};
 use crate::protocols::{Encoding, Refusal};
 
-/// Without a byte of the body.
+/// The longest time without a byte of the body.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// For all of the body.
+/// The longest time for all of the body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(300);
-/// What a body must bring on average, once it has had its first seconds.
+/// The least average rate of a body, after its first seconds.
 const LEAST: Pace = Pace { first: Duration::from_secs(30), bytes_per_second: 1024 };
-/// The same for one that has a turn in memory for which others wait.
+/// The least rate of a body that has a turn in memory for which others wait.
 const LEAST_IN_DEMAND: Pace = Pace { first: Duration::from_secs(10), bytes_per_second: 64 * 1024 };
-/// All the time that a body may keep a turn in memory for which audit events wait.
+/// How long a body may keep a turn in memory for which audit events wait.
 const AUDITS_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a body that has a turn is looked at.
 const DEMAND_INTERVAL: Duration = Duration::from_millis(250);
 /// A smaller body is not charged: a connection is counted as if it always had one.
 pub const UNCHARGED_BYTES: usize = 4 * 1024;
-/// What most bodies inflate to at most, in times of what was sent.
+/// Most bodies inflate to at most this many times their size.
 const USUAL_INFLATION: usize = 16;
 
 /// Sets the limit of a body.
 pub const BODY_VARIABLE: &str = "ENV0_S3_LOG_MAX_BODY_BYTES";
 
-/// What a body must keep to.
+/// The limits on a body.
 pub struct Terms<'a> {
-    /// In bytes, as sent and inflated.
+    /// The most bytes, as sent and inflated.
     pub limit: usize,
-    /// Where it is charged.
+    /// The memory that it is charged to.
     pub memory: &'a Memory,
-    /// For whom.
+    /// The lane that it is charged for.
     pub lane: Lane,
     /// Ends the reading of a body that is still arriving.
     pub stop: &'a CancellationToken,
@@ -69,7 +69,7 @@ impl Received {
         let Some(mut inflater) = Inflater::new(encoding) else { return Ok(self) };
         let mut buffer = Buffer::new(terms.limit.saturating_add(1));
         buffer.charge = if self.charge.has_turn() {
-            // Who has a turn waits for no other.
+            // A request that has a turn never waits for another.
             let may_need = buffer.most.saturating_add(inflater.bytes_beside(buffer.most));
             let (charge, bytes) = terms.memory.second_turn(&self.charge, self.bytes.len(), may_need)?;
             buffer.most = inflater.output_within(bytes);
@@ -148,7 +148,7 @@ async fn inflate(inflater: &mut Inflater, piece: &[u8], buffer: &mut Buffer, ter
             return Ok(());
         }
         buffer.make_room(1, Some(inflater), terms).await?;
-        // A little can inflate to a lot; others have their turn in between.
+        // A few bytes can inflate to many, so other tasks may run in between.
         tokio::task::yield_now().await;
     }
 }
@@ -159,7 +159,7 @@ struct Buffer {
     charge: Charge,
     /// All that was asked to be charged.
     charged: usize,
-    /// No body gets larger.
+    /// The largest size of a body.
     most: usize,
 }
 
@@ -177,7 +177,7 @@ impl Buffer {
         let capacity = needed.max(2 * self.bytes.capacity()).max(UNCHARGED_BYTES).min(self.most);
         let with = |bytes| bytes + inflater.map_or(0, |inflater| inflater.bytes_beside(bytes));
         self.charge(with(capacity), with(self.most), terms).await?;
-        // Who has a turn is charged for all of it.
+        // A request that has a turn is charged for all of it.
         let capacity = if self.charge.has_turn() { self.most } else { capacity };
         self.bytes.reserve_exact(capacity - self.bytes.len());
         Ok(())
@@ -276,7 +276,7 @@ impl Clock {
     }
 }
 
-/// The refusal of everything that comes too late.
+/// The refusal of requests that come while the daemon ends.
 pub fn draining() -> Refusal {
     Refusal::Unavailable { reason: "shutting down".to_owned(), retry_after_seconds: 5 }
 }
@@ -344,7 +344,7 @@ mod tests {
         // All that one request may have.
         let largest = 3 * BYTES + ZSTD_BYTES;
         for (first_bytes, is_taken) in [(BYTES - 1000, true), (2 * BYTES, false)] {
-            // Of several streams, only the last one is not empty.
+            // Several streams, of which only the last one is not empty.
             let mut first = zstd::encode_all(&[][..], 1).unwrap().repeat(first_bytes / 9);
             first.extend(zstd::encode_all(&vec![b' '; BYTES][..], 1).unwrap());
             let memory = Memory::new(BYTES, largest, 0, 8);

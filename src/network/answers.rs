@@ -9,7 +9,7 @@ use aws_smithy_types::body::SdkBody;
 use chrono::{DateTime, TimeDelta, Utc};
 use http_body_util::Limited;
 
-/// Of an answer, in bytes. The largest that the daemon asks for, a session of STS, has some 3 KB.
+/// The most bytes of an answer. The largest that the daemon asks for, a session of STS, has some 3 KB.
 pub const ANSWER_MAX_BYTES: usize = 64 * 1024;
 
 /// The longest pause that a `Retry-After` can ask for, as long as the longest of our own.
@@ -23,7 +23,7 @@ const CLOCK_MAX_DIFFERENCE: TimeDelta = TimeDelta::days(3650);
 #[derive(Debug)]
 pub(super) struct Bounded {
     pub(super) connector: SharedHttpConnector,
-    /// Of a 2xx, in bytes; none where the body is passed on as it comes. Any other answer is a refusal, and small.
+    /// The most bytes of a 2xx; none where the body is passed on as it comes. Any other answer is a refusal, and small.
     pub(super) success_max_bytes: Option<usize>,
 }
 

@@ -8,9 +8,9 @@ use std::collections::HashSet;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 
-/// Of a message: S3's and STS's longest have some 300 characters.
+/// The most characters of a message; S3's and STS's longest have some 300.
 pub const FOREIGN_WORDS_MAX_CHARS: usize = 500;
-/// Of a code, a request id, a region or an element's name: AWS's longest, an `x-amz-id-2`, has 76 characters.
+/// The most characters of a code, a request id, a region or an element's name; AWS's longest, an `x-amz-id-2`, has 76.
 pub const FOREIGN_NAME_MAX_CHARS: usize = 128;
 /// What stands behind it is not looked at. Above what is shown, so that what is removed makes room for what follows.
 const LOOKED_AT_MAX_CHARS: usize = 4 * FOREIGN_WORDS_MAX_CHARS;

@@ -21,9 +21,9 @@ use crate::config::{self, Config};
 use crate::network::{Network, causes, chain, foreign_name, foreign_words, server, way_out};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Where S3 answered, and the answer is no use.
+/// The remedy where S3 answered and the answer can't be used.
 const AGAIN: &str = "run verify again; with --resume it goes on from where it was";
-/// Of one page: 1,000 keys of 1,024 bytes, each byte as three characters, and what stands around them.
+/// The most bytes of one page: 1,000 keys of 1,024 bytes, each byte as three characters, and the XML around them.
 const LISTING_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// Why a request brought nothing.

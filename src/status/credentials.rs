@@ -62,7 +62,7 @@ pub struct TokenStatus {
 /// Presented tokens that broke the same rule.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RefusedTokens {
-    /// Of a closed set: `organization`, `subject`, `issuer`, `expired`, …
+    /// The rule, one of a closed set: `organization`, `subject`, `issuer`, `expired`, …
     pub reason: String,
     /// The reason in words.
     pub message: String,

@@ -19,7 +19,7 @@ pub(super) struct BodyReader {
 
 /// What a body holds.
 pub(super) struct BodyDigest {
-    /// Of the bytes as stored.
+    /// The hash of the bytes as stored.
     pub(super) sha256: Sha256,
     /// Lines after decompression; none where it can't be decompressed.
     pub(super) records: Option<u64>,
@@ -87,8 +87,8 @@ fn zstd_decoder(lines: Lines) -> io::Result<zstd::stream::write::Decoder<'static
     Ok(decoder)
 }
 
-/// Of a line that is gathered, unless the receipt's own events are longer. The daemon's default for an event, and what
-/// a text line is wrapped in. Many objects are read at once, and a few KB can inflate to a line of gigabytes.
+/// The most bytes of a line that is kept, unless the receipt's own events are longer: the daemon's default for an event, and
+/// what a text line is wrapped in. Many objects are read at once, and a few KB can inflate to a line of gigabytes.
 const LINE_MAX_BYTES: u64 = (1024 + 4) * 1024;
 
 /// Counts lines; gathers one only where a check wants to see it, and no further than the longest that it may be.
@@ -108,7 +108,7 @@ impl Write for Lines {
             return Ok(bytes.len());
         }
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            // Of the first, as an object may have thousands of receipts: a line is one receipt's event, if it is one.
+            // The first receipt that wants the line decides: an object may have thousands, and a line is only one's event.
             let longest = self.checks.iter().find_map(|check| check.wants(self.count));
             if let Some(longest) = longest.filter(|_| !self.is_too_long) {
                 self.is_too_long = (self.line.len() + part.len()) as u64 > longest.max(LINE_MAX_BYTES);

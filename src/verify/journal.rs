@@ -24,7 +24,7 @@ pub enum JournalError {
         /// What is wrong.
         source: io::Error,
     },
-    /// Of another bucket, or no resume file at all.
+    /// It is the resume file of another bucket, or no resume file.
     #[error("{path}: not the resume file of {scope}; name another file, or remove it", path = path.display())]
     OtherScope {
         /// The file.

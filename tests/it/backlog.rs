@@ -116,7 +116,7 @@ fn a_million_batches_start_in_the_memory_that_a_pod_has() {
     const A_MILLION: u64 = 1_000_000;
     /// A file system takes some 65,000 names of one file.
     const NAMES_OF_ONE_FILE: u64 = 50_000;
-    /// Of the pod in `config/kubernetes`.
+    /// The memory of the pod in `config/kubernetes`.
     const POD_BYTES: u64 = 256 << 20;
     let aws = LocalAws::start();
     aws.s3.inject(Fault::access_denied());

@@ -29,7 +29,7 @@ const SENDERS: usize = 8;
 const TERMINATE_EVERY: usize = 10;
 /// How long a frozen disk stays so: longer than a request waits for its turn.
 const FROZEN: Duration = Duration::from_secs(7);
-/// Of a spool that is to be full: under what a round sends.
+/// The size of a spool that is to get full: less than a round sends.
 const SMALL_SPOOL: &str = "768KiB";
 
 /// What goes wrong in a round, beside the kill.

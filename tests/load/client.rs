@@ -31,7 +31,7 @@ pub(crate) struct Outcome {
     /// Answers other than 200.
     pub(crate) refused: usize,
     pub(crate) elapsed: Duration,
-    /// Of each request, in microseconds, rising.
+    /// Each request's latency in microseconds, rising.
     pub(crate) latencies: Vec<u32>,
 }
 

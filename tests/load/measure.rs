@@ -20,7 +20,7 @@ const BATCH_MAX_AGE: &str = "2s";
 const DELIVERY_DEADLINE: Duration = Duration::from_secs(300);
 /// For the threads to rest before memory is read.
 const SETTLE: Duration = Duration::from_millis(300);
-/// Of the threads of S3, STS and issuer.
+/// The niceness of the threads of S3, STS and issuer.
 const YIELDING_NICENESS: i32 = 15;
 /// How long the pass at half load sends.
 const HALF_LOAD_SECONDS: f64 = 2.0;
@@ -44,7 +44,7 @@ pub(crate) struct Run {
     pub(crate) events_per_second: f64,
     /// Ingest and upload together.
     pub(crate) cpu_seconds: f64,
-    /// Of the measured core, while events were acknowledged.
+    /// How busy the measured core was while events were acknowledged.
     pub(crate) busy: f64,
     pub(crate) latency_ms: [f64; 3],
     pub(crate) half_load_p99_ms: Option<f64>,

@@ -20,7 +20,7 @@ mod protocol;
 
 pub(crate) use faults::Fault;
 
-/// Of an object, between two looks at who else wants the processor.
+/// How much of an object is hashed before other tasks may run.
 const MEASURED_AT_ONCE_BYTES: usize = 256 * 1024;
 
 /// An object in the bucket.

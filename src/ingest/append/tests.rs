@@ -18,7 +18,7 @@ use crate::testing::{self, soon, until};
 
 const DEPLOYMENTS: &str = "env0-deployments";
 const AUDITS: &str = "env0-audits";
-/// Of an event with one letter for its id.
+/// The length of an event's line whose id has one letter.
 const LINE_BYTES: u64 = 11;
 
 /// A front on a spool of its own, which takes events from everyone.
