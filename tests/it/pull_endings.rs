@@ -4,7 +4,7 @@ use chrono::{TimeDelta, Utc};
 
 use crate::harness::wait_until;
 use crate::local_aws::LocalAws;
-use crate::local_env0::deployments::{Deployment, Step};
+use crate::local_env0::deployments::{Cursor, Deployment, LogShape, Step};
 use crate::local_env0::{Fault, LocalEnv0, State};
 use crate::pull_deployments::{a_round_later, all_arrive_once, environment, setup};
 
@@ -148,7 +148,7 @@ fn each_step_that_env0_does_not_know_is_told_once() {
 fn a_step_without_a_log_holds_up_no_end_and_one_whose_rest_is_refused_does() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let mut deployment = Deployment::running("d-1", "tf:plan", 3);
-    deployment.steps.push(Step { status: "SUCCESS", ..Step::running("skipped: by a policy", 0) });
+    deployment.steps.push(Step { status: "CANCELLED", ..Step::running("skipped: by a policy", 0) });
     deployment.steps.push(Step { status: "SKIPPED", ..Step::running("cost", 0) });
     env0.world().environments = vec![environment("env-1", vec![deployment])];
     let refused = Fault::Status(400, r#"{"message":"not started"}"#, None);
@@ -168,6 +168,41 @@ fn a_step_without_a_log_holds_up_no_end_and_one_whose_rest_is_refused_does() {
     env0.world().lasting.remove("/deployments/d-1/steps/tf%3Aplan");
     all_arrive_once(&aws, &env0, 1);
     assert_eq!(daemon.log().count("WARN", "there is no such thing any more"), 0);
+}
+
+#[test]
+fn an_ended_steps_log_that_is_refused_once_is_told_and_comes_whole() {
+    for fault in [Fault::Status(400, "{}", None), GONE] {
+        let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+        env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "tf:plan", 3).ended()])];
+        env0.break_down("/deployments/d-1/steps/tf%3Aplan", fault);
+        let setup = setup(&aws, &env0);
+        let daemon = setup.start();
+        a_round_later(&daemon);
+        a_round_later(&daemon);
+        assert_eq!((aws.s3.line_count(), daemon.log().count("WARN", "{name}/log at 127.0.0.1")), (0, 1));
+        env0.heal();
+        all_arrive_once(&aws, &env0, 1);
+    }
+}
+
+#[test]
+fn an_ended_steps_log_that_promises_more_and_names_no_next_page_is_told_and_stays_open() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "tf:plan", 3)])];
+    env0.world().log_shape = LogShape { cursor: Cursor::NeverThoughMore, ..LogShape::default() };
+    let setup = setup(&aws, &env0);
+    let daemon = setup.start();
+    all_arrive_once(&aws, &env0, 0);
+    first(&mut env0.world()).steps[0].lines = 5;
+    all_arrive_once(&aws, &env0, 0);
+    // While the step runs, more may come any time.
+    assert_eq!(daemon.log().count("ERROR", ""), 0, "{}", daemon.log().text());
+    end_first(&env0);
+    wait_until("the log tells it", || daemon.log().count("ERROR", "no nextStartTime that leads on") == 1);
+    all_arrive_once(&aws, &env0, 0);
+    env0.world().log_shape = LogShape::default();
+    all_arrive_once(&aws, &env0, 1);
 }
 
 #[test]

@@ -15,6 +15,8 @@ pub(crate) enum Cursor {
     Text,
     /// A number, and none behind the last page: the old one is to be kept.
     NoneAtTheEnd,
+    /// None, and yet each page says that there is more.
+    NeverThoughMore,
 }
 
 /// What env0 doesn't publish of its logs.
@@ -235,7 +237,9 @@ pub(super) fn answer(state: &State, path: &[String], query: &dyn Fn(&str) -> Opt
             let again = "again: ".repeat(step.begun_anew);
             let of = |number| event(&step.name, number).replace("line ", &format!("{again}line "));
             let events = (first..end).map(of).collect::<Vec<_>>().join(",");
+            let more = more || cursor == Cursor::NeverThoughMore;
             let next = match cursor {
+                Cursor::NeverThoughMore => String::new(),
                 Cursor::NoneAtTheEnd if !more => String::new(),
                 Cursor::Text => format!(r#","nextStartTime":"t-{}""#, end + empty_pages),
                 _ => format!(r#","nextStartTime":{}"#, end + empty_pages),

@@ -192,8 +192,7 @@ impl Follow {
                 Ok(Retry::Known) => {}
                 Ok(Retry::Silent) => return Ok(Reading::Nothing),
                 Ok(Retry::Stopped) => return Ok(Reading::Stopped),
-                Err(error) if error.kind == ErrorKind::Refused(400) => return Ok(Reading::Nothing),
-                Err(error) if error.kind == ErrorKind::Gone => return Ok(self.gone(step, &error)),
+                Err(error) if is_missing(&error.kind) => return Ok(self.missing(step, &error)),
                 Err(error) => return Err(error),
             }
         }
@@ -207,23 +206,23 @@ impl Follow {
             Ok(reading) => {
                 let (now, apart) = (self.now, self.apart);
                 let read = self.state.steps.entry(step.name.clone()).or_default();
-                read.gone_since = None;
                 let new = reading == Reading::New;
                 read.ended = step.has_ended() && is_settled(&mut read.read_after_end, new, now, apart);
                 Ok(reading)
             }
-            // A 400 means that the step has not started, even if its status says otherwise. Where something of it was
-            // read, env0 refuses to go on, and what is left must not count as read.
-            Err(error) if error.kind == ErrorKind::Refused(400) && !self.has_read(step) => Ok(Reading::Nothing),
-            Err(error) if error.kind == ErrorKind::Gone => Ok(self.gone(step, &error)),
+            // Where something of it was read, a 400 means that env0 refuses to go on, and what is left must not count as
+            // read.
+            Err(error) if error.kind == ErrorKind::Refused(400) && self.has_read(step) => Err(error),
+            Err(error) if is_missing(&error.kind) => Ok(self.missing(step, &error)),
             Err(error) => Err(error),
         }
     }
 
-    /// Takes note of a 404 for a step's log.
-    fn gone(&mut self, step: &StepRecord, error: &ApiError) -> Reading {
-        // A step that has never run has no log.
-        if self.has_read(step) || !step.was_left_out() {
+    /// Takes note of a 404 or 400 for a step's log.
+    fn missing(&mut self, step: &StepRecord, error: &ApiError) -> Reading {
+        // A step that has never run has no log, and one that is about to begin may be refused with 400.
+        let is_early = error.kind != ErrorKind::Gone && !step.has_ended();
+        if self.has_read(step) || !(step.was_left_out() || is_early) {
             self.report.gone(&format!("{} {}", self.source.deployment, step.name), error);
             let read = self.state.steps.entry(step.name.clone()).or_default();
             read.gone_since.get_or_insert(self.now);
@@ -300,15 +299,26 @@ impl Follow {
             }
             any_new |= new;
             empty_pages = if new { 0 } else { empty_pages + 1 };
-            match page.has_more_logs && (moved || new) {
-                true if empty_pages < EMPTY_PAGES_MAX => {}
-                // The next round goes on from there. Until then the step doesn't count as read.
-                true if moved && step.has_ended() => {
+            let more = page.has_more_logs;
+            if more && (moved || new) && empty_pages < EMPTY_PAGES_MAX {
+                continue;
+            }
+            let now = self.now;
+            let gone_since = &mut self.state.steps.entry(step.name.clone()).or_default().gone_since;
+            if more && step.has_ended() {
+                // The step doesn't count as read. The next round goes on from the last page that was named.
+                if moved {
                     let missing = "page after page of an ended step's log is empty and names a next one";
                     return Err(answer.malformed(missing));
                 }
-                _ => return Ok(if any_new { Reading::New } else { Reading::Nothing }),
+                if !is_gone(*gone_since.get_or_insert(now), now) {
+                    let missing = "an ended step's log has hasMoreLogs, but no nextStartTime that leads on";
+                    return Err(answer.malformed(missing));
+                }
+            } else {
+                *gone_since = None;
             }
+            return Ok(if any_new { Reading::New } else { Reading::Nothing });
         }
     }
 
@@ -320,6 +330,11 @@ impl Follow {
         let piece = Piece { id, lines, records, state, done, written };
         self.pieces.send(piece).await.is_ok() && durable.await.is_ok()
     }
+}
+
+/// Whether env0 says that there is no log.
+fn is_missing(kind: &ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Gone | ErrorKind::Refused(400))
 }
 
 /// Whether a 404 since `since` has lasted long enough.
