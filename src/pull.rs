@@ -11,6 +11,7 @@ mod alone;
 pub mod api;
 mod audits;
 mod deployments;
+mod files;
 mod identity;
 mod line;
 mod place;
@@ -38,7 +39,8 @@ use crate::protocols::body::Limits;
 use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind, List};
 use crate::pull::audits::{AuditMemory, Audits};
 use crate::pull::deployments::{DeploymentMemory, Deployments, HandOver};
-use crate::pull::place::{Place, PlaceError, Shared, Stopped};
+use crate::pull::files::PlaceError;
+use crate::pull::place::{Place, Shared, Stopped};
 use crate::pull::report::Report;
 use crate::pull::round::RoundError;
 use crate::pull::settle::Settled;
@@ -268,6 +270,7 @@ impl Parts {
                     }
                 }
                 Err(RoundError::Api(error)) => report.failed(&explained(&self.api, &organization, error).await),
+                Err(RoundError::Place(error)) => report.unusable(&error),
                 Err(RoundError::Stopped) => return,
             }
         }

@@ -240,9 +240,10 @@ impl Spool {
         self.inner.home.copies()
     }
 
-    /// Runs `operation`; on a full disk gives up batches that wait only for CloudWatch, and runs it again. Blocks.
-    pub fn without_copies<T>(&self, operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
-        self.inner.home.without_copies(operation)
+    /// Runs `operation`; on a full disk gives up batches that wait only for CloudWatch, and at last the spare file, and
+    /// runs it again. Blocks.
+    pub fn with_room<T>(&self, operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        self.inner.home.with_room(operation)
     }
 
     /// Whether the spool's path leads to the spool. Where it doesn't, a missing file means nothing.

@@ -16,6 +16,7 @@ use serde_json::value::RawValue;
 use crate::protocols::body::{Limits, members};
 use crate::pull::api::pages::PageSize;
 use crate::pull::api::{Answer, Api, Endpoint};
+use crate::pull::files::PlaceError;
 use crate::pull::identity::{Identity, Taken};
 use crate::pull::line::{Line, json_of, stored};
 use crate::pull::place::{Memory, Place, Stopped, Whose};
@@ -36,6 +37,8 @@ const LONGEST_WINDOW: TimeDelta = TimeDelta::days(30);
 const SHORTEST_WINDOW: TimeDelta = TimeDelta::milliseconds(1);
 /// After this many pages in a row without a new event, env0's keys are taken to go in circles.
 const EMPTY_PAGES_MAX: usize = 10;
+/// At most so many events are remembered, and so pulled, within [`LATE`].
+const TAKEN_MAX: usize = 900_000;
 /// The members that identify an event. An event that is cut keeps them.
 const ID_AND_TIME: [&str; 2] = ["id", "timestamp"];
 
@@ -66,7 +69,17 @@ impl AuditMemory {
 }
 
 impl Memory for AuditMemory {
-    fn found(&mut self, line: &[u8], whose: &Whose<'_>) {
+    type Part = ();
+
+    fn part_of(&self, _: &[u8], _: &Whose<'_>) -> Option<(String, ())> {
+        None
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &String> {
+        std::iter::empty()
+    }
+
+    fn found(&mut self, line: &[u8], whose: &Whose<'_>, _: Option<&mut ()>) {
         let [id, timestamp, organization] = members(json_of(line), [ID_AND_TIME[0], ID_AND_TIME[1], "organizationId"]);
         if whose.is_anothers(organization) {
             return;
@@ -166,10 +179,9 @@ impl Audits {
             // `end` has not been asked for: a window counts up to env0's present only.
             now = now.min(self.api.now());
             let end = end.min(now.timestamp_millis()).max(start);
-            let mut memory = self.place.memory.clone();
-            memory.complete(end, now);
+            self.check_room(events.len())?;
             start = end;
-            self.commit(events, memory).await?;
+            self.commit(events, |memory| memory.complete(end, now)).await?;
             self.report.position(self.place.memory.reached);
         }
         Ok(())
@@ -208,8 +220,8 @@ impl Audits {
                 }
                 // The window is one millisecond, which can't be split. Its events all have the same time, so any order is
                 // sorted, and this part can be stored before the rest is fetched.
-                let memory = self.place.memory.clone();
-                self.commit(std::mem::take(&mut new), memory).await?;
+                self.check_room(new.len())?;
+                self.commit(std::mem::take(&mut new), |_| {}).await?;
                 bytes = 0;
             }
         }
@@ -260,7 +272,19 @@ impl Audits {
         Some(New { at, identity, line })
     }
 
-    async fn commit(&mut self, events: Vec<New>, mut memory: AuditMemory) -> Result<(), Stopped> {
+    /// Whether `events` more can be remembered; else they have to wait until older ones are no longer asked for.
+    fn check_room(&self, events: usize) -> Result<(), PlaceError> {
+        match self.place.memory.taken.len() + events > TAKEN_MAX {
+            true => Err(PlaceError::Crowded { events: TAKEN_MAX }),
+            false => Ok(()),
+        }
+    }
+
+    /// Stores `events`, and then the memory with them and `change`.
+    async fn commit(&mut self, events: Vec<New>, change: impl FnOnce(&mut AuditMemory)) -> Result<(), Stopped> {
+        // It may be too large to be there twice. Only the end of the process keeps it from coming back.
+        let mut memory = std::mem::take(&mut self.place.memory);
+        change(&mut memory);
         let mut lines = Vec::new();
         for event in &events {
             if event.at >= memory.from {

@@ -31,7 +31,7 @@ use crate::batch::Sha256;
 use crate::credentials::Credentials;
 use crate::oidc::{Verifier, VerifyError};
 use crate::protocols::body::Limits;
-use crate::pull::api::{Api, ApiError, ErrorKind};
+use crate::pull::api::{Api, ErrorKind};
 use crate::pull::deployments::follow::{Follow, Listing, Piece};
 use crate::pull::deployments::list::{HISTORY_AT_ONCE, Listed, Lists};
 pub(super) use crate::pull::deployments::memory::DeploymentMemory;
@@ -39,7 +39,7 @@ use crate::pull::deployments::memory::Following;
 use crate::pull::deployments::records::EnvironmentRecord;
 use crate::pull::deployments::source::Source;
 use crate::pull::deployments::sweep::Sweep;
-use crate::pull::place::{Place, Stopped};
+use crate::pull::place::{Change, Place, Stopped};
 use crate::pull::report::Report;
 use crate::pull::round::RoundError;
 
@@ -73,7 +73,7 @@ pub(super) struct Deployments {
     lists: Lists,
     sweep: Sweep,
     /// What is being read, by the task's id. It goes on from round to round: one slow answer must not hold up the others.
-    reading: JoinSet<Result<(), ApiError>>,
+    reading: JoinSet<Result<(), RoundError>>,
     read: HashMap<tokio::task::Id, String>,
     pieces: (mpsc::Sender<Piece>, mpsc::Receiver<Piece>),
 }
@@ -149,10 +149,11 @@ impl Deployments {
     /// for one environment or deployment is left to the next round; the first such error is this round's.
     pub(super) async fn round(&mut self) -> Result<bool, RoundError> {
         let now = self.api.now().timestamp_millis();
-        let (mut environments, mut first_error) = tokio::select! {
+        let (mut environments, bad) = tokio::select! {
             () = self.place.stopped() => return Err(RoundError::Stopped),
             listed = self.lists.environments() => listed?,
         };
+        let mut first_error = bad.map(RoundError::from);
         environments.extend(self.unlisted(&environments));
         let mut memory = self.place.memory.clone();
         memory.forget_unlisted(&environments, now);
@@ -186,7 +187,7 @@ impl Deployments {
                     more |= !all;
                     match look.bad {
                         // The environment is listed again in the next round; until then its state is not remembered.
-                        Some(error) => drop(first_error.get_or_insert(error)),
+                        Some(error) => drop(first_error.get_or_insert(error.into())),
                         None if !all => {}
                         None => {
                             note_missing(&environment.id, &memory, &mut known);
@@ -198,7 +199,7 @@ impl Deployments {
                     self.report.gone(&environment.id, &error);
                     note_missing(&environment.id, &memory, &mut known);
                 }
-                Err(error) => drop(first_error.get_or_insert(error)),
+                Err(error) => drop(first_error.get_or_insert(error.into())),
             }
         }
         more |= waiting.next().is_some();
@@ -216,7 +217,7 @@ impl Deployments {
         let until = Instant::now() + self.interval / 2;
         more |= !self.follow_all(known, now, until, &mut first_error).await?;
         match first_error {
-            Some(error) => Err(error.into()),
+            Some(error) => Err(error),
             None if more => Ok(true),
             None => {
                 let mut memory = self.place.memory.clone();
@@ -247,7 +248,7 @@ impl Deployments {
         known: BTreeMap<String, Listing>,
         now: i64,
         until: Instant,
-        first_error: &mut Option<ApiError>,
+        first_error: &mut Option<RoundError>,
     ) -> Result<bool, Stopped> {
         let being_read: HashSet<String> = self.read.values().cloned().collect();
         let (ended, running): (Vec<_>, Vec<_>) =
@@ -298,7 +299,8 @@ impl Deployments {
             now,
             apart: i64::try_from(self.interval.as_millis() / 2).unwrap_or(i64::MAX),
         };
-        let task = self.reading.spawn(follow.run());
+        let parts = self.place.parts();
+        let task = self.reading.spawn(async move { Ok(follow.load(parts).await?.run().await?) });
         self.read.insert(task.id(), id.to_owned());
     }
 
@@ -308,17 +310,22 @@ impl Deployments {
         while let Ok(piece) = self.pieces.1.try_recv() {
             group.push(piece);
         }
-        let mut memory = self.place.memory.clone();
+        let (mut memory, mut parts) = (None, Vec::new());
         let (mut lines, mut records) = (Vec::new(), 0);
-        for piece in &group {
+        for piece in &mut group {
             lines.extend_from_slice(&piece.lines);
             records += piece.records;
-            memory.following.insert(piece.id.clone(), piece.state.clone());
-            if piece.done {
-                memory.done(&piece.id);
+            let steps = std::mem::take(&mut piece.state.steps);
+            if piece.done || self.place.memory.following.get(&piece.id) != Some(&piece.state) {
+                let memory: &mut DeploymentMemory = memory.get_or_insert_with(|| self.place.memory.clone());
+                memory.following.insert(piece.id.clone(), piece.state.clone());
+                if piece.done {
+                    memory.done(&piece.id);
+                }
             }
+            parts.push((piece.id.clone(), (!piece.done).then_some(steps)));
         }
-        self.commit(lines.into(), records, memory).await?;
+        self.commit(lines.into(), records, Change { memory, parts }).await?;
         for piece in group {
             // The receiver is gone if reading has stopped with an error.
             let _ = piece.written.send(());
@@ -326,9 +333,14 @@ impl Deployments {
         Ok(())
     }
 
-    async fn commit(&mut self, lines: Bytes, records: u64, memory: DeploymentMemory) -> Result<(), Stopped> {
+    async fn commit(
+        &mut self,
+        lines: Bytes,
+        records: u64,
+        change: impl Into<Change<DeploymentMemory>>,
+    ) -> Result<(), Stopped> {
         let report = &self.report;
-        self.place.commit(lines, records, memory, |reason| report.waiting(reason)).await?;
+        self.place.commit(lines, records, change, |reason| report.waiting(reason)).await?;
         self.report.pulled(records);
         Ok(())
     }

@@ -1,10 +1,11 @@
 //! Which events were taken: an event's identity, and sets of them that fit into a file.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
-use serde::de::Error;
+use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
@@ -40,11 +41,19 @@ pub(super) fn is_id(json: &str) -> bool {
 pub(super) struct Taken(HashMap<Identity, i64>);
 
 const ENTRY_BYTES: usize = 24;
+/// In base64, without a rest: pieces of the text can be put together.
+const ENTRY_TEXT_BYTES: usize = ENTRY_BYTES / 3 * 4;
+/// Events that are written or read at once.
+const PIECE_ENTRIES: usize = 1024;
 
 impl Taken {
     /// False if it was already in the set.
     pub(super) fn insert(&mut self, identity: Identity, at_millis: i64) -> bool {
         self.0.insert(identity, at_millis).is_none()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
     }
 
     pub(super) fn contains(&self, identity: &Identity) -> bool {
@@ -59,29 +68,60 @@ impl Taken {
 
 impl Serialize for Taken {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut bytes = Vec::with_capacity(self.0.len() * ENTRY_BYTES);
-        for (identity, at) in &self.0 {
-            bytes.extend_from_slice(&at.to_be_bytes());
-            bytes.extend_from_slice(&identity.0);
+        serializer.collect_str(self)
+    }
+}
+
+impl fmt::Display for Taken {
+    /// In pieces: the whole of it may be large.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut entries = self.0.iter();
+        let mut bytes = Vec::with_capacity(PIECE_ENTRIES * ENTRY_BYTES);
+        loop {
+            bytes.clear();
+            for (identity, at) in entries.by_ref().take(PIECE_ENTRIES) {
+                bytes.extend_from_slice(&at.to_be_bytes());
+                bytes.extend_from_slice(&identity.0);
+            }
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            f.write_str(&STANDARD_NO_PAD.encode(&bytes))?;
         }
-        serializer.serialize_str(&STANDARD_NO_PAD.encode(bytes))
     }
 }
 
 impl<'de> Deserialize<'de> for Taken {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Taken, D::Error> {
-        let bytes = STANDARD_NO_PAD.decode(String::deserialize(deserializer)?).map_err(D::Error::custom)?;
-        let (entries, rest) = bytes.as_chunks::<ENTRY_BYTES>();
-        if !rest.is_empty() {
-            return Err(D::Error::custom("events of another length"));
+        struct Text;
+
+        impl Visitor<'_> for Text {
+            type Value = Taken;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("events in base64")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Taken, E> {
+                let mut taken = Taken(HashMap::with_capacity(text.len() / ENTRY_TEXT_BYTES));
+                for piece in text.as_bytes().chunks(PIECE_ENTRIES * ENTRY_TEXT_BYTES) {
+                    let bytes = STANDARD_NO_PAD.decode(piece).map_err(E::custom)?;
+                    let (entries, rest) = bytes.as_chunks::<ENTRY_BYTES>();
+                    if !rest.is_empty() {
+                        return Err(E::custom("events of another length"));
+                    }
+                    for entry in entries {
+                        let (mut at, mut identity) = ([0; 8], [0; 16]);
+                        at.copy_from_slice(&entry[..8]);
+                        identity.copy_from_slice(&entry[8..]);
+                        taken.insert(Identity(identity), i64::from_be_bytes(at));
+                    }
+                }
+                Ok(taken)
+            }
         }
-        let entry = |entry: &[u8; ENTRY_BYTES]| {
-            let (mut at, mut identity) = ([0; 8], [0; 16]);
-            at.copy_from_slice(&entry[..8]);
-            identity.copy_from_slice(&entry[8..]);
-            (Identity(identity), i64::from_be_bytes(at))
-        };
-        Ok(Taken(entries.iter().map(entry).collect()))
+
+        deserializer.deserialize_str(Text)
     }
 }
 

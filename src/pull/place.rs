@@ -4,10 +4,13 @@
 //! <spool>/pull/<log type>_<organization>.json
 //! ```
 //!
+//! What is remembered of each deployment is a part of its own, in a file of its own ([`super::files`]), so that a place
+//! with many of them stays small.
+//!
 //! What is pulled goes through three steps, and each is durable before the next:
 //! 1. The lines are appended to the log type's batch and fsynced. Until step 2 the gate holds that batch back.
-//! 2. The place is written: up to where everything is taken, which of the events near it were taken, and the oldest
-//!    batch that may hold events which the place doesn't know.
+//! 2. The parts that have changed are written, and then the place: up to where everything is taken, which of the events
+//!    near it were taken, and the oldest batch that may hold events which neither place nor parts know.
 //! 3. The gate opens, and the batch may be sent to S3 and its file removed.
 //!
 //! A crash between 1 and 2: the place is old, but the batch can't have been sent, so its file is in the spool. The next
@@ -18,8 +21,8 @@
 //! The other order, the place first, would lose what had not been appended. Without the gate the batch could be sent
 //! and its file removed between 1 and 2; nothing would be found, and all of it would be pulled and stored again.
 
+use std::collections::HashMap;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,17 +36,26 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backoff;
 use crate::batch::LogType;
-use crate::spool::{AppendError, Spool, disk};
+use crate::pull::files::{self, FILE_MAX_BYTES, FOLDER, Parts, PlaceError, blocking};
+use crate::spool::{AppendError, Spool};
 
-/// A place is far smaller. A larger file is not one, and is not read into memory.
-const FILE_MAX_BYTES: u64 = 64 << 20;
-const FOLDER: &str = "pull";
 const FORMAT: u32 = 1;
+/// A pull whose place has grown to this size goes no further. What it has begun may add some more.
+const MAX_BYTES: u64 = FILE_MAX_BYTES / 4 * 3;
 
 /// What a log type has to remember of an organization.
 pub(super) trait Memory: Serialize + DeserializeOwned + Default + Clone + Send + Sync + 'static {
-    /// A line that is in the spool and that this memory may not know yet.
-    fn found(&mut self, line: &[u8], whose: &Whose<'_>);
+    /// What is remembered of one part, in a file of its own.
+    type Part: Serialize + DeserializeOwned + Send + Sync + 'static;
+
+    /// The part that knows of a line, if one does: its id, and what it is before it was ever written.
+    fn part_of(&self, line: &[u8], whose: &Whose<'_>) -> Option<(String, Self::Part)>;
+
+    /// A line that is in the spool and that this memory, or its `part`, may not know yet.
+    fn found(&mut self, line: &[u8], whose: &Whose<'_>, part: Option<&mut Self::Part>);
+
+    /// The ids of all parts.
+    fn parts(&self) -> impl Iterator<Item = &String>;
 }
 
 /// Whose place a line that was found may belong to.
@@ -73,17 +85,6 @@ struct File<M> {
     memory: M,
 }
 
-/// Why a place can't be read or written.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum PlaceError {
-    /// The disk refuses; that may pass.
-    #[error("{path}: {source}", path = path.display())]
-    Disk { path: PathBuf, source: io::Error },
-    /// Not a place. It is never begun anew by itself: that would store everything twice, or skip some.
-    #[error("{path}: {reason}; put it back from a copy, or remove it to pull anew from ENV0_S3_LOG_PULL_FROM", path = path.display())]
-    Unusable { path: PathBuf, reason: String },
-}
-
 /// The process ends before the work was done; the next start goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("shutting down")]
@@ -99,14 +100,31 @@ pub(super) struct Shared {
 }
 
 /// The place of one log type in one organization. Everything that is pulled goes into the spool through it.
-pub(super) struct Place<M> {
+pub(super) struct Place<M: Memory> {
     spool: Spool,
     log_type: LogType,
     organization: String,
     shared: Shared,
     batches_from: Option<DateTime<Utc>>,
+    /// What the file says of that.
+    written_from: Option<DateTime<Utc>>,
+    parts: Parts<M::Part>,
     /// The same as on the disk, except while a change is being written.
     pub(super) memory: M,
+}
+
+/// What a commit changes.
+pub(super) struct Change<M: Memory> {
+    /// Where more than parts have changed.
+    pub(super) memory: Option<M>,
+    /// The changed parts; `None` for one that is not needed any more.
+    pub(super) parts: Vec<(String, Option<M::Part>)>,
+}
+
+impl<M: Memory> From<M> for Change<M> {
+    fn from(memory: M) -> Change<M> {
+        Change { memory: Some(memory), parts: Vec::new() }
+    }
 }
 
 impl<M: Memory> Place<M> {
@@ -124,11 +142,13 @@ impl<M: Memory> Place<M> {
             organization: organization.to_owned(),
             shared,
             batches_from: None,
+            written_from: None,
+            parts: Parts::of(spool, format!("{log_type}_{organization}")),
             memory: first,
         };
         let found = blocking({
             let (spool, name) = (spool.clone(), place.file_name());
-            move || read_file::<M>(&spool, &name)
+            move || files::make_folder(&spool).and_then(|()| read_file::<M>(&spool, &name))
         });
         match found.await? {
             Some(file) => {
@@ -137,21 +157,29 @@ impl<M: Memory> Place<M> {
             }
             None => {
                 place.batches_from = spool.folder(log_type).last_opened();
-                place.write().await?;
+                place.write(MAX_BYTES).await?;
             }
         }
+        place.written_from = place.batches_from;
+        place.parts.keep_only(place.memory.parts());
         Ok(place)
     }
 
-    /// Brings `lines` into the spool and then `memory` to the disk. Waits while the spool is full or its disk fails,
+    /// The files of its parts.
+    pub(super) fn parts(&self) -> Parts<M::Part> {
+        self.parts.clone()
+    }
+
+    /// Brings `lines` into the spool and then the change to the disk. Waits while the spool is full or its disk fails,
     /// and tells `waiting` why.
     pub(super) async fn commit(
         &mut self,
         lines: Bytes,
         records: u64,
-        memory: M,
+        change: impl Into<Change<M>>,
         mut waiting: impl FnMut(&str),
     ) -> Result<(), Stopped> {
+        let Change { memory, parts } = change.into();
         let Shared { one_at_a_time, stop } = self.shared.clone();
         let _turn = one_at_a_time.lock().await;
         if records > 0 {
@@ -160,9 +188,19 @@ impl<M: Memory> Place<M> {
             // The memory knows every event of this pull that is in a batch, so a start need not read older batches.
             self.batches_from = self.spool.folder(self.log_type).last_opened().or(self.batches_from);
         }
-        self.memory = memory;
+        // Without events a place that is too large stops here, where no batch is held for it.
+        let max_bytes = if records > 0 { FILE_MAX_BYTES } else { MAX_BYTES };
+        let has_changed = memory.is_some();
+        self.memory = memory.unwrap_or_else(|| std::mem::take(&mut self.memory));
+        let parts = Arc::new(parts);
         let mut attempt = 1;
-        while let Err(error) = self.write().await {
+        loop {
+            let written = match self.write_parts(parts.clone()).await {
+                // While only parts have changed, the place has to name no older batch than it does.
+                Ok(()) if has_changed || self.written_from != self.batches_from => self.write(max_bytes).await,
+                written => written,
+            };
+            let Err(error) = written else { break };
             waiting(&error.to_string());
             // The gate stays shut: the next start finds the events in their batch.
             pause(&mut attempt, &stop).await?;
@@ -170,7 +208,20 @@ impl<M: Memory> Place<M> {
         if records > 0 {
             self.spool.gate(self.log_type).release();
         }
+        for (id, _) in parts.iter().filter(|(_, part)| part.is_none()) {
+            self.parts.remove(id);
+        }
         Ok(())
+    }
+
+    async fn write_parts(&self, parts: Arc<Vec<(String, Option<M::Part>)>>) -> Result<(), PlaceError> {
+        if parts.is_empty() {
+            return Ok(());
+        }
+        let files = self.parts.clone();
+        let write =
+            move |(id, part): &(String, Option<M::Part>)| part.as_ref().map_or(Ok(()), |part| files.write(id, part));
+        blocking(move || parts.iter().try_for_each(write)).await
     }
 
     /// Appends `lines`, as often as it takes, and leaves the gate shut for the batch that took them.
@@ -210,16 +261,21 @@ impl<M: Memory> Place<M> {
         self.shared.stop.cancelled().await;
     }
 
-    async fn write(&self) -> Result<(), PlaceError> {
+    async fn write(&mut self, max_bytes: u64) -> Result<(), PlaceError> {
         let file = File {
             format: FORMAT,
             log_type: self.log_type,
             organization: self.organization.clone(),
             batches_from_micros: self.batches_from.map(|opened| opened.timestamp_micros()),
-            memory: self.memory.clone(),
+            memory: std::mem::take(&mut self.memory),
         };
         let (spool, name) = (self.spool.clone(), self.file_name());
-        blocking(move || write_file(&spool, &name, &file)).await
+        // It goes to the thread that writes, and comes back: it may be too large to be there twice.
+        let (written, memory) = blocking(move || (files::write(&spool, &name, &file, max_bytes), file.memory)).await;
+        self.memory = memory;
+        written?;
+        self.written_from = self.batches_from;
+        Ok(())
     }
 
     fn file_name(&self) -> String {
@@ -237,16 +293,6 @@ async fn pause(attempt: &mut u32, stop: &CancellationToken) -> Result<(), Stoppe
     }
 }
 
-/// Runs blocking work on a thread for it. If the work panics, that is reported as an error of the disk.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, PlaceError> + Send + 'static,
-) -> Result<T, PlaceError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => Err(PlaceError::Disk { path: FOLDER.into(), source: io::Error::other(error) }),
-    }
-}
-
 /// The names of all places, with their log types.
 pub(super) fn all(spool: &Spool) -> Result<Vec<(String, LogType)>, PlaceError> {
     let path = spool.dir().join(FOLDER);
@@ -255,48 +301,39 @@ pub(super) fn all(spool: &Spool) -> Result<Vec<(String, LogType)>, PlaceError> {
         listed => listed.map_err(|source| PlaceError::Disk { path, source })?,
     };
     let place = |(name, _): (String, u64)| {
-        let log_type = name.strip_suffix(".json")?.split_once('_')?.0.parse().ok()?;
+        let (log_type, organization) = name.strip_suffix(".json")?.split_once('_')?;
+        // Of a part, a hash follows behind a dot.
+        let log_type = log_type.parse().ok().filter(|_| !organization.contains('.'))?;
         Some((name, log_type))
     };
     Ok(names.into_iter().filter_map(place).collect())
 }
 
 fn read_file<M: Memory>(spool: &Spool, name: &str) -> Result<Option<File<M>>, PlaceError> {
-    let path = spool.dir().join(FOLDER).join(name);
-    let failed = |reason: String| PlaceError::Unusable { path: path.clone(), reason };
-    let bytes = match disk::read(&**spool.disk(), &path, FILE_MAX_BYTES) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        read => read.map_err(|source| PlaceError::Disk { path: path.clone(), source })?,
-    };
-    let file: File<M> = serde_json::from_slice(&bytes).map_err(|error| {
-        failed(format!("not a place of the pull (line {}, column {})", error.line(), error.column()))
-    })?;
-    if file.format != FORMAT {
-        return Err(failed(format!("written by another version (format {}, this one knows {FORMAT})", file.format)));
+    let file: Option<File<M>> = files::read(spool, name)?;
+    match file {
+        Some(File { format, .. }) if format != FORMAT => Err(PlaceError::Unusable {
+            path: spool.dir().join(FOLDER).join(name),
+            reason: format!("written by another version (format {format}, this one knows {FORMAT})"),
+        }),
+        file => Ok(file),
     }
-    Ok(Some(file))
-}
-
-fn write_file<M: Memory>(spool: &Spool, name: &str, file: &File<M>) -> Result<(), PlaceError> {
-    let folder = spool.dir().join(FOLDER);
-    let write = || {
-        let disk = &**spool.disk();
-        disk.create_dir(&folder)?;
-        disk.sync_dir(spool.dir())?;
-        disk::replace_with(disk, &folder, name, |out| serde_json::to_writer(out, file).map_err(Into::into))
-    };
-    spool.without_copies(write).map_err(|source| PlaceError::Disk { path: folder.join(name), source })
 }
 
 /// A place as a start finds it.
-pub(super) struct Unsettled<M> {
+pub(super) struct Unsettled<M: Memory> {
     name: String,
     file: File<M>,
+    parts: Parts<M::Part>,
+    /// Those that know of lines that were found; `None` for one that can't be read. Its own reading tells of that.
+    found: HashMap<String, Option<M::Part>>,
 }
 
 impl<M: Memory> Unsettled<M> {
     pub(super) fn read(spool: &Spool, name: &str) -> Result<Option<Unsettled<M>>, PlaceError> {
-        Ok(read_file(spool, name)?.map(|file| Unsettled { name: name.to_owned(), file }))
+        let Some(file) = read_file(spool, name)? else { return Ok(None) };
+        let parts = Parts::of(spool, name.trim_end_matches(".json").to_owned());
+        Ok(Some(Unsettled { name: name.to_owned(), file, parts, found: HashMap::new() }))
     }
 
     /// Batches opened before it hold nothing that the place doesn't know; `None` is all of them.
@@ -304,14 +341,35 @@ impl<M: Memory> Unsettled<M> {
         self.file.batches_from_micros.and_then(DateTime::from_timestamp_micros)
     }
 
-    pub(super) fn found(&mut self, line: &[u8], is_alone: bool) {
-        let whose = Whose { organization: &self.file.organization, is_alone };
-        self.file.memory.found(line, &whose);
+    /// Takes note of a line. `is_alone` is whether no other organization has a place.
+    ///
+    /// # Errors
+    /// The disk refuses the part that knows of the line. Where `is_last_try`, the line is passed over instead.
+    pub(super) fn found(&mut self, line: &[u8], is_alone: bool, is_last_try: bool) -> Result<(), PlaceError> {
+        let File { memory, organization, .. } = &mut self.file;
+        let whose = Whose { organization: &*organization, is_alone };
+        let Some((id, first)) = memory.part_of(line, &whose) else {
+            memory.found(line, &whose, None);
+            return Ok(());
+        };
+        if !self.found.contains_key(&id) {
+            let part = match self.parts.read(&id) {
+                Ok(part) => Some(part.unwrap_or(first)),
+                Err(error @ PlaceError::Disk { .. }) if !is_last_try => return Err(error),
+                Err(_) => None,
+            };
+            self.found.insert(id.clone(), part);
+        }
+        memory.found(line, &whose, self.found.get_mut(&id).and_then(Option::as_mut));
+        Ok(())
     }
 
     /// Writes the place after every batch up to `last` was read.
     pub(super) fn write(&mut self, spool: &Spool, last: Option<DateTime<Utc>>) -> Result<(), PlaceError> {
+        for (id, part) in &self.found {
+            part.as_ref().map_or(Ok(()), |part| self.parts.write(id, part))?;
+        }
         self.file.batches_from_micros = last.map(|opened| opened.timestamp_micros()).or(self.file.batches_from_micros);
-        write_file(spool, &self.name, &self.file)
+        files::write(spool, &self.name, &self.file, FILE_MAX_BYTES)
     }
 }

@@ -1,6 +1,7 @@
 //! Why a round of a pull ends early.
 
 use crate::pull::api::ApiError;
+use crate::pull::files::PlaceError;
 use crate::pull::place::Stopped;
 
 /// Why a round ended early.
@@ -8,6 +9,8 @@ use crate::pull::place::Stopped;
 pub(super) enum RoundError {
     /// A request failed; the next round asks again.
     Api(ApiError),
+    /// What is remembered can't be read, or would be too much.
+    Place(PlaceError),
     /// The process ends.
     Stopped,
 }
@@ -15,6 +18,12 @@ pub(super) enum RoundError {
 impl From<ApiError> for RoundError {
     fn from(error: ApiError) -> RoundError {
         RoundError::Api(error)
+    }
+}
+
+impl From<PlaceError> for RoundError {
+    fn from(error: PlaceError) -> RoundError {
+        RoundError::Place(error)
     }
 }
 

@@ -16,7 +16,8 @@ use tokio::sync::SetOnce;
 use crate::batch::{ByType, Codec, LogType, Sha256Hasher, SpoolName, Stage};
 use crate::pull::audits::AuditMemory;
 use crate::pull::deployments::DeploymentMemory;
-use crate::pull::place::{self, Memory, PlaceError, Unsettled};
+use crate::pull::files::PlaceError;
+use crate::pull::place::{self, Memory, Unsettled};
 use crate::spool::Spool;
 use crate::spool::disk::{Cursor, READ_BUFFER_BYTES};
 
@@ -101,7 +102,7 @@ fn boxed<M: Memory>(place: Option<Unsettled<M>>) -> Option<Box<dyn AnyPlace>> {
 /// A place of either log type.
 trait AnyPlace {
     fn batches_from(&self) -> Option<DateTime<Utc>>;
-    fn found(&mut self, line: &[u8], is_alone: bool);
+    fn found(&mut self, line: &[u8], is_alone: bool, is_last_try: bool) -> Result<(), PlaceError>;
     fn write(&mut self, spool: &Spool, last: Option<DateTime<Utc>>) -> Result<(), PlaceError>;
 }
 
@@ -110,8 +111,8 @@ impl<M: Memory> AnyPlace for Unsettled<M> {
         Unsettled::batches_from(self)
     }
 
-    fn found(&mut self, line: &[u8], is_alone: bool) {
-        Unsettled::found(self, line, is_alone);
+    fn found(&mut self, line: &[u8], is_alone: bool, is_last_try: bool) -> Result<(), PlaceError> {
+        Unsettled::found(self, line, is_alone, is_last_try)
     }
 
     fn write(&mut self, spool: &Spool, last: Option<DateTime<Utc>>) -> Result<(), PlaceError> {
@@ -140,10 +141,20 @@ fn settle(spool: &Spool, log_type: LogType, begun: Instant) -> Result<(), Settle
             continue;
         }
         let path = folder.dir.join(name.to_string());
-        let mut found = |line: &[u8]| places.iter_mut().for_each(|place| place.found(line, is_alone));
+        let (is_last_try, mut refused) = (begun.elapsed() > PATIENCE, None);
+        let mut found = |line: &[u8]| {
+            for place in &mut places {
+                if let Err(error) = place.found(line, is_alone, is_last_try) {
+                    refused.get_or_insert(error);
+                }
+            }
+        };
         // Nothing is taken from a file before all of it was read: what can't be sent must be pulled again.
         let result =
             verify(spool, &path, &name).and_then(|()| Ok(read_lines(spool, &path, name.batch().codec, &mut found)?));
+        if let Some(error) = refused {
+            return Err(error.into());
+        }
         match result {
             Ok(()) => {}
             // It was sealed or compressed, and so renamed, while this read.

@@ -36,6 +36,7 @@ mod protocols;
 mod pull_audits;
 mod pull_bad_input;
 mod pull_begins;
+mod pull_dangers;
 mod pull_deployments;
 mod pull_endings;
 mod pull_figures;

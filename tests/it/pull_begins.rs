@@ -38,7 +38,8 @@ fn a_pull_whose_organizations_env0_does_not_tell_is_as_far_behind_as_its_beginni
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     env0.break_down("/organizations", Fault::Status(503, "{}", None));
     let beginning = Utc::now() - TimeDelta::hours(1);
-    let daemon = from(setup(&aws, &env0), beginning).start();
+    let setup = from(setup(&aws, &env0), beginning);
+    let daemon = setup.start();
     position_is(&daemon, beginning);
     env0.heal();
     position_passes(&daemon, beginning);

@@ -25,6 +25,8 @@ pub(crate) const ORGANIZATION: &str = "51d48700-4aee-5a5d-a8a5-27a5c1471ac6";
 /// What goes wrong with an answer.
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
+    /// None: this one is answered.
+    Pass,
     /// A status, a body, and `Retry-After` in seconds.
     Status(u16, &'static str, Option<u64>),
     /// 429 with `Retry-After` as a date, so many seconds from now.
@@ -43,6 +45,8 @@ pub(crate) enum Fault {
     Promised(u64),
     /// 200 with another JSON.
     Json(&'static str),
+    /// 302 to another address.
+    Redirect(String),
 }
 
 /// The running API.

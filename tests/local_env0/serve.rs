@@ -12,7 +12,7 @@ use futures_util::stream;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{DATE, HeaderValue, RETRY_AFTER};
+use hyper::header::{DATE, HeaderValue, LOCATION, RETRY_AFTER};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -80,7 +80,7 @@ async fn answer_undated(world: &World, request: &Request<Incoming>) -> Result<Re
         let injected = injected.and_then(|(_, faults)| faults.pop_front());
         injected.or_else(|| Some(state.lasting.iter().find(|(known, _)| path.starts_with(&***known))?.1.clone()))
     };
-    if let Some(fault) = fault {
+    if let Some(fault) = fault.filter(|fault| !matches!(fault, Fault::Pass)) {
         if matches!(fault, Fault::Silent) {
             std::future::pending::<()>().await;
         }
@@ -135,6 +135,11 @@ fn broken(fault: &Fault) -> Result<Response<Body>, Dropped> {
             reply.headers_mut().insert(RETRY_AFTER, http_date(Utc::now() + TimeDelta::seconds(*seconds as i64)));
             reply
         }
+        Fault::Redirect(location) => {
+            let mut reply = json_reply(302, "");
+            reply.headers_mut().insert(LOCATION, HeaderValue::from_str(location).unwrap());
+            reply
+        }
         Fault::Html => reply(200, "text/html", "<!DOCTYPE html><title>Blocked</title>"),
         Fault::Json(json) => json_reply(200, *json),
         Fault::Endless => Response::new(StreamBody::new(endless()).boxed()),
@@ -146,6 +151,6 @@ fn broken(fault: &Fault) -> Result<Response<Body>, Dropped> {
             let reply = Response::builder().header("content-length", *bytes);
             reply.body(StreamBody::new(endless()).boxed()).unwrap()
         }
-        Fault::Dropped | Fault::Silent => return Err(Dropped),
+        Fault::Dropped | Fault::Silent | Fault::Pass => return Err(Dropped),
     })
 }

@@ -12,9 +12,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::protocols::body::Limits;
 use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind, List};
-use crate::pull::deployments::memory::{Following, Step};
+use crate::pull::deployments::memory::{Following, Step, Steps};
 use crate::pull::deployments::records::{ID_MAX_BYTES, LONG_ID, LogPage, StepRecord, last_attempts};
 use crate::pull::deployments::source::Source;
+use crate::pull::files::{Parts, PlaceError};
 use crate::pull::identity::Identity;
 use crate::pull::report::Report;
 
@@ -99,6 +100,18 @@ enum Retry {
 }
 
 impl Follow {
+    /// Takes note of how far its steps were read before.
+    ///
+    /// # Errors
+    /// Their file can't be read.
+    pub(super) async fn load(mut self, parts: Parts<Steps>) -> Result<Follow, PlaceError> {
+        if let Some(steps) = parts.load(&self.source.deployment).await? {
+            self.state.steps = steps;
+        }
+        self.durable = self.state.clone();
+        Ok(self)
+    }
+
     /// Reads everything new.
     pub(super) async fn run(mut self) -> Result<(), ApiError> {
         let path = ["deployments", &self.source.deployment, "steps"];
@@ -264,6 +277,9 @@ impl Follow {
         loop {
             let start = self.state.steps.get(&step.name).and_then(|read| read.next.clone());
             let answer = self.page(step, start.as_deref()).await?;
+            if self.state.is_full() {
+                return Err(answer.malformed("its logs lack nextStartTime, and more was read than can be remembered"));
+            }
             let page: LogPage<'_> = answer.parse()?;
             let (mut lines, mut records, mut new) = (Vec::new(), 0, false);
             let mut identities = Vec::with_capacity(page.events.len());

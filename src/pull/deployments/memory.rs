@@ -18,6 +18,8 @@ const LATE_MILLIS: i64 = 3_600_000;
 const UNLISTED_MILLIS: i64 = 90 * 24 * 3_600_000;
 /// A deployment that is gone may come back. Where it was left is remembered for this long; milliseconds.
 const GIVEN_UP_MILLIS: i64 = 24 * 3_600_000;
+/// So many events of a deployment are remembered at most, where env0 gives no cursor for its logs.
+const TAKEN_MAX: usize = 1_000_000;
 /// The members of a line that say which event of which step it is. An event that is cut keeps them.
 pub(super) const EVENT_STEP_DEPLOYMENT: [&str; 4] = ["eventId", "stepName", "deploymentLogId", "timestamp"];
 
@@ -55,8 +57,9 @@ pub(super) struct Following {
     pub(super) project_id: Option<String>,
     pub(super) kind: Option<String>,
     pub(super) created: i64,
-    /// By name: a step that is tried again goes on in its log.
-    pub(super) steps: BTreeMap<String, Step>,
+    /// Only while it is read; else they are a part of their own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(super) steps: Steps,
     /// Whether its last line is in the spool.
     pub(super) finished: bool,
     /// Whether all of its steps had ended when they were last listed.
@@ -74,9 +77,12 @@ pub(super) struct Following {
     pub(super) given_up_at: Option<i64>,
 }
 
+/// How far the logs of a deployment's steps were read, by the step's name: one that is tried again goes on in its log.
+pub(crate) type Steps = BTreeMap<String, Step>;
+
 /// How far a step's log was read.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Step {
+pub(crate) struct Step {
     /// What the next page is asked with; `None` for the first.
     pub(super) next: Option<String>,
     /// Events that were read from there on, and the end of the page before, because a page may repeat it.
@@ -133,6 +139,13 @@ impl Step {
     }
 }
 
+impl Following {
+    /// Whether so many events are remembered that no further page can be taken.
+    pub(super) fn is_full(&self) -> bool {
+        self.steps.values().map(|step| step.taken.len()).sum::<usize>() > TAKEN_MAX
+    }
+}
+
 impl DeploymentMemory {
     /// The memory of a pull that begins at `from`.
     pub(crate) fn beginning(from: DateTime<Utc>) -> DeploymentMemory {
@@ -153,13 +166,14 @@ impl DeploymentMemory {
         }
     }
 
-    /// All deployments of an environment in the state `state` were listed at `now`; the newest was made at `newest`.
+    /// All deployments of an environment in the state `state` were listed at `now`; the newest was made at `newest`. One
+    /// that was made in the future, by a wrong clock, must not make those old that come before it.
     pub(super) fn listed(&mut self, environment_id: &str, state: &str, newest: i64, now: i64) {
         let followed = self.following.values().filter(|following| following.environment_id == environment_id);
         let open = followed.map(|following| following.created).min().unwrap_or(i64::MAX);
         let environment = self.environments.entry(environment_id.to_owned()).or_default();
         (environment.state, environment.looked_at) = (state.to_owned(), now);
-        environment.done_before = environment.done_before.max(newest.min(open) - LATE_MILLIS);
+        environment.done_before = environment.done_before.max(newest.min(open).min(now) - LATE_MILLIS);
         let done_before = environment.done_before;
         environment.done.retain(|_, created| *created >= done_before);
     }
@@ -181,22 +195,54 @@ pub(super) fn finished_id(deployment: &str) -> String {
 }
 
 impl Memory for DeploymentMemory {
-    fn found(&mut self, line: &[u8], whose: &Whose<'_>) {
-        let text = |value: Option<&RawValue>| serde_json::from_str::<String>(value?.get()).ok();
-        let [event, step, deployment, _] = members(json_of(line), EVENT_STEP_DEPLOYMENT);
-        let [organization] = members(json_of(line), ["organizationId"]);
-        if whose.is_anothers(organization) {
-            return;
-        }
-        let Some(deployment) = text(deployment) else { return };
-        let Some(following) = self.following.get_mut(&deployment) else { return };
-        match text(step) {
-            Some(step) => {
-                let read = following.steps.entry(step.clone()).or_default();
+    type Part = Steps;
+
+    fn part_of(&self, line: &[u8], whose: &Whose<'_>) -> Option<(String, Steps)> {
+        let found = Found::of(line, whose)?;
+        let following = self.following.get(&found.deployment)?;
+        found.step.is_some().then(|| (found.deployment, following.steps.clone()))
+    }
+
+    fn found(&mut self, line: &[u8], whose: &Whose<'_>, part: Option<&mut Steps>) {
+        let Some(Found { deployment, step, event }) = Found::of(line, whose) else { return };
+        match (step, part) {
+            (Some(step), Some(steps)) => {
+                let read = steps.entry(step.clone()).or_default();
                 let identity = read.identity([&deployment, &step], event, line);
                 read.take(identity);
             }
-            None => following.finished |= text(event) == Some(finished_id(&deployment)),
+            (Some(_), None) => {}
+            (None, _) => {
+                if let Some(following) = self.following.get_mut(&deployment) {
+                    following.finished |= text(event) == Some(finished_id(&deployment));
+                }
+            }
         }
     }
+
+    fn parts(&self) -> impl Iterator<Item = &String> {
+        self.following.keys()
+    }
+}
+
+/// What a line says of where it comes from.
+struct Found<'a> {
+    deployment: String,
+    step: Option<String>,
+    event: Option<&'a RawValue>,
+}
+
+impl<'a> Found<'a> {
+    fn of(line: &'a [u8], whose: &Whose<'_>) -> Option<Found<'a>> {
+        let [event, step, deployment, _] = members(json_of(line), EVENT_STEP_DEPLOYMENT);
+        let [organization] = members(json_of(line), ["organizationId"]);
+        if whose.is_anothers(organization) {
+            return None;
+        }
+        Some(Found { deployment: text(deployment)?, step: text(step), event })
+    }
+}
+
+fn text(value: Option<&RawValue>) -> Option<String> {
+    serde_json::from_str(value?.get()).ok()
 }

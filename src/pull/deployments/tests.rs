@@ -9,11 +9,12 @@ use chrono::DateTime;
 use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
-use super::memory::{DeploymentMemory, Following};
+use super::memory::{DeploymentMemory, Following, Steps};
 use crate::batch::Codec;
 use crate::protocols::body::members;
+use crate::pull::files::PlaceError;
 use crate::pull::line::json_of;
-use crate::pull::place::{Place, PlaceError, Shared, Stopped};
+use crate::pull::place::{Change, Place, Shared, Stopped};
 use crate::pull::settle;
 use crate::spool::tests::fault_disk::{Cut, Effect, Errno, Op};
 use crate::spool::tests::world::{Fate, TYPE, World};
@@ -69,8 +70,15 @@ fn pull(world: &mut World, ends_at_refusal: bool) -> Result<(), Stopped> {
             }
         };
         for first in (0..EVENTS).step_by(2) {
-            let mut memory: DeploymentMemory = place.memory.clone();
-            let step = memory.following.get_mut("d").unwrap().steps.entry("s".into()).or_default();
+            let mut steps = loop {
+                match place.parts().load("d").await {
+                    Ok(steps) => break steps.unwrap_or_default(),
+                    Err(error @ PlaceError::Unusable { .. }) => panic!("{error}"),
+                    Err(_) if ends_at_refusal => return Err(Stopped),
+                    Err(_) => {}
+                }
+            };
+            let step = steps.entry("s".into()).or_default();
             let mut new: Vec<String> = (first..first + 2).map(line).collect();
             new.retain(|line| {
                 let line = line.trim_end().as_bytes();
@@ -85,7 +93,8 @@ fn pull(world: &mut World, ends_at_refusal: bool) -> Result<(), Stopped> {
                     stop.cancel();
                 }
             };
-            place.commit(lines, new.len() as u64, memory, waiting).await?;
+            let parts = vec![("d".to_owned(), Some(steps))];
+            place.commit(lines, new.len() as u64, Change { memory: None, parts }, waiting).await?;
             send(world);
             if world.disk.died() {
                 return Err(Stopped);
@@ -175,4 +184,104 @@ fn a_place_that_finds_the_disk_full_has_the_room_of_copies() {
     });
     assert!(pull(&mut world, true).is_ok(), "nothing was refused");
     assert_eq!(world.spool().copies().unwrap().skipped_events(TYPE), 1);
+}
+
+/// Steps of a deployment, of which `events` events each are remembered.
+fn steps(events: u64) -> Steps {
+    let mut steps = Steps::new();
+    for name in ["git:clone", "tf:init", "tf:plan", "tf:apply", "tf:output"] {
+        let step = steps.entry(name.to_owned()).or_default();
+        for number in 0..events {
+            let identity = step.identity(["d", name], None, line(number).as_bytes());
+            step.take(identity);
+        }
+    }
+    steps
+}
+
+fn pull_files(world: &World) -> Vec<String> {
+    world.disk.names(&world.spool().dir().join("pull"))
+}
+
+#[tokio::test]
+async fn a_place_stays_small_however_many_deployments_and_events_it_remembers() {
+    let mut world = World::opened();
+    let shared = Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new() };
+    let mut memory = DeploymentMemory::beginning(DateTime::UNIX_EPOCH);
+    let ids: Vec<String> = (0..300).map(|number| format!("d/{number}")).collect();
+    for id in &ids {
+        memory.following.insert(id.clone(), Following { environment_id: "e".into(), ..Following::default() });
+    }
+    let mut place = Place::open(world.spool(), TYPE, "o", shared.clone(), memory).await.unwrap();
+    for group in ids.chunks(8) {
+        let parts = group.iter().map(|id| (id.clone(), Some(steps(200)))).collect();
+        place.commit(Bytes::new(), 0, Change { memory: None, parts }, |_| ()).await.unwrap();
+    }
+    let bytes = world.disk.bytes(&world.spool().dir().join("pull/env0-deployments_o.json")).unwrap();
+    assert!(bytes.len() < 300 * 300, "{} bytes", bytes.len());
+
+    drop(place);
+    world.crash(Cut::Strict);
+    settle::begin(world.spool())[TYPE].wait().await;
+    let first = DeploymentMemory::beginning(DateTime::UNIX_EPOCH);
+    let mut place = Place::open(world.spool(), TYPE, "o", shared.clone(), first).await.unwrap();
+    assert_eq!(place.parts().load("d/299").await.unwrap(), Some(steps(200)));
+
+    // What is stored to its end is not remembered any more, and neither is what a crash kept from being removed.
+    let mut memory = place.memory.clone();
+    memory.done("d/0");
+    let parts = vec![("d/0".to_owned(), None)];
+    place.commit(Bytes::new(), 0, Change { memory: Some(memory), parts }, |_| ()).await.unwrap();
+    assert_eq!(pull_files(&world).len(), 300);
+    let mut memory = place.memory.clone();
+    memory.done("d/1");
+    place.commit(Bytes::new(), 0, memory, |_| ()).await.unwrap();
+    drop(Place::open(world.spool(), TYPE, "o", shared, DeploymentMemory::default()).await.unwrap());
+    assert_eq!(pull_files(&world).len(), 299);
+}
+
+#[tokio::test]
+async fn a_place_that_would_be_too_large_to_be_read_again_is_not_written_and_told() {
+    let world = World::opened();
+    let stop = CancellationToken::new();
+    let shared = Shared { one_at_a_time: Arc::default(), stop: stop.clone() };
+    let first = beginning();
+    let mut place = Place::open(world.spool(), TYPE, "o", shared.clone(), first.clone()).await.unwrap();
+    let mut memory = first;
+    let name = "x".repeat(1 << 20);
+    for number in 0..60 {
+        let environment = memory.environments.entry(number.to_string()).or_default();
+        environment.state.clone_from(&name);
+    }
+    let mut said = Vec::new();
+    let committed = place.commit(Bytes::new(), 0, memory, |why| {
+        said.push(why.to_owned());
+        stop.cancel();
+    });
+    assert_eq!(committed.await, Err(Stopped));
+    assert!(said[0].contains("too large to be read again"), "{said:?}");
+    let again = Place::open(world.spool(), TYPE, "o", shared, DeploymentMemory::default()).await.unwrap();
+    assert!(again.memory.following.contains_key("d") && again.memory.environments.is_empty(), "the old place is there");
+}
+
+#[tokio::test]
+async fn a_place_that_is_too_large_to_be_read_says_the_way_out() {
+    let world = World::opened();
+    let path = world.spool().dir().join("pull/env0-deployments_o.json");
+    world.disk.put(&path, &vec![b' '; (64 << 20) + 1]);
+    let shared = Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new() };
+    settle::begin(world.spool())[TYPE].wait().await;
+    let error = Place::open(world.spool(), TYPE, "o", shared, beginning()).await.err().unwrap();
+    assert!(matches!(error, PlaceError::Unusable { .. }) && error.to_string().contains("remove it"), "{error}");
+}
+
+#[test]
+fn a_deployment_dated_in_the_future_does_not_make_the_next_ones_old() {
+    const DAY: i64 = 86_400_000;
+    let mut memory = beginning();
+    memory.listed("e2", "state", 10 * DAY, DAY);
+    assert!(memory.environments["e2"].done_before < DAY);
+    // The clock was ahead itself, and was set back.
+    memory.listed("e2", "state", DAY, DAY);
+    assert!(memory.environments["e2"].done_before < DAY);
 }

@@ -1,0 +1,114 @@
+//! What must never happen to a pull: a key that goes elsewhere, an event that a clock hides, memory without a bound.
+
+use chrono::{TimeDelta, Utc};
+
+use crate::harness::wait_until;
+use crate::local_aws::LocalAws;
+use crate::local_env0::audits::{Event, event};
+use crate::local_env0::{Fault, LocalEnv0};
+use crate::pull_audits::{AUDIT_EVENTS, a_round_later, all_arrive_once, from, setup};
+
+#[test]
+fn a_redirect_to_another_server_never_gets_the_key_and_is_told() {
+    let (aws, env0, other) = (LocalAws::start(), LocalEnv0::start(), LocalEnv0::start());
+    let address = other.url().replace("127.0.0.1", "localhost");
+    for address in [address, other.url()] {
+        env0.break_down(AUDIT_EVENTS, Fault::Redirect(format!("{address}{AUDIT_EVENTS}?organizationId=x")));
+        let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
+        let daemon = setup.start();
+        wait_until("the log tells of it", || daemon.log().text().contains("the pull from env0 fails"));
+        assert_eq!(other.asked("/"), 0, "{}", daemon.log().text());
+    }
+}
+
+#[test]
+fn a_key_that_is_revoked_in_the_middle_of_a_history_loses_and_doubles_nothing() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let start = Utc::now() - TimeDelta::days(40);
+    let at = |number: usize| start + TimeDelta::minutes(14 * number as i64);
+    env0.world().audits = (0..4000).map(|number| event(number, at(number))).collect::<Vec<_>>().into();
+    // A few requests of the history are answered, and none behind them.
+    (0..4).for_each(|_| env0.inject(AUDIT_EVENTS, Fault::Pass));
+    env0.break_down(AUDIT_EVENTS, Fault::Status(401, "{}", None));
+    let setup = from(setup(&aws, &env0), start - TimeDelta::seconds(1));
+    let daemon = setup.start();
+    wait_until("the log tells of the key", || daemon.log().text().contains("worked before"));
+    env0.heal();
+    all_arrive_once(&aws, &env0);
+    a_round_later(&daemon);
+    all_arrive_once(&aws, &env0);
+}
+
+#[test]
+fn an_event_dated_in_the_future_hides_none_that_happens_before_then() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
+    let daemon = setup.start();
+    env0.world().audits = vec![event(1, Utc::now())].into();
+    // A day ahead, as env0's clock may once have been, and some seconds ahead.
+    let tomorrow = event(2, Utc::now() + TimeDelta::days(1));
+    env0.world().audits.push(tomorrow);
+    env0.world().audits.push(event(3, Utc::now() + TimeDelta::seconds(20)));
+    for number in 4..8 {
+        a_round_later(&daemon);
+        env0.world().audits.push(event(number, Utc::now() - TimeDelta::seconds(1)));
+    }
+    wait_until("all but tomorrow's are stored", || aws.s3.line_count() >= 6);
+    a_round_later(&daemon);
+    let lines = aws.s3.lines();
+    let stored = |number: usize| lines.iter().filter(|line| line.contains(&format!("\"audit-{number}\""))).count();
+    assert_eq!([1, 2, 3, 4, 5, 6, 7].map(stored), [1, 0, 1, 1, 1, 1, 1], "{lines:#?}");
+}
+
+#[test]
+fn a_clock_that_is_hours_ahead_of_env0s_skips_nothing_when_it_is_set_right() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let env0_now = || Utc::now() - TimeDelta::hours(3);
+    env0.world().clock_behind = TimeDelta::hours(3);
+    let setup = from(setup(&aws, &env0), env0_now() - TimeDelta::hours(1));
+    let daemon = setup.start();
+    for number in 0..3 {
+        env0.world().audits.push(event(number, env0_now()));
+        a_round_later(&daemon);
+    }
+    all_arrive_once(&aws, &env0);
+    // Ours is set right: from here on both say the same, and what happened in between is there.
+    {
+        let mut world = env0.world();
+        let minutes = |number: i64| TimeDelta::minutes(29 * (number - 2));
+        world.audits.extend((3..9).map(|number| event(number, env0_now() + minutes(number as i64))));
+        world.clock_behind = TimeDelta::zero();
+    }
+    all_arrive_once(&aws, &env0);
+    // And it goes back once more: what was taken is not taken again.
+    env0.world().clock_behind = TimeDelta::hours(1);
+    a_round_later(&daemon);
+    env0.world().clock_behind = TimeDelta::zero();
+    env0.world().audits.push(event(20, Utc::now()));
+    all_arrive_once(&aws, &env0);
+    a_round_later(&daemon);
+    all_arrive_once(&aws, &env0);
+}
+
+#[test]
+fn pages_of_large_events_are_asked_for_in_smaller_numbers_and_fit_into_memory() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let start = Utc::now() - TimeDelta::hours(2);
+    let text = "x".repeat(60_000);
+    let large = |number: usize| {
+        let event = event(number, start + TimeDelta::milliseconds(number as i64));
+        Event { json: event.json.replace("\"ratio\"", &format!("\"text\":\"{text}\",\"ratio\"")), ..event }
+    };
+    env0.world().audits = (0..1000).map(large).collect::<Vec<_>>().into();
+    let setup = from(setup(&aws, &env0), start - TimeDelta::hours(1));
+    let daemon = setup.start();
+    wait_until("all of it is pulled", || {
+        daemon.metric("pulled_events_total{type=\"env0-audits\"}").unwrap_or_default() >= 1000.0
+    });
+    assert_eq!(daemon.log().count("ERROR", ""), 0, "{}", daemon.log().text());
+    // The pages that were too large are not asked for again in every round.
+    let large_pages = || env0.world().requests.iter().filter(|request| request.contains("limit=1000")).count();
+    let before = large_pages();
+    a_round_later(&daemon);
+    assert!(large_pages() <= before, "{} and {before}", large_pages());
+}
