@@ -99,12 +99,7 @@ fn audits_and_tokens_are_taken(each: usize, time: Duration, within: Duration) {
     let setup = setup(&aws);
     let daemon = setup.start();
     let token = aws.issuer.token();
-    let mut honest = honest(&token);
-    if within == PROMISED {
-        // Beyond what is promised.
-        let events = event(&"a".repeat(1000)).repeat(4000);
-        honest.push(("audit events of 4 MB", 200, Upload::post(AUDITS).bearer(TOKEN).body(events)));
-    }
+    let honest = honest(&token);
     let mut slowest = (Duration::ZERO, "");
     under_fire(&daemon, &token, each, || {
         let since = Instant::now();
