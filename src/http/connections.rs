@@ -100,6 +100,8 @@ pub(super) struct Connection {
     body_bytes: AtomicU64,
     /// What its last request is refused for, before it is one.
     pub(super) refused: OnceLock<Refused>,
+    /// It ends with an answer behind which more requests may have come.
+    pub(super) turned_away: AtomicBool,
     /// Set before the next connection is accepted.
     task: OnceLock<AbortHandle>,
     /// It is closed for another one.
@@ -120,7 +122,8 @@ pub(super) enum Layer {
 }
 
 impl Connection {
-    fn is_stranger(&self) -> bool {
+    /// No request of it has been let in yet.
+    pub(super) fn is_stranger(&self) -> bool {
         self.stranger.load(Ordering::Relaxed)
     }
 
@@ -251,6 +254,7 @@ impl Registry {
             body_since: AtomicU64::new(NO_BODY),
             body_bytes: AtomicU64::new(0),
             refused: OnceLock::new(),
+            turned_away: AtomicBool::new(false),
             task: OnceLock::new(),
             closing: AtomicBool::new(false),
         });

@@ -10,6 +10,7 @@ mod rules;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -273,7 +274,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for FramingGuard<S> {
         if shut.is_pending() {
             return this.in_time(context, shut);
         }
-        if this.end.is_none() && this.framing == Framing::Head {
+        let turned_away = this.connection.turned_away.load(Ordering::Relaxed);
+        if this.end.is_none() && this.framing == Framing::Head && !turned_away {
             return shut;
         }
         let due = this.linger_due.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER_TIME)));

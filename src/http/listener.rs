@@ -7,12 +7,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
 use axum::http::header::{CONNECTION, CONTENT_TYPE};
-use axum::http::{HeaderValue, Method, Request, Response};
+use axum::http::{HeaderValue, Method, Request, Response, StatusCode};
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
@@ -31,6 +31,9 @@ use super::site::Site;
 use super::tls::Tls;
 
 const HEADERS_MAX: usize = 100;
+/// A connection that has had so many 401s, and no request of which was let in, ends with the last of them: whoever
+/// guesses or forges tokens pays for a new connection each time. A sender that mistook its token comes back.
+const REFUSALS_MAX: usize = 8;
 /// After an accept that failed, for instance for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -143,6 +146,7 @@ where
     // A client may send hundreds of requests at once. Those that are let in wait for the disk; after each other one, it
     // is everybody else's turn.
     let turn_is_over = &AtomicBool::new(false);
+    let refusals = &AtomicUsize::new(0);
     let service = service_fn(|request: Request<Incoming>| {
         member.may_close();
         let refused = match connection.refused.get() {
@@ -161,7 +165,13 @@ where
                 Some(refused) => refusal(refused),
                 None => handler(request, Guest { registry: registry.clone(), connection: connection.clone() }).await,
             };
-            if registry.has_too_large_a_buffer(connection) {
+            let guesses = answer.status() == StatusCode::UNAUTHORIZED
+                && connection.is_stranger()
+                && refusals.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSALS_MAX;
+            if guesses {
+                connection.turned_away.store(true, Ordering::Relaxed);
+            }
+            if guesses || registry.has_too_large_a_buffer(connection) {
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             turn_is_over.store(!connection.is_at_work(), Ordering::Relaxed);

@@ -203,3 +203,33 @@ fn more_connections_than_descriptors_are_left_take_none_from_the_spool() {
     assert!(open > 64, "the soft limit was raised: {open} are open");
     assert_eq!(daemon.log().count("WARN", "connections can't be accepted"), 0);
 }
+
+#[test]
+fn who_guesses_tokens_is_closed_after_eight_and_a_known_sender_is_not() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let daemon = setup.start();
+    let token = aws.issuer.token();
+    let forged = token[..token.len() - 8].to_owned() + "AAAAAAAA";
+    let requests = [("PUT", "/v1/oidc-token", &*forged), ("POST", AUDITS, "a-wrong-token-that-is-long-enough")];
+    let requests = requests.map(|(method, path, token)| {
+        format!("{method} {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 0\r\n\r\n")
+    });
+    for request in &requests {
+        let mut raw = Raw::connect(daemon.listen).unwrap();
+        raw.write(request.repeat(200)).unwrap();
+        for _ in 0..8 {
+            assert_eq!(raw.answer().unwrap().unwrap().status, 401);
+        }
+        assert!(raw.is_closed());
+    }
+    assert_eq!(daemon.metric("auth_failures_total{reason=\"invalid\"}"), Some(16.0), "the others weren't judged");
+    let mut known = Raw::connect(daemon.listen).unwrap();
+    known.write(head(AUDITS, event("good").len()) + &event("good") + &requests.concat().repeat(10)).unwrap();
+    assert_eq!(known.answer().unwrap().unwrap().status, 200);
+    for _ in 0..20 {
+        assert_eq!(known.answer().unwrap().unwrap().status, 401);
+    }
+    known.write(head(AUDITS, event("good").len()) + &event("good")).unwrap();
+    assert_eq!(known.answer().unwrap().unwrap().status, 200);
+}
