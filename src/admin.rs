@@ -2,7 +2,9 @@
 
 pub mod client;
 mod history;
+mod shared;
 
+use std::convert::Infallible;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -17,10 +19,10 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::get;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
 use futures_util::FutureExt;
 use hyper::body::Incoming;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
@@ -30,6 +32,7 @@ use crate::status::Status;
 use crate::telemetry::metrics::{Exporter, Exposition};
 use crate::telemetry::report_suppressed;
 use history::History;
+use shared::Shared;
 
 /// Probes, a scraper and a few pages. Apart from the connections of ingest, so that nobody there keeps a probe out.
 const CONNECTIONS_MAX: usize = 64;
@@ -62,17 +65,24 @@ pub struct Health(Arc<Inner>);
 
 struct Inner {
     sources: Sources,
-    /// For one rendering at a time: it takes a millisecond, and nobody needs a token to ask for it.
-    rendering: Semaphore,
     exporter: &'static Exporter,
     history: History,
+    answers: Answers,
+}
+
+/// What is work to make, each made once for all who wait for it. Nobody needs credentials here.
+#[derive(Default)]
+struct Answers {
+    status: Shared,
+    history: Shared,
+    prometheus: Shared,
+    open_metrics: Shared,
 }
 
 impl Health {
     /// Answers from `sources`.
     pub fn new(sources: Sources, exporter: &'static Exporter) -> Health {
-        let rendering = Semaphore::new(1);
-        Health(Arc::new(Inner { sources, rendering, exporter, history: History::default() }))
+        Health(Arc::new(Inner { sources, exporter, history: History::default(), answers: Answers::default() }))
     }
 
     /// The routes, for a server of the caller's.
@@ -122,35 +132,31 @@ impl Health {
 }
 
 async fn status(State(health): State<Health>, request: Request) -> Response {
-    let is_history = request.uri().query() == Some("history");
-    let json = rendered(&health, move |health| match is_history {
-        true => serde_json::to_vec(&health.history.snapshot()),
-        false => serde_json::to_vec(&(health.sources.status)()),
-    });
-    match json.await.map(|json| json.map_err(|error| error.to_string())) {
-        Ok(Ok(json)) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
-        Ok(Err(error)) | Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
-    }
+    let made = health.clone();
+    let json = match request.uri().query() {
+        Some("history") => health.0.answers.history.get(move || serde_json::to_vec(&made.0.history.snapshot())).await,
+        _ => health.0.answers.status.get(move || serde_json::to_vec(&(made.0.sources.status)())).await,
+    };
+    made_answer("application/json", json)
 }
 
 async fn metrics(State(health): State<Health>, request: Request) -> Response {
     let accept = request.headers().get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     let exposition = Exposition::by_accept(accept);
-    match rendered(&health, move |health| health.exporter.render(&(health.sources.status)(), exposition)).await {
-        Ok(text) => ([(header::CONTENT_TYPE, exposition.content_type())], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
-    }
+    let shared = match exposition {
+        Exposition::Prometheus => &health.0.answers.prometheus,
+        Exposition::OpenMetrics => &health.0.answers.open_metrics,
+    };
+    let made = health.clone();
+    let render = move || Ok::<_, Infallible>(made.0.exporter.render(&(made.0.sources.status)(), exposition));
+    made_answer(exposition.content_type(), shared.get(render).await)
 }
 
-/// What `render` makes, in its turn and apart from the threads that take events and answer probes.
-async fn rendered<T: Send + 'static>(
-    health: &Health,
-    render: impl FnOnce(&Inner) -> T + Send + 'static,
-) -> Result<T, String> {
-    let health = health.clone();
-    let _turn = health.0.rendering.acquire().await;
-    let inner = Arc::clone(&health.0);
-    tokio::task::spawn_blocking(move || render(&inner)).await.map_err(|error| error.to_string())
+fn made_answer(content_type: &'static str, made: Result<Bytes, String>) -> Response {
+    match made {
+        Ok(bytes) => ([(header::CONTENT_TYPE, content_type)], bytes).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
+    }
 }
 
 /// Kubernetes' own form of a verdict: each reason in a line where `?verbose` or a failure asks for it.

@@ -226,3 +226,41 @@ async fn idle_connections_never_keep_a_probe_waiting_and_the_oldest_is_closed_fo
     stop.cancel();
     serving.await.unwrap();
 }
+
+/// Who asks while an answer is made gets the next one, and so do all others who ask meanwhile.
+#[tokio::test]
+async fn many_who_ask_at_once_share_an_answer_that_is_made_beside_the_probes() {
+    const MANY: usize = 50;
+    for path in ["/metrics", "/status"] {
+        let (begun, mut begins) = tokio::sync::mpsc::unbounded_channel();
+        let (finish, finished) = std::sync::mpsc::channel();
+        let finished = std::sync::Mutex::new(finished);
+        let status = move || {
+            begun.send(()).unwrap();
+            Status { instance: finished.lock().unwrap().recv_timeout(Duration::from_secs(60)).unwrap(), ..status_now() }
+        };
+        let checks = || Box::new(Vec::new);
+        let sources = Sources { status: Box::new(status), live: checks(), ready: checks() };
+        let health = Health::new(sources, Exporter::install());
+        let ask = || {
+            let health = health.clone();
+            tokio::spawn(async move { send(&health, "GET", path).await.2 })
+        };
+        let first = ask();
+        begins.recv().await.unwrap();
+        let others: Vec<_> = (0..MANY).map(|_| ask()).collect();
+        for _ in 0..MANY {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(send(&health, "GET", "/livez").await.0, StatusCode::OK, "beside the first");
+        finish.send("before".to_owned()).unwrap();
+        first.await.unwrap();
+        begins.recv().await.unwrap();
+        finish.send("after".to_owned()).unwrap();
+        for other in others {
+            let text = other.await.unwrap();
+            assert!(path == "/metrics" || text.contains("\"instance\":\"after\""), "{text}");
+        }
+        assert!(begins.try_recv().is_err(), "{path}: made once more");
+    }
+}
