@@ -187,7 +187,7 @@ async fn an_answers_meaning_is_its_code_or_where_it_has_none_its_status() {
         assert_eq!((refusal.status, refusal.request_id.as_deref()), (Some(status), Some("logs-request")), "{code}");
     }
     for (status, kind) in
-        [(403, NotCloudWatch), (407, ProxyRefused), (413, Events), (429, Throttled), (502, ServerError)]
+        [(403, NotCloudWatch), (407, ProxyRefused), (413, NotCloudWatch), (429, Throttled), (502, ServerError)]
     {
         let refusal = refused_by(move |_| answer(status, "<html>Blocked</html>")).await;
         assert_eq!((refusal.kind, refusal.code), (kind, None), "{status}");
