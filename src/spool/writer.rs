@@ -359,8 +359,10 @@ impl State {
     /// until then a start would find their lines whole and take them for acknowledged ones.
     fn take_back(&mut self, appends: Vec<Append>, error: io::Error, spoiled: Spoiled) {
         let Some(open) = &mut self.open else { return };
-        let is_cut = open.file.truncate(open.bytes).is_ok();
-        let cut_is_durable = is_cut && open.file.sync().is_ok();
+        // A disk that takes nothing at all has nothing to cut off, and takes no cut either.
+        let has_none = matches!(open.file.read_at(&mut [0], open.bytes), Ok(0));
+        let is_cut = has_none || open.file.truncate(open.bytes).is_ok();
+        let cut_is_durable = has_none || (is_cut && open.file.sync().is_ok());
         let is_too_large = error.kind() == io::ErrorKind::FileTooLarge;
         let mut refusals = self.refusals(appends, error);
         if cut_is_durable {

@@ -253,7 +253,10 @@ impl FaultDisk {
                 state.damaged |= matches!(op, Op::Open | Op::Read);
                 // Without room for a second file, nothing can surely save the bytes of a failed fsync before a kill.
                 state.damaged |= state.gave_up && matches!(errno, Errno::NOSPC | Errno::DQUOT | Errno::FBIG);
-                failed(&mut state.trees[tree]);
+                // A disk that is read-only takes no half.
+                if errno != Errno::ROFS {
+                    failed(&mut state.trees[tree]);
+                }
                 return Err(errno.into());
             }
             Effect::Die(cut) if state.left.is_none() => state.left = Some(state.trees[0].after(cut)),

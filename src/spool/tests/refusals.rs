@@ -57,6 +57,24 @@ fn a_refusal_waits_for_the_salvage_where_the_lines_can_not_be_cut_off() {
     assert_eq!((world.missing(), world.bucket.len()), (0, 1));
 }
 
+#[test]
+fn a_request_that_a_read_only_disk_takes_nothing_of_is_refused_at_once() {
+    let mut world = World::opened();
+    world.append(2).unwrap();
+    world.disk.rule(|op, _| match op {
+        Op::Identify | Op::List | Op::Entry | Op::Open | Op::Read | Op::BeginWriteOut => Effect::Pass,
+        _ => Effect::Fail(Errno::ROFS),
+    });
+    let spool = world.spool().clone();
+    let mut append = Box::pin(spool.append(TYPE, line(7).into(), 1));
+    world.wait_until("it is refused", |_| (&mut append).now_or_never().is_some_and(|answer| answer.is_err()));
+    drop(append);
+    drop(spool);
+    world.crash(Cut::Kill);
+    world.deliver_all();
+    assert_eq!((world.missing(), world.bucket.len()), (0, 1));
+}
+
 /// What was in the spool when the task that waited was woken.
 struct HeldAtWakeUp {
     spool: Spool,
