@@ -233,9 +233,17 @@ impl Credentials {
         let session = self.session();
         let state = self.0.lock();
         let told = || state.last_error.as_ref().map(|error| error.remedy.clone());
-        let (waits_for, remedy) = match state.phase {
+        let now = (self.0.clock)();
+        let is_usable = |token: &OidcToken| token.expires_at.is_none_or(|end| end > now);
+        let is_asking = state.candidates.all().any(|(token, set_aside)| !set_aside && is_usable(token));
+        let phase = match state.phase {
+            // A token has come, and STS has not answered yet.
+            Phase::NoToken if is_asking => Phase::Starting,
+            phase => phase,
+        };
+        let (waits_for, remedy) = match phase {
             Phase::Starting | Phase::Holding => (None, None),
-            Phase::NoToken => (Some(no_token(&state)), Some(HAND_OVER.to_owned())),
+            Phase::NoToken => (Some(no_token(&state, now)), Some(HAND_OVER.to_owned())),
             Phase::Refused => (
                 Some("a token or a trust policy that STS accepts".to_owned()),
                 Some(refusal_causes(self.0.role.service)),
@@ -244,7 +252,7 @@ impl Credentials {
         };
         CredentialsStatus {
             role_arn: self.0.role.arn.clone(),
-            state: state.phase.describe(session.is_some()).to_owned(),
+            state: phase.describe(session.is_some()).to_owned(),
             session_expires_at: session.map(|session| Timestamp(session.expires_at)),
             session_duration_seconds: state.duration.as_secs(),
             waits_for,
@@ -274,11 +282,11 @@ pub async fn own_tokens(config: &Config, network: &Network) -> (Vec<OidcToken>, 
     (tokens, problems)
 }
 
-fn no_token(state: &State) -> String {
+fn no_token(state: &State, now: DateTime<Utc>) -> String {
     let newest = state.candidates.all().max_by_key(|(token, _)| token.expires_at);
     let ended = newest.and_then(|(token, _)| {
-        let (source, end) = (token.source.as_str(), Timestamp(token.expires_at?));
-        Some(format!(" (the last one at hand, from the {source}, ended at {end})"))
+        let (source, end) = (token.source.as_str(), token.expires_at.filter(|end| *end <= now)?);
+        Some(format!(" (the last one at hand, from the {source}, ended at {})", Timestamp(end)))
     });
     let problems = state.source_problems.iter().map(|problem| format!("; {problem}")).collect::<String>();
     format!("an OIDC token{}{problems}", ended.unwrap_or_default())
@@ -442,7 +450,7 @@ impl Inner {
             (Phase::NoToken, _) => tracing::warn!(
                 session.expires_at = until,
                 "{prefix}waiting for {}; {meanwhile}; {HAND_OVER}",
-                no_token(state)
+                no_token(state, (self.clock)())
             ),
             (Phase::Refused, Some(error)) => tracing::error!(
                 session.expires_at = until,

@@ -315,6 +315,21 @@ pub fn causes(error: &(dyn Error + 'static)) -> String {
     line
 }
 
+/// What a request met that got no answer: in plain words where the HTTP library knows what it was, else in those of the
+/// error and its causes, in their shown form.
+pub fn broken_words(error: &(dyn Error + 'static), secrets: &[&str]) -> String {
+    let is_any = |test: fn(&hyper::Error) -> bool| {
+        chain(error).filter_map(|cause| cause.downcast_ref::<hyper::Error>()).any(test)
+    };
+    if is_any(hyper::Error::is_parse) {
+        "what answers there does not speak HTTP".to_owned()
+    } else if is_any(hyper::Error::is_incomplete_message) {
+        "the connection was closed before an answer came".to_owned()
+    } else {
+        foreign_words(&causes(error), secrets)
+    }
+}
+
 /// Whether `error` says that no connection was made: name, TCP, proxy or TLS failed, so no byte of
 /// the request can have arrived.
 pub fn never_connected(error: &(dyn Error + 'static)) -> bool {

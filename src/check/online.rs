@@ -451,6 +451,11 @@ pub(super) fn daemon_sts(name: &'static str, credentials: Option<&CredentialsSta
             let remedy = credentials.remedy.clone().unwrap_or_default();
             Step::fail(name, DENIED, format!("the running daemon waits for {what}"), remedy)
         }
+        None if credentials.session_expires_at.is_none() => Step::warn(
+            name,
+            format!("the running daemon {state}: STS has not answered yet"),
+            "run check again in a minute; if it is still so, look at the way to STS (DNS, firewall, proxy)",
+        ),
         None => Step::ok(name, format!("the running daemon {state}")),
     }
 }

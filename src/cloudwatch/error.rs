@@ -9,7 +9,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use crate::config;
-use crate::network::{causes, foreign_name, foreign_words, retry_after, way_out};
+use crate::network::{broken_words, foreign_name, foreign_words, retry_after, way_out};
 
 /// Why a request failed. Displays as what happened and what to do about it.
 #[derive(Debug, Clone)]
@@ -161,7 +161,7 @@ impl LogsError {
                 SdkError::ConstructionFailure(_) => LogsErrorKind::Other,
                 _ => LogsErrorKind::Unreachable,
             };
-            return LogsError::unanswered(kind, &foreign_words(&causes(error), call.secrets), call);
+            return LogsError::unanswered(kind, &broken_words(error, call.secrets), call);
         };
         let status = response.status().as_u16();
         let header = |name| response.headers().get(name);

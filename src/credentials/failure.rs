@@ -9,7 +9,7 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use super::role::{Role, Service};
 use super::status::{HAND_OVER, refusal_causes};
-use crate::network::{Network, causes, foreign_name, foreign_words, way_out};
+use crate::network::{Network, broken_words, foreign_name, foreign_words, way_out};
 use crate::oidc::OidcToken;
 use crate::status::{ExchangeTrouble, Timestamp};
 
@@ -60,7 +60,7 @@ impl Failure {
     pub(super) fn of(error: &SdkError<AssumeRoleWithWebIdentityError>, asked: &Question<'_>) -> Failure {
         let (server, secrets) = (asked.server, [asked.token.expose()]);
         let Some(response) = error.raw_response() else {
-            let words = foreign_words(&causes(error), &secrets);
+            let words = broken_words(error, &secrets);
             let remedy = way_out(asked.network.proxies(), &words, "STS");
             return Failure::out_of_reach(format!("{server}: {words}"), remedy);
         };
@@ -84,6 +84,10 @@ impl Failure {
         let remedy = match cause {
             Cause::Refused => refusal_remedy(&code, &words, asked),
             Cause::IssuerOutOfReach => issuer_remedy(asked),
+            Cause::OutOfReach if code == "RegionDisabledException" => format!(
+                "activate STS for this region in the account (IAM, Account settings, Security Token Service), or see {}",
+                asked.role.service.region_variable()
+            ),
             Cause::OutOfReach => "nothing to do: STS is asked again".to_owned(),
         };
         let request_id = error.request_id().and_then(|id| foreign_name(id, &secrets));
@@ -146,7 +150,11 @@ fn refusal_remedy(code: &str, words: &str, asked: &Question<'_>) -> String {
     let audience = claims.audience.join(" or ");
     let asked_seconds = asked.duration.as_secs();
     let has = |part: &str| words.contains(part);
-    if code.contains("expiredtoken") {
+    if code.contains("packedpolicytoolarge") {
+        "the token has more session tags than STS takes: leave some out of its claims".to_owned()
+    } else if has("request arn is invalid") {
+        format!("{} is not the ARN of a role: see {}", asked.role.arn, asked.role.service.role_variable())
+    } else if code.contains("expiredtoken") {
         format!("the token has ended, or this machine's clock is wrong; {HAND_OVER}")
     } else if claims.issuer.is_none() || has("not a valid jwt") {
         format!("what came from the {} is not an OIDC token; {HAND_OVER}", asked.token.source.as_str())

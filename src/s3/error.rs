@@ -9,7 +9,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use super::answer::{Answer, NotConfirmed, Watched};
-use crate::network::{causes, chain, foreign_name, foreign_words, never_connected, retry_after};
+use crate::network::{broken_words, causes, chain, foreign_name, foreign_words, never_connected, retry_after};
 
 /// Why an attempt failed, and what is known after it.
 #[derive(Debug, Clone)]
@@ -250,15 +250,12 @@ impl PutError {
         let is_any = |test: fn(&hyper::Error) -> bool| {
             chain(error).filter_map(|cause| cause.downcast_ref::<hyper::Error>()).any(test)
         };
-        let (kind, words) = if is_any(hyper::Error::is_user) {
-            (PutErrorKind::FileUnreadable, foreign_words(&causes(error), call.secrets))
-        } else if is_any(hyper::Error::is_parse) {
-            (PutErrorKind::NotS3, "what answers there does not speak HTTP".to_owned())
-        } else if is_any(hyper::Error::is_incomplete_message) {
-            (PutErrorKind::Unreachable, "the connection was closed before an answer came".to_owned())
-        } else {
-            (PutErrorKind::Unreachable, foreign_words(&causes(error), call.secrets))
+        let kind = match () {
+            () if is_any(hyper::Error::is_user) => PutErrorKind::FileUnreadable,
+            () if is_any(hyper::Error::is_parse) => PutErrorKind::NotS3,
+            () => PutErrorKind::Unreachable,
         };
+        let words = broken_words(error, call.secrets);
         let message = format!("{} at {host}: {words}", call.operation);
         PutError { may_have_arrived: !never_connected(error), ..PutError::before(kind, message) }
     }
