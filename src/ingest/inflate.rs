@@ -114,14 +114,20 @@ impl Decoder {
         match self {
             Decoder::Deflate(decoder) => {
                 let before = decoder.total_in();
-                let status = decoder.decompress_vec(input, output, FlushDecompress::None)?;
+                let status = decoder.decompress_vec(input, output, FlushDecompress::None);
+                let status = status.map_err(|_| io::Error::other("it is no whole stream of gzip or deflate"))?;
                 let used = usize::try_from(decoder.total_in() - before).unwrap_or_default();
                 Ok((used, status == Status::StreamEnd))
             }
             Decoder::Zstd(decoder) => {
                 let end = output.len();
                 let (mut input, mut output) = (InBuffer::around(input), OutBuffer::around_pos(output, end));
-                let left = decoder.run(&mut input, &mut output)?;
+                let left = decoder.run(&mut input, &mut output).map_err(|error| {
+                    // zstd has no code for it that the library hands on.
+                    let is_window = error.to_string().contains("too much memory");
+                    let window = "its zstd window is larger than the 8 MiB that RFC 9659 allows";
+                    io::Error::other(if is_window { window } else { "it is no whole stream of zstd" })
+                })?;
                 Ok((input.pos(), left == 0))
             }
         }

@@ -17,6 +17,7 @@ use chrono::{DateTime, Utc};
 use prost::Message;
 
 use crate::protocols::body::{self, BodyError, Limits, LineWriter};
+use crate::protocols::head::content_type_is;
 use crate::protocols::{self, Accepted, Answer, JSON, Part, Protocol, Refusal, answer, judge_media_type};
 
 /// OTLP/HTTP, by the encoding of its answers.
@@ -28,6 +29,8 @@ pub enum Otlp {
 }
 
 const PROTOBUF: &str = "application/x-protobuf";
+const OTHER_EVENTS: &str =
+    "this path takes OTLP; any other events go to POST /v1/logs/env0-deployments or /v1/logs/env0-audits";
 
 impl Protocol for Otlp {
     fn name(&self) -> &'static str {
@@ -52,12 +55,19 @@ impl Protocol for Otlp {
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
         let mut writer = LineWriter::with_capacity(limits, 2 * body.len());
-        if protocols::is_json(headers, &body) {
-            json::logs(&writer.repair(body)?, &mut writer)?;
+        let parsed = if protocols::is_json(headers, &body) {
+            writer.repair(body).and_then(|body| json::logs(&body, &mut writer))
         } else {
-            proto::logs(&body, &mut writer)?;
+            proto::logs(&body, &mut writer)
+        };
+        match parsed {
+            Ok(()) => Ok(writer.finish()),
+            // What declares nothing is most often another thing than OTLP, sent without its log type.
+            Err(BodyError::Invalid { event, offset, reason }) if !content_type_is(headers, "protobuf") => {
+                Err(BodyError::Invalid { event, offset, reason: format!("{reason}; {OTHER_EVENTS}") })
+            }
+            Err(error) => Err(error),
         }
-        Ok(writer.finish())
     }
 
     /// An `ExportLogsServiceResponse` without `partial_success`, in the request's encoding.
