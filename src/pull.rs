@@ -50,6 +50,8 @@ use crate::status::PullStatus;
 /// How long a stop waits for what is being written.
 const STOP_WAIT: Duration = Duration::from_secs(3);
 
+/// Of the organizations that the key sees, at most this many are pulled; each takes memory, requests and a socket.
+const ORGANIZATIONS_MAX: usize = 100;
 /// How often the organizations that the key sees are listed again.
 const ORGANIZATIONS_EVERY: Duration = Duration::from_secs(3600);
 /// A start that has to read the spool for longer than this says so.
@@ -189,14 +191,19 @@ impl Parts {
                 seen = organizations(&self.api) => seen,
             };
             let (organizations, error) = seen.unwrap_or_else(|error| (Vec::new(), Some(error)));
+            let (organizations, too_many) = followed(&self.api, organizations, &begun.organizations);
             organizations.iter().for_each(|organization| self.begin(begun, organization));
-            match error {
+            match error.or(too_many) {
                 None => {
                     is_complete = true;
                     reports.iter().for_each(|report| report.works_again());
                     self.reports().retain(|report| reports.iter().all(|done| !Arc::ptr_eq(report, done)));
                 }
-                Some(error) if !is_complete => reports.iter().for_each(|report| report.failed(&error)),
+                Some(error) if !is_complete => {
+                    reports.iter().take(1).for_each(|report| report.failed(&error));
+                    // One line in the log is enough.
+                    reports.iter().skip(1).for_each(|report| report.failed_beside(&error));
+                }
                 // The pulls that go on tell of what fails.
                 Some(_) => {}
             }
@@ -279,7 +286,9 @@ impl Parts {
     async fn open(&self, log_type: LogType, organization: &str, report: &Arc<Report>) -> Result<Pull, PlaceError> {
         let from = self.pull.from.unwrap_or(self.started_at.min(self.api.now()));
         let shared = self.shared[log_type].clone();
-        let (api, limits, report) = (self.api.clone(), self.limits, report.clone());
+        let (limits, report) = (self.limits, report.clone());
+        let waiting = report.clone();
+        let api = self.api.telling(move |error, wait| waiting.asked_to_wait(error, wait));
         match log_type {
             LogType::Audits => {
                 let first = AuditMemory::beginning(from);
@@ -367,4 +376,17 @@ pub async fn organizations(api: &Api) -> Result<(Vec<String>, Option<ApiError>),
     let (ids, odd): (Vec<String>, Vec<String>) = ids.into_iter().partition(|id| config::is_env0_id(id));
     let odd = odd.first().map(|_| answer.malformed("the id of an organization is none"));
     Ok((ids, list.bad.or(odd)))
+}
+
+/// Those of the organizations that the key sees which are pulled: no more than a hundred, together with those
+/// that were `begun`. The error tells of the others.
+pub fn followed(api: &Api, seen: Vec<String>, begun: &BTreeSet<String>) -> (Vec<String>, Option<ApiError>) {
+    let mut new: Vec<String> = seen.into_iter().filter(|id| !begun.contains(id)).collect();
+    let room = ORGANIZATIONS_MAX.saturating_sub(begun.len());
+    let left_out = new.len().saturating_sub(room);
+    // env0 may list them in another order next time, and a start is to take the same ones.
+    new.sort();
+    new.truncate(room);
+    let kind = ErrorKind::TooManyOrganizations(left_out, begun.len() + new.len());
+    (new, (left_out > 0).then(|| api.error(Endpoint::Organizations, kind)))
 }

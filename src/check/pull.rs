@@ -1,6 +1,6 @@
 //! The steps that try an env0 API key: one request of each kind.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -14,7 +14,7 @@ use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
 use crate::network::Network;
 use crate::pull::api::pages::{PageSize, REPEATED};
 use crate::pull::api::{Api, ApiError, Endpoint, ErrorKind, List};
-use crate::pull::{explained, organizations};
+use crate::pull::{explained, followed, organizations};
 
 const KEY: &str = "api-key";
 /// env0 gives no more in one page.
@@ -59,13 +59,13 @@ pub(super) async fn steps(config: &Config) -> Pulled {
         let remedy = "correct it, leave it out, or make a key in that organization";
         return Step::fail(KEY, DENIED, detail, remedy).into();
     }
-    let ids = match &pull.organization_ids[..] {
-        [] => seen.clone(),
-        configured => configured.to_vec(),
+    let (ids, too_many) = match &pull.organization_ids[..] {
+        [] => followed(&api, seen.clone(), &BTreeSet::new()),
+        configured => (configured.to_vec(), None),
     };
     let mut token = false;
     let mut steps = vec![Step::ok(KEY, format!("{} is known to env0; it sees {}", pull.key_id, seen.join(", ")))];
-    steps.extend(bad.map(|error| failed(KEY, &error)));
+    steps.extend(bad.into_iter().chain(too_many).map(|error| failed(KEY, &error)));
     for id in &ids {
         if pull.types.contains(&LogType::Audits) {
             steps.push(audits(&api, id).await);
@@ -87,7 +87,7 @@ fn failed(name: &'static str, error: &ApiError) -> Step {
         | ErrorKind::Forbidden
         | ErrorKind::OtherOrganization(_)
         | ErrorKind::AllForbidden => DENIED,
-        ErrorKind::WrongUrl(_) => CONFIG,
+        ErrorKind::WrongUrl(_) | ErrorKind::TooManyOrganizations(..) => CONFIG,
         _ => UNAVAILABLE,
     };
     Step::fail(name, exit_code, error.to_string(), error.remedy())

@@ -8,6 +8,8 @@ mod error;
 mod key;
 mod pace;
 pub mod pages;
+mod sender;
+mod text;
 
 use std::borrow::Cow;
 use std::future::Future;
@@ -18,7 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::header::{ACCEPT, DATE, HeaderMap, RETRY_AFTER};
+use reqwest::header::{ACCEPT, CONTENT_TYPE, DATE, HeaderMap, HeaderName, RETRY_AFTER};
 use reqwest::{Response, StatusCode, Url};
 use secrecy::ExposeSecret;
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
@@ -26,12 +28,14 @@ use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 use crate::backoff;
 use crate::config;
 use crate::metric_table;
-use crate::network::{Network, causes};
+use crate::network::{Network, causes, retry_after};
 pub use crate::pull::api::answer::{Answer, List};
 use crate::pull::api::error::{ANSWER_MAX_BYTES, Asked, WRONG_PATH_MESSAGE};
 pub use crate::pull::api::error::{ApiError, Endpoint, ErrorKind};
 use crate::pull::api::key::{Key, KeyHolder};
 use crate::pull::api::pace::Pace;
+use crate::pull::api::sender::is_not_env0;
+use crate::pull::api::text::Text;
 
 /// Requests for environments, deployments and logs that may run at the same time.
 const LOGS_AT_ONCE: usize = 6;
@@ -50,15 +54,17 @@ const SILENCE_MAX: Duration = Duration::from_secs(20);
 const ATTEMPTS_MAX: u32 = 4;
 /// Each silent attempt takes 20 s, so fewer are made before the operator is told.
 const SILENT_ATTEMPTS_MAX: u32 = 2;
-/// env0 counts its limit over 60 s. A wait may be longer where env0 itself is down, but one wrong header must not stop the
-/// pull for hours.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(15 * 60);
+/// Where the server asks to wait for at least this long, the operator is told.
+const TOLD_WAIT: Duration = Duration::from_secs(5);
 /// These characters are not encoded in a segment of a path. Others are: names of steps contain `:` and `/`.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
+/// Told of a request that is repeated later because the server asked for it, and how long that is.
+type OnWait = Arc<dyn Fn(&ApiError, Duration) + Send + Sync>;
+
 /// The API, with a key. Cheap to clone.
 #[derive(Clone)]
-pub struct Api(Arc<Inner>);
+pub struct Api(Arc<Inner>, Option<OnWait>);
 
 struct Inner {
     web: reqwest::Client,
@@ -103,7 +109,7 @@ impl Api {
     /// `ENV0_S3_LOG_API_URL` is not a URL. The configuration was checked for that, so it doesn't happen.
     pub fn new(pull: &config::Pull, network: &Network) -> Result<Api, String> {
         let base = Url::parse(&pull.api_url).map_err(|error| format!("ENV0_S3_LOG_API_URL: {error}"))?;
-        Ok(Api(Arc::new(Inner {
+        let inner = Inner {
             web: network.web().clone(),
             base,
             keys: KeyHolder::new(pull),
@@ -113,7 +119,18 @@ impl Api {
             large: Arc::default(),
             pace: Pace::default(),
             clock_ahead_millis: AtomicI64::new(0),
-        })))
+        };
+        Ok(Api(Arc::new(inner), None))
+    }
+
+    /// The same API, which tells `on_wait` of long waits that the server asks for.
+    pub fn telling(&self, on_wait: impl Fn(&ApiError, Duration) + Send + Sync + 'static) -> Api {
+        Api(self.0.clone(), Some(Arc::new(on_wait)))
+    }
+
+    /// An error of what env0 has answered.
+    pub fn error(&self, endpoint: Endpoint, kind: ErrorKind) -> ApiError {
+        ApiError { endpoint, kind, asked: self.asked(&self.0.keys.key()) }
     }
 
     /// The present time by env0's clock or ours, whichever is earlier. If ours is ahead, an event that env0 makes in a
@@ -155,7 +172,7 @@ impl Api {
             let error = ApiError { endpoint, kind, asked: self.asked(&key) };
             requests(endpoint, error.as_str()).increment(1);
             let may_pass = match error.kind {
-                ErrorKind::Throttled | ErrorKind::Server(_) | ErrorKind::Unreachable(_) => {
+                ErrorKind::Throttled | ErrorKind::Server(_) | ErrorKind::Unreachable(_) | ErrorKind::NotEnv0 { .. } => {
                     attempt < if silent { SILENT_ATTEMPTS_MAX } else { ATTEMPTS_MAX }
                 }
                 // The key may have been replaced: the new one is then in its file, and the old one is deleted.
@@ -167,6 +184,11 @@ impl Api {
             };
             if !may_pass {
                 return Err(error);
+            }
+            if wait >= TOLD_WAIT
+                && let Some(on_wait) = &self.1
+            {
+                on_wait(&error, wait);
             }
             tokio::time::sleep(backoff::full_jitter(attempt, rand::random()).max(wait)).await;
             attempt += 1;
@@ -183,23 +205,42 @@ impl Api {
         let request = request.basic_auth(&key.id, Some(key.secret.expose_secret()));
         let mut response = unless_silent(request.send()).await??;
         self.note_clock(response.headers());
-        let wait = retry_after(response.headers());
-        let kind = match response.status() {
-            status if status.is_success() => {
-                let (bytes, alone) = self.read(&mut response).await?;
-                return Ok(Answer { bytes, endpoint, asked: self.asked(key), _alone: alone });
-            }
-            StatusCode::UNAUTHORIZED if inner.key_worked.load(Ordering::Relaxed) => ErrorKind::Revoked,
+        let header = |name: HeaderName| response.headers().get(name)?.to_str().ok();
+        let wait = header(RETRY_AFTER).and_then(|value| retry_after(value, Utc::now())).unwrap_or_default();
+        let content_type = header(CONTENT_TYPE).unwrap_or_default().to_owned();
+        let status = response.status();
+        let failed = |kind: ErrorKind| Failed { wait, ..kind.into() };
+        let not_env0 = |found| failed(ErrorKind::NotEnv0 { status: status.as_u16(), found });
+        match status {
+            StatusCode::TOO_MANY_REQUESTS => return Err(failed(ErrorKind::Throttled)),
+            _ if status.is_server_error() => return Err(failed(ErrorKind::Server(status.as_u16()))),
+            _ => {}
+        }
+        if !status.is_success() {
+            let body = beginning(&mut response).await;
+            let found = is_not_env0(status, &content_type, &body);
+            return Err(found.map_or_else(|| failed(self.refusal(endpoint, status, &body)), not_env0));
+        }
+        let (bytes, alone) = self.read(&mut response).await?;
+        if let Some(found) = is_not_env0(status, &content_type, &bytes) {
+            return Err(not_env0(found));
+        }
+        let text = Text::of(bytes, ANSWER_MAX_BYTES).ok_or(ErrorKind::TooLarge)?;
+        Ok(Answer { text, endpoint, asked: self.asked(key), _alone: alone })
+    }
+
+    /// What it means that env0 answers with this 4xx.
+    fn refusal(&self, endpoint: Endpoint, status: StatusCode, body: &[u8]) -> ErrorKind {
+        let says_wrong_path = || memchr::memmem::find(body, WRONG_PATH_MESSAGE.as_bytes()).is_some();
+        match status {
+            StatusCode::UNAUTHORIZED if self.0.key_worked.load(Ordering::Relaxed) => ErrorKind::Revoked,
             StatusCode::UNAUTHORIZED => ErrorKind::Unauthorized,
-            StatusCode::FORBIDDEN if says_wrong_path(&mut response).await => ErrorKind::WrongUrl(403),
+            StatusCode::FORBIDDEN if says_wrong_path() => ErrorKind::WrongUrl(403),
             StatusCode::FORBIDDEN => ErrorKind::Forbidden,
             StatusCode::NOT_FOUND if endpoint.names_a_thing() => ErrorKind::Gone,
             StatusCode::NOT_FOUND => ErrorKind::WrongUrl(404),
-            StatusCode::TOO_MANY_REQUESTS => ErrorKind::Throttled,
-            status if status.is_server_error() => ErrorKind::Server(status.as_u16()),
-            status => ErrorKind::Refused(status.as_u16()),
-        };
-        Err(Failed { wait, ..kind.into() })
+            _ => ErrorKind::Refused(status.as_u16()),
+        }
     }
 
     /// Reads the body. A large one is returned together with the lock that keeps other large ones out.
@@ -248,16 +289,8 @@ async fn unless_silent<T>(wait: impl Future<Output = T>) -> Result<T, Failed> {
     tokio::time::timeout(SILENCE_MAX, wait).await.map_err(silent)
 }
 
-/// The wait that `Retry-After` asks for, in seconds or until a date, up to [`RETRY_AFTER_MAX`].
-fn retry_after(headers: &HeaderMap) -> Duration {
-    let Some(value) = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()) else { return Duration::ZERO };
-    let seconds = value.trim().parse().ok().map(Duration::from_secs);
-    let until = || (DateTime::parse_from_rfc2822(value.trim()).ok()?.to_utc() - Utc::now()).to_std().ok();
-    seconds.or_else(until).unwrap_or_default().min(RETRY_AFTER_MAX)
-}
-
-/// Whether a 403 is the gateway's answer to a path that doesn't exist.
-async fn says_wrong_path(response: &mut Response) -> bool {
+/// The beginning of a refusal's body, or what came of it.
+async fn beginning(response: &mut Response) -> Vec<u8> {
     let mut body = Vec::new();
     while let Ok(Ok(Some(chunk))) = unless_silent(response.chunk()).await {
         body.extend_from_slice(&chunk);
@@ -265,7 +298,7 @@ async fn says_wrong_path(response: &mut Response) -> bool {
             break;
         }
     }
-    memchr::memmem::find(&body, WRONG_PATH_MESSAGE.as_bytes()).is_some()
+    body
 }
 
 fn requests(endpoint: Endpoint, outcome: &'static str) -> metrics::Counter {

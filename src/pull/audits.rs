@@ -252,10 +252,11 @@ impl Audits {
 
     /// The event, if its time is in this window.
     fn new_event(&self, event: &RawValue, answer: &Answer, start: i64, end: i64) -> Option<New> {
-        let Some(line) = stored(event, ID_AND_TIME, &self.limits) else {
+        let Some(mut line) = stored(event, ID_AND_TIME, &self.limits) else {
             self.report.refused_event(&answer.malformed("an event is not an object"));
             return None;
         };
+        line.replaced = answer.replaced_in(event);
         let [id, timestamp] = members(json_of(line.json()), ID_AND_TIME);
         let identity = Identity::new(&[], id, line.json());
         let at = match timestamp.and_then(millis) {

@@ -16,6 +16,8 @@ pub(super) struct Line {
     pub(super) bytes: Bytes,
     /// Events in it with a redacted value: 0 or 1.
     pub(super) redacted: u64,
+    /// Bytes of the event that were not UTF-8, and are stored as U+FFFD.
+    pub(super) replaced: u64,
     /// Whether it is only the beginning of an event larger than `ENV0_S3_LOG_MAX_EVENT_BYTES`.
     pub(super) cut: bool,
 }
@@ -45,7 +47,7 @@ fn written(event: &RawValue, limits: &Limits) -> Result<Line, BodyError> {
     let mut writer = LineWriter::with_capacity(limits, event.get().len() + 1);
     writer.push(None, event)?;
     let lines = writer.finish().into_iter().map(|part| part.lines).next().unwrap_or_default();
-    Ok(Line { bytes: lines.bytes, redacted: lines.redacted, cut: false })
+    Ok(Line { bytes: lines.bytes, redacted: lines.redacted, replaced: 0, cut: false })
 }
 
 /// `{"id":…,"timestamp":…,"cutFromBytes":<size>,"beginning":"<the event's first bytes>"}`
@@ -67,7 +69,8 @@ fn beginning<const N: usize>(event: &RawValue, kept: [&'static str; N], limits: 
     }
     let beginning = serde_json::Value::from(&text[..end.min(text.len())]);
     line += &format!("\"cutFromBytes\":{},\"beginning\":{beginning}}}\n", event.get().len());
-    Line { bytes: line.into(), redacted: whole.map_or(0, |line| line.redacted), cut: true }
+    let redacted = whole.map_or(0, |line| line.redacted);
+    Line { bytes: line.into(), redacted, replaced: 0, cut: true }
 }
 
 #[cfg(test)]

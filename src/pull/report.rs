@@ -22,6 +22,7 @@ pub(super) struct Report {
     state: Mutex<State>,
     pulled: metrics::Counter,
     redacted: metrics::Counter,
+    replaced: metrics::Counter,
 }
 
 struct State {
@@ -53,6 +54,7 @@ impl Report {
             state: Mutex::new(State { status, told: None, gone: BTreeSet::new() }),
             pulled: metrics::counter!(metric_table::PULLED_EVENTS, "type" => label),
             redacted: metrics::counter!(metric_table::EVENTS_REDACTED, "type" => label),
+            replaced: metrics::counter!(metric_table::REPLACED_BYTES, "type" => label),
         })
     }
 
@@ -78,6 +80,7 @@ impl Report {
     /// Takes note of a line that is about to be stored.
     pub(super) fn line(&self, line: &Line) {
         self.redacted.increment(line.redacted);
+        self.replaced.increment(line.replaced);
         if line.cut {
             self.state().status.events_cut += 1;
             tracing::error!(log_type = %self.log_type, organization = self.organization, "an event of env0's is larger than ENV0_S3_LOG_MAX_EVENT_BYTES: its beginning is stored, with its size as cutFromBytes");
@@ -117,10 +120,24 @@ impl Report {
         );
     }
 
+    /// The server asks that a request be repeated later. What is in trouble already was told of.
+    pub(super) fn asked_to_wait(&self, error: &ApiError, wait: Duration) {
+        if self.state().status.error.is_none() {
+            let message = format!("{error}; the next request goes out after the {} s that it asks for", wait.as_secs());
+            self.trouble("asked_to_wait", message, error.remedy(), false);
+        }
+    }
+
     /// A round has failed.
     pub(super) fn failed(&self, error: &ApiError) {
         rounds("failed").increment(1);
         self.trouble(error.as_str(), error.to_string(), error.remedy(), true);
+    }
+
+    /// A round has failed with an error that another report has logged.
+    pub(super) fn failed_beside(&self, error: &ApiError) {
+        self.state().told = Some(error.as_str());
+        self.failed(error);
     }
 
     /// The pull can't begin.

@@ -33,6 +33,7 @@ mod network;
 mod operating;
 mod process;
 mod protocols;
+mod pull_answers;
 mod pull_audits;
 mod pull_bad_input;
 mod pull_begins;

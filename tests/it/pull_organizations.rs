@@ -91,3 +91,23 @@ fn an_organization_that_the_key_is_given_later_is_pulled_after_sighup() {
     wait_until("the second one is pulled", || aws.s3.line_count() == 2);
     assert!(aws.s3.lines().iter().any(|line| line.contains("audit-2")));
 }
+
+#[test]
+fn of_thousands_of_organizations_a_hundred_are_pulled_and_one_line_tells_of_the_rest() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().other_organizations = (0..5000).map(|number| format!("organization-{number}")).collect();
+    env0.world().audits.push(event(1, Utc::now()));
+    let setup = setup(&aws, &env0);
+    let daemon = setup.start();
+    wait_until("the event is pulled", || aws.s3.line_count() == 1);
+    a_round_later(&daemon);
+    let status = daemon.admin_get("/status").unwrap().json();
+    let pulls = status["pull"].as_array().unwrap();
+    // The list itself has an entry for each log type, as long as it is in trouble.
+    assert_eq!(pulls.len(), 2 * 100 + 2);
+    let told = "100 are pulled, and 4901 are not";
+    for list in pulls.iter().filter(|pull| pull["organization"] == "") {
+        assert!(list["error"]["message"].as_str().unwrap().contains(told), "{list}");
+    }
+    assert_eq!((daemon.log().count("ERROR", told), daemon.log().count("ERROR", "")), (1, 1), "{}", daemon.log().text());
+}

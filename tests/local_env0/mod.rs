@@ -33,6 +33,10 @@ pub(crate) enum Fault {
     ThrottledUntil(u64),
     /// 200 with a page of HTML.
     Html,
+    /// This status with a page of HTML.
+    Page(u16),
+    /// 200 with these bytes as JSON.
+    Bytes(&'static [u8]),
     /// The connection ends in the middle of the body.
     Cut,
     /// A body without an end.

@@ -141,6 +141,8 @@ fn broken(fault: &Fault) -> Result<Response<Body>, Dropped> {
             reply
         }
         Fault::Html => reply(200, "text/html", "<!DOCTYPE html><title>Blocked</title>"),
+        Fault::Page(status) => reply(*status, "text/html", "<html>Not found - proxy</html>"),
+        Fault::Bytes(bytes) => json_reply(200, *bytes),
         Fault::Json(json) => json_reply(200, *json),
         Fault::Endless => Response::new(StreamBody::new(endless()).boxed()),
         Fault::Cut => {

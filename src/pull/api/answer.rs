@@ -1,15 +1,15 @@
 //! An answer of env0's API, read as what env0 documents. If it isn't, the error says which member is missing.
 
-use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::OwnedMutexGuard;
 
 use crate::pull::api::error::{ApiError, Asked, Endpoint, ErrorKind};
+use crate::pull::api::text::Text;
 
 /// The body of an answer.
 pub struct Answer {
-    pub(super) bytes: Bytes,
+    pub(super) text: Text,
     pub(super) endpoint: Endpoint,
     pub(super) asked: Asked,
     /// Held by a large answer, so that no second one is in memory at the same time.
@@ -19,7 +19,7 @@ pub struct Answer {
 impl Answer {
     /// Reads it as `T`, which may borrow from it.
     pub fn parse<'a, T: Deserialize<'a>>(&'a self) -> Result<T, ApiError> {
-        serde_json::from_slice(&self.bytes).map_err(|error| self.malformed(&what_is_missing(&error, &self.bytes)))
+        serde_json::from_slice(&self.text.bytes).map_err(|error| self.malformed(&what_is_missing(&error)))
     }
 
     /// Reads it as a list of `T`. An element that isn't a `T` is left out, and the error is kept in [`List::bad`].
@@ -30,12 +30,19 @@ impl Answer {
             match serde_json::from_str(element.get()) {
                 Ok(record) => list.records.push(record),
                 Err(error) => {
-                    let missing = what_is_missing(&error, element.get().as_bytes());
-                    list.bad.get_or_insert(self.malformed(&missing));
+                    list.bad.get_or_insert(self.malformed(&what_is_missing(&error)));
                 }
             }
         }
         Ok(list)
+    }
+
+    /// How many bytes of `part`, which is borrowed from this answer, were not UTF-8 and became U+FFFD.
+    pub fn replaced_in(&self, part: &RawValue) -> u64 {
+        let Text { bytes, replaced } = &self.text;
+        let begin = (part.get().as_ptr() as usize).wrapping_sub(bytes.as_ptr() as usize);
+        let part = begin..begin.saturating_add(part.get().len());
+        replaced.iter().filter(|(at, _)| part.contains(at)).map(|(_, bytes)| bytes).sum()
     }
 
     /// An error that says what the answer lacks.
@@ -56,14 +63,8 @@ pub struct List<T> {
 
 /// Why serde_json could not read the answer. Some of its own messages quote the answer, which may hold secrets, so they
 /// are not used.
-fn what_is_missing(error: &serde_json::Error, bytes: &[u8]) -> String {
+fn what_is_missing(error: &serde_json::Error) -> String {
     let text = error.to_string();
-    if bytes.trim_ascii_start().first() == Some(&b'<') {
-        return "it is a page of HTML, so a proxy or another server has answered".to_owned();
-    }
-    if bytes.is_empty() {
-        return "it is empty".to_owned();
-    }
     let place = format!("line {}, column {}", error.line(), error.column());
     match text.split_once('`') {
         Some(("missing field ", rest)) => {

@@ -84,6 +84,8 @@ pub enum ErrorKind {
     OtherOrganization(String),
     /// 403, even to `GET /organizations`, which every role may ask for.
     AllForbidden,
+    /// The list of organizations has more than the daemon pulls. Holds how many are left out, and how many are pulled.
+    TooManyOrganizations(usize, usize),
     /// 403 with the gateway's message for a path that doesn't exist, or 404 to a path that env0's API always has.
     /// Holds the status.
     WrongUrl(u16),
@@ -95,6 +97,13 @@ pub enum ErrorKind {
     Throttled,
     /// 5xx at every attempt.
     Server(u16),
+    /// An answer of a proxy or another server, at every attempt.
+    NotEnv0 {
+        /// The answer's status.
+        status: u16,
+        /// What shows it, in words.
+        found: &'static str,
+    },
     /// No answer, or one that broke off or took too long. Holds the reason in words.
     Unreachable(String),
     /// More than 32 MiB.
@@ -135,11 +144,13 @@ impl ApiError {
             ErrorKind::Forbidden => "forbidden",
             ErrorKind::OtherOrganization(_) => "other_organization",
             ErrorKind::AllForbidden => "all_forbidden",
+            ErrorKind::TooManyOrganizations(..) => "too_many_organizations",
             ErrorKind::WrongUrl(_) => "wrong_url",
             ErrorKind::Gone => "gone",
             ErrorKind::Refused(_) => "refused",
             ErrorKind::Throttled => "throttled",
             ErrorKind::Server(_) => "server_error",
+            ErrorKind::NotEnv0 { .. } => "not_env0",
             ErrorKind::Unreachable(_) => "unreachable",
             ErrorKind::TooLarge => "too_large",
             ErrorKind::Malformed(_) => "malformed",
@@ -167,6 +178,11 @@ impl ApiError {
             ErrorKind::AllForbidden => {
                 format!("{request}: 403, as to everything that the API key {key_id} asks for from this address")
             }
+            ErrorKind::TooManyOrganizations(left_out, pulled) => {
+                format!(
+                    "{request}: the API key {key_id} sees more organizations than one daemon pulls: {pulled} are pulled, and {left_out} are not"
+                )
+            }
             ErrorKind::WrongUrl(404) => {
                 format!(
                     "{request}: 404, and env0's API has this path: another server answers, or env0 doesn't know the organization"
@@ -179,6 +195,11 @@ impl ApiError {
             ErrorKind::Refused(status) => format!("{request}: {status}"),
             ErrorKind::Throttled => format!("{request}: 429, too many requests"),
             ErrorKind::Server(status) => format!("{request}: {status}"),
+            ErrorKind::NotEnv0 { status, found } => {
+                format!(
+                    "{request}: the answer, with status {status}, is not env0's: {found}, so a proxy or another server has answered"
+                )
+            }
             ErrorKind::Unreachable(reason) => format!("{request}: {reason}"),
             ErrorKind::TooLarge => format!("{request}: the answer has more than {ANSWER_MAX_BYTES} bytes"),
             ErrorKind::Malformed(missing) => format!("{request}: the answer is not what env0 documents: {missing}"),
@@ -203,6 +224,9 @@ impl ApiError {
             ErrorKind::AllForbidden => {
                 "see that the organization's allow-list of addresses for API keys has the address from which this daemon reaches env0, and that the key's role may see the organization"
             }
+            ErrorKind::TooManyOrganizations(..) => {
+                "name the organizations to pull in ENV0_S3_LOG_PULL_ORGANIZATION_ID, and let other daemons pull the rest"
+            }
             ErrorKind::WrongUrl(_) => {
                 "see that ENV0_S3_LOG_API_URL is the API's address (https://api.env0.com), without a path behind it, and that ENV0_S3_LOG_PULL_ORGANIZATION_ID, where it is set, is an organization of this key"
             }
@@ -214,7 +238,7 @@ impl ApiError {
             ErrorKind::Unreachable(_) => {
                 "see that the daemon reaches this host, through HTTPS_PROXY where there is one, and trusts its certificate (AWS_CA_BUNDLE)"
             }
-            ErrorKind::Refused(_) | ErrorKind::TooLarge | ErrorKind::Malformed(_) => {
+            ErrorKind::Refused(_) | ErrorKind::NotEnv0 { .. } | ErrorKind::TooLarge | ErrorKind::Malformed(_) => {
                 "see that ENV0_S3_LOG_API_URL is env0's API and that no proxy answers in its place; else tell this project"
             }
         }

@@ -63,7 +63,7 @@ impl Api {
             let query: Vec<_> = query.iter().copied().chain([("limit", &*limit)]).collect();
             match self.get(endpoint, path, &query).await {
                 Ok(answer) => {
-                    size.note(asked, answer.bytes.len());
+                    size.note(asked, answer.text.bytes.len());
                     return Ok((answer, asked));
                 }
                 Err(error) if error.kind == ErrorKind::TooLarge && asked > size.least => size.note(asked, usize::MAX),

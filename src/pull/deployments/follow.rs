@@ -285,11 +285,12 @@ impl Follow {
             let mut identities = Vec::with_capacity(page.events.len());
             let mut read = self.state.steps.entry(step.name.clone()).or_default();
             read.attempt.get_or_insert_with(|| step.attempt());
-            for event in &page.events {
-                let Some(event) = self.source.event(event, &step.name, &self.limits) else {
+            for sent in &page.events {
+                let Some(mut event) = self.source.event(sent, &step.name, &self.limits) else {
                     self.report.refused_event(&answer.malformed("an event of a log is not an object"));
                     continue;
                 };
+                event.line.replaced = answer.replaced_in(sent);
                 let line = &event.line;
                 read.first.get_or_insert_with(|| Identity::new(&[], None, line.json()));
                 let identity = read.identity([&self.source.deployment, &step.name], event.id(), line.json());
@@ -372,7 +373,14 @@ fn is_settled(read_at: &mut Option<i64>, new: bool, now: i64, apart: i64) -> boo
 
 /// Whether the request may succeed for another step of the same deployment.
 fn concerns_one_step(kind: &ErrorKind) -> bool {
-    matches!(kind, ErrorKind::Refused(_) | ErrorKind::Server(_) | ErrorKind::TooLarge | ErrorKind::Malformed(_))
+    matches!(
+        kind,
+        ErrorKind::Refused(_)
+            | ErrorKind::Server(_)
+            | ErrorKind::NotEnv0 { .. }
+            | ErrorKind::TooLarge
+            | ErrorKind::Malformed(_)
+    )
 }
 
 /// The events of a page (with their times) that the next page may repeat.
