@@ -20,10 +20,14 @@ const SECRET_PIECE_BYTES: usize = 8;
 const JWT_BEGINS: &str = "eyJ";
 /// The parts of a signature of AWS's, in a header or a query: what follows is a value of our request.
 const SIGNATURE_PARTS: [&str; 3] = ["Credential=", "SignedHeaders=", "Signature="];
+/// Where JSON begins, or goes on, in each form in which a service may repeat it: an event of ours, as a rule.
+const JSON_MARKS: [&str; 10] =
+    ["{", "%7b", "&#123;", "&#x7b;", "&lbrace;", "\\u007b", "\":", "\\\":", "%22:", "&quot;:"];
 const REMOVED: &str = "[removed]";
 
 /// A message: letters, digits, ASCII punctuation and single spaces, at most 500 characters. Pieces of `secrets` from 8
-/// bytes on, in plain or coded, whatever looks like a JWT and the values of a signature are replaced by `[removed]`.
+/// bytes on, in plain or coded, whatever looks like a JWT, the values of a signature, and all from the first sign of JSON
+/// on are replaced by `[removed]`.
 pub fn foreign_words(text: &str, secrets: &[&str]) -> String {
     let mut words = String::new();
     for character in text.chars().take(LOOKED_AT_MAX_CHARS) {
@@ -34,7 +38,7 @@ pub fn foreign_words(text: &str, secrets: &[&str]) -> String {
             _ => {}
         }
     }
-    let words = without_any(&words, secrets);
+    let words = without_json(&without_any(&words, secrets));
     cut(words.trim(), FOREIGN_WORDS_MAX_CHARS)
 }
 
@@ -89,6 +93,16 @@ fn without_spread_secrets(text: &str, secrets: &[&str]) -> String {
         }
     }
     left + &text[shown_to..]
+}
+
+/// `text` up to where JSON begins: what is refused may be repeated to us, and an event's body is nobody's to read.
+fn without_json(text: &str) -> String {
+    // Of ASCII letters only, so that places in it are places in `text`.
+    let lower = text.to_ascii_lowercase();
+    match JSON_MARKS.iter().filter_map(|mark| lower.find(mark)).min() {
+        Some(begin) => format!("{}{REMOVED}", &text[..begin]),
+        None => text.to_owned(),
+    }
 }
 
 /// `text` without the values in a signature of AWS's.
@@ -225,6 +239,23 @@ mod tests {
                       SignedHeaders=host;x-amz-date, Signature=0a1b.";
         let shown = "no: AWS4-HMAC-SHA256 Credential=[removed], SignedHeaders=[removed], Signature=[removed]";
         assert_eq!(foreign_words(header, &[]), shown);
+    }
+
+    #[test]
+    fn an_event_that_is_repeated_to_us_is_removed_from_its_first_sign_on() {
+        for echo in [
+            r#"{"secret":"CANARY"}"#,
+            r#"secret":"CANARY"}"#,
+            r#"\{\"secret\":\"CANARY\"}"#,
+            r#"cret\":\"CANARY\""#,
+            "%7B%22secret%22:%22CANARY",
+            "&#123;&quot;secret&quot;: &quot;CANARY",
+            "cret&quot;:&quot;CANARY",
+            "\\u007B\\u0022CANARY",
+        ] {
+            let shown = foreign_words(&format!("no: {echo}"), &[]);
+            assert!(shown.starts_with("no: ") && shown.ends_with(REMOVED) && !shown.contains("CANARY"), "{shown}");
+        }
     }
 
     #[test]
