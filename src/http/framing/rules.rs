@@ -11,6 +11,9 @@ use memchr::memmem::Finder;
 
 use crate::http::refusals::Refused;
 
+/// hyper takes no body of more, and would call such a head too large.
+const LENGTH_MAX: u64 = u64::MAX - 2;
+
 static HEAD_END: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\r\n\r\n"));
 
 /// The most that a request's head may have. An OIDC token and a proxy's headers fit many times.
@@ -151,7 +154,10 @@ fn body_framing(head: &[u8]) -> Result<Framing, Refused> {
         if name.eq_ignore_ascii_case(b"content-length") {
             let digits =
                 std::str::from_utf8(value).ok().filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
-            let digits = digits.and_then(|digits| digits.parse().ok()).ok_or(Refused::Malformed)?;
+            let digits = digits
+                .and_then(|digits| digits.parse().ok())
+                .filter(|length| *length <= LENGTH_MAX)
+                .ok_or(Refused::Malformed)?;
             if length.replace(digits).is_some() {
                 return Err(Refused::Malformed);
             }
