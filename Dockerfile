@@ -5,9 +5,10 @@ COPY Cargo.toml Cargo.lock build.rs ./
 COPY src ./src
 # Without it build.rs asks the source tarball.
 ARG REVISION
+ARG SOURCE
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
-    REVISION="${REVISION}" cargo build --release --locked --bin env0-s3-logs \
+    REVISION="${REVISION}" SOURCE="${SOURCE}" cargo build --release --locked --bin env0-s3-logs \
     && install -D -m 0755 target/release/env0-s3-logs /out/usr/local/bin/env0-s3-logs \
     && install -d -m 0700 -o 65532 -g 65532 /out/var/lib/env0-s3-logs \
     && /out/usr/local/bin/env0-s3-logs --version

@@ -15,6 +15,8 @@ fn main() {
     let told = std::env::var("REVISION").ok().filter(|revision| !revision.is_empty());
     let revision = told.or_else(archived).or_else(checked_out).unwrap_or_else(|| "unknown".into());
     println!("cargo::rustc-env=REVISION={revision}");
+    println!("cargo::rerun-if-env-changed=SOURCE");
+    println!("cargo::rustc-env=DOCUMENTS={}", documents(&revision).unwrap_or_default());
     println!("cargo::rustc-check-cfg=cfg(may_mount, may_mount_images)");
     // Not in a release build, which must be the same whoever makes it.
     if std::env::var("PROFILE").is_ok_and(|profile| profile == "debug") && has_cap_sys_admin() {
@@ -23,6 +25,17 @@ fn main() {
             println!("cargo::rustc-cfg=may_mount_images");
         }
     }
+}
+
+/// Where people read the documents of this revision, for messages that name a section of one: the repository's URL is
+/// told by `SOURCE`. Not found out from the checkout, so that everybody's build of a revision is the same.
+fn documents(revision: &str) -> Option<String> {
+    let source = std::env::var("SOURCE").ok().filter(|source| source.starts_with("https://"))?;
+    let revision = match revision.trim_end_matches("-modified") {
+        "unknown" => "HEAD",
+        revision => revision,
+    };
+    Some(format!("{}/blob/{revision}/", source.trim_end_matches('/')))
 }
 
 /// Whether this user may mount file systems. Tests that need one are ignored otherwise, and say so.

@@ -3,6 +3,7 @@
 pub mod metrics;
 mod repeats;
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 use std::panic::PanicHookInfo;
 
@@ -56,13 +57,28 @@ fn exit_at_once(panic: &PanicHookInfo<'_>) {
     std::process::exit(exit_code::SOFTWARE.into());
 }
 
+/// How messages name a section of a document.
+const DOCUMENT: &str = "config/README.md#";
+
+/// `text` with each section that it names as a URL, where this build knows the repository's.
+pub fn linked(text: &str) -> Cow<'_, str> {
+    linked_to(env!("DOCUMENTS"), text)
+}
+
+fn linked_to<'a>(documents: &str, text: &'a str) -> Cow<'a, str> {
+    match documents.is_empty() || !text.contains(DOCUMENT) {
+        true => text.into(),
+        false => text.replace(DOCUMENT, &format!("{documents}{DOCUMENT}")).into(),
+    }
+}
+
 /// Keeps an event on one line, whatever its values hold. The layer above writes each event at once.
 struct OneLine<W>(W);
 
 impl<W: Write> Write for OneLine<W> {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
-        let text = text.trim_end_matches('\n');
+        let text = linked(text.trim_end_matches('\n'));
         if text.contains(char::is_control) {
             writeln!(self.0, "{}", text.chars().map(escape).collect::<String>())?;
         } else {
@@ -94,6 +110,16 @@ mod tests {
         let mut out = OneLine(Vec::new());
         out.write_all("WARN refused error=first\nsecond \x1b[31m\u{85}\r\n".as_bytes()).unwrap();
         assert_eq!(out.0, b"WARN refused error=first\\nsecond \\u001b[31m\\u0085\\r\n");
+    }
+
+    #[test]
+    fn a_section_is_named_by_its_url_where_the_repository_is_known() {
+        let text = "no token; see config/README.md#no-token, and config/README.md#http";
+        assert_eq!(linked_to("", text), text);
+        let documents = "https://git.example.com/we/it/blob/1f2e/";
+        let expected = "no token; see https://git.example.com/we/it/blob/1f2e/config/README.md#no-token, and \
+                        https://git.example.com/we/it/blob/1f2e/config/README.md#http";
+        assert_eq!(linked_to(documents, text), expected);
     }
 
     #[test]
