@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -157,13 +157,39 @@ impl Puller {
 }
 
 impl Parts {
-    async fn run(self) {
+    async fn run(mut self) {
+        if self.find_beginning().await.is_err() {
+            return;
+        }
         let mut begun = Begun::default();
         match &self.pull.organization_ids[..] {
             [] => self.begin_seen(&mut begun).await,
             configured => configured.iter().for_each(|organization| self.begin(&mut begun, organization)),
         }
         while begun.pulls.join_next().await.is_some() {}
+    }
+
+    /// Without `ENV0_S3_LOG_PULL_FROM` a pull begins at the first start ever, also where env0 names the organization only
+    /// days later.
+    async fn find_beginning(&mut self) -> Result<(), Stopped> {
+        let reports: Vec<_> = self.pull.types.iter().map(|log_type| self.report(*log_type, "")).collect();
+        while self.pull.from.is_none() {
+            let (spool, now) = (self.spool.clone(), self.started_at);
+            match files::blocking(move || first_start(&spool, now)).await {
+                Ok(first) => self.pull.from = Some(first),
+                Err(error) => {
+                    self.reports().clone_from(&reports);
+                    reports.iter().for_each(|report| report.unusable(&error));
+                    tokio::select! {
+                        () = self.stop.cancelled() => return Err(Stopped),
+                        () = tokio::time::sleep(self.pull.interval) => {}
+                    }
+                }
+            }
+        }
+        reports.iter().for_each(|report| report.works_again());
+        self.reports().clear();
+        Ok(())
     }
 
     /// Begins to pull from `organization`, if that was not done before.
@@ -284,7 +310,8 @@ impl Parts {
     }
 
     async fn open(&self, log_type: LogType, organization: &str, report: &Arc<Report>) -> Result<Pull, PlaceError> {
-        let from = self.pull.from.unwrap_or(self.started_at.min(self.api.now()));
+        // Our clock may have been ahead at the first start.
+        let from = self.pull.from.unwrap_or(self.started_at).min(self.api.now());
         let shared = self.shared[log_type].clone();
         let (limits, report) = (self.limits, report.clone());
         let waiting = report.clone();
@@ -324,6 +351,23 @@ impl Parts {
             Err(_) => self.hand_over.clone(),
         }
     }
+}
+
+/// When a daemon with this spool pulled first, as far as that is known. Durable before this returns; blocks.
+fn first_start(spool: &Spool, now: DateTime<Utc>) -> Result<DateTime<Utc>, PlaceError> {
+    const NAME: &str = "first-start.json";
+    let known: Option<FirstStart> = files::read(spool, NAME)?;
+    if let Some(at) = known.and_then(|known| DateTime::from_timestamp_millis(known.at_millis)) {
+        return Ok(at);
+    }
+    files::make_folder(spool)?;
+    files::write(spool, NAME, &FirstStart { at_millis: now.timestamp_millis() }, u64::MAX)?;
+    Ok(now)
+}
+
+#[derive(Serialize, Deserialize)]
+struct FirstStart {
+    at_millis: i64,
 }
 
 /// A 403 has three possible causes, and env0's answer is the same for all. The list of organizations that the key sees

@@ -204,7 +204,8 @@ pub(super) fn past_moment(value: &str) -> Parsed<DateTime<Utc>> {
     let moment = DateTime::parse_from_rfc3339(value).ok().map(|moment| moment.to_utc()).or_else(date);
     let moment = moment.ok_or("a time such as 2026-01-01T00:00:00Z, or a date such as 2026-01-01")?;
     let year_2000 = DateTime::from_timestamp(946_684_800, 0).unwrap_or_default();
-    check((year_2000..=crate::batch::now()).contains(&moment), moment, "a time between the year 2000 and now")
+    check(moment >= year_2000, moment, "a time between the year 2000 and now; env0 is younger than this one")?;
+    check(moment <= crate::batch::now(), moment, "a time between the year 2000 and now; this one is still to come")
 }
 
 /// Comma-separated ids of env0's.

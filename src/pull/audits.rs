@@ -162,6 +162,12 @@ impl Audits {
     /// Fetches and stores every new event, up to now.
     pub(super) async fn round(&mut self) -> Result<(), RoundError> {
         let mut now = self.api.now();
+        let from = self.place.memory.from;
+        if from >= now.timestamp_millis() {
+            // By a clock that was wrong once there is nothing to ask for. Only an answer tells what env0's says now.
+            self.page(from, from.saturating_add(1), None).await?;
+            now = self.api.now();
+        }
         let mut start = self.place.memory.from;
         while start < now.timestamp_millis() {
             let end = start.saturating_add(self.width.num_milliseconds()).min(now.timestamp_millis());
@@ -197,22 +203,26 @@ impl Audits {
         let mut key = None;
         let mut empty_pages = 0;
         loop {
-            let answer = self.page(start, end, key.as_deref()).await?;
-            let page: Page<'_> = answer.parse()?;
-            let before = seen.len();
-            for event in &page.events {
-                let Some(event) = self.new_event(event, &answer, start, end) else { continue };
-                if seen.insert(event.identity) && !self.is_taken(&event.identity, &event.line) {
-                    bytes += event.line.bytes.len();
-                    new.push(event);
+            // Only one large answer is there at a time, for all pulls: it must not wait for the spool.
+            let next = {
+                let answer = self.page(start, end, key.as_deref()).await?;
+                let page: Page<'_> = answer.parse()?;
+                let before = seen.len();
+                for event in &page.events {
+                    let Some(event) = self.new_event(event, &answer, start, end) else { continue };
+                    if seen.insert(event.identity) && !self.is_taken(&event.identity, &event.line) {
+                        bytes += event.line.bytes.len();
+                        new.push(event);
+                    }
                 }
-            }
-            let next = page.next().filter(|next| keys.insert(next.clone()));
-            empty_pages = if seen.len() == before { empty_pages + 1 } else { 0 };
+                let next = page.next().filter(|next| keys.insert(next.clone()));
+                empty_pages = if seen.len() == before { empty_pages + 1 } else { 0 };
+                if next.is_some() && empty_pages > EMPTY_PAGES_MAX {
+                    return Err(answer.malformed("its nextPageKey leads to no end").into());
+                }
+                next
+            };
             let Some(next) = next else { break };
-            if empty_pages > EMPTY_PAGES_MAX {
-                return Err(answer.malformed("its nextPageKey leads to no end").into());
-            }
             key = Some(next);
             if new.len() > WINDOW_MAX_EVENTS || bytes > WINDOW_MAX_BYTES {
                 if !is_shortest {
@@ -281,20 +291,26 @@ impl Audits {
         }
     }
 
-    /// Stores `events`, and then the memory with them and `change`.
+    /// Stores `events`, and then the memory with them and `change`; in pieces, so that no append is larger than the spool.
     async fn commit(&mut self, events: Vec<New>, change: impl FnOnce(&mut AuditMemory)) -> Result<(), Stopped> {
+        let (mut lines, mut records) = (Vec::new(), 0);
         // It may be too large to be there twice. Only the end of the process keeps it from coming back.
         let mut memory = std::mem::take(&mut self.place.memory);
-        change(&mut memory);
-        let mut lines = Vec::new();
-        for event in &events {
-            if event.at >= memory.from {
-                memory.taken.insert(event.identity, event.at);
+        for event in events {
+            if lines.len() + event.line.bytes.len() > WINDOW_MAX_BYTES && records > 0 {
+                self.store(std::mem::take(&mut lines), std::mem::take(&mut records), memory).await?;
+                memory = std::mem::take(&mut self.place.memory);
             }
+            memory.taken.insert(event.identity, event.at);
             lines.extend_from_slice(&event.line.bytes);
+            records += 1;
             self.report.line(&event.line);
         }
-        let records = events.len() as u64;
+        change(&mut memory);
+        self.store(lines, records, memory).await
+    }
+
+    async fn store(&mut self, lines: Vec<u8>, records: u64, memory: AuditMemory) -> Result<(), Stopped> {
         let report = &self.report;
         self.place.commit(Bytes::from(lines), records, memory, |reason| report.waiting(reason)).await?;
         self.report.pulled(records);

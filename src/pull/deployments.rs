@@ -47,6 +47,8 @@ use crate::pull::round::RoundError;
 const FOLLOWED_AT_ONCE: usize = 8;
 /// With this many in the place no other deployment is taken up until some are read.
 const FOLLOWING_MAX: usize = 5000;
+/// So much is brought into the spool at once, and one piece more.
+const GROUP_BYTES: usize = 4 * 1024 * 1024;
 /// Environments whose deployments are listed at once.
 const LOOKS_AT_ONCE: usize = 8;
 /// After this many tokens the set of judged ones is cleared.
@@ -306,8 +308,11 @@ impl Deployments {
 
     /// Brings `first`, and what other deployments have sent with it, into the spool, with one fsync and one place.
     async fn write(&mut self, first: Piece) -> Result<(), Stopped> {
-        let mut group = vec![first];
-        while let Ok(piece) = self.pieces.1.try_recv() {
+        let (mut bytes, mut group) = (first.lines.len(), vec![first]);
+        while bytes < GROUP_BYTES
+            && let Ok(piece) = self.pieces.1.try_recv()
+        {
+            bytes += piece.lines.len();
             group.push(piece);
         }
         let (mut memory, mut parts) = (None, Vec::new());

@@ -31,6 +31,8 @@ struct State {
     told: Option<&'static str>,
     /// What was logged as gone, up to [`GONE_TOLD_MAX`].
     gone: BTreeSet<String>,
+    /// Events that were stored although they are not what env0 documents.
+    odd: u64,
 }
 
 impl Report {
@@ -51,7 +53,7 @@ impl Report {
         Arc::new(Report {
             log_type,
             organization: organization.to_owned(),
-            state: Mutex::new(State { status, told: None, gone: BTreeSet::new() }),
+            state: Mutex::new(State { status, told: None, gone: BTreeSet::new(), odd: 0 }),
             pulled: metrics::counter!(metric_table::PULLED_EVENTS, "type" => label),
             redacted: metrics::counter!(metric_table::EVENTS_REDACTED, "type" => label),
             replaced: metrics::counter!(metric_table::REPLACED_BYTES, "type" => label),
@@ -81,21 +83,23 @@ impl Report {
     pub(super) fn line(&self, line: &Line) {
         self.redacted.increment(line.redacted);
         self.replaced.increment(line.replaced);
-        if line.cut {
-            self.state().status.events_cut += 1;
-            tracing::error!(log_type = %self.log_type, organization = self.organization, "an event of env0's is larger than ENV0_S3_LOG_MAX_EVENT_BYTES: its beginning is stored, with its size as cutFromBytes");
+        if line.cut && count(&mut self.state().status.events_cut) {
+            tracing::error!(log_type = %self.log_type, organization = self.organization, "an event of env0's is larger than ENV0_S3_LOG_MAX_EVENT_BYTES: its beginning is stored, with its size as cutFromBytes; further ones are counted in /status (events_cut)");
         }
     }
 
     /// An element that is not stored because it is not an event.
     pub(super) fn refused_event(&self, error: &ApiError) {
-        self.state().status.events_refused += 1;
-        tracing::error!(log_type = %self.log_type, organization = self.organization, "{error}; it is not stored, and the rest is");
+        if count(&mut self.state().status.events_refused) {
+            tracing::error!(log_type = %self.log_type, organization = self.organization, "{error}; it is not stored, and the rest is; further ones are counted in /status (events_refused)");
+        }
     }
 
     /// An event that is stored although it is not what env0 documents.
     pub(super) fn odd_event(&self, error: &ApiError) {
-        tracing::error!(log_type = %self.log_type, organization = self.organization, "{error}");
+        if count(&mut self.state().odd) {
+            tracing::error!(log_type = %self.log_type, organization = self.organization, "{error}; nothing is said of further ones");
+        }
     }
 
     /// env0 answers 404 for an environment, a deployment or a step.
@@ -181,6 +185,12 @@ impl Report {
         state.told = None;
         tracing::info!(log_type = %self.log_type, organization = self.organization, outage.seconds = now.seconds_since(trouble.since), "the pull from env0 works again");
     }
+}
+
+/// Counts one more. True for the first: a history may hold many, and the log must not be full of them.
+fn count(events: &mut u64) -> bool {
+    *events += 1;
+    *events == 1
 }
 
 fn rounds(outcome: &'static str) -> metrics::Counter {

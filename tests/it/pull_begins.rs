@@ -4,8 +4,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::harness::{Daemon, wait_until};
 use crate::local_aws::LocalAws;
+use crate::local_env0::audits::event;
 use crate::local_env0::{Fault, LocalEnv0, ORGANIZATION};
-use crate::pull_audits::{from, setup};
+use crate::pull_audits::{a_round_later, all_arrive_once, from, setup};
 
 /// Waits until the metric that the alert PullBehind looks at says `moment`, to the second.
 fn position_is(daemon: &Daemon, moment: DateTime<Utc>) {
@@ -57,4 +58,21 @@ fn a_pull_that_waits_for_the_spool_of_before_the_start_is_as_far_behind_as_its_b
     position_is(&daemon, beginning);
     std::fs::remove_dir(&place).unwrap();
     position_passes(&daemon, beginning);
+}
+
+#[test]
+fn a_first_start_counts_although_env0_named_no_organization_then() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.break_down("/organizations", Fault::Status(503, "{}", None));
+    let setup = setup(&aws, &env0);
+    let daemon = setup.start();
+    wait_until("the log tells of the failure", || daemon.log().text().contains("the pull from env0 fails"));
+    env0.world().audits = vec![event(1, Utc::now())].into();
+    daemon.kill();
+    env0.heal();
+    env0.world().audits.push(event(2, Utc::now()));
+    let daemon = setup.start();
+    all_arrive_once(&aws, &env0);
+    a_round_later(&daemon);
+    all_arrive_once(&aws, &env0);
 }
