@@ -31,7 +31,7 @@ const WRONGS: &[Wrong] = &[
     Wrong {
         of_setup: |setup, _| setup.set("ENV0_S3_LOG_PULL_ORGANIZATION_ID", "00000000-0000-4000-8000-000000000000"),
         of_env0: &[("/audit/events", FORBIDDEN), ("/environments", FORBIDDEN)],
-        said: "403, the API key local-key-id is of another organization: it sees 51d48700",
+        said: "the API key local-key-id is of another organization: it sees 51d48700",
         exit_code: 77,
     },
     Wrong {
