@@ -85,7 +85,7 @@ const WRONGS: &[Wrong] = &[
 ];
 
 #[test]
-fn each_wrong_key_address_and_answer_is_told_by_check_and_daemon_and_the_daemon_goes_on() {
+fn each_wrong_key_address_and_answer_is_told_and_the_daemon_goes_on() {
     let try_it = |wrong: &Wrong| {
         let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
         let deployment = Deployment::running("d-1", "tf:apply", 3);

@@ -47,7 +47,7 @@ fn a_pull_whose_organizations_env0_does_not_tell_is_as_far_behind_as_its_beginni
 }
 
 #[test]
-fn a_pull_that_waits_for_the_spool_of_before_the_start_is_as_far_behind_as_its_beginning() {
+fn a_pull_that_waits_for_older_batches_is_as_far_behind_as_its_beginning() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let beginning = Utc::now() - TimeDelta::hours(1);
     let setup = from(setup(&aws, &env0), beginning);

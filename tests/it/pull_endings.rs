@@ -80,7 +80,7 @@ fn a_404_that_passes_ends_nothing() {
 }
 
 #[test]
-fn after_a_quarter_of_an_hour_of_404_a_deployment_is_gone_and_is_read_on_if_it_returns() {
+fn after_15_minutes_of_404_a_deployment_is_gone_and_is_read_on_if_it_returns() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "tf:apply", 3)])];
     env0.world().clock_behind = TimeDelta::minutes(20);
@@ -187,7 +187,7 @@ fn an_ended_steps_log_that_is_refused_once_is_told_and_comes_whole() {
 }
 
 #[test]
-fn an_ended_steps_log_that_promises_more_and_names_no_next_page_is_told_and_stays_open() {
+fn an_ended_steps_log_that_promises_more_without_a_next_page_stays_open() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "tf:plan", 3)])];
     env0.world().log_shape = LogShape { cursor: Cursor::NeverThoughMore, ..LogShape::default() };

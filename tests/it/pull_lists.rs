@@ -47,7 +47,7 @@ fn a_list_that_is_too_large_is_asked_for_in_smaller_pages() {
 }
 
 #[test]
-fn a_deployment_that_was_made_before_the_pulls_beginning_and_ended_after_it_is_stored() {
+fn a_deployment_made_before_the_pulls_beginning_that_ended_after_it_is_stored() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let days = |days| Utc::now() - TimeDelta::days(days);
     // The pull begins two days ago; a full page lies before the one that counts.
@@ -89,7 +89,7 @@ fn deployments_that_ended_while_no_daemon_ran_or_between_two_rounds_are_stored()
 }
 
 #[test]
-fn environments_within_workflows_are_asked_for_and_no_state_of_an_environment_is_left_out() {
+fn environments_within_workflows_and_in_every_state_are_asked_for() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let setup = setup(&aws, &env0);
     let daemon = setup.start();

@@ -93,7 +93,7 @@ fn an_organization_that_the_key_is_given_later_is_pulled_after_sighup() {
 }
 
 #[test]
-fn of_thousands_of_organizations_a_hundred_are_pulled_and_one_line_tells_of_the_rest() {
+fn of_thousands_of_organizations_a_hundred_are_pulled_and_the_rest_is_told() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     env0.world().other_organizations = (0..5000).map(|number| format!("organization-{number}")).collect();
     env0.world().audits.push(event(1, Utc::now()));
