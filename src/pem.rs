@@ -9,6 +9,9 @@ use crate::small_file;
 /// Of what a file says that it holds.
 const LABEL_MAX_CHARS: usize = 40;
 
+/// Systems ship lists of certificates of 0.7 MiB; a company's may have each one's text beside it.
+const CERTIFICATES_MAX_BYTES: usize = 16 * 1024 * 1024;
+
 /// The first of its kind in a file.
 ///
 /// # Errors
@@ -23,7 +26,7 @@ pub fn first<T: PemObject>(path: &Path) -> Result<T, String> {
 /// # Errors
 /// Why the file has none, a few words.
 pub fn all<T: PemObject>(path: &Path) -> Result<Vec<T>, String> {
-    let text = small_file::read(path).map_err(|error| error.to_string())?;
+    let text = small_file::read_up_to(path, CERTIFICATES_MAX_BYTES).map_err(|error| error.to_string())?;
     let found: Result<Vec<T>, Error> = T::pem_slice_iter(&text).collect();
     match found {
         Ok(found) if found.is_empty() => Err(reason(path, &text, &Error::NoItemsFound)),

@@ -2,23 +2,34 @@
 
 use std::fs::OpenOptions;
 use std::io::{Error, ErrorKind, Read, Result};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
 use secrecy::zeroize::Zeroizing;
 
-/// What a file may hold, in bytes: above the largest list of certificates that systems ship, which has 0.7 MiB.
+/// What a file of secrets or a key may hold, in bytes.
 pub const MAX_BYTES: usize = 1024 * 1024;
+/// How long a pipe is waited for.
+const PIPE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// All that a file holds.
+/// All that a file of at most [`MAX_BYTES`] holds.
 ///
-/// A wrong path may name a device or a log file that never ends, or a pipe that nobody writes to. The daemon would
-/// read until its memory is used up, or wait for ever.
+/// A wrong path may name a device or a log file that never ends, or a pipe that nobody writes to. Without the bounds the
+/// daemon would read until its memory is used up, or wait for ever.
 ///
 /// # Errors
-/// The system's, or that the file is no regular one, or has more than [`MAX_BYTES`].
+/// The system's, or that it is a device, that a pipe's writer takes more than [`PIPE_PATIENCE`], or that there is more.
 pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
+    read_up_to(path, MAX_BYTES)
+}
+
+/// The same for at most `max_bytes`.
+///
+/// # Errors
+/// As for [`read`].
+pub fn read_up_to(path: &Path, max_bytes: usize) -> Result<Zeroizing<Vec<u8>>> {
     // A pipe is opened at once with it, whether somebody writes to it or not.
     let nonblocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or_default();
     let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
@@ -26,17 +37,42 @@ pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     if metadata.is_dir() {
         return Err(Error::new(ErrorKind::IsADirectory, "it is a directory"));
     }
-    if !metadata.is_file() {
-        return Err(Error::new(ErrorKind::InvalidInput, "it is a device or a pipe, not a file"));
+    let is_pipe = metadata.file_type().is_fifo();
+    if !metadata.is_file() && !is_pipe {
+        return Err(Error::new(ErrorKind::InvalidInput, "it is a device, not a file"));
     }
     // Room for all from the start: a buffer that grows leaves copies of a secret behind.
-    let room = usize::try_from(metadata.len()).unwrap_or(MAX_BYTES).min(MAX_BYTES);
+    let room = if is_pipe { max_bytes } else { usize::try_from(metadata.len()).unwrap_or(max_bytes).min(max_bytes) };
     let mut bytes = Zeroizing::new(Vec::with_capacity(room + 1));
-    file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-    if bytes.len() > MAX_BYTES {
-        return Err(Error::new(ErrorKind::FileTooLarge, format!("it has more than {MAX_BYTES} bytes")));
+    let mut part = file.take(max_bytes as u64 + 1);
+    if is_pipe {
+        read_pipe(&mut part, &mut bytes)?;
+    } else {
+        part.read_to_end(&mut bytes)?;
+    }
+    if bytes.len() > max_bytes {
+        return Err(Error::new(ErrorKind::FileTooLarge, format!("it has more than {max_bytes} bytes")));
     }
     Ok(bytes)
+}
+
+/// What somebody writes to a pipe, as in `--public-key <(vault read …)`. Nothing has come where its writer isn't there
+/// yet.
+fn read_pipe(pipe: &mut impl Read, bytes: &mut Vec<u8>) -> Result<()> {
+    let until = Instant::now() + PIPE_PATIENCE;
+    loop {
+        match pipe.read_to_end(bytes) {
+            Ok(_) if !bytes.is_empty() => return Ok(()),
+            Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
+            _ if Instant::now() > until => {
+                return Err(Error::new(
+                    ErrorKind::TimedOut,
+                    format!("nobody writes to the pipe for {PIPE_PATIENCE:?}"),
+                ));
+            }
+            _ => std::thread::sleep(Duration::from_millis(10)),
+        }
+    }
 }
 
 /// The same where the file must be text.

@@ -3,8 +3,8 @@
 use super::variables::own_prefix;
 use crate::batch::LogType;
 
-/// A quarter of what a request's head may have.
-const TOKEN_MAX_CHARS: usize = 4096;
+/// Three quarters of what a request's head may have.
+const TOKEN_MAX_CHARS: usize = 12 * 1024;
 
 /// Why no variable can be meant to have this value, whatever it is for: what was expected instead.
 pub(super) fn not_meant(value: &str) -> Option<String> {
@@ -32,8 +32,8 @@ pub(super) fn not_meant(value: &str) -> Option<String> {
     Some(expected.to_owned())
 }
 
-/// The same for a static token, which has three more slips: an example, which everybody knows, a length that fits no
-/// request's head, and a log type that isn't set apart by white space, which would leave the token free to write any
+/// The same for a static token, which has three more slips: an example, which everybody knows, a length that hardly
+/// fits a request's head, and a log type that isn't set apart by white space, which would leave the token free to write any
 /// type.
 pub fn token_not_meant(token: &str) -> Option<String> {
     not_meant(token).or_else(|| {
@@ -43,7 +43,7 @@ pub fn token_not_meant(token: &str) -> Option<String> {
         }
         if token.len() > TOKEN_MAX_CHARS {
             return Some(format!(
-                "a value of at most {TOKEN_MAX_CHARS} characters; no sender's head has room for more"
+                "a value of at most {TOKEN_MAX_CHARS} characters; a request's head has hardly room for more"
             ));
         }
         let separators = [',', '=', ':', ';', '|'];
@@ -70,8 +70,12 @@ fn is_unexpanded(value: &str) -> bool {
         || (!is_url_encoded(value) && has_windows_variable(value))
 }
 
-/// Whether a name or a few words stand between `<` and `>` somewhere: `arn:aws:iam::<account>:role/x`.
+/// Whether `<` and `>` are around it, or in an ARN or a URL around a name or a few words: `arn:aws:iam::<account>:role/x`.
+/// A token may hold both.
 fn has_placeholder(value: &str) -> bool {
+    if !(value.starts_with("arn:") || value.contains("://")) {
+        return value.len() > 2 && value.starts_with('<') && value.ends_with('>');
+    }
     let is_word = |character: char| character.is_alphanumeric() || matches!(character, ' ' | '-' | '_' | '.');
     value
         .split('<')

@@ -168,10 +168,8 @@ where
             let guesses = answer.status() == StatusCode::UNAUTHORIZED
                 && connection.is_stranger()
                 && refusals.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSALS_MAX;
-            if guesses {
-                connection.turned_away.store(true, Ordering::Relaxed);
-            }
             if guesses || registry.has_too_large_a_buffer(connection) {
+                connection.turned_away.store(true, Ordering::Relaxed);
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             turn_is_over.store(!connection.is_at_work(), Ordering::Relaxed);

@@ -132,8 +132,6 @@ pub(super) fn judge_media_type(headers: &HeaderMap, takes_protobuf: bool) -> Res
         ("a JSON text sequence", "send lines of JSON without the character before each")
     } else if BINARY_TYPES.into_iter().any(|kind| essence(value).eq_ignore_ascii_case(kind.as_bytes())) {
         ("a file of another kind", "send lines of JSON or text (compressed, if at all, by gzip, deflate or zstd)")
-    } else if ["utf-16", "utf-32", "ucs-2"].into_iter().any(|charset| content_type_is(headers, charset)) {
-        ("text in another encoding", "send UTF-8")
     } else if ["cbor", "avro"].into_iter().any(|format| content_type_is(headers, format)) {
         ("a binary format", SEND_LINES)
     } else if ["image/", "audio/", "video/", "font/"].into_iter().any(begins) {
@@ -322,7 +320,6 @@ mod tests {
             ("Application/X-BZIP2; a=b", "gzip"),
             ("application/pdf", "lines"),
             ("application/json-seq", "lines of JSON"),
-            ("text/plain; charset=UTF-16LE", "UTF-8"),
         ] {
             let refused = judge_media_type(&headers(&[("content-type", value)]), false);
             let Err(refusal @ Refusal::UnsupportedMediaType { .. }) = refused else { panic!("{value}: {refused:?}") };
@@ -336,6 +333,7 @@ mod tests {
             "application/x-www-form-urlencoded",
             "application/gzip",
             "text/plain; charset=ISO-8859-1",
+            "application/json; charset=utf-16",
         ] {
             assert_eq!(judge_media_type(&headers(&[("content-type", value)]), false), Ok(()), "{value}");
         }

@@ -6,15 +6,29 @@ fn refusal(path: &Path) -> String {
     read(path).unwrap_err().to_string()
 }
 
-#[test]
-fn a_device_a_pipe_and_a_directory_are_refused_and_nothing_waits_for_them() {
-    let folder = tempfile::tempdir().unwrap();
-    let pipe = folder.path().join("pipe");
+fn pipe_in(folder: &Path) -> std::path::PathBuf {
+    let pipe = folder.join("pipe");
     rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
-    for path in [Path::new("/dev/zero"), &pipe] {
-        assert_eq!(refusal(path), "it is a device or a pipe, not a file");
-    }
+    pipe
+}
+
+#[test]
+fn a_device_and_a_directory_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(refusal(Path::new("/dev/zero")), "it is a device, not a file");
     assert_eq!(refusal(folder.path()), "it is a directory");
+}
+
+#[test]
+fn a_pipe_is_read_to_its_end_and_one_that_nobody_writes_to_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = pipe_in(folder.path());
+    assert_eq!(refusal(&pipe), "nobody writes to the pipe for 5s");
+    let long = vec![b'x'; 300_000];
+    std::thread::scope(|scope| {
+        scope.spawn(|| std::fs::write(&pipe, &long).unwrap());
+        assert_eq!(*read(&pipe).unwrap(), long);
+    });
 }
 
 #[test]

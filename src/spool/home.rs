@@ -112,8 +112,9 @@ impl Home {
         }
         if lock.is_mounted_anew(&self.dir) && self.is_ours_by_its_manifest() {
             // Nobody else has it, or this fails.
-            *lock = Lock::take(&self.dir).map_err(io::Error::other)?;
+            let taken = Lock::take(&self.dir).map_err(io::Error::other)?;
             *folder = identify_folder(&*self.disk, &self.dir)?;
+            *lock = taken;
             self.mounts.fetch_add(1, Ordering::Release);
             tracing::warn!(spool.dir = %self.dir.display(), "the spool's volume was lost and is mounted anew; the daemon goes on with what is there");
             return Ok(true);

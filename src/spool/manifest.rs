@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
@@ -152,6 +153,8 @@ fn holder_in(file: &mut File) -> String {
 #[derive(Debug)]
 pub struct Lock {
     file: File,
+    /// When the file was written to as the lock was taken. Whoever takes the lock later writes to it.
+    written_at: Option<SystemTime>,
     /// The spool's folder, locked as well where the file system can. This lock stays when somebody removes the file.
     folder: File,
 }
@@ -185,6 +188,10 @@ pub enum LockError {
     },
 }
 
+fn written_at(file: &File) -> Option<SystemTime> {
+    file.metadata().and_then(|metadata| metadata.modified()).ok()
+}
+
 impl Lock {
     /// The process that has locked a spool, if one has. Changes nothing.
     pub fn holder(spool: &Path) -> io::Result<Option<String>> {
@@ -211,13 +218,14 @@ impl Lock {
                 Err(LockError::Held { spool: spool.to_owned(), holder: "unknown".to_owned() })
             }
             // NFS can't lock a folder; the file's lock is enough.
-            Ok(()) | Err(TryLockError::Error(_)) => Ok(Lock { file, folder }),
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(Lock { written_at: written_at(&file), file, folder }),
         }
     }
 
     /// Makes the lock's file again, which somebody removed, and locks it.
     pub(super) fn take_again(&mut self, spool: &Path) -> Result<(), LockError> {
         self.file = Self::take_file(spool)?;
+        self.written_at = written_at(&self.file);
         Ok(())
     }
 
@@ -236,6 +244,8 @@ impl Lock {
         }
         // An error is ignored: only people read the process id, and a full disk must not keep the daemon from starting.
         let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| writeln!(file, "{}", std::process::id()));
+        // So that a volume that comes back has the time of this, see `is_mounted_anew`.
+        let _ = file.sync_all();
         Ok(file)
     }
 
@@ -253,7 +263,8 @@ impl Lock {
 
     /// Whether `spool` has the locked folder and file on another device, while the place that is locked takes no fsync
     /// any more: the volume was lost and is mounted anew. A copy of the volume looks the same, but then the place that
-    /// is locked is alive.
+    /// is locked is alive. Nobody may have taken the lock meanwhile: another daemon or a `drain` may have delivered a
+    /// batch of which this one still has events to seal, and they would be stored twice.
     pub(super) fn is_mounted_anew(&self, spool: &Path) -> bool {
         let held = [self.folder.metadata(), self.file.metadata()];
         let found = [fs::metadata(spool), fs::symlink_metadata(spool.join(LOCK))];
@@ -263,7 +274,9 @@ impl Lock {
             (Err(_), Ok(_)) => true,
             (_, Err(_)) => false,
         });
-        is_the_same && self.folder.sync_all().is_err()
+        let found = fs::symlink_metadata(spool.join(LOCK)).and_then(|file| file.modified()).ok();
+        let is_untouched = self.written_at.is_some() && self.written_at == found;
+        is_the_same && is_untouched && self.folder.sync_all().is_err()
     }
 
     /// Whether the path `spool` leads to the locked folder.

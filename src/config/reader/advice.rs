@@ -54,6 +54,13 @@ impl Reader {
                 config.aws_region
             ));
         }
+        let is_pattern = |entry: &&String| *entry != "*" && entry.contains(['*', ';', '?', '|']);
+        if let Some(entry) = config.network.no_proxy.iter().find(is_pattern) {
+            self.warnings.push(format!(
+                "NO_PROXY has {entry:?}, which matches no host; expected hosts, domains as .example.com or *.example.com, \
+                 addresses, networks as 10.0.0.0/8, or *, with commas between"
+            ));
+        }
         if !config.spool_dir.is_absolute() {
             self.warnings.push(format!(
                 "ENV0_S3_LOG_SPOOL_DIR={:?} is not a path in full: the spool is wherever the daemon is started, and \

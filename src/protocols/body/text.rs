@@ -28,9 +28,14 @@ pub(super) fn text_lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     lines.filter(|line| !line.iter().all(|&byte| is_white_space(byte)))
 }
 
-/// Whether `body` begins with the byte order mark of UTF-16 and a Latin character, as files do that PowerShell writes.
+/// Whether `body` begins with the byte order mark of UTF-16 and a Latin character, as files do that PowerShell writes, or
+/// with two Latin characters without the mark.
 pub(super) fn is_utf16(body: &[u8]) -> bool {
-    matches!(body, [0xff, 0xfe, _, 0, ..] | [0xfe, 0xff, 0, _, ..])
+    match body {
+        [0xff, 0xfe, _, 0, ..] | [0xfe, 0xff, 0, _, ..] => true,
+        [a, 0, b, 0, ..] | [0, a, 0, b, ..] => [a, b].iter().all(|byte| (b' '..=b'~').contains(byte)),
+        _ => false,
+    }
 }
 
 /// What a body is that begins as a well-known kind of file does and isn't text, if it is one: of its bytes as lines
