@@ -35,6 +35,9 @@ pub enum ReadError {
     /// The object is archived and not restored: only a Head can judge it.
     #[error("the object is archived")]
     Archived,
+    /// S3 gave the object, with headers that are no text.
+    #[error("{0}")]
+    Unreadable(String),
     /// There is nothing to sign with; only a person can mend it.
     #[error(
         "no AWS credentials were found{cause}; verify takes an auditor's own, from AWS_PROFILE, or AWS_ACCESS_KEY_ID and \
@@ -147,6 +150,10 @@ impl Reader {
         let request = request.encoding_type(EncodingType::Url).set_continuation_token(next);
         let request = if start_after.is_empty() { request } else { request.start_after(start_after) };
         let output = request.send().await.map_err(|error| self.refusal("ListObjectsV2", error))?;
+        let next = output.next_continuation_token.filter(|token| !token.is_empty());
+        if output.is_truncated == Some(true) && next.is_none() {
+            return Err(self.no_listing("a page is said not to be the last, and doesn't tell how to ask for the next"));
+        }
         let encoded = output.encoding_type == Some(EncodingType::Url);
         let objects = output.contents.unwrap_or_default().into_iter().filter_map(|object| {
             let key = object.key?;
@@ -161,7 +168,13 @@ impl Reader {
                 ),
             })
         });
-        Ok(Page { objects: objects.collect(), next: output.next_continuation_token })
+        Ok(Page { objects: objects.collect(), next })
+    }
+
+    /// What S3 lists is no listing: `cause` tells why.
+    pub fn no_listing(&self, cause: &str) -> ReadError {
+        let remedy = format!("look at what answers in S3's place, and {AGAIN}");
+        ReadError::Failed { asked: self.asked("ListObjectsV2"), cause: cause.to_owned(), remedy }
     }
 
     /// An object's metadata and stored checksum.
@@ -209,6 +222,7 @@ impl Reader {
             (_, "NoSuchKey" | "NotFound") => ReadError::Gone,
             (Some(404), "") => ReadError::Gone,
             (_, "InvalidObjectState") => ReadError::Archived,
+            (Some(200..300), _) if operation != "ListObjectsV2" => ReadError::Unreadable(shown(&error)),
             (Some(301 | 400 | 401 | 403 | 404), _) => ReadError::Denied {
                 asked,
                 message: foreign_words(error.message().unwrap_or("no reason given"), &[]),

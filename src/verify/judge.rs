@@ -44,6 +44,8 @@ pub(super) enum Content {
     Read { sha256: Sha256, records: Option<u64> },
     /// Archived; S3 tells the SHA-256 that it checked when the object was written, where it kept one.
     Archived { sha256: Option<Sha256> },
+    /// S3 gives it, with metadata that are no text.
+    Unreadable,
     /// A neighbour of the window, or no object of a chain that is judged.
     NotRead,
 }
@@ -91,7 +93,22 @@ impl Judge {
 
     /// Takes in one object.
     pub(super) fn object(&mut self, place: Place, observed: &Observed) {
-        let Observed { key, log_type, metadata, .. } = observed;
+        let Observed { key, log_type, metadata, content, .. } = observed;
+        if *content == Content::Unreadable {
+            if place != Place::Inside {
+                return;
+            }
+            let (log_type, key) = (Some(*log_type), Some(key.clone()));
+            let detail = "its metadata was changed: a value of it is no text".to_owned();
+            return self.findings.add(Finding {
+                kind: Kind::Altered,
+                log_type,
+                instance: None,
+                sequences: None,
+                key,
+                detail,
+            });
+        }
         match ChainEntry::from_metadata(key, *log_type, metadata) {
             Ok((entry, signature)) => self.entry(place, observed, &entry, signature),
             Err(error) if place == Place::Inside => self.no_entry(observed, &error),
@@ -149,7 +166,7 @@ impl Judge {
         chain.counts.objects += 1;
         chain.counts.events += match content {
             Content::Read { records, .. } => records.unwrap_or(0),
-            Content::Archived { .. } | Content::NotRead => entry.records,
+            Content::Archived { .. } | Content::NotRead | Content::Unreadable => entry.records,
         };
         self.archived += u64::from(matches!(content, Content::Archived { .. }));
         let damage = damage(entry, content).or_else(|| self.rules.contradiction(entry));
@@ -271,7 +288,7 @@ fn damage(entry: &ChainEntry, content: Content) -> Option<Doubt> {
             let detail = "archived, and S3 keeps no SHA-256 of it: restore it to have it judged".to_owned();
             Some(Doubt { kind: Kind::Unread, detail })
         }
-        Content::Read { .. } | Content::Archived { .. } | Content::NotRead => None,
+        Content::Read { .. } | Content::Archived { .. } | Content::NotRead | Content::Unreadable => None,
     }
 }
 

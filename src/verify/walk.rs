@@ -24,6 +24,10 @@ use super::receipts::{Ledger, Outcome, Receipts};
 const CONCURRENCY: usize = 32;
 /// How often an object is tried whose transfer breaks off, beside the SDK's own retries of a request.
 const ATTEMPTS: u32 = 4;
+/// Of a body, beyond what the listing says: it may have been replaced since. Its hash tells what it is.
+const BEYOND_LISTED_MAX_BYTES: u64 = 1024 * 1024;
+/// Pages without a key, one after the other. S3 sends some where many objects were deleted.
+const EMPTY_PAGES_MAX: u32 = 1000;
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -192,14 +196,17 @@ impl Job {
         let mut backoff = FIRST_BACKOFF;
         for _ in 1..ATTEMPTS {
             match self.examine().await {
-                Err(ReadError::Failed { .. }) => tokio::time::sleep(backoff).await,
+                Err(ReadError::Failed { .. } | ReadError::Unreadable(_)) => tokio::time::sleep(backoff).await,
                 // Deleted since it was listed: a gap, as if it had never been listed.
                 Err(ReadError::Gone) => return Ok(None),
                 examined => return Ok(examined.map(Some)?),
             }
             backoff *= 2;
         }
-        Ok(self.examine().await.map(Some)?)
+        match self.examine().await {
+            Err(ReadError::Unreadable(_)) => Ok(Some(self.observed(HashMap::new(), Content::Unreadable, Vec::new()))),
+            examined => Ok(examined.map(Some)?),
+        }
     }
 
     async fn examine(&self) -> Result<Examined, ReadError> {
@@ -225,8 +232,13 @@ impl Job {
         }
         let checks = self.receipts.checks(&self.keys(&metadata));
         let mut reader = BodyReader::new(self.codec(), checks);
+        let mut left = self.listed.size.saturating_add(BEYOND_LISTED_MAX_BYTES);
         while let Some(bytes) = body.next().await? {
             reader.update(&bytes);
+            match left.checked_sub(bytes.len() as u64) {
+                Some(rest) => left = rest,
+                None => break,
+            }
         }
         let digest = reader.finish();
         let content = Content::Read { sha256: digest.sha256, records: digest.records };
@@ -290,22 +302,51 @@ struct Listing {
     page: VecDeque<Listed>,
     next: Option<String>,
     started: bool,
+    /// The last key of all pages so far.
+    last: String,
+    empty_pages: u32,
     /// Stops before this key, and can go on from there.
     end: Option<String>,
 }
 
 impl Listing {
     fn new(reader: Reader, prefix: String, start_after: String) -> Listing {
-        Listing { reader, prefix, start_after, page: VecDeque::new(), next: None, started: false, end: None }
+        Listing {
+            reader,
+            prefix,
+            start_after,
+            page: VecDeque::new(),
+            next: None,
+            started: false,
+            last: String::new(),
+            empty_pages: 0,
+            end: None,
+        }
     }
 
     async fn next(&mut self) -> Result<Option<Listed>, ReadError> {
         while self.page.is_empty() && (!self.started || self.next.is_some()) {
             let page = self.reader.list(&self.prefix, &self.start_after, self.next.take()).await?;
             (self.page, self.next, self.started) = (page.objects.into(), page.next, true);
+            self.check_progress()?;
         }
         let ended = |listed: &Listed| self.end.as_ref().is_some_and(|end| listed.key >= *end);
         if self.page.front().is_some_and(ended) { Ok(None) } else { Ok(self.page.pop_front()) }
+    }
+
+    /// A store that begins anew, or sends nothing for ever, would be asked for ever.
+    fn check_progress(&mut self) -> Result<(), ReadError> {
+        match self.page.back() {
+            Some(listed) if listed.key <= self.last => {
+                return Err(self.reader.no_listing("the keys of a page don't come after those of the page before"));
+            }
+            Some(listed) => (self.last, self.empty_pages) = (listed.key.clone(), 0),
+            None if self.empty_pages == EMPTY_PAGES_MAX => {
+                return Err(self.reader.no_listing("page after page has no key, and none is said to be the last"));
+            }
+            None => self.empty_pages += 1,
+        }
+        Ok(())
     }
 
     fn put_back(&mut self, listed: Listed) {

@@ -2,6 +2,7 @@
 //! written from the specification alone, in Python, says the same wherever `VERIFIER_PYTHON` names an interpreter.
 
 mod figures;
+mod lies;
 mod vault;
 
 use chrono::{TimeDelta, Utc};
