@@ -222,7 +222,7 @@ impl Reader {
             (_, "NoSuchKey" | "NotFound") => ReadError::Gone,
             (Some(404), "") => ReadError::Gone,
             (_, "InvalidObjectState") => ReadError::Archived,
-            (Some(200..300), _) if operation != "ListObjectsV2" => ReadError::Unreadable(shown(&error)),
+            (Some(200..=299), _) if operation != "ListObjectsV2" => ReadError::Unreadable(shown(&error)),
             (Some(301 | 400 | 401 | 403 | 404), _) => ReadError::Denied {
                 asked,
                 message: foreign_words(error.message().unwrap_or("no reason given"), &[]),
