@@ -12,7 +12,7 @@ use crate::batch::LogType;
 use crate::config::{self, Config};
 use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
 use crate::network::Network;
-use crate::pull::api::pages::{PageSize, REPEATED};
+use crate::pull::api::pages::{ENVIRONMENTS_MAX, PageSize, REPEATED, TOO_MANY_ENVIRONMENTS};
 use crate::pull::api::{Api, ApiError, Endpoint, ErrorKind, List};
 use crate::pull::{explained, followed, organizations};
 
@@ -194,6 +194,9 @@ async fn list_environments(api: &Api, organization: &str) -> Result<Round, ApiEr
         }
         if environments.len() == before {
             return Err(answer.malformed(REPEATED));
+        }
+        if listed >= ENVIRONMENTS_MAX {
+            return Err(answer.malformed(TOO_MANY_ENVIRONMENTS));
         }
     }
 }

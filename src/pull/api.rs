@@ -72,12 +72,26 @@ struct Inner {
     keys: KeyHolder,
     /// Whether env0 has accepted the current key before.
     key_worked: AtomicBool,
-    logs: Semaphore,
-    others: Semaphore,
-    large: Arc<Mutex<()>>,
+    logs: Slots,
+    others: Slots,
     pace: Pace,
     /// env0's clock minus ours, from the last answer's `Date`.
     clock_ahead_millis: AtomicI64,
+}
+
+/// How many requests of one kind run at once, and the lock of the one large answer among them.
+///
+/// Logs have slots and a lock of their own. A large page of a log waits for the spool, and what writes it to the spool
+/// may itself wait for a list: with one lock for both, neither would go on.
+struct Slots {
+    free: Semaphore,
+    large: Arc<Mutex<()>>,
+}
+
+impl Slots {
+    fn new(at_once: usize) -> Slots {
+        Slots { free: Semaphore::new(at_once), large: Arc::default() }
+    }
 }
 
 /// An attempt that failed.
@@ -114,9 +128,8 @@ impl Api {
             base,
             keys: KeyHolder::new(pull),
             key_worked: AtomicBool::new(false),
-            logs: Semaphore::new(LOGS_AT_ONCE),
-            others: Semaphore::new(OTHERS_AT_ONCE),
-            large: Arc::default(),
+            logs: Slots::new(LOGS_AT_ONCE),
+            others: Slots::new(OTHERS_AT_ONCE),
             pace: Pace::default(),
             clock_ahead_millis: AtomicI64::new(0),
         };
@@ -200,7 +213,7 @@ impl Api {
         let inner = &self.0;
         let slots = if endpoint.is_of_logs() { &inner.logs } else { &inner.others };
         // The semaphore is never closed, so this can't fail.
-        let _permit = slots.acquire().await;
+        let _permit = slots.free.acquire().await;
         let request = inner.web.get(url).timeout(REQUEST_TIMEOUT).header(ACCEPT, "application/json");
         let request = request.basic_auth(&key.id, Some(key.secret.expose_secret()));
         let mut response = unless_silent(request.send()).await??;
@@ -221,7 +234,7 @@ impl Api {
             let found = is_not_env0(status, &content_type, &body);
             return Err(found.map_or_else(|| failed(self.refusal(endpoint, status, &body)), not_env0));
         }
-        let (bytes, alone) = self.read(&mut response).await?;
+        let (bytes, alone) = read(&mut response, &slots.large).await?;
         if let Some(found) = is_not_env0(status, &content_type, &bytes) {
             return Err(not_env0(found));
         }
@@ -241,26 +254,6 @@ impl Api {
             StatusCode::NOT_FOUND => ErrorKind::WrongUrl(404),
             _ => ErrorKind::Refused(status.as_u16()),
         }
-    }
-
-    /// Reads the body. A large one is returned together with the lock that keeps other large ones out.
-    async fn read(&self, response: &mut Response) -> Result<(Bytes, Option<OwnedMutexGuard<()>>), Failed> {
-        if response.content_length().is_some_and(|bytes| bytes > ANSWER_MAX_BYTES as u64) {
-            return Err(ErrorKind::TooLarge.into());
-        }
-        let mut body = Vec::new();
-        let mut alone = None;
-        while let Some(chunk) = unless_silent(response.chunk()).await?? {
-            let bytes = body.len() + chunk.len();
-            if bytes > ANSWER_MAX_BYTES {
-                return Err(ErrorKind::TooLarge.into());
-            }
-            if bytes > LARGE_ANSWER_BYTES && alone.is_none() {
-                alone = Some(self.0.large.clone().lock_owned().await);
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok((body.into(), alone))
     }
 
     fn asked(&self, key: &Key) -> Asked {
@@ -287,6 +280,26 @@ async fn unless_silent<T>(wait: impl Future<Output = T>) -> Result<T, Failed> {
         ..ErrorKind::Unreachable(format!("nothing came for {} s, so it was given up", SILENCE_MAX.as_secs())).into()
     };
     tokio::time::timeout(SILENCE_MAX, wait).await.map_err(silent)
+}
+
+/// Reads the body. A large one is returned together with the lock that keeps other large ones of its kind out.
+async fn read(response: &mut Response, large: &Arc<Mutex<()>>) -> Result<(Bytes, Option<OwnedMutexGuard<()>>), Failed> {
+    if response.content_length().is_some_and(|bytes| bytes > ANSWER_MAX_BYTES as u64) {
+        return Err(ErrorKind::TooLarge.into());
+    }
+    let mut body = Vec::new();
+    let mut alone = None;
+    while let Some(chunk) = unless_silent(response.chunk()).await?? {
+        let bytes = body.len() + chunk.len();
+        if bytes > ANSWER_MAX_BYTES {
+            return Err(ErrorKind::TooLarge.into());
+        }
+        if bytes > LARGE_ANSWER_BYTES && alone.is_none() {
+            alone = Some(large.clone().lock_owned().await);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok((body.into(), alone))
 }
 
 /// The beginning of a refusal's body, or what came of it.

@@ -74,6 +74,8 @@ pub(super) struct Deployments {
     judged: HashSet<Sha256>,
     lists: Lists,
     sweep: Sweep,
+    /// The ended deployment that was begun last.
+    last_ended: String,
     /// What is being read, by the task's id. It goes on from round to round: one slow answer must not hold up the others.
     reading: JoinSet<Result<(), RoundError>>,
     read: HashMap<tokio::task::Id, String>,
@@ -90,14 +92,16 @@ fn take_up(
     room: &mut usize,
 ) -> bool {
     let mut all = true;
-    for Listed { id, kind, created, ended, listing } in listed.into_iter().rev() {
+    for Listed { id, kind, created, ended, listing, .. } in listed.into_iter().rev() {
         let has_ended = listing.has_ended();
-        let full = (has_ended && *room == 0) || memory.following.len() >= FOLLOWING_MAX;
-        if full && !memory.following.contains_key(&id) {
-            all = false;
-            continue;
+        if !memory.following.contains_key(&id) {
+            if (has_ended && *room == 0) || memory.following.len() >= FOLLOWING_MAX {
+                all = false;
+                continue;
+            }
+            // Those that are followed already take no room: a few that fail each time would keep all others out.
+            *room = room.saturating_sub(has_ended.into());
         }
-        *room = room.saturating_sub(has_ended.into());
         memory.following.entry(id.clone()).or_insert_with(|| Following {
             environment_id: environment.id.clone(),
             environment_name: environment.name.clone(),
@@ -141,6 +145,7 @@ impl Deployments {
             hand_over,
             judged: HashSet::new(),
             sweep: Sweep::new(interval),
+            last_ended: String::new(),
             reading: JoinSet::new(),
             read: HashMap::new(),
             pieces: mpsc::channel(FOLLOWED_AT_ONCE),
@@ -150,10 +155,21 @@ impl Deployments {
     /// Reads all that is new, up to now; true when so much is old that another round should follow at once. What fails
     /// for one environment or deployment is left to the next round; the first such error is this round's.
     pub(super) async fn round(&mut self) -> Result<bool, RoundError> {
-        let now = self.api.now().timestamp_millis();
-        let (mut environments, bad) = tokio::select! {
+        let begun = self.api.now();
+        let listed = tokio::select! {
             () = self.place.stopped() => return Err(RoundError::Stopped),
-            listed = self.lists.environments() => listed?,
+            listed = self.lists.environments() => listed,
+        };
+        // The answer told env0's clock; ours may be ahead.
+        let now = begun.min(self.api.now()).timestamp_millis();
+        let (mut environments, bad) = match listed {
+            Ok(listed) => listed,
+            Err(error) => {
+                // What is being read holds a place among the requests until it is in the spool.
+                let mut error = Some(error.into());
+                self.follow_all(BTreeMap::new(), now, Instant::now() + self.interval / 2, &mut error).await?;
+                return Err(error.unwrap_or(RoundError::Stopped));
+            }
         };
         let mut first_error = bad.map(RoundError::from);
         environments.extend(self.unlisted(&environments));
@@ -223,7 +239,7 @@ impl Deployments {
             None if more => Ok(true),
             None => {
                 let mut memory = self.place.memory.clone();
-                memory.reached = memory.reached.max(now);
+                memory.reached = now;
                 self.commit(Bytes::new(), 0, memory).await?;
                 self.report.position(self.place.memory.reached);
                 Ok(false)
@@ -256,11 +272,17 @@ impl Deployments {
         let (ended, running): (Vec<_>, Vec<_>) =
             known.into_iter().filter(|(id, _)| !being_read.contains(id)).partition(|(_, listing)| listing.has_ended());
         let (mut running, mut ended) = (VecDeque::from(running), VecDeque::from(ended));
+        // From where the last round left off: some that fail slowly each time must not keep the others waiting for ever.
+        let next = ended.partition_point(|(id, _)| *id <= self.last_ended);
+        ended.rotate_left(next % ended.len().max(1));
         loop {
             let in_time = Instant::now() < until;
             while self.reading.len() < FOLLOWED_AT_ONCE {
                 let next = running.pop_front().or_else(|| ended.pop_front().filter(|_| in_time));
                 let Some((id, listing)) = next else { break };
+                if listing.has_ended() {
+                    self.last_ended.clone_from(&id);
+                }
                 self.follow(&id, listing, now);
             }
             if running.is_empty() && (self.reading.is_empty() || !in_time) {

@@ -12,7 +12,7 @@ pub struct Answer {
     pub(super) text: Text,
     pub(super) endpoint: Endpoint,
     pub(super) asked: Asked,
-    /// Held by a large answer, so that no second one is in memory at the same time.
+    /// Held by a large answer, so that no second one of its kind is in memory at the same time.
     pub(super) _alone: Option<OwnedMutexGuard<()>>,
 }
 
@@ -41,8 +41,10 @@ impl Answer {
     pub fn replaced_in(&self, part: &RawValue) -> u64 {
         let Text { bytes, replaced } = &self.text;
         let begin = (part.get().as_ptr() as usize).wrapping_sub(bytes.as_ptr() as usize);
-        let part = begin..begin.saturating_add(part.get().len());
-        replaced.iter().filter(|(at, _)| part.contains(at)).map(|(_, bytes)| bytes).sum()
+        let end = begin.saturating_add(part.get().len());
+        // They are sorted by place: a page of a whole log in Latin-1 has some hundred thousand of them.
+        let first = replaced.partition_point(|(at, _)| *at < begin);
+        replaced[first..].iter().take_while(|(at, _)| *at < end).map(|(_, bytes)| bytes).sum()
     }
 
     /// An error that says what the answer lacks.

@@ -11,6 +11,10 @@ const SMALL_BYTES: usize = 1024 * 1024;
 /// It takes this many small answers to go from none back to the most.
 const STEPS_TO_MOST: usize = 8;
 
+/// An organization has far fewer environments. More than these would fill the memory.
+pub const ENVIRONMENTS_MAX: usize = 20_000;
+/// What is wrong with a list of more.
+pub const TOO_MANY_ENVIRONMENTS: &str = "there are more than 20,000";
 /// What is wrong with a list whose next page brings nothing new although it is full.
 pub const REPEATED: &str = "page after page holds the same records, so the parameter `offset` is ignored";
 

@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 
 use secrecy::SecretString;
 
-use crate::pull::api::pages::{PageSize, REPEATED};
+use crate::pull::api::pages::{ENVIRONMENTS_MAX, PageSize, REPEATED, TOO_MANY_ENVIRONMENTS};
 use crate::pull::api::{Api, ApiError, Endpoint};
 use crate::pull::deployments::follow::Listing;
 use crate::pull::deployments::memory::DeploymentMemory;
@@ -17,8 +17,6 @@ const PAGE_MAX: usize = 100;
 /// If the last page of environments is full, there may be another behind it. It is asked for only in every fourth round,
 /// as long as it does not exist.
 const PAGE_BEHIND_ROUNDS: u64 = 4;
-/// An organization has far fewer. More than these would fill the memory.
-const ENVIRONMENTS_MAX: usize = 20_000;
 /// An environment has far fewer, so a list that goes on beyond them has no end.
 const DEPLOYMENTS_MAX: usize = 200_000;
 /// Of the deployments that had ended, a list keeps the oldest. The others are left to the next round.
@@ -47,6 +45,8 @@ pub(super) struct Listed {
     pub(super) created: i64,
     pub(super) ended: Option<i64>,
     pub(super) listing: Listing,
+    /// Whether it is followed already.
+    followed: bool,
 }
 
 /// What env0 lists of an environment.
@@ -107,7 +107,7 @@ impl Lists {
             let repeated = full && any_read && environments.len() == before;
             let endless = full && listed >= ENVIRONMENTS_MAX;
             if repeated || endless {
-                bad.get_or_insert(answer.malformed(if repeated { REPEATED } else { "there are more than 20,000" }));
+                bad.get_or_insert(answer.malformed(if repeated { REPEATED } else { TOO_MANY_ENVIRONMENTS }));
             }
             let behind = listed == self.listed && !self.rounds.is_multiple_of(PAGE_BEHIND_ROUNDS);
             if !full || repeated || endless || behind {
@@ -174,11 +174,19 @@ impl Lists {
                     look.tokens.extend(record.oidc_token());
                 }
                 let listing = if is_final { Listing::Ended(record.outcome()) } else { Listing::Running };
-                look.deployments.push_back(Listed { id: record.id, kind: record.kind, created, ended, listing });
-                ended_kept += usize::from(is_final);
+                look.deployments.push_back(Listed {
+                    id: record.id,
+                    kind: record.kind,
+                    created,
+                    ended,
+                    listing,
+                    followed,
+                });
+                ended_kept += usize::from(is_final && !followed);
             }
             while ended_kept > HISTORY_AT_ONCE
-                && let Some(newest) = look.deployments.iter().position(|listed| listed.listing.has_ended())
+                && let Some(newest) =
+                    look.deployments.iter().position(|listed| listed.listing.has_ended() && !listed.followed)
             {
                 look.deployments.remove(newest);
                 ended_kept -= 1;

@@ -45,7 +45,9 @@ impl Sweep {
         // A whole history may have to be listed for new ones, so they come last.
         due.sort_by_key(|environment| !memory.environments.contains_key(&environment.id));
         let looked_at = |environment: &EnvironmentRecord| {
-            memory.environments.get(&environment.id).map_or(0, |known| known.looked_at)
+            // A look that was noted by a clock that was ahead says nothing.
+            let known = memory.environments.get(&environment.id).filter(|known| known.looked_at <= now);
+            known.map_or(0, |known| known.looked_at)
         };
         rest.sort_by_key(|environment| looked_at(environment));
         // When the daemon was down for a while, all of them may be late.
