@@ -57,8 +57,8 @@ fn exit_at_once(panic: &PanicHookInfo<'_>) {
     std::process::exit(exit_code::SOFTWARE.into());
 }
 
-/// How messages name a section of a document.
-const DOCUMENT: &str = "config/README.md#";
+/// How messages name the document that most of their sections are in.
+const DOCUMENT: &str = "config/README.md";
 
 /// `text` with each section that it names as a URL, where this build knows the repository's.
 pub fn linked(text: &str) -> Cow<'_, str> {
