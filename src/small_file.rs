@@ -20,7 +20,7 @@ const PIPE_PATIENCE: Duration = Duration::from_secs(5);
 /// daemon would read until its memory is used up, or wait for ever.
 ///
 /// # Errors
-/// The system's, or that it is a device, that a pipe's writer takes more than [`PIPE_PATIENCE`], or that there is more.
+/// The system's, or that it is a device, that nobody writes to a pipe for 5 s, or that there is more.
 pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     read_up_to(path, MAX_BYTES)
 }

@@ -87,11 +87,13 @@ fn is_of_audits(request: &HttpRequest) -> bool {
     request.uri().query().is_some_and(|query| query.contains("env0-audits"))
 }
 
+type Listing = Box<dyn Fn() -> HttpResponse + Send + Sync>;
+
 #[test]
 fn a_listing_that_never_advances_ends_it_with_69_and_says_so() {
     let tokens = AtomicU64::new(0);
     let new_token = move || tokens.fetch_add(1, Ordering::Relaxed).to_string();
-    let lies: [(&str, Box<dyn Fn() -> HttpResponse + Send + Sync>); 4] = [
+    let lies: [(&str, Listing); 4] = [
         ("don't come after", Box::new(|| page(&[1, 2], &truncated("same")))),
         ("has no key", Box::new(|| page(&[], &truncated("same")))),
         ("has no key", Box::new(move || page(&[], &truncated(&new_token())))),
