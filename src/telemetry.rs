@@ -117,8 +117,8 @@ mod tests {
         let text = "no token; see config/README.md#no-token, and config/README.md#http";
         assert_eq!(linked_to("", text), text);
         let documents = "https://git.example.com/we/it/blob/1f2e/";
-        let expected = "no token; see https://git.example.com/we/it/blob/1f2e/config/README.md#no-token, and \
-                        https://git.example.com/we/it/blob/1f2e/config/README.md#http";
+        let expected =
+            format!("no token; see {documents}config/README.md#no-token, and {documents}config/README.md#http");
         assert_eq!(linked_to(documents, text), expected);
     }
 
