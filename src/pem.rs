@@ -6,7 +6,7 @@ use rustls::pki_types::pem::{Error, PemObject};
 
 use crate::small_file;
 
-/// Of what a file says that it holds.
+/// A longer label of a PEM file is cut in a message.
 const LABEL_MAX_CHARS: usize = 40;
 
 /// Systems ship lists of certificates of 0.7 MiB; a company's may have each one's text beside it.

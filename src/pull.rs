@@ -50,7 +50,7 @@ use crate::status::PullStatus;
 /// How long a stop waits for what is being written.
 const STOP_WAIT: Duration = Duration::from_secs(3);
 
-/// Of the organizations that the key sees, at most this many are pulled; each takes memory, requests and a socket.
+/// At most this many of the organizations that the key sees are pulled: each takes memory, requests and a socket.
 const ORGANIZATIONS_MAX: usize = 100;
 /// How often the organizations that the key sees are listed again.
 const ORGANIZATIONS_EVERY: Duration = Duration::from_secs(3600);

@@ -25,7 +25,7 @@ pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>> {
     read_up_to(path, MAX_BYTES)
 }
 
-/// The same for at most `max_bytes`.
+/// As [`read`], for a file of at most `max_bytes`.
 ///
 /// # Errors
 /// As for [`read`].
@@ -56,6 +56,18 @@ pub fn read_up_to(path: &Path, max_bytes: usize) -> Result<Zeroizing<Vec<u8>>> {
     Ok(bytes)
 }
 
+/// As [`read`], for a file that must be text.
+///
+/// # Errors
+/// As for [`read`], or that it is not UTF-8.
+pub fn read_text(path: &Path) -> Result<Zeroizing<String>> {
+    let bytes = read(path)?;
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => Ok(Zeroizing::new(text.to_owned())),
+        Err(_) => Err(Error::new(ErrorKind::InvalidData, "it is not UTF-8")),
+    }
+}
+
 /// What somebody writes to a pipe, as in `--public-key <(vault read …)`. Nothing has come where its writer isn't there
 /// yet.
 fn read_pipe(pipe: &mut impl Read, bytes: &mut Vec<u8>) -> Result<()> {
@@ -72,18 +84,6 @@ fn read_pipe(pipe: &mut impl Read, bytes: &mut Vec<u8>) -> Result<()> {
             }
             _ => std::thread::sleep(Duration::from_millis(10)),
         }
-    }
-}
-
-/// The same where the file must be text.
-///
-/// # Errors
-/// As for [`read`], or that it is not UTF-8.
-pub fn read_text(path: &Path) -> Result<Zeroizing<String>> {
-    let bytes = read(path)?;
-    match std::str::from_utf8(&bytes) {
-        Ok(text) => Ok(Zeroizing::new(text.to_owned())),
-        Err(_) => Err(Error::new(ErrorKind::InvalidData, "it is not UTF-8")),
     }
 }
 

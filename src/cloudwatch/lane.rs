@@ -255,7 +255,7 @@ impl Lane {
                 Err(error) => error,
             };
             self.meters.failed(error.kind);
-            // Of what a proxy calls too large, half may pass. That one event is too large, CloudWatch alone can say.
+            // Half of what a proxy calls too large may pass. Only CloudWatch can say that one event is too large.
             if error.kind == LogsErrorKind::Events || (error.status == Some(413) && events.len() > 1) {
                 self.take_apart(&error, events, &mut parts);
                 continue;

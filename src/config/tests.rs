@@ -285,22 +285,6 @@ fn a_token_that_everybody_knows_or_that_holds_a_log_type_is_refused() {
 }
 
 #[test]
-fn each_token_that_the_documents_print_is_refused() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let documents = ["README.md", "config/README.md", "config/example.env"]
-        .map(|path| std::fs::read_to_string(folder.join(path)).unwrap());
-    let lines = documents.iter().flat_map(|text| text.lines());
-    let of_files =
-        lines.clone().filter_map(|line| line.strip_suffix(" env0-audits").or(line.strip_suffix(" env0-deployments")));
-    let of_variables = lines.filter_map(|line| line.split_once("ENV0_S3_LOG_INGEST_TOKEN=")).map(|(_, value)| value);
-    let tokens: Vec<_> = of_files.chain(of_variables).filter(|token| !token.contains([' ', '$', '<', '`'])).collect();
-    assert!(tokens.len() >= 3, "{tokens:?}");
-    for token in tokens {
-        assert!(with(&[("ENV0_S3_LOG_INGEST_TOKEN", token)]).is_err(), "{token}");
-    }
-}
-
-#[test]
 fn what_looks_odd_but_can_be_meant_is_accepted() {
     for (name, value) in [
         ("ENV0_S3_LOG_INGEST_TOKEN", "pa$$word%with'all\"of`it<>"),

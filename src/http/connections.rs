@@ -181,7 +181,7 @@ impl Connection {
 enum Missed {
     /// A stranger that had its time, or one of a crowd: of the largest crowd, the one longest without a request.
     Stranger(Reverse<usize>, u64),
-    /// Of the address with the most connections, the one longest without a request.
+    /// The one longest without a request, at the address with the most connections.
     Idle(Reverse<usize>, u64),
     /// So many bytes a second of a body.
     Slow(u64),
@@ -378,7 +378,7 @@ fn network_of(client: IpAddr) -> IpAddr {
 
 /// A connection's place in the registry, given back on drop.
 pub(super) struct Member {
-    /// Of the connection's listener.
+    /// The registry of the connection's listener.
     pub(super) registry: Arc<Registry>,
     id: u64,
     /// The connection.

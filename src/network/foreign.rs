@@ -97,7 +97,7 @@ fn without_spread_secrets(text: &str, secrets: &[&str]) -> String {
 
 /// `text` up to where JSON begins: what is refused may be repeated to us, and an event's body is nobody's to read.
 fn without_json(text: &str) -> String {
-    // Of ASCII letters only, so that places in it are places in `text`.
+    // Only ASCII letters change, so that places in it are places in `text`.
     let lower = text.to_ascii_lowercase();
     match JSON_MARKS.iter().filter_map(|mark| lower.find(mark)).min() {
         Some(begin) => format!("{}{REMOVED}", &text[..begin]),

@@ -302,7 +302,7 @@ pub(super) fn all(spool: &Spool) -> Result<Vec<(String, LogType)>, PlaceError> {
     };
     let place = |(name, _): (String, u64)| {
         let (log_type, organization) = name.strip_suffix(".json")?.split_once('_')?;
-        // Of a part, a hash follows behind a dot.
+        // A part's name has a dot and a hash behind it.
         let log_type = log_type.parse().ok().filter(|_| !organization.contains('.'))?;
         Some((name, log_type))
     };

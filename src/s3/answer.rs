@@ -167,7 +167,7 @@ pub(super) struct Watched {
     /// `host:port`; empty before the request was made.
     pub(super) host: String,
     pub(super) answer: Option<Answer>,
-    /// Of the request's body, when the answer had come.
+    /// How much of the request's body was sent when the answer had come.
     pub(super) sent_bytes: u64,
 }
 

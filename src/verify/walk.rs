@@ -24,7 +24,7 @@ use super::receipts::{Ledger, Outcome, Receipts};
 const CONCURRENCY: usize = 32;
 /// How often an object is tried whose transfer breaks off, beside the SDK's own retries of a request.
 const ATTEMPTS: u32 = 4;
-/// Of a body, beyond what the listing says: it may have been replaced since. Its hash tells what it is.
+/// So much of a body is read beyond what the listing says, since it may have been replaced. Its hash tells what it is.
 const BEYOND_LISTED_MAX_BYTES: u64 = 1024 * 1024;
 /// Pages without a key, one after the other. S3 sends some where many objects were deleted.
 const EMPTY_PAGES_MAX: u32 = 1000;

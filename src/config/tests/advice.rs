@@ -207,3 +207,19 @@ fn a_value_that_is_another_thing_than_was_asked_for_is_refused() {
     let elsewhere = accepted(&[("ENV0_S3_LOG_SSE_KMS_KEY_ID", "my-key"), ("AWS_ENDPOINT_URL", "https://store")]);
     assert_eq!(elsewhere.sse_kms_key_id.as_deref(), Some("my-key"));
 }
+
+#[test]
+fn each_token_that_the_documents_print_is_refused() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let documents = ["README.md", "config/README.md", "config/example.env"]
+        .map(|path| std::fs::read_to_string(folder.join(path)).unwrap());
+    let lines = documents.iter().flat_map(|text| text.lines());
+    let of_files =
+        lines.clone().filter_map(|line| line.strip_suffix(" env0-audits").or(line.strip_suffix(" env0-deployments")));
+    let of_variables = lines.filter_map(|line| line.split_once("ENV0_S3_LOG_INGEST_TOKEN=")).map(|(_, value)| value);
+    let tokens: Vec<_> = of_files.chain(of_variables).filter(|token| !token.contains([' ', '$', '<', '`'])).collect();
+    assert!(tokens.len() >= 3, "{tokens:?}");
+    for token in tokens {
+        assert!(with(&[("ENV0_S3_LOG_INGEST_TOKEN", token)]).is_err(), "{token}");
+    }
+}

@@ -38,8 +38,8 @@ pub(super) fn is_utf16(body: &[u8]) -> bool {
     }
 }
 
-/// What a body is that begins as a well-known kind of file does and isn't text, if it is one: of its bytes as lines
-/// with replacements nobody could make the file again.
+/// The kind of file that `body` is, where it begins as a well-known one does and isn't text. Stored as lines with
+/// replacements, it could never be made a file again.
 pub(super) fn other_file(body: &[u8]) -> Option<&'static str> {
     const BEGINNINGS: [(&[u8], &str); 9] = [
         (b"PK\x03\x04", "a zip file"),

@@ -43,7 +43,7 @@ impl PageSize {
             SMALL_BYTES.. => asked,
             _ => (asked + self.most.div_ceil(STEPS_TO_MOST)).min(self.most),
         };
-        // Of several pages that were asked for at once with the same size, the first one decides.
+        // Where several pages were asked for at once with the same size, the first one decides.
         let _ = self.now.compare_exchange(asked, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 }

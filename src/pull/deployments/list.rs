@@ -19,9 +19,9 @@ const PAGE_MAX: usize = 100;
 const PAGE_BEHIND_ROUNDS: u64 = 4;
 /// An environment has far fewer, so a list that goes on beyond them has no end.
 const DEPLOYMENTS_MAX: usize = 200_000;
-/// Of the deployments that had ended, a list keeps the oldest. The others are left to the next round.
+/// A list keeps this many of the deployments that had ended, the oldest. The others are left to the next round.
 pub(super) const HISTORY_AT_ONCE: usize = 128;
-/// Of an environment's tokens the newest are enough.
+/// The newest tokens of an environment are enough.
 const TOKENS_MAX: usize = 16;
 /// Stands for the time of a deployment that has none: after all others, so that it is never forgotten as an old one.
 const NO_TIME: i64 = i64::MAX;

@@ -1,6 +1,6 @@
 //! The objects of a test's bucket, and what may become of a PUT.
 
-use crate::batch::SealedName;
+use crate::batch::{Codec, SealedName};
 
 /// What becomes of a PUT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,4 +27,20 @@ pub(crate) struct Object {
     pub(crate) name: Option<SealedName>,
     pub(crate) instance: String,
     pub(crate) gaps: Vec<u64>,
+}
+
+/// The ids of the events in an object's bytes.
+pub(super) fn plain_lines(name: &SealedName, body: &[u8]) -> Vec<u64> {
+    let plain = match name.batch.codec {
+        Codec::None => body.to_vec(),
+        Codec::Gzip => {
+            let mut plain = Vec::new();
+            std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(body), &mut plain).unwrap();
+            plain
+        }
+        Codec::Zstd => zstd::decode_all(body).unwrap(),
+    };
+    let text = String::from_utf8(plain).unwrap();
+    let id = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].as_u64().unwrap();
+    text.lines().map(id).collect()
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use super::bucket::plain_lines;
 pub(crate) use super::bucket::{Fate, Object};
 use super::fault_disk::{Cut, Effect, Errno, FaultDisk, Op};
 use crate::batch::{ByType, Codec, LogType, SealedName, Sha256, SpoolName, Stage, object_key};
@@ -486,19 +487,4 @@ impl World {
 /// One event.
 pub(crate) fn line(id: u64) -> String {
     format!("{{\"id\":{id},\"message\":\"created\"}}\n")
-}
-
-fn plain_lines(name: &SealedName, body: &[u8]) -> Vec<u64> {
-    let plain = match name.batch.codec {
-        Codec::None => body.to_vec(),
-        Codec::Gzip => {
-            let mut plain = Vec::new();
-            std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(body), &mut plain).unwrap();
-            plain
-        }
-        Codec::Zstd => zstd::decode_all(body).unwrap(),
-    };
-    let text = String::from_utf8(plain).unwrap();
-    let id = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["id"].as_u64().unwrap();
-    text.lines().map(id).collect()
 }
