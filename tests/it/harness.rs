@@ -7,12 +7,11 @@ pub(crate) mod books;
 mod client;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -154,8 +153,8 @@ impl Setup {
 
     /// Starts the daemon and waits until it listens.
     pub(crate) fn spawn(&self) -> Daemon {
-        let mut child = self.command("run").stderr(Stdio::piped()).spawn().unwrap();
-        let log = Log::of(child.stderr.take().unwrap());
+        let log = Log::default();
+        let child = self.command("run").stderr(log.sink()).spawn().unwrap();
         let mut daemon = Daemon { child, log, listen: ([127, 0, 0, 1], 0).into(), admin: ([127, 0, 0, 1], 0).into() };
         let listening = wait_for("the daemon listens", || {
             if let Some(status) = daemon.child.try_wait().unwrap() {
@@ -180,8 +179,8 @@ impl Setup {
     pub(crate) fn spawn_starting(&self, admin: SocketAddr) -> Daemon {
         let mut command = self.command("run");
         command.env("ENV0_S3_LOG_ADMIN_ADDR", admin.to_string());
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let log = Log::of(child.stderr.take().unwrap());
+        let log = Log::default();
+        let child = command.stderr(log.sink()).spawn().unwrap();
         let daemon = Daemon { child, log, listen: ([127, 0, 0, 1], 0).into(), admin };
         wait_until("the admin listener answers", || daemon.admin_get("/livez").is_some());
         daemon
@@ -189,11 +188,11 @@ impl Setup {
 
     /// Runs a command of the binary to its end.
     pub(crate) fn run(&self, command: &str) -> Finished {
-        let mut child = self.command(command).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let (out, log) = (Log::of(child.stdout.take().unwrap()), Log::of(child.stderr.take().unwrap()));
+        let (out, log) = (Log::default(), Log::default());
+        let mut child = self.command(command).stdout(out.sink()).stderr(log.sink()).spawn().unwrap();
         let status = wait_for(&format!("`{command}` ends"), || child.try_wait().unwrap());
         let code = status.code();
-        Finished { code, stdout: out.finish(), stderr: log.finish() }
+        Finished { code, stdout: out.text(), stderr: log.text() }
     }
 
     /// `command` may hold arguments, parted by spaces.
@@ -328,40 +327,34 @@ impl Drop for Daemon {
     }
 }
 
-/// What a process writes, collected line by line while it runs.
-pub(crate) struct Log {
-    lines: Arc<Mutex<Vec<String>>>,
-    reader: std::thread::JoinHandle<()>,
+/// What a process writes. A file, so a line that was written before an answer is seen after it; from a pipe it could
+/// come later.
+pub(crate) struct Log(std::fs::File);
+
+impl Default for Log {
+    fn default() -> Log {
+        Log(tempfile::tempfile().unwrap())
+    }
 }
 
 impl Log {
-    fn of(stream: impl std::io::Read + Send + 'static) -> Log {
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let sink = lines.clone();
-        let reader = std::thread::spawn(move || {
-            for line in BufReader::new(stream).lines().map_while(Result::ok) {
-                sink.lock().unwrap().push(line);
-            }
-        });
-        Log { lines, reader }
+    fn sink(&self) -> Stdio {
+        self.0.try_clone().unwrap().into()
     }
 
-    /// All of it, once the process has ended.
-    fn finish(self) -> String {
-        self.reader.join().unwrap();
-        let lines = self.lines.lock().unwrap();
-        lines.iter().map(|line| format!("{line}\n")).collect()
-    }
-
+    /// The lines that are whole, each with its end.
     pub(crate) fn text(&self) -> String {
-        self.lines.lock().unwrap().join("\n")
+        let mut bytes = vec![0; self.0.metadata().unwrap().len() as usize];
+        // Where it stands in the file is the writer's, too, so nothing that moves it may be used here.
+        self.0.read_exact_at(&mut bytes, 0).unwrap();
+        bytes.truncate(bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1));
+        String::from_utf8(bytes).unwrap()
     }
 
     /// Every line of a log in JSON; one that isn't fails the test.
     pub(crate) fn entries(&self) -> Vec<Value> {
-        let lines = self.lines.lock().unwrap().clone();
-        let parse = |line: &String| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
-        lines.iter().map(parse).collect()
+        let parse = |line: &str| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line:?}"));
+        self.text().lines().map(parse).collect()
     }
 
     /// The first entry with exactly this message.
@@ -369,7 +362,6 @@ impl Log {
         self.entries().into_iter().find(|entry| field(entry, "message") == message)
     }
 
-    /// How many entries of `level` have a message that contains `part`.
     /// WARN and ERROR, but for what a start says of this machine's file system.
     pub(crate) fn complaints(&self) -> Vec<Value> {
         let of_the_machine =
@@ -378,6 +370,7 @@ impl Log {
         self.entries().into_iter().filter(|entry| complains(entry) && !of_the_machine(entry)).collect()
     }
 
+    /// How many entries of `level` have a message that contains `part`.
     pub(crate) fn count(&self, level: &str, part: &str) -> usize {
         let has = |entry: &Value| {
             entry["level"] == level && field(entry, "message").as_str().is_some_and(|message| message.contains(part))
