@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::refusals::{Refusals, Refused};
 
 /// The most bytes that one read of every open connection may bring together.
-const READS_BYTES: usize = 3 * 1024 * 1024;
+const READS_BYTES: usize = 4 * 1024 * 1024;
 /// The least that one connection's read may bring, however many there are.
 const READ_LEAST_BYTES: usize = 4 * 1024;
 /// The most that one connection's read may bring, however few there are.
@@ -26,7 +26,7 @@ pub(super) const READ_MOST_BYTES: usize = 64 * 1024;
 /// What hyper gives each connection to read into, and what all connections together may have beyond it while they are
 /// idle. It keeps what large bodies made of it: with more, connections that sent some end with their answer.
 const USUAL_BUFFER_BYTES: usize = 8 * 1024;
-const LARGE_BUFFERS_MAX_BYTES: usize = 4 * 1024 * 1024;
+const LARGE_BUFFERS_MAX_BYTES: usize = 8 * 1024 * 1024;
 /// Heads and handshakes that have begun and not ended, all connections together. One of 4 KiB for each of the usual
 /// 1,024 connections; almost every honest one comes whole, in one read, and counts for nothing.
 const UNFINISHED_MAX_BYTES: usize = 4 * 1024 * 1024;
@@ -278,8 +278,10 @@ impl Registry {
     }
 
     fn share_reads(&self, open: &Open) {
-        let share = READS_BYTES / open.connections.len().max(1);
-        self.read_max_bytes.store(share.clamp(READ_LEAST_BYTES, READ_MOST_BYTES), Ordering::Relaxed);
+        let share = (READS_BYTES / open.connections.len().max(1)).clamp(READ_LEAST_BYTES, READ_MOST_BYTES);
+        // hyper keeps a buffer for twice as much after a read that fills it, or brings a power of two. One byte less
+        // than 64 KiB makes it at most 112 KiB large, so 64 honest senders of large bodies keep their connections.
+        self.read_max_bytes.store((1 << share.ilog2()) - 1, Ordering::Relaxed);
     }
 
     /// No read takes more at the time: hyper's buffer of a connection grows with what its reads bring.

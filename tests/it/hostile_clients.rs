@@ -340,6 +340,25 @@ fn pipelined_requests_are_answered_in_order() {
 }
 
 #[test]
+fn honest_senders_of_large_bodies_keep_their_connections() {
+    let aws = LocalAws::start();
+    let daemon = Setup::new(&aws).start();
+    let body = format!("{}\n", event(&"x".repeat(1000))).repeat(400);
+    let mut senders: Vec<_> = (0..64).map(|_| connect(&daemon)).collect();
+    for round in 0..4 {
+        std::thread::scope(|scope| {
+            for sender in &mut senders {
+                scope.spawn(|| {
+                    sender.write(head(body.len()) + &body).unwrap();
+                    let answer = answer(sender);
+                    assert_eq!((answer.status, answer.header("connection")), (200, None), "round {round}");
+                });
+            }
+        });
+    }
+}
+
+#[test]
 fn a_client_that_has_no_more_to_say_after_its_request_still_gets_the_answer() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws);
