@@ -157,6 +157,7 @@ metrics! {
                 &[
                     "no_session",
                     "name_taken",
+                    "name_taken_unproven",
                     "conflict",
                     "timeout",
                     "unreachable",
@@ -170,6 +171,8 @@ metrics! {
                     "checksum_refused",
                     "file_unreadable",
                     "server_error",
+                    "proxy_refused",
+                    "not_s3",
                     "other",
                 ],
             ),

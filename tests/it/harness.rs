@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use env0_s3_logs::metric_table::{Kind, METRICS, Metric};
+
 pub(crate) use books::{Books, event, wait_until_delivered};
 pub(crate) use client::{Answer, Raw, Upload};
 
@@ -261,8 +263,10 @@ impl Daemon {
     /// The value of a metric's sample, for instance `events_accepted_total{type="env0-audits"}`.
     pub(crate) fn metric(&self, sample: &str) -> Option<f64> {
         let answer = self.admin_get("/metrics")?;
+        let text = answer.text();
+        text.lines().filter(|line| line.starts_with("env0_s3_logs_")).for_each(is_in_the_table);
         let name = format!("env0_s3_logs_{sample} ");
-        answer.text().lines().find_map(|line| line.strip_prefix(&name)?.parse().ok())
+        text.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok())
     }
 
     /// Every log line so far.
@@ -313,6 +317,27 @@ impl Daemon {
     pub(crate) fn terminate(&mut self) -> ExitStatus {
         self.signal_terminate();
         self.wait()
+    }
+}
+
+/// Dashboards and alerts are made from the table, so a series that isn't in it is seen by nobody.
+fn is_in_the_table(line: &str) {
+    let (series, _) = line.rsplit_once(' ').unwrap();
+    let (name, labels) = series.trim_end_matches('}').split_once('{').unwrap_or((series, ""));
+    let of_name = |metric: &&Metric| match metric.kind {
+        Kind::Histogram => {
+            name.strip_prefix(metric.name).is_some_and(|end| ["_bucket", "_sum", "_count"].contains(&end))
+        }
+        _ => name == metric.name,
+    };
+    let metric = METRICS.iter().find(of_name).unwrap_or_else(|| panic!("{line}"));
+    if metric.name == "env0_s3_logs_build_info" {
+        return;
+    }
+    for label in labels.split(',').filter(|label| !label.is_empty() && !label.starts_with("le=")) {
+        let (label, value) = label.split_once('=').unwrap();
+        let known = metric.labels.iter().find(|(known, _)| *known == label);
+        assert!(known.is_some_and(|(_, known)| known.iter().any(|known| format!("{known:?}") == value)), "{line}");
     }
 }
 
