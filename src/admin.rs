@@ -203,6 +203,7 @@ async fn guard(request: Request, next: Next) -> Response {
         response = (StatusCode::NOT_FOUND, NOT_HERE).into_response();
     }
     if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+        response = (StatusCode::METHOD_NOT_ALLOWED, READS_ONLY).into_response();
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
     }
     for (name, value) in ANSWER_HEADERS.iter() {
@@ -210,6 +211,8 @@ async fn guard(request: Request, next: Next) -> Response {
     }
     response
 }
+
+const READS_ONLY: &str = "this is the admin listener: it takes GET and HEAD, and changes nothing\n";
 
 /// Two ports are easily mixed up.
 const NOT_HERE: &str = "not here: this is the admin listener (/, /livez, /readyz, /status, /metrics); events and tokens go to the one of ENV0_S3_LOG_LISTEN_ADDR\n";

@@ -35,13 +35,14 @@ pub use status::HAND_OVER;
 use status::{Phase, refusal_causes};
 use sts::Sts;
 
-/// What every role allows at least, and so what a too long session is stepped down to.
+/// Every role allows sessions of this length. It is asked for where a role doesn't allow the configured one.
 const STEP_DOWN: Duration = Duration::from_secs(3600);
-/// A 403 that isn't about the session may be: tried out on sessions this old, this often.
+/// A 403 that doesn't name the session may still be its fault. To find out, a session of this age is replaced, at most this
+/// often.
 const SUSPECT_AGE: TimeDelta = TimeDelta::minutes(5);
-/// A session that S3 refuses sooner than this was no better than the one before it: back off.
+/// Where S3 refuses a session sooner than this, a new one may not help: the next exchange waits longer.
 const YOUNG_SESSION: TimeDelta = TimeDelta::minutes(1);
-/// However short STS makes its sessions, and however many tokens are handed over.
+/// Between the begins of two rounds, however short STS makes its sessions and however many tokens are handed over.
 const LEAST_BETWEEN_ROUNDS: Duration = Duration::from_secs(1);
 /// The clock may jump: the plan is made anew at least this often.
 const LONGEST_NAP: Duration = Duration::from_secs(30);
@@ -66,7 +67,7 @@ struct Inner {
 struct State {
     candidates: Candidates,
     phase: Phase,
-    /// While no session can be had.
+    /// Since when no session can be had.
     outage_since: Option<DateTime<Utc>>,
     last_error: Option<ExchangeTrouble>,
     source_problems: Vec<String>,

@@ -176,7 +176,7 @@ impl Ingest {
             Route::Refused { refusal, .. } => Err(refusal),
             Route::OidcToken => {
                 // Few requests are one, and its future is larger than that of all others.
-                let taken = Box::pin(self.take_token(&head.headers, &mut body)).await;
+                let taken = Box::pin(self.take_token(&head.headers, &mut body, guest)).await;
                 taken.map(|()| Taken::Answered(empty_answer(StatusCode::NO_CONTENT)))
             }
             Route::Events { protocol, log_type: named } => {
@@ -189,9 +189,9 @@ impl Ingest {
     }
 
     /// `PUT /v1/oidc-token`. Never depends on the spool.
-    async fn take_token(&self, headers: &HeaderMap, body: &mut Incoming) -> Result<(), Refusal> {
+    async fn take_token(&self, headers: &HeaderMap, body: &mut Incoming, guest: &Guest) -> Result<(), Refusal> {
         let body = self.tokens.read(body, &self.stop_bodies);
-        self.authenticator.hand_over_request(headers, body).await
+        self.authenticator.hand_over_request(guest, headers, body).await
     }
 
     /// `log_type` tells the meters what the events are, as soon as that is known.
@@ -204,11 +204,12 @@ impl Ingest {
     ) -> Result<Taken, Refusal> {
         let Sender { protocol, named, uri, headers } = *sender;
         *log_type = named;
-        if headers.contains_key(OIDC_TOKEN_HEADER) {
-            self.authenticator.hand_over_beside(headers).await;
-        }
         let carried = protocol.token(uri, headers);
-        let identity = self.authenticator.authenticate(headers, carried.as_deref(), named).await?;
+        let identity = self.authenticator.authenticate(guest, headers, carried.as_deref(), named).await;
+        if headers.contains_key(OIDC_TOKEN_HEADER) {
+            self.authenticator.hand_over_beside(guest, headers, identity.is_ok()).await;
+        }
+        let identity = identity?;
         let decided = identity.log_type().or(named);
         *log_type = decided;
         let encoding = self.judge_head(&identity, sender, decided)?;

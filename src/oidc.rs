@@ -1,4 +1,4 @@
-//! Whose token is it: tokens, the issuer's keys, and the judge of a token that somebody presents.
+//! OIDC tokens, the issuer's keys, and the judge of a token that somebody presents.
 
 mod keys;
 mod refusal;

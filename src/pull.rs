@@ -124,7 +124,7 @@ impl Puller {
             reports: Arc::default(),
             shared: ByType::new(|_| shared()),
             stop: stop.clone(),
-            started_at: Utc::now(),
+            started_at: crate::batch::now(),
             config: config.clone(),
             network: network.clone(),
             hand_over: HandOver { verifier: verifier.clone(), credentials: credentials.clone() },

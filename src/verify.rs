@@ -38,7 +38,7 @@ use walk::{Progress, Walk};
 
 /// Reads a day from the command line.
 fn day(text: &str) -> Result<NaiveDate, String> {
-    text.parse().map_err(|_| format!("expected a day that exists, such as {}", Utc::now().date_naive()))
+    text.parse().map_err(|_| format!("expected a day that exists, such as {}", crate::batch::now().date_naive()))
 }
 
 /// What to verify, and by what.

@@ -84,7 +84,7 @@ pub struct Config {
     pub signing_key_file: Option<PathBuf>,
     /// From SIGTERM to exit.
     pub shutdown_grace: Duration,
-    /// Whether events come in over HTTP. Not where there is an API key and nobody could send.
+    /// Whether events come in over HTTP. False where there is an API key, and no credentials with which anybody could send.
     pub ingest: bool,
     /// What is pulled from env0's API; `None` without an API key.
     pub pull: Option<Pull>,

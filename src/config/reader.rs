@@ -185,7 +185,7 @@ impl Reader {
         let own: OwnVariables = envy::prefixed(PREFIX).from_iter(own).expect(ALL_STRINGS);
         let shared: SharedVariables = envy::from_iter(shared).expect(ALL_STRINGS);
 
-        // What AWS demands of names binds no other store.
+        // Other stores need not keep AWS's rules for names.
         let own_endpoint = |specific: &Option<String>| specific.is_some() || shared.aws_endpoint_url.is_some();
         let parse_role =
             if own_endpoint(&shared.aws_endpoint_url_sts) { values::role_arn_elsewhere } else { values::role_arn };
@@ -438,7 +438,7 @@ impl Reader {
         if self.is_given(specific) { specific } else { "AWS_ENDPOINT_URL" }
     }
 
-    /// A limit that a wider limit makes meaningless counts as the wider one's value.
+    /// The limit `name`, which can't be above the limit `wider_name`: a higher value counts as that one's, and is a warning.
     fn at_most(&mut self, (name, value): (&'static str, usize), (wider_name, wider): (&'static str, usize)) -> usize {
         if value > wider && self.is_given(name) {
             let [value, wider] = [value, wider].map(|bytes| values::show_size(bytes as u64));

@@ -371,8 +371,8 @@ pub(super) fn proxy_url(value: &str) -> Parsed<String> {
     http_url(&url, true).map(|_| url)
 }
 
-/// `NO_PROXY`: hosts, domains, networks and `*`, separated by commas or, as curl has it, white space. Of an entry's scheme, port and path nothing is
-/// kept, and `*.example.com` is `.example.com`: that is what the clients know.
+/// `NO_PROXY`: hosts, domains, networks and `*`, separated by commas or, as curl has it, white space. An entry's scheme, port
+/// and path are left out, and `*.example.com` becomes `.example.com`: the clients know no other form.
 pub(super) fn no_proxy(value: &str) -> Parsed<Vec<String>> {
     let entries = value.split([',', ' ', '\t']).map(|entry| {
         let (has_scheme, rest) = entry.split_once("://").map_or((false, entry), |(_, rest)| (true, rest));

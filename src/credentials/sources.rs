@@ -1,9 +1,12 @@
 //! Tokens of the operator's own: a file and a URL, read again at every exchange.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 
 use crate::config::Config;
 use crate::network::Network;
@@ -13,8 +16,13 @@ use crate::small_file;
 /// Largest answer that a token is read from: many times the longest token that STS takes.
 const MAX_BYTES: usize = 64 * 1024;
 
+/// How long a round waits for the token's file. A disk that does not answer is still waited for in the next round.
+const FILE_PATIENCE: Duration = Duration::from_secs(10);
+
 pub(super) struct Sources {
     file: Option<PathBuf>,
+    /// A read of the file that the disk has not answered yet. There is one at most, so a disk that hangs holds one thread.
+    reading: Mutex<Option<JoinHandle<Result<OidcToken, String>>>>,
     url: Option<SecretString>,
     network: Network,
 }
@@ -22,7 +30,7 @@ pub(super) struct Sources {
 impl Sources {
     pub(super) fn new(config: &Config, network: &Network) -> Sources {
         let (file, url) = (config.oidc_token_file.clone(), config.oidc_token_url.clone());
-        Sources { file, url, network: network.clone() }
+        Sources { file, reading: Mutex::default(), url, network: network.clone() }
     }
 
     /// The tokens found, and a sentence for each source that has none now; never with the URL.
@@ -30,11 +38,7 @@ impl Sources {
         let mut tokens = Vec::new();
         let mut problems = Vec::new();
         if let Some(path) = &self.file {
-            // Blocks, but for a page or two at most, and seldom.
-            match small_file::read_text(path)
-                .map_err(|error| error.to_string())
-                .and_then(|text| in_file(&text).map_err(str::to_owned))
-            {
+            match self.read_file(path).await {
                 Ok(token) => tokens.push(token),
                 Err(reason) => problems.push(format!("ENV0_S3_LOG_OIDC_TOKEN_FILE={path:?}: {reason}")),
             }
@@ -47,6 +51,23 @@ impl Sources {
             }
         }
         (tokens, problems)
+    }
+
+    /// Reads the file on a thread that may wait for the disk: the runtime's threads take events meanwhile.
+    async fn read_file(&self, path: &Path) -> Result<OidcToken, String> {
+        let mut reading = self.reading.lock().await;
+        let path = path.to_owned();
+        let read = reading.get_or_insert_with(|| {
+            tokio::task::spawn_blocking(move || {
+                let text = small_file::read_text(&path).map_err(|error| error.to_string())?;
+                in_file(&text).map_err(str::to_owned)
+            })
+        });
+        let Ok(token) = tokio::time::timeout(FILE_PATIENCE, read).await else {
+            return Err(format!("the disk has not given it within {} s", FILE_PATIENCE.as_secs()));
+        };
+        *reading = None;
+        token.unwrap_or_else(|error| Err(error.to_string()))
     }
 }
 
@@ -116,5 +137,23 @@ mod tests {
             let reason = in_file(text).unwrap_err();
             assert!(reason.contains(expected), "{text}: {reason}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_file_that_keeps_its_reader_waiting_holds_up_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("token");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+        let config = Config { oidc_token_file: Some(pipe.clone()), ..crate::testing::config("") };
+        let sources = Sources::new(&config, &Network::new(&config.network).unwrap());
+        tokio::select! {
+            biased;
+            (tokens, problems) = sources.read() => panic!("{tokens:?} {problems:?}"),
+            () = tokio::time::sleep(Duration::from_millis(100)) => {}
+        }
+        // The same read goes on.
+        std::fs::write(&pipe, "raw.token").unwrap();
+        let (tokens, problems) = sources.read().await;
+        assert_eq!((tokens[0].expose(), problems), ("raw.token", Vec::new()));
     }
 }

@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::refusals::{Refusals, Refused};
+use super::refusals::{Fault, Refusals, Refused};
 
 /// The most bytes that one read of every open connection may bring together.
 const READS_BYTES: usize = 4 * 1024 * 1024;
@@ -41,12 +41,17 @@ const CLOSING_MAX: usize = 32;
 /// TLS handshakes that are computed at once for one address; the others of that address wait for them.
 const HANDSHAKES_PER_SOURCE: usize = 2;
 
+/// Signatures of tokens that are checked at once, so that tokens of strangers never keep more than one thread from its
+/// other work.
+const SIGNATURES_AT_ONCE: usize = 1;
+
 /// All connections of a listener.
 pub(super) struct Registry {
     /// At once.
     max: usize,
     open: Mutex<Open>,
-    /// The next moment since which a connection has had no request: who is longest without has the least.
+    /// Counts up. A connection takes the next number when it has no request any more, so the one with the lowest number has
+    /// been without a request for the longest time.
     moments: AtomicU64,
     left: Notify,
     /// Connections end with the answer that is under way.
@@ -59,6 +64,8 @@ pub(super) struct Registry {
     large_buffers_bytes: AtomicUsize,
     /// Strangers whose ClientHello has come.
     greeted: AtomicUsize,
+    /// See [`SIGNATURES_AT_ONCE`].
+    signatures: Semaphore,
     /// What was refused below the requests.
     pub(super) refusals: Refusals,
 }
@@ -77,6 +84,8 @@ struct Source {
     connections: AtomicUsize,
     strangers: AtomicUsize,
     handshakes: Semaphore,
+    /// One of its signatures at a time waits in the line of [`Registry::signatures`].
+    signatures: Semaphore,
 }
 
 /// One connection.
@@ -99,7 +108,7 @@ pub(super) struct Connection {
     body_since: AtomicU64,
     body_bytes: AtomicU64,
     /// What its last request is refused for, before it is one.
-    pub(super) refused: OnceLock<Refused>,
+    pub(super) refused: OnceLock<Fault>,
     /// It ends with an answer behind which more requests may have come.
     pub(super) turned_away: AtomicBool,
     /// Set before the next connection is accepted.
@@ -204,6 +213,7 @@ impl Registry {
             unfinished_bytes: AtomicUsize::new(0),
             large_buffers_bytes: AtomicUsize::new(0),
             greeted: AtomicUsize::new(0),
+            signatures: Semaphore::new(SIGNATURES_AT_ONCE),
             refusals,
         })
     }
@@ -236,8 +246,12 @@ impl Registry {
     pub(super) fn enter(self: &Arc<Self>, client: IpAddr) -> Member {
         let mut open = self.open();
         let new = || {
-            let handshakes = Semaphore::new(HANDSHAKES_PER_SOURCE);
-            Arc::new(Source { connections: AtomicUsize::new(0), strangers: AtomicUsize::new(0), handshakes })
+            Arc::new(Source {
+                connections: AtomicUsize::new(0),
+                strangers: AtomicUsize::new(0),
+                handshakes: Semaphore::new(HANDSHAKES_PER_SOURCE),
+                signatures: Semaphore::new(1),
+            })
         };
         let source = open.sources.entry(network_of(client)).or_insert_with(new).clone();
         source.connections.fetch_add(1, Ordering::Relaxed);
@@ -396,11 +410,11 @@ impl Member {
     }
 
     /// Waits until it is the turn of this connection's address to compute a TLS handshake.
-    pub(super) async fn handshake_turn(&self) -> Option<tokio::sync::SemaphorePermit<'_>> {
+    pub(super) async fn handshake_turn(&self) -> Option<SemaphorePermit<'_>> {
         self.connection.source.handshakes.acquire().await.ok()
     }
 
-    /// As the last one, for now: it has a request that is not let in yet, or none any more.
+    /// It has no request that is let in, so it may be closed for others, after all that have been without one for longer.
     pub(super) fn may_close(&self) {
         self.connection.without_request_since.store(self.registry.moment(), Ordering::Relaxed);
     }
@@ -430,6 +444,7 @@ impl Drop for Member {
 }
 
 /// The connection of a request. At the limit of connections it may be closed, until the request is let in.
+#[derive(Clone)]
 pub struct Guest {
     pub(super) registry: Arc<Registry>,
     pub(super) connection: Arc<Connection>,
@@ -449,6 +464,29 @@ impl Guest {
             }
         }
     }
+
+    /// Waits until it is the turn of this connection's address to have the signature of a token checked. The turn ends
+    /// when what is returned is dropped.
+    pub async fn signature_turn(&self) -> SignatureTurn<'_> {
+        // Of its own address first: however many tokens an address sends, another one waits for one of them at most.
+        let of_source = self.connection.source.signatures.acquire().await;
+        let of_all = self.registry.signatures.acquire().await;
+        SignatureTurn { _of_all: of_all.ok(), _of_source: of_source.ok() }
+    }
+
+    /// A connection for tests of what takes one.
+    #[cfg(test)]
+    pub(crate) fn anybody() -> Guest {
+        let registry = Registry::new(1, Refusals::new("test"));
+        let connection = registry.enter(Ipv6Addr::LOCALHOST.into()).connection.clone();
+        Guest { registry, connection }
+    }
+}
+
+/// The turn of one address to have a signature checked.
+pub struct SignatureTurn<'a> {
+    _of_all: Option<SemaphorePermit<'a>>,
+    _of_source: Option<SemaphorePermit<'a>>,
 }
 
 #[cfg(test)]

@@ -18,7 +18,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::connections::{Connection, Layer, Member, Registry};
-use super::refusals::Refused;
+use super::refusals::{Fault, Refused};
+pub(super) use rules::HEADERS_MAX;
 use rules::{Framing, Rest};
 
 /// From the accept of a connection, or from a later head's first byte, to the head's last.
@@ -136,7 +137,7 @@ impl<S: AsyncRead> FramingGuard<S> {
         };
         match rest {
             Rest::None | Rest::Unfinished => {}
-            Rest::Refused(refused) => self.refuse(refused),
+            Rest::Refused(fault) => self.refuse(fault),
             Rest::BrokenBody => {
                 self.end = Some(End::BrokenBody);
                 self.registry.refusals.count(Refused::Malformed, self.connection.client, &"in a chunked body");
@@ -165,11 +166,11 @@ impl<S: AsyncRead> FramingGuard<S> {
     }
 
     /// Ends the requests of this connection with one that says why.
-    fn refuse(&mut self, refused: Refused) {
+    fn refuse(&mut self, fault: Fault) {
         self.end = Some(End::Refused);
         self.unfinished = Vec::new();
-        self.registry.refusals.count(refused, self.connection.client, &"");
-        let _ = self.connection.refused.set(refused);
+        self.registry.refusals.count(fault.refused, self.connection.client, &fault.detail);
+        let _ = self.connection.refused.set(fault);
         self.passing.extend_from_slice(REFUSED_REQUEST);
     }
 
@@ -214,7 +215,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for FramingGuard<S> {
                     if this.unfinished.is_empty() {
                         return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                     }
-                    this.refuse(Refused::Slow);
+                    this.refuse(Refused::Slow.into());
                 }
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Ok(())) if buffer.filled().len() == before => return Poll::Ready(Ok(())),

@@ -25,12 +25,11 @@ use tokio_util::task::TaskTracker;
 
 pub use super::connections::Guest;
 use super::connections::{Member, READ_MOST_BYTES, Registry};
-use super::framing::{FramingGuard, REFUSED_METHOD};
-use super::refusals::{Refusals, Refused};
+use super::framing::{FramingGuard, HEADERS_MAX, REFUSED_METHOD};
+use super::refusals::{Fault, Refusals, Refused};
 use super::site::Site;
 use super::tls::Tls;
 
-const HEADERS_MAX: usize = 100;
 /// A connection that has had so many 401s, and no request of which was let in, ends with the last of them: whoever
 /// guesses or forges tokens pays for a new connection each time. A sender that mistook its token comes back.
 const REFUSALS_MAX: usize = 8;
@@ -149,10 +148,11 @@ where
     let refusals = &AtomicUsize::new(0);
     let service = service_fn(|request: Request<Incoming>| {
         member.may_close();
-        let refused = match connection.refused.get() {
-            Some(refused) if is_guards_own(request.method()) => Some(*refused),
-            _ => site.refusal(request.method(), request.uri(), request.headers()).inspect(|refused| {
-                registry.refusals.count(*refused, connection.client, &"");
+        let refused: Option<Fault> = match connection.refused.get() {
+            Some(fault) if is_guards_own(request.method()) => Some(*fault),
+            _ => site.refusal(request.method(), request.uri(), request.headers()).map(|refused| {
+                registry.refusals.count(refused, connection.client, &"");
+                refused.into()
             }),
         };
         let handler = &handler;
@@ -162,7 +162,7 @@ where
                 tokio::task::yield_now().await;
             }
             let mut answer = match refused {
-                Some(refused) => refusal(refused),
+                Some(fault) => refusal(fault),
                 None => handler(request, Guest { registry: registry.clone(), connection: connection.clone() }).await,
             };
             let guesses = answer.status() == StatusCode::UNAUTHORIZED
@@ -221,8 +221,9 @@ fn is_guards_own(method: &Method) -> bool {
 }
 
 /// The answer in place of one to a request; the connection ends with it.
-fn refusal<B: From<Bytes>>(refused: Refused) -> Response<B> {
-    let body = serde_json::json!({ "error": refused.words() }).to_string();
+fn refusal<B: From<Bytes>>(Fault { refused, detail }: Fault) -> Response<B> {
+    let between = if detail.is_empty() { "" } else { ": " };
+    let body = serde_json::json!({ "error": format!("{}{between}{detail}", refused.words()) }).to_string();
     let mut answer = Response::new(B::from(body.into()));
     *answer.status_mut() = refused.status();
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

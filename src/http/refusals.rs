@@ -108,6 +108,21 @@ impl Refused {
     }
 }
 
+/// A refusal, and what exactly it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Fault {
+    /// The reason.
+    pub(super) refused: Refused,
+    /// For the client and for the log; empty where the reason tells all.
+    pub(super) detail: &'static str,
+}
+
+impl From<Refused> for Fault {
+    fn from(refused: Refused) -> Fault {
+        Fault { refused, detail: "" }
+    }
+}
+
 /// How many were refused by all listeners since the process began. Kept here, too, because a [`Counter`] can't be read.
 static TOTALS: [AtomicU64; Refused::ALL.len()] = [const { AtomicU64::new(0) }; Refused::ALL.len()];
 

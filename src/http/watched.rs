@@ -38,7 +38,7 @@ pub enum Change {
     WrittenTo,
 }
 
-/// Another one for a file that was written to, or replaced by a rename.
+/// Differs from the one before once the file was written to, or replaced by a rename.
 #[derive(PartialEq, Eq)]
 struct Version {
     modified: SystemTime,

@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use crate::batch::{LogType, Sha256};
 use crate::config::Config;
 use crate::credentials::{Credentials, Offer};
+use crate::http::listener::Guest;
 use crate::metric_table;
 use crate::oidc::{OidcToken, Verifier, VerifyError, looks_like_jwt};
 use token_file::{StaticToken, TokenFile};
@@ -29,8 +30,10 @@ pub const OIDC_TOKEN_HEADER: HeaderName = HeaderName::from_static("x-env0-oidc-t
 
 /// How long events wait for the hand-over beside them.
 const BESIDE_PATIENCE: Duration = Duration::from_secs(1);
-/// Hand-overs beside events that may go on at once, while an issuer is slow.
+/// Hand-overs beside events that may go on at once, while an issuer is slow: of requests whose credentials hold, and of
+/// all others.
 const BESIDE_MAX: usize = 16;
+const BESIDE_STRANGERS_MAX: usize = 4;
 /// Label of `auth_failures_total`.
 const WRONG_TYPE: &str = "wrong_type";
 
@@ -122,6 +125,7 @@ struct Inner {
     verifier: Verifier,
     credentials: Credentials,
     beside: Arc<Semaphore>,
+    beside_strangers: Arc<Semaphore>,
 }
 
 impl Authenticator {
@@ -135,8 +139,15 @@ impl Authenticator {
         for outcome in ["accepted", "known", "set_aside", "no_room", "refused", "unavailable"] {
             hand_overs(outcome).increment(0);
         }
-        let (required, beside) = (config.ingest_auth_required, Arc::new(Semaphore::new(BESIDE_MAX)));
-        Ok(Authenticator(Arc::new(Inner { required, own, file, verifier, credentials, beside })))
+        Ok(Authenticator(Arc::new(Inner {
+            required: config.ingest_auth_required,
+            own,
+            file,
+            verifier,
+            credentials,
+            beside: Arc::new(Semaphore::new(BESIDE_MAX)),
+            beside_strangers: Arc::new(Semaphore::new(BESIDE_STRANGERS_MAX)),
+        })))
     }
 
     /// Looks whether the token file changed, and reads it then. Waits for the disk.
@@ -159,11 +170,12 @@ impl Authenticator {
     /// for the log type `named`, which it may not write.
     pub async fn authenticate(
         &self,
+        guest: &Guest,
         headers: &HeaderMap,
         carried: Option<&str>,
         named: Option<LogType>,
     ) -> Result<Identity, AuthError> {
-        let identity = self.judge_all(headers, carried, named).await;
+        let identity = self.judge_all(guest, headers, carried, named).await;
         let identity =
             match identity {
                 Ok(Identity::Oidc)
@@ -177,6 +189,7 @@ impl Authenticator {
 
     async fn judge_all(
         &self,
+        guest: &Guest,
         headers: &HeaderMap,
         carried: Option<&str>,
         named: Option<LogType>,
@@ -187,7 +200,7 @@ impl Authenticator {
         };
         let mut outcome = Err(AuthError::Missing);
         for token in presented.as_deref().into_iter().chain(carried) {
-            match self.judge(token, named).await {
+            match self.judge(guest, token, named).await {
                 Err(AuthError::Invalid) if matches!(outcome, Err(AuthError::Unavailable { .. })) => {}
                 judged => outcome = judged,
             }
@@ -199,34 +212,37 @@ impl Authenticator {
     }
 
     /// Hands over the OIDC token that travels in [`OIDC_TOKEN_HEADER`] beside other credentials. A bad
-    /// one is counted, and changes nothing for the events, which don't wait for a slow issuer either.
-    pub async fn hand_over_beside(&self, headers: &HeaderMap) {
+    /// one is counted, and changes nothing for the events, which don't wait for a slow issuer either. `is_known` says
+    /// whether the other credentials hold: strangers take no place from those whose do.
+    pub async fn hand_over_beside(&self, guest: &Guest, headers: &HeaderMap, is_known: bool) {
         let Some(token) = headers.get(OIDC_TOKEN_HEADER).and_then(|value| value.to_str().ok()) else { return };
-        let Ok(permit) = Arc::clone(&self.0.beside).try_acquire_owned() else {
+        let places = if is_known { &self.0.beside } else { &self.0.beside_strangers };
+        let Ok(permit) = Arc::clone(places).try_acquire_owned() else {
             return hand_overs("unavailable").increment(1);
         };
-        let (this, token) = (self.clone(), SecretString::from(token));
+        let (this, guest, token) = (self.clone(), guest.clone(), SecretString::from(token));
         let hand_over = tokio::spawn(async move {
             let _permit = permit;
-            let _ = this.hand_over(token.expose_secret()).await;
+            let _ = this.hand_over(&guest, token.expose_secret()).await;
         });
         let _ = tokio::time::timeout(BESIDE_PATIENCE, hand_over).await;
     }
 
     /// Verifies an OIDC token and gives it to the credentials. Needed whatever
     /// `ENV0_S3_LOG_INGEST_AUTH` says.
-    pub async fn hand_over(&self, token: &str) -> Result<(), AuthError> {
-        let verified = self.verify(token).await?;
+    pub async fn hand_over(&self, guest: &Guest, token: &str) -> Result<(), AuthError> {
+        let verified = self.verify(guest, token).await?;
         match self.offer(verified) {
             Offer::NoRoom => Err(AuthError::NoRoom),
             Offer::Accepted | Offer::Known | Offer::SetAside => Ok(()),
         }
     }
 
-    async fn verify(&self, token: &str) -> Result<OidcToken, AuthError> {
+    async fn verify(&self, guest: &Guest, token: &str) -> Result<OidcToken, AuthError> {
         let token = token.trim();
+        let (now, turn) = (crate::batch::now(), guest.signature_turn());
         let verified = match looks_like_jwt(token) {
-            true => self.0.verifier.verify(token, crate::batch::now()).await.map_err(AuthError::from),
+            true => self.0.verifier.verify_in_turn(token, now, turn).await.map_err(AuthError::from),
             false => Err(AuthError::Invalid),
         };
         let outcome = match &verified {
@@ -256,24 +272,25 @@ impl Authenticator {
     /// else `body`, which is read only then. `None` is one that is too long for a token.
     pub async fn hand_over_request<E: From<AuthError>>(
         &self,
+        guest: &Guest,
         headers: &HeaderMap,
         body: impl Future<Output = Result<Option<Bytes>, E>>,
     ) -> Result<(), E> {
         let presented = token_of(headers);
         let outcome = match &presented {
             Err(error @ AuthError::Malformed(_)) => Err(error.clone()),
-            Ok(Some(token)) if looks_like_jwt(token) => self.hand_over(token).await,
+            Ok(Some(token)) if looks_like_jwt(token) => self.hand_over(guest, token).await,
             _ => match body.await? {
                 None => Err(AuthError::Invalid),
                 Some(body) if body.trim_ascii().is_empty() && presented == Ok(None) => Err(AuthError::Missing),
                 // A token is ASCII: anything else is none.
-                Some(body) => self.hand_over(std::str::from_utf8(&body).unwrap_or_default()).await,
+                Some(body) => self.hand_over(guest, std::str::from_utf8(&body).unwrap_or_default()).await,
             },
         };
         Ok(outcome.inspect_err(count_failure)?)
     }
 
-    async fn judge(&self, token: &str, named: Option<LogType>) -> Result<Identity, AuthError> {
+    async fn judge(&self, guest: &Guest, token: &str, named: Option<LogType>) -> Result<Identity, AuthError> {
         if let Some(log_type) = self.static_token(token) {
             return Ok(Identity::Static { log_type });
         }
@@ -281,7 +298,7 @@ impl Authenticator {
             return Err(AuthError::Invalid);
         }
         // Most tokens are static ones, whose requests need no room for this.
-        let verified = Box::pin(self.verify(token)).await?;
+        let verified = Box::pin(self.verify(guest, token)).await?;
         if !self.0.required || named.is_none_or(|named| Identity::Oidc.may_write(named)) {
             self.offer(verified);
         }

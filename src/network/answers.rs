@@ -1,13 +1,17 @@
 //! Bounds on what an AWS service may answer. The SDK reads an answer's body into memory, to its end, and signs the
 //! next request by the clock that the answer's `Date` tells.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector};
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_types::body::SdkBody;
 use chrono::{DateTime, TimeDelta, Utc};
 use http_body_util::Limited;
+use tokio::sync::Notify;
 
 /// The most bytes of an answer. The largest that the daemon asks for, a session of STS, has some 3 KB.
 pub const ANSWER_MAX_BYTES: usize = 64 * 1024;
@@ -19,6 +23,14 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 /// has no text, and the SDK panics over it.
 const CLOCK_MAX_DIFFERENCE: TimeDelta = TimeDelta::days(3650);
 
+/// The most informational answers (1xx) to one request. A server that sends them without an end would keep a processor
+/// busy for as long as an attempt may take.
+const INFORMATIONAL_MAX: usize = 16;
+
+#[derive(Debug, thiserror::Error)]
+#[error("more than {INFORMATIONAL_MAX} informational answers (1xx) came, and no answer")]
+struct TooManyInformational;
+
 /// A connector whose answers end with an error at their bound.
 #[derive(Debug)]
 pub(super) struct Bounded {
@@ -29,10 +41,19 @@ pub(super) struct Bounded {
 
 impl HttpConnector for Bounded {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let (request, too_many) = match count_informational(request) {
+            Ok(counted) => counted,
+            Err(error) => return HttpConnectorFuture::ready(Err(error)),
+        };
         let answer = self.connector.call(request);
         let success_max_bytes = self.success_max_bytes;
         HttpConnectorFuture::new(async move {
-            let mut answer = answer.await?;
+            let mut answer = tokio::select! {
+                biased;
+                answer = answer => answer?,
+                // The connection is closed, because nobody waits for its answer any more.
+                () = too_many.notified() => return Err(ConnectorError::other(TooManyInformational.into(), None)),
+            };
             if !tells_a_clock(&answer, crate::batch::now()) {
                 answer.headers_mut().remove("date");
             }
@@ -43,6 +64,20 @@ impl HttpConnector for Bounded {
             })
         })
     }
+}
+
+/// The request, and what is told when it has had too many informational answers.
+fn count_informational(request: HttpRequest) -> Result<(HttpRequest, Arc<Notify>), ConnectorError> {
+    let unusable = |error| ConnectorError::user(Box::new(error));
+    let mut request = request.try_into_http1x().map_err(unusable)?;
+    let too_many = Arc::new(Notify::new());
+    let (seen, tell) = (AtomicUsize::new(0), too_many.clone());
+    hyper::ext::on_informational(&mut request, move |_| {
+        if seen.fetch_add(1, Ordering::Relaxed) == INFORMATIONAL_MAX {
+            tell.notify_one();
+        }
+    });
+    Ok((HttpRequest::try_from(request).map_err(unusable)?, too_many))
 }
 
 fn tells_a_clock(answer: &HttpResponse, now: DateTime<Utc>) -> bool {

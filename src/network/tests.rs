@@ -197,3 +197,42 @@ async fn no_proxy_with_a_star_means_no_proxy_for_names_and_addresses() {
         assert_eq!(get(&network, &url).await, Ok(200), "{url}");
     }
 }
+
+/// A server that answers each request with 103 `hints` times, or without an end where that is `None`, and then with 200.
+/// What it sends is told when its client has closed the connection.
+async fn hinting(hints: Option<usize>) -> (String, tokio::sync::mpsc::UnboundedReceiver<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let (closed, is_closed) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let closed = closed.clone();
+            tokio::spawn(async move {
+                let _ = client.read(&mut [0; 4096]).await;
+                let hint = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n";
+                match hints {
+                    Some(hints) => {
+                        let _ = client.write_all(&hint.repeat(hints)).await;
+                        let _ = client.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+                    }
+                    None => while client.write_all(hint).await.is_ok() {},
+                }
+                let _ = closed.send(());
+            });
+        }
+    });
+    (url, is_closed)
+}
+
+#[tokio::test]
+async fn informational_answers_without_an_end_are_given_up_after_sixteen() {
+    let network = Network::new(&config::Network::default()).unwrap();
+    for hints in [0, 16] {
+        assert_eq!(get(&network, &hinting(Some(hints)).await.0).await, Ok(200), "{hints} hints");
+    }
+    let (url, mut is_closed) = hinting(None).await;
+    let error = get(&network, &url).await.unwrap_err();
+    assert!(error.contains("more than 16 informational answers"), "{error}");
+    is_closed.recv().await.unwrap();
+}

@@ -147,14 +147,29 @@ impl Verifier {
 
     /// Judges a token that somebody presents, at the time `now`. A refusal is counted, and told to the operator.
     pub async fn verify(&self, token: &str, now: DateTime<Utc>) -> Result<OidcToken, VerifyError> {
-        let verified = self.judge(token, now).await;
+        self.verify_in_turn(token, now, std::future::ready(())).await
+    }
+
+    /// As [`Verifier::verify`]. The signature is checked once `turn` resolves, and what that gives is dropped afterwards.
+    pub async fn verify_in_turn<T>(
+        &self,
+        token: &str,
+        now: DateTime<Utc>,
+        turn: impl Future<Output = T>,
+    ) -> Result<OidcToken, VerifyError> {
+        let verified = self.judge(token, now, turn).await;
         if let Err(VerifyError::Refused(refusal)) = &verified {
             self.refusals.add(refusal, self.rules.configured(refusal.reason));
         }
         verified
     }
 
-    async fn judge(&self, token: &str, now: DateTime<Utc>) -> Result<OidcToken, VerifyError> {
+    async fn judge<T>(
+        &self,
+        token: &str,
+        now: DateTime<Utc>,
+        turn: impl Future<Output = T>,
+    ) -> Result<OidcToken, VerifyError> {
         let refused = |reason: Reason| VerifyError::Refused(reason.into());
         if token.len() > MAX_TOKEN_BYTES {
             return Err(refused(Reason::TooLong));
@@ -170,6 +185,7 @@ impl Verifier {
         let claims: Claims = payload(token).ok_or_else(|| refused(Reason::Claims))?;
         self.rules.judge(&claims, now).map_err(VerifyError::Refused)?;
         let keys = self.keys.find(&header).await?;
+        let _turn = turn.await;
         if !keys.iter().any(|key| key.may_have_signed(&header) && key.has_signed(token)) {
             return Err(refused(Reason::Signature));
         }

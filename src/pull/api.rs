@@ -50,6 +50,8 @@ const ERROR_MAX_BYTES: usize = 64 * 1024;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// A request is given up when nothing has arrived for this long, before the answer or within it.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
+/// How long a request waits until the files of the key are read again.
+const KEY_PATIENCE: Duration = Duration::from_secs(10);
 /// A request that goes on failing is left to the next round, so that it doesn't hold up the others.
 const ATTEMPTS_MAX: u32 = 4;
 /// Each silent attempt takes 20 s, so fewer are made before the operator is told.
@@ -72,6 +74,8 @@ struct Inner {
     keys: KeyHolder,
     /// Whether env0 has accepted the current key before.
     key_worked: AtomicBool,
+    /// One permit: the files of the key are read once at a time.
+    reading_key: Arc<Semaphore>,
     logs: Slots,
     others: Slots,
     pace: Pace,
@@ -128,6 +132,7 @@ impl Api {
             base,
             keys: KeyHolder::new(pull),
             key_worked: AtomicBool::new(false),
+            reading_key: Arc::new(Semaphore::new(1)),
             logs: Slots::new(LOGS_AT_ONCE),
             others: Slots::new(OTHERS_AT_ONCE),
             pace: Pace::default(),
@@ -150,14 +155,26 @@ impl Api {
     /// moment must not count as one that was missed long ago.
     pub fn now(&self) -> DateTime<Utc> {
         let ahead = self.0.clock_ahead_millis.load(Ordering::Relaxed).min(0);
-        Utc::now() + TimeDelta::milliseconds(ahead)
+        crate::batch::now() + TimeDelta::milliseconds(ahead)
     }
 
-    /// Reads the files of the key again.
+    /// Reads the files of the key again. Waits for the disk.
     pub fn reload_key(&self) {
         if self.0.keys.reload() {
             self.0.key_worked.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// Reads the files of the key again, on a thread that may wait for the disk. A disk that does not answer is not waited
+    /// for longer than [`KEY_PATIENCE`], and only one thread waits for it; the key stays what it was meanwhile.
+    async fn reload_key_aside(&self) {
+        let Ok(only_one) = self.0.reading_key.clone().try_acquire_owned() else { return };
+        let api = self.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            api.reload_key();
+            drop(only_one);
+        });
+        let _ = tokio::time::timeout(KEY_PATIENCE, reading).await;
     }
 
     /// Requests `path`, whose segments are encoded here. Repeats the request where that can help.
@@ -190,7 +207,7 @@ impl Api {
                 }
                 // The key may have been replaced: the new one is then in its file, and the old one is deleted.
                 ErrorKind::Unauthorized | ErrorKind::Revoked => {
-                    self.reload_key();
+                    self.reload_key_aside().await;
                     attempt < ATTEMPTS_MAX && !Arc::ptr_eq(&key, &inner.keys.key())
                 }
                 _ => false,
@@ -219,7 +236,7 @@ impl Api {
         let mut response = unless_silent(request.send()).await??;
         self.note_clock(response.headers());
         let header = |name: HeaderName| response.headers().get(name)?.to_str().ok();
-        let wait = header(RETRY_AFTER).and_then(|value| retry_after(value, Utc::now())).unwrap_or_default();
+        let wait = header(RETRY_AFTER).and_then(|value| retry_after(value, crate::batch::now())).unwrap_or_default();
         let content_type = header(CONTENT_TYPE).unwrap_or_default().to_owned();
         let status = response.status();
         let failed = |kind: ErrorKind| Failed { wait, ..kind.into() };
@@ -265,7 +282,7 @@ impl Api {
     fn note_clock(&self, headers: &HeaderMap) {
         let date = headers.get(DATE).and_then(|date| DateTime::parse_from_rfc2822(date.to_str().ok()?).ok());
         if let Some(date) = date {
-            let ahead = (date.to_utc() - Utc::now()).num_milliseconds();
+            let ahead = (date.to_utc() - crate::batch::now()).num_milliseconds();
             // The header has whole seconds and the answer took some time, so less than 2 s is no difference.
             let ahead = if ahead.abs() < 2_000 { 0 } else { ahead };
             self.0.clock_ahead_millis.store(ahead, Ordering::Relaxed);
@@ -317,3 +334,6 @@ async fn beginning(response: &mut Response) -> Vec<u8> {
 fn requests(endpoint: Endpoint, outcome: &'static str) -> metrics::Counter {
     metrics::counter!(metric_table::PULL_REQUESTS, "endpoint" => endpoint.as_str(), "outcome" => outcome)
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,7 +85,7 @@ impl Memory for AuditMemory {
             return;
         }
         // An event without a time can only be unknown if it is recent, so now is close enough.
-        let at = timestamp.and_then(millis).unwrap_or_else(|| Utc::now().timestamp_millis());
+        let at = timestamp.and_then(millis).unwrap_or_else(|| crate::batch::now().timestamp_millis());
         if at >= self.from {
             // Ids of two organizations may be the same. Where the line doesn't say whose it is, its bytes identify it.
             let id = id.filter(|_| organization.is_some() || whose.is_alone);

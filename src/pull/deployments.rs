@@ -19,7 +19,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use chrono::Utc;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use secrecy::{ExposeSecret, SecretString};
@@ -382,7 +381,7 @@ impl Deployments {
             return;
         }
         let HandOver { verifier, credentials } = &self.hand_over;
-        match verifier.verify(token.expose_secret(), Utc::now()).await {
+        match verifier.verify(token.expose_secret(), crate::batch::now()).await {
             Ok(token) => drop(credentials.offer(token)),
             Err(VerifyError::Refused(_)) => {}
             // The issuer's keys could not be fetched. The token is checked when the deployment is listed again.

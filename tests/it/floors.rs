@@ -19,15 +19,7 @@ struct House {
 
 impl House {
     fn read() -> House {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-        let mut files = Vec::new();
-        sources(&root, &mut files);
-        let sources: BTreeMap<Module, String> = files
-            .iter()
-            .map(|file| (module_of(file.strip_prefix(&root).unwrap()), fs::read_to_string(file).unwrap()))
-            // Unit tests may drive what they test through the rooms above it.
-            .filter(|(module, _)| !module.iter().any(|part| part == "tests" || part == "testing"))
-            .collect();
+        let sources = sources_by_module();
         let modules: BTreeSet<Module> = sources.keys().cloned().collect();
         let imports = sources.iter().map(|(module, source)| (module.clone(), imports(module, source, &modules)));
         let lines = sources.iter().map(|(module, source)| (module.clone(), without_tests(source).lines().count()));
@@ -50,6 +42,16 @@ impl House {
         }
         None
     }
+}
+
+/// The source of each file of the house but its tests: they may drive what they test through the rooms above it.
+fn sources_by_module() -> BTreeMap<Module, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let read = |file: &PathBuf| (module_of(file.strip_prefix(&root).unwrap()), fs::read_to_string(file).unwrap());
+    let is_test = |module: &Module| module.iter().any(|part| part == "tests" || part == "testing");
+    files.iter().map(read).filter(|(module, _)| !is_test(module)).collect()
 }
 
 fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -194,6 +196,15 @@ fn no_room_has_more_than_a_fifth_of_the_code() {
     }
     let large: Vec<_> = rooms.into_iter().filter(|(_, lines)| lines * 5 > all).collect();
     assert!(large.is_empty(), "of {all} lines: {large:?}");
+}
+
+#[test]
+fn the_time_of_day_is_asked_of_the_one_clock_that_no_setting_breaks() {
+    for (module, source) in sources_by_module() {
+        let code = without_tests(&source);
+        let asks = ["Utc::now(", "Local::now("].into_iter().find(|call| code.contains(call));
+        assert_eq!(asks, None, "{} asks for the time without batch::now", module.join("::"));
+    }
 }
 
 #[test]

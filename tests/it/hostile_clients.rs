@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::harness::{
     AUDITS, Answer, Books, DEPLOYMENTS, Daemon, Raw, Setup, TOKEN, Upload, event, wait_for, wait_until,
 };
+use crate::laws::memory_bytes;
 use crate::local_aws::LocalAws;
 
 /// A text in requests that must leave nothing behind.
@@ -30,9 +31,7 @@ fn answer(raw: &mut Raw) -> Answer {
 
 /// The most memory that the daemon has had in RAM so far, in bytes.
 fn peak_memory_bytes(daemon: &Daemon) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.process_id())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+    memory_bytes(daemon, "VmHWM")
 }
 
 fn gzip(bytes: impl Iterator<Item = Vec<u8>>) -> Vec<u8> {
@@ -214,6 +213,31 @@ fn zstd_and_deflate_bombs_are_refused_too() {
     }
 }
 
+#[test]
+fn the_windows_of_zstd_are_given_back_to_the_system() {
+    // The first piece that is freed tells the C library how large the pieces are that it should keep.
+    const WINDOWS: [usize; 2] = [8 * MIB, 7 * MIB];
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let daemon = setup.start();
+    let upload = |window| {
+        let body = zstd::bulk::compress(&vec![b' '; window], 1).unwrap();
+        Upload::post(DEPLOYMENTS).bearer(TOKEN).header("Content-Encoding", "zstd").body(body)
+    };
+    let uploads = WINDOWS.map(upload);
+    assert_eq!(daemon.send(uploads[0].clone()).accepted(), 0);
+    let before = memory_bytes(&daemon, "VmRSS");
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| (0..8).for_each(|_| drop(uploads[1].send(daemon.listen))));
+        }
+    });
+    wait_until("memory is given back", || {
+        assert_eq!(daemon.post(AUDITS, event("after")).accepted(), 1);
+        memory_bytes(&daemon, "VmRSS") < before + WINDOWS[1]
+    });
+}
+
 /// A daemon whose memory for bodies is taken by a request that stopped sending.
 fn exhausted(setup: &Setup) -> (Daemon, Raw, String) {
     let daemon = setup.start();
@@ -302,7 +326,9 @@ fn a_head_that_is_too_large_or_has_too_many_headers_is_refused_with_431() {
         (0..101).fold(Upload::post(DEPLOYMENTS).bearer(TOKEN), |upload, n| upload.header(&format!("X-{n}"), "x")),
     ];
     for request in requests {
-        assert_eq!(daemon.send(request.body(event(REFUSED))).status, 431);
+        let answer = daemon.send(request.body(event(REFUSED)));
+        assert_eq!(answer.status, 431);
+        assert!(answer.json()["error"].as_str().unwrap().contains("100 headers"), "{}", answer.text());
     }
     let many = (0..90).fold(Upload::post(DEPLOYMENTS).bearer(TOKEN), |upload, n| upload.header(&format!("X-{n}"), "x"));
     assert_eq!(daemon.send(many.body(event("good"))).accepted(), 1);

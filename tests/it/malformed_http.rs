@@ -1,6 +1,6 @@
 //! Malformed HTTP is answered with 400, the connection is closed, and nothing after it is run.
 
-use crate::harness::{DEPLOYMENTS, Raw, Setup, TOKEN, event, wait_until_delivered};
+use crate::harness::{DEPLOYMENTS, Raw, Setup, TOKEN, event, field, wait_until, wait_until_delivered};
 use crate::local_aws::LocalAws;
 
 const REFUSED: &str = "refused-and-nowhere-kept";
@@ -19,6 +19,7 @@ fn is_refused(name: &str, request: &str) {
     raw.write(format!("{request}{good}")).unwrap();
     let answer = raw.answer().unwrap().unwrap_or_else(|| panic!("{name}: closed without an answer"));
     assert_eq!(answer.status, 400, "{name}: {}", answer.text());
+    assert!(answer.json()["error"].as_str().is_some_and(|words| words.len() > 20), "{name}: {}", answer.text());
     assert!(raw.is_closed(), "{name}: the connection stays open");
     assert!(!setup.spool_holds(REFUSED), "{name}: something of it is in the spool");
 
@@ -122,4 +123,45 @@ fn a_lone_cr_or_lf_in_chunks_or_trailers() {
     ] {
         is_refused(name, &format!("{head}{rest}"));
     }
+}
+
+#[test]
+fn each_odd_head_is_answered_with_what_is_wrong_with_it_on_both_ports() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let daemon = setup.start();
+    let many = "X: a\r\n".repeat(101);
+    for (status, reason, head) in [
+        (400, "the method, or the target", "G(T / HTTP/1.1\r\nHost: x\r\n\r\n"),
+        (400, "the method, or the target", "GET /\u{7f} HTTP/1.1\r\nHost: x\r\n\r\n"),
+        (400, "the method, or the target", "GET http://[::1 HTTP/1.1\r\nHost: x\r\n\r\n"),
+        (400, "the method, or the target", "GET  HTTP/1.1\r\nHost: x\r\n\r\n"),
+        (400, "no method, target and version", "GET\r\nHost: x\r\n\r\n"),
+        (400, "a header's name", "GET / HTTP/1.1\r\nHost: x\r\nX(: a\r\n\r\n"),
+        (400, "a header's value", "GET / HTTP/1.1\r\nHost: x\r\nX: \u{1}\r\n\r\n"),
+        (400, "a TLS handshake came", "\u{16}\u{3}\u{1}\u{2}\u{0}\u{1}"),
+        (431, "at most 16384 bytes and 100 headers", &format!("GET / HTTP/1.1\r\nHost: x\r\n{many}\r\n")),
+    ] {
+        for port in [daemon.listen, daemon.admin] {
+            let mut raw = Raw::connect(port).unwrap();
+            raw.write(head).unwrap();
+            let answer = raw.answer().unwrap().unwrap();
+            let words = answer.json()["error"].as_str().unwrap().to_owned();
+            assert!(answer.status == status && words.contains(reason), "{head:?}: {} {words}", answer.status);
+            assert!(raw.is_closed(), "{head:?}");
+        }
+    }
+}
+
+#[test]
+fn a_tls_handshake_on_a_plain_port_is_told_to_the_operator_as_one() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let daemon = setup.start();
+    Raw::connect(daemon.listen).unwrap().write([0x16, 3, 1, 2, 0, 1]).unwrap();
+    wait_until("it is said", || {
+        let entries = daemon.log().entries();
+        let details = entries.iter().filter_map(|entry| field(entry, "detail").as_str());
+        details.into_iter().any(|detail| detail.contains("ENV0_S3_LOG_TLS_CERT_FILE"))
+    });
 }

@@ -12,7 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use crate::harness::{Books, DEPLOYMENTS, Daemon, Raw, Setup, TOKEN, wait_until};
+use crate::harness::{Books, DEPLOYMENTS, Daemon, Raw, Setup, TOKEN, field, wait_until};
 use crate::laws::memory_bytes;
 use crate::local_aws::LocalAws;
 
@@ -233,6 +233,9 @@ fn what_tls_refuses_is_counted_by_reason_and_said_once() {
     let refused = |reason| daemon.metric(&format!("connections_refused_total{{reason=\"{reason}\"}}"));
     wait_until("all are counted", || refused("client_certificate") == Some(3.0) && refused("tls") == Some(3.0));
     assert_eq!(daemon.log().count("WARN", "a connection was refused"), 2);
+    let entries = daemon.log().entries();
+    let details: Vec<_> = entries.iter().filter_map(|entry| field(entry, "detail").as_str()).collect();
+    assert!(details.iter().any(|detail| detail.contains("plain HTTP perhaps: use https://")), "{details:?}");
 }
 
 #[test]

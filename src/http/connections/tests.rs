@@ -12,8 +12,12 @@ fn from(registry: &Arc<Registry>, host: u8) -> Member {
     registry.enter(Ipv4Addr::new(127, 0, 0, host).into())
 }
 
+fn guest(member: &Member) -> Guest {
+    Guest { registry: member.registry.clone(), connection: member.connection.clone() }
+}
+
 fn let_in(member: &Member) {
-    Guest { registry: member.registry.clone(), connection: member.connection.clone() }.let_in();
+    guest(member).let_in();
 }
 
 fn is_closing(member: &Member) -> bool {
@@ -147,4 +151,27 @@ fn all_addresses_of_an_ipv6_network_are_one() {
     assert_eq!(network_of(one), network_of(other));
     assert_ne!(network_of(one), network_of(far));
     assert_eq!(network_of("::ffff:10.0.0.1".parse().unwrap()), IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
+}
+
+#[tokio::test]
+async fn signatures_are_checked_one_at_a_time_and_by_addresses_in_turn() {
+    let registry = registry(100);
+    let hosts: Vec<u8> = (0..60).map(|number| 1 + number % 3).chain([9]).collect();
+    let members: Vec<_> = hosts.iter().map(|host| (*host, from(&registry, *host))).collect();
+    let (checked, at_once) = (Mutex::new(Vec::new()), AtomicUsize::new(0));
+    let checks = members.iter().map(|(host, member)| {
+        let (guest, checked, at_once) = (guest(member), &checked, &at_once);
+        async move {
+            let _turn = guest.signature_turn().await;
+            assert_eq!(at_once.fetch_add(1, Ordering::SeqCst), 0);
+            tokio::task::yield_now().await;
+            checked.lock().unwrap().push(*host);
+            at_once.fetch_sub(1, Ordering::SeqCst);
+        }
+    });
+    futures_util::future::join_all(checks).await;
+    let checked = checked.into_inner().unwrap();
+    assert_eq!(checked.len(), hosts.len());
+    let place = checked.iter().position(|host| *host == 9).unwrap();
+    assert_eq!(place, 3, "it waits for one of each other address: {checked:?}");
 }

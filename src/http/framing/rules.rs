@@ -3,13 +3,16 @@
 //! Refused: a head with a line that ends in a bare LF, a folded header, more than one `Content-Length` or
 //! `Transfer-Encoding`, both together, any transfer coding but `chunked`, no `Host` or two, and chunks or trailers in
 //! which a CR or LF stands alone (RFC 9112, sections 2.2, 3.2, 5.2, 6.1, 6.3 and 7.1).
+//!
+//! Refused, too, is each head that hyper would refuse: its own answers have no body, so nobody would be told the reason.
 
 use std::sync::LazyLock;
 
+use axum::http::Uri;
 use memchr::memchr;
 use memchr::memmem::Finder;
 
-use crate::http::refusals::Refused;
+use crate::http::refusals::{Fault, Refused};
 
 /// hyper takes no body of more, and would call such a head too large.
 const LENGTH_MAX: u64 = u64::MAX - 2;
@@ -18,6 +21,16 @@ static HEAD_END: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\r\n\
 
 /// The most that a request's head may have. An OIDC token and a proxy's headers fit many times.
 pub(super) const HEAD_MAX_BYTES: usize = 16 * 1024;
+
+/// The most headers of a request.
+pub(in crate::http) const HEADERS_MAX: usize = 100;
+
+/// The first bytes of a TLS handshake: its content type, and the version's first byte.
+const TLS_BEGINS: &[u8] = &[0x16, 3];
+
+fn malformed(detail: &'static str) -> Fault {
+    Fault { refused: Refused::Malformed, detail }
+}
 
 /// Where in the stream of requests the connection is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +73,7 @@ pub(super) enum Rest {
     /// The begin of a head.
     Unfinished,
     /// What is refused instead of a request.
-    Refused(Refused),
+    Refused(Fault),
     /// A body that is no body.
     BrokenBody,
 }
@@ -97,7 +110,7 @@ impl Framing {
                         *self = body;
                     }
                     Ok(None) => return (at, Rest::Unfinished),
-                    Err(refused) => return (at, Rest::Refused(refused)),
+                    Err(fault) => return (at, Rest::Refused(fault)),
                 },
             }
         }
@@ -106,25 +119,39 @@ impl Framing {
 }
 
 /// The length of the head that `bytes` begin with, and how its body is framed; `None` where more has to come.
-fn head(bytes: &[u8], seen: usize) -> Result<Option<(usize, Framing)>, Refused> {
+fn head(bytes: &[u8], seen: usize) -> Result<Option<(usize, Framing)>, Fault> {
     // Empty lines before a head are skipped by hyper, too.
     let empty = 2 * bytes.chunks(2).take_while(|line| line == b"\r\n").count();
     let Some(first) = bytes.get(empty) else { return Ok(None) };
     if !first.is_ascii_alphabetic() && bytes[empty..] != *b"\r" {
-        return Err(Refused::Malformed);
+        return Err(no_request(&bytes[empty..]));
     }
     let from = empty.max(seen.saturating_sub(3));
     let Some(end) = HEAD_END.find(&bytes[from..]).map(|end| from + end) else {
         return match bytes.len() > HEAD_MAX_BYTES {
-            true => Err(Refused::HeadTooLarge),
-            false if has_bare_lf(bytes, from.saturating_sub(1).max(empty)) => Err(Refused::Malformed),
+            true => Err(Refused::HeadTooLarge.into()),
+            false if has_bare_lf(bytes, from.saturating_sub(1).max(empty)) => Err(malformed(BARE_LF)),
             false => Ok(None),
         };
     };
     if end + 4 > HEAD_MAX_BYTES {
-        return Err(Refused::HeadTooLarge);
+        return Err(Refused::HeadTooLarge.into());
     }
     Ok(Some((end + 4, body_framing(&bytes[empty..end + 2])?)))
+}
+
+const BARE_LF: &str = "a line of the head ends in LF without CR";
+
+/// Why what begins with `bytes` is no request.
+fn no_request(bytes: &[u8]) -> Fault {
+    // A byte may still be all that has come.
+    match bytes.len().min(TLS_BEGINS.len()) {
+        known if bytes[..known] == TLS_BEGINS[..known] => malformed(
+            "a TLS handshake came, and plain HTTP is spoken here: use http://, or, on the port for events, turn TLS on \
+             with ENV0_S3_LOG_TLS_CERT_FILE",
+        ),
+        _ => malformed("no method comes first"),
+    }
 }
 
 /// Whether there is an LF without its CR in `bytes` from `from` on.
@@ -133,37 +160,41 @@ fn has_bare_lf(bytes: &[u8], from: usize) -> bool {
 }
 
 /// How the body after a head (all its lines, up to the last one's CRLF) is framed.
-fn body_framing(head: &[u8]) -> Result<Framing, Refused> {
+fn body_framing(head: &[u8]) -> Result<Framing, Fault> {
     let mut length = None;
     let mut chunked = false;
     let mut hosts = 0;
     let mut lines = Lines(head);
-    let needs_host = match lines.next().transpose()?.map(|line| line.rsplit(|byte| *byte == b' ').next()) {
-        Some(Some(b"HTTP/1.1")) => true,
-        Some(Some(b"HTTP/1.0")) => false,
-        Some(Some(version)) if version.starts_with(b"HTTP/") => return Err(Refused::Version),
-        _ => return Err(Refused::Malformed),
-    };
-    for line in lines {
+    let needs_host = needs_host(lines.next().transpose()?.unwrap_or_default())?;
+    for (index, line) in lines.enumerate() {
         let line = line?;
-        if matches!(line.first(), Some(b' ' | b'\t')) {
-            return Err(Refused::Malformed);
+        if index == HEADERS_MAX {
+            return Err(Refused::HeadTooLarge.into());
         }
-        let colon = memchr(b':', line).ok_or(Refused::Malformed)?;
+        if matches!(line.first(), Some(b' ' | b'\t')) {
+            return Err(malformed("a header is folded over two lines"));
+        }
+        let colon = memchr(b':', line).ok_or(malformed("a header has no colon"))?;
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        if !is_token(name) {
+            return Err(malformed("a header's name has a character that none may have"));
+        }
+        if has_control(&line[colon + 1..]) {
+            return Err(malformed("a header's value has a control character"));
+        }
         if name.eq_ignore_ascii_case(b"content-length") {
             let digits =
                 std::str::from_utf8(value).ok().filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
             let digits = digits
                 .and_then(|digits| digits.parse().ok())
                 .filter(|length| *length <= LENGTH_MAX)
-                .ok_or(Refused::Malformed)?;
+                .ok_or(malformed("Content-Length is no number of bytes"))?;
             if length.replace(digits).is_some() {
-                return Err(Refused::Malformed);
+                return Err(malformed("there is more than one Content-Length"));
             }
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             if chunked || !value.eq_ignore_ascii_case(b"chunked") {
-                return Err(Refused::Malformed);
+                return Err(malformed("Transfer-Encoding is something else than chunked, once"));
             }
             chunked = true;
         } else if name.eq_ignore_ascii_case(b"host") {
@@ -171,27 +202,61 @@ fn body_framing(head: &[u8]) -> Result<Framing, Refused> {
         }
     }
     if hosts > 1 || (hosts == 0 && needs_host) {
-        return Err(Refused::Host);
+        return Err(Refused::Host.into());
     }
     match (length, chunked) {
-        (Some(_), true) => Err(Refused::Malformed),
-        // There were no chunks in HTTP/1.0.
-        (None, true) if !needs_host => Err(Refused::Malformed),
+        (Some(_), true) => Err(malformed("there is a Content-Length beside Transfer-Encoding")),
+        (None, true) if !needs_host => Err(malformed("there were no chunks in HTTP/1.0")),
         (None, true) => Ok(Framing::Chunked(Chunk::Start)),
         (None | Some(0), false) => Ok(Framing::Head),
         (Some(length), false) => Ok(Framing::Length(length)),
     }
 }
 
+/// Whether a head with this first line needs a `Host`: HTTP/1.1 does, HTTP/1.0 does not.
+fn needs_host(line: &[u8]) -> Result<bool, Fault> {
+    let Some(last_space) = memchr::memrchr(b' ', line) else {
+        return Err(malformed("the first line is no method, target and version"));
+    };
+    let needs_host = match &line[last_space + 1..] {
+        b"HTTP/1.1" => true,
+        b"HTTP/1.0" => false,
+        version if version.starts_with(b"HTTP/") => return Err(Refused::Version.into()),
+        _ => return Err(malformed("the first line is no method, target and version")),
+    };
+    let (method, target) = line[..last_space].split_at(memchr(b' ', line).unwrap_or_default());
+    match is_token(method) && is_target(target.get(1..).unwrap_or_default()) {
+        true => Ok(needs_host),
+        false => Err(malformed("the method, or the target of the request, has a character that none may have")),
+    }
+}
+
+/// Methods and names of headers (RFC 9110, section 5.6.2).
+fn is_token(bytes: &[u8]) -> bool {
+    let is_part = |byte: &u8| byte.is_ascii_alphanumeric() || b"-!#$%&'*+.^_`|~".contains(byte);
+    !bytes.is_empty() && bytes.iter().all(is_part)
+}
+
+fn is_target(bytes: &[u8]) -> bool {
+    let is_usual = |byte: &u8| byte.is_ascii_alphanumeric() || b"/-_.~?=&%+:,@".contains(byte);
+    // As hyper judges it; that takes memory, which the usual target doesn't need.
+    (bytes.first() == Some(&b'/') && bytes.iter().all(is_usual)) || Uri::try_from(bytes).is_ok()
+}
+
+/// Looks at every byte, without a way out in between: so the compiler looks at many together.
+fn has_control(value: &[u8]) -> bool {
+    value.iter().fold(false, |found, &byte| found | (byte < b' ' && byte != b'\t') | (byte == 0x7f))
+}
+
 /// Lines that end in CRLF, without it; an error for one that ends otherwise.
 struct Lines<'a>(&'a [u8]);
 
 impl<'a> Iterator for Lines<'a> {
-    type Item = Result<&'a [u8], Refused>;
+    type Item = Result<&'a [u8], Fault>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let at = memchr(b'\n', self.0)?;
-        let line = self.0[..at].strip_suffix(b"\r").ok_or(Refused::Malformed);
+        let line = self.0[..at].strip_suffix(b"\r").ok_or(malformed(BARE_LF));
         self.0 = &self.0[at + 1..];
         Some(line)
     }

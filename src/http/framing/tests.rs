@@ -36,7 +36,7 @@ async fn passed(stream: &[u8], step: usize) -> (Vec<u8>, Option<Refused>) {
             passed.extend_from_slice(&buffer[..read]);
         }
     }
-    (passed, member.connection.refused.get().copied())
+    (passed, member.connection.refused.get().map(|fault| fault.refused))
 }
 
 const STEPS: [usize; 6] = [1, 2, 3, 7, 64, 4096];
@@ -179,7 +179,7 @@ async fn a_head_has_its_time_from_its_first_byte_on_however_it_trickles() {
     }
     let (seconds, outcome) = seconds_to_the_end(&mut guard).await;
     assert_eq!((seconds, outcome.unwrap()), (2, REFUSED_REQUEST.len()));
-    assert_eq!(member.connection.refused.get(), Some(&Refused::Slow));
+    assert_eq!(member.connection.refused.get(), Some(&Refused::Slow.into()));
 }
 
 #[tokio::test(start_paused = true)]

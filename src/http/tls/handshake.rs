@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustls::InvalidMessage;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -21,6 +22,7 @@ use crate::http::refusals::Refused;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What TLS keeps of an answer that the client does not read.
 const UNREAD_MAX_BYTES: usize = 16 * 1024;
+const NO_TLS: &str = "what came is no TLS, but plain HTTP perhaps: use https://";
 
 impl Tls {
     /// Does the handshake; a failure is counted and said.
@@ -35,6 +37,7 @@ impl Tls {
             // Left without a word of TLS, as a load balancer's probe does.
             Ok(Err(error)) if is_gone(&error) => return None,
             Ok(Err(error)) if lacks_certificate(&error) => (Refused::ClientCertificate, error.to_string()),
+            Ok(Err(error)) if is_no_tls(&error) => (Refused::Tls, NO_TLS.to_owned()),
             Ok(Err(error)) => (Refused::Tls, error.to_string()),
             Err(_) => (Refused::Slow, String::new()),
         };
@@ -61,6 +64,12 @@ impl Tls {
 fn is_gone(error: &io::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     matches!(error.kind(), UnexpectedEof | ConnectionReset | BrokenPipe)
+}
+
+/// Whether what came is no piece of TLS at all.
+fn is_no_tls(error: &io::Error) -> bool {
+    let error = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    matches!(error, Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)))
 }
 
 fn lacks_certificate(error: &io::Error) -> bool {

@@ -9,6 +9,10 @@ use crate::testing::{Issuer, Server, config, jwks, nobody, until};
 const TOKEN: &str = "0123456789abcdef-plain";
 const AUDIT_TOKEN: &str = "0123456789abcdef-audits";
 
+fn guest() -> Guest {
+    Guest::anybody()
+}
+
 struct Case {
     server: Server,
     issuer: Issuer,
@@ -38,7 +42,7 @@ impl Case {
     }
 
     async fn judge(&self, authorization: &str) -> Result<Identity, AuthError> {
-        self.auth.authenticate(&headers(&[("authorization", authorization)]), None, None).await
+        self.auth.authenticate(&guest(), &headers(&[("authorization", authorization)]), None, None).await
     }
 
     fn tokens(&self) -> usize {
@@ -76,11 +80,15 @@ async fn a_static_token_is_let_in_by_every_scheme() {
     ] {
         assert_eq!(case.judge(&authorization).await, PLAIN, "{authorization}");
     }
-    assert_eq!(case.auth.authenticate(&HeaderMap::new(), Some(TOKEN), None).await, PLAIN, "carried by the protocol");
+    assert_eq!(
+        case.auth.authenticate(&guest(), &HeaderMap::new(), Some(TOKEN), None).await,
+        PLAIN,
+        "carried by the protocol"
+    );
     let foreign = headers(&[("authorization", "ApiKey something")]);
-    assert_eq!(case.auth.authenticate(&foreign, Some(TOKEN), None).await, PLAIN);
+    assert_eq!(case.auth.authenticate(&guest(), &foreign, Some(TOKEN), None).await, PLAIN);
     let incomplete = headers(&[("authorization", "something")]);
-    assert_eq!(case.auth.authenticate(&incomplete, Some(TOKEN), None).await, PLAIN);
+    assert_eq!(case.auth.authenticate(&guest(), &incomplete, Some(TOKEN), None).await, PLAIN);
 }
 
 #[tokio::test]
@@ -101,11 +109,11 @@ async fn anything_else_stays_out() {
     ] {
         assert_eq!(case.judge(&authorization).await, Err(AuthError::Invalid), "{authorization}");
     }
-    assert_eq!(case.auth.authenticate(&HeaderMap::new(), None, None).await, Err(AuthError::Missing));
-    assert_eq!(case.auth.authenticate(&HeaderMap::new(), Some("wrong"), None).await, Err(AuthError::Invalid));
+    assert_eq!(case.auth.authenticate(&guest(), &HeaderMap::new(), None, None).await, Err(AuthError::Missing));
+    assert_eq!(case.auth.authenticate(&guest(), &HeaderMap::new(), Some("wrong"), None).await, Err(AuthError::Invalid));
     let bearer = format!("Bearer {TOKEN}");
     let twice = headers(&[("authorization", &bearer), ("authorization", &bearer)]);
-    assert!(matches!(case.auth.authenticate(&twice, None, None).await, Err(AuthError::Malformed(_))));
+    assert!(matches!(case.auth.authenticate(&guest(), &twice, None, None).await, Err(AuthError::Malformed(_))));
     assert!(case.server.seen().is_empty(), "none of these is worth asking the issuer");
 }
 
@@ -131,9 +139,9 @@ async fn a_typed_token_decides_the_type_and_an_oidc_token_writes_deployments_onl
 async fn a_token_in_base64_is_known_by_its_form_in_a_query_that_nobody_escaped() {
     let case = Case::with(|config| config.ingest_token = Some("abc+def/ghi+jkl/mno==".into())).await;
     for carried in ["abc+def/ghi+jkl/mno==", "abc def/ghi jkl/mno=="] {
-        assert_eq!(case.auth.authenticate(&HeaderMap::new(), Some(carried), None).await, PLAIN, "{carried}");
+        assert_eq!(case.auth.authenticate(&guest(), &HeaderMap::new(), Some(carried), None).await, PLAIN, "{carried}");
     }
-    let wrong = case.auth.authenticate(&HeaderMap::new(), Some("abc-def/ghi jkl/mno=="), None).await;
+    let wrong = case.auth.authenticate(&guest(), &HeaderMap::new(), Some("abc-def/ghi jkl/mno=="), None).await;
     assert_eq!(wrong, Err(AuthError::Invalid));
 }
 
@@ -144,14 +152,14 @@ async fn an_oidc_token_that_is_let_in_is_handed_over_and_one_that_is_not_leaves_
     claims["organizationId"] = "org-2".into();
     let foreign = case.issuer.sign(&claims);
     assert_eq!(case.judge(&format!("Bearer {foreign}")).await, Err(AuthError::Invalid));
-    assert_eq!(case.auth.hand_over(&foreign).await, Err(AuthError::Invalid));
-    case.auth.hand_over_beside(&headers(&[("x-env0-oidc-token", &foreign)])).await;
+    assert_eq!(case.auth.hand_over(&guest(), &foreign).await, Err(AuthError::Invalid));
+    case.auth.hand_over_beside(&guest(), &headers(&[("x-env0-oidc-token", &foreign)]), true).await;
     assert_eq!(case.tokens(), 0);
 
     assert_eq!(case.judge(&format!("Bearer {}", case.issuer.token())).await, Ok(Identity::Oidc));
     assert_eq!(case.tokens(), 1);
     let beside = case.issuer.sign(&case.issuer.claims(chrono::Utc::now() + chrono::TimeDelta::hours(2)));
-    case.auth.hand_over_beside(&headers(&[("x-env0-oidc-token", &beside)])).await;
+    case.auth.hand_over_beside(&guest(), &headers(&[("x-env0-oidc-token", &beside)]), true).await;
     assert_eq!(case.tokens(), 2);
     let basic = case.judge(&basic(&format!("oidc:{beside}"))).await;
     assert_eq!((basic, case.tokens()), (Ok(Identity::Oidc), 2), "the same one again");
@@ -166,17 +174,17 @@ async fn a_hand_over_takes_the_token_from_the_header_or_the_body() {
     let none = HeaderMap::new();
     let with_body = async |headers: &HeaderMap, body: &str| {
         let body = Bytes::copy_from_slice(body.as_bytes());
-        case.auth.hand_over_request(headers, async { Ok::<_, AuthError>(Some(body)) }).await
+        case.auth.hand_over_request(&guest(), headers, async { Ok::<_, AuthError>(Some(body)) }).await
     };
     let never = std::future::pending::<Result<Option<Bytes>, AuthError>>();
-    assert_eq!(case.auth.hand_over_request(&bearer, never).await, Ok(()), "no body is waited for");
+    assert_eq!(case.auth.hand_over_request(&guest(), &bearer, never).await, Ok(()), "no body is waited for");
     assert_eq!(with_body(&none, &format!("{token}\n")).await, Ok(()));
     assert_eq!(with_body(&own, &token).await, Ok(()));
     assert_eq!(with_body(&none, " ").await, Err(AuthError::Missing));
     assert_eq!(with_body(&none, "\u{fffd}").await, Err(AuthError::Invalid));
     assert_eq!(with_body(&own, "").await, Err(AuthError::Invalid), "a static token is none to hand over");
     let too_long = async { Ok::<_, AuthError>(None) };
-    assert_eq!(case.auth.hand_over_request(&none, too_long).await, Err(AuthError::Invalid));
+    assert_eq!(case.auth.hand_over_request(&guest(), &none, too_long).await, Err(AuthError::Invalid));
     assert_eq!(case.tokens(), 1);
 }
 
@@ -190,11 +198,14 @@ async fn an_issuer_out_of_reach_is_told_apart_from_a_wrong_token() {
     .await;
     let token = Issuer::es256(&url, "key-1").token();
     assert!(matches!(case.judge(&format!("Bearer {token}")).await, Err(AuthError::Unavailable { .. })));
-    assert!(matches!(case.auth.hand_over(&token).await, Err(AuthError::Unavailable { .. })));
+    assert!(matches!(case.auth.hand_over(&guest(), &token).await, Err(AuthError::Unavailable { .. })));
     assert_eq!(case.judge(&format!("Bearer {TOKEN}")).await, PLAIN, "static tokens don't need the issuer");
     let beside = headers(&[("authorization", &format!("Bearer {token}"))]);
-    assert_eq!(case.auth.authenticate(&beside, Some(TOKEN), None).await, PLAIN);
-    assert!(matches!(case.auth.authenticate(&beside, Some("wrong"), None).await, Err(AuthError::Unavailable { .. })));
+    assert_eq!(case.auth.authenticate(&guest(), &beside, Some(TOKEN), None).await, PLAIN);
+    assert!(matches!(
+        case.auth.authenticate(&guest(), &beside, Some("wrong"), None).await,
+        Err(AuthError::Unavailable { .. })
+    ));
 }
 
 #[tokio::test]
@@ -203,18 +214,22 @@ async fn events_do_not_wait_for_an_issuer_that_does_not_answer() {
     let url = format!("http://{}", silent.local_addr().unwrap());
     let case = Case::with(|config| config.oidc_issuer = url.clone()).await;
     let beside = headers(&[("x-env0-oidc-token", &Issuer::es256(&url, "key-1").token())]);
-    let many = (0..2 * BESIDE_MAX).map(|_| case.auth.hand_over_beside(&beside));
-    futures_util::future::join_all(many).await;
-    assert_eq!(case.auth.0.beside.available_permits(), 0, "the hand-overs go on behind");
+    let guest = guest();
+    for (is_known, left) in [(false, BESIDE_MAX), (true, 0)] {
+        let many = (0..2 * BESIDE_MAX).map(|_| case.auth.hand_over_beside(&guest, &beside, is_known));
+        futures_util::future::join_all(many).await;
+        assert_eq!(case.auth.0.beside.available_permits(), left, "the hand-overs go on behind");
+    }
+    assert_eq!(case.auth.0.beside_strangers.available_permits(), 0);
 }
 
 #[tokio::test]
 async fn without_required_credentials_everybody_is_let_in_but_hand_overs_are_judged() {
     let case = Case::with(|config| config.ingest_auth_required = false).await;
     assert!(!case.config.ingest_auth_required);
-    assert_eq!(case.auth.authenticate(&HeaderMap::new(), None, None).await, Ok(Identity::Anonymous));
+    assert_eq!(case.auth.authenticate(&guest(), &HeaderMap::new(), None, None).await, Ok(Identity::Anonymous));
     assert_eq!(case.judge("Bearer wrong").await, Ok(Identity::Anonymous));
     assert_eq!(case.judge(&format!("Bearer {}", case.issuer.token())).await, Ok(Identity::Anonymous));
     until("the hand-over", || case.tokens() == 1).await;
-    assert_eq!(case.auth.hand_over("wrong").await, Err(AuthError::Invalid));
+    assert_eq!(case.auth.hand_over(&guest(), "wrong").await, Err(AuthError::Invalid));
 }

@@ -9,7 +9,14 @@ use crate::harness::{Daemon, Raw, event};
 
 pub(super) const MIB: usize = 1024 * 1024;
 
-/// What a sender does once, with a token that lets it write deployment events.
+/// Whose token a sender has, and where it sends events in the native form.
+#[derive(Clone, Copy)]
+pub(super) struct Bearer<'a> {
+    pub(super) token: &'a str,
+    pub(super) path: &'static str,
+}
+
+/// What a sender does once.
 pub(super) enum Act {
     /// A body of this length, of which so much comes.
     Half(usize, usize),
@@ -25,11 +32,11 @@ pub(super) enum Act {
     Forged,
     /// Questions for the metrics, likewise.
     Metrics,
-    /// A whole request: path and query, headers, body.
+    /// A whole request: path and query, headers, body. `{native}` and `{token}` stand for the bearer's own.
     Post(String, &'static str, Vec<u8>),
 }
 
-const NATIVE: &str = "/v1/logs/env0-deployments";
+const NATIVE: &str = "{native}";
 const GZIP: &str = "Content-Encoding: gzip\r\n";
 const PROTOBUF: &str = "Content-Type: application/x-protobuf\r\n";
 const PROTOBUF_GZIP: &str = "Content-Type: application/x-protobuf\r\nContent-Encoding: gzip\r\n";
@@ -161,9 +168,10 @@ pub(super) fn snappy(bytes: &[u8]) -> Vec<u8> {
 
 impl Act {
     /// Whatever it is answered.
-    pub(super) fn run(&self, daemon: &Daemon, token: &str, done: &AtomicBool) {
+    pub(super) fn run(&self, daemon: &Daemon, bearer: Bearer<'_>, done: &AtomicBool) {
         let Ok(mut raw) = Raw::connect(daemon.listen) else { return };
-        let head = |length| head(NATIVE, token, "", length);
+        let Bearer { token, path: native } = bearer;
+        let head = |length| head(native, token, "", length);
         match self {
             Act::Half(length, sent) => {
                 let _ = raw.write(head(*length));
@@ -182,7 +190,7 @@ impl Act {
                 wait(done, Duration::from_millis(50));
             }
             Act::Head => {
-                let _ = raw.write(format!("POST {NATIVE} HTTP/1.1\r\nHost: x\r\nX: {}", "x".repeat(15_000)));
+                let _ = raw.write(format!("POST {native} HTTP/1.1\r\nHost: x\r\nX: {}", "x".repeat(15_000)));
                 wait(done, Duration::from_secs(2));
             }
             Act::Token => {
@@ -214,7 +222,7 @@ impl Act {
                 }
             }
             Act::Post(path, headers, body) => {
-                let path = path.replace("{token}", token);
+                let path = path.replace(NATIVE, native).replace("{token}", token);
                 if raw.write(self::head(&path, token, headers, body.len())).and_then(|()| raw.write(body)).is_ok() {
                     let _ = raw.answer();
                 }
