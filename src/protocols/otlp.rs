@@ -326,6 +326,19 @@ mod tests {
     }
 
     #[test]
+    fn a_token_in_a_list_of_pairs_is_redacted_in_both_encodings() {
+        let pair = |name: &str, value: &[u8]| [field(1, name.as_bytes()), field(2, value)].concat();
+        let list = field(6, &field(1, &pair("oidcToken", &field(1, b"secret"))));
+        let record = field(6, &pair("customEnv0EnvironmentVariables", &list));
+        let protobuf = post("/v1/logs", &[PROTOBUF_TYPE], field(1, &field(2, &field(2, &record))));
+        let stored = protobuf.lines();
+        assert!(stored[0].contains(r#"{"key":"oidcToken","value":{"stringValue":"[redacted]"}}"#), "{stored:?}");
+        assert_eq!(protobuf.parse_with(&LIMITS).unwrap()[0].lines.redacted, 1);
+        let json = stored[0].replace("[redacted]", "secret");
+        assert_eq!(post("/v1/logs", &[], json).lines(), stored);
+    }
+
+    #[test]
     fn otlp_protobuf_is_refused_with_a_status_message() {
         #[derive(Clone, PartialEq, Message)]
         struct Status {

@@ -11,8 +11,7 @@ if [[ ${#families[@]} == 0 ]]; then
     families=(native otlp-json otlp-protobuf loki-json loki-protobuf splunk newrelic sumologic logzio)
 fi
 # Short inputs are many more a second, and say as much of a parser.
-max_bytes=1024
-kept_max_bytes=256
+max_bytes=256
 
 cargo build --release --locked
 fuzz="$(echo "$PWD"/target/*/release/fuzz)"
@@ -33,7 +32,7 @@ for line in open(sys.argv[1]):
     echo "== $family"
     "$fuzz" -dict=dictionary -max_len="$max_bytes" -max_total_time="$seconds" -artifact_prefix=target/found/ \
         -print_final_stats=1 "$corpus" 2>&1 | grep -E 'DONE|panicked|Test unit|number_of_executed' || true
-    "$fuzz" -merge=1 -use_counters=0 -max_len="$kept_max_bytes" "$smallest" "$corpus" >/dev/null 2>&1
+    "$fuzz" -merge=1 -use_counters=0 -max_len="$max_bytes" "$smallest" "$corpus" >/dev/null 2>&1
     python3 -c '
 import base64, pathlib, sys
 inputs = sorted(file.read_bytes() for file in pathlib.Path(sys.argv[1]).iterdir())

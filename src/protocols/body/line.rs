@@ -5,7 +5,7 @@
 
 use wide::u8x16;
 
-use super::redact::HOLDER;
+use super::redact::{self, HOLDER};
 
 /// How deep objects and arrays are followed: one bit for each.
 const DEPTH_MAX: u32 = u64::BITS;
@@ -47,7 +47,13 @@ pub(super) fn plain_object_len(json: &[u8]) -> Option<usize> {
                     }
                 }
             }
-            b'"' => string_end(json, at + 1)?.0,
+            b'"' => {
+                let (end, has_escape) = string_end(json, at + 1)?;
+                if redact::is_holder(&json[at..end], has_escape) {
+                    return None;
+                }
+                end
+            }
             b't' => literal_end(json, at, b"true")?,
             b'f' => literal_end(json, at, b"false")?,
             b'n' => literal_end(json, at, b"null")?,

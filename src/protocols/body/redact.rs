@@ -1,7 +1,15 @@
 //! Finds and replaces secrets in events: the string values of `oidcToken` and `vcsAccessToken` directly inside an object
 //! that is the value of `customEnv0EnvironmentVariables`, at any depth, however the keys are escaped. env0's API puts them
-//! there. JSON inside strings is not searched.
+//! there. OTLP writes an object as a list of pairs, which counts as the object that it stands for:
+//!
+//! ```json
+//! {"key":"customEnv0EnvironmentVariables","value":{"kvlistValue":{"values":[
+//!   {"key":"oidcToken","value":{"stringValue":"…"}}]}}}
+//! ```
+//!
+//! JSON inside strings is not searched.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -10,7 +18,12 @@ use memchr::memmem::Finder;
 
 pub(super) const HOLDER: &str = "customEnv0EnvironmentVariables";
 const SECRETS: [&str; 2] = ["oidcToken", "vcsAccessToken"];
+/// The bytes of an escape such as `\u0063`.
+const ESCAPE_BYTES: usize = 6;
 const REPLACEMENT: &[u8] = br#""[redacted]""#;
+
+/// How many containers a pair in OTLP's notation is within the object whose `key` names the list.
+const PAIR_DEPTH: usize = 4;
 
 static HOLDER_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(HOLDER));
 static ESCAPE_FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(r"\u00"));
@@ -28,11 +41,20 @@ pub(super) fn may_hold_secret(json: &[u8]) -> bool {
     HOLDER_FINDER.find(json).is_some() || ESCAPE_FINDER.find_iter(json).any(is_of_holder)
 }
 
+/// Whether a JSON string, with its quotes, is the holder's name, however it is escaped.
+pub(super) fn is_holder(quoted: &[u8], has_escape: bool) -> bool {
+    let text = &quoted[1..quoted.len() - 1];
+    if !has_escape {
+        return text == HOLDER.as_bytes();
+    }
+    // Most texts with an escape are told by their first letter, which is `c`. Unescaping takes memory.
+    let begins_so = text.starts_with(b"c") || text.starts_with(br"\u0063");
+    begins_so && text.len() <= ESCAPE_BYTES * HOLDER.len() && Key::of(quoted) == Key::Holder
+}
+
 /// The ranges of the values to be redacted in a valid JSON text, quotes included, in order. Iterative.
 pub(super) fn secrets(json: &[u8]) -> Vec<Range<usize>> {
-    let mut found = Vec::new();
-    let mut open = Vec::new();
-    let mut scope = Scope::Other;
+    let mut search = Search::default();
     // The last string: a key if a `:` follows.
     let mut last_string = 0..0;
     let mut key = Key::Other;
@@ -42,21 +64,19 @@ pub(super) fn secrets(json: &[u8]) -> Vec<Range<usize>> {
             b'"' => {
                 let end = at + string_len(&json[at..]);
                 last_string = at..end;
-                let is_secret = scope == Scope::Holder && key == Key::Secret;
-                if is_secret && &json[last_string.clone()] != REPLACEMENT {
-                    found.push(last_string.clone());
+                if key != Key::Other {
+                    search.text(key, &json[at..end], last_string.clone());
                 }
                 at = end;
                 continue;
             }
             b':' => key = Key::of(&json[last_string.clone()]),
             b'{' | b'[' => {
-                open.push(scope);
-                scope = if byte == b'{' && key == Key::Holder { Scope::Holder } else { Scope::Other };
+                search.open(key, byte == b'{');
                 key = Key::Other;
             }
             b'}' | b']' => {
-                scope = open.pop().unwrap_or(Scope::Other);
+                search.close();
                 key = Key::Other;
             }
             b',' => key = Key::Other,
@@ -64,7 +84,97 @@ pub(super) fn secrets(json: &[u8]) -> Vec<Range<usize>> {
         }
         at += 1;
     }
-    found
+    search.found.sort_unstable_by_key(|secret| secret.start);
+    search.found
+}
+
+/// The search for secrets in one event. A container takes two bytes, because there may be as many as the event has bytes.
+#[derive(Default)]
+struct Search {
+    /// The open containers, the innermost last.
+    open: Vec<Container>,
+    found: Vec<Range<usize>>,
+    /// The values in pairs that are still open, by the pair's depth. A pair's `key` may follow its `value`.
+    in_pairs: BTreeMap<usize, Vec<Range<usize>>>,
+    /// The values in pairs that name a secret, by the depth of the object whose `key` names their list.
+    in_lists: BTreeMap<usize, Vec<Range<usize>>>,
+}
+
+impl Search {
+    fn place(&self) -> Place {
+        self.open.last().map_or(Place::Other, |container| container.place)
+    }
+
+    /// A string that is the value of a member.
+    fn text(&mut self, key: Key, text: &[u8], range: Range<usize>) {
+        let depth = self.open.len();
+        let is_in_pair = || depth >= 2 && self.open[depth - 2].place == Place::Pair;
+        match (key, self.place()) {
+            (Key::Secret, Place::Holder) if text != REPLACEMENT => self.found.push(range),
+            (Key::StringValue, Place::Value) if text != REPLACEMENT && is_in_pair() => {
+                self.in_pairs.entry(depth - 1).or_default().push(range);
+            }
+            // Some senders write a value as plain text.
+            (Key::Value, Place::Pair) if text != REPLACEMENT => self.in_pairs.entry(depth).or_default().push(range),
+            (Key::Name, _) => {
+                if let (Some(container), named @ (Key::Holder | Key::Secret)) = (self.open.last_mut(), Key::of(text)) {
+                    container.named = named;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn open(&mut self, key: Key, is_object: bool) {
+        let place = match (key, self.place(), is_object) {
+            (Key::Holder, _, true) => Place::Holder,
+            (Key::Value, _, true) => Place::Value,
+            (Key::KvList, Place::Value, true) => Place::KvList,
+            (Key::Values, Place::KvList, false) => Place::Pairs,
+            (_, Place::Pairs, true) => Place::Pair,
+            _ => Place::Other,
+        };
+        self.open.push(Container { place, named: Key::Other });
+    }
+
+    fn close(&mut self) {
+        let depth = self.open.len();
+        let Some(Container { named, .. }) = self.open.pop() else { return };
+        if let Some(secrets) = self.in_lists.remove(&depth)
+            && named == Key::Holder
+        {
+            self.found.extend(secrets);
+        }
+        if let Some(secrets) = self.in_pairs.remove(&depth)
+            && named == Key::Secret
+        {
+            self.in_lists.entry(depth.saturating_sub(PAIR_DEPTH)).or_default().extend(secrets);
+        }
+    }
+}
+
+/// An open object or array.
+#[derive(Clone, Copy)]
+struct Container {
+    place: Place,
+    /// What its member `key` names.
+    named: Key,
+}
+
+/// What a container is for the search.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    /// The object that is the value of the holder's key.
+    Holder,
+    /// The object in a member `value`.
+    Value,
+    /// The object in a value's member `kvlistValue`.
+    KvList,
+    /// The array in its member `values`.
+    Pairs,
+    /// An element of that array.
+    Pair,
+    Other,
 }
 
 /// Writes `json` with `"[redacted]"` in place of each of `secrets`.
@@ -91,18 +201,17 @@ pub(super) fn string_len(json: &[u8]) -> usize {
     json.len()
 }
 
-/// Whether the innermost open object is the value of the holder's key.
-#[derive(Clone, Copy, PartialEq)]
-enum Scope {
-    Holder,
-    Other,
-}
-
 /// What the key before the current value is; `Other` also where there is no key.
 #[derive(Clone, Copy, PartialEq)]
 enum Key {
     Holder,
     Secret,
+    /// `key`, whose value is the name of a pair.
+    Name,
+    Value,
+    KvList,
+    Values,
+    StringValue,
     Other,
 }
 
@@ -116,12 +225,15 @@ impl Key {
             unescaped = serde_json::from_slice(quoted).unwrap_or_default();
             unescaped.as_bytes()
         };
-        if key == HOLDER.as_bytes() {
-            Key::Holder
-        } else if SECRETS.iter().any(|secret| key == secret.as_bytes()) {
-            Key::Secret
-        } else {
-            Key::Other
+        match key {
+            _ if key == HOLDER.as_bytes() => Key::Holder,
+            _ if SECRETS.iter().any(|secret| key == secret.as_bytes()) => Key::Secret,
+            b"key" => Key::Name,
+            b"value" => Key::Value,
+            b"kvlistValue" | b"kvlist_value" => Key::KvList,
+            b"values" => Key::Values,
+            b"stringValue" | b"string_value" => Key::StringValue,
+            _ => Key::Other,
         }
     }
 }

@@ -124,6 +124,21 @@ fn utf16_is_refused_with_what_to_send() {
 }
 
 #[test]
+fn a_file_of_another_kind_is_refused_by_its_beginning_unless_it_is_text() {
+    for (beginning, what) in [
+        (&b"PK\x03\x04"[..], "a zip file"),
+        (b"BZh91AY", "a bzip2 file"),
+        (b"%PDF-1.7", "a PDF file"),
+        (b"\x04\x22\x4d\x18", "an lz4 file"),
+        (b"PAR1", "a parquet file"),
+    ] {
+        let refusal = scan_bytes([beginning, b"\n\xff\xfe\n"].concat()).unwrap_err().to_string();
+        assert!(refusal.contains(what) && refusal.contains("gzip"), "{refusal}");
+        assert_eq!(scan_bytes([beginning, b" is text"].concat()).unwrap().records, 1, "{what}");
+    }
+}
+
+#[test]
 fn text_that_is_not_utf8_is_stored_with_replacements_which_are_counted() {
     let body = include_bytes!("../../../tests/fixtures/bodies/latin1-in-one-of-three.txt");
     let lines = scan_bytes(body).unwrap();
@@ -273,6 +288,67 @@ fn secrets_of_env0_are_redacted_and_no_other_byte_changes() {
         assert_eq!((both.records, both.redacted), (3, 1));
         let off = Limits { redact: false, ..LIMITS };
         assert_eq!(scan(event.into(), received(), &off).unwrap().bytes, format!("{event}\n"));
+    }
+}
+
+/// An OTLP attribute, whose value is a list of these pairs.
+fn list(name: &str, pairs: &str) -> String {
+    format!(r#"{{"attributes":[{{"key":"{name}","value":{{"kvlistValue":{{"values":[{pairs}]}}}}}}]}}"#)
+}
+
+const HOLDER: &str = "customEnv0EnvironmentVariables";
+
+#[test]
+fn secrets_in_otlp_s_notation_of_an_object_are_redacted_as_in_json() {
+    let pair = |name: &str, value: &str| format!(r#"{{"key":"{name}","value":{{"stringValue":"{value}"}}}}"#);
+    let pairs = |[first, second]: [&str; 2]| {
+        [pair("oidcToken", first), pair("a", "stays"), pair("vcsAccessToken", second)].join(", ")
+    };
+    let nested = |secret: &str| {
+        let inner = list(HOLDER, &pair("oidcToken", secret));
+        let inner = inner.strip_prefix(r#"{"attributes":["#).unwrap().strip_suffix("]}").unwrap().to_owned();
+        list("outer", &format!("{inner},{}", pair("oidcToken", "stays")))
+    };
+    let reversed = |secret: &str| {
+        let pair = format!(r#"{{"value":{{"stringValue":"{secret}"}},"key":"oidcToken"}}"#);
+        format!(r#"{{"body":{{"value":{{"kvlistValue":{{"values":[{pair}]}}}},"key":"{HOLDER}"}}}}"#)
+    };
+    let in_protobuf_s_names = |secret: &str| {
+        let pair = format!(r#"{{"k\u0065y":"oidc\u0054oken","value":{{"string_value":"{secret}"}}}}"#);
+        format!(
+            r#"{{"a":{{"key":"c\u0075stomEnv0EnvironmentVariables","value":{{"kvlist_value":{{"values":[{pair}]}}}}}}}}"#
+        )
+    };
+    let plain = |secret: &str| list(HOLDER, &format!(r#"{{"key":"oidcToken","value":"{secret}"}}"#));
+    for (sent, stored) in [
+        (list(HOLDER, &pairs(["s\\\"1", ""])), list(HOLDER, &pairs(["[redacted]"; 2]))),
+        (nested("s"), nested("[redacted]")),
+        (reversed("s"), reversed("[redacted]")),
+        (in_protobuf_s_names("s"), in_protobuf_s_names("[redacted]")),
+        (plain("s"), plain("[redacted]")),
+    ] {
+        for body in [sent.clone(), format!("{sent}\n"), format!("[{sent}]")] {
+            let lines = scan_bytes(body).unwrap();
+            assert_eq!((lines.bytes, lines.redacted), (Bytes::from(format!("{stored}\n")), 1), "{sent}");
+        }
+    }
+}
+
+#[test]
+fn what_only_looks_like_otlp_s_notation_of_a_secret_stays() {
+    let secret = r#"{"key":"oidcToken","value":{"stringValue":"s"}}"#;
+    for event in [
+        list("anotherName", secret),
+        list(HOLDER, &format!(r#"{{"key":"a","value":{{"kvlistValue":{{"values":[{secret}]}}}}}}"#)),
+        list(HOLDER, r#"{"key":"oidcToken","value":{"intValue":"5"}}"#),
+        list(HOLDER, r#"{"key":"oidcToken","value":{"arrayValue":{"values":[{"stringValue":"s"}]}}}"#),
+        list(HOLDER, r#"{"key":"oidcToken","value":{"stringValue":"[redacted]"}}"#),
+        list(HOLDER, secret).replace("kvlistValue", "arrayValue"),
+        format!(r#"{{"key":"{HOLDER}","value":{{"stringValue":"oidcToken"}}}}"#),
+        format!(r#"{{"key":"{HOLDER}","other":[{secret}]}}"#),
+    ] {
+        let lines = scan_bytes(&event).unwrap();
+        assert_eq!((lines.bytes, lines.redacted), (Bytes::from(format!("{event}\n")), 0));
     }
 }
 
