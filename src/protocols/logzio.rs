@@ -2,7 +2,7 @@
 //!
 //! Specification: "Ship logs over HTTP" in Logz.io's documentation
 //! (<https://docs.logz.io/docs/shipping/Code/HTTP>). The stored line is the event as sent, or a line
-//! of text as in the native protocol. As there, a `type` in the query is the type of events that have
+//! of text as in the native protocol. As at Logz.io, a `type` in the query is the type of events that have
 //! none, and is added to them. env0 names the log type in `name` or `type`.
 
 use axum::http::{HeaderMap, StatusCode, Uri};
@@ -10,6 +10,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::json;
+use serde_json::value::RawValue;
 
 use crate::batch::LogType;
 use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
@@ -33,6 +34,47 @@ struct TextLine<'a> {
     kind: Option<&'a str>,
 }
 
+/// The `type` in the query, and the log type that it names.
+struct DefaultType {
+    text: Option<String>,
+    said: Option<LogType>,
+}
+
+impl DefaultType {
+    /// Stores a JSON object, with the query's type if it has none.
+    fn push(&self, event: &RawValue, writer: &mut LineWriter) -> Result<(), BodyError> {
+        let [own_type, others @ ..] = body::members(event, NAMING_MEMBERS);
+        let said = protocols::said_by([own_type]).or_else(|| protocols::said_by(others)).or(self.said);
+        match &self.text {
+            Some(text) if own_type.is_none() => writer.push_with(said, event, &[("type", text)]),
+            _ => writer.push(said, event),
+        }
+    }
+
+    /// The events of a body that is JSON from its beginning to its end.
+    fn objects(&self, body: Bytes, limits: &Limits) -> Result<Vec<Part>, BodyError> {
+        let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
+        let body = writer.repair(body)?;
+        Events::new(&body).try_for_each(|event| self.push(event?.json, &mut writer))?;
+        Ok(writer.finish())
+    }
+
+    /// The events of a body of lines, each a JSON object or text, and whether one is an object.
+    fn lines(&self, body: &[u8], received: DateTime<Utc>, limits: &Limits) -> Result<(Vec<Part>, bool), BodyError> {
+        let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
+        let (timestamp, kind) = (&*body::rfc3339(received), self.text.as_deref());
+        let mut has_object = false;
+        writer.text_lines(body, |writer, message| match Events::of_line(message) {
+            Some(mut objects) => {
+                has_object = true;
+                objects.try_for_each(|object| self.push(object, writer))
+            }
+            None => writer.serialize(self.said, &TextLine { timestamp, message, kind }),
+        })?;
+        Ok((writer.finish(), has_object))
+    }
+}
+
 impl Protocol for Logzio {
     fn name(&self) -> &'static str {
         "logzio"
@@ -42,7 +84,8 @@ impl Protocol for Logzio {
         query_token(uri, &["token"])
     }
 
-    /// An empty body is fine: logzio-nodejs sends one when it closes.
+    /// An empty body is fine: logzio-nodejs sends one when it closes. A line that is broken JSON is kept as text, because
+    /// clients drop all lines of a body that is refused. Broken JSON without a single line that is an object is refused.
     fn parse(
         &self,
         uri: &Uri,
@@ -51,28 +94,18 @@ impl Protocol for Logzio {
         received: DateTime<Utc>,
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
-        let [default_type] = query_values(uri, ["type"])?;
-        let default_said = default_type.as_deref().and_then(protocols::log_type_of);
-        let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
+        let [text] = query_values(uri, ["type"])?;
+        let default_type = DefaultType { said: text.as_deref().and_then(protocols::log_type_of), text };
         if !Events::sniff(&body) {
-            let (timestamp, kind) = (&*body::rfc3339(received), default_type.as_deref());
-            writer.text_lines(&body, |writer, message| {
-                writer.serialize(default_said, &TextLine { timestamp, message, kind })
-            })?;
-            return Ok(writer.finish());
+            return Ok(default_type.lines(&body, received, limits)?.0);
         }
-        let body = writer.repair(body)?;
-        for event in Events::new(&body) {
-            let event = event?.json;
-            let [own_type, others @ ..] = body::members(event, NAMING_MEMBERS);
-            let said: Option<LogType> =
-                protocols::said_by([own_type]).or_else(|| protocols::said_by(others)).or(default_said);
-            match &default_type {
-                Some(default_type) if own_type.is_none() => writer.push_with(said, event, &[("type", default_type)])?,
-                _ => writer.push(said, event)?,
-            }
+        match default_type.objects(body.clone(), limits) {
+            Err(broken @ BodyError::Invalid { .. }) => match default_type.lines(&body, received, limits)? {
+                (parts, true) => Ok(parts),
+                (_, false) => Err(broken),
+            },
+            outcome => outcome,
         }
-        Ok(writer.finish())
     }
 
     /// 200 without a body.
@@ -153,8 +186,36 @@ mod tests {
     }
 
     #[test]
+    fn a_logzio_line_that_is_broken_json_is_kept_as_text_beside_the_others() {
+        let text = |message: &str, kind: &str| {
+            format!(r#"{{"timestamp":"2026-11-22T21:00:00.123Z","message":"{message}"{kind}}}"#)
+        };
+        let body = "{\"name\":\"env0-audits\"}\n{bad\n{\"b\":1}{\"c\":2}\n{\"cut\":";
+        assert_eq!(
+            post("/?token=t", &[], body).stored(),
+            [
+                (AUDITS, r#"{"name":"env0-audits"}"#.to_owned()),
+                (None, text("{bad", "")),
+                (None, r#"{"b":1}"#.to_owned()),
+                (None, r#"{"c":2}"#.to_owned()),
+                (None, text(r#"{\"cut\":"#, "")),
+            ]
+        );
+        let typed = post("/?type=x", &[], "{bad\n{\"b\":1}").lines();
+        assert_eq!(typed, [text("{bad", r#","type":"x""#), r#"{"b":1,"type":"x"}"#.to_owned()]);
+    }
+
+    #[test]
+    fn a_logzio_line_is_an_object_after_a_line_of_text_too() {
+        let secret = r#"{"type":"env0-audits","customEnv0EnvironmentVariables":{"oidcToken":"s"}}"#;
+        let stored = post("/", &[], format!("starting\n{secret}\n[]")).stored();
+        assert_eq!(stored[1], (AUDITS, secret.replace(r#""s""#, r#""[redacted]""#)));
+        assert_eq!((stored.len(), stored[0].0, stored[2].0), (3, None, None));
+    }
+
+    #[test]
     fn logzio_is_refused_with_counts() {
-        let malformed = post("/?token=t", &[], "{\"a\":1}\n{").refused_body();
+        let malformed = post("/?token=t", &[], "{\"a\":1").refused_body();
         assert_eq!(malformed.status, 400);
         assert_eq!((&malformed.json()["malformedLines"], &malformed.json()["successfulLines"]), (&1.into(), &0.into()));
         let oversized = post("/?token=t", &[], "{\"a\":1}").refused_body_with(&Limits { max_event_bytes: 3, ..LIMITS });

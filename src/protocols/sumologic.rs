@@ -126,12 +126,8 @@ impl Protocol for SumoLogic {
         let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
         let timestamp = &*body::rfc3339(received);
         writer.text_lines(&body, |writer, line| {
-            let mut objects = Events::new(line.as_bytes());
-            if line.starts_with(['{', '['])
-                && objects.next().is_some_and(|first| first.is_ok())
-                && objects.all(|object| object.is_ok())
-            {
-                return Events::new(line.as_bytes()).try_for_each(|object| source.push(said, object?.json, writer));
+            if let Some(mut objects) = Events::of_line(line) {
+                return objects.try_for_each(|object| source.push(said, object, writer));
             }
             writer.serialize(said, &Described { timestamp: Some(timestamp), message: ObjectOrText::Text(line), source })
         })?;

@@ -241,6 +241,20 @@ fn what_is_not_utf8_is_stored_with_replacements_and_counted() {
 }
 
 #[test]
+fn a_broken_line_at_logzio_costs_none_of_the_others() {
+    let listener = Listener::new();
+    let path = format!("/?token={TOKEN}");
+    let lines = "{\"message\":\"one\"}\n{broken\n{\"message\":\"three\"}\n";
+    assert_eq!(listener.daemon.send(Upload::post(&path).body(lines)).status, 200);
+    let nothing_else = listener.daemon.send(Upload::post(&path).body(format!("{{\"message\":\"{REFUSED}\"")));
+    assert_eq!((nothing_else.status, &nothing_else.json()["malformedLines"]), (400, &json!(1)));
+    for text in ["one", "{broken", "three"] {
+        assert_eq!(listener.stored(text).1["message"], text);
+    }
+    listener.finish();
+}
+
+#[test]
 fn paths_lead_to_the_same_place_however_a_client_puts_them_together() {
     let listener = Listener::new();
     for dialect in dialects().iter().filter(|dialect| !dialect.name.contains("raw") && dialect.name != "sumo logic") {

@@ -69,6 +69,16 @@ impl<'a> Events<'a> {
         events
     }
 
+    /// The objects of a line of text that is nothing but JSON objects, alone, one after the other or in an array; `None` for
+    /// any other line.
+    pub fn of_line(line: &'a str) -> Option<impl Iterator<Item = &'a RawValue>> {
+        let mut events = Events::new(line.as_bytes());
+        let is_json = Events::sniff(line.as_bytes())
+            && events.next().is_some_and(|first| first.is_ok())
+            && events.all(|event| event.is_ok());
+        is_json.then(|| Events::new(line.as_bytes()).map_while(Result::ok).map(|event| event.json))
+    }
+
     /// Skips white space; returns the byte after it.
     fn next_token(&mut self) -> Option<u8> {
         while let Some(&byte) = self.body.get(self.position) {

@@ -24,8 +24,8 @@ pub(super) fn assert_holds_all(sent: &Sent, parts: &[Part]) {
         "splunk" if sent.uri.path().contains("raw") => (Some(lines_of(&sent.body)), |line| line["event"].clone()),
         "splunk" if sent.uri.query().is_none() => (values(objects(&sent.body, false)), Value::clone),
         "newrelic" => (newrelic(&sent.body), Value::clone),
-        "logzio" if !sent.uri.query().unwrap_or_default().contains("type=") => (Some(logzio(&sent.body)), as_sent),
-        "sumologic" if !sent.headers.contains_key("x-sumo-name") => (Some(sumologic(&sent.body)), as_sent),
+        "logzio" if !sent.uri.query().unwrap_or_default().contains("type=") => (Some(each_line(&sent.body)), as_sent),
+        "sumologic" if !sent.headers.contains_key("x-sumo-name") => (Some(each_line(&sent.body)), as_sent),
         _ => return,
     };
     let mut stored = lines.iter().map(in_line);
@@ -97,22 +97,13 @@ fn as_sent(line: &Value) -> Value {
     if is_text { line["message"].clone() } else { line.clone() }
 }
 
-/// Objects as they are, or lines of text.
-fn logzio(body: &[u8]) -> Vec<Value> {
-    let text = String::from_utf8_lossy(body);
-    if body::Events::sniff(body) {
-        return values(objects(text.as_bytes(), true)).unwrap_or_default();
-    }
-    lines_of_text(body).into_iter().map(Value::from).collect()
-}
-
 /// Objects as they are; where not all of the body is objects, each line has them or is text.
-fn sumologic(body: &[u8]) -> Vec<Value> {
+fn each_line(body: &[u8]) -> Vec<Value> {
     let text = String::from_utf8_lossy(body);
     if let Some(values) = values(objects(text.as_bytes(), true).filter(|_| body::Events::sniff(body))) {
         return values;
     }
-    let events = |line: String| match objects(line.as_bytes(), true).filter(|_| line.starts_with(['{', '['])) {
+    let events = |line: String| match objects(line.as_bytes(), true).filter(|_| body::Events::sniff(line.as_bytes())) {
         Some(objects) if !objects.is_empty() => values(Some(objects)).unwrap_or_default(),
         _ => vec![Value::from(line)],
     };

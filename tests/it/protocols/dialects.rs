@@ -164,11 +164,11 @@ impl Dialect {
         self.upload(prefix, token, &(self.body)(text, source), source)
     }
 
-    /// A body that is good up to its last event; none where any bytes are lines.
+    /// A body that is good up to its last event; none where each line is taken as what it is.
     pub(super) fn malformed(&self) -> Option<Vec<u8>> {
         let good = (self.body)(REFUSED, "env0-deployments");
-        let takes_any_bytes = ["splunk raw", "sumo logic"].contains(&self.name);
-        (!takes_any_bytes).then(|| [&good[..], &good[..good.len() - 3]].concat())
+        let takes_any_line = ["splunk raw", "sumo logic", "logz.io"].contains(&self.name);
+        (!takes_any_line).then(|| [&good[..], &good[..good.len() - 3]].concat())
     }
 }
 
