@@ -33,7 +33,7 @@ use crate::ingest::receive::{Received, Terms};
 use crate::ingest::route::{Route, route};
 use crate::ingest::token_bodies::TokenBodies;
 use crate::protocols::body::{BodyError, Limits, Lines};
-use crate::protocols::{Answer, BadCredentials, Encoding, Protocol, Refusal, by_type, empty_answer};
+use crate::protocols::{self, Answer, BadCredentials, Encoding, Protocol, Refusal, by_type, empty_answer};
 use crate::spool::{AppendError, Spool};
 
 /// A body whose lines may become this large, so one of 1 MiB as a rule, is scanned where it can't hold up other
@@ -276,7 +276,7 @@ impl Ingest {
         lane: Lane,
         body: Received,
     ) -> Result<(ByType<Lines>, Held), Refusal> {
-        let unpacked = sender.protocol.unpacked_bytes(sender.headers, &body.bytes).min(self.max_body_bytes);
+        let unpacked = protocols::unpacked_bytes(sender.protocol, sender.headers, &body.bytes).min(self.max_body_bytes);
         let length = body.bytes.len().max(unpacked);
         let most = self.limits.max_lines_bytes.saturating_sub(unpacked);
         let usual = usual_lines_bytes(length).min(most);

@@ -2,6 +2,7 @@
 //! Pure: no socket, no token, no spool.
 
 pub mod body;
+mod charset;
 mod foreign;
 mod head;
 pub mod logzio;
@@ -55,7 +56,7 @@ pub trait Protocol: Send + Sync + 'static {
     }
 
     /// How many bytes [`Protocol::parse`] unpacks `body` to before it makes lines of them; 0 where it reads `body` itself, as
-    /// it does with text and JSON that is UTF-8.
+    /// it does with text and JSON that is UTF-8. See the function [`unpacked_bytes`].
     fn unpacked_bytes(&self, _headers: &HeaderMap, body: &[u8]) -> usize {
         body::repaired_len(body).unwrap_or_default()
     }
@@ -70,8 +71,9 @@ pub trait Protocol: Send + Sync + 'static {
         judge_media_type(headers, false)
     }
 
-    /// The request's events, as [`Protocol::parse`] finds them. Refuses a body that is another protocol's request. The native
-    /// protocol takes such a body: its path names the log type, and stored lines of any protocol may be sent again there.
+    /// The request's events, as [`Protocol::parse`] finds them once the body is in UTF-8. Refuses a body that is another
+    /// protocol's request. The native protocol takes such a body: its path names the log type, and stored lines of any
+    /// protocol may be sent again there.
     fn events(
         &self,
         uri: &Uri,
@@ -80,6 +82,7 @@ pub trait Protocol: Send + Sync + 'static {
         received: DateTime<Utc>,
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
+        let body = charset::to_utf8(headers, body, limits)?;
         foreign::refuse(self.name(), &body, limits)?;
         self.parse(uri, headers, body, received, limits)
     }
@@ -104,6 +107,11 @@ pub trait Protocol: Send + Sync + 'static {
     fn alive(&self) -> Answer {
         empty_answer(StatusCode::OK)
     }
+}
+
+/// How many bytes [`Protocol::events`] unpacks `body` to before lines are made of it; 0 where it reads `body` itself.
+pub fn unpacked_bytes(protocol: &dyn Protocol, headers: &HeaderMap, body: &[u8]) -> usize {
+    charset::decoded_len(headers, body).unwrap_or_else(|| protocol.unpacked_bytes(headers, body))
 }
 
 /// The log type that `word` names: env0's integrations put one of these words into a source, label, service, name or

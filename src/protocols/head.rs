@@ -85,27 +85,45 @@ impl Encoding {
     }
 }
 
-/// Media types of files that hold no lines.
-const BINARY_TYPES: [&str; 14] = [
-    "application/zip",
-    "application/x-zip-compressed",
-    "application/bzip2",
-    "application/x-bzip2",
-    "application/x-xz",
-    "application/x-lzma",
-    "application/x-lz4",
-    "application/x-7z-compressed",
-    "application/x-tar",
-    "application/pdf",
-    "application/bson",
-    "application/wasm",
-    "application/vnd.apache.parquet",
-    "application/vnd.apache.thrift.binary",
+/// What the media types of files and formats have in their names that hold no lines.
+const BINARY_TYPES: [&str; 27] = [
+    "/zip",
+    "zip-compressed",
+    "bzip",
+    "/x-xz",
+    "lzma",
+    "lz4",
+    "7z",
+    "x-tar",
+    "gtar",
+    "rar-compressed",
+    "vnd.rar",
+    "java-archive",
+    "cpio",
+    "pdf",
+    "msword",
+    "officedocument",
+    "sqlite",
+    "wasm",
+    "bson",
+    "parquet",
+    "arrow",
+    "thrift",
+    "smile",
+    "flatbuffers",
+    "capnp",
+    "cbor",
+    "avro",
 ];
 
 /// A media type without its parameters.
 fn essence(value: &[u8]) -> &[u8] {
     value.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii()
+}
+
+fn is_binary(media_type: &[u8]) -> bool {
+    let has = |part: &str| media_type.windows(part.len()).any(|window| window.eq_ignore_ascii_case(part.as_bytes()));
+    BINARY_TYPES.into_iter().any(has)
 }
 
 /// Refuses a `Content-Type` that is neither lines of JSON or text, nor protobuf where the protocol `takes_protobuf`.
@@ -130,10 +148,8 @@ pub(super) fn judge_media_type(headers: &HeaderMap, takes_protobuf: bool) -> Res
         ("MessagePack", "have the sender format its events as JSON")
     } else if content_type_is(headers, "json-seq") {
         ("a JSON text sequence", "send lines of JSON without the character before each")
-    } else if BINARY_TYPES.into_iter().any(|kind| essence(value).eq_ignore_ascii_case(kind.as_bytes())) {
+    } else if is_binary(essence(value)) {
         ("a file of another kind", "send lines of JSON or text (compressed, if at all, by gzip, deflate or zstd)")
-    } else if ["cbor", "avro"].into_iter().any(|format| content_type_is(headers, format)) {
-        ("a binary format", SEND_LINES)
     } else if ["image/", "audio/", "video/", "font/"].into_iter().any(begins) {
         ("a picture, sound, film or font", SEND_LINES)
     } else {
@@ -319,6 +335,10 @@ mod tests {
             ("application/zip", "lines"),
             ("Application/X-BZIP2; a=b", "gzip"),
             ("application/pdf", "lines"),
+            ("application/vnd.apache.thrift.compact", "lines"),
+            ("application/vnd.apache.arrow.stream", "lines"),
+            ("application/cbor", "lines"),
+            ("application/vnd.openxmlformats-officedocument.spreadsheetml.sheet", "lines"),
             ("application/json-seq", "lines of JSON"),
         ] {
             let refused = judge_media_type(&headers(&[("content-type", value)]), false);

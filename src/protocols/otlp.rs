@@ -94,7 +94,7 @@ impl Protocol for Otlp {
 /// The `google.rpc.Code` of a refusal. Clients act on the HTTP status.
 fn code(refusal: &Refusal) -> i32 {
     match refusal {
-        Refusal::Body(BodyError::Invalid { .. }) | Refusal::BrokenBody { .. } => 3,
+        Refusal::Body(BodyError::Invalid { .. } | BodyError::OtherCharset) | Refusal::BrokenBody { .. } => 3,
         Refusal::UnsupportedEncoding | Refusal::UnsupportedMediaType { .. } | Refusal::LengthRequired => 3,
         Refusal::BodyTimeout => 4,
         Refusal::UnknownPath => 5,

@@ -27,7 +27,7 @@ pub enum Refusal {
         /// The value of the `Allow` header.
         allowed: &'static str,
     },
-    /// 400 or 413
+    /// 400, 413 or 415
     #[error(transparent)]
     Body(#[from] BodyError),
     /// 400: the compressed stream is broken, or the chunks are.
@@ -107,9 +107,11 @@ impl Refusal {
             Refusal::UnknownPath => StatusCode::NOT_FOUND,
             Refusal::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Refusal::Body(BodyError::Invalid { .. }) | Refusal::BrokenBody { .. } => StatusCode::BAD_REQUEST,
+            Refusal::UnsupportedEncoding
+            | Refusal::UnsupportedMediaType { .. }
+            | Refusal::Body(BodyError::OtherCharset) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Refusal::Body(_) | Refusal::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Refusal::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Refusal::UnsupportedEncoding | Refusal::UnsupportedMediaType { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Refusal::LengthRequired => StatusCode::LENGTH_REQUIRED,
             Refusal::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
         }

@@ -75,9 +75,10 @@ impl Protocol for Splunk {
                 _ => ("Invalid data format", 6),
             },
             Refusal::LengthRequired => (NO_DATA, 5),
-            Refusal::BrokenBody { .. } | Refusal::UnsupportedEncoding | Refusal::UnsupportedMediaType { .. } => {
-                ("Invalid data format", 6)
-            }
+            Refusal::BrokenBody { .. }
+            | Refusal::UnsupportedEncoding
+            | Refusal::UnsupportedMediaType { .. }
+            | Refusal::Body(BodyError::OtherCharset) => ("Invalid data format", 6),
             Refusal::Body(_) | Refusal::TooLarge { .. } => ("Request entity too large", 27),
             Refusal::BodyTimeout | Refusal::Unavailable { .. } => ("Server is busy", 9),
             Refusal::UnknownPath | Refusal::WrongMethod { .. } => {

@@ -51,6 +51,10 @@ impl Sent {
         self.stored().into_iter().inspect(|(said, _)| assert_eq!(*said, None)).map(|(_, line)| line).collect()
     }
 
+    pub(crate) fn unpacked_bytes(&self) -> usize {
+        unpacked_bytes(self.protocol(), &self.headers, &self.body)
+    }
+
     /// How many bytes were not UTF-8.
     pub(crate) fn replaced(&self) -> u64 {
         self.parse_with(&LIMITS).unwrap().iter().map(|part| part.lines.replaced).sum()

@@ -241,6 +241,29 @@ fn what_is_not_utf8_is_stored_with_replacements_and_counted() {
 }
 
 #[test]
+fn text_in_a_declared_charset_is_decoded_or_refused_and_nothing_is_replaced() {
+    let listener = Listener::new();
+    let text = include_bytes!("../fixtures/bodies/latin1-in-one-of-three.txt");
+    let send = |path: &str, content_type: &str| {
+        let upload = Upload::post(path).bearer(TOKEN).header("Content-Type", content_type);
+        listener.daemon.send(upload.body(text))
+    };
+    for path in ["/v1/logs/env0-deployments", "/services/collector/raw", "/receiver/v1/http/not-needed", "/"] {
+        assert_eq!(send(path, "text/plain; charset=ISO-8859-1").status, 200, "{path}");
+        let refused = send(path, "text/plain; charset=Shift_JIS");
+        assert_eq!(refused.status, 415, "{path}");
+        assert!(refused.text().contains("send UTF-8"), "{path}: {}", refused.text());
+    }
+    wait_until_delivered(&listener.setup);
+    let lines = listener.aws.s3.lines();
+    assert_eq!(lines.len(), 12, "{lines:?}");
+    assert_eq!(lines.iter().filter(|line| line.contains("cañon applied")).count(), 4, "{lines:?}");
+    let replaced = listener.daemon.metric("replaced_bytes_total{type=\"env0-deployments\"}");
+    assert_eq!(replaced.unwrap_or_default(), 0.0);
+    listener.finish();
+}
+
+#[test]
 fn a_broken_line_at_logzio_costs_none_of_the_others() {
     let listener = Listener::new();
     let path = format!("/?token={TOKEN}");

@@ -13,6 +13,12 @@ pub enum BodyError {
         /// What is wrong there.
         reason: String,
     },
+    /// 415
+    #[error(
+        "Content-Type names a charset that is not decoded, and the body is not UTF-8: send UTF-8, ISO-8859-1 or \
+         windows-1252"
+    )]
+    OtherCharset,
     /// 413
     #[error("event {event} is larger than {limit_bytes} bytes, the limit that ENV0_S3_LOG_MAX_EVENT_BYTES sets")]
     EventTooLarge {

@@ -25,9 +25,10 @@ type Family = (&'static str, &'static [(&'static str, (&'static str, &'static st
 
 const JSON_TYPE: (&str, &str) = ("content-type", "application/json");
 const ANY_TYPE: (&str, &str) = ("accept", "*/*");
+const LATIN1_TYPE: (&str, &str) = ("content-type", "text/plain; charset=iso-8859-1");
 
 pub(crate) const FAMILIES: [Family; 9] = [
-    ("native", &[("/v1/logs/env0-audits", ANY_TYPE)]),
+    ("native", &[("/v1/logs/env0-audits", ANY_TYPE), ("/v1/logs/env0-audits", LATIN1_TYPE)]),
     ("otlp-json", &[("/v1/logs", JSON_TYPE)]),
     ("otlp-protobuf", &[("/v1/logs", PROTOBUF_TYPE)]),
     ("loki-json", &[("/loki/api/v1/push", JSON_TYPE)]),
@@ -43,7 +44,7 @@ pub(crate) const FAMILIES: [Family; 9] = [
     ),
     ("newrelic", &[("/log/v1", JSON_TYPE)]),
     ("sumologic", &[("/receiver/v1/http/s", ANY_TYPE), ("/receiver/v1/http/s", ("x-sumo-name", "n"))]),
-    ("logzio", &[("/?token=t", ANY_TYPE), ("/?token=t&type=x", ANY_TYPE)]),
+    ("logzio", &[("/?token=t", ANY_TYPE), ("/?token=t&type=x", ANY_TYPE), ("/?token=t", LATIN1_TYPE)]),
 ];
 
 const DICTIONARY: [&[u8]; 24] = [
@@ -115,7 +116,7 @@ fn assert_refused_or_stored(sent: &Sent, limits: &Limits) {
             }
             assert_stored_well(parts, limits);
         }
-        Err(error) => assert!((400..=413).contains(&sent.refused(&error.into()).status)),
+        Err(error) => assert!((400..=415).contains(&sent.refused(&error.into()).status)),
     }
 }
 

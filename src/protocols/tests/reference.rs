@@ -14,18 +14,19 @@ type InLine = fn(&Value) -> Value;
 
 /// Panics unless each record that the reference finds is in a line, in the order sent.
 pub(super) fn assert_holds_all(sent: &Sent, parts: &[Part]) {
+    let Ok(body) = charset::to_utf8(&sent.headers, sent.body.clone(), &LIMITS) else { return };
     let lines = parts.iter().flat_map(|part| std::str::from_utf8(&part.lines.bytes).unwrap().lines());
     let lines: Vec<Value> = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
     let (expected, in_line): (Option<Vec<Value>>, InLine) = match sent.protocol().name() {
-        "otlp" if is_json(&sent.headers, &sent.body) => (otlp_json(&sent.body), |line| otlp_record(line, 0, 0, 0)),
-        "otlp" => (otlp_protobuf(&sent.body), |line| otlp_record(line, 0, 0, 0)),
-        "loki" if is_json(&sent.headers, &sent.body) => (loki_json(&sent.body), loki_entry),
-        "loki" => (loki_protobuf(&sent.body), loki_entry),
-        "splunk" if sent.uri.path().contains("raw") => (Some(lines_of(&sent.body)), |line| line["event"].clone()),
-        "splunk" if sent.uri.query().is_none() => (values(objects(&sent.body, false)), Value::clone),
-        "newrelic" => (newrelic(&sent.body), Value::clone),
-        "logzio" if !sent.uri.query().unwrap_or_default().contains("type=") => (Some(each_line(&sent.body)), as_sent),
-        "sumologic" if !sent.headers.contains_key("x-sumo-name") => (Some(each_line(&sent.body)), as_sent),
+        "otlp" if is_json(&sent.headers, &body) => (otlp_json(&body), |line| otlp_record(line, 0, 0, 0)),
+        "otlp" => (otlp_protobuf(&body), |line| otlp_record(line, 0, 0, 0)),
+        "loki" if is_json(&sent.headers, &body) => (loki_json(&body), loki_entry),
+        "loki" => (loki_protobuf(&body), loki_entry),
+        "splunk" if sent.uri.path().contains("raw") => (Some(lines_of(&body)), |line| line["event"].clone()),
+        "splunk" if sent.uri.query().is_none() => (values(objects(&body, false)), Value::clone),
+        "newrelic" => (newrelic(&body), Value::clone),
+        "logzio" if !sent.uri.query().unwrap_or_default().contains("type=") => (Some(each_line(&body)), as_sent),
+        "sumologic" if !sent.headers.contains_key("x-sumo-name") => (Some(each_line(&body)), as_sent),
         _ => return,
     };
     let mut stored = lines.iter().map(in_line);
