@@ -172,7 +172,9 @@ fn quarantine_if_changed(folder: &Folder, batch: &mut Batch) -> io::Result<bool>
             _ => {}
         }
     }
-    folder.quarantine(batch)?;
+    if !folder.quarantine(batch)? {
+        return Ok(false);
+    }
     tracing::error!(log_type = %batch.log_type, batch.name = %batch.name.batch, batch.sequence = batch.name.sequence, batch.events = batch.name.records, "a sealed batch's file is gone or its bytes have changed on disk; what is left of it is in quarantine, see config/README.md#quarantined");
     Ok(true)
 }

@@ -380,7 +380,11 @@ impl Folder {
 
     /// Hashes a batch's file again, because S3 says that its bytes are not those that its name tells.
     pub fn rehash(&self, batch: &Batch) -> io::Result<Sha256> {
-        let mut file = self.home.disk.open(&self.batch_path(batch))?;
+        self.hash(&self.batch_path(batch))
+    }
+
+    fn hash(&self, path: &Path) -> io::Result<Sha256> {
+        let mut file = self.home.disk.open(path)?;
         let mut hasher = Sha256Hasher::default();
         let mut buffer = vec![0; READ_BUFFER_BYTES];
         let mut offset = 0;

@@ -136,7 +136,7 @@ impl Folder {
         let batch = self.count_in(*name, bytes);
         if bytes == 0 {
             tracing::error!(log_type = %self.log_type, batch.name = %name.batch, batch.sequence = name.sequence, events = name.records, "a sealed batch is empty; it is in quarantine, see config/README.md#quarantined");
-            return self.quarantine(&batch);
+            self.quarantine(&batch)?;
         }
         Ok(())
     }
@@ -159,7 +159,7 @@ fn set_aside(folder: &Folder, file_name: &str, why: &str) {
     let moved = match folder.disk().identify(&path) {
         // The name is not UTF-8, so `file_name` is not exactly it.
         Ok(None) => Err(io::ErrorKind::NotFound.into()),
-        _ => folder.move_to_quarantine(&path, file_name),
+        _ => folder.move_to_quarantine(&path, file_name).map(drop),
     };
     match moved {
         Ok(()) => {

@@ -16,7 +16,11 @@ const TAKEN_NAMES_MAX: u32 = 1000;
 
 impl Folder {
     /// Moves a batch to quarantine that is not what its name says. Its number becomes a gap, which the metadata of later
-    /// objects names.
+    /// objects names. False where its bytes turn out to be right there: the file is then put back, and nothing has changed.
+    ///
+    /// A volume that was away for a moment makes a good file look missing. It may be back when the file is moved, so the
+    /// bytes are hashed once more in quarantine, where the volume is surely the spool's. A crash before a good file is put
+    /// back leaves it in quarantine, from where an operator can bring it to S3.
     ///
     /// The chain's head first leaves an empty `.sent`. In the other order, a crash in between would leave no file with
     /// the head's number, and the next batch would get that number a second time.
@@ -25,7 +29,7 @@ impl Folder {
     ///
     /// # Errors
     /// The disk refuses, or the spool's path leads elsewhere: a file that is missing there is not damaged.
-    pub fn quarantine(&self, batch: &Batch) -> io::Result<()> {
+    pub fn quarantine(&self, batch: &Batch) -> io::Result<bool> {
         self.home.confirm()?;
         {
             let _transition = self.head_transition();
@@ -33,14 +37,28 @@ impl Folder {
                 self.keep_head(SealedName { stage: Stage::Sent, ..batch.name })?;
             }
         }
-        self.move_to_quarantine(&self.batch_path(batch), &batch.name.to_string())?;
+        let path = self.batch_path(batch);
+        let aside = self.move_to_quarantine(&path, &batch.name.to_string())?;
+        self.home.confirm()?;
+        if self.hash(&aside).is_ok_and(|sha256| sha256 == batch.name.sha256) {
+            self.put_back(&aside, &path)?;
+            return Ok(false);
+        }
         let mut state = self.state();
         state.unsent.remove(&batch.name.batch.opened);
         state.gaps.insert(batch.name.sequence);
         drop(state);
         self.count_out(batch);
         self.figures.quarantined.fetch_add(batch.name.records, Ordering::Relaxed);
-        Ok(())
+        Ok(true)
+    }
+
+    /// Moves a file from quarantine back to its folder. The folder is fsynced first, so that a power cut leaves the file in
+    /// one of the two.
+    fn put_back(&self, aside: &Path, path: &Path) -> io::Result<()> {
+        self.with_remedy(|| self.home.disk.rename(aside, path))?;
+        self.home.disk.sync_dir(&self.dir)?;
+        self.home.disk.sync_dir(&self.home.quarantine_dir())
     }
 
     /// Makes an empty file that keeps the chain's head. The caller has locked `head_transition`.
@@ -55,30 +73,33 @@ impl Folder {
     }
 
     /// Moves a file to quarantine, durably, under the log type's and its own name; a name that exists there gets a number.
-    /// For a file that somebody removed an empty one is made, so that a gap is also reported after a crash.
+    /// For a file that somebody removed an empty one is made, so that a gap is also reported after a crash. Returns where
+    /// the file is now.
     ///
     /// The new name is fsynced before the old one's removal:
     ///
     /// 1. Quarantine fsynced, then the log type's folder. A power cut in between leaves the file in both places or in
     ///    quarantine alone.
     /// 2. The other way round, a power cut in between may leave the file in neither.
-    pub(in crate::spool) fn move_to_quarantine(&self, from: &Path, name: &str) -> io::Result<()> {
+    pub(in crate::spool) fn move_to_quarantine(&self, from: &Path, name: &str) -> io::Result<PathBuf> {
         let first = self.quarantine_path(name);
         let numbered = (1..TAKEN_NAMES_MAX).map(|number| self.quarantine_path(&format!("{name}.{number}")));
         let is_free = |path: &PathBuf| matches!(self.home.disk.identify(path), Ok(None));
         let to = std::iter::once(first.clone()).chain(numbered).find(is_free).ok_or(io::ErrorKind::AlreadyExists)?;
         self.with_remedy(|| {
-            match self.home.disk.rename(from, &to) {
+            let aside = match self.home.disk.rename(from, &to) {
                 // An earlier try may have renamed it already.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     if is_free(&first) {
                         self.home.disk.create(&first)?;
                     }
+                    first.clone()
                 }
-                other => other?,
-            }
+                other => other.map(|()| to.clone())?,
+            };
             self.home.disk.sync_dir(&self.home.quarantine_dir())?;
-            self.home.disk.sync_dir(&self.dir)
+            self.home.disk.sync_dir(&self.dir)?;
+            Ok(aside)
         })
     }
 

@@ -70,6 +70,26 @@ fn a_batch_that_goes_to_quarantine_goes_there_once_whatever_its_rename_answers()
 }
 
 #[test]
+fn a_batch_that_is_whole_is_put_back_from_quarantine() {
+    let mut world = sealed();
+    let batch = world.waiting[0].clone();
+    // The disk refuses to put it back once, and the next try goes on from there.
+    for refused in [true, false] {
+        world.disk.rule(move |op, path| {
+            let back = op == Op::Rename && path.parent().is_some_and(|folder| folder.ends_with(TYPE.as_str()));
+            if refused && back { Effect::Fail(Errno::IO) } else { Effect::Pass }
+        });
+        assert_eq!(world.folder().quarantine(&batch).ok(), (!refused).then_some(false));
+    }
+    world.disk.heal();
+    assert_eq!((world.quarantine(), world.folder().gaps()), (Vec::new(), Vec::new()));
+    world.append(1).unwrap();
+    world.seal();
+    world.deliver_all();
+    assert_eq!((world.missing(), world.bucket.len(), world.quarantine()), (0, 2, Vec::new()));
+}
+
+#[test]
 fn while_the_path_leads_elsewhere_nothing_is_written_and_then_all_goes_on() {
     for index in 0..2 {
         let mut world = sealed();

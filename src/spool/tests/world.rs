@@ -316,8 +316,7 @@ impl World {
                     if !check_file || folder.rehash(batch)? == batch.name.sha256 {
                         return Ok(false);
                     }
-                    folder.quarantine(batch)?;
-                    return Ok(true);
+                    return folder.quarantine(batch);
                 }
             }
         }
