@@ -39,6 +39,7 @@ use crate::protocols::body::Limits;
 use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind, List};
 use crate::pull::audits::{AuditMemory, Audits};
 use crate::pull::deployments::{DeploymentMemory, Deployments, HandOver};
+pub use crate::pull::files::FOLDER;
 use crate::pull::files::PlaceError;
 use crate::pull::place::{Place, Shared, Stopped};
 use crate::pull::report::Report;

@@ -6,12 +6,15 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Access;
+
 use super::report::{DAEMON, Step};
 use crate::admin::client;
 use crate::assembly::Files;
-use crate::batch::LogType;
+use crate::batch::{LogType, SpoolName};
 use crate::config::{Config, ConfigErrors, Loaded};
 use crate::exit_code::{CANT_BIND, CANT_CREATE, CONFIG, IO};
+use crate::pull;
 use crate::spool::disk::{Disk, OsDisk};
 use crate::spool::home;
 use crate::spool::manifest::{Destination, Lock, Manifest, ManifestError};
@@ -165,6 +168,9 @@ fn spool(dir: &Path) -> Step {
         if let Err(error) = home::judge_folders(&OsDisk, dir) {
             return fail(dir, &error);
         }
+        if let Err((path, error)) = judge_rights(dir) {
+            return fail(&path, &error);
+        }
         return match Probe::write(dir, b"probe\n") {
             Ok(probe) => match probe.try_what_a_spool_needs() {
                 Ok(()) => Step::ok(NAME, format!("{} can be written to", dir.display())),
@@ -182,11 +188,37 @@ fn spool(dir: &Path) -> Step {
     if !above.is_dir() {
         return fail(&above, &io::ErrorKind::NotADirectory.into());
     }
-    use rustix::fs::Access;
     match rustix::fs::access(&above, Access::WRITE_OK | Access::EXEC_OK) {
         Ok(()) => Step::ok(NAME, format!("{} will be made at the first start", dir.display())),
         Err(error) => fail(&above, &error.into()),
     }
+}
+
+/// Whether this user may do with what the spool holds already what a start does. Asks for the rights and writes nothing,
+/// so that a running daemon notices nothing.
+///
+/// # Errors
+/// The folder or file that refuses, and the system's reason.
+fn judge_rights(dir: &Path) -> Result<(), (PathBuf, io::Error)> {
+    let allows = |path: PathBuf, access| match rustix::fs::access(&path, access) {
+        // A start makes what is missing, and a running daemon removes what it has sent.
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err((path, error.into())),
+    };
+    for folder in home::all_folders(dir).chain([dir.join(pull::FOLDER)]) {
+        allows(folder.clone(), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)?;
+        let mut judged = Ok(());
+        let visited = OsDisk.visit(&folder, &mut |name, _| {
+            if judged.is_ok() && name.parse::<SpoolName>().is_ok() {
+                judged = allows(folder.join(name), Access::READ_OK | Access::WRITE_OK);
+            }
+        });
+        match visited {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err((folder, error)),
+            _ => judged?,
+        }
+    }
+    Ok(())
 }
 
 /// A small file that goes when this does.

@@ -16,7 +16,8 @@ use serde::{Deserialize, Serialize};
 use crate::batch::Sha256;
 use crate::spool::{Spool, disk};
 
-pub(super) const FOLDER: &str = "pull";
+/// The folder in the spool.
+pub const FOLDER: &str = "pull";
 /// A larger file is not written, so that every start can read what the last one has written.
 pub(super) const FILE_MAX_BYTES: u64 = 64 << 20;
 

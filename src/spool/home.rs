@@ -232,7 +232,7 @@ impl Home {
 /// One of them is a link, no folder, or on another file system than the spool.
 pub fn judge_folders(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     let device = identify_folder(disk, dir)?.device;
-    for path in folders(dir).into_iter().chain(copies::folders(dir)) {
+    for path in all_folders(dir) {
         let wrong = match disk.identify(&path)? {
             None => continue,
             Some(found) if found.is_folder && found.device == device => continue,
@@ -248,6 +248,11 @@ pub fn judge_folders(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
         ));
     }
     Ok(())
+}
+
+/// The folders that a spool has or may have.
+pub fn all_folders(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    folders(dir).into_iter().chain(copies::folders(dir))
 }
 
 /// The folders that every spool has: one for each log type, and the quarantine.

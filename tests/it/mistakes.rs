@@ -72,6 +72,38 @@ fn a_spool_of_another_user_is_told_by_its_owner_and_never_to_be_moved_away() {
 }
 
 #[test]
+fn a_folder_or_file_of_another_user_within_the_spool_is_told_before_a_start_meets_it() {
+    let aws = LocalAws::start();
+    aws.sts.set_down();
+    let setup = Setup::new(&aws);
+    if !is_root() {
+        return;
+    }
+    let daemon = setup.start();
+    assert_eq!(daemon.post(DEPLOYMENTS, event("1")).status, 200);
+    daemon.kill();
+    std::fs::set_permissions(setup.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let spool = setup.spool();
+    let folders = ["env0-deployments", "env0-audits", "quarantine"].map(|name| spool.join(name));
+    let files = folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()));
+    let inner: Vec<_> = files.chain(folders.clone()).collect();
+    let own = |path: &Path, uid| std::os::unix::fs::chown(path, Some(uid), Some(uid)).unwrap();
+    let top = std::fs::read_dir(&spool).unwrap().map(|entry| entry.unwrap().path()).chain([spool.clone()]);
+    top.chain(inner.clone()).for_each(|path| own(&path, STRANGER));
+    let setup = setup.of_user(STRANGER);
+    for path in inner {
+        own(&path, 0);
+        let checked = setup.run("check --offline");
+        let path_text = path.display().to_string();
+        assert_says(next(&checked), &["Next: spool: ", &format!("{path_text} belongs to uid 0")]);
+        assert_says(&checked.stdout, &[&format!("{path_text} can't be used: Permission denied")]);
+        own(&path, STRANGER);
+    }
+    let checked = setup.run("check --offline");
+    assert_says(&checked.stdout, &["[ok]   spool"]);
+}
+
+#[test]
 #[cfg_attr(not(may_mount), ignore = "mounts a file system, which takes root")]
 fn a_full_and_a_read_only_disk_and_a_file_in_the_spools_place_are_told_apart() {
     let aws = LocalAws::start();
