@@ -89,7 +89,7 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
     let mut next_show = Instant::now();
     loop {
         let Left { batches, events, bytes, waits } = left(&spool);
-        // What a crash left open is events before it is a batch, and unread before it is events.
+        // A file that a crash left open counts as events before it is sealed as a batch, and as neither before it is read.
         if batches == 0 && events == 0 && !waits {
             if let Some(lanes) = cloudwatch {
                 drain_cloudwatch(lanes, deadline, &mut show).await;
@@ -243,7 +243,7 @@ struct Left {
     batches: u64,
     events: u64,
     bytes: u64,
-    /// For anything, be it known or not how much that is.
+    /// Whether anything waits, even where nobody knows yet how much it is.
     waits: bool,
 }
 

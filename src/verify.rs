@@ -93,7 +93,7 @@ pub async fn run(options: &VerifyOptions, config: &Config, network: &Network) ->
     let report = report(options, config, network).await?;
     let text = if options.json { format!("{:#}\n", report.to_json()) } else { report.to_string() };
     match std::io::stdout().write_all(text.as_bytes()) {
-        // Whoever reads it has read enough.
+        // The reader has closed the pipe because it has seen enough, as `head` does.
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(report.exit_code()),
         written => written.map(|()| report.exit_code()).map_err(VerifyError::Output),
     }

@@ -38,7 +38,7 @@ pub enum ReadError {
     /// S3 gave the object, with headers that are no text.
     #[error("{0}")]
     Unreadable(String),
-    /// There is nothing to sign with; only a person can mend it.
+    /// There are no credentials to sign with; only a person can mend that.
     #[error(
         "no AWS credentials were found{cause}; verify takes an auditor's own, from AWS_PROFILE, or AWS_ACCESS_KEY_ID and \
          AWS_SECRET_ACCESS_KEY, or the machine's role"
@@ -124,7 +124,7 @@ impl Reader {
         let loader = aws_config::defaults(BehaviorVersion::latest())
             .region(Region::new(config.aws_region.clone()))
             .http_client(network.aws_with_answers_of(config.endpoint_url_s3.as_deref(), Some(LISTING_MAX_BYTES)));
-        // For the answer to begin; a body that stalls is cut off by the SDK.
+        // The time until the answer begins. The SDK itself ends a body that stalls.
         let timeouts = TimeoutConfig::builder().operation_attempt_timeout(ANSWER_TIMEOUT).build();
         let mut builder = aws_sdk_s3::config::Builder::from(&loader.load().await)
             .timeout_config(timeouts)
@@ -146,7 +146,7 @@ impl Reader {
     /// One page of the keys under `prefix` that come after `start_after`.
     pub async fn list(&self, prefix: &str, start_after: &str, next: Option<String>) -> Result<Page, ReadError> {
         let request = self.client.list_objects_v2().bucket(&self.bucket).prefix(prefix);
-        // Else a key with a control character makes the answer unreadable XML.
+        // Without this encoding a key with a control character makes the answer unreadable XML.
         let request = request.encoding_type(EncodingType::Url).set_continuation_token(next);
         let request = if start_after.is_empty() { request } else { request.start_after(start_after) };
         let output = request.send().await.map_err(|error| self.refusal("ListObjectsV2", error))?;
@@ -171,7 +171,7 @@ impl Reader {
         Ok(Page { objects: objects.collect(), next })
     }
 
-    /// What S3 lists is no listing: `cause` tells why.
+    /// The error for a listing that can't be used; `cause` tells why.
     pub fn no_listing(&self, cause: &str) -> ReadError {
         let remedy = format!("look at what answers in S3's place, and {AGAIN}");
         ReadError::Failed { asked: self.asked("ListObjectsV2"), cause: cause.to_owned(), remedy }

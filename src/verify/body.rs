@@ -108,7 +108,8 @@ impl Write for Lines {
             return Ok(bytes.len());
         }
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            // The first receipt that wants the line decides: an object may have thousands, and a line is only one's event.
+            // The first receipt that wants the line decides. An object may have thousands of receipts, and each line is an
+            // event of only one of them.
             let longest = self.checks.iter().find_map(|check| check.wants(self.count));
             if let Some(longest) = longest.filter(|_| !self.is_too_long) {
                 self.is_too_long = (self.line.len() + part.len()) as u64 > longest.max(LINE_MAX_BYTES);

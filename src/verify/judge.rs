@@ -1,6 +1,6 @@
 //! Judges the objects of a bucket: pure, in any order, in memory that grows with what is wrong, not with the bucket.
 //!
-//! Objects that link to their neighbours melt into runs, of which only both ends are kept. At the end every
+//! Objects that link to their neighbours are joined into runs, of which only both ends are kept. At the end every
 //! place between two runs is a gap or a broken link.
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,9 +20,9 @@ use chain::{Chain, Link, Note, Suspect};
 pub(super) use rules::Rules;
 use rules::{Doubt, Name};
 
-/// Objects whose keys are remembered, to name the original of a duplicate; twice as many at times.
+/// How many objects' keys are remembered, to name the original of a duplicate; at times twice as many.
 const REMEMBERED_MAX: usize = 100_000;
-/// Doubtful objects that are held against their chain at its end; beyond it they are judged at sight.
+/// How many doubtful objects are compared with their chain at its end. Further ones are judged at once.
 const SUSPECTS_MAX: usize = 10_000;
 
 /// An object as the walk found it.

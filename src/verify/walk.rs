@@ -24,9 +24,10 @@ use super::receipts::{Ledger, Outcome, Receipts};
 const CONCURRENCY: usize = 32;
 /// How often an object is tried whose transfer breaks off, beside the SDK's own retries of a request.
 const ATTEMPTS: u32 = 4;
-/// So much of a body is read beyond what the listing says, since it may have been replaced. Its hash tells what it is.
+/// How much of a body is read beyond the size in the listing, because the object may have been replaced. Its hash tells
+/// what it is.
 const BEYOND_LISTED_MAX_BYTES: u64 = 1024 * 1024;
-/// Pages without a key, one after the other. S3 sends some where many objects were deleted.
+/// How many pages without a key may come one after the other. S3 sends some where many objects were deleted.
 const EMPTY_PAGES_MAX: u32 = 1000;
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
@@ -245,7 +246,7 @@ impl Job {
         Ok(self.observed(metadata, content, digest.outcomes))
     }
 
-    /// Judged by a Head; none where it has been restored.
+    /// Judges an archived object by its Head; `None` where it has been restored.
     async fn archived(&self) -> Result<Option<Examined>, ReadError> {
         let head = self.reader.head(&self.listed.key).await?;
         if !head.archived && self.listed.archived {
@@ -334,7 +335,7 @@ impl Listing {
         if self.page.front().is_some_and(ended) { Ok(None) } else { Ok(self.page.pop_front()) }
     }
 
-    /// A store that begins anew, or sends nothing for ever, would be asked for ever.
+    /// Refuses a store that begins its listing anew or sends empty pages without end: it would be asked for ever.
     fn check_progress(&mut self) -> Result<(), ReadError> {
         match self.page.back() {
             Some(listed) if listed.key <= self.last => {

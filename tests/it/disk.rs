@@ -71,6 +71,38 @@ fn a_copy_of_the_volume_in_its_place_is_not_taken_for_it() {
     books.balance(&aws, &setup);
 }
 
+#[test]
+#[cfg_attr(not(may_mount_images), ignore = "mounts a file system in a file, which takes root and a loop device")]
+fn on_a_frozen_disk_what_was_begun_is_waited_for_and_the_rest_refused_for_good() {
+    let aws = LocalAws::start();
+    let folder = tempfile::tempdir().unwrap();
+    let machine = Machine::start(folder.path(), "ext4");
+    let setup = machine.setup(Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "1h"));
+    let (mut daemon, books) = (setup.start(), Books::default());
+    send_until_taken(&daemon, &books, DEPLOYMENTS, 1);
+    let (begun, not_begun) = (books.ids(2), books.ids(3));
+    std::thread::scope(|scope| {
+        let (mut first, mut second) = (None, None);
+        machine.while_frozen(|| {
+            first = Some(scope.spawn(|| daemon.post(DEPLOYMENTS, Books::body(&begun))));
+            wait_until("the writer waits for the disk", || waits_for_a_disk(&daemon));
+            second = Some(daemon.post(DEPLOYMENTS, Books::body(&not_begun)));
+        });
+        assert_eq!(second.map(|answer| answer.status), Some(503));
+        assert_eq!(first.map(|answer| answer.join().unwrap().status), Some(200));
+    });
+    books.acknowledge(begun);
+    assert_eq!(daemon.terminate().code(), Some(0));
+    assert_eq!(stored_events(&aws), books.acknowledged(), "{}", daemon.log().text());
+}
+
+/// Whether a thread of the daemon waits for a disk, in state `D`, which stands behind the thread's name.
+fn waits_for_a_disk(daemon: &Daemon) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", daemon.process_id())).unwrap();
+    let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.unwrap().path().join("stat")).ok());
+    stats.into_iter().any(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" D")))
+}
+
 /// Sends events until they are acknowledged, as a shipper does; the refusals on the way.
 fn send_until_taken(daemon: &Daemon, books: &Books, path: &str, count: usize) -> usize {
     let ids = books.ids(count);

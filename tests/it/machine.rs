@@ -128,10 +128,17 @@ impl Machine {
         self.while_frozen(|| std::thread::sleep(time));
     }
 
-    fn while_frozen(&self, action: impl FnOnce()) {
+    /// Nothing is written while `action` runs, also where it panics: a frozen disk can't be unmounted.
+    pub(crate) fn while_frozen(&self, action: impl FnOnce()) {
+        struct Frozen(PathBuf);
+        impl Drop for Frozen {
+            fn drop(&mut self) {
+                run("fsfreeze", &["--unfreeze", path(&self.0)]);
+            }
+        }
         run("fsfreeze", &["--freeze", path(&self.disk())]);
+        let _frozen = Frozen(self.disk());
         action();
-        run("fsfreeze", &["--unfreeze", path(&self.disk())]);
     }
 
     /// A copy of the volume, as a snapshot is one, is mounted over it until [`Machine::heal`].

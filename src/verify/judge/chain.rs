@@ -63,7 +63,7 @@ pub(super) struct Chain {
     pub(super) damaged: Ranges,
     /// Numbers that the chain itself says are in quarantine.
     pub(super) quarantined: Ranges,
-    /// Held back until the whole chain is known: where it has the true object, they are copies.
+    /// Doubtful objects, kept until the whole chain is known. Where it has the true object, they are copies.
     pub(super) suspects: Vec<Suspect>,
     /// The last object before the window.
     pub(super) before: Option<Link>,

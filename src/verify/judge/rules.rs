@@ -7,7 +7,7 @@ use crate::chain::{ChainEntry, PublicKey, Signature};
 use crate::verify::heads::KnownHead;
 use crate::verify::report::Kind;
 
-/// Log pub(super) type and instance.
+/// A chain, by its log type and instance.
 pub(super) type Name = (LogType, String);
 
 /// What to judge by.
