@@ -5,8 +5,11 @@ use std::path::{Path, PathBuf};
 
 use env0_s3_logs::s3::PutErrorKind;
 
-/// A reader finishes it in one sitting.
-const README_MAX_LINES: usize = 300;
+/// Pages that a reader finishes in one sitting, and how many lines that is.
+const SHORT_PAGES: [(&str, usize); 2] = [("README.md", 300), ("src/README.md", 250)];
+/// Pages that tell engineers where things are.
+const MAPS: [&str; 5] =
+    ["src/README.md", "src/verify/README.md", "tests/README.md", ".github/SECURITY.md", ".github/CONTRIBUTING.md"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -99,7 +102,55 @@ fn every_section_that_an_error_names_is_there_and_each_failed_upload_names_one()
 }
 
 #[test]
-fn the_readme_stays_short() {
-    let lines = std::fs::read_to_string(root().join("README.md")).unwrap().lines().count();
-    assert!(lines <= README_MAX_LINES, "{lines} lines; at most {README_MAX_LINES}: what belongs elsewhere?");
+fn the_short_pages_stay_short() {
+    for (page, most) in SHORT_PAGES {
+        let lines = std::fs::read_to_string(root().join(page)).unwrap().lines().count();
+        assert!(lines <= most, "{page} has {lines} lines; at most {most}: what belongs elsewhere?");
+    }
+}
+
+/// What a page names in backticks as a file or a folder of this repository, with the test in it where it names one too:
+/// `spool/folder.rs`, `tests/fuzz/`, `tests/it/crash.rs::name_of_a_test`.
+fn named_files(page: &Path) -> Vec<(String, Option<String>)> {
+    let text = prose(page);
+    let words = text.split('`').skip(1).step_by(2);
+    let named = words.map(|word| match word.split_once("::") {
+        Some((path, test)) => (path.to_owned(), Some(test.to_owned())),
+        None => (word.to_owned(), None),
+    });
+    let is_path = |path: &str| {
+        let plain = path.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-'));
+        let source = [".rs", ".md", ".py", ".sh", ".yaml", ".json", ".html", "/"].iter().any(|end| path.ends_with(end));
+        // `SPOOL/…` is the daemon's, and a name without a folder may be, too; but no source is.
+        plain
+            && source
+            && (path.contains('/') || path.ends_with(".rs"))
+            && !path.starts_with('/')
+            && !path.starts_with("SPOOL/")
+    };
+    named.filter(|(path, _)| is_path(path)).collect()
+}
+
+#[test]
+fn every_file_and_test_that_a_map_names_is_there() {
+    let (mut missing, mut seen, mut tests) = (Vec::new(), 0, 0);
+    for map in MAPS {
+        for (path, test) in named_files(&root().join(map)) {
+            seen += 1;
+            let places = ["", "src", Path::new(map).parent().unwrap().to_str().unwrap()];
+            let file = places.iter().map(|place| root().join(place).join(&path)).find(|file| file.exists());
+            let there = match (&file, &test) {
+                (Some(file), Some(test)) => {
+                    tests += 1;
+                    std::fs::read_to_string(file).unwrap().contains(&format!("fn {test}("))
+                }
+                (file, _) => file.is_some(),
+            };
+            if !there {
+                missing.push(format!("{map}: {path} {}", test.unwrap_or_default()));
+            }
+        }
+    }
+    assert!(seen > 100 && tests > 10, "the names were found: {seen} files, {tests} tests");
+    assert!(missing.is_empty(), "{missing:#?}");
 }
