@@ -30,7 +30,7 @@ use crate::http::listener::{Guest, Listener};
 use crate::http::site::Site;
 use crate::status::Status;
 use crate::telemetry::metrics::{Exporter, Exposition};
-use crate::telemetry::report_suppressed;
+use crate::telemetry::{self, report_suppressed};
 use history::History;
 use shared::Shared;
 
@@ -135,7 +135,10 @@ async fn status(State(health): State<Health>, request: Request) -> Response {
     let made = health.clone();
     let json = match request.uri().query() {
         Some("history") => health.0.answers.history.get(move || serde_json::to_vec(&made.0.history.snapshot())).await,
-        _ => health.0.answers.status.get(move || serde_json::to_vec(&(made.0.sources.status)())).await,
+        _ => {
+            let text = move || serde_json::to_string(&(made.0.sources.status)());
+            health.0.answers.status.get(move || text().map(|text| telemetry::linked(&text).into_owned())).await
+        }
     };
     made_answer("application/json", json)
 }

@@ -37,26 +37,29 @@ use crate::pull::Puller;
 use crate::s3::S3;
 use crate::spool::Spool;
 use crate::spool::disk::OsDisk;
-use crate::status::{self, CredentialsStatus, DeliveryStatus, Phase, SpoolStatus, Status, Timestamp, TypeStatus};
+use crate::status::{
+    CredentialsStatus, DeliveryStatus, DestinationStatus, Phase, SpoolStatus, Status, Timestamp, TypeStatus,
+};
 use crate::telemetry::metrics::Exporter;
 
 /// After SIGTERM: how long new requests are still taken while load balancers look away.
 const STILL_INGESTING: Duration = Duration::from_secs(1);
-/// The part of the grace that is kept for the exit itself.
+/// The part of the grace period that is kept for the exit itself.
 const EXIT_RESERVE: Duration = Duration::from_secs(2);
-/// The grace is divided by this: so long a body that began before SIGTERM may still arrive.
+/// Bodies that began before SIGTERM may arrive until this fraction of the grace period is over: a third.
 const BODIES_SHARE: u32 = 3;
-/// For calls of CloudWatch that are under way. What waits for it is kept, and each second of the end is one in which
-/// senders are refused.
+/// How long the end waits for calls of CloudWatch that are under way. It is short, because senders are refused meanwhile,
+/// and batches that wait for CloudWatch stay on the disk.
 const LAST_CALLS: Duration = Duration::from_secs(1);
-/// For answers that are on their way when the listeners close.
+/// How long the end waits for answers that are on their way when the listeners close.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
-/// A writer that is at one piece of work for so long does not respond.
+/// A writer that has been at one piece of work for so long counts as hanging.
 const WRITER_STALLED: Duration = Duration::from_secs(30);
-/// Connections that the system has taken up and the daemon has not: beyond it, the system drops what comes, and a client
-/// waits a second and more until it tries again. The system cuts it to its own limit (`net.core.somaxconn`).
+/// Connections that the system may accept before the daemon takes them. Beyond it the system drops new ones, and their
+/// clients try again after a second or more. The system cuts it to its own limit (`net.core.somaxconn`).
 const BACKLOG: u32 = 4096;
-/// A file size limit (`ulimit -f`) is an error of the write, not the end of the process.
+/// Sent where a write exceeds the limit of a file's size (`ulimit -f`). It is caught, so that the write fails and the process
+/// goes on.
 const SIGXFSZ: i32 = 25;
 
 /// What `/status` and the probes read; filled as the parts come up.
@@ -131,7 +134,7 @@ impl Probe {
             phase: self.phase(),
             started_at: self.started_at,
             now: Timestamp::now(),
-            destination: status::Destination {
+            destination: DestinationStatus {
                 bucket: config.bucket_name.clone(),
                 region: config.aws_region.clone(),
                 path: config.bucket_path.clone(),
@@ -159,7 +162,7 @@ impl Probe {
     }
 }
 
-/// What the admin listener reads. A writer is stalled when it is at one piece of work for longer than `stalled_after`.
+/// What the admin listener reads. A writer counts as hanging when it has been at one write for longer than `stalled_after`.
 fn sources(probe: &Arc<Probe>, stalled_after: Duration) -> Sources {
     let (status, live, ready) = (Arc::clone(probe), Arc::clone(probe), Arc::clone(probe));
     Sources {
@@ -231,9 +234,9 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     let settings = spool_settings(&config);
     let opened = tokio::select! {
         opened = tokio::task::spawn_blocking(move || Spool::open(&settings, Arc::new(OsDisk))) => opened,
-        // Every file was read a moment ago.
+        // SIGHUP does nothing here: every file was read a moment ago.
         () = signals.next(|| {}) => {
-            // Nothing was taken yet, and a start that is broken off is a crash like any other.
+            // No event was taken yet, and the next start recovers from this one as from a crash.
             tracing::info!("stopped by a signal while the spool was being recovered; the next start begins anew");
             return Ok(());
         }
@@ -265,7 +268,7 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     *probe.parts.lock().unwrap_or_else(PoisonError::into_inner) = Some(parts);
 
     let ingest = Ingest::new(&config, spool.clone(), authenticator.clone());
-    // Nobody else sets it.
+    // It can't be set already: this is the only place that does.
     let _ = open_front.set(ingest.clone());
     probe.enter(Phase::Running);
     tracing::info!(listen.addr = listen_address.map(tracing::field::display), admin.addr = %admin_address, instance = spool.instance(), "listening");
@@ -288,7 +291,7 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
             puller.stop().await;
         }
         let deadline = started + grace.saturating_sub(EXIT_RESERVE);
-        // A type that can't be sealed leaves the other, and its own sealed batches, time for their attempt.
+        // Half of the time is left for uploads, even where a batch can't be sealed.
         let sealing = deadline.saturating_duration_since(Instant::now()) / 2;
         if tokio::time::timeout(sealing, spool.close()).await.is_err() {
             tracing::warn!(
@@ -332,7 +335,7 @@ fn connections(config: &Config, open_files: u64) -> usize {
     connections
 }
 
-/// Where nobody needs a token, no web page may come in by a name of its own.
+/// Without credentials on loopback, requests under other host names are refused, so that no web page can send events.
 fn ingest_site(config: &Config) -> Site {
     let open_to_browsers = !config.ingest_auth_required && config.listen_addr.ip().is_loopback();
     Site { has_pages: false, own_names: open_to_browsers.then(site::own_names) }

@@ -23,9 +23,9 @@ use crate::spool::{self, LeftBehind, OpenError, Spool};
 
 /// How often the progress is shown.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
-/// How often it is looked whether all is gone.
+/// How often the spool is looked at, whether it is empty.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// What attempts under way are given when the time is over.
+/// How long uploads under way may still take when the time is over.
 const LAST_ATTEMPTS: Duration = Duration::from_secs(1);
 
 /// What the command line says.
@@ -144,7 +144,7 @@ async fn drain_cloudwatch(mut lanes: Lanes, deadline: Option<Instant>, show: &mu
 /// Points the configuration at the place that the events were accepted for.
 fn to_accepted(config: &mut Config, accepted: &Destination, to_manifest: bool) -> Result<(), Failure> {
     let endpoint = Some(accepted.endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
-    // Who can write to a spool must not say where its events go.
+    // Whoever can write to a spool must not be able to send its events to another server.
     if config.endpoint_url_s3 != endpoint && !to_manifest {
         let name = |endpoint: &Option<String>| endpoint.clone().unwrap_or_else(|| "AWS".to_owned());
         let error = anyhow::anyhow!(
@@ -154,7 +154,7 @@ fn to_accepted(config: &mut Config, accepted: &Destination, to_manifest: bool) -
         );
         return Err(Failure::new(exit_code::CONFIG, error));
     }
-    // A bucket has one region: what is configured now mends the wrong one that events were accepted under.
+    // A bucket has one region, so the configured one may correct a wrong one that the events were accepted under.
     let same_bucket = config.endpoint_url_s3 == endpoint && config.bucket_name == accepted.bucket;
     if !same_bucket {
         config.aws_region.clone_from(&accepted.region);
@@ -179,7 +179,7 @@ fn to_configured(
     let (dir, configured) = (&config.spool_dir, assembly::spool_settings(config).destination);
     let _lock = Lock::take(dir).map_err(OpenError::from)?;
     let (batches, sending) = spool::count_batches(&OsDisk, dir)?;
-    // An empty spool takes the configured place over by itself, with chains of its own.
+    // An empty spool goes over to the configured place by itself, and begins new chains.
     if accepted == configured || batches == 0 {
         return Ok(configured);
     }
@@ -219,7 +219,7 @@ fn agreed(question: &str, show: &mut impl FnMut(&str)) -> Result<bool, Failure> 
     Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 
-/// Looks at the folders again before it says that they are empty.
+/// Looks at the folders once more, and says that the spool is empty or what is left.
 async fn emptied(spool: &Spool, mut show: impl FnMut(&str)) -> Result<(), Failure> {
     let spool = spool.clone();
     let looked = tokio::task::spawn_blocking(move || spool.left_behind()).await;

@@ -31,7 +31,7 @@ pub struct Status {
     /// When this was taken.
     pub now: Timestamp,
     /// Where the objects go.
-    pub destination: Destination,
+    pub destination: DestinationStatus,
     /// The disk's side.
     pub spool: SpoolStatus,
     /// Both log types, in the order of [`LogType::ALL`].
@@ -67,7 +67,7 @@ pub enum Phase {
 
 /// Where the objects go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Destination {
+pub struct DestinationStatus {
     /// The bucket.
     pub bucket: String,
     /// Its region.

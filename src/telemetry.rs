@@ -60,16 +60,28 @@ fn exit_at_once(panic: &PanicHookInfo<'_>) {
 /// How messages name the document that most of their sections are in.
 const DOCUMENT: &str = "config/README.md";
 
-/// `text` with each section that it names as a URL, where this build knows the repository's.
+/// `text` with each section that it names as a URL, where this build knows the repository's. What is a URL already, as in
+/// the words of a running daemon that `check` repeats, stays as it is.
 pub fn linked(text: &str) -> Cow<'_, str> {
     linked_to(env!("DOCUMENTS"), text)
 }
 
 fn linked_to<'a>(documents: &str, text: &'a str) -> Cow<'a, str> {
-    match documents.is_empty() || !text.contains(DOCUMENT) {
-        true => text.into(),
-        false => text.replace(DOCUMENT, &format!("{documents}{DOCUMENT}")).into(),
+    if documents.is_empty() || !text.contains(DOCUMENT) {
+        return text.into();
     }
+    let mut linked = String::with_capacity(text.len() + documents.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once(DOCUMENT) {
+        linked.push_str(before);
+        if !before.ends_with('/') {
+            linked.push_str(documents);
+        }
+        linked.push_str(DOCUMENT);
+        rest = after;
+    }
+    linked.push_str(rest);
+    linked.into()
 }
 
 /// Keeps an event on one line, whatever its values hold. The layer above writes each event at once.
@@ -120,6 +132,7 @@ mod tests {
         let expected =
             format!("no token; see {documents}config/README.md#no-token, and {documents}config/README.md#http");
         assert_eq!(linked_to(documents, text), expected);
+        assert_eq!(linked_to(documents, &expected), expected, "a URL is one already");
     }
 
     #[test]

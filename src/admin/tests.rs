@@ -6,7 +6,7 @@ use http_body_util::BodyExt;
 
 use super::*;
 use crate::batch::LogType;
-use crate::status::{DeliveryStatus, Destination, Phase, SpoolStatus, SpooledStatus, Timestamp, TypeStatus};
+use crate::status::{DeliveryStatus, DestinationStatus, Phase, SpoolStatus, SpooledStatus, Timestamp, TypeStatus};
 
 fn status_now() -> Status {
     let of_type = |log_type| {
@@ -21,7 +21,7 @@ fn status_now() -> Status {
         phase: Phase::Running,
         started_at: Timestamp::now(),
         now: Timestamp::now(),
-        destination: Destination { bucket: "b".into(), region: "r".into(), path: String::new(), endpoint: None },
+        destination: DestinationStatus { bucket: "b".into(), region: "r".into(), path: String::new(), endpoint: None },
         spool: SpoolStatus {
             dir: "/s".into(),
             bytes: 0,
@@ -116,6 +116,21 @@ async fn the_status_is_json_and_reads_back() {
     assert_eq!(code, StatusCode::OK);
     let status: Status = serde_json::from_str(&body).unwrap();
     assert_eq!(status.types[1].spooled.events_spooled, 2);
+}
+
+/// Bites in a build that knows the repository's address (`SOURCE=https://…`).
+#[tokio::test]
+async fn a_section_in_the_status_is_named_as_the_log_names_it() {
+    const WORDS: &str = "no token; see config/README.md#no-token";
+    let of_trouble = || {
+        let mut status = status_now();
+        status.types[0].spooled.write_error = Some(WORDS.to_owned());
+        status
+    };
+    let sources = Sources { status: Box::new(of_trouble), live: Box::new(Vec::new), ready: Box::new(Vec::new) };
+    let (_, _, body) = send(&Health::new(sources, Exporter::install()), "GET", "/status").await;
+    let status: Status = serde_json::from_str(&body).unwrap();
+    assert_eq!(status.types[0].spooled.write_error.as_deref(), Some(&*crate::telemetry::linked(WORDS)));
 }
 
 #[tokio::test]

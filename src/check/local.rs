@@ -10,14 +10,14 @@ use rustix::fs::Access;
 
 use super::report::{DAEMON, Step};
 use crate::admin::client;
-use crate::assembly::Files;
+use crate::assembly::{Files, spool_settings};
 use crate::batch::{LogType, SpoolName};
 use crate::config::{Config, ConfigErrors, Loaded};
 use crate::exit_code::{CANT_BIND, CANT_CREATE, CONFIG, IO};
 use crate::pull;
 use crate::spool::disk::{Disk, OsDisk};
 use crate::spool::home;
-use crate::spool::manifest::{Destination, Lock, Manifest, ManifestError};
+use crate::spool::manifest::{Lock, Manifest, ManifestError};
 use crate::status::Status;
 use crate::volume;
 
@@ -53,7 +53,7 @@ fn variable(sentence: &str) -> &str {
     sentence.split([':', '=', ' ']).next().unwrap_or_default()
 }
 
-/// What a daemon with this configuration says of itself, if one runs.
+/// The status of a daemon that runs with this configuration's admin address.
 pub(super) fn daemon(address: SocketAddr) -> Option<Status> {
     client::status(address).ok()
 }
@@ -68,12 +68,27 @@ pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {
     };
     let mut steps = files(config);
     steps.push(running);
+    steps.extend(daemon.into_iter().flat_map(|status| other_settings(config, status)));
     steps.extend(daemon.into_iter().flat_map(troubles));
     if daemon.is_none() {
         steps.push(addresses(config));
     }
     steps.extend([spool(&config.spool_dir), lock(&config.spool_dir, daemon), manifest(config), disk(config)]);
     steps
+}
+
+/// Where the running daemon is another one than this configuration is for, so that the steps below judge something else.
+fn other_settings(config: &Config, status: &Status) -> Option<Step> {
+    let here = [config.spool_dir.display().to_string(), config.bucket_name.clone(), config.bucket_path.clone()];
+    let there = [&status.spool.dir, &status.destination.bucket, &status.destination.path];
+    let names = ["ENV0_S3_LOG_SPOOL_DIR", "ENV0_S3_LOG_BUCKET_NAME", "ENV0_S3_LOG_BUCKET_PATH"];
+    let differing = names.iter().zip(here.iter().zip(there)).filter(|(_, (here, there))| here != there);
+    let differing: Vec<_> =
+        differing.map(|(name, (here, there))| format!("{name} is {there:?}, here {here:?}")).collect();
+    (!differing.is_empty()).then(|| {
+        let detail = format!("it runs with other settings than this check: {}", differing.join("; "));
+        Step::warn(DAEMON, detail, "run check with the daemon's own variables, or restart the daemon with these")
+    })
 }
 
 /// What the running daemon says of its spool that is worth a look.
@@ -221,13 +236,13 @@ fn judge_rights(dir: &Path) -> Result<(), (PathBuf, io::Error)> {
     Ok(())
 }
 
-/// A small file that goes when this does.
+/// A small file that is removed when this value is dropped.
 pub(super) struct Probe(PathBuf);
 
 impl Probe {
     pub(super) fn write(dir: &Path, bytes: &[u8]) -> io::Result<Probe> {
         let path = dir.join(format!("check-{}.tmp", std::process::id()));
-        // Whatever has the name, a link too, goes; nothing is written through it.
+        // Whatever has this name is removed, so that nothing is written through a link.
         OsDisk.remove(&path)?;
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         let probe = Probe(path);
@@ -260,7 +275,7 @@ const NAME_BYTES: usize = 251;
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        // A spool ignores it, should it stay.
+        // Should it stay, a spool ignores it.
         let _ = std::fs::remove_file(&self.0);
     }
 }
@@ -286,12 +301,7 @@ fn lock(dir: &Path, daemon: Option<&Status>) -> Step {
 fn manifest(config: &Config) -> Step {
     const NAME: &str = "manifest";
     let dir = &config.spool_dir;
-    let configured = Destination {
-        endpoint: config.endpoint_url_s3.clone().unwrap_or_default(),
-        bucket: config.bucket_name.clone(),
-        region: config.aws_region.clone(),
-        path: config.bucket_path.clone(),
-    };
+    let configured = spool_settings(config).destination;
     let found = match Manifest::read(&OsDisk, dir) {
         Ok(None) => return Step::ok(NAME, "the spool is new"),
         Ok(Some(manifest)) => manifest.destination,
@@ -343,7 +353,8 @@ fn disk(config: &Config) -> Step {
     if available < LEAST_AVAILABLE_BYTES {
         Step::fail(NAME, IO, detail, remedy)
     } else if !weaknesses.is_empty() {
-        let remedy = "acknowledged events must outlive a restart of the machine or the pod";
+        let remedy = "acknowledged events must outlive a restart of the machine or the pod: put ENV0_S3_LOG_SPOOL_DIR on a \
+                      local file system with a journal (ext4 or xfs), on a disk that stays";
         Step::warn(NAME, format!("{}; {detail}", weaknesses.join("; ")), remedy)
     } else if available.saturating_add(used) < config.spool_max_bytes {
         Step::warn(NAME, format!("{detail}: the disk is full before the spool is"), remedy)

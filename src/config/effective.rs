@@ -184,7 +184,7 @@ pub enum LogFormat {
     Text,
 }
 
-/// What the configuration is read for: some rules hold only for some commands.
+/// The command that the configuration is read for: some rules hold only for some commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// `run`, `check`, `config`: every rule.

@@ -124,7 +124,7 @@ impl Reader {
         parse: impl Fn(&str) -> Parsed<T>,
     ) -> Option<T> {
         let given = given?;
-        // Here for what comes from files, too.
+        // `known` has judged values of variables; this one may come from a file.
         let parsed = slips::not_meant(&given).map_or_else(|| parse(&given), Err);
         match parsed {
             Ok(value) => Some(value),
@@ -389,7 +389,7 @@ impl Reader {
 
     /// The rules between values.
     fn judge(&mut self, mut config: Config, purpose: Purpose) -> Config {
-        // With an API key alone nobody has to send, so nobody is listened to.
+        // With an API key and no credentials for senders, no port is opened for events.
         config.ingest = config.pull.is_none() || self.lets_senders_in(&config) || !config.ingest_auth_required;
         if purpose == Purpose::Daemon && config.ingest {
             self.judge_ingest(&config);
@@ -433,7 +433,7 @@ impl Reader {
         config
     }
 
-    /// Which variable told where a service is: its own or the common one.
+    /// The variable that the address of a service came from: its own or the common one.
     fn endpoint_variable(&self, specific: &'static str) -> &'static str {
         if self.is_given(specific) { specific } else { "AWS_ENDPOINT_URL" }
     }
@@ -457,7 +457,7 @@ fn example(variable: &Variable) -> String {
     format!("{}={}", variable.name, variable.example)
 }
 
-/// A value as it may be shown: not a secret's, and neither user name and password nor query of a URL.
+/// A value as it may be shown: `[redacted]` for a secret or a URL with a user name, and a URL without its query.
 fn shown(name: &str, value: &str) -> String {
     let secret = variables::find(name).is_none_or(|variable| variable.secret);
     let is_url = value.contains("://") || URLS.contains(&name);

@@ -1,12 +1,12 @@
-//! Values that nobody can have meant: a shell, a template or a person should have changed them first.
+//! Values that nobody can have meant, because a shell, a template or a person should have replaced them first.
 
 use super::variables::own_prefix;
 use crate::batch::LogType;
 
-/// Three quarters of what a request's head may have.
+/// Three quarters of the 16 KiB that a request's head may have.
 const TOKEN_MAX_CHARS: usize = 12 * 1024;
 
-/// Why no variable can be meant to have this value, whatever it is for: what was expected instead.
+/// What was expected instead of a value that no variable can be meant to have; `None` where it may be meant.
 pub(super) fn not_meant(value: &str) -> Option<String> {
     let expected = if value.starts_with(['"', '\'', '`']) || value.ends_with(['"', '\'', '`']) {
         "a value without quotes around it (--env-file and Kubernetes keep them as part of it)"

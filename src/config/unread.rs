@@ -1,5 +1,5 @@
-//! Variables that are set and not read, by this daemon never or because another one counts: whoever has set one may count
-//! on it.
+//! Variables that are set and have no effect, because this daemon never reads them or because another one wins. Somebody who
+//! set one may rely on it, so they are warned of.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,8 @@ const OWN_REGION: &str = "ENV0_S3_LOG_AWS_REGION";
 const OWN_ENDPOINTS: &str = "AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL_STS";
 const OWN_CA: &str = "AWS_CA_BUNDLE";
 
-/// Name, and what counts in its place. What a platform sets by itself (`AWS_CONTAINER_…`) is not here. A proxy's name is
-/// here for spellings such as `Https_Proxy`.
+/// Name, and what counts in its place. Variables that a platform sets by itself (`AWS_CONTAINER_…`) are left out. Proxies are
+/// listed because of spellings such as `Https_Proxy`.
 const UNREAD: [(&str, &str); 19] = [
     ("HTTPS_PROXY", "HTTPS_PROXY"),
     ("HTTP_PROXY", "HTTP_PROXY"),
@@ -33,8 +33,8 @@ const UNREAD: [(&str, &str); 19] = [
     ("REQUESTS_CA_BUNDLE", OWN_CA),
 ];
 
-/// Names of one value, and the name that counts where both are set. The tokens of `ENV0_S3_LOG_INGEST_TOKEN` and of its
-/// file all count, and so do OIDC tokens wherever they come from.
+/// Two names for one value, of which the second counts where both are set. The tokens of `ENV0_S3_LOG_INGEST_TOKEN` and of
+/// its file are not here, because all of them count, and so do OIDC tokens wherever they come from.
 const SECOND_NAMES: [(&str, &str); 4] = [
     ("ENV0_OIDC_TOKEN_FILE", "ENV0_S3_LOG_OIDC_TOKEN_FILE"),
     ("ENV0_S3_LOG_OIDC_TOKEN_URL_FILE", "ENV0_S3_LOG_OIDC_TOKEN_URL"),
@@ -42,7 +42,7 @@ const SECOND_NAMES: [(&str, &str); 4] = [
     ("ENV0_API_KEY_SECRET_FILE", "ENV0_API_KEY_SECRET"),
 ];
 
-/// The entry of the variable `name`. Only proxies' names are read in other than capitals, by anyone.
+/// The entry of the variable `name`. Programs read only proxies' names in other letter cases, too.
 fn find(name: &str) -> Option<(&'static str, &'static str)> {
     let is_named = |known: &str| known == name || (known.ends_with("_PROXY") && known.eq_ignore_ascii_case(name));
     UNREAD.into_iter().find(|(known, _)| is_named(known))
@@ -53,8 +53,8 @@ pub(super) fn is_known(name: &str) -> bool {
     find(name).is_some()
 }
 
-/// A line that names those of `vars` and of what is `given` which are not read, where that may make a difference; `None`
-/// where there are none. Their values are not repeated: they may be secrets.
+/// A line that names the variables in `vars` and `given` that have no effect, where that may make a difference; `None`
+/// without any. Their values are not repeated: they may be secrets.
 pub(super) fn warning(vars: &[(String, String)], given: &BTreeMap<&'static str, String>) -> Option<String> {
     let is_given = |name| given.contains_key(name);
     let names = vars.iter().filter_map(|(name, value)| {

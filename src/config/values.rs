@@ -50,7 +50,7 @@ pub(super) fn own_folder(value: &str) -> Parsed<String> {
     check(!value.trim_matches('/').is_empty(), path(value)?, "a folder for this daemon alone, not the root")
 }
 
-/// A JWT, or whatever else the token service takes: one word, sent as it is.
+/// A token as STS takes it, mostly a JWT: one word, sent as it is.
 pub(super) fn oidc_token(value: &str) -> Parsed<String> {
     check(!value.contains(char::is_whitespace), text(value)?, "the token alone, without \"Bearer\" or white space")
 }
@@ -338,8 +338,8 @@ pub(super) fn endpoint_url(value: &str) -> Parsed<String> {
     check(holds, value.trim_end_matches('/').to_owned(), "a URL without a query or fragment")
 }
 
-/// Whether an endpoint is AWS's with the bucket's name in front, as in `https://logs.s3.eu-west-1.amazonaws.com`. The
-/// name would stand there twice. Another's host may begin with a word that is a bucket's name, too.
+/// Whether an endpoint is AWS's with the bucket's name in front, as in `https://logs.s3.eu-west-1.amazonaws.com`: a client
+/// would put the name there once more. Hosts of other stores may begin with any word.
 pub(super) fn names_bucket(endpoint: &str, bucket: &str) -> bool {
     let url = Url::parse(endpoint).ok();
     let host = url.as_ref().and_then(Url::host_str).unwrap_or_default();
@@ -446,7 +446,7 @@ pub(super) fn account_id(value: &str) -> Parsed<String> {
 /// `x-amz-tagging`: `name=value&name=value`, URL-encoded.
 pub(super) fn object_tags(value: &str) -> Parsed<String> {
     let tags: Vec<_> = value.split('&').collect();
-    // Whether S3 takes bytes that are no text is its own affair.
+    // Bytes that are not UTF-8 are left for S3 to judge.
     let decoded =
         |text: &str| percent_encoding::percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
     let is_allowed = |c: char| c.is_alphanumeric() || " +-=._:/@\u{fffd}".contains(c);

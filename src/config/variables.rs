@@ -271,28 +271,25 @@ pub(super) fn own_prefix(name: &str) -> Option<&'static str> {
     [PREFIX, CLOUDWATCH_PREFIX].into_iter().find(|prefix| name.starts_with(prefix))
 }
 
-/// The known variable whose name is nearest to `name`: one that begins with it or holds its words
-/// was cut short, and comes before others that are fewer letters away.
+/// The known variable that somebody who set `name` most likely meant. A name that was cut short comes first, then one of
+/// the same prefix with the same words in its name or in its meaning, then one of another prefix; else letters decide.
 pub(super) fn nearest(name: &str) -> &'static str {
-    let words = own_prefix(name).map_or(name, |prefix| &name[prefix.len()..]);
-    let own = VARIABLES.iter().map(|variable| variable.name).filter(|known| known.starts_with("ENV0_"));
-    let rank = |known: &&str| (!known.starts_with(name), !known.contains(words), edit_distance(name, known));
-    own.min_by_key(rank).unwrap_or_default()
-}
-
-/// Levenshtein's distance, in bytes: variable names are ASCII.
-fn edit_distance(left: &str, right: &str) -> usize {
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, left_byte) in left.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, right_byte) in right.bytes().enumerate() {
-            let replaced = diagonal + usize::from(left_byte != right_byte);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[right.len()]
+    let prefix = own_prefix(name);
+    let words = &name[prefix.map_or(0, str::len)..];
+    let spoken = words.replace('_', " ").to_lowercase();
+    let likelihood = |known: &&Variable| {
+        let same_prefix = own_prefix(known.name) == prefix;
+        let kind = match known.name.contains(words) {
+            _ if known.name.starts_with(name) => 0,
+            true if same_prefix => 1,
+            false if same_prefix && known.meaning.to_lowercase().contains(&spoken) => 2,
+            true => 3,
+            false => 4,
+        };
+        (kind, strsim::levenshtein(name, known.name))
+    };
+    let own = VARIABLES.iter().filter(|known| known.name.starts_with("ENV0_"));
+    own.min_by_key(likelihood).map(|known| known.name).unwrap_or_default()
 }
 
 /// What `--help` says about the variables.
@@ -315,8 +312,9 @@ pub fn help_text() -> String {
 /// What `config/example.env` holds.
 pub fn example_env() -> String {
     let mut text = String::from(
-        "# Every variable of env0-s3-logs. Those without a # in front are needed; the others show their default,\n\
-         # or an example where there is none. Sizes: 500000, 64MiB, 10GiB. Durations: 3600 (seconds), 90s, 5m, 2h.\n",
+        "# Every variable of env0-s3-logs. Those without a # in front are needed (the organization's id to take pushed events\n\
+         # only); the others show their default, or an example where there is none. Sizes: 500000, 64MiB, 10GiB.\n\
+         # Durations: 3600 (seconds), 90s, 5m, 2h. To pull, set ENV0_API_KEY_ID and ENV0_API_KEY_SECRET.\n",
     );
     for variable in VARIABLES {
         let comment = if variable.need == Need::Optional { "#" } else { "" };

@@ -1,5 +1,5 @@
-//! What the status tells of the bucket, asked beside everything else: nothing waits for the answer. `check` tells it where
-//! it has no token of its own to ask with.
+//! What `/status` says about the bucket. A task of its own asks for it, and nothing waits for the answer. `check` shows it
+//! where it has no token to ask with by itself.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -1,5 +1,5 @@
-//! What the status tells of the spool's disk, asked by a thread of its own: a disk that hangs holds up that thread, and
-//! no answer of a listener.
+//! What `/status` says about the spool's disk. A thread of its own asks for it, so that a disk that hangs holds up that
+//! thread and no answer of a listener.
 
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};

@@ -1,5 +1,5 @@
-//! Looks at the files that are read again while the daemon runs, by a thread of its own: a disk that hangs holds up that
-//! thread, and no request.
+//! Reads files again while the daemon runs. A thread of its own does it, so that a disk that hangs holds up that thread and no
+//! request.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 
@@ -38,7 +38,7 @@ impl FileWatch {
     /// Has all of them read now, whether they changed or not; for SIGHUP.
     pub(super) fn read_again(&self) {
         tracing::info!("SIGHUP: the files that the configuration names are read again");
-        // It listens for as long as this is there.
+        // The thread receives for as long as this value exists.
         let _ = self.0.send(());
     }
 }

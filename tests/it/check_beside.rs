@@ -53,6 +53,25 @@ fn a_bucket_that_is_missing_or_denied_to_the_daemon_fails_the_check_with_its_rem
 }
 
 #[test]
+fn a_check_for_another_spool_or_bucket_than_the_daemons_says_which_differs() {
+    let aws = LocalAws::start();
+    let (daemon, check) = beside(Setup::new(&aws));
+    let finished = check.run("check");
+    assert!(!finished.stdout.contains("other settings"), "{}", finished.stdout);
+    let folder = tempfile::tempdir().unwrap();
+    let check = check
+        .set("ENV0_S3_LOG_SPOOL_DIR", folder.path().display().to_string())
+        .set("ENV0_S3_LOG_BUCKET_NAME", "another-bucket");
+    let finished = check.run("check");
+    let told = line(&finished, "[warn] daemon");
+    for word in ["ENV0_S3_LOG_SPOOL_DIR is ", "ENV0_S3_LOG_BUCKET_NAME is ", BUCKET, "here \"another-bucket\""] {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+    assert!(!told.contains("ENV0_S3_LOG_BUCKET_PATH"), "{told}");
+    drop(daemon);
+}
+
+#[test]
 fn refused_connections_are_in_the_status_and_check_warns_of_them() {
     let aws = LocalAws::start();
     let (daemon, check) = beside(Setup::new(&aws));

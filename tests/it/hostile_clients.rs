@@ -342,10 +342,7 @@ fn a_head_that_never_ends_is_closed_within_a_quarter_of_a_minute() {
     let started = Instant::now();
     let mut raw = connect(&daemon);
     raw.write("POST /v1/logs/env0-deployments HTTP/1.1\r\nHost: x\r\nX-Slow: ").unwrap();
-    wait_until("the connection is closed", || {
-        std::thread::park_timeout(Duration::from_millis(100));
-        raw.write("x").is_err()
-    });
+    wait_until("the connection is closed", || raw.write("x").is_err());
     assert!(started.elapsed() < Duration::from_secs(20), "closed after {:?} only", started.elapsed());
 }
 

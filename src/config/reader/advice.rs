@@ -1,17 +1,17 @@
-//! What is allowed, and can hardly be meant.
+//! Warnings of values that are allowed, and that hardly anybody can have meant.
 
 use tracing_subscriber::EnvFilter;
 
 use super::Reader;
 use crate::config::{Config, values};
 
-/// Most events take more than this.
+/// Most events are longer.
 const SMALL_EVENT_BYTES: usize = 1024;
-/// What this project's own log lines have as the beginning of their target.
+/// The targets of this project's own log lines begin with it.
 const OWN_TARGET: &str = "env0_s3_logs";
 
 impl Reader {
-    /// Warns of values that work for nobody, and leaves out a log filter that would. `config` has been judged.
+    /// Warns of values that can hardly work, and drops a log filter that would silence all lines. `config` has been judged.
     pub(super) fn advise(&mut self, config: &mut Config) {
         let sizes = [
             ("ENV0_S3_LOG_MAX_EVENT_BYTES", config.max_event_bytes),
@@ -90,8 +90,8 @@ fn partition_of(region: &str) -> &'static str {
     PARTITIONS.into_iter().find(|(beginning, _)| region.starts_with(beginning)).map_or("aws", |(_, name)| name)
 }
 
-/// Whether a list of filters can be read, and says what is shown of this project's lines. A word that is no level
-/// (`Warning`) counts as the name of another crate, and would silence every line, errors included.
+/// Whether a list of filters can be read and sets a level for this project's lines. A word that is no level (`Warning`)
+/// counts as the name of another crate, and would silence every line, errors included.
 fn tells_our_level(filter: &str) -> bool {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     let is_level = |word: &str| {
@@ -99,7 +99,7 @@ fn tells_our_level(filter: &str) -> bool {
     };
     let target = |directive: &str| directive.split(['=', '[']).next().unwrap_or_default().to_owned();
     let directives = || filter.split(',').map(str::trim);
-    // The program's name instead of its crate's.
+    // `env0-s3-logs` is the program's name; the target is its crate's, with underscores.
     let is_slip = |directive| {
         let target: String = target(directive);
         !target.starts_with(OWN_TARGET) && target.replace('-', "_").starts_with(OWN_TARGET)

@@ -1,6 +1,6 @@
 use super::*;
 use crate::batch::LogType;
-use crate::status::{DeliveryStatus, Destination, Phase, SpoolStatus, SpooledStatus, TypeStatus};
+use crate::status::{DeliveryStatus, DestinationStatus, Phase, SpoolStatus, SpooledStatus, TypeStatus};
 
 fn status() -> Status {
     let spooled = SpooledStatus { events_accepted: 7, events_spooled: 3, ..SpooledStatus::default() };
@@ -14,7 +14,7 @@ fn status() -> Status {
         phase: Phase::Running,
         started_at: Timestamp::now(),
         now: Timestamp::now(),
-        destination: Destination { bucket: "b".into(), region: "r".into(), path: String::new(), endpoint: None },
+        destination: DestinationStatus { bucket: "b".into(), region: "r".into(), path: String::new(), endpoint: None },
         spool: SpoolStatus {
             dir: "/s".into(),
             bytes: 1,
