@@ -277,6 +277,10 @@ class Chart(unittest.TestCase):
             (merged(good, {"image": {"digest": "abc"}}), "digest"),
             ({"config": CONFIG}, "apiKeySecret"),
             (merged(good, {"podToken": {"enabled": True}, "oidcTokenSecret": "oidc"}), "podToken.enabled and oidcTokenSecret"),
+            (merged(good, {"storage": {"size": "10Gi"}}), "storage.size=10Gi"),
+            (merged(good, {"storage": {"size": "10G"}}), "ENV0_S3_LOG_SPOOL_MAX_BYTES=10GiB"),
+            (merged(good, {"config": {"ENV0_S3_LOG_SPOOL_MAX_BYTES": "17gib"}}), "storage.size=16Gi"),
+            (merged(good, {"config": {"ENV0_S3_LOG_SPOOL_MAX_BYTES": "20000000000"}}), "storage.size=16Gi"),
             (merged(good, {"tls": {"certManager": {"enabled": True}}}), "issuer"),
             (merged(good, {"drain": ["spool-env0-s3-logs-push-1"]}), "podToken"),
             (audits(allowedCidrs=[]), "allowedCidrs"),
@@ -290,6 +294,14 @@ class Chart(unittest.TestCase):
             outcome = helm("template", "env0-s3-logs", CHART, values=values)
             self.assertNotEqual(outcome.returncode, 0, values)
             self.assertIn(word, outcome.stderr)
+
+    def test_a_volume_that_is_larger_than_the_spool_may_become_is_taken_in_every_notation(self):
+        for size, spool in (("11Gi", None), ("11G", "10GB"), ("1Ti", "500 GiB"), ("2M", "1MiB"), ("16Gi", "10000000000")):
+            limit = {"config": {"ENV0_S3_LOG_SPOOL_MAX_BYTES": spool}} if spool else {}
+            template(merged({"config": CONFIG, "ingestTokensSecret": "tokens", "storage": {"size": size}}, limit))
+        # It has no pod of its own, and so no claim.
+        drain = {"config": CONFIG | {"ENV0_S3_LOG_SPOOL_MAX_BYTES": "1TiB"}, "oidcTokenSecret": "oidc", "drain": ["claim"]}
+        template(drain)
 
     def test_every_pods_environment_and_files_are_accepted_by_the_daemon(self):
         seen = set()

@@ -62,6 +62,19 @@ ENV0_S3_LOG_{{ . }}: {{ $fixed }}
 {{- end }}
 {{- end }}
 
+{{- /* The bytes of a size in Kubernetes' notation (16Gi) or the daemon's (10GiB, 10 gb); nothing for another text. */ -}}
+{{- define "bytes" -}}
+{{- $units := dict "" 0 "k" 1 "m" 2 "g" 3 "t" 4 "p" 5 }}
+{{- $number := regexFind "^[0-9]+" . }}
+{{- $unit := regexReplaceAll "^[0-9]+ *" . "" | lower | trimSuffix "b" }}
+{{- $factor := ternary 1024 1000 (hasSuffix "i" $unit) }}
+{{- if and $number (hasKey $units (trimSuffix "i" $unit)) }}
+{{- $bytes := int64 $number }}
+{{- range until (get $units (trimSuffix "i" $unit)) }}{{ $bytes = mul $bytes $factor }}{{ end }}
+{{- $bytes }}
+{{- end }}
+{{- end }}
+
 {{- define "env" -}}
 {{- range $name, $value := .root.Values.config }}
 - name: {{ $name }}
