@@ -37,8 +37,8 @@ use sts::Sts;
 
 /// Every role allows sessions of this length. It is asked for where a role doesn't allow the configured one.
 const STEP_DOWN: Duration = Duration::from_secs(3600);
-/// A 403 that doesn't name the session may still be its fault. To find out, a session of this age is replaced, at most this
-/// often.
+/// A 403 without a reason may still mean a bad session: one that is this old is replaced to find out, at most once in this
+/// time.
 const SUSPECT_AGE: TimeDelta = TimeDelta::minutes(5);
 /// Where S3 refuses a session sooner than this, a new one may not help: the next exchange waits longer.
 const YOUNG_SESSION: TimeDelta = TimeDelta::minutes(1);

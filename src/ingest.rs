@@ -19,7 +19,7 @@ use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
-use tokio::sync::SetOnce;
+use tokio::sync::{Semaphore, SetOnce};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -39,6 +39,9 @@ use crate::spool::{AppendError, Spool};
 /// A body whose lines may become this large, so one of 1 MiB as a rule, is scanned where it can't hold up other
 /// requests.
 const SCAN_ASIDE_LINES_BYTES: usize = 4 * 1024 * 1024;
+/// So many of those are scanned at once, and one more of audit events. More threads would not be faster, and each keeps
+/// some of the memory that it has used.
+const SCANS_AT_ONCE: usize = 2;
 /// A body that nobody wants is read and forgotten up to here, so that its sender reads the answer
 /// instead of a reset.
 const LINGER_MAX_BYTES: usize = 64 * 1024 * 1024;
@@ -68,6 +71,9 @@ pub struct Ingest {
     /// The memory for the lines that are built of them, until they are durable.
     lines: Memory,
     tokens: TokenBodies,
+    /// See [`SCANS_AT_ONCE`].
+    scans: Arc<Semaphore>,
+    audit_scans: Arc<Semaphore>,
     limits: Limits,
     max_body_bytes: usize,
     default_type: LogType,
@@ -103,6 +109,8 @@ impl Ingest {
                 max_waiting,
             ),
             tokens: TokenBodies::default(),
+            scans: Arc::new(Semaphore::new(SCANS_AT_ONCE)),
+            audit_scans: Arc::new(Semaphore::new(1)),
             limits: Limits {
                 max_event_bytes: config.max_event_bytes,
                 max_body_bytes: config.max_body_bytes,
@@ -288,7 +296,7 @@ impl Ingest {
             self.lines.charge(lane, &mut charge, needs, needs).await?;
             let waited = charge.waited;
             let limits = Limits { max_lines_bytes, ..self.limits };
-            match self.scan(limits, sender, decided, &body, charge).await {
+            match self.scan(limits, sender, decided, lane, &body, charge).await {
                 Err(Refusal::Body(BodyError::LinesTooLarge { .. })) if max_lines_bytes < most => {}
                 outcome => return outcome,
             }
@@ -304,6 +312,7 @@ impl Ingest {
         limits: Limits,
         sender: &Sender<'_>,
         decided: Option<LogType>,
+        lane: Lane,
         body: &Arc<Received>,
         mut charge: Charge,
     ) -> Result<(ByType<Lines>, Held), Refusal> {
@@ -320,8 +329,15 @@ impl Ingest {
         if limits.max_lines_bytes < SCAN_ASIDE_LINES_BYTES {
             return scan(uri, headers);
         }
+        let scans = if lane == Lane::Audits { &self.audit_scans } else { &self.scans };
+        // Each one ends by itself, so this comes soon.
+        let turn = Arc::clone(scans).acquire_owned().await;
         let (uri, headers) = (uri.clone(), headers.clone());
-        let parts = tokio::task::spawn_blocking(move || scan(&uri, &headers)).await;
+        let scan = move || {
+            let _turn = turn;
+            scan(&uri, &headers)
+        };
+        let parts = tokio::task::spawn_blocking(scan).await;
         parts.map_err(|error| Refusal::Unavailable { reason: error.to_string(), retry_after_seconds: 1 })?
     }
 

@@ -84,7 +84,7 @@ pub struct Config {
     pub signing_key_file: Option<PathBuf>,
     /// From SIGTERM to exit.
     pub shutdown_grace: Duration,
-    /// Whether events come in over HTTP. False where there is an API key, and no credentials with which anybody could send.
+    /// Whether the ingest listener runs. False where an API key is set and no sender could be let in.
     pub ingest: bool,
     /// What is pulled from env0's API; `None` without an API key.
     pub pull: Option<Pull>,

@@ -438,7 +438,7 @@ impl Reader {
         if self.is_given(specific) { specific } else { "AWS_ENDPOINT_URL" }
     }
 
-    /// The limit `name`, which can't be above the limit `wider_name`: a higher value counts as that one's, and is a warning.
+    /// The smaller of the two limits; warns where the narrower one was set above the wider one.
     fn at_most(&mut self, (name, value): (&'static str, usize), (wider_name, wider): (&'static str, usize)) -> usize {
         if value > wider && self.is_given(name) {
             let [value, wider] = [value, wider].map(|bytes| values::show_size(bytes as u64));

@@ -145,8 +145,7 @@ pub(super) fn socket_address(value: &str) -> Parsed<SocketAddr> {
     value.parse().map_err(|_| "an IP address and a port, such as 127.0.0.1:8080 or [::]:8080".to_owned())
 }
 
-/// Whether no two listeners can have these addresses: the same port of the same address, or of all addresses (IPv6's
-/// include IPv4's).
+/// Whether the addresses clash: the same port, and the same IP or one that includes the other (`[::]` includes IPv4).
 pub(super) fn share_a_port(one: SocketAddr, other: SocketAddr) -> bool {
     let includes = |all: IpAddr, other: IpAddr| all.is_unspecified() && (all.is_ipv6() || other.is_ipv4());
     let [a, b] = [one, other].map(|address| address.ip().to_canonical());

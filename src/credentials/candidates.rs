@@ -13,7 +13,7 @@ use crate::oidc::{OidcToken, Source};
 pub(super) const MAX_TOKENS: usize = 16;
 /// A token is still shown to STS this long after its end, as our clock may be ahead.
 const EXPIRY_LEEWAY: TimeDelta = TimeDelta::seconds(60);
-/// How long before its end a session is replaced; from [`LONG_SESSION`] on.
+/// Sessions of at least [`LONG_SESSION`] are replaced this long before their end, shorter ones after two thirds.
 const REFRESH_AHEAD: TimeDelta = TimeDelta::minutes(5);
 const LONG_SESSION: TimeDelta = TimeDelta::minutes(15);
 /// How long before the last token's end the session is replaced once more, to outlive it by most.
@@ -66,9 +66,9 @@ impl Candidates {
         if self.0.iter().any(|candidate| candidate.token.same(&token)) { Offer::Accepted } else { Offer::NoRoom }
     }
 
-    /// Refused ones go first. Then one of those that STS judges alike, of which there are most: so that many tokens
-    /// of one kind never push out the only one of another before STS has judged both. The one that ends first goes.
-    /// The operator's own stay, and the one that gave the last session.
+    /// Drops a refused one, else one of the largest group with the same subject and audience, so that a flood can't push
+    /// out another subject's only token. In the group, the one that ends first goes. The operator's own stay, and the one
+    /// that gave the last session.
     fn drop_one(&mut self) {
         let kinds: Vec<_> = self.0.iter().map(|candidate| kind(&candidate.token)).collect();
         let alike = |index: &usize| kinds.iter().filter(|kind| **kind == kinds[*index]).count();

@@ -73,7 +73,8 @@ pub struct Memory {
     turns_bytes: u32,
     /// What a request may take that has all of the turns.
     largest_bytes: usize,
-    /// One request without audit events at a time is in the line for a turn; it goes to the end when audit events come.
+    /// Lets one request without audit events at a time into the line for a turn. When audit events come, it lines up again
+    /// behind them.
     others: Semaphore,
     audit_came: Notify,
     waiting: AtomicUsize,

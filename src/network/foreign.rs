@@ -60,8 +60,8 @@ fn without_any(text: &str, secrets: &[&str]) -> String {
     without_signatures(&without_jwts(&text))
 }
 
-/// `text` without what shares a run of letters and digits with a secret, whatever stands between them and in whichever
-/// case, as it is or in base64 or hexadecimal.
+/// `text` without each run of 8 letters or digits that is also in a secret, in plain, base64 or hexadecimal, whatever the
+/// case and whatever stands between them.
 fn without_spread_secrets(text: &str, secrets: &[&str]) -> String {
     if secrets.is_empty() {
         return text.to_owned();

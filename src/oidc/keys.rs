@@ -25,7 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const KEYS_MAX_AGE: Duration = Duration::from_secs(3600);
 /// Tokens that wait for the keys at once; the next one is told to come again.
 const MAX_WAITING: usize = 64;
-/// `kid`s whose tokens are told that their key does not exist, until the next refresh; the others are told to wait.
+/// Unknown `kid`s that are remembered between two refreshes: their tokens are refused (401). Tokens with any other unknown
+/// `kid` get 503.
 const MAX_LACKING: usize = 256;
 /// env0's issuer publishes two. A token that names none is tried with each.
 const MAX_KEYS: usize = 64;

@@ -14,7 +14,7 @@ const TOLD_AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// Why a presented token isn't let in.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VerifyError {
-    /// The token is at fault; the same one will never be let in, or not for now.
+    /// The token breaks a rule: it is refused for good, or until its validity begins.
     #[error("the token is refused: {0}")]
     Refused(Refusal),
     /// Nothing can be said now: the issuer's keys are out of reach.

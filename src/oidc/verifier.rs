@@ -85,7 +85,7 @@ impl Rules {
         Ok(())
     }
 
-    /// What a token would need, beside what it has; shortened likewise.
+    /// The configured value that the rule compares with, shortened, to be shown beside what the token has.
     fn configured(&self, reason: Reason) -> Option<String> {
         let list = |ids: &BTreeSet<String>, show: fn(&str) -> String| {
             Some(ids.iter().map(|id| show(id)).collect::<Vec<_>>().join(", ")).filter(|list| !list.is_empty())
