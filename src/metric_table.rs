@@ -215,6 +215,7 @@ metrics! {
                     "refused",
                     "throttled",
                     "server_error",
+                    "not_env0",
                     "unreachable",
                     "too_large",
                     "malformed",
