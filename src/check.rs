@@ -46,7 +46,9 @@ pub async fn run(loaded: Result<Loaded, ConfigErrors>, options: CheckOptions) ->
             Ok(network) => {
                 let (tokens, problems) = credentials::own_tokens(&config, &network).await;
                 let newest = tokens.into_iter().max_by_key(|token| token.expires_at);
-                let own = online::Own { network, newest, problems, pull_brings_one: pulled.token };
+                let failed = pulled.steps.iter().any(|step| step.verdict == Verdict::Fail);
+                let pull_brings_one = if pulled.token || !failed { Some(pulled.token) } else { None };
+                let own = online::Own { network, newest, problems, pull_brings_one };
                 steps.extend(online::steps(&config, &own, daemon.as_ref(), options.write).await);
                 steps.extend(cloudwatch::steps(&config, &own, daemon.as_ref(), options.write).await);
             }

@@ -32,7 +32,8 @@ pub(super) fn configuration(loaded: &Result<Loaded, ConfigErrors>) -> Vec<Step> 
         Err(ConfigErrors { errors, unknown, .. }) => (&errors[..], unknown, &[][..]),
     };
     let failures = errors.iter().map(|error| {
-        let remedy = format!("set {} as its line says; `env0-s3-logs --help` tells what each is for", variable(error));
+        let remedy =
+            format!("do what the line of {} says; `env0-s3-logs --help` tells what each is for", variable(error));
         Step::fail(NAME, CONFIG, error, remedy)
     });
     let unknown = unknown.iter().map(|unknown| {

@@ -38,8 +38,8 @@ pub(super) struct Own {
     pub(super) newest: Option<OidcToken>,
     /// Why another source has none.
     pub(super) problems: Vec<String>,
-    /// A running daemon takes one from a deployment's record.
-    pub(super) pull_brings_one: bool,
+    /// Whether a running daemon takes one from a deployment's record; `None` where env0's API could not be asked.
+    pub(super) pull_brings_one: Option<bool>,
 }
 
 pub(super) async fn steps(config: &Config, own: &Own, daemon: Option<&Status>, write: bool) -> Vec<Step> {
@@ -59,7 +59,9 @@ pub(super) async fn steps(config: &Config, own: &Own, daemon: Option<&Status>, w
             steps.push(daemon_token(status));
             steps.extend(of_daemon(status, write));
         }
-        (None, None) if *pull_brings_one && problems.is_empty() => steps.extend(without_daemon()),
+        (None, None) if problems.is_empty() && *pull_brings_one != Some(false) => {
+            steps.extend(without_daemon(pull_brings_one.is_some()));
+        }
         (None, None) => steps.extend(without_token(config, problems)),
     }
     steps
@@ -334,18 +336,24 @@ fn of_kind(config: &Config, name: &'static str, kind: PutErrorKind, message: &st
     Step::fail(name, exit_code, message, remedy)
 }
 
-/// The token is the pull's, and only a running daemon pulls.
-fn without_daemon() -> Vec<Step> {
-    let skipped = |name| Step::skipped(name, "the daemon tells once it runs: the token comes with the pull");
-    vec![
-        Step::ok(
+/// The token is the pull's, and only a running daemon pulls. Where env0's API could not be asked, that is what to mend
+/// first: a token may not be missing.
+fn without_daemon(asked: bool) -> Vec<Step> {
+    let skipped = |name| match asked {
+        true => Step::skipped(name, "the daemon tells once it runs: the token comes with the pull"),
+        false => Step::skipped(name, "there is no token yet"),
+    };
+    let token = match asked {
+        true => Step::ok(
             "token",
             "none is configured, and none is needed: a deployment's record has one, and the pull takes it",
         ),
-        skipped("sts"),
-        skipped("bucket"),
-        skipped("write"),
-    ]
+        false => Step::skipped(
+            "token",
+            "none is configured; whether the pull brings one can be told once the requests to env0's API succeed",
+        ),
+    };
+    vec![token, skipped("sts"), skipped("bucket"), skipped("write")]
 }
 
 /// Nobody to ask with, and nobody to ask.

@@ -11,7 +11,7 @@ use super::report::Step;
 use crate::batch::LogType;
 use crate::config::{self, Config};
 use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
-use crate::network::Network;
+use crate::network::{Network, way_out};
 use crate::pull::api::pages::{ENVIRONMENTS_MAX, PageSize, REPEATED, TOO_MANY_ENVIRONMENTS};
 use crate::pull::api::{Api, ApiError, Endpoint, ErrorKind, List};
 use crate::pull::{explained, followed, organizations};
@@ -48,7 +48,7 @@ pub(super) async fn steps(config: &Config) -> Pulled {
     };
     let (seen, bad) = match organizations(&api).await {
         Ok(seen) => seen,
-        Err(error) => return failed(KEY, &error).into(),
+        Err(error) => return failed_first(config, &error).into(),
     };
     if let Some(other) = pull.organization_ids.iter().find(|id| !seen.contains(id)) {
         let detail = format!(
@@ -91,6 +91,16 @@ fn failed(name: &'static str, error: &ApiError) -> Step {
         _ => UNAVAILABLE,
     };
     Step::fail(name, exit_code, error.to_string(), error.remedy())
+}
+
+/// The failure of the first request, which tells whether the API can be reached at all.
+fn failed_first(config: &Config, error: &ApiError) -> Step {
+    match &error.kind {
+        ErrorKind::Unreachable(words) => {
+            Step::fail(KEY, UNAVAILABLE, error.to_string(), way_out(&config.network, words, "env0's API"))
+        }
+        _ => failed(KEY, error),
+    }
 }
 
 #[derive(Deserialize)]

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use secrecy::SecretString;
 
-use super::{values, variables};
+use super::{slips, values, variables};
 use crate::small_file;
 
 /// The secret that a file holds, without the space around it.
@@ -15,12 +15,12 @@ use crate::small_file;
 pub fn secret_of_file(path: &Path) -> Result<SecretString, String> {
     let content = small_file::read_text(path)
         .map_err(|error| format!("can't be read ({error}); expected a file that this user may read"))?;
-    match content.trim() {
-        "" => Err("holds nothing".to_owned()),
-        text => {
-            values::text(text).map(SecretString::from).map_err(|expected| format!("expected {expected} in that file"))
-        }
-    }
+    let judged = match content.trim() {
+        "" => return Err("holds nothing".to_owned()),
+        text if text.lines().nth(1).is_some() => Err("one line, the secret alone,".to_owned()),
+        text => slips::not_meant(text).map_or_else(|| values::text(text), Err),
+    };
+    judged.map(SecretString::from).map_err(|expected| format!("expected {expected} in that file"))
 }
 
 /// What is wrong with the file that `variable` names, in the words of every error of a configuration.

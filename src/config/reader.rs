@@ -461,7 +461,9 @@ fn example(variable: &Variable) -> String {
 fn shown(name: &str, value: &str) -> String {
     let secret = variables::find(name).is_none_or(|variable| variable.secret);
     let is_url = value.contains("://") || URLS.contains(&name);
-    if secret || (is_url && value.contains('@')) {
+    // An id with a colon has the key's secret behind it.
+    let holds_secret = name == "ENV0_API_KEY_ID" && value.contains(':');
+    if secret || holds_secret || (is_url && value.contains('@')) {
         return REDACTED.to_owned();
     }
     match value.find(['?', '#']) {

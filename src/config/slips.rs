@@ -1,6 +1,6 @@
 //! Values that nobody can have meant, because a shell, a template or a person should have replaced them first.
 
-use super::variables::own_prefix;
+use super::variables::{find, own_prefix};
 use crate::batch::LogType;
 
 /// Three quarters of the 16 KiB that a request's head may have.
@@ -24,7 +24,7 @@ pub(super) fn not_meant(value: &str) -> Option<String> {
         "a value, not the [redacted] or *** that stands for it in a log or on a page"
     } else if is_json(value) {
         "a value alone, not the JSON that it was delivered in"
-    } else if own_prefix(value).is_some() && value.contains('=') {
+    } else if value.split_once('=').is_some_and(|(name, _)| own_prefix(name).is_some() || find(name).is_some()) {
         "a value without the variable's name before it"
     } else {
         return None;

@@ -207,11 +207,20 @@ pub(super) fn past_moment(value: &str) -> Parsed<DateTime<Utc>> {
     check(moment <= crate::batch::now(), moment, "a time between the year 2000 and now; this one is still to come")
 }
 
+/// The id of an API key. In HTTP a colon ends it, and the secret comes after.
+pub(super) fn key_id(value: &str) -> Parsed<String> {
+    check(!value.contains(':'), text(value)?, "the API key's id alone, without its secret behind it")
+}
+
 /// Comma-separated ids of env0's.
 pub(super) fn ids(value: &str) -> Parsed<Vec<String>> {
     let ids = distinct(list(value)?);
+    let is_example = |id: &String| id.bytes().all(|byte| matches!(byte, b'0' | b'-'));
+    if ids.iter().any(is_example) {
+        return Err("ids of your own, not the zeros of an example".to_owned());
+    }
     check(
-        ids.iter().all(|id| is_env0_id(id) && id.bytes().any(|byte| !matches!(byte, b'0' | b'-'))),
+        ids.iter().all(|id| is_env0_id(id)),
         ids,
         "ids, separated by commas: at most 64 letters, digits, - and _ each",
     )

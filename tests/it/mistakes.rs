@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::disk::Tmpfs;
 use crate::harness::{DEPLOYMENTS, Finished, Setup, TOKEN, Upload, event};
 use crate::local_aws::LocalAws;
+use crate::local_env0::LocalEnv0;
 
 /// A user that owns nothing.
 const STRANGER: u32 = 65_533;
@@ -31,9 +32,9 @@ fn next(finished: &Finished) -> &str {
 fn the_next_line_names_the_variable_that_is_missing_or_misspelled() {
     let aws = LocalAws::start();
     let missing = Setup::new(&aws).unset("ENV0_S3_LOG_BUCKET_NAME").run("check");
-    assert_says(next(&missing), &["Next: configuration: set ENV0_S3_LOG_BUCKET_NAME"]);
+    assert_says(next(&missing), &["Next: configuration: do what the line of ENV0_S3_LOG_BUCKET_NAME says"]);
     let wrong = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "soon").run("check");
-    assert_says(next(&wrong), &["Next: configuration: set ENV0_S3_LOG_BATCH_MAX_AGE"]);
+    assert_says(next(&wrong), &["Next: configuration: do what the line of ENV0_S3_LOG_BATCH_MAX_AGE says"]);
     let unknown = Setup::new(&aws).set("ENV0_S3_LOG_BUCKT_PATH", "x").run("check --offline");
     assert_says(next(&unknown), &["Next: configuration: correct the name ENV0_S3_LOG_BUCKT_PATH"]);
 }
@@ -45,6 +46,35 @@ fn a_start_that_could_get_no_event_tells_both_ways_to_get_some() {
         Setup::new(&aws).unset("ENV0_S3_LOG_INGEST_TOKEN").unset("ENV0_S3_LOG_OIDC_ORGANIZATION_ID").run("run");
     let both = ["to pull, set ENV0_API_KEY_ID and ENV0_API_KEY_SECRET", "to take events, set one of these"];
     assert_says(&finished.stderr, &both);
+    let finished = Setup::new(&aws)
+        .unset("ENV0_S3_LOG_INGEST_TOKEN")
+        .unset("ENV0_S3_LOG_OIDC_ORGANIZATION_ID")
+        .set("ENV0_API_KEY_ID", "id")
+        .set("ENV0_API_KEY_SECRET", "secret")
+        .set("ENV0_S3_LOG_PULL", "none")
+        .run("run");
+    assert_says(&finished.stderr, &["to pull, unset ENV0_S3_LOG_PULL", "to take events, set one of these"]);
+}
+
+#[test]
+fn a_check_whose_api_key_fails_names_the_key_and_not_the_token_as_what_comes_next() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let of_puller = || {
+        let setup =
+            env0.environment().into_iter().fold(Setup::new(&aws), |setup, (name, value)| setup.set(name, value));
+        setup.unset("ENV0_OIDC_TOKEN").unset("ENV0_S3_LOG_INGEST_TOKEN").unset("ENV0_S3_LOG_OIDC_ORGANIZATION_ID")
+    };
+    let checked = of_puller().set("ENV0_API_KEY_SECRET", "a-wrong-secret").run("check");
+    assert_eq!(checked.code, Some(77), "{}", checked.stdout);
+    assert_says(next(&checked), &["Next: api-key: ", "ENV0_API_KEY_SECRET"]);
+    assert_says(&checked.stdout, &["[skip] token ", "once the requests to env0's API succeed"]);
+    let no_tls = env0.url().replace("http:", "https:");
+    let checked = of_puller().set("ENV0_S3_LOG_API_URL", no_tls).run("check");
+    assert_eq!(checked.code, Some(69), "{}", checked.stdout);
+    assert_says(next(&checked), &["Next: api-key: ", "env0's API speaks no TLS"]);
+    // A key that works, and no record with a token: now a token is missing.
+    let checked = of_puller().run("check");
+    assert_says(next(&checked), &["Next: token: "]);
 }
 
 #[test]

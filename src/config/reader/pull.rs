@@ -17,10 +17,14 @@ impl Reader {
         (name, given, file_name, file): (&'static str, Option<String>, &'static str, Option<String>),
     ) -> Option<SecretString> {
         let file = self.path(file_name, file);
+        let parse = if name == "ENV0_API_KEY_ID" { values::key_id } else { values::text };
         if given.is_some() {
-            return self.secret(name, given, values::text);
+            return self.secret(name, given, parse);
         }
-        let secret = secret_of_file(&file?);
+        let secret = secret_of_file(&file?).and_then(|secret| match parse(secret.expose_secret()) {
+            Ok(_) => Ok(secret),
+            Err(expected) => Err(format!("expected {expected} in that file")),
+        });
         secret.map_err(|problem| self.refuse(file_name, &problem)).ok()
     }
 

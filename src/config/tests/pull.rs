@@ -53,6 +53,28 @@ fn an_organization_that_is_all_zeros_is_a_placeholder_and_cannot_be_pulled() {
     let id = "00000000-0000-0000-0000-000000000000";
     let error = refused(&[&KEY[..], &[("ENV0_S3_LOG_PULL_ORGANIZATION_ID", id)]].concat());
     assert!(error.starts_with("ENV0_S3_LOG_PULL_ORGANIZATION_ID"), "{error}");
+    assert!(error.contains("not the zeros of an example"), "{error}");
+}
+
+#[test]
+fn an_api_key_with_its_other_half_in_the_same_value_is_refused_and_not_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key");
+    let both = "key-1:canary-secret";
+    std::fs::write(&file, both).unwrap();
+    for id in [("ENV0_API_KEY_ID", both), ("ENV0_API_KEY_ID_FILE", file.to_str().unwrap())] {
+        let error = refused(&[id, KEY[1]]);
+        assert!(error.contains("the API key's id alone") && !error.contains("canary"), "{error}");
+    }
+    for (content, expected) in [
+        ("key-1\ncanary-secret\n", "one line, the secret alone, in that file"),
+        ("ENV0_API_KEY_SECRET=canary-secret\n", "without the variable's name before it"),
+        ("\"canary-secret\"\n", "without quotes"),
+    ] {
+        std::fs::write(&file, content).unwrap();
+        let error = refused(&[KEY[0], ("ENV0_API_KEY_SECRET_FILE", file.to_str().unwrap())]);
+        assert!(error.contains(expected) && !error.contains("canary"), "{error}");
+    }
 }
 
 #[test]
