@@ -41,7 +41,7 @@ pub async fn run(loaded: Result<Loaded, ConfigErrors>, options: CheckOptions) ->
     let daemon = tokio::task::spawn_blocking(move || local::daemon(address)).await.ok().flatten();
     steps.extend(local::steps(&config, daemon.as_ref()));
     if !options.offline {
-        let pulled = pull::steps(&config).await;
+        let pulled = pull::steps(&config, daemon.as_ref()).await;
         match Network::new(&config.network) {
             Ok(network) => {
                 let (tokens, problems) = credentials::own_tokens(&config, &network).await;

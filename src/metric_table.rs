@@ -209,6 +209,7 @@ metrics! {
                 &[
                     "succeeded",
                     "unauthorized",
+                    "revoked",
                     "forbidden",
                     "wrong_url",
                     "gone",
@@ -227,7 +228,7 @@ metrics! {
     PULL_POSITION_TIMESTAMP_SECONDS: level(
         "env0_s3_logs_pull_position_timestamp_seconds",
         BY_TYPE,
-        "Everything that env0 has from before it is in the spool; 0 where nothing is pulled",
+        "Everything that env0 has from before it is in the spool; 0 where nothing is pulled. Deployments that don't move their environment are found within the hour",
     );
     PULL_ROUNDS: counts(
         "env0_s3_logs_pull_rounds_total",

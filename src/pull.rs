@@ -7,6 +7,7 @@
 //! [`api`] asks, `audits` and `deployments` decide what is new, `place` brings it into the spool and remembers durably how far that
 //! came. A start first compares the places with what a crash left in the spool ([`settle`]).
 
+mod ahead;
 mod alone;
 pub mod api;
 mod audits;
@@ -36,14 +37,15 @@ use crate::credentials::Credentials;
 use crate::network::Network;
 use crate::oidc::Verifier;
 use crate::protocols::body::Limits;
+pub use crate::pull::ahead::ahead_of;
+pub use crate::pull::alone::is_pulled_by_another;
 use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind, List};
 use crate::pull::audits::{AuditMemory, Audits};
-use crate::pull::deployments::{DeploymentMemory, Deployments, HandOver};
-pub use crate::pull::files::FOLDER;
+use crate::pull::deployments::{DeploymentMemory, Deployments, EnvironmentRecord, HandOver, Lists};
 use crate::pull::files::PlaceError;
-use crate::pull::place::{Place, Shared, Stopped};
+use crate::pull::place::{Place, Shared};
 use crate::pull::report::Report;
-use crate::pull::round::RoundError;
+use crate::pull::round::{RoundError, Stopped};
 use crate::pull::settle::Settled;
 use crate::spool::Spool;
 use crate::status::PullStatus;
@@ -421,6 +423,28 @@ pub async fn organizations(api: &Api) -> Result<(Vec<String>, Option<ApiError>),
     let (ids, odd): (Vec<String>, Vec<String>) = ids.into_iter().partition(|id| config::is_env0_id(id));
     let odd = odd.first().map(|_| answer.malformed("the id of an organization is none"));
     Ok((ids, list.bad.or(odd)))
+}
+
+/// An environment, as far as `check` looks at it.
+pub struct Environment {
+    /// Its id.
+    pub id: String,
+    /// Whether there is a deployment of it.
+    pub is_deployed: bool,
+}
+
+/// The environments of an organization, as a round lists them, and how many requests that takes.
+///
+/// # Errors
+/// A request failed, or a record is not what env0 documents.
+pub async fn environments(api: &Api, organization: &str) -> Result<(Vec<Environment>, usize), ApiError> {
+    let listed = Lists::new(api.clone(), organization).environments().await?;
+    let environment = |record: EnvironmentRecord| Environment {
+        is_deployed: record.latest_deployment_log_id.is_some(),
+        id: record.id,
+    };
+    let all = listed.records.into_iter().map(environment).collect();
+    listed.bad.map_or(Ok((all, listed.requests)), Err)
 }
 
 /// Those of the organizations that the key sees which are pulled: no more than a hundred, together with those

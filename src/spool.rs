@@ -48,7 +48,7 @@ use crate::spool::home::Home;
 use crate::spool::manifest::{Lock, Manifest, ManifestError};
 use crate::spool::names::{Names, visit_batches};
 pub use crate::spool::sealed_batches::SealedBatches;
-pub use crate::spool::terms::{AppendError, Batch, LeftBehind, OpenError, QUARANTINE, Receipt, Settings};
+pub use crate::spool::terms::{AppendError, Batch, LeftBehind, OpenError, PULL, QUARANTINE, Receipt, Settings};
 use crate::spool::usage::{Room, Usage};
 use crate::spool::writer::Writer;
 

@@ -206,14 +206,19 @@ pub struct PullStatus {
     pub log_type: LogType,
     /// Which organization; empty until env0 has told the key's.
     pub organization: String,
-    /// Everything before it is in the spool, but for what appears late.
+    /// Everything before it is in the spool, but for what appears late. Of deployments: what env0's list of environments
+    /// shows as moved or running; the others are looked at once an hour ([`PullStatus::looked_at_all_since`]).
     pub position: Option<Timestamp>,
+    /// Of deployments: since then every environment's list of deployments was read.
+    #[serde(default)]
+    pub looked_at_all_since: Option<Timestamp>,
     /// Events that were pulled.
     pub events_pulled: u64,
     /// Events that were larger than the limit, of which the beginning is stored.
     pub events_cut: u64,
-    /// What was no event, and is not stored.
-    pub events_refused: u64,
+    /// Events that are not what env0 documents, and are stored all the same.
+    #[serde(default)]
+    pub events_odd: u64,
     /// Environments, deployments and steps that env0 answered 404 for, counted up to 1,000.
     #[serde(default)]
     pub gone: u64,
@@ -223,6 +228,9 @@ pub struct PullStatus {
     pub last_round_millis: u64,
     /// Why the pull doesn't get on at the moment.
     pub error: Option<Trouble>,
+    /// What a person should know although the pull gets on.
+    #[serde(default)]
+    pub notice: Option<String>,
 }
 
 /// What goes to CloudWatch Logs.

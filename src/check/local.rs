@@ -14,7 +14,6 @@ use crate::assembly::{Files, spool_settings};
 use crate::batch::{LogType, SpoolName};
 use crate::config::{Config, ConfigErrors, Loaded};
 use crate::exit_code::{CANT_BIND, CANT_CREATE, CONFIG, IO};
-use crate::pull;
 use crate::spool::disk::{Disk, OsDisk};
 use crate::spool::home;
 use crate::spool::manifest::{Lock, Manifest, ManifestError};
@@ -221,7 +220,7 @@ fn judge_rights(dir: &Path) -> Result<(), (PathBuf, io::Error)> {
         Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
         Err(error) => Err((path, error.into())),
     };
-    for folder in home::all_folders(dir).chain([dir.join(pull::FOLDER)]) {
+    for folder in home::all_folders(dir) {
         allows(folder.clone(), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)?;
         let mut judged = Ok(());
         let visited = OsDisk.visit(&folder, &mut |name, _| {

@@ -1,6 +1,6 @@
 //! The steps that try an env0 API key: one request of each kind.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -12,13 +12,12 @@ use crate::batch::LogType;
 use crate::config::{self, Config};
 use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
 use crate::network::{Network, way_out};
-use crate::pull::api::pages::{ENVIRONMENTS_MAX, PageSize, REPEATED, TOO_MANY_ENVIRONMENTS};
+use crate::pull::api::pages::PageSize;
 use crate::pull::api::{Api, ApiError, Endpoint, ErrorKind, List};
-use crate::pull::{explained, followed, organizations};
+use crate::pull::{Environment, ahead_of, environments, explained, followed, is_pulled_by_another, organizations};
+use crate::status::{Status, Timestamp};
 
 const KEY: &str = "api-key";
-/// env0 gives no more in one page.
-const PAGE_MAX: usize = 100;
 const ENVIRONMENTS: &str = "pull-environments";
 const LOGS: &str = "pull-logs";
 /// env0's limit for one address, method and path.
@@ -38,7 +37,8 @@ impl From<Step> for Pulled {
     }
 }
 
-pub(super) async fn steps(config: &Config) -> Pulled {
+/// `daemon` is what the running daemon tells, if one runs.
+pub(super) async fn steps(config: &Config, daemon: Option<&Status>) -> Pulled {
     let Some(pull) = &config.pull else { return Pulled::default() };
     let api =
         Network::new(&config.network).map_err(|error| error.to_string()).and_then(|network| Api::new(pull, &network));
@@ -76,8 +76,40 @@ pub(super) async fn steps(config: &Config) -> Pulled {
             token |= of_type.token;
         }
         steps.push(forwarding(&api, id).await);
+        steps.extend(pulled_twice(config, pull, id, daemon));
     }
+    steps.extend(ahead(config, &api, daemon));
     Pulled { steps, token }
+}
+
+/// Warns where a daemon on this host pulls the organization already, and it is not the one with this configuration.
+fn pulled_twice(config: &Config, pull: &config::Pull, organization: &str, daemon: Option<&Status>) -> Option<Step> {
+    let is_ours = daemon.is_some_and(|status| status.pull.iter().any(|of| of.organization == organization));
+    (!is_ours && is_pulled_by_another(config, pull, organization)).then(|| {
+        Step::warn(
+            "pull-alone",
+            format!("{organization}: another daemon on this host pulls it into the same bucket already"),
+            "one daemon pulls an organization: with two, every event is stored twice",
+        )
+    })
+}
+
+/// Warns of places that are ahead of the clock, and of those that the running daemon has found to be so.
+fn ahead(config: &Config, api: &Api, daemon: Option<&Status>) -> Vec<Step> {
+    const NAME: &str = "pull-place";
+    let told = daemon
+        .into_iter()
+        .flat_map(|status| &status.pull)
+        .filter_map(|of| Some(Step::warn(NAME, of.notice.clone()?, "see that this machine's clock is right")));
+    let found = ahead_of(&config.spool_dir, api.now()).into_iter().map(|(name, at)| {
+        let detail = format!("{name} says that all before {} is stored, which is ahead of the clock", Timestamp(at));
+        Step::warn(
+            NAME,
+            detail,
+            "see that this machine's clock is right; the daemon sets the place back and fetches what lies between",
+        )
+    });
+    told.chain(found).collect()
 }
 
 fn failed(name: &'static str, error: &ApiError) -> Step {
@@ -122,13 +154,6 @@ async fn audits(api: &Api, organization: &str) -> Step {
     }
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Environment {
-    id: String,
-    latest_deployment_log_id: Option<String>,
-}
-
 /// A deployment's record, of which only the presence of a token is looked at.
 #[derive(Deserialize)]
 struct Deployment {
@@ -165,13 +190,14 @@ struct LogPage {
 /// The environments that a round lists.
 struct Round {
     environments: Vec<Environment>,
-    pages: usize,
+    requests: usize,
     took: Duration,
 }
 
 async fn deployments(api: &Api, organization: &str, pull: &config::Pull) -> Pulled {
-    let round = match list_environments(api, organization).await {
-        Ok(round) => round,
+    let started = Instant::now();
+    let round = match environments(api, organization).await {
+        Ok((environments, requests)) => Round { environments, requests, took: started.elapsed() },
         Err(error) => return failed(ENVIRONMENTS, &explained(api, organization, error).await).into(),
     };
     let of_round = judge(&round, organization, pull.interval);
@@ -183,41 +209,13 @@ async fn deployments(api: &Api, organization: &str, pull: &config::Pull) -> Pull
     Pulled { steps: vec![of_round, of_logs], token }
 }
 
-async fn list_environments(api: &Api, organization: &str) -> Result<Round, ApiError> {
-    let started = Instant::now();
-    let size = PageSize::between(1, PAGE_MAX);
-    let (mut environments, mut ids): (Vec<Environment>, _) = (Vec::new(), HashSet::new());
-    let (mut listed, mut pages) = (0, 0);
-    loop {
-        let offset = listed.to_string();
-        let query = [("organizationId", organization), ("includeSubEnvironments", "true"), ("offset", &*offset)];
-        let (answer, limit) = api.page(Endpoint::Environments, &["environments"], &query, &size).await?;
-        let page: List<Environment> = answer.list()?;
-        if let Some(bad) = page.bad {
-            return Err(bad);
-        }
-        let before = environments.len();
-        environments.extend(page.records.into_iter().filter(|environment| ids.insert(environment.id.clone())));
-        (listed, pages) = (listed + page.elements, pages + 1);
-        if page.elements < limit {
-            return Ok(Round { environments, pages, took: started.elapsed() });
-        }
-        if environments.len() == before {
-            return Err(answer.malformed(REPEATED));
-        }
-        if listed >= ENVIRONMENTS_MAX {
-            return Err(answer.malformed(TOO_MANY_ENVIRONMENTS));
-        }
-    }
-}
-
 /// How long a round takes, and what part of env0's limit.
 fn judge(round: &Round, organization: &str, interval: Duration) -> Step {
-    let Round { environments, pages, took } = round;
+    let Round { environments, requests, took } = round;
     let (count, seconds) = (environments.len(), interval.as_secs().max(1));
-    let a_minute = (*pages as u64 * 60).div_ceil(seconds);
+    let a_minute = (*requests as u64 * 60).div_ceil(seconds);
     let detail = format!(
-        "{organization}: {count} environments in {pages} requests of {} ms in all, every {seconds} s: {a_minute} of the \
+        "{organization}: {count} environments in {requests} requests of {} ms in all, every {seconds} s: {a_minute} of the \
          {LIMIT_A_MINUTE} requests a minute that env0 allows for this list; beside it each environment's deployments \
          once an hour ({} requests a minute), and two requests for each deployment that runs",
         took.as_millis(),
@@ -236,7 +234,7 @@ fn judge(round: &Round, organization: &str, interval: Duration) -> Step {
 /// Asks for one environment's deployments, for the steps of the latest, and for the log of one step. Sets `token` where
 /// the latest deployment's record has one.
 async fn try_logs(api: &Api, environments: &[Environment], token: &mut bool) -> Result<String, ApiError> {
-    let deployed = environments.iter().find(|environment| environment.latest_deployment_log_id.is_some());
+    let deployed = environments.iter().find(|environment| environment.is_deployed);
     let Some(environment) = deployed.or(environments.first()) else {
         return Ok("there is no environment yet, so no log was tried".to_owned());
     };

@@ -13,13 +13,11 @@ use crate::config::{Config, Pull};
 /// Holds the name until it is dropped.
 pub(super) struct Sign(#[expect(dead_code, reason = "held, not used")] Option<UnixDatagram>);
 
-/// Takes the name that stands for this organization and bucket. Warns if another process holds it.
+/// Binds an abstract socket named after API, organization and bucket, so that a second daemon on this host notices, and
+/// warns.
 pub(super) fn show_sign(config: &Config, pull: &Pull, organization: &str) -> Sign {
-    let endpoint = config.endpoint_url_s3.as_deref().unwrap_or_default();
-    let parts = [&*pull.api_url, organization, endpoint, &*config.bucket_name, &*config.bucket_path];
-    let name = format!("env0-s3-logs/pull/{}", Sha256::of(parts.join("\n").as_bytes()));
-    let held = bind(&name);
-    if held.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse) {
+    let held = bind(&name(config, pull, organization));
+    if is_in_use(&held) {
         tracing::warn!(
             organization,
             "another daemon on this host pulls this organization into the same bucket: both store every event, so each \
@@ -27,6 +25,21 @@ pub(super) fn show_sign(config: &Config, pull: &Pull, organization: &str) -> Sig
         );
     }
     Sign(held.ok())
+}
+
+/// Whether a process on this host pulls this organization into this bucket.
+pub fn is_pulled_by_another(config: &Config, pull: &Pull, organization: &str) -> bool {
+    is_in_use(&bind(&name(config, pull, organization)))
+}
+
+fn name(config: &Config, pull: &Pull, organization: &str) -> String {
+    let endpoint = config.endpoint_url_s3.as_deref().unwrap_or_default();
+    let parts = [&*pull.api_url, organization, endpoint, &*config.bucket_name, &*config.bucket_path];
+    format!("env0-s3-logs/pull/{}", Sha256::of(parts.join("\n").as_bytes()))
+}
+
+fn is_in_use(held: &io::Result<UnixDatagram>) -> bool {
+    held.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 /// Binds an abstract name: it is no file, and the kernel frees it when the process ends.

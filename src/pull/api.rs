@@ -42,7 +42,7 @@ const LOGS_AT_ONCE: usize = 6;
 /// Other requests that may run at the same time. They have slots of their own, so that logs that env0 doesn't give hold
 /// up no audit event, nor the other way round.
 const OTHERS_AT_ONCE: usize = 2;
-/// Answers above this size are held one at a time, so that all together stay below 8 MiB and one of the largest.
+/// Answers above this size are held one at a time: one page of a log, and one of all others.
 const LARGE_ANSWER_BYTES: usize = 1024 * 1024;
 /// At most this much of an error's body is read, to tell what kind of error it is.
 const ERROR_MAX_BYTES: usize = 64 * 1024;
@@ -76,26 +76,23 @@ struct Inner {
     key_worked: AtomicBool,
     /// One permit: the files of the key are read once at a time.
     reading_key: Arc<Semaphore>,
-    logs: Slots,
-    others: Slots,
+    logs: Semaphore,
+    others: Semaphore,
+    large: Large,
     pace: Pace,
     /// env0's clock minus ours, from the last answer's `Date`.
     clock_ahead_millis: AtomicI64,
+    clock_is_known: AtomicBool,
 }
 
-/// How many requests of one kind run at once, and the lock of the one large answer among them.
+/// The locks of large answers.
 ///
-/// Logs have slots and a lock of their own. A large page of a log waits for the spool, and what writes it to the spool
-/// may itself wait for a list: with one lock for both, neither would go on.
-struct Slots {
-    free: Semaphore,
-    large: Arc<Mutex<()>>,
-}
-
-impl Slots {
-    fn new(at_once: usize) -> Slots {
-        Slots { free: Semaphore::new(at_once), large: Arc::default() }
-    }
+/// Pages of logs have a lock of their own. A large one waits for the spool, and what writes it to the spool may itself wait
+/// for a list: with one lock for both, neither would go on.
+#[derive(Default)]
+struct Large {
+    log: Arc<Mutex<()>>,
+    other: Arc<Mutex<()>>,
 }
 
 /// An attempt that failed.
@@ -133,10 +130,12 @@ impl Api {
             keys: KeyHolder::new(pull),
             key_worked: AtomicBool::new(false),
             reading_key: Arc::new(Semaphore::new(1)),
-            logs: Slots::new(LOGS_AT_ONCE),
-            others: Slots::new(OTHERS_AT_ONCE),
+            logs: Semaphore::new(LOGS_AT_ONCE),
+            others: Semaphore::new(OTHERS_AT_ONCE),
+            large: Large::default(),
             pace: Pace::default(),
             clock_ahead_millis: AtomicI64::new(0),
+            clock_is_known: AtomicBool::new(false),
         };
         Ok(Api(Arc::new(inner), None))
     }
@@ -156,6 +155,18 @@ impl Api {
     pub fn now(&self) -> DateTime<Utc> {
         let ahead = self.0.clock_ahead_millis.load(Ordering::Relaxed).min(0);
         crate::batch::now() + TimeDelta::milliseconds(ahead)
+    }
+
+    /// The present time by env0's clock or ours, whichever is later.
+    pub fn latest_now(&self) -> DateTime<Utc> {
+        let ahead = self.0.clock_ahead_millis.load(Ordering::Relaxed).max(0);
+        crate::batch::now() + TimeDelta::milliseconds(ahead)
+    }
+
+    /// Whether an answer has told env0's clock, and ours differs from it by no more than `by`.
+    pub fn clocks_agree(&self, by: TimeDelta) -> bool {
+        let ahead = self.0.clock_ahead_millis.load(Ordering::Relaxed);
+        self.0.clock_is_known.load(Ordering::Relaxed) && TimeDelta::milliseconds(ahead).abs() <= by
     }
 
     /// Reads the files of the key again. Waits for the disk.
@@ -179,6 +190,17 @@ impl Api {
 
     /// Requests `path`, whose segments are encoded here. Repeats the request where that can help.
     pub async fn get(&self, endpoint: Endpoint, path: &[&str], query: &[(&str, &str)]) -> Result<Answer, ApiError> {
+        self.get_up_to(ANSWER_MAX_BYTES, endpoint, path, query).await
+    }
+
+    /// [`Api::get`] of an answer that is too large above `max_bytes`.
+    async fn get_up_to(
+        &self,
+        max_bytes: usize,
+        endpoint: Endpoint,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> Result<Answer, ApiError> {
         let inner = &self.0;
         let mut url = inner.base.clone();
         let encoded = path.iter().flat_map(|segment| ["/".into(), utf8_percent_encode(segment, SEGMENT).into()]);
@@ -191,7 +213,7 @@ impl Api {
         loop {
             inner.pace.take(&uri).await;
             let key = inner.keys.key();
-            let Failed { kind, wait, silent } = match self.attempt(endpoint, url.clone(), &key).await {
+            let Failed { kind, wait, silent } = match self.attempt(max_bytes, endpoint, url.clone(), &key).await {
                 Ok(answer) => {
                     inner.key_worked.store(true, Ordering::Relaxed);
                     requests(endpoint, "succeeded").increment(1);
@@ -226,11 +248,11 @@ impl Api {
     }
 
     /// One try.
-    async fn attempt(&self, endpoint: Endpoint, url: Url, key: &Key) -> Result<Answer, Failed> {
+    async fn attempt(&self, max_bytes: usize, endpoint: Endpoint, url: Url, key: &Key) -> Result<Answer, Failed> {
         let inner = &self.0;
         let slots = if endpoint.is_of_logs() { &inner.logs } else { &inner.others };
         // The semaphore is never closed, so this can't fail.
-        let _permit = slots.free.acquire().await;
+        let _permit = slots.acquire().await;
         let request = inner.web.get(url).timeout(REQUEST_TIMEOUT).header(ACCEPT, "application/json");
         let request = request.basic_auth(&key.id, Some(key.secret.expose_secret()));
         let mut response = unless_silent(request.send()).await??;
@@ -251,11 +273,12 @@ impl Api {
             let found = is_not_env0(status, &content_type, &body);
             return Err(found.map_or_else(|| failed(self.refusal(endpoint, status, &body)), not_env0));
         }
-        let (bytes, alone) = read(&mut response, &slots.large).await?;
+        let large = if endpoint == Endpoint::StepLog { &inner.large.log } else { &inner.large.other };
+        let (bytes, alone) = read(&mut response, max_bytes, large).await?;
         if let Some(found) = is_not_env0(status, &content_type, &bytes) {
             return Err(not_env0(found));
         }
-        let text = Text::of(bytes, ANSWER_MAX_BYTES).ok_or(ErrorKind::TooLarge)?;
+        let text = Text::of(bytes, max_bytes).ok_or(ErrorKind::TooLarge)?;
         Ok(Answer { text, endpoint, asked: self.asked(key), _alone: alone })
     }
 
@@ -286,6 +309,7 @@ impl Api {
             // The header has whole seconds and the answer took some time, so less than 2 s is no difference.
             let ahead = if ahead.abs() < 2_000 { 0 } else { ahead };
             self.0.clock_ahead_millis.store(ahead, Ordering::Relaxed);
+            self.0.clock_is_known.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -300,15 +324,19 @@ async fn unless_silent<T>(wait: impl Future<Output = T>) -> Result<T, Failed> {
 }
 
 /// Reads the body. A large one is returned together with the lock that keeps other large ones of its kind out.
-async fn read(response: &mut Response, large: &Arc<Mutex<()>>) -> Result<(Bytes, Option<OwnedMutexGuard<()>>), Failed> {
-    if response.content_length().is_some_and(|bytes| bytes > ANSWER_MAX_BYTES as u64) {
+async fn read(
+    response: &mut Response,
+    max_bytes: usize,
+    large: &Arc<Mutex<()>>,
+) -> Result<(Bytes, Option<OwnedMutexGuard<()>>), Failed> {
+    if response.content_length().is_some_and(|bytes| bytes > max_bytes as u64) {
         return Err(ErrorKind::TooLarge.into());
     }
     let mut body = Vec::new();
     let mut alone = None;
     while let Some(chunk) = unless_silent(response.chunk()).await?? {
         let bytes = body.len() + chunk.len();
-        if bytes > ANSWER_MAX_BYTES {
+        if bytes > max_bytes {
             return Err(ErrorKind::TooLarge.into());
         }
         if bytes > LARGE_ANSWER_BYTES && alone.is_none() {

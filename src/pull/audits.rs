@@ -5,6 +5,9 @@
 //! with what was taken before: so it doesn't matter whether a page begins with its key or behind it. The last 15
 //! minutes are asked for again in every round, because events appear late.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -17,14 +20,18 @@ use crate::protocols::body::{Limits, members};
 use crate::pull::api::pages::PageSize;
 use crate::pull::api::{Answer, Api, Endpoint};
 use crate::pull::files::PlaceError;
-use crate::pull::identity::{Identity, Taken};
+use crate::pull::identity::{Known, Mark, SAME_ID, Taken};
 use crate::pull::line::{Line, json_of, stored};
-use crate::pull::place::{Memory, Place, Stopped, Whose};
+use crate::pull::place::{Memory, Place, Whose};
 use crate::pull::report::Report;
 use crate::pull::round::RoundError;
 
 /// An event may appear in env0's answers this long after its timestamp.
 const LATE: TimeDelta = TimeDelta::minutes(15);
+/// With more events than this at the time of the newest one, they are forgotten with all others.
+const NEWEST_MAX: usize = 10_000;
+/// Where nothing confirms our clock, events since the newest one are asked for again for this long.
+const UNSURE: TimeDelta = TimeDelta::days(1);
 /// env0 gives no more in one page.
 const PAGE_MAX_EVENTS: usize = 1000;
 /// If env0 begins a page with the event of its key, a page of one event would only repeat that event.
@@ -37,7 +44,8 @@ const LONGEST_WINDOW: TimeDelta = TimeDelta::days(30);
 const SHORTEST_WINDOW: TimeDelta = TimeDelta::milliseconds(1);
 /// After this many pages in a row without a new event, env0's keys are taken to go in circles.
 const EMPTY_PAGES_MAX: usize = 10;
-/// At most so many events are remembered, and so pulled, within [`LATE`].
+/// A pull stops with [`PlaceError::Crowded`] when it would have to remember more events than this, those of about the last
+/// 15 minutes.
 const TAKEN_MAX: usize = 900_000;
 /// The members that identify an event. An event that is cut keeps them.
 const ID_AND_TIME: [&str; 2] = ["id", "timestamp"];
@@ -61,17 +69,49 @@ impl AuditMemory {
     }
 
     /// The window that ended at `end` is complete; it was asked for at `asked_at`.
-    fn complete(&mut self, end: i64, asked_at: DateTime<Utc>) {
+    ///
+    /// Where no answer of env0's confirms our clock, what is asked for again begins no later than at the newest event, or a
+    /// day ago. A clock that is wrong may say that a window reaches years ahead, and that nothing happened in it; an event's
+    /// time is env0's word.
+    fn complete(&mut self, end: i64, asked_at: DateTime<Utc>, clock_is_sure: bool) {
         self.reached = self.reached.max(end);
-        self.from = self.from.max(end.min((asked_at - LATE).timestamp_millis()));
-        self.taken.forget_before(self.from);
+        let late = end.min((asked_at - LATE).timestamp_millis());
+        let from = match self.taken.newest_until(late) {
+            Some(newest) if !clock_is_sure => newest.max(late - UNSURE.num_milliseconds()),
+            _ => late,
+        };
+        self.from = self.from.max(from);
+        // The newest event stays known: a place that turns out to be ahead of the clock is set back to it.
+        let newest = self.taken.newest_until(i64::MAX).unwrap_or(self.from);
+        self.taken.forget_before(self.from.min(newest));
+        if self.taken.len() > NEWEST_MAX {
+            self.taken.forget_before(self.from);
+        }
+    }
+
+    /// How far it is ahead of `now`, where that is more than clocks differ.
+    fn ahead_of(&self, now: DateTime<Utc>) -> Option<TimeDelta> {
+        let ahead = TimeDelta::milliseconds(self.from.max(self.reached).saturating_sub(now.timestamp_millis()));
+        (ahead > LATE).then_some(ahead)
+    }
+
+    /// Goes back to the newest event that was taken until `now`: that is as far as env0's own times go. Where none is
+    /// known, to the time that is asked for in every round.
+    fn set_back(&mut self, now: DateTime<Utc>) {
+        let newest = self.taken.newest_until(now.timestamp_millis());
+        self.from = self.from.min(newest.unwrap_or((now - LATE).timestamp_millis()));
+        self.reached = self.from;
     }
 }
 
 impl Memory for AuditMemory {
     type Part = ();
 
-    fn part_of(&self, _: &[u8], _: &Whose<'_>) -> Option<(String, ())> {
+    fn part_of(&self, _: &[u8], _: &Whose<'_>) -> Option<String> {
+        None
+    }
+
+    fn kept(&mut self, _: &str) -> Option<&mut ()> {
         None
     }
 
@@ -89,9 +129,15 @@ impl Memory for AuditMemory {
         if at >= self.from {
             // Ids of two organizations may be the same. Where the line doesn't say whose it is, its bytes identify it.
             let id = id.filter(|_| organization.is_some() || whose.is_alone);
-            self.taken.insert(Identity::new(&[], id, line), at);
+            self.taken.insert(Mark::new(&[], id, line), at);
         }
     }
+}
+
+/// A time in milliseconds since 1970, as env0 is asked with it.
+fn rfc3339(millis: i64) -> String {
+    let time = DateTime::from_timestamp_millis(millis).unwrap_or_default();
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
 /// Milliseconds since 1970, from a time in RFC 3339 or a number of milliseconds.
@@ -127,7 +173,7 @@ impl Page<'_> {
 /// An event that was not taken before.
 struct New {
     at: i64,
-    identity: Identity,
+    mark: Mark,
     line: Line,
 }
 
@@ -161,23 +207,33 @@ impl Audits {
 
     /// Fetches and stores every new event, up to now.
     pub(super) async fn round(&mut self) -> Result<(), RoundError> {
+        self.place.catch_up().await?;
         let mut now = self.api.now();
-        let from = self.place.memory.from;
-        if from >= now.timestamp_millis() {
-            // By a clock that was wrong once there is nothing to ask for. Only an answer tells what env0's says now.
+        let AuditMemory { from, .. } = self.place.memory;
+        if from >= now.timestamp_millis() || self.place.memory.ahead_of(now).is_some() {
+            // By a clock that was wrong once there may be nothing to ask for. Only an answer tells what env0's says now.
             self.page(from, from.saturating_add(1), None).await?;
             now = self.api.now();
+            self.judge_place(now).await?;
         }
         let mut start = self.place.memory.from;
         while start < now.timestamp_millis() {
             let end = start.saturating_add(self.width.num_milliseconds()).min(now.timestamp_millis());
             let events = match self.window(start, end).await? {
                 Window::TooMany => {
-                    self.width = (self.width / 8).max(SHORTEST_WINDOW);
+                    self.narrow();
                     continue;
                 }
                 Window::Complete(events) => events,
             };
+            if let Err(error) = self.check_room(events.len()) {
+                // In a shorter one there are fewer, and what lies before it is soon old enough to be forgotten.
+                if end - start <= SHORTEST_WINDOW.num_milliseconds() {
+                    return Err(error.into());
+                }
+                self.narrow();
+                continue;
+            }
             if events.len() < WINDOW_MAX_EVENTS / 4 {
                 self.width = (self.width * 2).min(LONGEST_WINDOW);
             }
@@ -185,11 +241,32 @@ impl Audits {
             // `end` has not been asked for: a window counts up to env0's present only.
             now = now.min(self.api.now());
             let end = end.min(now.timestamp_millis()).max(start);
-            self.check_room(events.len())?;
             start = end;
-            self.commit(events, |memory| memory.complete(end, now)).await?;
+            let sure = self.api.clocks_agree(LATE);
+            self.commit(events, |memory| memory.complete(end, now, sure)).await?;
             self.report.position(self.place.memory.reached);
         }
+        Ok(())
+    }
+
+    fn narrow(&mut self) {
+        self.width = (self.width / 8).max(SHORTEST_WINDOW);
+    }
+
+    /// Tells of a place that is ahead of the clock. Where it is ahead of env0's clock and of ours, it is set back.
+    async fn judge_place(&mut self, now: DateTime<Utc>) -> Result<(), RoundError> {
+        let memory = &self.place.memory;
+        let Some(ahead) = memory.ahead_of(now) else { return Ok(()) };
+        let place = rfc3339(memory.from.max(memory.reached));
+        let latest = self.api.latest_now();
+        if memory.ahead_of(latest).is_none() {
+            self.report.ahead(&format!("it says that everything before {place} is stored, and env0's clock or this machine's is {} minutes behind that; where that clock is right in the end, nothing is skipped", ahead.num_minutes()));
+            return Ok(());
+        }
+        self.commit(Vec::new(), |memory| memory.set_back(latest)).await?;
+        let from = rfc3339(self.place.memory.from);
+        self.report.ahead(&format!("it said that everything before {place} is stored, which is {} minutes ahead of the clock, so a clock was wrong; it is set back to {from}, and everything since then is fetched", ahead.num_minutes()));
+        self.report.position(self.place.memory.reached);
         Ok(())
     }
 
@@ -198,7 +275,7 @@ impl Audits {
         let is_shortest = end - start <= SHORTEST_WINDOW.num_milliseconds();
         let mut new: Vec<New> = Vec::new();
         let mut bytes = 0;
-        let mut seen = HashSet::new();
+        let mut seen = Taken::default();
         let mut keys = HashSet::new();
         let mut key = None;
         let mut empty_pages = 0;
@@ -209,11 +286,14 @@ impl Audits {
                 let page: Page<'_> = answer.parse()?;
                 let before = seen.len();
                 for event in &page.events {
-                    let Some(event) = self.new_event(event, &answer, start, end) else { continue };
-                    if seen.insert(event.identity) && !self.is_taken(&event.identity, &event.line) {
-                        bytes += event.line.bytes.len();
-                        new.push(event);
+                    let Some(event) = self.event(event, &answer, start, end) else { continue };
+                    match (seen.insert(event.mark, event.at), self.place.memory.taken.knows(&event.mark)) {
+                        (Known::Yes, _) | (_, Known::Yes) => continue,
+                        (Known::No, Known::No) => {}
+                        _ => self.report.odd_event(&answer.malformed(SAME_ID)),
                     }
+                    bytes += event.line.bytes.len();
+                    new.push(event);
                 }
                 let next = page.next().filter(|next| keys.insert(next.clone()));
                 empty_pages = if seen.len() == before { empty_pages + 1 } else { 0 };
@@ -239,18 +319,8 @@ impl Audits {
         Ok(Window::Complete(new))
     }
 
-    /// A start knows some events by their bytes.
-    fn is_taken(&self, identity: &Identity, line: &Line) -> bool {
-        let taken = &self.place.memory.taken;
-        taken.contains(identity) || taken.contains(&Identity::new(&[], None, line.json()))
-    }
-
     async fn page(&self, start: i64, end: i64, key: Option<&str>) -> Result<Answer, RoundError> {
-        let time = |millis| {
-            let time = DateTime::from_timestamp_millis(millis).unwrap_or_default();
-            time.to_rfc3339_opts(SecondsFormat::Millis, true)
-        };
-        let (from, to) = (time(start - 1), time(end + 1));
+        let (from, to) = (rfc3339(start.saturating_sub(1)), rfc3339(end.saturating_add(1)));
         let mut query = vec![("organizationId", &*self.organization), ("from", &*from), ("to", &*to)];
         query.extend(key.map(|key| ("offset", key)));
         let (answer, _) = tokio::select! {
@@ -261,26 +331,21 @@ impl Audits {
     }
 
     /// The event, if its time is in this window.
-    fn new_event(&self, event: &RawValue, answer: &Answer, start: i64, end: i64) -> Option<New> {
-        let Some(mut line) = stored(event, ID_AND_TIME, &self.limits) else {
-            self.report.refused_event(&answer.malformed("an event is not an object"));
-            return None;
-        };
+    fn event(&self, event: &RawValue, answer: &Answer, start: i64, end: i64) -> Option<New> {
+        let mut line = stored(event, ID_AND_TIME, &self.limits);
         line.replaced = answer.replaced_in(event);
         let [id, timestamp] = members(json_of(line.json()), ID_AND_TIME);
-        let identity = Identity::new(&[], id, line.json());
-        let at = match timestamp.and_then(millis) {
-            Some(at) => (start..end).contains(&at).then_some(at)?,
+        let mark = Mark::new(&[], id, line.json());
+        let (at, oddity) = match timestamp.and_then(millis) {
+            Some(at) => ((start..end).contains(&at).then_some(at)?, None),
             // An event without a time is remembered until its window is no longer asked for.
-            None => {
-                if !self.is_taken(&identity, &line) {
-                    let lacks = "an event has no timestamp in RFC 3339; it is stored all the same";
-                    self.report.odd_event(&answer.malformed(lacks));
-                }
-                end
-            }
+            None => (end, Some("an event has no timestamp in RFC 3339; it is stored all the same")),
         };
-        Some(New { at, identity, line })
+        let oddity = answer.oddity_of(event).or(oddity);
+        if let Some(oddity) = oddity.filter(|_| self.place.memory.taken.knows(&mark) != Known::Yes) {
+            self.report.odd_event(&answer.malformed(oddity));
+        }
+        Some(New { at, mark, line })
     }
 
     /// Whether `events` more can be remembered; else they have to wait until older ones are no longer asked for.
@@ -292,7 +357,7 @@ impl Audits {
     }
 
     /// Stores `events`, and then the memory with them and `change`; in pieces, so that no append is larger than the spool.
-    async fn commit(&mut self, events: Vec<New>, change: impl FnOnce(&mut AuditMemory)) -> Result<(), Stopped> {
+    async fn commit(&mut self, events: Vec<New>, change: impl FnOnce(&mut AuditMemory)) -> Result<(), RoundError> {
         let (mut lines, mut records) = (Vec::new(), 0);
         // It may be too large to be there twice. Only the end of the process keeps it from coming back.
         let mut memory = std::mem::take(&mut self.place.memory);
@@ -301,7 +366,7 @@ impl Audits {
                 self.store(std::mem::take(&mut lines), std::mem::take(&mut records), memory).await?;
                 memory = std::mem::take(&mut self.place.memory);
             }
-            memory.taken.insert(event.identity, event.at);
+            memory.taken.insert(event.mark, event.at);
             lines.extend_from_slice(&event.line.bytes);
             records += 1;
             self.report.line(&event.line);
@@ -310,7 +375,7 @@ impl Audits {
         self.store(lines, records, memory).await
     }
 
-    async fn store(&mut self, lines: Vec<u8>, records: u64, memory: AuditMemory) -> Result<(), Stopped> {
+    async fn store(&mut self, lines: Vec<u8>, records: u64, memory: AuditMemory) -> Result<(), RoundError> {
         let report = &self.report;
         self.place.commit(Bytes::from(lines), records, memory, |reason| report.waiting(reason)).await?;
         self.report.pulled(records);

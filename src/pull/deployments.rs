@@ -32,13 +32,15 @@ use crate::oidc::{Verifier, VerifyError};
 use crate::protocols::body::Limits;
 use crate::pull::api::{Api, ErrorKind};
 use crate::pull::deployments::follow::{Follow, Listing, Piece};
-use crate::pull::deployments::list::{HISTORY_AT_ONCE, Listed, Lists};
+pub(super) use crate::pull::deployments::list::Lists;
+use crate::pull::deployments::list::{Environments, HISTORY_AT_ONCE, Listed};
 pub(super) use crate::pull::deployments::memory::DeploymentMemory;
 use crate::pull::deployments::memory::Following;
-use crate::pull::deployments::records::EnvironmentRecord;
+pub(super) use crate::pull::deployments::records::EnvironmentRecord;
 use crate::pull::deployments::source::Source;
 use crate::pull::deployments::sweep::Sweep;
-use crate::pull::place::{Change, Place, Stopped};
+use crate::pull::files::PlaceError;
+use crate::pull::place::{Change, Place};
 use crate::pull::report::Report;
 use crate::pull::round::RoundError;
 
@@ -50,6 +52,8 @@ const FOLLOWING_MAX: usize = 5000;
 const GROUP_BYTES: usize = 4 * 1024 * 1024;
 /// Environments whose deployments are listed at once.
 const LOOKS_AT_ONCE: usize = 8;
+/// A place that is further ahead of the clock was written by a clock that was wrong; milliseconds.
+const AHEAD_MILLIS: i64 = 15 * 60_000;
 /// After this many tokens the set of judged ones is cleared.
 const JUDGED_MAX: usize = 10_000;
 
@@ -81,21 +85,35 @@ pub(super) struct Deployments {
     pieces: (mpsc::Sender<Piece>, mpsc::Receiver<Piece>),
 }
 
-/// Follows from now on what was listed of `environment`, the oldest first. `room` is for how many more that had ended.
-/// False when some are left to the next round.
+/// What became of the deployments that were listed of an environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum TakenUp {
+    All,
+    /// Some that had ended are left to the next round.
+    Some,
+    /// So many are followed that there is room only when some of them end.
+    Full,
+}
+
+/// Follows from now on what was listed of `environment`, the oldest first. `room`: how many more ended deployments may be
+/// begun in this round.
 fn take_up(
     environment: &EnvironmentRecord,
     listed: VecDeque<Listed>,
     memory: &mut DeploymentMemory,
     known: &mut BTreeMap<String, Listing>,
     room: &mut usize,
-) -> bool {
-    let mut all = true;
+) -> TakenUp {
+    let mut taken_up = TakenUp::All;
     for Listed { id, kind, created, ended, listing, .. } in listed.into_iter().rev() {
         let has_ended = listing.has_ended();
         if !memory.following.contains_key(&id) {
-            if (has_ended && *room == 0) || memory.following.len() >= FOLLOWING_MAX {
-                all = false;
+            if memory.following.len() >= FOLLOWING_MAX {
+                taken_up = TakenUp::Full;
+                continue;
+            }
+            if has_ended && *room == 0 {
+                taken_up = taken_up.max(TakenUp::Some);
                 continue;
             }
             // Those that are followed already take no room: a few that fail each time would keep all others out.
@@ -112,7 +130,7 @@ fn take_up(
         });
         known.insert(id, listing);
     }
-    all
+    taken_up
 }
 
 /// Notes that the list of `environment` doesn't hold those of its followed deployments that are not in `known`.
@@ -154,6 +172,8 @@ impl Deployments {
     /// Reads all that is new, up to now; true when so much is old that another round should follow at once. What fails
     /// for one environment or deployment is left to the next round; the first such error is this round's.
     pub(super) async fn round(&mut self) -> Result<bool, RoundError> {
+        // A part that the disk still refuses is told at the round's end; all others go on.
+        let kept = self.place.catch_up().await?;
         let begun = self.api.now();
         let listed = tokio::select! {
             () = self.place.stopped() => return Err(RoundError::Stopped),
@@ -161,7 +181,7 @@ impl Deployments {
         };
         // The answer told env0's clock; ours may be ahead.
         let now = begun.min(self.api.now()).timestamp_millis();
-        let (mut environments, bad) = match listed {
+        let Environments { records: mut environments, bad, .. } = match listed {
             Ok(listed) => listed,
             Err(error) => {
                 // What is being read holds a place among the requests until it is in the spool.
@@ -170,10 +190,11 @@ impl Deployments {
                 return Err(error.unwrap_or(RoundError::Stopped));
             }
         };
-        let mut first_error = bad.map(RoundError::from);
+        let mut first_error = kept.map(RoundError::from).or(bad.map(RoundError::from));
         environments.extend(self.unlisted(&environments));
         let mut memory = self.place.memory.clone();
-        memory.forget_unlisted(&environments, now);
+        let forgotten = memory.forget_unlisted(&environments, now);
+        self.judge_place(&mut memory, now);
         // Running deployments must not wait for long lists or long logs of ended ones, so each of the two has half of an
         // interval in a round.
         let until = Instant::now() + self.interval / 2;
@@ -199,9 +220,13 @@ impl Deployments {
             match look {
                 Ok(look) => {
                     tokens.extend(look.tokens);
-                    let all =
-                        take_up(environment, look.deployments, &mut memory, &mut known, &mut room) && !look.some_left;
-                    more |= !all;
+                    let taken_up = take_up(environment, look.deployments, &mut memory, &mut known, &mut room);
+                    let all = taken_up == TakenUp::All && !look.some_left;
+                    // Another round at once finds no room either.
+                    more |= !all && taken_up != TakenUp::Full;
+                    if taken_up == TakenUp::Full {
+                        first_error.get_or_insert(PlaceError::Full { following: FOLLOWING_MAX }.into());
+                    }
                     match look.bad {
                         // The environment is listed again in the next round; until then its state is not remembered.
                         Some(error) => drop(first_error.get_or_insert(error.into())),
@@ -230,7 +255,8 @@ impl Deployments {
             self.hand_over(&token).await;
         }
         // A start tells the lines in the spool apart by the deployments in the place, so these are written first.
-        self.commit(Bytes::new(), 0, memory).await?;
+        let parts = forgotten.into_iter().map(|id| (id, None)).collect();
+        self.commit(Bytes::new(), 0, Change { memory: Some(memory), parts }).await?;
         let until = Instant::now() + self.interval / 2;
         more |= !self.follow_all(known, now, until, &mut first_error).await?;
         match first_error {
@@ -241,8 +267,19 @@ impl Deployments {
                 memory.reached = now;
                 self.commit(Bytes::new(), 0, memory).await?;
                 self.report.position(self.place.memory.reached);
+                self.report.looked_at_all(self.place.memory.oldest_look(now));
                 Ok(false)
             }
+        }
+    }
+
+    /// Tells of a place that is ahead of the clock, and sets it back. No environment waits for that: when one was looked at
+    /// in the future says nothing.
+    fn judge_place(&self, memory: &mut DeploymentMemory, now: i64) {
+        let ahead = memory.reached.saturating_sub(now);
+        if ahead > AHEAD_MILLIS {
+            self.report.ahead(&format!("it said that everything is stored until {} minutes ahead of the clock, so a clock was wrong; it is set back, and every environment is looked at", ahead / 60_000));
+            memory.reached = now;
         }
     }
 
@@ -266,7 +303,7 @@ impl Deployments {
         now: i64,
         until: Instant,
         first_error: &mut Option<RoundError>,
-    ) -> Result<bool, Stopped> {
+    ) -> Result<bool, RoundError> {
         let being_read: HashSet<String> = self.read.values().cloned().collect();
         let (ended, running): (Vec<_>, Vec<_>) =
             known.into_iter().filter(|(id, _)| !being_read.contains(id)).partition(|(_, listing)| listing.has_ended());
@@ -328,7 +365,7 @@ impl Deployments {
     }
 
     /// Brings `first`, and what other deployments have sent with it, into the spool, with one fsync and one place.
-    async fn write(&mut self, first: Piece) -> Result<(), Stopped> {
+    async fn write(&mut self, first: Piece) -> Result<(), RoundError> {
         let (mut bytes, mut group) = (first.lines.len(), vec![first]);
         while bytes < GROUP_BYTES
             && let Ok(piece) = self.pieces.1.try_recv()
@@ -364,7 +401,7 @@ impl Deployments {
         lines: Bytes,
         records: u64,
         change: impl Into<Change<DeploymentMemory>>,
-    ) -> Result<(), Stopped> {
+    ) -> Result<(), RoundError> {
         let report = &self.report;
         self.place.commit(lines, records, change, |reason| report.waiting(reason)).await?;
         self.report.pulled(records);

@@ -14,10 +14,9 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Sha256;
-use crate::spool::{Spool, disk};
+use crate::spool::{PULL, Spool, disk};
 
-/// The folder in the spool.
-pub const FOLDER: &str = "pull";
+pub(super) const FOLDER: &str = PULL;
 /// A larger file is not written, so that every start can read what the last one has written.
 pub(super) const FILE_MAX_BYTES: u64 = 64 << 20;
 
@@ -30,6 +29,12 @@ pub(super) enum PlaceError {
     /// Not a place. It is never begun anew by itself: that would store everything twice, or skip some.
     #[error("{path}: {reason}; put it back from a copy, or remove it to pull anew from ENV0_S3_LOG_PULL_FROM", path = path.display())]
     Unusable { path: PathBuf, reason: String },
+    /// The start has found events for it and can't write it.
+    #[error("{path}: what the last process has pulled can't be written into it yet", path = path.display())]
+    Unsettled { path: PathBuf },
+    /// More deployments run at the same time than are followed.
+    #[error("{following} deployments are followed already; others are taken up as these end")]
+    Full { following: usize },
     /// More would have to be remembered than memory holds.
     #[error("env0 has more than {events} audit events of the last 15 minutes; the rest is pulled as these get older")]
     Crowded { events: usize },
@@ -38,6 +43,7 @@ pub(super) enum PlaceError {
 /// Reads a file of [`FOLDER`]; `None` when there is none.
 pub(super) fn read<T: DeserializeOwned>(spool: &Spool, name: &str) -> Result<Option<T>, PlaceError> {
     let path = spool.dir().join(FOLDER).join(name);
+    judge_folder(spool)?;
     let bytes = match disk::read(&**spool.disk(), &path, FILE_MAX_BYTES) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -59,6 +65,7 @@ pub(super) fn read<T: DeserializeOwned>(spool: &Spool, name: &str) -> Result<Opt
 pub(super) fn write<T: Serialize>(spool: &Spool, name: &str, value: &T, max_bytes: u64) -> Result<(), PlaceError> {
     let path = spool.dir().join(FOLDER).join(name);
     let folder = spool.dir().join(FOLDER);
+    judge_folder(spool)?;
     let write =
         |out: &mut dyn Write| serde_json::to_writer(Bounded { out, left: max_bytes }, value).map_err(Into::into);
     let replaced = spool.with_room(|| disk::replace_with(&**spool.disk(), &folder, name, write));
@@ -71,8 +78,23 @@ pub(super) fn write<T: Serialize>(spool: &Spool, name: &str, value: &T, max_byte
     })
 }
 
+/// A link in the folder's place would lead what is written, and what is read, elsewhere.
+fn judge_folder(spool: &Spool) -> Result<(), PlaceError> {
+    let path = spool.dir().join(FOLDER);
+    let source = match spool.disk().identify(&path) {
+        Ok(Some(found)) if !found.is_folder => io::Error::new(
+            io::ErrorKind::NotADirectory,
+            "it is a link or no folder, and no link in the spool is followed",
+        ),
+        Ok(_) => return Ok(()),
+        Err(error) => error,
+    };
+    Err(PlaceError::Disk { path, source })
+}
+
 /// Makes the folder of the pull, durably.
 pub(super) fn make_folder(spool: &Spool) -> Result<(), PlaceError> {
+    judge_folder(spool)?;
     let (disk, path) = (spool.disk(), spool.dir().join(FOLDER));
     let made = spool.with_room(|| disk.create_dir(&path)).and_then(|()| disk.sync_dir(spool.dir()));
     made.map_err(|source| PlaceError::Disk { path, source })
@@ -166,15 +188,18 @@ impl<P: Serialize + DeserializeOwned + Send + 'static> Parts<P> {
         write(&self.spool, &self.name(id), &Written { id, part }, FILE_MAX_BYTES)
     }
 
-    /// Removes every part but those of `ids`. What can't be removed goes at the next start.
+    /// Removes every part but those of `ids`, and what a crash has left half-written. What can't be removed goes at the
+    /// next start.
     pub(super) fn keep_only<'i>(&self, ids: impl Iterator<Item = &'i String>) {
         let (disk, path) = (self.spool.disk(), self.spool.dir().join(FOLDER));
         let kept: HashSet<String> = ids.map(|id| self.name(id)).collect();
         let prefix = format!("{}.", self.place);
-        let is_part =
-            |name: &str| name.strip_prefix(&prefix).is_some_and(|rest| rest.ends_with(".json") && rest != "json");
+        let is_left = |name: &String| {
+            let is_part = |rest: &str| rest != "json" && rest.ends_with(".json") && !kept.contains(name);
+            name.strip_prefix(&prefix).is_some_and(|rest| is_part(rest) || rest.ends_with("json.tmp"))
+        };
         for (name, _) in disk.list(&path).unwrap_or_default() {
-            if is_part(&name) && !kept.contains(&name) {
+            if is_left(&name) {
                 let _ = disk.remove(&path.join(name));
             }
         }

@@ -1,4 +1,6 @@
 //! Which events were taken: an event's identity, and sets of them that fit into a file.
+//!
+//! An event is the one with its id. Should env0 give one id to events of different bytes, each of them is stored once.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -30,39 +32,96 @@ impl Identity {
     }
 }
 
+/// By what an event is known again: its id, and its bytes where another event has the same id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// From its id, or from its bytes if it has none.
+    id: Identity,
+    bytes: Identity,
+}
+
+impl Mark {
+    /// Of an event with this `id` and stored `line`. Ids are unique within `scope`.
+    pub(super) fn new(scope: &[&str], id: Option<&RawValue>, line: &[u8]) -> Mark {
+        let bytes = Identity::new(scope, None, line);
+        Mark { id: id.map_or(bytes, |id| Identity::new(scope, Some(id), line)), bytes }
+    }
+
+    /// A part of the bytes' hash: two different events have the same with a chance of 1 to 65,535. Never 0.
+    fn print(&self) -> u64 {
+        u64::from(u16::from_be_bytes([self.bytes.0[0], self.bytes.0[1]]).max(1))
+    }
+}
+
+/// What is odd about [`Known::Other`].
+pub(super) const SAME_ID: &str = "two events have one id and different bytes; both are stored";
+
+/// Whether an event was taken before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Known {
+    No,
+    Yes,
+    /// One with the same id and other bytes was.
+    Other,
+}
+
 /// Whether the value can identify an event: a string that is not empty, or a number.
 pub(super) fn is_id(json: &str) -> bool {
     (json.starts_with('"') && json.len() > 2) || json.starts_with(|first: char| first.is_ascii_digit() || first == '-')
 }
 
-/// Identities, each with the time of its event, in milliseconds since 1970. As JSON it is one string of base64, 24
-/// bytes an event.
+/// Events that were taken. Of each its identity, its time in milliseconds since 1970 (up to 48 bits) and a print of its
+/// bytes (16 bits; 0 is unknown, as in a file of an earlier version). As JSON it is one string of base64, 24 bytes an event.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Taken(HashMap<Identity, i64>);
+pub(super) struct Taken(HashMap<Identity, u64>);
 
+const TIME_BITS: u32 = 48;
+const TIME_MAX: u64 = (1 << TIME_BITS) - 1;
 const ENTRY_BYTES: usize = 24;
 /// In base64, without a rest: pieces of the text can be put together.
 const ENTRY_TEXT_BYTES: usize = ENTRY_BYTES / 3 * 4;
 /// Events that are written or read at once.
 const PIECE_ENTRIES: usize = 1024;
 
+fn time_of(entry: u64) -> i64 {
+    (entry & TIME_MAX).cast_signed()
+}
+
 impl Taken {
-    /// False if it was already in the set.
-    pub(super) fn insert(&mut self, identity: Identity, at_millis: i64) -> bool {
-        self.0.insert(identity, at_millis).is_none()
+    /// Takes note of an event: by its id, or by its bytes where another one has that id. Tells whether it was known.
+    pub(super) fn insert(&mut self, mark: Mark, at_millis: i64) -> Known {
+        let known = self.knows(&mark);
+        let identity = match known {
+            Known::Yes => return known,
+            Known::No => mark.id,
+            Known::Other => mark.bytes,
+        };
+        let time = u64::try_from(at_millis).unwrap_or_default().min(TIME_MAX);
+        self.0.insert(identity, mark.print() << TIME_BITS | time);
+        known
+    }
+
+    pub(super) fn knows(&self, mark: &Mark) -> Known {
+        match self.0.get(&mark.id).map(|entry| entry >> TIME_BITS) {
+            Some(print) if print == 0 || print == mark.print() => Known::Yes,
+            _ if self.0.contains_key(&mark.bytes) => Known::Yes,
+            Some(_) => Known::Other,
+            None => Known::No,
+        }
     }
 
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    pub(super) fn contains(&self, identity: &Identity) -> bool {
-        self.0.contains_key(identity)
+    /// The time of the newest event that is not later than `millis`.
+    pub(super) fn newest_until(&self, millis: i64) -> Option<i64> {
+        self.0.values().map(|entry| time_of(*entry)).filter(|at| *at <= millis).max()
     }
 
     /// Forgets the events before `millis`: they are not asked for again.
     pub(super) fn forget_before(&mut self, millis: i64) {
-        self.0.retain(|_, at| *at >= millis);
+        self.0.retain(|_, entry| time_of(*entry) >= millis);
     }
 }
 
@@ -79,8 +138,8 @@ impl fmt::Display for Taken {
         let mut bytes = Vec::with_capacity(PIECE_ENTRIES * ENTRY_BYTES);
         loop {
             bytes.clear();
-            for (identity, at) in entries.by_ref().take(PIECE_ENTRIES) {
-                bytes.extend_from_slice(&at.to_be_bytes());
+            for (identity, entry) in entries.by_ref().take(PIECE_ENTRIES) {
+                bytes.extend_from_slice(&entry.to_be_bytes());
                 bytes.extend_from_slice(&identity.0);
             }
             if bytes.is_empty() {
@@ -110,11 +169,11 @@ impl<'de> Deserialize<'de> for Taken {
                     if !rest.is_empty() {
                         return Err(E::custom("events of another length"));
                     }
-                    for entry in entries {
-                        let (mut at, mut identity) = ([0; 8], [0; 16]);
-                        at.copy_from_slice(&entry[..8]);
-                        identity.copy_from_slice(&entry[8..]);
-                        taken.insert(Identity(identity), i64::from_be_bytes(at));
+                    for bytes in entries {
+                        let (mut entry, mut identity) = ([0; 8], [0; 16]);
+                        entry.copy_from_slice(&bytes[..8]);
+                        identity.copy_from_slice(&bytes[8..]);
+                        taken.0.insert(Identity(identity), u64::from_be_bytes(entry));
                     }
                 }
                 Ok(taken)
@@ -151,15 +210,41 @@ mod tests {
     #[test]
     fn a_set_reads_back_as_it_was_written_and_forgets_what_is_old() {
         let mut taken = Taken::default();
-        let ids = [-5, 0, 1_700_000_000_000].map(|at| {
-            let identity = Identity::new(&[], None, &at.to_string().into_bytes());
-            assert!(taken.insert(identity, at) && !taken.insert(identity, at));
-            identity
+        let marks = [-5, 0, 7, 1_700_000_000_000].map(|at| {
+            let mark = Mark::new(&[], None, &at.to_string().into_bytes());
+            assert_eq!([taken.insert(mark, at), taken.insert(mark, at)], [Known::No, Known::Yes]);
+            mark
         });
         let text = serde_json::to_string(&taken).unwrap();
         assert_eq!(serde_json::from_str::<Taken>(&text).unwrap(), taken);
-        taken.forget_before(0);
-        assert_eq!(ids.map(|id| taken.contains(&id)), [false, true, true]);
+        assert_eq!([taken.newest_until(100), taken.newest_until(-1)], [Some(7), None]);
+        taken.forget_before(1);
+        let known = marks.map(|mark| taken.knows(&mark) == Known::Yes);
+        assert_eq!(known, [false, false, true, true]);
         assert!(serde_json::from_str::<Taken>("\"AAAA\"").is_err());
+    }
+
+    #[test]
+    fn of_events_with_one_id_and_other_bytes_each_is_taken_once_in_any_order() {
+        let id = Some(raw("\"a\""));
+        let [one, two, three] = ["one", "two", "three"].map(|line| Mark::new(&["d"], id, line.as_bytes()));
+        let mut taken = Taken::default();
+        assert_eq!([one, two, three].map(|mark| taken.insert(mark, 1)), [Known::No, Known::Other, Known::Other]);
+        assert_eq!([three, two, one].map(|mark| taken.insert(mark, 1)), [Known::Yes; 3]);
+        // A start may know an event by its bytes alone.
+        let mut found = Taken::default();
+        assert_eq!(found.insert(Mark::new(&["d"], None, b"two"), 1), Known::No);
+        assert_eq!([two, one].map(|mark| found.insert(mark, 1)), [Known::Yes, Known::No]);
+    }
+
+    #[test]
+    fn an_event_that_an_earlier_version_took_is_known_whatever_its_bytes() {
+        let id = Some(raw("\"a\""));
+        let Mark { id: identity, .. } = Mark::new(&[], id, b"one");
+        let entry = [&1_700_000_000_000_i64.to_be_bytes()[..], &identity.0].concat();
+        let text = format!("\"{}\"", STANDARD_NO_PAD.encode(entry));
+        let taken: Taken = serde_json::from_str(&text).unwrap();
+        assert_eq!(taken.knows(&Mark::new(&[], id, b"two")), Known::Yes);
+        assert_eq!(taken.newest_until(i64::MAX), Some(1_700_000_000_000));
     }
 }

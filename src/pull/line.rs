@@ -1,5 +1,7 @@
 //! From an event as env0 sent it to the line that is stored.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
@@ -34,13 +36,21 @@ pub(super) fn json_of(line: &[u8]) -> &RawValue {
     serde_json::from_slice(line).unwrap_or(RawValue::NULL)
 }
 
-/// The line of `event`, byte for byte as it was sent where it is on one line and holds nothing to redact. Of one that
-/// is too large the beginning is kept, with a mark and the members `kept`. `None` when it is not an object.
-pub(super) fn stored<const N: usize>(event: &RawValue, kept: [&'static str; N], limits: &Limits) -> Option<Line> {
-    if !event.get().starts_with('{') {
-        return None;
+/// The members of an event as it was sent, without braces. What is not an object becomes the message of one.
+pub(super) fn inner(event: &RawValue) -> Cow<'_, str> {
+    let object = event.get().strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+    object.map_or_else(|| format!("\"message\":{}", event.get()).into(), Cow::Borrowed)
+}
+
+/// The line of `event`, byte for byte as it was sent where it is an object on one line and holds nothing to redact. Of one
+/// that is too large the beginning is kept, with a mark and the members `kept`.
+pub(super) fn stored<const N: usize>(event: &RawValue, kept: [&'static str; N], limits: &Limits) -> Line {
+    if let Cow::Owned(inner) = inner(event)
+        && let Ok(object) = RawValue::from_string(format!("{{{inner}}}"))
+    {
+        return stored(&object, kept, limits);
     }
-    Some(written(event, limits).unwrap_or_else(|_| beginning(event, kept, limits)))
+    written(event, limits).unwrap_or_else(|_| beginning(event, kept, limits))
 }
 
 fn written(event: &RawValue, limits: &Limits) -> Result<Line, BodyError> {
@@ -81,18 +91,18 @@ mod tests {
         Limits { max_body_bytes: usize::MAX, max_lines_bytes: usize::MAX, max_event_bytes, redact: true }
     }
 
-    fn line(event: &str, max_event_bytes: usize) -> Option<Line> {
+    fn line(event: &str, max_event_bytes: usize) -> Line {
         stored(serde_json::from_str(event).unwrap(), ["id", "timestamp"], &limits(max_event_bytes))
     }
 
     #[test]
-    fn an_event_is_stored_byte_for_byte_and_what_is_no_object_is_none() {
+    fn an_event_is_stored_byte_for_byte_and_what_is_no_object_as_a_message() {
         let event = r#"{"b" : 1.50,"a":"\u00e9", "a":[ ]}"#;
-        let line_of = line(event, 1000).unwrap();
+        let line_of = line(event, 1000);
         assert_eq!((line_of.json(), line_of.cut), (event.as_bytes(), false));
-        assert_eq!(line("{\"a\":\n 1}", 1000).unwrap().json(), br#"{"a":1}"#);
+        assert_eq!(line("{\"a\":\n 1}", 1000).json(), br#"{"a":1}"#);
         for other in ["[]", "null", "\"{}\"", "7"] {
-            assert!(line(other, 1000).is_none(), "{other}");
+            assert_eq!(line(other, 1000).json(), format!("{{\"message\":{other}}}").as_bytes());
         }
     }
 
@@ -100,7 +110,7 @@ mod tests {
     fn an_event_over_the_limit_keeps_its_id_its_beginning_and_a_mark_and_no_secret() {
         let secret = r#""customEnv0EnvironmentVariables":{"oidcToken":"canary"}"#;
         let event = format!(r#"{{"id":"e-1",{secret},"text":"{}é"}}"#, r#"\"é"#.repeat(2000));
-        let line = line(&event, 4096).unwrap();
+        let line = line(&event, 4096);
         assert!(line.cut && line.bytes.len() <= 4096 && line.bytes.len() > 2048, "{}", line.bytes.len());
         let json: serde_json::Value = serde_json::from_slice(line.json()).unwrap();
         assert_eq!((json["id"].as_str(), json["cutFromBytes"].as_u64()), (Some("e-1"), Some(event.len() as u64)));

@@ -13,6 +13,9 @@
 //!    near it were taken, and the oldest batch that may hold events which neither place nor parts know.
 //! 3. The gate opens, and the batch may be sent to S3 and its file removed.
 //!
+//! A part whose file can't be written is kept in the place itself until it can be. A place that can't be written keeps its
+//! batch back; nothing more is pulled for it until it is written, and the places of other organizations go on.
+//!
 //! A crash between 1 and 2: the place is old, but the batch can't have been sent, so its file is in the spool. The next
 //! start reads the batches from that oldest one on, and adds the events that it finds to the place ([`super::settle`]).
 //! Then it asks env0 again from the old place, and leaves out what was found. A crash in the middle of step 1 is the
@@ -21,7 +24,7 @@
 //! The other order, the place first, would lose what had not been appended. Without the gate the batch could be sent
 //! and its file removed between 1 and 2; nothing would be found, and all of it would be pulled and stored again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,19 +40,26 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff;
 use crate::batch::LogType;
 use crate::pull::files::{self, FILE_MAX_BYTES, FOLDER, Parts, PlaceError, blocking};
+use crate::pull::round::{RoundError, Stopped};
 use crate::spool::{AppendError, Spool};
 
 const FORMAT: u32 = 1;
 /// A pull whose place has grown to this size goes no further. What it has begun may add some more.
 const MAX_BYTES: u64 = FILE_MAX_BYTES / 4 * 3;
+/// A place that the disk refuses is tried so often before the turn is given up. Each round tries again.
+const WRITE_TRIES: u32 = 3;
 
 /// What a log type has to remember of an organization.
 pub(super) trait Memory: Serialize + DeserializeOwned + Default + Clone + Send + Sync + 'static {
     /// What is remembered of one part, in a file of its own.
-    type Part: Serialize + DeserializeOwned + Send + Sync + 'static;
+    type Part: Serialize + DeserializeOwned + Default + Clone + PartialEq + Send + Sync + 'static;
 
-    /// The part that knows of a line, if one does: its id, and what it is before it was ever written.
-    fn part_of(&self, line: &[u8], whose: &Whose<'_>) -> Option<(String, Self::Part)>;
+    /// The id of the part that knows of a line, if one does.
+    fn part_of(&self, line: &[u8], whose: &Whose<'_>) -> Option<String>;
+
+    /// Where a part is kept as long as its file can't be written; else it is the default. `None` where there is no such
+    /// part any more.
+    fn kept(&mut self, id: &str) -> Option<&mut Self::Part>;
 
     /// A line that is in the spool and that this memory, or its `part`, may not know yet.
     fn found(&mut self, line: &[u8], whose: &Whose<'_>, part: Option<&mut Self::Part>);
@@ -85,15 +95,10 @@ struct File<M> {
     memory: M,
 }
 
-/// The process ends before the work was done; the next start goes on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("shutting down")]
-pub(super) struct Stopped;
-
 /// What all places of a log type share.
 #[derive(Clone)]
 pub(super) struct Shared {
-    /// Held by the one place that is appending and writing. They take turns because the log type has a single gate.
+    /// Held by the one place that is appending and writing. They take turns because what waits for the spool is in memory.
     pub(super) one_at_a_time: Arc<Mutex<()>>,
     /// Cancelled when the process ends; every wait then returns [`Stopped`].
     pub(super) stop: CancellationToken,
@@ -106,11 +111,15 @@ pub(super) struct Place<M: Memory> {
     organization: String,
     shared: Shared,
     batches_from: Option<DateTime<Utc>>,
-    /// What the file says of that.
+    /// `batches_from` as it was last written to the file.
     written_from: Option<DateTime<Utc>>,
     parts: Parts<M::Part>,
-    /// The same as on the disk, except while a change is being written.
+    /// The same as on the disk, except while a change is being written or where `behind` is set.
     pub(super) memory: M,
+    /// Where the disk has refused the last change of the place: how large the place may be.
+    behind: Option<u64>,
+    /// Parts that the place's file has, because their own files could not be written.
+    kept: BTreeSet<String>,
 }
 
 /// What a commit changes.
@@ -145,7 +154,12 @@ impl<M: Memory> Place<M> {
             written_from: None,
             parts: Parts::of(spool, format!("{log_type}_{organization}")),
             memory: first,
+            behind: None,
+            kept: BTreeSet::new(),
         };
+        if spool.gate(log_type).is_held_by(organization) {
+            return Err(PlaceError::Unsettled { path: spool.dir().join(FOLDER).join(place.file_name()) });
+        }
         let found = blocking({
             let (spool, name) = (spool.clone(), place.file_name());
             move || files::make_folder(&spool).and_then(|()| read_file::<M>(&spool, &name))
@@ -162,7 +176,34 @@ impl<M: Memory> Place<M> {
         }
         place.written_from = place.batches_from;
         place.parts.keep_only(place.memory.parts());
+        let ids: Vec<String> = place.memory.parts().cloned().collect();
+        place.kept = ids.into_iter().filter(|id| place.kept_part(id).is_some()).collect();
         Ok(place)
+    }
+
+    /// The part that is kept in the place, if it is.
+    fn kept_part(&mut self, id: &str) -> Option<&mut M::Part> {
+        self.memory.kept(id).filter(|part| **part != M::Part::default())
+    }
+
+    /// Tries once more to write what the disk has refused. Returns why, where the place still has to keep a part.
+    ///
+    /// # Errors
+    /// The disk still refuses the place itself. Nothing may be committed before this has succeeded.
+    pub(super) async fn catch_up(&mut self) -> Result<Option<PlaceError>, PlaceError> {
+        if let Some(max_bytes) = self.behind {
+            self.write(max_bytes).await?;
+        }
+        let mut kept = Vec::new();
+        for id in self.kept.clone() {
+            kept.extend(self.kept_part(&id).cloned().map(|part| (id, part)));
+        }
+        let tried = kept.len();
+        let refused = self.write_parts(kept).await;
+        if refused.len() < tried {
+            self.write(FILE_MAX_BYTES).await?;
+        }
+        Ok(refused.into_iter().next())
     }
 
     /// The files of its parts.
@@ -172,13 +213,18 @@ impl<M: Memory> Place<M> {
 
     /// Brings `lines` into the spool and then the change to the disk. Waits while the spool is full or its disk fails,
     /// and tells `waiting` why.
+    ///
+    /// # Errors
+    /// The process ends, or the disk refuses the place again and again. The lines are in the spool then and their batch is
+    /// held back; [`Place::catch_up`] has to succeed before the next commit. That the disk refuses a part is no error: the
+    /// place keeps it, and `catch_up` tells of it.
     pub(super) async fn commit(
         &mut self,
         lines: Bytes,
         records: u64,
         change: impl Into<Change<M>>,
         mut waiting: impl FnMut(&str),
-    ) -> Result<(), Stopped> {
+    ) -> Result<(), RoundError> {
         let Change { memory, parts } = change.into();
         let Shared { one_at_a_time, stop } = self.shared.clone();
         let _turn = one_at_a_time.lock().await;
@@ -190,38 +236,58 @@ impl<M: Memory> Place<M> {
         }
         // Without events a place that is too large stops here, where no batch is held for it.
         let max_bytes = if records > 0 { FILE_MAX_BYTES } else { MAX_BYTES };
-        let has_changed = memory.is_some();
+        let mut has_changed = memory.is_some();
         self.memory = memory.unwrap_or_else(|| std::mem::take(&mut self.memory));
-        let parts = Arc::new(parts);
-        let mut attempt = 1;
-        loop {
-            let written = match self.write_parts(parts.clone()).await {
-                // While only parts have changed, the place has to name no older batch than it does.
-                Ok(()) if has_changed || self.written_from != self.batches_from => self.write(max_bytes).await,
-                written => written,
-            };
-            let Err(error) = written else { break };
-            waiting(&error.to_string());
-            // The gate stays shut: the next start finds the events in their batch.
-            pause(&mut attempt, &stop).await?;
+        let (mut ended, mut changed) = (Vec::new(), Vec::new());
+        for (id, part) in parts {
+            // A part that the place's file has would count for newer than its own file.
+            has_changed |= self.kept.contains(&id);
+            match part {
+                Some(part) => changed.push((id, part)),
+                None => ended.push(id),
+            }
         }
-        if records > 0 {
-            self.spool.gate(self.log_type).release();
+        has_changed |= !self.write_parts(changed).await.is_empty();
+        // While only parts have changed, the place has to name no older batch than it does.
+        if has_changed || self.written_from != self.batches_from {
+            let mut attempt = 1;
+            while let Err(error) = self.write(max_bytes).await {
+                if attempt == WRITE_TRIES {
+                    return Err(error.into());
+                }
+                waiting(&error.to_string());
+                pause(&mut attempt, &stop).await?;
+            }
         }
-        for (id, _) in parts.iter().filter(|(_, part)| part.is_none()) {
-            self.parts.remove(id);
-        }
+        self.spool.gate(self.log_type).release(&self.organization);
+        ended.iter().for_each(|id| self.parts.remove(id));
         Ok(())
     }
 
-    async fn write_parts(&self, parts: Arc<Vec<(String, Option<M::Part>)>>) -> Result<(), PlaceError> {
+    /// Writes the files of parts. One that the disk refuses is kept in the place instead, so the place has to be written
+    /// next. Returns why each of these was refused.
+    async fn write_parts(&mut self, parts: Vec<(String, M::Part)>) -> Vec<PlaceError> {
         if parts.is_empty() {
-            return Ok(());
+            return Vec::new();
         }
         let files = self.parts.clone();
-        let write =
-            move |(id, part): &(String, Option<M::Part>)| part.as_ref().map_or(Ok(()), |part| files.write(id, part));
-        blocking(move || parts.iter().try_for_each(write)).await
+        let write = move |(id, part): (String, M::Part)| {
+            let written = files.write(&id, &part);
+            (id, part, written)
+        };
+        let mut refused = Vec::new();
+        for (id, part, written) in blocking(move || parts.into_iter().map(write).collect::<Vec<_>>()).await {
+            let Some(kept) = self.memory.kept(&id) else { continue };
+            *kept = match written {
+                Ok(()) => M::Part::default(),
+                Err(error) => {
+                    self.kept.insert(id);
+                    refused.push(error);
+                    part
+                }
+            };
+        }
+        refused
     }
 
     /// Appends `lines`, as often as it takes, and leaves the gate shut for the batch that took them.
@@ -230,17 +296,17 @@ impl<M: Memory> Place<M> {
         let (gate, folder) = (spool.gate(self.log_type), spool.folder(self.log_type));
         let mut attempt = 1;
         loop {
-            gate.hold(folder.last_opened());
+            gate.hold(&self.organization, folder.last_opened());
             let error = match spool.append(self.log_type, lines.clone(), records).await {
                 Ok(receipt) => {
-                    gate.hold_only(receipt.batch.opened);
+                    gate.hold_until(&self.organization, Some(receipt.batch.opened), receipt.batch.opened);
                     self.batches_from = Some(receipt.batch.opened);
                     return Ok(());
                 }
                 Err(error) => error,
             };
             // None of the lines was stored. A full spool gets room only when batches are sent, so none may be held back.
-            gate.release();
+            gate.release(&self.organization);
             match error {
                 AppendError::Closed => return Err(Stopped),
                 AppendError::Full { .. } | AppendError::TooLarge { .. } | AppendError::Disk(_) => {
@@ -261,7 +327,10 @@ impl<M: Memory> Place<M> {
         self.shared.stop.cancelled().await;
     }
 
+    /// Writes the place; then its batches need not be held back any more.
     async fn write(&mut self, max_bytes: u64) -> Result<(), PlaceError> {
+        // Until it is written. The gate stays shut: the next start finds the events in their batch.
+        self.behind = Some(max_bytes);
         let file = File {
             format: FORMAT,
             log_type: self.log_type,
@@ -275,6 +344,13 @@ impl<M: Memory> Place<M> {
         self.memory = memory;
         written?;
         self.written_from = self.batches_from;
+        self.behind = None;
+        for id in std::mem::take(&mut self.kept) {
+            if self.kept_part(&id).is_some() {
+                self.kept.insert(id);
+            }
+        }
+        self.spool.gate(self.log_type).release(&self.organization);
         Ok(())
     }
 
@@ -336,6 +412,10 @@ impl<M: Memory> Unsettled<M> {
         Ok(Some(Unsettled { name: name.to_owned(), file, parts, found: HashMap::new() }))
     }
 
+    pub(super) fn organization(&self) -> &str {
+        &self.file.organization
+    }
+
     /// Batches opened before it hold nothing that the place doesn't know; `None` is all of them.
     pub(super) fn batches_from(&self) -> Option<DateTime<Utc>> {
         self.file.batches_from_micros.and_then(DateTime::from_timestamp_micros)
@@ -348,13 +428,14 @@ impl<M: Memory> Unsettled<M> {
     pub(super) fn found(&mut self, line: &[u8], is_alone: bool, is_last_try: bool) -> Result<(), PlaceError> {
         let File { memory, organization, .. } = &mut self.file;
         let whose = Whose { organization: &*organization, is_alone };
-        let Some((id, first)) = memory.part_of(line, &whose) else {
+        let Some(id) = memory.part_of(line, &whose) else {
             memory.found(line, &whose, None);
             return Ok(());
         };
         if !self.found.contains_key(&id) {
-            let part = match self.parts.read(&id) {
-                Ok(part) => Some(part.unwrap_or(first)),
+            let kept = memory.kept(&id).filter(|part| **part != M::Part::default()).cloned();
+            let part = match kept.map_or_else(|| self.parts.read(&id), |part| Ok(Some(part))) {
+                Ok(part) => Some(part.unwrap_or_default()),
                 Err(error @ PlaceError::Disk { .. }) if !is_last_try => return Err(error),
                 Err(_) => None,
             };
@@ -367,7 +448,12 @@ impl<M: Memory> Unsettled<M> {
     /// Writes the place after every batch up to `last` was read.
     pub(super) fn write(&mut self, spool: &Spool, last: Option<DateTime<Utc>>) -> Result<(), PlaceError> {
         for (id, part) in &self.found {
-            part.as_ref().map_or(Ok(()), |part| self.parts.write(id, part))?;
+            let (Some(part), Some(kept)) = (part, self.file.memory.kept(id)) else { continue };
+            // Where its file can't be written, the place keeps the part.
+            *kept = match self.parts.write(id, part) {
+                Ok(()) => M::Part::default(),
+                Err(_) => part.clone(),
+            };
         }
         self.file.batches_from_micros = last.map(|opened| opened.timestamp_micros()).or(self.file.batches_from_micros);
         files::write(spool, &self.name, &self.file, FILE_MAX_BYTES)

@@ -31,8 +31,6 @@ struct State {
     told: Option<&'static str>,
     /// What was logged as gone, up to [`GONE_TOLD_MAX`].
     gone: BTreeSet<String>,
-    /// Events that were stored although they are not what env0 documents.
-    odd: u64,
 }
 
 impl Report {
@@ -41,9 +39,11 @@ impl Report {
             log_type,
             organization: organization.to_owned(),
             position: None,
+            looked_at_all_since: None,
             events_pulled: 0,
             events_cut: 0,
-            events_refused: 0,
+            events_odd: 0,
+            notice: None,
             gone: 0,
             last_round: None,
             last_round_millis: 0,
@@ -53,7 +53,7 @@ impl Report {
         Arc::new(Report {
             log_type,
             organization: organization.to_owned(),
-            state: Mutex::new(State { status, told: None, gone: BTreeSet::new(), odd: 0 }),
+            state: Mutex::new(State { status, told: None, gone: BTreeSet::new() }),
             pulled: metrics::counter!(metric_table::PULLED_EVENTS, "type" => label),
             redacted: metrics::counter!(metric_table::EVENTS_REDACTED, "type" => label),
             replaced: metrics::counter!(metric_table::REPLACED_BYTES, "type" => label),
@@ -73,6 +73,11 @@ impl Report {
         self.state().status.position = DateTime::from_timestamp_millis(millis).map(Timestamp);
     }
 
+    /// Since `millis` every environment's deployments were listed.
+    pub(super) fn looked_at_all(&self, millis: i64) {
+        self.state().status.looked_at_all_since = DateTime::from_timestamp_millis(millis).map(Timestamp);
+    }
+
     /// `events` more are in the spool.
     pub(super) fn pulled(&self, events: u64) {
         self.pulled.increment(events);
@@ -88,18 +93,21 @@ impl Report {
         }
     }
 
-    /// An element that is not stored because it is not an event.
-    pub(super) fn refused_event(&self, error: &ApiError) {
-        if count(&mut self.state().status.events_refused) {
-            tracing::error!(log_type = %self.log_type, organization = self.organization, "{error}; it is not stored, and the rest is; further ones are counted in /status (events_refused)");
+    /// An event that is stored although it is not what env0 documents.
+    pub(super) fn odd_event(&self, error: &ApiError) {
+        if count(&mut self.state().status.events_odd) {
+            tracing::error!(log_type = %self.log_type, organization = self.organization, "{error}; further ones are counted in /status (events_odd)");
         }
     }
 
-    /// An event that is stored although it is not what env0 documents.
-    pub(super) fn odd_event(&self, error: &ApiError) {
-        if count(&mut self.state().odd) {
-            tracing::error!(log_type = %self.log_type, organization = self.organization, "{error}; nothing is said of further ones");
+    /// The place is ahead of the clock, or was. Told once in the log, and in the status until the process ends.
+    pub(super) fn ahead(&self, what: &str) {
+        let mut state = self.state();
+        let notice = format!("the place of the pull was ahead of the clock: {what}");
+        if state.status.notice.is_none() {
+            tracing::error!(log_type = %self.log_type, organization = self.organization, "{notice}; see config/README.md#pull-behind");
         }
+        state.status.notice = Some(notice);
     }
 
     /// env0 answers 404 for an environment, a deployment or a step.
@@ -144,8 +152,9 @@ impl Report {
         self.failed(error);
     }
 
-    /// The pull can't begin.
+    /// The pull can't begin, or its place can't be written.
     pub(super) fn unusable(&self, error: &impl ToString) {
+        rounds("failed").increment(1);
         self.trouble("place", error.to_string(), "see config/README.md#pull-behind", true);
     }
 

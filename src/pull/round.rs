@@ -2,14 +2,18 @@
 
 use crate::pull::api::ApiError;
 use crate::pull::files::PlaceError;
-use crate::pull::place::Stopped;
+
+/// The process ends before the work was done; the next start goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("shutting down")]
+pub(super) struct Stopped;
 
 /// Why a round ended early.
 #[derive(Debug)]
 pub(super) enum RoundError {
     /// A request failed; the next round asks again.
     Api(ApiError),
-    /// What is remembered can't be read, or would be too much.
+    /// What is remembered can't be read or written, or would be too much.
     Place(PlaceError),
     /// The process ends.
     Stopped,

@@ -5,6 +5,7 @@
 mod tests;
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
@@ -22,9 +23,16 @@ use crate::spool::Spool;
 use crate::spool::disk::{Cursor, READ_BUFFER_BYTES};
 
 const RETRY_AFTER: Duration = if cfg!(test) { Duration::from_millis(10) } else { Duration::from_secs(1) };
+/// What the disk refuses to give is asked for so often, [`RETRY_AFTER`] apart, and then passed over. Tries are counted,
+/// not time: a disk that is only slow gets everything read.
+const TRIES: u32 = 10;
 const LIST_AGAIN_AFTER: Duration = Duration::from_millis(1);
-/// A file that can't be read for this long is passed over, and so is every further one.
-const PATIENCE: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(10) };
+/// A list that lacks a batch is asked for again for this long, and a few times at least.
+const LISTS_MIN: u32 = 10;
+const LISTS_FOR: Duration = if cfg!(test) { Duration::from_millis(200) } else { Duration::from_secs(10) };
+
+/// Under this name the gate holds what the start has to read first. No organization's id is empty.
+const START: &str = "";
 
 /// Done, for each log type, when its places know what the spool holds.
 pub type Settled = Arc<ByType<SetOnce<()>>>;
@@ -45,39 +53,28 @@ pub fn begin(spool: &Spool) -> Settled {
         }
         // A thread for each log type: one that can't be settled must not hold back the other.
         let (spool, settled) = (spool.clone(), settled.clone());
-        std::thread::spawn(move || {
-            let (begun, mut told) = (Instant::now(), false);
-            while let Err(error) = settle(&spool, log_type, begun) {
-                if !told {
-                    tracing::error!(log_type = %log_type, "what was pulled before the last end can't be told yet, so its batches are not sent: {error}; tried again every second");
-                    told = true;
-                }
-                std::thread::sleep(RETRY_AFTER);
-            }
-            spool.gate(log_type).release();
-            let _ = settled[log_type].set(());
-        });
+        std::thread::spawn(move || settle(&spool, log_type, &settled[log_type]));
     }
     settled
 }
 
 /// Whether there is a place of the log type; if so, its batches are held from now on.
 fn hold(spool: &Spool, log_type: LogType) -> bool {
-    match unsettled(spool, log_type, Instant::now()) {
+    match unsettled(spool, log_type, false) {
         Ok(places) if places.is_empty() => false,
         Ok(places) => {
-            spool.gate(log_type).hold(first_batch(&places));
+            spool.gate(log_type).hold(START, first_batch(&places));
             true
         }
         Err(_) => {
-            spool.gate(log_type).hold(None);
+            spool.gate(log_type).hold(START, None);
             true
         }
     }
 }
 
-/// The places of the log type that can be read. `begun` is when reading was begun.
-fn unsettled(spool: &Spool, log_type: LogType, begun: Instant) -> Result<Vec<Box<dyn AnyPlace>>, PlaceError> {
+/// The places of the log type. One that can't be read is an error; in the last try it is left out.
+fn unsettled(spool: &Spool, log_type: LogType, is_last_try: bool) -> Result<Vec<Box<dyn AnyPlace>>, PlaceError> {
     let mut places: Vec<Box<dyn AnyPlace>> = Vec::new();
     for (name, _) in place::all(spool)?.into_iter().filter(|(_, of)| *of == log_type) {
         let read: Result<Option<Box<dyn AnyPlace>>, PlaceError> = match log_type {
@@ -88,7 +85,7 @@ fn unsettled(spool: &Spool, log_type: LogType, begun: Instant) -> Result<Vec<Box
             Ok(place) => places.extend(place),
             // The pull of this place reports the error and doesn't begin. The other places go on.
             Err(PlaceError::Unusable { .. }) => {}
-            Err(_) if begun.elapsed() > PATIENCE => {}
+            Err(_) if is_last_try => {}
             Err(error) => return Err(error),
         }
     }
@@ -101,12 +98,17 @@ fn boxed<M: Memory>(place: Option<Unsettled<M>>) -> Option<Box<dyn AnyPlace>> {
 
 /// A place of either log type.
 trait AnyPlace {
+    fn organization(&self) -> &str;
     fn batches_from(&self) -> Option<DateTime<Utc>>;
     fn found(&mut self, line: &[u8], is_alone: bool, is_last_try: bool) -> Result<(), PlaceError>;
     fn write(&mut self, spool: &Spool, last: Option<DateTime<Utc>>) -> Result<(), PlaceError>;
 }
 
 impl<M: Memory> AnyPlace for Unsettled<M> {
+    fn organization(&self) -> &str {
+        Unsettled::organization(self)
+    }
+
     fn batches_from(&self) -> Option<DateTime<Utc>> {
         Unsettled::batches_from(self)
     }
@@ -126,51 +128,132 @@ fn first_batch(places: &[Box<dyn AnyPlace>]) -> Option<DateTime<Utc>> {
     froms.try_fold(DateTime::<Utc>::MAX_UTC, |first, from| Some(first.min(from?)))
 }
 
-/// Brings the places of a log type up to what the spool holds. `begun` is when that was tried first.
-fn settle(spool: &Spool, log_type: LogType, begun: Instant) -> Result<(), SettleError> {
-    let mut places = unsettled(spool, log_type, begun)?;
-    let is_alone = places.len() == 1;
-    let from = first_batch(&places);
-    let folder = spool.folder(log_type);
-    let mut last = from.filter(|from| *from < DateTime::<Utc>::MAX_UTC);
-    let mut read = BTreeSet::new();
-    let mut files = batches(spool, log_type, from, begun)?;
-    while let Some(name) = files.pop() {
-        let opened = name.batch().opened;
-        if read.contains(&opened) {
-            continue;
+/// Says once that the disk refuses something, and waits before it is asked again.
+struct Retry {
+    log_type: LogType,
+    told: bool,
+}
+
+impl Retry {
+    fn wait(&mut self, error: &dyn fmt::Display) {
+        if !std::mem::replace(&mut self.told, true) {
+            tracing::error!(log_type = %self.log_type, "what was pulled before the last end can't be told yet, so its batches are not sent: {error}; tried again every second");
         }
-        let path = folder.dir.join(name.to_string());
-        let (is_last_try, mut refused) = (begun.elapsed() > PATIENCE, None);
-        let mut found = |line: &[u8]| {
-            for place in &mut places {
-                if let Err(error) = place.found(line, is_alone, is_last_try) {
-                    refused.get_or_insert(error);
-                }
+        std::thread::sleep(RETRY_AFTER);
+    }
+
+    /// Does `work` until it succeeds. It gets the number of the try, from 1.
+    fn until_done<T, E: fmt::Display>(&mut self, mut work: impl FnMut(u32) -> Result<T, E>) -> T {
+        let mut tries = 1;
+        loop {
+            match work(tries) {
+                Ok(done) => return done,
+                Err(error) => self.wait(&error),
             }
-        };
-        // Nothing is taken from a file before all of it was read: what can't be sent must be pulled again.
-        let result =
-            verify(spool, &path, &name).and_then(|()| Ok(read_lines(spool, &path, name.batch().codec, &mut found)?));
-        if let Some(error) = refused {
-            return Err(error.into());
+            tries = tries.saturating_add(1);
         }
-        match result {
-            Ok(()) => {}
-            // It was sealed or compressed, and so renamed, while this read.
-            Err(FileError::Disk(error)) if error.kind() == io::ErrorKind::NotFound && begun.elapsed() <= PATIENCE => {
-                files = batches(spool, log_type, from, begun)?;
+    }
+}
+
+/// Brings the places of a log type up to what the spool holds, opens the gate and sets `settled`. Returns when all that is
+/// done, however long the disk refuses.
+fn settle(spool: &Spool, log_type: LogType, settled: &SetOnce<()>) {
+    let mut retry = Retry { log_type, told: false };
+    let mut places = retry.until_done(|tries| unsettled(spool, log_type, tries >= TRIES));
+    let from = first_batch(&places);
+    let mut last = from.filter(|from| *from < DateTime::<Utc>::MAX_UTC);
+    let (mut read, mut renamed) = (BTreeSet::new(), BTreeSet::new());
+    let mut tries = 1;
+    loop {
+        let (mut refused, mut list_again) = (None, false);
+        for name in retry.until_done(|_| batches(spool, log_type, from)) {
+            let opened = name.batch().opened;
+            if read.contains(&opened) {
                 continue;
             }
-            Err(FileError::Disk(error)) if begun.elapsed() <= PATIENCE => return Err(error.into()),
+            match take(spool, log_type, &name, &mut places, tries >= TRIES) {
+                Ok(()) => {}
+                // It was sealed or compressed, and so renamed, while this read. The next list has its new name.
+                Err(error) if error.is_missing() && renamed.insert(name.to_string()) => {
+                    list_again = true;
+                    continue;
+                }
+                Err(FileError::Damaged) => tell_passed_over(spool, log_type, &name, &FileError::Damaged),
+                Err(error) if tries < TRIES => {
+                    refused.get_or_insert(error);
+                    continue;
+                }
+                Err(error) => tell_passed_over(spool, log_type, &name, &error),
+            }
+            read.insert(opened);
+            last = last.max(Some(opened));
+        }
+        match refused {
+            Some(error) => retry.wait(&error),
+            None if list_again => continue,
+            None => break,
+        }
+        tries += 1;
+    }
+    let gate = spool.gate(log_type);
+    let open = || {
+        gate.release(START);
+        // It may be set already.
+        let _ = settled.set(());
+    };
+    for tries in 1.. {
+        let mut refused = None;
+        places.retain_mut(|place| match place.write(spool, last) {
+            Ok(()) => {
+                gate.release(place.organization());
+                false
+            }
             Err(error) => {
-                tracing::error!(log_type = %log_type, file.path = %path.display(), "a batch that may hold pulled events {error}; it is passed over, and what env0 still has of it is pulled again; see config/README.md#pull-behind");
+                refused.get_or_insert(error);
+                true
+            }
+        });
+        let Some(error) = refused else { break };
+        if tries == TRIES {
+            // A place that can't be written still keeps back the batches that may be its own, and its pull doesn't begin.
+            // The others need not wait for that.
+            for (place, last) in places.iter().zip(last.iter().cycle()) {
+                gate.hold_until(place.organization(), from, *last);
+            }
+            open();
+        }
+        retry.wait(&error);
+    }
+    open();
+}
+
+/// Adds what is in a batch to the places. It can be done again after an error.
+fn take(
+    spool: &Spool,
+    log_type: LogType,
+    name: &SpoolName,
+    places: &mut [Box<dyn AnyPlace>],
+    is_last_try: bool,
+) -> Result<(), FileError> {
+    let is_alone = places.len() == 1;
+    let path = spool.folder(log_type).dir.join(name.to_string());
+    let mut refused = None;
+    let mut found = |line: &[u8]| {
+        for place in &mut *places {
+            if let Err(error) = place.found(line, is_alone, is_last_try) {
+                refused.get_or_insert(error);
             }
         }
-        read.insert(opened);
-        last = last.max(Some(opened));
-    }
-    places.iter_mut().try_for_each(|place| place.write(spool, last)).map_err(SettleError::from)
+    };
+    // Nothing is taken from a file before all of it was read: what can't be sent must be pulled again.
+    verify(spool, &path, name)?;
+    read_lines(spool, &path, name.batch().codec, &mut found)?;
+    refused.map_or(Ok(()), |error| Err(error.into()))
+}
+
+fn tell_passed_over(spool: &Spool, log_type: LogType, name: &SpoolName, error: &FileError) {
+    let path = spool.folder(log_type).dir.join(name.to_string());
+    tracing::error!(log_type = %log_type, file.path = %path.display(), "a batch that may hold pulled events {error}; it is passed over, and what env0 still has of it is pulled again; see config/README.md#pull-behind");
 }
 
 /// Why nothing is taken from a file.
@@ -180,6 +263,14 @@ enum FileError {
     Disk(#[from] io::Error),
     #[error("is damaged: its bytes are not those that were sealed")]
     Damaged,
+    #[error("can't be compared with what is remembered: {0}")]
+    Place(#[from] PlaceError),
+}
+
+impl FileError {
+    fn is_missing(&self) -> bool {
+        matches!(self, FileError::Disk(error) if error.kind() == io::ErrorKind::NotFound)
+    }
 }
 
 /// Reads a file to its end, and compares a sealed one with the hash in its name.
@@ -202,23 +293,11 @@ fn verify(spool: &Spool, path: &Path, name: &SpoolName) -> Result<(), FileError>
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-enum SettleError {
-    #[error(transparent)]
-    Place(#[from] PlaceError),
-    #[error("the spool's disk: {0}")]
-    Disk(#[from] io::Error),
-}
-
-/// Every file with events that were opened from `from` on. In the parsed form, which takes half of the text: there may
-/// be a million.
-fn batches(
-    spool: &Spool,
-    log_type: LogType,
-    from: Option<DateTime<Utc>>,
-    begun: Instant,
-) -> io::Result<Vec<SpoolName>> {
+/// Every file with events that were opened from `from` on, the newest first. In the parsed form, which takes half of the
+/// text: there may be a million.
+fn batches(spool: &Spool, log_type: LogType, from: Option<DateTime<Utc>>) -> io::Result<Vec<SpoolName>> {
     let folder = spool.folder(log_type);
+    let (begun, mut lists) = (Instant::now(), 0);
     loop {
         let mut names = Vec::new();
         spool.disk().visit(&folder.dir, &mut |file, _| {
@@ -228,10 +307,15 @@ fn batches(
                 names.push(name);
             }
         })?;
-        names.sort_unstable_by_key(|name| name.batch().opened);
+        names.sort_unstable_by_key(|name| std::cmp::Reverse(name.batch().opened));
+        lists += 1;
         // The list may lack a file that is renamed meanwhile: a start seals what a crash left open beside this.
-        let is_listed = |opened| names.binary_search_by_key(&opened, |name| name.batch().opened).is_ok();
-        if folder.all_unsent_since(from, is_listed) || begun.elapsed() > PATIENCE {
+        let is_listed = |opened| {
+            names
+                .binary_search_by_key(&std::cmp::Reverse(opened), |name| std::cmp::Reverse(name.batch().opened))
+                .is_ok()
+        };
+        if folder.all_unsent_since(from, is_listed) || (lists >= LISTS_MIN && begun.elapsed() > LISTS_FOR) {
             return Ok(names);
         }
         std::thread::sleep(LIST_AGAIN_AFTER);

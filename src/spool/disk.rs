@@ -81,6 +81,8 @@ pub trait Disk: Send + Sync {
 pub trait DiskFile: Send {
     /// Writes all of `bytes` at `offset`. After an error any part of them may be there.
     fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// How many bytes it has.
+    fn size(&self) -> io::Result<u64>;
     /// Reads up to a buffer's length at `offset`; 0 is the end.
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Cuts the file to `len` bytes.
@@ -155,6 +157,10 @@ impl Disk for OsDisk {
 impl DiskFile for File {
     fn write_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.write_all_at(bytes, offset)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        self.metadata().map(|metadata| metadata.len())
     }
 
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -293,13 +299,17 @@ fn write_new(disk: &dyn Disk, path: &Path, write: impl FnOnce(&mut dyn Write) ->
 /// # Errors
 /// [`io::ErrorKind::FileTooLarge`] when there are more than `max_bytes`.
 pub fn read(disk: &dyn Disk, path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
+    let too_large = || Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {max_bytes} bytes")));
     let mut file = disk.open(path)?;
-    let mut bytes = Vec::new();
-    Cursor::new(&mut *file).take(max_bytes + 1).read_to_end(&mut bytes)?;
-    match bytes.len() as u64 > max_bytes {
-        true => Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it has more than {max_bytes} bytes"))),
-        false => Ok(bytes),
+    // Before any of it is in memory.
+    let len = file.size()?;
+    if len > max_bytes {
+        return too_large();
     }
+    let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or_default() + 1);
+    // It may grow meanwhile.
+    Cursor::new(&mut *file).take(max_bytes + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > max_bytes { too_large() } else { Ok(bytes) }
 }
 
 /// How much of a file is read, or gathered for it, at once.

@@ -15,7 +15,7 @@ use crate::batch::LogType;
 use crate::spool::copies::{self, Copies};
 use crate::spool::disk::{Disk, FileId};
 use crate::spool::manifest::{Lock, Manifest};
-use crate::spool::terms::QUARANTINE;
+use crate::spool::terms::{PULL, QUARANTINE};
 
 /// Removed when the disk is full, so that a rename gets the blocks that it may need.
 const SPARE_FILE: &str = "reserve";
@@ -252,7 +252,7 @@ pub fn judge_folders(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
 
 /// The folders that a spool has or may have.
 pub fn all_folders(dir: &Path) -> impl Iterator<Item = PathBuf> {
-    folders(dir).into_iter().chain(copies::folders(dir))
+    folders(dir).into_iter().chain([dir.join(PULL)]).chain(copies::folders(dir))
 }
 
 /// The folders that every spool has: one for each log type, and the quarantine.

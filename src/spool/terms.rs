@@ -12,6 +12,9 @@ use crate::volume;
 /// The folder of files that can't be read or are not what their name says. The daemon never removes any of them.
 pub const QUARANTINE: &str = "quarantine";
 
+/// The folder of what a pull remembers. The pull makes it.
+pub const PULL: &str = "pull";
+
 /// The part of the configuration that the spool needs.
 #[derive(Debug, Clone)]
 pub struct Settings {

@@ -113,6 +113,10 @@ impl DiskFile for HangingFile {
         self.file.write_at(bytes, offset)
     }
 
+    fn size(&self) -> io::Result<u64> {
+        self.file.size()
+    }
+
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.file.read_at(buffer, offset)
     }

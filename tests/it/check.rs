@@ -384,7 +384,8 @@ fn two_listeners_on_one_port_are_refused_by_check_and_by_run_alike() {
 #[test]
 fn a_folder_of_the_spool_that_is_a_link_is_refused_by_check_and_by_run_alike() {
     let aws = LocalAws::start();
-    for (folder, is_link) in [("env0-audits", true), ("quarantine", true), ("env0-deployments", false)] {
+    for (folder, is_link) in [("env0-audits", true), ("quarantine", true), ("pull", true), ("env0-deployments", false)]
+    {
         let setup = setup(&aws);
         let elsewhere = setup.folder().join("elsewhere");
         std::fs::create_dir_all(&elsewhere).unwrap();

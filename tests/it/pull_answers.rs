@@ -4,7 +4,7 @@ use chrono::{TimeDelta, Utc};
 
 use crate::harness::{Setup, wait_until};
 use crate::local_aws::LocalAws;
-use crate::local_env0::audits::event;
+use crate::local_env0::audits::{Event, event};
 use crate::local_env0::deployments::Deployment;
 use crate::local_env0::{Fault, LocalEnv0};
 use crate::pull_audits::{self, AUDIT_EVENTS, a_round_later};
@@ -81,6 +81,72 @@ fn a_byte_of_a_step_log_that_is_not_utf8_holds_up_no_line_and_is_counted() {
     wait_until("both events and the end are stored", || aws.s3.line_count() == 3);
     assert!(aws.s3.lines()[0].starts_with("{\"eventId\":\"e1\",\"message\":\"\u{fffd}\","), "{:?}", aws.s3.lines());
     assert_eq!(daemon.metric("replaced_bytes_total{type=\"env0-deployments\"}"), Some(1.0));
+}
+
+#[test]
+fn a_value_that_json_does_not_have_blocks_no_page_and_is_stored_as_a_string() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let [odd, plain] = [1, 2].map(|number| event(number, Utc::now()).json);
+    let odd = odd.replace("1.50", "NaN").replace("\"number\":1", "\"number\":[-Infinity, 1]");
+    let page = format!("{{\"events\":[{odd},{plain}]}}");
+    env0.break_down(AUDIT_EVENTS, Fault::Bytes(page.into_bytes().leak()));
+    env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "tf:apply", 3).ended()])];
+    let log = b"{\"events\":[{\"eventId\":\"e1\",\"value\":Infinity},{\"eventId\":\"e2\"}],\"hasMoreLogs\":false}";
+    env0.break_down(LOG, Fault::Bytes(log));
+    let setup = audits(&aws, &env0).set("ENV0_S3_LOG_PULL", "env0-audits,env0-deployments");
+    let daemon = setup.start();
+    wait_until("all events and the end are stored", || aws.s3.line_count() == 5);
+    a_round_later(&daemon);
+    let lines = aws.s3.lines();
+    let expected = odd.replace("NaN", "\"NaN\"").replace("-Infinity", "\"-Infinity\"");
+    assert!(lines.contains(&expected) && lines.contains(&plain) && lines.len() == 5, "{lines:?}");
+    assert!(lines.iter().any(|line| line.starts_with("{\"eventId\":\"e1\",\"value\":\"Infinity\",")), "{lines:?}");
+    assert_eq!(daemon.log().count("ERROR", "a value of an event is not JSON"), 2, "{}", daemon.log().text());
+}
+
+#[test]
+fn what_is_not_an_object_among_events_is_stored_as_a_message_and_told() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "tf:apply", 3).ended()])];
+    let log = b"{\"events\":[\"a line\",{\"eventId\":\"e2\"},[1,2],null],\"hasMoreLogs\":false}";
+    env0.break_down(LOG, Fault::Bytes(log));
+    let setup = pull_deployments::setup(&aws, &env0);
+    let daemon = setup.start();
+    wait_until("all elements and the end are stored", || aws.s3.line_count() == 5);
+    a_round_later(&daemon);
+    let lines = aws.s3.lines();
+    for begins in ["{\"message\":\"a line\",\"deploymentLogId\":\"d-1\",", "{\"message\":[1,2],", "{\"message\":null,"]
+    {
+        assert_eq!(lines.iter().filter(|line| line.starts_with(begins)).count(), 1, "{begins}: {lines:?}");
+    }
+    assert_eq!(lines.len(), 5);
+    assert_eq!(daemon.log().count("ERROR", "an event is not an object"), 1, "{}", daemon.log().text());
+    assert!(daemon.admin_get("/status").unwrap().text().contains("\"events_odd\":3"));
+}
+
+#[test]
+fn events_with_one_id_and_different_bytes_are_each_stored_once_and_told() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let other = |number: usize| {
+        let json = event(1, Utc::now() - TimeDelta::seconds(1)).json;
+        Event { json: json.replace("1.50", &format!("{number}")), ..event(1, Utc::now() - TimeDelta::seconds(1)) }
+    };
+    env0.world().audits = vec![other(1), other(2)].into();
+    let setup = audits(&aws, &env0);
+    let daemon = setup.start();
+    wait_until("both are stored", || aws.s3.line_count() == 2);
+    // In another order, with one more, and after a kill.
+    env0.world().audits.reverse();
+    env0.world().audits.push(other(3));
+    wait_until("the third one is stored", || aws.s3.line_count() == 3);
+    daemon.kill();
+    env0.world().audits.reverse();
+    let daemon = setup.start();
+    a_round_later(&daemon);
+    assert_eq!(aws.s3.line_count(), 3);
+    env0.world().audits.push(event(9, Utc::now()));
+    wait_until("a later one is stored", || aws.s3.line_count() == 4);
+    assert_eq!(daemon.log().count("ERROR", "two events have one id"), 0, "nothing new: {}", daemon.log().text());
 }
 
 #[test]

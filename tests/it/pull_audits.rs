@@ -410,12 +410,15 @@ fn check_tries_the_key_and_each_permission_and_says_what_env0_forwards_by_itself
 fn two_daemons_of_one_host_that_pull_the_same_into_one_bucket_are_noticed() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let (first, second) = (setup(&aws, &env0), setup(&aws, &env0));
-    let first = first.start();
-    a_round_later(&first);
+    let (daemon, said) = (first.start(), "another daemon on this host pulls");
+    a_round_later(&daemon);
+    // `check` tells it from the daemon that runs with the same configuration.
+    let first = first.set("ENV0_S3_LOG_ADMIN_ADDR", daemon.admin.to_string());
+    let (of_first, of_second) = (first.run("check"), second.run("check"));
+    assert!(of_second.stdout.contains(said) && !of_first.stdout.contains(said), "{of_first:?} {of_second:?}");
     let second = second.start();
-    let said = "another daemon on this host pulls this organization into the same bucket";
     wait_until("the second one says it", || second.log().text().contains(said));
-    assert!(!first.log().text().contains(said));
+    assert!(!daemon.log().text().contains(said));
 }
 
 /// The kubelet's way to write a token: a folder of its own, to which `..data` points from one moment to the next.

@@ -230,6 +230,21 @@ fn three_hundred_idle_environments_take_few_requests_in_a_round_audits_included(
 }
 
 #[test]
+fn years_without_an_audit_event_are_asked_for_once() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let from = (Utc::now() - TimeDelta::days(6 * 365)).to_rfc3339();
+    let setup = setup(&aws, &env0).set("ENV0_S3_LOG_PULL", "env0-audits").set("ENV0_S3_LOG_PULL_FROM", from);
+    let daemon = setup.start();
+    let rounds = || daemon.metric("pull_rounds_total{outcome=\"succeeded\"}").unwrap_or_default();
+    wait_until("a round is over", || rounds() >= 1.0);
+    assert!(env0.asked("/audit/events") > 70);
+    let before = env0.asked("/audit/events");
+    wait_until("three rounds more are over", || rounds() >= 4.0);
+    // And what a fourth may have begun with.
+    assert!(env0.asked("/audit/events") <= before + 4, "{}", env0.asked("/audit/events") - before);
+}
+
+#[test]
 fn an_environment_that_is_missing_from_a_list_and_comes_back_brings_nothing_twice() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "git:clone", 3).ended()])];

@@ -9,14 +9,49 @@ use chrono::{TimeDelta, Utc};
 use crate::harness::{Daemon, Setup, wait_until};
 use crate::local_aws::LocalAws;
 use crate::local_env0::LocalEnv0;
-use crate::local_env0::audits::event;
-use crate::local_env0::deployments::{Deployment, Environment};
+use crate::local_env0::audits::{Event, event};
+use crate::local_env0::deployments::{Deployment, Environment, LogShape};
 
 /// The most that the daemon had in RAM, in KiB.
 pub(crate) fn peak_kib(daemon: &Daemon) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", daemon.process_id())).unwrap();
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
     peak.unwrap()
+}
+
+/// The most that a daemon may have in RAM that only pulls: 24 MiB of its own, and the pull's 64 MiB.
+const PEAK_MAX_KIB: u64 = (24 + 64) * 1024;
+
+#[test]
+fn large_audit_events_and_large_pages_of_logs_together_take_the_pulls_share_of_memory() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let start = Utc::now() - TimeDelta::minutes(30);
+    let text = "x".repeat(100_000);
+    let large = |number: usize| {
+        let event = event(number, start + TimeDelta::milliseconds(600 * number as i64));
+        Event { json: event.json.replace("\"ratio\"", &format!("\"text\":\"{text}\",\"ratio\"")), ..event }
+    };
+    env0.world().audits = (0..800).map(large).collect::<Vec<_>>().into();
+    env0.world().log_shape = LogShape { page_events: usize::MAX / 2, ..LogShape::default() };
+    let followed = |number: usize| Environment {
+        // A page of 12 MB.
+        deployments: vec![Deployment::running(&format!("d-{number}"), "tf:apply", 100_000)],
+        ..Environment::new(&format!("env-{number}"))
+    };
+    env0.world().environments = (0..4).map(followed).collect();
+    let setup = Setup::new(&aws)
+        .unset("ENV0_S3_LOG_INGEST_TOKEN")
+        .set("ENV0_S3_LOG_PULL_FROM", (start - TimeDelta::seconds(1)).to_rfc3339());
+    let setup = env0.environment().into_iter().fold(setup, |setup, (name, value)| setup.set(name, value));
+    let daemon = setup.start();
+    let pulled =
+        |log_type: &str| daemon.metric(&format!("pulled_events_total{{type=\"{log_type}\"}}")).unwrap_or_default();
+    wait_until("all audit events are pulled", || pulled("env0-audits") == 800.0);
+    wait_until("all logs are pulled", || pulled("env0-deployments") == 400_000.0);
+    let peak = peak_kib(&daemon);
+    println!("{:.1} MiB at most", peak as f64 / 1024.0);
+    assert!(peak <= PEAK_MAX_KIB, "{peak} KiB");
+    assert_eq!(daemon.log().count("ERROR", ""), 0, "{}", daemon.log().text());
 }
 
 /// `EVENTS=1000000 cargo test --release --test it -- --ignored --nocapture history_of_audits`

@@ -133,6 +133,30 @@ fn texts_of_a_hundred_kilobytes_are_refused_as_ids_and_cut_as_names() {
 }
 
 #[test]
+fn a_large_page_of_a_log_that_stalls_holds_up_no_large_list() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let long = "x".repeat(20_000);
+    let named = |number: usize| json!({"id": format!("named-{number}"), "name": long, "updatedAt": "1"});
+    env0.world().odd_records = (0..70).map(named).collect();
+    env0.world().environments = vec![running(0), running(1)];
+    let setup = setup(&aws, &env0);
+    let _daemon = setup.start();
+    all_arrive_once(&aws, &env0, 0);
+    let stalling = "/deployments/d-0/steps/tf%3Aapply/log";
+    env0.break_down(stalling, Fault::Stalls(3 << 20));
+    let asked = env0.asked(stalling);
+    wait_until("the log is asked for", || env0.asked(stalling) > asked);
+    let lists = env0.asked("/environments?");
+    wait_until("a list has come since", || env0.asked("/environments?") >= lists + 2);
+    env0.world().environments[1].deployments[0].steps[0].lines = 3;
+    wait_until("the other's line is stored", || aws.s3.line_count() == 5);
+    // The page is given up after 20 s, and asked for once more.
+    assert_eq!(env0.asked(stalling), asked + 1);
+    env0.heal();
+    all_arrive_once(&aws, &env0, 0);
+}
+
+#[test]
 fn large_pages_of_logs_and_a_large_list_do_not_wait_for_each_other() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let long = "x".repeat(20_000);

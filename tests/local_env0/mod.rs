@@ -45,6 +45,8 @@ pub(crate) enum Fault {
     Dropped,
     /// An answer that never comes.
     Silent,
+    /// So many bytes of a body, and then nothing more.
+    Stalls(usize),
     /// So many bytes are promised in the header.
     Promised(u64),
     /// 200 with another JSON.

@@ -149,6 +149,10 @@ fn broken(fault: &Fault) -> Result<Response<Body>, Dropped> {
             let begun = Ok(Frame::data(Bytes::from_static(b"{\"events\":[{\"id\":")));
             Response::new(StreamBody::new(stream::iter([begun, Err(std::io::Error::other("cut"))])).boxed())
         }
+        Fault::Stalls(bytes) => {
+            let begun = stream::iter([Ok(Frame::data(Bytes::from(vec![b' '; *bytes])))]);
+            Response::new(StreamBody::new(futures_util::StreamExt::chain(begun, stream::pending())).boxed())
+        }
         Fault::Promised(bytes) => {
             let reply = Response::builder().header("content-length", *bytes);
             reply.body(StreamBody::new(endless()).boxed()).unwrap()

@@ -212,7 +212,7 @@ class StatusPage(unittest.TestCase):
         error = {"since": hour_ago, "latest": hour_ago, "attempts": 3, "message": "GET /audit/events: 403" + EXECUTES,
                  "remedy": "give the key's role that permission", "code": "forbidden", "request_id": None}
         pulled = {"type": "env0-audits", "organization": "acme", "position": hour_ago, "events_pulled": 1234,
-                  "events_cut": 0, "events_refused": 0, "last_round": None, "last_round_millis": 0, "error": error}
+                  "events_cut": 0, "events_odd": 0, "last_round": None, "last_round_millis": 0, "error": error}
 
         def with_a_pull(route):
             answer = route.fetch()

@@ -1,5 +1,7 @@
 //! An answer of env0's API, read as what env0 documents. If it isn't, the error says which member is missing.
 
+use std::ops::Range;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::sync::OwnedMutexGuard;
@@ -39,12 +41,26 @@ impl Answer {
 
     /// How many bytes of `part`, which is borrowed from this answer, were not UTF-8 and became U+FFFD.
     pub fn replaced_in(&self, part: &RawValue) -> u64 {
-        let Text { bytes, replaced } = &self.text;
-        let begin = (part.get().as_ptr() as usize).wrapping_sub(bytes.as_ptr() as usize);
-        let end = begin.saturating_add(part.get().len());
+        let (Range { start: begin, end }, Text { replaced, .. }) = (self.place_of(part), &self.text);
         // They are sorted by place: a page of a whole log in Latin-1 has some hundred thousand of them.
         let first = replaced.partition_point(|(at, _)| *at < begin);
         replaced[first..].iter().take_while(|(at, _)| *at < end).map(|(_, bytes)| bytes).sum()
+    }
+
+    /// What is not as documented of an event that is stored all the same. `part` is borrowed from this answer.
+    pub fn oddity_of(&self, part: &RawValue) -> Option<&'static str> {
+        let (Range { start: begin, end }, quoted) = (self.place_of(part), &self.text.quoted);
+        let first = quoted.partition_point(|at| *at < begin);
+        if quoted.get(first).is_some_and(|at| *at < end) {
+            return Some("a value of an event is not JSON; it is stored as a string");
+        }
+        let is_object = part.get().starts_with('{');
+        (!is_object).then_some("an event is not an object; it is stored as the message of one")
+    }
+
+    fn place_of(&self, part: &RawValue) -> Range<usize> {
+        let begin = (part.get().as_ptr() as usize).wrapping_sub(self.text.bytes.as_ptr() as usize);
+        begin..begin.saturating_add(part.get().len())
     }
 
     /// An error that says what the answer lacks.

@@ -2,21 +2,16 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::pull::api::error::ANSWER_MAX_BYTES;
 use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind};
 
-/// After a larger answer the next page is asked for with half as many records.
+/// After a larger answer the next page is asked for with half as many records. Where it can be, the answer itself is given
+/// up: what is built of it would take as much memory again.
 const LARGE_BYTES: usize = 4 * 1024 * 1024;
 /// After a smaller answer the next page may have some more records.
 const SMALL_BYTES: usize = 1024 * 1024;
 /// It takes this many small answers to go from none back to the most.
 const STEPS_TO_MOST: usize = 8;
-
-/// An organization has far fewer environments. More than these would fill the memory.
-pub const ENVIRONMENTS_MAX: usize = 20_000;
-/// What is wrong with a list of more.
-pub const TOO_MANY_ENVIRONMENTS: &str = "there are more than 20,000";
-/// What is wrong with a list whose next page brings nothing new although it is full.
-pub const REPEATED: &str = "page after page holds the same records, so the parameter `offset` is ignored";
 
 /// How many records a page is asked for.
 pub struct PageSize {
@@ -65,7 +60,8 @@ impl Api {
             let asked = size.now();
             let limit = asked.to_string();
             let query: Vec<_> = query.iter().copied().chain([("limit", &*limit)]).collect();
-            match self.get(endpoint, path, &query).await {
+            let max_bytes = if asked > size.least { LARGE_BYTES } else { ANSWER_MAX_BYTES };
+            match self.get_up_to(max_bytes, endpoint, path, &query).await {
                 Ok(answer) => {
                     size.note(asked, answer.text.bytes.len());
                     return Ok((answer, asked));

@@ -1,6 +1,9 @@
 //! Makes JSON of an answer that nearly is: one byte in one message must not hold up all that stands beside it.
 
+use std::ops::Range;
+
 use bytes::Bytes;
+use serde::de::IgnoredAny;
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
 const REPLACEMENT: &str = "\u{fffd}";
@@ -10,50 +13,73 @@ pub(super) struct Text {
     pub(super) bytes: Bytes,
     /// Where U+FFFD stands for bytes that were not UTF-8, and for how many; in order.
     pub(super) replaced: Vec<(usize, u64)>,
+    /// Where a word that JSON doesn't have became a string; in order.
+    pub(super) quoted: Vec<usize>,
+}
+
+/// What became of a piece of the body.
+enum Made {
+    AsItCame,
+    /// It stands for so many bytes that were not UTF-8.
+    Replaced(u64),
+    Quoted,
 }
 
 impl Text {
-    /// `body` without a byte order mark, with U+FFFD in place of bytes that are not UTF-8, and with control characters
-    /// within strings escaped. Everything else stays byte for byte, and it is copied only where something changes.
-    /// `None` where the copy would have more than `max_bytes`.
+    /// `body` without a byte order mark, with U+FFFD in place of bytes that are not UTF-8, with control characters within
+    /// strings escaped, and with words that JSON doesn't have (`NaN`, `-Infinity`) as strings. Everything else stays byte
+    /// for byte, and it is copied only where something changes. `None` where the copy would have more than `max_bytes`.
     pub(super) fn of(mut body: Bytes, max_bytes: usize) -> Option<Text> {
         if body.starts_with(BOM) {
             body = body.slice(BOM.len()..);
         }
-        let is_text = std::str::from_utf8(&body).is_ok();
-        if is_text && !body.iter().any(u8::is_ascii_control) {
-            return Some(Text { bytes: body, replaced: Vec::new() });
-        }
-        let mut len = 0;
-        mend(&body, |piece, _| len += piece.len());
-        if is_text && len == body.len() {
-            return Some(Text { bytes: body, replaced: Vec::new() });
+        let (mut len, mut is_same) = (0, true);
+        mend(&body, |piece, made| {
+            len += piece.len();
+            is_same &= matches!(made, Made::AsItCame);
+        });
+        if is_same && len == body.len() {
+            return Some(Text { bytes: body, replaced: Vec::new(), quoted: Vec::new() });
         }
         if len > max_bytes {
             return None;
         }
-        let (mut mended, mut replaced) = (String::with_capacity(len), Vec::new());
-        mend(&body, |piece, bytes| {
-            if bytes > 0 {
-                replaced.push((mended.len(), bytes));
+        let (mut mended, mut replaced, mut quoted) = (String::with_capacity(len), Vec::new(), Vec::new());
+        mend(&body, |piece, made| {
+            match made {
+                Made::AsItCame => {}
+                Made::Replaced(bytes) => replaced.push((mended.len(), bytes)),
+                Made::Quoted => quoted.push(mended.len()),
             }
             mended.push_str(piece);
         });
-        Some(Text { bytes: mended.into(), replaced })
+        Some(Text { bytes: mended.into(), replaced, quoted })
     }
 }
 
-/// Gives `put` the pieces of the mended text, each with the number of bytes that were not UTF-8 in its place.
-fn mend(body: &[u8], mut put: impl FnMut(&str, u64)) {
+/// Gives `put` the pieces of the mended text.
+fn mend(body: &[u8], mut put: impl FnMut(&str, Made)) {
+    // What is no object and no list is no answer of env0's, and stays what it is.
+    let is_json = matches!(body.trim_ascii_start().first(), Some(b'{' | b'['));
     let (mut in_string, mut is_escaped) = (false, false);
     for chunk in body.utf8_chunks() {
         let valid = chunk.valid();
-        let mut begin = 0;
+        let (mut begin, mut word) = (0, None);
         for (at, byte) in valid.bytes().enumerate() {
+            let ends_word =
+                matches!(byte, b'{' | b'}' | b'[' | b']' | b':' | b',' | b'"' | b' ' | b'\t' | b'\n' | b'\r');
+            match word {
+                None if is_json && !in_string && !ends_word => word = Some(at),
+                Some(first) if ends_word => {
+                    begin = put_word(valid, begin, first..at, &mut put);
+                    word = None;
+                }
+                _ => {}
+            }
             match byte {
                 0..0x20 if in_string => {
-                    put(&valid[begin..at], 0);
-                    put(&format!("\\u{byte:04x}"), 0);
+                    put(&valid[begin..at], Made::AsItCame);
+                    put(&format!("\\u{byte:04x}"), Made::AsItCame);
                     begin = at + 1;
                 }
                 b'"' if !is_escaped => in_string = !in_string,
@@ -61,12 +87,23 @@ fn mend(body: &[u8], mut put: impl FnMut(&str, u64)) {
             }
             is_escaped = in_string && byte == b'\\' && !is_escaped;
         }
-        put(&valid[begin..], 0);
+        put(&valid[begin..], Made::AsItCame);
         if !chunk.invalid().is_empty() {
-            put(REPLACEMENT, chunk.invalid().len() as u64);
+            put(REPLACEMENT, Made::Replaced(chunk.invalid().len() as u64));
             is_escaped = false;
         }
     }
+}
+
+/// Puts what lies between `begin` and a word outside of strings, and the word as a string, if JSON doesn't have it. Returns
+/// what is put up to.
+fn put_word(text: &str, begin: usize, word: Range<usize>, put: &mut impl FnMut(&str, Made)) -> usize {
+    if serde_json::from_str::<IgnoredAny>(&text[word.clone()]).is_ok() {
+        return begin;
+    }
+    put(&text[begin..word.start], Made::AsItCame);
+    put(&serde_json::Value::from(&text[word.clone()]).to_string(), Made::Quoted);
+    word.end
 }
 
 #[cfg(test)]
@@ -87,10 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn control_characters_are_escaped_within_strings_and_kept_outside_them() {
+    fn control_characters_and_words_that_json_does_not_have_become_parts_of_strings() {
         let body = b"\xef\xbb\xbf{\n\t\"a\": \"\\\"\x00\x1b[32m\r\n\\\\\",\n \"b\":\"\\ud800\"}";
         let expected = "{\n\t\"a\": \"\\\"\\u0000\\u001b[32m\\u000d\\u000a\\\\\",\n \"b\":\"\\ud800\"}";
         assert_eq!(text(body), (expected.to_owned(), vec![]));
+        let words = b"{\"a\":NaN,\"b\" : [-Infinity, 1.50e+3,\ttrue,01],\"c\":\"NaN\"}";
+        let quoted = Text::of(Bytes::from_static(words), 100).unwrap();
+        let expected = "{\"a\":\"NaN\",\"b\" : [\"-Infinity\", 1.50e+3,\ttrue,\"01\"],\"c\":\"NaN\"}";
+        assert_eq!((&*quoted.bytes, quoted.quoted), (expected.as_bytes(), vec![5, 18, 45]));
         for same in [&b"{\n\"a\": \"\\\\\",\n\"b\":1.50}"[..], b"", b"nothing \\ of \x01 JSON"] {
             assert_eq!(text(same).0.as_bytes(), same);
         }

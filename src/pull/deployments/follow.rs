@@ -16,7 +16,7 @@ use crate::pull::deployments::memory::{Following, Step, Steps};
 use crate::pull::deployments::records::{ID_MAX_BYTES, LONG_ID, LogPage, StepRecord, last_attempts};
 use crate::pull::deployments::source::Source;
 use crate::pull::files::{Parts, PlaceError};
-use crate::pull::identity::Identity;
+use crate::pull::identity::{Identity, Known, Mark, SAME_ID};
 use crate::pull::report::Report;
 
 /// A page with more bytes is written to the spool in pieces of this size.
@@ -105,7 +105,10 @@ impl Follow {
     /// # Errors
     /// Their file can't be read.
     pub(super) async fn load(mut self, parts: Parts<Steps>) -> Result<Follow, PlaceError> {
-        if let Some(steps) = parts.load(&self.source.deployment).await? {
+        // Where their file could not be written, the place has them.
+        if self.state.steps.is_empty()
+            && let Some(steps) = parts.load(&self.source.deployment).await?
+        {
             self.state.steps = steps;
         }
         self.durable = self.state.clone();
@@ -161,6 +164,8 @@ impl Follow {
     /// not be read, and `new` is true where there were new lines.
     fn end(&mut self, steps: Option<&[StepRecord]>, whole: bool, new: bool) -> Option<String> {
         let now = self.now;
+        // What a clock has noted that was ahead says nothing.
+        self.state.gone_since = self.state.gone_since.map(|since| since.min(now));
         self.state.steps_ended = steps.is_some_and(|steps| steps.iter().all(StepRecord::has_ended));
         let state = &mut self.state;
         state.gone_since = match (steps, &self.listing) {
@@ -251,8 +256,8 @@ impl Follow {
     async fn take_up_retry(&mut self, step: &StepRecord) -> Result<Retry, ApiError> {
         let answer = self.page(step, None).await?;
         let page: LogPage<'_> = answer.parse()?;
-        let first = page.events.first().and_then(|event| self.source.event(event, &step.name, &self.limits));
-        let Some(first) = first else { return Ok(Retry::Silent) };
+        let Some(first) = page.events.first() else { return Ok(Retry::Silent) };
+        let first = self.source.event(first, &step.name, &self.limits);
         let first = Identity::new(&[], None, first.line.json());
         let read = self.state.steps.entry(step.name.clone()).or_default();
         if read.first.is_some_and(|known| known != first) {
@@ -282,21 +287,23 @@ impl Follow {
             }
             let page: LogPage<'_> = answer.parse()?;
             let (mut lines, mut records, mut new) = (Vec::new(), 0, false);
-            let mut identities = Vec::with_capacity(page.events.len());
+            let mut marks = Vec::with_capacity(page.events.len());
             let mut read = self.state.steps.entry(step.name.clone()).or_default();
             read.attempt.get_or_insert_with(|| step.attempt());
             for sent in &page.events {
-                let Some(mut event) = self.source.event(sent, &step.name, &self.limits) else {
-                    self.report.refused_event(&answer.malformed("an event of a log is not an object"));
-                    continue;
-                };
+                let mut event = self.source.event(sent, &step.name, &self.limits);
                 event.line.replaced = answer.replaced_in(sent);
                 let line = &event.line;
                 read.first.get_or_insert_with(|| Identity::new(&[], None, line.json()));
-                let identity = read.identity([&self.source.deployment, &step.name], event.id(), line.json());
-                identities.push((identity, event.timestamp.map(RawValue::get)));
-                if !read.take(identity) {
-                    continue;
+                let mark = read.mark([&self.source.deployment, &step.name], event.id(), line.json());
+                marks.push((mark, event.timestamp.map(RawValue::get)));
+                let oddity = match read.take(mark) {
+                    Known::Yes => continue,
+                    Known::No => answer.oddity_of(sent),
+                    Known::Other => Some(SAME_ID),
+                };
+                if let Some(oddity) = oddity {
+                    self.report.odd_event(&answer.malformed(oddity));
                 }
                 self.report.line(line);
                 lines.extend_from_slice(&line.bytes);
@@ -304,13 +311,14 @@ impl Follow {
                 new = true;
                 if lines.len() >= PIECE_BYTES {
                     let piece = std::mem::take(&mut lines);
-                    if !self.send(piece.into(), std::mem::take(&mut records), false).await {
+                    // What is remembered of a long page is large, so it is not kept for a comparison, too.
+                    if !self.send_piece(piece.into(), std::mem::take(&mut records), false).await {
                         return Ok(Reading::Stopped);
                     }
                     read = self.state.steps.entry(step.name.clone()).or_default();
                 }
             }
-            let moved = read.go_on(page.next(), &page_end(&identities));
+            let moved = read.go_on(page.next(), &page_end(&marks));
             if (records > 0 || moved) && !self.send(lines.into(), records, false).await {
                 return Ok(Reading::Stopped);
             }
@@ -341,9 +349,14 @@ impl Follow {
 
     /// Waits until all of it is durable. False when the process is about to end.
     async fn send(&mut self, lines: Bytes, records: u64, done: bool) -> bool {
+        self.durable = self.state.clone();
+        self.send_piece(lines, records, done).await
+    }
+
+    /// [`Follow::send`] of a part of a page.
+    async fn send_piece(&mut self, lines: Bytes, records: u64, done: bool) -> bool {
         let (written, durable) = oneshot::channel();
         let (id, state) = (self.source.deployment.clone(), self.state.clone());
-        self.durable = state.clone();
         let piece = Piece { id, lines, records, state, done, written };
         self.pieces.send(piece).await.is_ok() && durable.await.is_ok()
     }
@@ -384,11 +397,11 @@ fn concerns_one_step(kind: &ErrorKind) -> bool {
 }
 
 /// The events of a page (with their times) that the next page may repeat.
-fn page_end(events: &[(Identity, Option<&str>)]) -> Vec<Identity> {
+fn page_end(events: &[(Mark, Option<&str>)]) -> Vec<Mark> {
     let last_time = events.last().and_then(|(_, time)| *time);
     let near = events.len().saturating_sub(PAGE_END_EVENTS);
-    let is_end = |(index, (_, time)): &(usize, &(Identity, Option<&str>))| {
+    let is_end = |(index, (_, time)): &(usize, &(Mark, Option<&str>))| {
         *index >= near || (last_time.is_some() && *time == last_time)
     };
-    events.iter().enumerate().filter(is_end).map(|(_, (identity, _))| *identity).collect()
+    events.iter().enumerate().filter(is_end).map(|(_, (mark, _))| *mark).collect()
 }

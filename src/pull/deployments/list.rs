@@ -4,7 +4,7 @@ use std::collections::{HashSet, VecDeque};
 
 use secrecy::SecretString;
 
-use crate::pull::api::pages::{ENVIRONMENTS_MAX, PageSize, REPEATED, TOO_MANY_ENVIRONMENTS};
+use crate::pull::api::pages::PageSize;
 use crate::pull::api::{Api, ApiError, Endpoint};
 use crate::pull::deployments::follow::Listing;
 use crate::pull::deployments::memory::DeploymentMemory;
@@ -17,6 +17,12 @@ const PAGE_MAX: usize = 100;
 /// If the last page of environments is full, there may be another behind it. It is asked for only in every fourth round,
 /// as long as it does not exist.
 const PAGE_BEHIND_ROUNDS: u64 = 4;
+/// An organization has far fewer environments. More than these would fill the memory.
+const ENVIRONMENTS_MAX: usize = 20_000;
+/// What is wrong with a list of more.
+const TOO_MANY_ENVIRONMENTS: &str = "there are more than 20,000";
+/// What is wrong with a list whose next page brings nothing new although it is full.
+const REPEATED: &str = "page after page holds the same records, so the parameter `offset` is ignored";
 /// An environment has far fewer, so a list that goes on beyond them has no end.
 const DEPLOYMENTS_MAX: usize = 200_000;
 /// A list keeps this many of the deployments that had ended, the oldest. The others are left to the next round.
@@ -27,7 +33,7 @@ const TOKENS_MAX: usize = 16;
 const NO_TIME: i64 = i64::MAX;
 
 /// The lists of one organization.
-pub(super) struct Lists {
+pub(in crate::pull) struct Lists {
     api: Api,
     organization: String,
     environments_page: PageSize,
@@ -36,6 +42,16 @@ pub(super) struct Lists {
     rounds: u64,
     /// How many there were the last time.
     listed: usize,
+}
+
+/// What env0 lists of an organization.
+pub(in crate::pull) struct Environments {
+    /// Each once.
+    pub(in crate::pull) records: Vec<EnvironmentRecord>,
+    /// What is missing in the first record that can't be read.
+    pub(in crate::pull) bad: Option<ApiError>,
+    /// How many requests it took.
+    pub(in crate::pull) requests: usize,
 }
 
 /// A deployment that is still to be read.
@@ -47,6 +63,14 @@ pub(super) struct Listed {
     pub(super) listing: Listing,
     /// Whether it is followed already.
     followed: bool,
+}
+
+#[cfg(test)]
+impl Listed {
+    /// One without a time.
+    pub(super) fn of(id: &str, listing: Listing) -> Listed {
+        Listed { id: id.to_owned(), kind: None, created: NO_TIME, ended: None, listing, followed: false }
+    }
 }
 
 /// What env0 lists of an environment.
@@ -64,7 +88,7 @@ pub(super) struct Look {
 }
 
 impl Lists {
-    pub(super) fn new(api: Api, organization: &str) -> Lists {
+    pub(in crate::pull) fn new(api: Api, organization: &str) -> Lists {
         let page = || PageSize::between(1, PAGE_MAX);
         Lists {
             api,
@@ -76,12 +100,12 @@ impl Lists {
         }
     }
 
-    /// Each environment once, and what is missing in the first record that can't be read.
-    pub(super) async fn environments(&mut self) -> Result<(Vec<EnvironmentRecord>, Option<ApiError>), ApiError> {
+    /// Lists the organization's environments.
+    pub(in crate::pull) async fn environments(&mut self) -> Result<Environments, ApiError> {
         self.rounds += 1;
         let mut environments: Vec<EnvironmentRecord> = Vec::new();
         let mut ids = HashSet::new();
-        let (mut listed, mut bad) = (0, None);
+        let (mut listed, mut bad, mut requests) = (0, None, 0);
         loop {
             let offset = listed.to_string();
             let query =
@@ -91,6 +115,7 @@ impl Lists {
             let page = answer.list::<ListedEnvironment<'_>>()?;
             bad = bad.or(page.bad);
             listed += page.elements;
+            requests += 1;
             let (mut any_read, before) = (false, environments.len());
             for record in page.records.into_iter().map(EnvironmentRecord::from) {
                 if record.id.len() > ID_MAX_BYTES {
@@ -112,7 +137,7 @@ impl Lists {
             let behind = listed == self.listed && !self.rounds.is_multiple_of(PAGE_BEHIND_ROUNDS);
             if !full || repeated || endless || behind {
                 self.listed = listed;
-                return Ok((environments, bad));
+                return Ok(Environments { records: environments, bad, requests });
             }
         }
     }

@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use crate::protocols::body::members;
 use crate::pull::deployments::records::EnvironmentRecord;
-use crate::pull::identity::{Identity, Taken};
+use crate::pull::identity::{Identity, Known, Mark, Taken};
 use crate::pull::line::json_of;
 use crate::pull::place::{Memory, Whose};
 
@@ -57,7 +57,8 @@ pub(super) struct Following {
     pub(super) project_id: Option<String>,
     pub(super) kind: Option<String>,
     pub(super) created: i64,
-    /// Only while it is read; else they are a part of their own.
+    /// How far each step was read. Here only while the deployment is being read, or where its own file (see `Parts`) can't
+    /// be written.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) steps: Steps,
     /// Whether its last line is in the spool.
@@ -113,26 +114,26 @@ impl Step {
         Step { restarted: true, ..Step::default() }
     }
 
-    /// The identity of an event of this log, from its stored line and that line's `eventId`.
-    pub(super) fn identity(&self, deployment_step: [&str; 2], id: Option<&RawValue>, line: &[u8]) -> Identity {
-        Identity::new(&deployment_step, id.filter(|_| !self.restarted), line)
+    /// The mark of an event of this log, from its stored line and that line's `eventId`.
+    pub(super) fn mark(&self, deployment_step: [&str; 2], id: Option<&RawValue>, line: &[u8]) -> Mark {
+        Mark::new(&deployment_step, id.filter(|_| !self.restarted), line)
     }
 
-    /// Takes note of an event; false when it was taken before.
-    pub(super) fn take(&mut self, identity: Identity) -> bool {
-        self.taken.insert(identity, 0)
+    /// Takes note of an event, and tells whether it was taken before.
+    pub(super) fn take(&mut self, mark: Mark) -> Known {
+        self.taken.insert(mark, 0)
     }
 
     /// Notes that a page was read whole; `end` are the events that the next one may repeat. True if `next` is new.
-    pub(super) fn go_on(&mut self, next: Option<String>, end: &[Identity]) -> bool {
+    pub(super) fn go_on(&mut self, next: Option<String>, end: &[Mark]) -> bool {
         if next.is_none() || next == self.next {
             return false;
         }
         self.next = next;
         if !end.is_empty() {
             self.taken = Taken::default();
-            for identity in end {
-                self.taken.insert(*identity, 0);
+            for mark in end {
+                self.taken.insert(*mark, 0);
             }
         }
         true
@@ -158,6 +159,11 @@ impl DeploymentMemory {
         self.following.iter().filter(|(_, following)| following.given_up_at.is_none())
     }
 
+    /// When the environment was looked at whose last look is the oldest; `now` without any.
+    pub(super) fn oldest_look(&self, now: i64) -> i64 {
+        self.environments.values().map(|known| known.looked_at).min().unwrap_or(now)
+    }
+
     /// Notes that the deployment is stored to its end.
     pub(super) fn done(&mut self, id: &str) {
         if let Some(following) = self.following.remove(id) {
@@ -178,14 +184,17 @@ impl DeploymentMemory {
         environment.done.retain(|_, created| *created >= done_before);
     }
 
-    /// Forgets environments that have not been listed for long, and deployments that have long been gone. One that is missing from a single list is still known:
-    /// else all of its deployments would be stored again.
-    pub(super) fn forget_unlisted(&mut self, listed: &[EnvironmentRecord], now: i64) {
+    /// Forgets environments that have not been listed for long, and deployments that have long been gone. One that is
+    /// missing from a single list is still known: else all of its deployments would be stored again. Returns the ids of
+    /// the deployments.
+    pub(super) fn forget_unlisted(&mut self, listed: &[EnvironmentRecord], now: i64) -> Vec<String> {
         let listed: BTreeSet<&str> = listed.iter().map(|environment| &*environment.id).collect();
         self.environments.retain(|id, known| listed.contains(&**id) || now - known.looked_at < UNLISTED_MILLIS);
         let given_up = |following: &Following| following.given_up_at.is_some_and(|at| now - at >= GIVEN_UP_MILLIS);
         let gone = self.following.iter().filter(|(_, following)| given_up(following)).map(|(id, _)| id.clone());
-        gone.collect::<Vec<_>>().iter().for_each(|id| self.done(id));
+        let gone: Vec<String> = gone.collect();
+        gone.iter().for_each(|id| self.done(id));
+        gone
     }
 }
 
@@ -197,10 +206,13 @@ pub(super) fn finished_id(deployment: &str) -> String {
 impl Memory for DeploymentMemory {
     type Part = Steps;
 
-    fn part_of(&self, line: &[u8], whose: &Whose<'_>) -> Option<(String, Steps)> {
+    fn part_of(&self, line: &[u8], whose: &Whose<'_>) -> Option<String> {
         let found = Found::of(line, whose)?;
-        let following = self.following.get(&found.deployment)?;
-        found.step.is_some().then(|| (found.deployment, following.steps.clone()))
+        (found.step.is_some() && self.following.contains_key(&found.deployment)).then_some(found.deployment)
+    }
+
+    fn kept(&mut self, id: &str) -> Option<&mut Steps> {
+        self.following.get_mut(id).map(|following| &mut following.steps)
     }
 
     fn found(&mut self, line: &[u8], whose: &Whose<'_>, part: Option<&mut Steps>) {
@@ -208,8 +220,8 @@ impl Memory for DeploymentMemory {
         match (step, part) {
             (Some(step), Some(steps)) => {
                 let read = steps.entry(step.clone()).or_default();
-                let identity = read.identity([&deployment, &step], event, line);
-                read.take(identity);
+                let mark = read.mark([&deployment, &step], event, line);
+                read.take(mark);
             }
             (Some(_), None) => {}
             (None, _) => {

@@ -21,12 +21,12 @@ pub(super) const LONG_ID: &str = "an id, a type or a name has more than 512 byte
 const TEXT_MAX_BYTES: usize = 1024;
 
 /// An environment, from the list of an organization's.
-pub(super) struct EnvironmentRecord {
-    pub(super) id: String,
+pub(in crate::pull) struct EnvironmentRecord {
+    pub(in crate::pull) id: String,
     pub(super) name: Option<String>,
     pub(super) project_id: Option<String>,
     updated_at: Option<String>,
-    latest_deployment_log_id: Option<String>,
+    pub(in crate::pull) latest_deployment_log_id: Option<String>,
     /// The id of its latest deployment, if the list says that it runs.
     pub(super) running: Option<String>,
 }

@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use crate::protocols::body::{Limits, members};
 use crate::pull::deployments::memory::{EVENT_STEP_DEPLOYMENT, Following, finished_id};
-use crate::pull::line::{Line, json_of, stored};
+use crate::pull::line::{Line, inner, json_of, stored};
 
 /// Where a deployment's lines come from.
 pub(super) struct Source {
@@ -58,10 +58,9 @@ impl Source {
         ]
     }
 
-    /// The event's own members as they were sent, then those of [`Source::members`] that it lacks. `None` when it is not
-    /// an object.
-    pub(super) fn event<'e>(&self, event: &'e RawValue, step: &str, limits: &Limits) -> Option<Event<'e>> {
-        let inner = event.get().strip_prefix('{')?.strip_suffix('}')?;
+    /// The event's own members as they were sent, then those of [`Source::members`] that it lacks.
+    pub(super) fn event<'e>(&self, event: &'e RawValue, step: &str, limits: &Limits) -> Event<'e> {
+        let inner = inner(event);
         let own = self.members(Some(step));
         let [d, s, e, n, p, o, t] = own.map(|(name, _)| name);
         let [has @ .., id, timestamp] = members(event, [d, s, e, n, p, o, t, "eventId", "timestamp"]);
@@ -73,9 +72,12 @@ impl Source {
             empty = false;
         }
         line.push('}');
-        let line = RawValue::from_string(line).ok()?;
-        let line = stored(&line, EVENT_STEP_DEPLOYMENT, limits)?;
-        Some(Event { line, id, timestamp })
+        let line = match RawValue::from_string(line) {
+            Ok(line) => stored(&line, EVENT_STEP_DEPLOYMENT, limits),
+            // Members put behind valid ones are valid.
+            Err(_) => stored(event, EVENT_STEP_DEPLOYMENT, limits),
+        };
+        Event { line, id, timestamp }
     }
 
     /// The line that says how the deployment ended; `outcome` are its members from `status` on.
@@ -107,18 +109,18 @@ mod tests {
     #[test]
     fn an_event_is_given_the_members_that_it_lacks_and_keeps_its_own() {
         let line = |event: &str| {
-            let event = source().event(serde_json::from_str(event).unwrap(), "tf:apply", &limits(1000))?;
-            Some(String::from_utf8(event.line.json().to_vec()).unwrap())
+            let event = source().event(serde_json::from_str(event).unwrap(), "tf:apply", &limits(1000));
+            String::from_utf8(event.line.json().to_vec()).unwrap()
         };
         let ours = r#""environmentId":"e","organizationId":"o","deploymentType":"deploy"}"#;
         let whole = format!(r#"{{"a": 1,"deploymentLogId":"d","stepName":"tf:apply",{ours}"#);
-        assert_eq!(line(r#"{"a": 1}"#).unwrap(), whole);
+        assert_eq!(line(r#"{"a": 1}"#), whole);
         assert_eq!(
-            line(r#"{"stepName":"x","deploymentLogId":null}"#).unwrap(),
+            line(r#"{"stepName":"x","deploymentLogId":null}"#),
             format!(r#"{{"stepName":"x","deploymentLogId":null,{ours}"#)
         );
-        assert!(line("{ }").unwrap().starts_with(r#"{ "deploymentLogId":"d","#));
-        assert_eq!(line("[1]"), None);
+        assert!(line("{ }").starts_with(r#"{ "deploymentLogId":"d","#));
+        assert!(line("[1]").starts_with(r#"{"message":[1],"deploymentLogId":"d","#));
     }
 
     #[test]
@@ -133,7 +135,7 @@ mod tests {
             format!(r#"{{"eventId":"{text}"}}"#),
         ];
         for event in events {
-            let found = source().event(serde_json::from_str(&event).unwrap(), "s", &limits(4096)).unwrap();
+            let found = source().event(serde_json::from_str(&event).unwrap(), "s", &limits(4096));
             let [of_line] = members(json_of(found.line.json()), ["eventId"]);
             assert_eq!(found.id().map(RawValue::get), of_line.map(RawValue::get), "{event}");
         }

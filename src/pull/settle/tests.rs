@@ -62,6 +62,59 @@ async fn a_batch_that_is_renamed_while_the_folder_is_listed_is_not_missed() {
 }
 
 #[tokio::test]
+async fn a_batch_that_is_read_slowly_and_refused_once_is_read_again() {
+    let world = crashed().await;
+    let mut refused = false;
+    world.disk.rule(move |op, path| {
+        let refuses = !refused && op == Op::Read && path.to_string_lossy().ends_with(".sealed");
+        refused |= refuses;
+        if refuses {
+            // Longer than all tries of a file that is refused at once.
+            std::thread::sleep(RETRY_AFTER * (TRIES + 10));
+            return Effect::Fail(Errno::IO);
+        }
+        Effect::Pass
+    });
+    assert!(knows_after_settling(&world).await);
+}
+
+#[tokio::test]
+async fn a_batch_that_is_renamed_after_a_long_reading_is_looked_for_under_its_new_name() {
+    let world = crashed().await;
+    let mut opened = 0;
+    world.disk.rule(move |op, path| {
+        if opened == 2 || op != Op::Open || !path.to_string_lossy().ends_with(".sealed") {
+            return Effect::Pass;
+        }
+        opened += 1;
+        std::thread::sleep(RETRY_AFTER * (TRIES + 10));
+        if opened == 1 { Effect::Fail(Errno::NOENT) } else { Effect::Pass }
+    });
+    assert!(knows_after_settling(&world).await);
+}
+
+#[tokio::test]
+async fn a_place_that_cannot_be_written_after_a_start_holds_up_no_other_and_begins_later() {
+    let world = crashed().await;
+    world.disk.fail(Op::Rename, "_o.json", Errno::ACCESS);
+    let spool = world.spool().clone();
+    tokio::time::timeout(LONG, begin(&spool)[TYPE].wait()).await.expect("settled");
+    let passes = || spool.gate(TYPE).pass(spool.folder(TYPE).last_opened().unwrap()).now_or_never().is_some();
+    assert!(!passes() && spool.gate(TYPE).pass(DateTime::<Utc>::MAX_UTC).now_or_never().is_some());
+    let shared = || Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new() };
+    let refused = Place::open(&spool, TYPE, "o", shared(), beginning()).await;
+    assert!(matches!(refused, Err(PlaceError::Unsettled { .. })));
+    world.disk.heal();
+    let written = async {
+        while !passes() {
+            tokio::time::sleep(RETRY_AFTER).await;
+        }
+    };
+    tokio::time::timeout(LONG, written).await.expect("the place is written after all");
+    assert!(is_finished(&place(&spool, TYPE).await.memory));
+}
+
+#[tokio::test]
 async fn a_damaged_batch_opens_the_gate_and_its_events_count_as_not_taken() {
     let world = crashed().await;
     world.disk.flip_bit(&world.file("sealed"));

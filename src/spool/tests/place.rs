@@ -10,7 +10,7 @@ use super::world::{DEADLINE, Fate, TYPE, World, settings};
 use crate::batch::{LogType, Stage};
 use crate::spool::disk::OsDisk;
 use crate::spool::manifest::{Lock, LockError};
-use crate::spool::{AppendError, OpenError, QUARANTINE, Receipt, Spool};
+use crate::spool::{AppendError, OpenError, PULL, QUARANTINE, Receipt, Spool};
 
 /// A world with one batch that waits for its delivery.
 fn sealed() -> World {
@@ -212,7 +212,7 @@ fn a_lock_that_another_daemon_may_have_held_is_not_taken_back() {
 
 #[test]
 fn a_folder_that_is_a_link_or_a_file_is_refused_and_nothing_is_written_first() {
-    for folder in [LogType::ALL[0].as_str(), LogType::ALL[1].as_str(), QUARANTINE] {
+    for folder in [LogType::ALL[0].as_str(), LogType::ALL[1].as_str(), QUARANTINE, PULL] {
         for is_link in [true, false] {
             let home = tempfile::tempdir().unwrap();
             let (dir, elsewhere) = (home.path().join("spool"), home.path().join("elsewhere"));

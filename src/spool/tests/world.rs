@@ -23,6 +23,8 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Processes with a spool, one after the other, on one disk. The code calls each of them a life.
 pub(crate) struct World {
+    /// [`TYPE`], where a test doesn't choose another.
+    pub(crate) log_type: LogType,
     pub(crate) disk: FaultDisk,
     pub(crate) settings: Settings,
     pub(crate) spool: Option<Spool>,
@@ -72,6 +74,7 @@ impl World {
         // Only the lock is a real file.
         let lock_dir = tempfile::tempdir().unwrap();
         World {
+            log_type: TYPE,
             disk: FaultDisk::new(),
             settings: Settings { codec, ..settings(lock_dir.path().to_owned()) },
             spool: None,
@@ -121,7 +124,7 @@ impl World {
     /// Ends this life in order; the disk stays as it is.
     pub(crate) fn end(&mut self) {
         self.copies_given_up +=
-            self.spool.as_ref().and_then(Spool::copies).map_or(0, |copies| copies.skipped_events(TYPE));
+            self.spool.as_ref().and_then(Spool::copies).map_or(0, |copies| copies.skipped_events(self.log_type));
         self.spool = None;
         self.receivers = None;
         self.waiting.clear();
@@ -176,7 +179,7 @@ impl World {
             if let SpoolName::Sealed(name) = name
                 && name.stage == Stage::Sending
             {
-                let key = object_key("", TYPE, &name.batch);
+                let key = object_key("", self.log_type, &name.batch);
                 self.bucket.retain(|taken, object| *taken != key || object.name.is_some());
             }
         }
@@ -187,15 +190,15 @@ impl World {
     }
 
     pub(crate) fn folder(&self) -> Arc<Folder> {
-        self.spool().folder(TYPE)
+        self.spool().folder(self.log_type)
     }
 
     pub(crate) fn dir(&self) -> PathBuf {
-        self.settings.dir.join(TYPE.as_str())
+        self.settings.dir.join(self.log_type.as_str())
     }
 
     pub(crate) fn copies_dir(&self) -> PathBuf {
-        self.settings.dir.join("cloudwatch").join(TYPE.as_str())
+        self.settings.dir.join("cloudwatch").join(self.log_type.as_str())
     }
 
     pub(crate) fn quarantine(&self) -> Vec<String> {
@@ -218,7 +221,7 @@ impl World {
 
     fn receive(&mut self) {
         let Some(receivers) = &mut self.receivers else { return };
-        while let Some(batch) = receivers[TYPE].try_recv() {
+        while let Some(batch) = receivers[self.log_type].try_recv() {
             self.waiting.push(batch);
         }
     }
@@ -230,7 +233,7 @@ impl World {
         let lines: String = ids.clone().map(line).collect();
         let spool = self.spool().clone();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let answer = runtime.block_on(spool.append(TYPE, Bytes::from(lines), count));
+        let answer = runtime.block_on(spool.append(self.log_type, Bytes::from(lines), count));
         if self.disk.died() {
             return answer;
         }
@@ -334,7 +337,7 @@ impl World {
     /// Renames the batch where the last answer asked for it.
     fn take_new_name(&mut self, batch: &mut Batch) -> std::io::Result<()> {
         if let Some(known) = self.known.get_mut(&batch.name.sequence).filter(|known| known.needs_new_name) {
-            self.spool.as_ref().unwrap().folder(TYPE).rename(batch)?;
+            self.spool.as_ref().unwrap().folder(self.log_type).rename(batch)?;
             known.needs_new_name = false;
         }
         Ok(())
@@ -343,7 +346,7 @@ impl World {
     /// Puts the object into the bucket or not, and returns what the flusher would see.
     fn put(&mut self, batch: &Batch, fate: Fate, gaps: Vec<u64>) -> Ended {
         let failed = |kind, may_have_arrived| Ended::Failed { kind, may_have_arrived };
-        let key = object_key("", TYPE, &batch.name.batch);
+        let key = object_key("", self.log_type, &batch.name.batch);
         let body = self.disk.bytes(&self.folder().batch_path(batch)).unwrap();
         match fate {
             Fate::Refused => return failed(PutErrorKind::Denied, false),
@@ -366,7 +369,7 @@ impl World {
             _ if self.bucket.contains_key(&key) => return failed(PutErrorKind::NameTaken, false),
             _ => {}
         }
-        let instance = self.spool().chain_instance(TYPE).to_owned();
+        let instance = self.spool().chain_instance(self.log_type).to_owned();
         self.tried.insert(batch.name.sequence);
         self.bucket.insert(key, Object { body, name: Some(batch.name), instance, gaps });
         if fate == Fate::AnswerLost { failed(PutErrorKind::Timeout, true) } else { Ended::Stored }
@@ -470,7 +473,7 @@ impl World {
                 None => missing += name.records,
             }
         }
-        let given_up = self.copies_given_up + copies.skipped_events(TYPE);
+        let given_up = self.copies_given_up + copies.skipped_events(self.log_type);
         assert!(missing <= given_up, "{missing} events are no copies, and {given_up} were given up");
     }
 
