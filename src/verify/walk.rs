@@ -335,7 +335,7 @@ impl Listing {
         if self.page.front().is_some_and(ended) { Ok(None) } else { Ok(self.page.pop_front()) }
     }
 
-    /// Refuses a store that begins its listing anew or sends empty pages without end: it would be asked for ever.
+    /// Fails where the listing goes back or sends too many empty pages; otherwise it would never end.
     fn check_progress(&mut self) -> Result<(), ReadError> {
         match self.page.back() {
             Some(listed) if listed.key <= self.last => {
