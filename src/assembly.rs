@@ -122,7 +122,8 @@ impl Files {
     }
 }
 
-/// Starts the lanes of a spool. Batches that may hold what a crash kept from the pull's places wait until that is settled.
+/// Starts the flusher. After a crash, batches with pulled events that no place has recorded yet are held back until `settle`
+/// has read them.
 pub fn start_flusher(
     config: &Config,
     network: &Network,
