@@ -30,7 +30,7 @@ pub(super) fn text_lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// Whether `body` begins with the byte order mark of UTF-16 and a Latin character, as files do that PowerShell writes, or
 /// with two Latin characters without the mark.
-pub(in super::super) fn is_utf16(body: &[u8]) -> bool {
+pub(crate) fn is_utf16(body: &[u8]) -> bool {
     match body {
         [0xff, 0xfe, _, 0, ..] | [0xfe, 0xff, 0, _, ..] => true,
         [a, 0, b, 0, ..] | [0, a, 0, b, ..] => [a, b].iter().all(|byte| (b' '..=b'~').contains(byte)),
@@ -40,7 +40,7 @@ pub(in super::super) fn is_utf16(body: &[u8]) -> bool {
 
 /// The kind of file that `body` is, where it begins as a well-known one does and isn't text. Stored as lines with
 /// replacements, it could never be made a file again.
-pub(in super::super) fn other_file(body: &[u8]) -> Option<&'static str> {
+pub(crate) fn other_file(body: &[u8]) -> Option<&'static str> {
     const BEGINNINGS: [(&[u8], &str); 9] = [
         (b"PK\x03\x04", "a zip file"),
         (b"BZh", "a bzip2 file"),
