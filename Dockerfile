@@ -34,12 +34,10 @@ LABEL org.opencontainers.image.title="env0-s3-logs" \
       org.opencontainers.image.base.digest="sha256:54df941ed0d06a1bd95ef5e0ce391fd8d9f94b64782dc9a60062727849ee3f97"
 COPY --from=build /out/ /
 COPY LICENSE /usr/share/doc/env0-s3-logs/LICENSE
-# MIMALLOC_PURGE_DELAY and MALLOC_MMAP_THRESHOLD_ as src/main.rs sets them: where they are set, the program need not start
-# itself again with them.
+# MIMALLOC_PURGE_DELAY as src/main.rs sets it: where it is set, the program need not start itself again with it.
 ENV ENV0_S3_LOG_LISTEN_ADDR=0.0.0.0:8080 \
     ENV0_S3_LOG_ADMIN_ADDR=0.0.0.0:9090 \
-    MIMALLOC_PURGE_DELAY=10 \
-    MALLOC_MMAP_THRESHOLD_=131072
+    MIMALLOC_PURGE_DELAY=10
 # Numeric: a kubelet that checks runAsNonRoot can't look up a name.
 USER 65532:65532
 VOLUME ["/var/lib/env0-s3-logs"]

@@ -152,8 +152,9 @@ mod tests {
             () = tokio::time::sleep(Duration::from_millis(100)) => {}
         }
         // The same read goes on.
-        std::fs::write(&pipe, "raw.token").unwrap();
+        let written = tokio::task::spawn_blocking(move || std::fs::write(pipe, "raw.token"));
         let (tokens, problems) = sources.read().await;
+        written.await.unwrap().unwrap();
         assert_eq!((tokens[0].expose(), problems), ("raw.token", Vec::new()));
     }
 }

@@ -79,7 +79,7 @@ fn imports(module: &Module, source: &str, modules: &BTreeSet<Module>) -> BTreeSe
     let code = without_tests(source);
     let code: String = code.lines().map(|line| line.split("//").next().unwrap().to_owned() + "\n").collect();
     // The path in `pub(in …)` tells who may see an item, and is no import.
-    let code = code.replace("pub(in crate::", "pub(");
+    let code = code.replace("pub(in crate::", "pub(").replace("pub(in super::", "pub(");
     let children: Vec<&str> = modules
         .iter()
         .filter_map(|other| other.strip_prefix(&module[..]))

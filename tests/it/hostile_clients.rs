@@ -213,31 +213,6 @@ fn zstd_and_deflate_bombs_are_refused_too() {
     }
 }
 
-#[test]
-fn the_windows_of_zstd_are_given_back_to_the_system() {
-    // The first piece that is freed tells the C library how large the pieces are that it should keep.
-    const WINDOWS: [usize; 2] = [8 * MIB, 7 * MIB];
-    let aws = LocalAws::start();
-    let setup = Setup::new(&aws);
-    let daemon = setup.start();
-    let upload = |window| {
-        let body = zstd::bulk::compress(&vec![b' '; window], 1).unwrap();
-        Upload::post(DEPLOYMENTS).bearer(TOKEN).header("Content-Encoding", "zstd").body(body)
-    };
-    let uploads = WINDOWS.map(upload);
-    assert_eq!(daemon.send(uploads[0].clone()).accepted(), 0);
-    let before = memory_bytes(&daemon, "VmRSS");
-    std::thread::scope(|scope| {
-        for _ in 0..16 {
-            scope.spawn(|| (0..8).for_each(|_| drop(uploads[1].send(daemon.listen))));
-        }
-    });
-    wait_until("memory is given back", || {
-        assert_eq!(daemon.post(AUDITS, event("after")).accepted(), 1);
-        memory_bytes(&daemon, "VmRSS") < before + WINDOWS[1]
-    });
-}
-
 /// A daemon whose memory for bodies is taken by a request that stopped sending.
 fn exhausted(setup: &Setup) -> (Daemon, Raw, String) {
     let daemon = setup.start();
