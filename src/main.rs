@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// mimalloc's setting for how long it keeps what was freed, in milliseconds.
-const KEEP: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "1");
+const KEEP: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "10");
 
 fn main() -> ExitCode {
     // By itself it keeps that for a second: in a flood of large bodies a third more is in RAM. It reads the variable
