@@ -7,7 +7,7 @@ use std::cmp::Reverse;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::oidc::{OidcToken, Source};
+use crate::oidc::OidcToken;
 
 /// More would not help: they are all of one organization, and the newest is the best.
 pub(super) const MAX_TOKENS: usize = 16;
@@ -51,7 +51,7 @@ impl Candidates {
     pub(super) fn add(&mut self, token: OidcToken, now: DateTime<Utc>) -> Offer {
         let source = token.source;
         for candidate in self.0.iter_mut().filter(|candidate| candidate.token.source == source) {
-            candidate.replaced = source != Source::HandOver && !candidate.token.same(&token);
+            candidate.replaced = source.is_configured() && !candidate.token.same(&token);
         }
         self.0.retain(|candidate| !candidate.replaced || candidate.has_given);
         if let Some(known) = self.0.iter().find(|candidate| candidate.token.same(&token)) {
@@ -72,7 +72,7 @@ impl Candidates {
     fn drop_one(&mut self) {
         let kinds: Vec<_> = self.0.iter().map(|candidate| kind(&candidate.token)).collect();
         let alike = |index: &usize| kinds.iter().filter(|kind| **kind == kinds[*index]).count();
-        let may_go = |index: &usize| self.0[*index].token.source == Source::HandOver && !self.0[*index].has_given;
+        let may_go = |index: &usize| !self.0[*index].token.source.is_configured() && !self.0[*index].has_given;
         let end = |index: &usize| Reverse(self.0[*index].token.expires_at.unwrap_or(DateTime::<Utc>::MAX_UTC));
         let worst =
             (0..self.0.len()).filter(may_go).max_by_key(|index| (self.0[*index].set_aside, alike(index), end(index)));
@@ -157,6 +157,7 @@ mod tests {
     #![allow(clippy::arithmetic_side_effects)]
 
     use super::*;
+    use crate::oidc::Source;
     use crate::testing::Issuer;
 
     fn at(minutes: i64) -> DateTime<Utc> {

@@ -26,6 +26,8 @@ const END_OF_9999: i64 = 253_402_300_799;
 pub enum Source {
     /// Presented by a client and verified.
     HandOver,
+    /// From the record of a pulled deployment, and verified.
+    Record,
     /// `ENV0_S3_LOG_OIDC_TOKEN_FILE`
     File,
     /// `ENV0_S3_LOG_OIDC_TOKEN_URL`
@@ -39,10 +41,16 @@ impl Source {
     pub fn as_str(self) -> &'static str {
         match self {
             Source::HandOver => "hand-over",
+            Source::Record => "deployment-record",
             Source::File => "file",
             Source::Url => "url",
             Source::Environment => "environment",
         }
+    }
+
+    /// Whether it has one token at a time: the one that is configured there.
+    pub fn is_configured(self) -> bool {
+        !matches!(self, Source::HandOver | Source::Record)
     }
 }
 

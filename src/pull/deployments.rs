@@ -28,7 +28,7 @@ use tokio::time::Instant;
 
 use crate::batch::Sha256;
 use crate::credentials::Credentials;
-use crate::oidc::{Verifier, VerifyError};
+use crate::oidc::{self, OidcToken, Verifier, VerifyError};
 use crate::protocols::body::Limits;
 use crate::pull::api::{Api, ErrorKind};
 use crate::pull::deployments::follow::{Follow, Listing, Piece};
@@ -77,6 +77,7 @@ pub(super) struct Deployments {
     judged: HashSet<Sha256>,
     lists: Lists,
     sweep: Sweep,
+    is_first_round: bool,
     /// The ended deployment that was begun last.
     last_ended: String,
     /// What is being read, by the task's id. It goes on from round to round: one slow answer must not hold up the others.
@@ -162,6 +163,7 @@ impl Deployments {
             hand_over,
             judged: HashSet::new(),
             sweep: Sweep::new(interval),
+            is_first_round: true,
             last_ended: String::new(),
             reading: JoinSet::new(),
             read: HashMap::new(),
@@ -200,7 +202,12 @@ impl Deployments {
         let until = Instant::now() + self.interval / 2;
         let (mut known, mut tokens, mut more) = (BTreeMap::new(), Vec::new(), false);
         let mut room = HISTORY_AT_ONCE;
-        let due = self.sweep.due(&environments, &self.place.memory, now);
+        let mut due = self.sweep.due(&environments, &self.place.memory, now);
+        if std::mem::take(&mut self.is_first_round) && self.hand_over.credentials.session().is_none() {
+            // Tokens are in memory only. Without one a restart would wait for the next deployment.
+            let newest = Sweep::newest(&environments, &self.place.memory, &due, LOOKS_AT_ONCE);
+            due.extend(newest);
+        }
         // Several requests run at once; their results come in the order of `due`.
         let mut looks = FuturesOrdered::new();
         let mut waiting = due.iter();
@@ -418,8 +425,17 @@ impl Deployments {
             return;
         }
         let HandOver { verifier, credentials } = &self.hand_over;
-        match verifier.verify(token.expose_secret(), crate::batch::now()).await {
-            Ok(token) => drop(credentials.offer(token)),
+        let now = crate::batch::now();
+        // Records keep the tokens of deployments that ended long ago. No operator can do anything about those.
+        let unverified = OidcToken::own(token.expose_secret(), oidc::Source::Record);
+        if unverified.and_then(|token| token.expires_at).is_some_and(|end| end <= now) {
+            return;
+        }
+        match verifier.verify(token.expose_secret(), now).await {
+            Ok(mut token) => {
+                token.source = oidc::Source::Record;
+                credentials.offer(token);
+            }
             Err(VerifyError::Refused(_)) => {}
             // The issuer's keys could not be fetched. The token is checked when the deployment is listed again.
             Err(_) => drop(self.judged.remove(&hash)),

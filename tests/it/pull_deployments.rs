@@ -214,6 +214,26 @@ fn a_token_in_a_record_is_enough_to_write_to_the_bucket_and_is_kept_nowhere() {
 }
 
 #[test]
+fn after_a_restart_the_record_of_a_deployment_that_is_stored_gives_its_token_again() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let mut old = Deployment::running("d-1", "git:clone", 3).ended();
+    old.oidc_token = Some(aws.issuer.expired_token(120));
+    let mut new = Deployment::running("d-2", "git:clone", 3).ended();
+    new.oidc_token = Some(aws.issuer.token());
+    env0.world().environments = vec![environment("env-1", vec![old, new])];
+    let setup = setup(&aws, &env0).unset("ENV0_OIDC_TOKEN");
+    let daemon = setup.start();
+    all_arrive_once(&aws, &env0, 2);
+    a_round_later(&daemon);
+    daemon.kill();
+    let daemon = setup.start();
+    wait_until("there is a session again", || aws.sts.sessions_issued() == 2);
+    let tokens = daemon.admin_get("/status").unwrap().json()["credentials"]["tokens"].clone();
+    assert_eq!((tokens.as_array().unwrap().len(), &tokens[0]["source"]), (1, &"deployment-record".into()), "{tokens}");
+    assert_eq!(daemon.log().count("WARN", "refused an OIDC token"), 0, "nobody can do anything about old ones");
+}
+
+#[test]
 fn three_hundred_idle_environments_take_few_requests_in_a_round_audits_included() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     env0.world().environments = (0..300).map(|number| Environment::new(&format!("env-{number}"))).collect();

@@ -171,6 +171,10 @@ impl Lists {
                     continue;
                 }
                 any_new = true;
+                // Also that of a deployment that is stored: after a restart it may be the only one.
+                if look.tokens.len() < TOKENS_MAX {
+                    look.tokens.extend(record.oidc_token());
+                }
                 let is_final = record.is_final();
                 let followed = memory.following.contains_key(&record.id);
                 let done = remembered.done.contains_key(&record.id);
@@ -194,9 +198,6 @@ impl Lists {
                 let old = seen || ended.unwrap_or(created).max(created) < memory.from;
                 if !followed && (done || (old && is_final)) {
                     continue;
-                }
-                if look.tokens.len() < TOKENS_MAX {
-                    look.tokens.extend(record.oidc_token());
                 }
                 let listing = if is_final { Listing::Ended(record.outcome()) } else { Listing::Running };
                 look.deployments.push_back(Listed {

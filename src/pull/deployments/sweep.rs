@@ -1,6 +1,7 @@
 //! Chooses the environments whose deployments a round lists: those that changed, those with a running deployment, and
 //! those whose hourly turn it is.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -55,6 +56,22 @@ impl Sweep {
         let turns = self.turns(environments.len(), now);
         due.extend(rest.into_iter().take(turns.max(late)));
         due
+    }
+
+    /// At most `count` further environments, those with the newest deployments first: their records may have a token.
+    pub(super) fn newest<'e>(
+        environments: &'e [EnvironmentRecord],
+        memory: &DeploymentMemory,
+        due: &[&EnvironmentRecord],
+        count: usize,
+    ) -> Vec<&'e EnvironmentRecord> {
+        let due: BTreeSet<&str> = due.iter().map(|environment| &*environment.id).collect();
+        let mut rest: Vec<_> = environments.iter().filter(|environment| !due.contains(&*environment.id)).collect();
+        let newest =
+            |environment: &EnvironmentRecord| memory.environments.get(&environment.id).map(|known| known.done_before);
+        rest.sort_by_key(|environment| Reverse(newest(environment)));
+        rest.truncate(count);
+        rest
     }
 
     /// How many of `environments` have their turn at `now`.
