@@ -1,17 +1,19 @@
 //! `cargo bench --bench spool`: append with its fsync, alone and in groups, and sealing by codec. The
 //! spool is under `target`, because a `/tmp` in memory has no fsync to speak of.
 
+mod measure;
+
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use env0_s3_logs::batch::{Codec, LogType};
 use env0_s3_logs::spool::disk::OsDisk;
 use env0_s3_logs::spool::manifest::Destination;
 use env0_s3_logs::spool::{SealedBatches, Settings, Spool};
 use futures_util::future::join_all;
+use measure::{measure, timed};
 use tokio::runtime::Runtime;
 
 const EVENTS: &str = include_str!("../fixtures/deployment-events.ndjson");
@@ -42,7 +44,7 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in(concat!(env!("CARGO_MANIFEST_DIR"), "/target")).expect("there is a target folder")
 }
 
-fn append(criterion: &mut Criterion) {
+fn append() {
     let runtime = Runtime::new().expect("a runtime");
     let folder = folder();
     let (spool, mut sealed) = runtime.block_on(async { open(folder.path(), Codec::None) });
@@ -53,53 +55,45 @@ fn append(criterion: &mut Criterion) {
             deliver.delivered(&mut batch).expect("the disk works");
         }
     });
-    let mut group = criterion.benchmark_group("append");
     for (name, together, bytes) in
         [("440 B alone", 1, 440), ("64 x 440 B", 64, 440), ("64 x 44 kB", 64, 44_000), ("440 kB alone", 1, 440_000)]
     {
         let lines = Bytes::from(vec![b'\n'; bytes]);
-        group.throughput(Throughput::Bytes((together * bytes) as u64));
-        group.bench_function(name, |bencher| {
-            bencher.iter(|| {
-                let appends = (0..together).map(|_| spool.append(LogType::Deployments, lines.clone(), 1));
+        measure(&format!("append {name}"), together * bytes, || {
+            let appends = (0..together).map(|_| spool.append(LogType::Deployments, lines.clone(), 1));
+            timed(|| {
                 let receipts = runtime.block_on(async { join_all(appends).await });
                 assert!(receipts.iter().all(Result::is_ok));
-            });
+            })
         });
     }
-    group.finish();
 }
 
-fn seal(criterion: &mut Criterion) {
+fn seal() {
     let runtime = Runtime::new().expect("a runtime");
-    let mut group = criterion.benchmark_group("seal 16 MiB");
-    group.sample_size(10).throughput(Throughput::Bytes(BATCH_BYTES as u64));
     let lines = Bytes::from(EVENTS);
     for (name, codec) in [("plain", Codec::None), ("gzip", Codec::Gzip), ("zstd", Codec::Zstd)] {
         let folder = folder();
         let (spool, mut sealed) = runtime.block_on(async { open(folder.path(), codec) });
-        group.bench_function(name, |bencher| {
-            bencher.iter_custom(|times| {
-                let mut took = Duration::ZERO;
-                for _ in 0..times {
-                    runtime.block_on(async {
-                        for _ in 0..BATCH_BYTES / lines.len() {
-                            let append = spool.append(LogType::Deployments, lines.clone(), 1);
-                            append.await.expect("the disk works");
-                        }
-                        let started = Instant::now();
-                        spool.seal();
-                        let mut batch = sealed.recv().await.expect("the spool is open");
-                        took += started.elapsed();
-                        spool.folder(LogType::Deployments).delivered(&mut batch).expect("the disk works");
-                    });
+        measure(&format!("seal 16 MiB {name}"), BATCH_BYTES, || {
+            runtime.block_on(async {
+                for _ in 0..BATCH_BYTES / lines.len() {
+                    spool.append(LogType::Deployments, lines.clone(), 1).await.expect("the disk works");
                 }
-                took
             });
+            let mut batch = None;
+            let took = timed(|| {
+                spool.seal();
+                batch = runtime.block_on(sealed.recv());
+            });
+            let mut batch = batch.expect("the spool is open");
+            spool.folder(LogType::Deployments).delivered(&mut batch).expect("the disk works");
+            took
         });
     }
-    group.finish();
 }
 
-criterion_group!(benches, append, seal);
-criterion_main!(benches);
+fn main() {
+    append();
+    seal();
+}
