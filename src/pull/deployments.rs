@@ -274,7 +274,7 @@ impl Deployments {
                 memory.reached = now;
                 self.commit(Bytes::new(), 0, memory).await?;
                 self.report.position(self.place.memory.reached);
-                self.report.looked_at_all(self.place.memory.oldest_look(now));
+                self.report.looked_at_all(self.place.memory.oldest_look(&environments, now));
                 Ok(false)
             }
         }

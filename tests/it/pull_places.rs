@@ -143,6 +143,8 @@ fn after_a_clock_that_was_years_ahead_what_lies_between_is_fetched_once_and_it_i
     for pull in status["pull"].as_array().unwrap() {
         assert!(pull["notice"].as_str().unwrap().contains(told) && pull["error"] == json!(null), "{pull}");
         assert!(pull["position"].as_str().unwrap() < "2028", "{pull}");
+        let looked_at = pull["looked_at_all_since"].as_str().is_some_and(|since| since < "2028");
+        assert_eq!(looked_at, pull["type"] == "env0-deployments", "{pull}");
     }
     let beside = setup.set("ENV0_S3_LOG_ADMIN_ADDR", daemon.admin.to_string()).run("check");
     assert!(beside.stdout.contains(told), "{beside:?}");

@@ -159,9 +159,11 @@ impl DeploymentMemory {
         self.following.iter().filter(|(_, following)| following.given_up_at.is_none())
     }
 
-    /// When the environment was looked at whose last look is the oldest; `now` without any.
-    pub(super) fn oldest_look(&self, now: i64) -> i64 {
-        self.environments.values().map(|known| known.looked_at).min().unwrap_or(now)
+    /// When the one of `listed` was looked at whose last look is the oldest; `now` without any. Environments that env0 no
+    /// longer lists are not looked at.
+    pub(super) fn oldest_look(&self, listed: &[EnvironmentRecord], now: i64) -> i64 {
+        let known = listed.iter().filter_map(|record| self.environments.get(&record.id));
+        known.map(|known| known.looked_at).min().unwrap_or(now)
     }
 
     /// Notes that the deployment is stored to its end.
