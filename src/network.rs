@@ -226,7 +226,7 @@ pub fn way_out(proxies: &config::Network, words: &str, service: &str) -> String 
         )
     } else if has(&["dns", "resolve", "lookup", "name or service"]) {
         format!(
-            "DNS gives no address for {service}: look at the resolver, and at the …_AWS_REGION and the URLs that are set"
+            "DNS gives no address for {service}: look at the resolver, and at the host's name in the URL or region that is set"
         )
     } else if has(&["invalidcontenttype"]) {
         format!(

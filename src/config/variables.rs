@@ -213,7 +213,7 @@ pub const VARIABLES: &[Variable] = &[
     optional(
         "ENV0_S3_LOG_PULL_FROM",
         "2026-01-01T00:00:00Z",
-        "How far back the first pull reaches: an RFC 3339 time, or a date (UTC); without it, to the first start",
+        "How far back the first pull reaches: an RFC 3339 time, or a date (UTC); without it, to the first start. Later starts go on from where the last one was",
     ),
     defaulted("ENV0_S3_LOG_PULL_INTERVAL", "30s", "How often env0 is asked for what is new, `5s` to `1h`"),
     optional(

@@ -145,7 +145,7 @@ async fn tour(aws: &LocalAws, env0: &LocalEnv0, once: bool) -> Result<()> {
         puller.stop().await?;
         return daemon.stop().await;
     }
-    stay_up(aws, puller, daemon).await
+    stay_up(aws, env0, puller, daemon).await
 }
 
 /// Starts the daemon that takes events.
@@ -270,7 +270,7 @@ async fn delivered(aws: &LocalAws, lines: usize) -> Result<Vec<Delivered>> {
 }
 
 /// Tells what is up and how to use it, and stays until a daemon ends, which none does by itself.
-async fn stay_up(aws: &LocalAws, mut puller: Daemon, mut daemon: Daemon) -> Result<()> {
+async fn stay_up(aws: &LocalAws, env0: &LocalEnv0, mut puller: Daemon, mut daemon: Daemon) -> Result<()> {
     heading(8, "Yours to try until Ctrl-C (the bucket is in memory and goes with it)")?;
     say("\n    Open (of the daemon that is pushed to, and of the one that pulls):")?;
     note(&format!("{}/", daemon.admin))?;
@@ -287,6 +287,10 @@ async fn stay_up(aws: &LocalAws, mut puller: Daemon, mut daemon: Daemon) -> Resu
         AUDITOR.1,
         aws.s3.url()
     ))?;
+    say(
+        "\n    Pull with a daemon of your own (its page is http://127.0.0.1:9090/; it warns that two now pull the same):",
+    )?;
+    note(&pull::command(aws, env0)?)?;
     let status = tokio::select! {
         status = puller.ended() => status?,
         status = daemon.ended() => status?,
