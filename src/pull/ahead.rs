@@ -1,4 +1,4 @@
-//! Tells `check` of places that are ahead of the clock, from their files alone.
+//! Places that are ahead of the clock: what counts as one, and which of a spool's files are one, for `check`.
 
 use std::path::Path;
 
@@ -8,8 +8,8 @@ use serde::Deserialize;
 use crate::pull::files::{FILE_MAX_BYTES, FOLDER};
 use crate::spool::disk::{self, Disk, OsDisk};
 
-/// Clocks differ by less.
-const DIFFERENCE_MAX: TimeDelta = TimeDelta::minutes(15);
+/// Clocks differ by less, so a place that is further ahead was written by a clock that was wrong.
+const DIFFERENCE_MAX_MILLIS: i64 = 15 * 60_000;
 
 /// A place's file, as far as it tells times; milliseconds since 1970.
 #[derive(Deserialize)]
@@ -23,6 +23,12 @@ struct Times {
     reached: i64,
 }
 
+/// How far a place that is at `at` is ahead of `now`, where that is more than clocks differ; both in milliseconds since 1970.
+pub(super) fn ahead_by(at: i64, now: i64) -> Option<TimeDelta> {
+    let ahead = at.saturating_sub(now);
+    (ahead > DIFFERENCE_MAX_MILLIS).then(|| TimeDelta::milliseconds(ahead))
+}
+
 /// The names of the places in a spool that are ahead of `now`, with the times that they are at. A file that can't be read
 /// is none: its pull tells of that.
 pub fn ahead_of(spool: &Path, now: DateTime<Utc>) -> Vec<(String, DateTime<Utc>)> {
@@ -30,8 +36,8 @@ pub fn ahead_of(spool: &Path, now: DateTime<Utc>) -> Vec<(String, DateTime<Utc>)
     let ahead = |(name, _): (String, u64)| {
         let bytes = disk::read(&OsDisk, &folder.join(&name), FILE_MAX_BYTES).ok()?;
         let File { memory: Times { from, reached } } = serde_json::from_slice(&bytes).ok()?;
-        let at = DateTime::from_timestamp_millis(from.max(reached)).unwrap_or(DateTime::<Utc>::MAX_UTC);
-        (at - now > DIFFERENCE_MAX).then_some((name, at))
+        ahead_by(from.max(reached), now.timestamp_millis())?;
+        Some((name, DateTime::from_timestamp_millis(from.max(reached)).unwrap_or(DateTime::<Utc>::MAX_UTC)))
     };
     OsDisk.list(&folder).unwrap_or_default().into_iter().filter(|(name, _)| is_place(name)).filter_map(ahead).collect()
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::protocols::body::{Limits, members};
+use crate::pull::ahead::ahead_by;
 use crate::pull::api::pages::PageSize;
 use crate::pull::api::{Answer, Api, Endpoint};
 use crate::pull::files::PlaceError;
@@ -91,8 +92,7 @@ impl AuditMemory {
 
     /// How far it is ahead of `now`, where that is more than clocks differ.
     fn ahead_of(&self, now: DateTime<Utc>) -> Option<TimeDelta> {
-        let ahead = TimeDelta::milliseconds(self.from.max(self.reached).saturating_sub(now.timestamp_millis()));
-        (ahead > LATE).then_some(ahead)
+        ahead_by(self.from.max(self.reached), now.timestamp_millis())
     }
 
     /// Goes back to the newest event that was taken until `now`: that is as far as env0's own times go. Where none is

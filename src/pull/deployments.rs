@@ -30,6 +30,7 @@ use crate::batch::Sha256;
 use crate::credentials::Credentials;
 use crate::oidc::{self, OidcToken, Verifier, VerifyError};
 use crate::protocols::body::Limits;
+use crate::pull::ahead::ahead_by;
 use crate::pull::api::{Api, ErrorKind};
 use crate::pull::deployments::follow::{Follow, Listing, Piece};
 pub(super) use crate::pull::deployments::list::Lists;
@@ -52,8 +53,6 @@ const FOLLOWING_MAX: usize = 5000;
 const GROUP_BYTES: usize = 4 * 1024 * 1024;
 /// Environments whose deployments are listed at once.
 const LOOKS_AT_ONCE: usize = 8;
-/// A place that is further ahead of the clock was written by a clock that was wrong; milliseconds.
-const AHEAD_MILLIS: i64 = 15 * 60_000;
 /// After this many tokens the set of judged ones is cleared.
 const JUDGED_MAX: usize = 10_000;
 
@@ -77,6 +76,7 @@ pub(super) struct Deployments {
     judged: HashSet<Sha256>,
     lists: Lists,
     sweep: Sweep,
+    /// Whether no round has got the list of environments yet.
     is_first_round: bool,
     /// The ended deployment that was begun last.
     last_ended: String,
@@ -283,9 +283,8 @@ impl Deployments {
     /// Tells of a place that is ahead of the clock, and sets it back. No environment waits for that: when one was looked at
     /// in the future says nothing.
     fn judge_place(&self, memory: &mut DeploymentMemory, now: i64) {
-        let ahead = memory.reached.saturating_sub(now);
-        if ahead > AHEAD_MILLIS {
-            self.report.ahead(&format!("it said that everything is stored until {} minutes ahead of the clock, so a clock was wrong; it is set back, and every environment is looked at", ahead / 60_000));
+        if let Some(ahead) = ahead_by(memory.reached, now) {
+            self.report.ahead(&format!("it said that everything is stored until {} minutes ahead of the clock, so a clock was wrong; it is set back, and every environment is looked at", ahead.num_minutes()));
             memory.reached = now;
         }
     }

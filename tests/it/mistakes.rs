@@ -102,7 +102,7 @@ fn a_spool_of_another_user_is_told_by_its_owner_and_never_to_be_moved_away() {
 }
 
 #[test]
-fn a_folder_or_file_of_another_user_within_the_spool_is_told_before_a_start_meets_it() {
+fn a_folder_or_file_of_another_user_in_the_spool_is_told_before_a_start() {
     let aws = LocalAws::start();
     aws.sts.set_down();
     let setup = Setup::new(&aws);

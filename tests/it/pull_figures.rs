@@ -23,7 +23,7 @@ pub(crate) fn peak_kib(daemon: &Daemon) -> u64 {
 const PEAK_MAX_KIB: u64 = (24 + 76) * 1024;
 
 #[test]
-fn large_audit_events_and_large_pages_of_logs_together_take_the_pulls_share_of_memory() {
+fn large_audit_events_and_large_pages_of_logs_take_the_pulls_share_of_memory() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let start = Utc::now() - TimeDelta::minutes(30);
     let text = "x".repeat(100_000);

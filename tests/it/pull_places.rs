@@ -100,7 +100,7 @@ fn a_place_that_cannot_be_written_holds_up_no_other_organization() {
 }
 
 #[test]
-fn after_a_clock_that_was_years_ahead_what_lies_between_is_fetched_once_and_it_is_told() {
+fn after_a_clock_that_was_years_ahead_what_lies_between_is_fetched_once_and_told() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "tf:apply", 3).ended()])];
     let ago = |minutes: i64| Utc::now() - TimeDelta::minutes(minutes);

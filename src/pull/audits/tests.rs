@@ -85,7 +85,7 @@ fn an_error_at_any_call_and_then_a_power_cut_brings_every_audit_event_once() {
 }
 
 #[test]
-fn by_a_clock_that_nothing_confirms_a_place_goes_no_further_than_the_newest_event_or_a_day() {
+fn by_an_unsure_clock_a_place_goes_no_further_than_the_newest_event_or_a_day() {
     let at = |minutes: i64| DateTime::UNIX_EPOCH + TimeDelta::minutes(minutes);
     let millis = |minutes: i64| at(minutes).timestamp_millis();
     let mut memory = AuditMemory::beginning(at(0));

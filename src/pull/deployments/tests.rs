@@ -332,7 +332,7 @@ async fn place_of_two(world: &World) -> Place<DeploymentMemory> {
 }
 
 #[tokio::test]
-async fn a_deployment_whose_file_cannot_be_written_holds_back_nothing_and_is_told_until_it_can() {
+async fn a_deployment_whose_file_cannot_be_written_holds_back_nothing_and_is_told() {
     for dies_before_it_is_healed in [false, true] {
         let mut world = World::opened();
         let mut place = place_of_two(&world).await;
@@ -408,7 +408,7 @@ async fn a_place_that_cannot_be_written_gives_its_turn_up_and_keeps_its_own_batc
 }
 
 #[test]
-fn more_deployments_than_are_followed_wait_for_an_interval_and_not_for_another_round() {
+fn more_deployments_than_are_followed_wait_for_an_interval_not_another_round() {
     let environment = EnvironmentRecord::unlisted("e".into(), None, None);
     let listed = |id: usize, listing| VecDeque::from([Listed::of(&id.to_string(), listing)]);
     let (mut memory, mut known) = (DeploymentMemory::beginning(DateTime::UNIX_EPOCH), BTreeMap::new());
