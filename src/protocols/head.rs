@@ -116,6 +116,10 @@ const BINARY_TYPES: [&str; 27] = [
     "avro",
 ];
 
+/// The media types that almost every sender gives its events. None of them needs a look for the parts of all others, which
+/// would be a sixth of the instructions of a small request.
+const USUAL_TYPES: [&str; 3] = ["application/json", "text/plain", "application/x-ndjson"];
+
 /// A media type without its parameters.
 fn essence(value: &[u8]) -> &[u8] {
     value.split(|&byte| byte == b';').next().unwrap_or_default().trim_ascii()
@@ -131,6 +135,10 @@ pub(super) fn judge_media_type(headers: &HeaderMap, takes_protobuf: bool) -> Res
     const SEND_LINES: &str = "send lines of JSON or text";
     let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(()) };
     let value = value.as_bytes().trim_ascii_start();
+    let essence = essence(value);
+    if USUAL_TYPES.into_iter().any(|usual| essence.eq_ignore_ascii_case(usual.as_bytes())) {
+        return Ok(());
+    }
     let begins =
         |prefix: &str| value.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix.as_bytes()));
     let (declared, instead) = if begins("multipart/") {
@@ -148,7 +156,7 @@ pub(super) fn judge_media_type(headers: &HeaderMap, takes_protobuf: bool) -> Res
         ("MessagePack", "have the sender format its events as JSON")
     } else if content_type_is(headers, "json-seq") {
         ("a JSON text sequence", "send lines of JSON without the character before each")
-    } else if is_binary(essence(value)) {
+    } else if is_binary(essence) {
         ("a file of another kind", "send lines of JSON or text (compressed, if at all, by gzip, deflate or zstd)")
     } else if ["image/", "audio/", "video/", "font/"].into_iter().any(begins) {
         ("a picture, sound, film or font", SEND_LINES)
@@ -219,7 +227,8 @@ pub(super) fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a 
 
 /// Whether `Content-Type` names `format` (`json`, `protobuf`) in whatever variant.
 pub(super) fn content_type_is(headers: &HeaderMap, format: &str) -> bool {
-    header_text(headers, "content-type").is_some_and(|value| value.to_ascii_lowercase().contains(format))
+    let value = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    value.is_some_and(|value| value.to_ascii_lowercase().contains(format))
 }
 
 /// Whether a body that may be protobuf or JSON is JSON: by its `Content-Type`, and where that names neither, by the first

@@ -17,7 +17,7 @@ trap 'rm -rf "$folder"' EXIT
 openssl genpkey -algorithm ed25519 -out "$folder/chain.key.pem"
 cat >"$folder/daemon" <<END
 #!/usr/bin/env bash
-exec valgrind --quiet --tool=callgrind --callgrind-out-file="$folder/counts" "$PWD/target/instructions/release/env0-s3-logs" "\$@"
+exec valgrind --quiet --tool=callgrind --trace-children=yes --callgrind-out-file="$folder/counts" "$PWD/target/instructions/release/env0-s3-logs" "\$@"
 END
 chmod +x "$folder/daemon"
 
