@@ -49,7 +49,7 @@ const WRONGS: &[Wrong] = &[
     Wrong {
         of_setup: NOTHING,
         of_env0: &[("/deployments/d-1/steps", FORBIDDEN)],
-        said: "may not do this; it takes VIEW_ENVIRONMENT",
+        said: "may not do this; it takes VIEW_PROJECT",
         exit_code: 77,
     },
     Wrong {

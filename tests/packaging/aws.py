@@ -183,6 +183,22 @@ def deliver(client, variables, port, folder):
         check(stored == EVENT, f"the object holds {stored!r}")
 
 
+def check_existing_bucket(client, port, folder):
+    """A bucket that is there already gets nothing but a role that may write to it."""
+    bucket = "there-already"
+    client("s3").create_bucket(Bucket=bucket)
+    variables = make_stack(
+        client, "existing", BucketName=bucket, CreateBucket="false", Subject=SUBJECT, ProviderArn=PROVIDER
+    )
+    resources = client("cloudformation").describe_stack_resources(StackName="existing")["StackResources"]
+    made = sorted(resource["ResourceType"] for resource in resources)
+    check(made == ["AWS::IAM::Role"], f"beside a bucket that is there already the template makes {made}")
+    policy = role_policy(client, variables, "env0-s3-logs")
+    wanted = json.loads(json.dumps(config("iam-policy.json")).replace(BUCKET, bucket))
+    check(policy == wanted, f"the role may {json.dumps(policy)}")
+    deliver(client, variables, port, folder)
+
+
 def check_terraform():
     """The module's documents, with its defaults filled in, are those of config/*.json."""
     text = (ROOT / "config" / "aws" / "terraform" / "main.tf").read_text()
@@ -194,6 +210,8 @@ def check_terraform():
         check(f'"{action}"' in text, f"the module's trust policy lacks {action}")
     check('"${var.issuer}:aud" = var.audiences' in text, "the module's trust policy judges no audience")
     check('"${var.issuer}:sub" = var.subject' in text, "the module's trust policy judges no subject")
+    for resource in re.findall(r'resource "aws_s3_\w+" "logs" \{\n(.*)', text):
+        check("= var.create_bucket " in resource, f"made beside a bucket that is there already: {resource}")
     defaults = (ROOT / "config" / "aws" / "terraform" / "variables.tf").read_text()
     for audience in wanted["Condition"]["StringEquals"]["login.app.env0.com/:aud"]:
         check(f'"{audience}"' in defaults, f"the module's default lacks the audience {audience}")
@@ -221,6 +239,9 @@ def main():
         check_role(client, variables)
         deliver(client, variables, port, pathlib.Path(folder))
         check_cloudwatch(client)
+        existing = pathlib.Path(folder) / "existing"
+        existing.mkdir()
+        check_existing_bucket(client, port, existing)
         make_stack(
             client, "all", BucketName="all-of-it", Subject=SUBJECT, ProviderArn=PROVIDER, ObjectLockDays="30",
             RetentionDays="400", ProjectId="one", KmsKeyArn="arn:aws:kms:us-east-1:111122223333:key/k",

@@ -11,6 +11,9 @@
 #   terraform -chdir=config/aws/terraform init
 #   terraform -chdir=config/aws/terraform apply -var bucket_name=my-env0-logs -var subject='auth0|0123456789abcdef01234567'
 #   terraform -chdir=config/aws/terraform output -json variables
+#
+# `create_bucket = false` takes a bucket that is there already: nothing of it is changed, and the role gets its rights.
+# An account has an issuer's provider only once. Where yours has env0's, name it: `provider_arn`.
 terraform {
   required_version = ">= 1.5"
   required_providers {
@@ -34,6 +37,7 @@ locals {
 }
 
 resource "aws_s3_bucket" "logs" {
+  count               = var.create_bucket ? 1 : 0
   bucket              = var.bucket_name
   object_lock_enabled = var.object_lock_days != null
 
@@ -43,7 +47,8 @@ resource "aws_s3_bucket" "logs" {
 }
 
 resource "aws_s3_bucket_public_access_block" "logs" {
-  bucket                  = aws_s3_bucket.logs.id
+  count                   = var.create_bucket ? 1 : 0
+  bucket                  = aws_s3_bucket.logs[0].id
   block_public_acls       = true
   block_public_policy     = true
   ignore_public_acls      = true
@@ -51,7 +56,8 @@ resource "aws_s3_bucket_public_access_block" "logs" {
 }
 
 resource "aws_s3_bucket_server_side_encryption_configuration" "logs" {
-  bucket = aws_s3_bucket.logs.id
+  count  = var.create_bucket ? 1 : 0
+  bucket = aws_s3_bucket.logs[0].id
 
   rule {
     bucket_key_enabled = var.kms_key_arn != null
@@ -64,7 +70,8 @@ resource "aws_s3_bucket_server_side_encryption_configuration" "logs" {
 }
 
 resource "aws_s3_bucket_versioning" "logs" {
-  bucket = aws_s3_bucket.logs.id
+  count  = var.create_bucket ? 1 : 0
+  bucket = aws_s3_bucket.logs[0].id
 
   versioning_configuration {
     status = "Enabled"
@@ -72,8 +79,8 @@ resource "aws_s3_bucket_versioning" "logs" {
 }
 
 resource "aws_s3_bucket_object_lock_configuration" "logs" {
-  count  = var.object_lock_days != null ? 1 : 0
-  bucket = aws_s3_bucket.logs.id
+  count  = var.create_bucket && var.object_lock_days != null ? 1 : 0
+  bucket = aws_s3_bucket.logs[0].id
 
   rule {
     default_retention {
@@ -84,8 +91,8 @@ resource "aws_s3_bucket_object_lock_configuration" "logs" {
 }
 
 resource "aws_s3_bucket_lifecycle_configuration" "logs" {
-  count  = var.retention_days != null ? 1 : 0
-  bucket = aws_s3_bucket.logs.id
+  count  = var.create_bucket && var.retention_days != null ? 1 : 0
+  bucket = aws_s3_bucket.logs[0].id
 
   rule {
     id     = "expire"
@@ -107,7 +114,8 @@ resource "aws_s3_bucket_lifecycle_configuration" "logs" {
 }
 
 resource "aws_s3_bucket_policy" "logs" {
-  bucket = aws_s3_bucket.logs.id
+  count  = var.create_bucket ? 1 : 0
+  bucket = aws_s3_bucket.logs[0].id
 
   policy = jsonencode({
     Version = "2012-10-17"
@@ -150,6 +158,13 @@ resource "aws_iam_role" "logs" {
       }
     }]
   })
+
+  lifecycle {
+    precondition {
+      condition     = var.create_bucket || (var.retention_days == null && var.object_lock_days == null)
+      error_message = "retention_days and object_lock_days are for a bucket that is made; set them on yours yourself."
+    }
+  }
 }
 
 resource "aws_iam_role_policy" "logs" {

@@ -3,7 +3,7 @@ output "variables" {
   value = merge(
     {
       ENV0_S3_LOG_ROLE_ARN    = aws_iam_role.logs.arn
-      ENV0_S3_LOG_BUCKET_NAME = aws_s3_bucket.logs.bucket
+      ENV0_S3_LOG_BUCKET_NAME = var.create_bucket ? aws_s3_bucket.logs[0].bucket : var.bucket_name
       ENV0_S3_LOG_AWS_REGION  = data.aws_region.here.region
     },
     var.cloudwatch ? {

@@ -1,6 +1,12 @@
 variable "bucket_name" {
-  description = "Name of the bucket that is made"
+  description = "Name of the bucket"
   type        = string
+}
+
+variable "create_bucket" {
+  description = "Whether the bucket is made; false for one that is there already, of which nothing is changed"
+  type        = bool
+  default     = true
 }
 
 variable "subject" {
@@ -33,19 +39,19 @@ variable "project_id" {
 }
 
 variable "retention_days" {
-  description = "Objects are deleted after so many days; null keeps them for ever"
+  description = "Objects of the bucket that is made are deleted after so many days; null keeps them for ever"
   type        = number
   default     = null
 }
 
 variable "object_lock_days" {
-  description = "For so many days nobody can change or delete an object (compliance mode); null turns Object Lock off"
+  description = "For so many days nobody can change or delete an object of the bucket that is made (compliance mode); null turns Object Lock off"
   type        = number
   default     = null
 }
 
 variable "kms_key_arn" {
-  description = "ARN of a KMS key that encrypts the objects; null for S3's own keys"
+  description = "ARN of the KMS key that encrypts the objects, also where the bucket is there already; null for S3's own keys"
   type        = string
   default     = null
 }
