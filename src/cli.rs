@@ -108,7 +108,7 @@ fn run() -> u8 {
     let files = match Files::read(&loaded.config) {
         Ok(files) => files,
         Err(errors) => {
-            complain(ConfigErrors { errors, unknown: loaded.unknown, so_far: None });
+            complain(ConfigErrors { errors, unknown: loaded.unknown, warnings: loaded.warnings, so_far: None });
             return exit_code::CONFIG;
         }
     };

@@ -56,6 +56,8 @@ pub struct ConfigErrors {
     pub errors: Vec<String>,
     /// Unknown variables: a typo is often the reason why another one is missing.
     pub unknown: Vec<String>,
+    /// What is allowed, and may be the reason, such as another program's name for a variable.
+    pub warnings: Vec<String>,
     /// The values that are good, and defaults for the others: to say at once what is wrong with the
     /// files, too.
     pub so_far: Option<Box<Config>>,
@@ -64,8 +66,8 @@ pub struct ConfigErrors {
 impl fmt::Display for ConfigErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let errors = self.errors.iter().map(|error| format!("error: {error}"));
-        let unknown = self.unknown.iter().map(|unknown| format!("warning: {unknown}"));
-        f.write_str(&errors.chain(unknown).collect::<Vec<_>>().join("\n"))
+        let warnings = self.unknown.iter().chain(&self.warnings).map(|warning| format!("warning: {warning}"));
+        f.write_str(&errors.chain(warnings).collect::<Vec<_>>().join("\n"))
     }
 }
 
@@ -87,7 +89,8 @@ impl Config {
         if read.errors.is_empty() {
             Ok(Loaded { config, settings: read.settings(), unknown: read.unknown, warnings: read.warnings })
         } else {
-            Err(ConfigErrors { errors: read.errors, unknown: read.unknown, so_far: Some(Box::new(config)) })
+            let Reader { errors, unknown, warnings, .. } = read;
+            Err(ConfigErrors { errors, unknown, warnings, so_far: Some(Box::new(config)) })
         }
     }
 }
@@ -112,7 +115,7 @@ pub fn admin_addr_from_env() -> Result<SocketAddr, ConfigErrors> {
         address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
     }
     if !read.errors.is_empty() {
-        return Err(ConfigErrors { errors: read.errors, unknown: Vec::new(), so_far: None });
+        return Err(ConfigErrors { errors: read.errors, unknown: Vec::new(), warnings: Vec::new(), so_far: None });
     }
     Ok(address)
 }

@@ -27,8 +27,8 @@ const LEAST_AVAILABLE_BYTES: u64 = 64 << 20;
 pub(super) fn configuration(loaded: &Result<Loaded, ConfigErrors>) -> Vec<Step> {
     const NAME: &str = "configuration";
     let (errors, unknown, warnings) = match loaded {
-        Ok(loaded) => (&[][..], &loaded.unknown, &loaded.warnings[..]),
-        Err(ConfigErrors { errors, unknown, .. }) => (&errors[..], unknown, &[][..]),
+        Ok(loaded) => (&[][..], &loaded.unknown, &loaded.warnings),
+        Err(ConfigErrors { errors, unknown, warnings, .. }) => (&errors[..], unknown, warnings),
     };
     let failures = errors.iter().map(|error| {
         let remedy =

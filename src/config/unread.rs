@@ -11,7 +11,7 @@ const OWN_CA: &str = "AWS_CA_BUNDLE";
 
 /// Name, and what counts in its place. Variables that a platform sets by itself (`AWS_CONTAINER_…`) are left out. Proxies are
 /// listed because of spellings such as `Https_Proxy`.
-const UNREAD: [(&str, &str); 19] = [
+const UNREAD: [(&str, &str); 22] = [
     ("HTTPS_PROXY", "HTTPS_PROXY"),
     ("HTTP_PROXY", "HTTP_PROXY"),
     ("NO_PROXY", "NO_PROXY"),
@@ -31,6 +31,10 @@ const UNREAD: [(&str, &str); 19] = [
     ("CURL_CA_BUNDLE", OWN_CA),
     ("NODE_EXTRA_CA_CERTS", OWN_CA),
     ("REQUESTS_CA_BUNDLE", OWN_CA),
+    // The names that env0's Terraform provider reads.
+    ("ENV0_API_KEY", "ENV0_API_KEY_ID"),
+    ("ENV0_API_SECRET", "ENV0_API_KEY_SECRET"),
+    ("ENV0_API_ENDPOINT", "ENV0_S3_LOG_API_URL"),
 ];
 
 /// Two names for one value, of which the second counts where both are set. The tokens of `ENV0_S3_LOG_INGEST_TOKEN` and of
@@ -64,6 +68,9 @@ pub(super) fn warning(vars: &[(String, String)], given: &BTreeMap<&'static str, 
             (_, OWN_REGION) => given.get(OWN_REGION).is_some_and(|region| region != value),
             (_, OWN_ENDPOINTS) => value.eq_ignore_ascii_case("true"),
             (_, OWN_CA) => !is_given(OWN_CA) && !is_given("SSL_CERT_FILE"),
+            (_, instead) if known.starts_with("ENV0_API_") => {
+                !given.keys().any(|name| name.trim_end_matches("_FILE") == instead)
+            }
             _ => true,
         };
         matters.then_some((name.as_str(), instead))

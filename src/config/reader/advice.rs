@@ -1,5 +1,7 @@
 //! Warnings of values that are allowed, and that hardly anybody can have meant.
 
+use std::time::Duration;
+
 use tracing_subscriber::EnvFilter;
 
 use super::Reader;
@@ -7,6 +9,8 @@ use crate::config::{Config, values};
 
 /// Most events are longer.
 const SMALL_EVENT_BYTES: usize = 1024;
+/// A batch that is open for longer is rather a number of milliseconds that was taken as seconds.
+const LONG_AGE: Duration = Duration::from_secs(3600);
 /// The targets of this project's own log lines begin with it.
 const OWN_TARGET: &str = "env0_s3_logs";
 
@@ -32,6 +36,20 @@ impl Reader {
             self.warnings.push(format!(
                 "ENV0_S3_LOG_SPOOL_MAX_BYTES={spool} is less than one event may take \
                  (ENV0_S3_LOG_MAX_EVENT_BYTES={event}): longer ones will be refused; a size may have a unit, such as 10GiB"
+            ));
+        }
+        if config.batch_max_age > LONG_AGE {
+            self.warnings.push(format!(
+                "ENV0_S3_LOG_BATCH_MAX_AGE is {:?}: an event can be so old before it is in S3, and the alert NotUploading \
+                 fires after 15 minutes; a number without a unit is seconds",
+                config.batch_max_age
+            ));
+        }
+        if config.bucket_path.split('/').next() == Some(&*config.bucket_name) {
+            self.warnings.push(format!(
+                "ENV0_S3_LOG_BUCKET_PATH={:?} begins with the bucket's name; every key in the bucket will begin \
+                 with it, too",
+                config.bucket_path
             ));
         }
         let role_partition = config.role_arn.split(':').nth(1).unwrap_or_default();

@@ -57,6 +57,20 @@ fn what_others_read_and_the_daemon_does_not_is_named_once_without_its_value() {
 }
 
 #[test]
+fn the_names_of_env0s_terraform_provider_are_told_where_the_daemons_own_are_missing() {
+    let provider = [("ENV0_API_KEY", "canary-id"), ("ENV0_API_SECRET", "canary-secret")];
+    let own = [("ENV0_API_KEY_ID", "an-id"), ("ENV0_API_KEY_SECRET", "a-secret")];
+    let warnings = with(&provider).unwrap().warnings;
+    let said = "ENV0_API_KEY (instead: ENV0_API_KEY_ID), ENV0_API_SECRET (instead: ENV0_API_KEY_SECRET)";
+    assert!(warnings.len() == 1 && warnings[0].ends_with(said), "{warnings:?}");
+    assert_eq!(with(&[provider, own].concat()).unwrap().warnings, [""; 0]);
+    // Where nobody could send either, they are the reason of the error, and stand below it.
+    let said_of_all = read(&[&LEAST[..3], &provider].concat()).unwrap_err().to_string();
+    assert!(said_of_all.contains("to pull, set ENV0_API_KEY_ID and ENV0_API_KEY_SECRET"), "{said_of_all}");
+    assert!(said_of_all.contains(said) && !said_of_all.contains("canary"), "{said_of_all}");
+}
+
+#[test]
 fn of_two_names_of_one_value_the_one_that_does_not_count_is_named_without_either() {
     let warned = |set: &[(&str, &str)]| {
         let warnings = with(set).unwrap().warnings;
@@ -90,6 +104,8 @@ fn what_is_allowed_and_can_hardly_work_is_a_warning_that_names_it() {
         ("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", "32"),
         ("ENV0_S3_LOG_SPOOL_MAX_BYTES", "10"),
         ("ENV0_S3_LOG_SPOOL_DIR", "spool"),
+        ("ENV0_S3_LOG_BATCH_MAX_AGE", "60000"),
+        ("ENV0_S3_LOG_BUCKET_PATH", "logs/team"),
         ("RUST_LOG", "debg"),
     ] {
         let warnings = with(&[(name, value)]).unwrap().warnings;
@@ -97,7 +113,14 @@ fn what_is_allowed_and_can_hardly_work_is_a_warning_that_names_it() {
     }
     assert_eq!(accepted(&[("RUST_LOG", "debg")]).log_filter, None);
     assert_eq!(accepted(&[("RUST_LOG", "debug")]).log_filter.as_deref(), Some("debug"));
-    assert_eq!(with(&[("ENV0_S3_LOG_BATCH_MAX_BYTES", "1")]).unwrap().warnings, [""; 0]);
+    for (name, value) in [
+        ("ENV0_S3_LOG_BATCH_MAX_BYTES", "1"),
+        ("ENV0_S3_LOG_BATCH_MAX_AGE", "1h"),
+        ("ENV0_S3_LOG_BUCKET_PATH", "team/logs"),
+        ("ENV0_S3_LOG_BUCKET_PATH", "logs-of-env0"),
+    ] {
+        assert_eq!(with(&[(name, value)]).unwrap().warnings, [""; 0], "{name}");
+    }
 }
 
 #[test]
