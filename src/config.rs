@@ -85,6 +85,13 @@ impl Config {
     ) -> Result<Loaded, ConfigErrors> {
         let mut read = Reader::default();
         let given = read.known(vars);
+        if !given.keys().any(|name| name.starts_with("ENV0_")) {
+            read.warnings.push(
+                "no ENV0_ variable of this daemon is set for this process: sudo and services don't pass on what a shell has \
+                 exported, and a variable without export stays in its shell; config/example.env has all of them"
+                    .to_owned(),
+            );
+        }
         let config = read.config(given, purpose);
         if read.errors.is_empty() {
             Ok(Loaded { config, settings: read.settings(), unknown: read.unknown, warnings: read.warnings })

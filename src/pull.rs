@@ -11,6 +11,7 @@ mod ahead;
 mod alone;
 pub mod api;
 mod audits;
+mod begun;
 mod deployments;
 mod files;
 mod identity;
@@ -41,6 +42,7 @@ pub use crate::pull::ahead::ahead_of;
 pub use crate::pull::alone::is_pulled_by_another;
 use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind, List};
 use crate::pull::audits::{AuditMemory, Audits};
+pub use crate::pull::begun::begun_too_late;
 use crate::pull::deployments::{DeploymentMemory, Deployments, EnvironmentRecord, HandOver, Lists};
 use crate::pull::files::PlaceError;
 use crate::pull::place::{Place, Shared};
@@ -323,11 +325,13 @@ impl Parts {
             LogType::Audits => {
                 let first = AuditMemory::beginning(from);
                 let place = Place::open(&self.spool, log_type, organization, shared, first).await?;
+                report.begun(place.memory.began, self.pull.from);
                 Ok(Pull::Audits(Box::new(Audits::new(api, limits, place, report))))
             }
             LogType::Deployments => {
                 let first = DeploymentMemory::beginning(from);
                 let place = Place::open(&self.spool, log_type, organization, shared, first).await?;
+                report.begun(place.memory.began, self.pull.from);
                 let hand_over = self.hand_over(organization);
                 Ok(Pull::Deployments(Box::new(Deployments::new(
                     api,

@@ -14,12 +14,13 @@ use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
 use crate::network::{Network, way_out};
 use crate::pull::api::pages::PageSize;
 use crate::pull::api::{Api, ApiError, Endpoint, ErrorKind, List};
-use crate::pull::{Environment, ahead_of, environments, explained, followed, is_pulled_by_another, organizations};
+use crate::pull::{Environment, ahead_of, begun_too_late, environments, explained, followed, is_pulled_by_another, organizations};
 use crate::status::{Status, Timestamp};
 
 const KEY: &str = "api-key";
 const ENVIRONMENTS: &str = "pull-environments";
 const LOGS: &str = "pull-logs";
+const PLACE: &str = "pull-place";
 /// env0's limit for one address, method and path.
 const LIMIT_A_MINUTE: u64 = 1000;
 
@@ -79,6 +80,7 @@ pub(super) async fn steps(config: &Config, daemon: Option<&Status>) -> Pulled {
         steps.extend(pulled_twice(config, pull, id, daemon));
     }
     steps.extend(ahead(config, &api, daemon));
+    steps.extend(begun(config, pull));
     Pulled { steps, token }
 }
 
@@ -94,17 +96,22 @@ fn pulled_twice(config: &Config, pull: &config::Pull, organization: &str, daemon
     })
 }
 
+/// Warns of pulls that began after the time from which they are wanted now.
+fn begun(config: &Config, pull: &config::Pull) -> Vec<Step> {
+    let late = pull.from.map(|wanted| begun_too_late(&config.spool_dir, wanted)).unwrap_or_default();
+    late.into_iter().map(|(told, remedy)| Step::warn(PLACE, told, remedy)).collect()
+}
+
 /// Warns of places that are ahead of the clock, and of those that the running daemon has found to be so.
 fn ahead(config: &Config, api: &Api, daemon: Option<&Status>) -> Vec<Step> {
-    const NAME: &str = "pull-place";
     let told = daemon
         .into_iter()
         .flat_map(|status| &status.pull)
-        .filter_map(|of| Some(Step::warn(NAME, of.notice.clone()?, "see that this machine's clock is right")));
+        .filter_map(|of| Some(Step::warn(PLACE, of.notice.clone()?, "see that this machine's clock is right")));
     let found = ahead_of(&config.spool_dir, api.now()).into_iter().map(|(name, at)| {
         let detail = format!("{name} says that all before {} is stored, which is ahead of the clock", Timestamp(at));
         Step::warn(
-            NAME,
+            PLACE,
             detail,
             "see that this machine's clock is right; the daemon sets the place back and fetches what lies between",
         )

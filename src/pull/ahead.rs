@@ -1,4 +1,4 @@
-//! Places that are ahead of the clock: what counts as one, and which of a spool's files are one, for `check`.
+//! The times in places, as `check` reads them: which are ahead of the clock, and what counts as that.
 
 use std::path::Path;
 
@@ -18,7 +18,9 @@ struct File {
 }
 
 #[derive(Deserialize)]
-struct Times {
+pub(super) struct Times {
+    #[serde(default)]
+    pub(super) began: Option<i64>,
     from: i64,
     reached: i64,
 }
@@ -29,17 +31,25 @@ pub(super) fn ahead_by(at: i64, now: i64) -> Option<TimeDelta> {
     (ahead > DIFFERENCE_MAX_MILLIS).then(|| TimeDelta::milliseconds(ahead))
 }
 
-/// The names of the places in a spool that are ahead of `now`, with the times that they are at. A file that can't be read
-/// is none: its pull tells of that.
+/// The names of the places in a spool that are ahead of `now`, with the times that they are at.
 pub fn ahead_of(spool: &Path, now: DateTime<Utc>) -> Vec<(String, DateTime<Utc>)> {
-    let folder = spool.join(FOLDER);
-    let ahead = |(name, _): (String, u64)| {
-        let bytes = disk::read(&OsDisk, &folder.join(&name), FILE_MAX_BYTES).ok()?;
-        let File { memory: Times { from, reached } } = serde_json::from_slice(&bytes).ok()?;
-        ahead_by(from.max(reached), now.timestamp_millis())?;
-        Some((name, DateTime::from_timestamp_millis(from.max(reached)).unwrap_or(DateTime::<Utc>::MAX_UTC)))
+    let ahead = |(name, times): (String, Times)| {
+        let at = times.from.max(times.reached);
+        ahead_by(at, now.timestamp_millis())?;
+        Some((name, DateTime::from_timestamp_millis(at).unwrap_or(DateTime::<Utc>::MAX_UTC)))
     };
-    OsDisk.list(&folder).unwrap_or_default().into_iter().filter(|(name, _)| is_place(name)).filter_map(ahead).collect()
+    places(spool).filter_map(ahead).collect()
+}
+
+/// The places in a spool: names and times. A file that can't be read is none: its pull tells of that.
+pub(super) fn places(spool: &Path) -> impl Iterator<Item = (String, Times)> {
+    let folder = spool.join(FOLDER);
+    let listed = OsDisk.list(&folder).unwrap_or_default().into_iter();
+    listed.filter(|(name, _)| is_place(name)).filter_map(move |(name, _)| {
+        let bytes = disk::read(&OsDisk, &folder.join(&name), FILE_MAX_BYTES).ok()?;
+        let File { memory } = serde_json::from_slice(&bytes).ok()?;
+        Some((name, memory))
+    })
 }
 
 /// A part's name has a dot and a hash behind the organization's.

@@ -54,6 +54,9 @@ const ID_AND_TIME: [&str; 2] = ["id", "timestamp"];
 /// What is remembered of an organization's audit events; times are milliseconds since 1970.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct AuditMemory {
+    /// Where the pull began; `None` in a place from before this was noted.
+    #[serde(default)]
+    pub(super) began: Option<i64>,
     /// Everything before this is stored, and is not asked for again.
     pub(super) from: i64,
     /// Everything before this is stored, except events that env0 shows late.
@@ -66,7 +69,7 @@ impl AuditMemory {
     /// The memory of a pull that begins at `from`.
     pub(super) fn beginning(from: DateTime<Utc>) -> AuditMemory {
         let from = from.timestamp_millis();
-        AuditMemory { from, reached: from, taken: Taken::default() }
+        AuditMemory { began: Some(from), from, reached: from, taken: Taken::default() }
     }
 
     /// The window that ended at `end` is complete; it was asked for at `asked_at`.

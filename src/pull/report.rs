@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use chrono::DateTime;
+use chrono::{DateTime, Utc};
 
 use crate::batch::LogType;
 use crate::metric_table;
 use crate::pull::api::ApiError;
+use crate::pull::begun::too_late;
 use crate::pull::line::Line;
 use crate::status::{PullStatus, Timestamp, Trouble};
 
@@ -97,6 +98,14 @@ impl Report {
     pub(super) fn odd_event(&self, error: &ApiError) {
         if count(&mut self.state().status.events_odd) {
             tracing::error!(log_type = %self.log_type, organization = self.organization, "{error}; further ones are counted in /status (events_odd)");
+        }
+    }
+
+    /// The pull began at `began`, in milliseconds since 1970. Told where it is `wanted` from an earlier time now.
+    pub(super) fn begun(&self, began: Option<i64>, wanted: Option<DateTime<Utc>>) {
+        let place = format!("{}_{}", self.log_type, self.organization);
+        if let Some((told, remedy)) = wanted.and_then(|wanted| too_late(&place, began, wanted)) {
+            tracing::warn!(log_type = %self.log_type, organization = self.organization, remedy, "{told}");
         }
     }
 

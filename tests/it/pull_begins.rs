@@ -76,3 +76,31 @@ fn a_first_start_counts_although_env0_named_no_organization_then() {
     a_round_later(&daemon);
     all_arrive_once(&aws, &env0);
 }
+
+#[test]
+fn an_earlier_beginning_that_is_set_after_the_first_start_is_told_to_fetch_nothing() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let setup = setup(&aws, &env0);
+    let daemon = setup.start();
+    a_round_later(&daemon);
+    daemon.kill();
+    let told = |daemon: &Daemon| daemon.log().count("WARN", "what env0 has from between is not fetched");
+    let daemon = setup.start();
+    a_round_later(&daemon);
+    assert_eq!(told(&daemon), 0, "the same settings bring what they brought");
+    daemon.kill();
+
+    let setup = from(setup, Utc::now() - TimeDelta::days(1));
+    let daemon = setup.start();
+    wait_until("it is told", || told(&daemon) == 1);
+    let checked = setup.run("check").stdout;
+    assert!(checked.contains("[warn] pull-place    ENV0_S3_LOG_PULL_FROM is "), "{checked}");
+    daemon.kill();
+
+    // As the remedy says.
+    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::hours(1))].into();
+    std::fs::remove_file(setup.spool().join("pull").join(format!("env0-audits_{ORGANIZATION}.json"))).unwrap();
+    let daemon = setup.start();
+    all_arrive_once(&aws, &env0);
+    assert_eq!(told(&daemon), 0);
+}

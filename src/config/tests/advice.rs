@@ -71,6 +71,13 @@ fn the_names_of_env0s_terraform_provider_are_told_where_the_daemons_own_are_miss
 }
 
 #[test]
+fn an_environment_without_any_variable_of_the_daemons_is_told_how_exports_get_lost() {
+    let said = |vars: &[(&str, &str)]| read(vars).unwrap_err().to_string();
+    assert!(said(&[("HTTPS_PROXY", "proxy:1")]).contains("sudo and services don't pass on"));
+    assert!(!said(&LEAST[..1]).contains("sudo"));
+}
+
+#[test]
 fn of_two_names_of_one_value_the_one_that_does_not_count_is_named_without_either() {
     let warned = |set: &[(&str, &str)]| {
         let warnings = with(set).unwrap().warnings;

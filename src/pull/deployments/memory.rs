@@ -26,6 +26,9 @@ pub(super) const EVENT_STEP_DEPLOYMENT: [&str; 4] = ["eventId", "stepName", "dep
 /// What is remembered; times are milliseconds since 1970.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct DeploymentMemory {
+    /// Where the pull began; `None` in a place from before this was noted.
+    #[serde(default)]
+    pub(crate) began: Option<i64>,
     /// Deployments that had ended before this are not stored.
     pub(super) from: i64,
     /// Everything before this is stored.
@@ -151,7 +154,7 @@ impl DeploymentMemory {
     /// The memory of a pull that begins at `from`.
     pub(crate) fn beginning(from: DateTime<Utc>) -> DeploymentMemory {
         let from = from.timestamp_millis();
-        DeploymentMemory { from, reached: from, ..DeploymentMemory::default() }
+        DeploymentMemory { began: Some(from), from, reached: from, ..DeploymentMemory::default() }
     }
 
     /// The deployments that are to be read in every round, with their ids.
