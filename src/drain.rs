@@ -99,8 +99,12 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
         let (now, status) = (Instant::now(), credentials.status());
         let token_can_come = config.oidc_token_file.is_some() || config.oidc_token_url.is_some();
         if !token_can_come && credentials.session().is_none() && status.remedy.as_deref() == Some(HAND_OVER) {
+            let or = match config.pull {
+                Some(_) => ", or start the daemon, which takes one from a deployment's record where env0 has filled that in, and sends all of it",
+                None => "",
+            };
             let error = anyhow::anyhow!(
-                "drain waits for {} and nothing is configured that could bring one; set ENV0_OIDC_TOKEN, ENV0_S3_LOG_OIDC_TOKEN_FILE or ENV0_S3_LOG_OIDC_TOKEN_URL (drain has no listener that takes one); {batches} batches with {events} events are still in the spool, and safe there",
+                "drain waits for {} and nothing is configured that could bring one; set ENV0_OIDC_TOKEN, ENV0_S3_LOG_OIDC_TOKEN_FILE or ENV0_S3_LOG_OIDC_TOKEN_URL (drain has no listener that takes one, and doesn't pull){or}; {batches} batches with {events} events are still in the spool, and safe there",
                 status.waits_for.unwrap_or_default(),
             );
             return Err(Failure::new(exit_code::UNAVAILABLE, error));
