@@ -216,7 +216,7 @@ impl ApiError {
                 "make another key in env0 (Organization Settings, API Keys), and set ENV0_API_KEY_ID and ENV0_API_KEY_SECRET; of their _FILE variants the new content is taken by itself"
             }
             ErrorKind::Forbidden => {
-                "give the key a role with that permission (config/README.md#pulling-from-env0s-api tells the least one); audit events need env0's Enterprise plan, too. Where the role has it, look at the organization's allow-list of addresses"
+                "give the key a role with that permission (config/README.md#pulling-from-env0s-api tells the least one), or, where it has one, look at the organization's allow-list of addresses. Audit events need env0's Enterprise plan, too; without it set ENV0_S3_LOG_PULL=env0-deployments"
             }
             ErrorKind::OtherOrganization(_) => {
                 "set ENV0_S3_LOG_PULL_ORGANIZATION_ID to the key's organization, leave it out, or make a key in that organization"
