@@ -100,7 +100,9 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
         let token_can_come = config.oidc_token_file.is_some() || config.oidc_token_url.is_some();
         if !token_can_come && credentials.session().is_none() && status.remedy.as_deref() == Some(HAND_OVER) {
             let or = match config.pull {
-                Some(_) => ", or start the daemon, which takes one from a deployment's record where env0 has filled that in, and sends all of it",
+                Some(_) => {
+                    ", or start the daemon, which takes one from a deployment's record where env0 has filled that in, and sends all of it"
+                }
                 None => "",
             };
             let error = anyhow::anyhow!(

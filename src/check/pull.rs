@@ -14,7 +14,9 @@ use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
 use crate::network::{Network, way_out};
 use crate::pull::api::pages::PageSize;
 use crate::pull::api::{Api, ApiError, Endpoint, ErrorKind, List};
-use crate::pull::{Environment, ahead_of, begun_too_late, environments, explained, followed, is_pulled_by_another, organizations};
+use crate::pull::{
+    Environment, ahead_of, begun_too_late, environments, explained, followed, is_pulled_by_another, organizations,
+};
 use crate::status::{Status, Timestamp};
 
 const KEY: &str = "api-key";

@@ -25,8 +25,7 @@ pub(super) fn too_late(place: &str, began: Option<i64>, wanted: DateTime<Utc>) -
 
 /// The same for each place in a spool.
 pub fn begun_too_late(spool: &Path, wanted: DateTime<Utc>) -> Vec<(String, String)> {
-    let judged = |(name, times): (String, Times)| {
-        too_late(name.strip_suffix(".json").unwrap_or(&name), times.began, wanted)
-    };
+    let judged =
+        |(name, times): (String, Times)| too_late(name.strip_suffix(".json").unwrap_or(&name), times.began, wanted);
     places(spool).filter_map(judged).collect()
 }

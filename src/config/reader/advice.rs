@@ -45,7 +45,7 @@ impl Reader {
                 config.batch_max_age
             ));
         }
-        if config.bucket_path.split('/').next() == Some(&*config.bucket_name) {
+        if !config.bucket_name.is_empty() && config.bucket_path.split('/').next() == Some(&*config.bucket_name) {
             self.warnings.push(format!(
                 "ENV0_S3_LOG_BUCKET_PATH={:?} begins with the bucket's name; every key in the bucket will begin \
                  with it, too",
