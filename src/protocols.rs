@@ -25,7 +25,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::batch::{ByType, LogType};
-use crate::protocols::body::{BodyError, Limits};
+use crate::protocols::body::{BodyError, Events, Limits, LineWriter};
 pub use crate::protocols::body::{Lines, Part};
 pub use crate::protocols::head::Encoding;
 use crate::protocols::head::{
@@ -71,6 +71,11 @@ pub trait Protocol: Send + Sync + 'static {
         judge_media_type(headers, false)
     }
 
+    /// Whether `body` is JSON or text. Where it is protobuf, nothing but [`Protocol::parse`] reads it.
+    fn reads_json(&self, _headers: &HeaderMap, _body: &[u8]) -> bool {
+        true
+    }
+
     /// The request's events, as [`Protocol::parse`] finds them once the body is in UTF-8. Refuses a body that is another
     /// protocol's request. The native protocol takes such a body: its path names the log type, and stored lines of any
     /// protocol may be sent again there.
@@ -83,7 +88,9 @@ pub trait Protocol: Send + Sync + 'static {
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
         let body = charset::to_utf8(headers, body, limits)?;
-        foreign::refuse(self.name(), &body, limits)?;
+        if self.reads_json(headers, &body) {
+            foreign::refuse(self.name(), &body, limits)?;
+        }
         self.parse(uri, headers, body, received, limits)
     }
 
@@ -139,12 +146,29 @@ pub enum ObjectOrText<'a> {
     Text(&'a str),
 }
 
-impl<'a> ObjectOrText<'a> {
-    /// `line` as an object if it is one, otherwise as text.
-    pub fn of(line: &'a str) -> Self {
-        let value: Option<&RawValue> = line.starts_with('{').then(|| serde_json::from_str(line).ok()).flatten();
-        value.map_or(ObjectOrText::Text(line), ObjectOrText::Object)
+/// The parts of a body of lines that `each` makes of its events: of the objects where all of the body is JSON, else, line by
+/// line, of the objects of a line that is nothing but objects, and of any other line as text.
+pub fn objects_or_lines(
+    body: &Bytes,
+    limits: &Limits,
+    mut each: impl FnMut(&mut LineWriter, ObjectOrText<'_>) -> Result<(), BodyError>,
+) -> Result<Vec<Part>, BodyError> {
+    if Events::sniff(body) {
+        let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
+        let json = writer.repair(body.clone())?;
+        let mut events = Events::new(&json);
+        match events.try_for_each(|event| each(&mut writer, ObjectOrText::Object(event?.json))) {
+            // Not all of it is JSON.
+            Err(BodyError::Invalid { .. }) => {}
+            outcome => return outcome.map(|()| writer.finish()),
+        }
     }
+    let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
+    writer.text_lines(body, |writer, line| match Events::of_line(line) {
+        Some(mut objects) => objects.try_for_each(|object| each(writer, ObjectOrText::Object(object))),
+        None => each(writer, ObjectOrText::Text(line)),
+    })?;
+    Ok(writer.finish())
 }
 
 /// The lines for each log type. `decide` gives the log type of a part by what its sender named. The order is kept. A log

@@ -60,11 +60,30 @@ impl Charset {
     }
 }
 
+/// What a body needs that is not in UTF-8.
+struct Decoding {
+    charset: Charset,
+    /// How many bytes it takes in UTF-8.
+    len: usize,
+}
+
+impl Decoding {
+    /// `None` where `body` is taken as it was sent.
+    fn of(headers: &HeaderMap, body: &[u8]) -> Result<Option<Decoding>, BodyError> {
+        match Charset::of(headers) {
+            Charset::Other if is_in_another(body) || body.contains(&0) => Err(BodyError::OtherCharset),
+            charset @ (Charset::Latin1 | Charset::Windows1252) if is_in_another(body) => {
+                let len = body.iter().map(|&byte| charset.decode(byte).len_utf8()).sum();
+                Ok(Some(Decoding { charset, len }))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
 /// The length of `body` in UTF-8, where [`to_utf8`] copies it; `None` where it doesn't.
 pub(super) fn decoded_len(headers: &HeaderMap, body: &[u8]) -> Option<usize> {
-    let charset = Charset::of(headers);
-    let is_decoded = matches!(charset, Charset::Latin1 | Charset::Windows1252) && is_in_another(body);
-    is_decoded.then(|| body.iter().map(|&byte| charset.decode(byte).len_utf8()).sum())
+    Decoding::of(headers, body).ok().flatten().map(|decoding| decoding.len)
 }
 
 /// `body` in UTF-8, by the character set that `Content-Type` names. Without one it is as it was sent.
@@ -72,11 +91,7 @@ pub(super) fn decoded_len(headers: &HeaderMap, body: &[u8]) -> Option<usize> {
 /// # Errors
 /// The body is in a character set that isn't decoded, or takes more in UTF-8 than a body may.
 pub(super) fn to_utf8(headers: &HeaderMap, body: Bytes, limits: &Limits) -> Result<Bytes, BodyError> {
-    let charset = Charset::of(headers);
-    if charset == Charset::Other && (is_in_another(&body) || body.contains(&0)) {
-        return Err(BodyError::OtherCharset);
-    }
-    let Some(len) = decoded_len(headers, &body) else { return Ok(body) };
+    let Some(Decoding { charset, len }) = Decoding::of(headers, &body)? else { return Ok(body) };
     if len > limits.max_body_bytes {
         return Err(BodyError::TooLarge { limit_bytes: limits.max_body_bytes });
     }

@@ -98,6 +98,17 @@ mod tests {
     }
 
     #[test]
+    fn a_body_of_protobuf_is_not_read_as_json_whatever_bytes_it_has() {
+        for (uri, body) in [
+            ("/v1/logs", r#"{"streams":[{"stream":{},"values":[]}]}"#),
+            ("/loki/api/v1/push", r#"{"resourceLogs":[]}"#),
+        ] {
+            let error = post(uri, &[PROTOBUF_TYPE], body).parse_with(&LIMITS).unwrap_err().to_string();
+            assert!(!error.contains("POST"), "{uri}: {error}");
+        }
+    }
+
+    #[test]
     fn an_event_with_a_member_of_another_protocol_s_name_is_stored() {
         for event in [r#"{"resourceLogs":5}"#, r#"{"streams":["a"]}"#, r#"{"logs":"a"}"#, r#"{"common":{},"logs":1}"#] {
             for uri in TAKE_ANY_OBJECT {

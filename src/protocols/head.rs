@@ -239,8 +239,8 @@ pub(super) fn is_json(headers: &HeaderMap, body: &[u8]) -> bool {
     }
     let begins_as_json = || {
         let text = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
-        let rest = text.trim_ascii_start().strip_prefix(b"{").map(<[u8]>::trim_ascii_start);
-        rest.is_some_and(|rest| rest.starts_with(b"\"") || rest.starts_with(b"}"))
+        let mut tokens = text.iter().filter(|byte| !byte.is_ascii_whitespace());
+        matches!((tokens.next(), tokens.next()), (Some(b'{'), Some(b'"' | b'}')) | (Some(b'['), Some(b'{' | b']')))
     };
     content_type_is(headers, "json") || begins_as_json()
 }

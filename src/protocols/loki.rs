@@ -29,7 +29,7 @@ impl Protocol for Loki {
     }
 
     fn unpacked_bytes(&self, headers: &HeaderMap, body: &[u8]) -> usize {
-        if protocols::is_json(headers, body) {
+        if self.reads_json(headers, body) {
             body::repaired_len(body).unwrap_or_default()
         } else {
             snap::raw::decompress_len(body).unwrap_or_default()
@@ -39,6 +39,10 @@ impl Protocol for Loki {
     /// `snappy` names what the protocol itself does to a protobuf body. Loki ignores it, too.
     fn encoding(&self, headers: &HeaderMap) -> Result<Encoding, Refusal> {
         Encoding::of(headers, Some("snappy"))
+    }
+
+    fn reads_json(&self, headers: &HeaderMap, body: &[u8]) -> bool {
+        protocols::is_json(headers, body)
     }
 
     fn judge_media_type(&self, headers: &HeaderMap) -> Result<(), Refusal> {
@@ -55,7 +59,7 @@ impl Protocol for Loki {
     ) -> Result<Vec<Part>, BodyError> {
         let [tenant] = header_values(headers, ["x-scope-orgid"])?;
         let mut writer = LineWriter::with_capacity(limits, 2 * body.len());
-        if protocols::is_json(headers, &body) {
+        if self.reads_json(headers, &body) {
             json::push(&writer.repair(body)?, tenant, &mut writer)?;
         } else if !body.is_empty() {
             proto::push(&decompress(&body, limits)?, tenant, &mut writer)?;

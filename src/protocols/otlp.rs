@@ -39,7 +39,11 @@ impl Protocol for Otlp {
 
     /// Nothing of protobuf is unpacked: its texts are repaired one by one.
     fn unpacked_bytes(&self, headers: &HeaderMap, body: &[u8]) -> usize {
-        if protocols::is_json(headers, body) { body::repaired_len(body).unwrap_or_default() } else { 0 }
+        if self.reads_json(headers, body) { body::repaired_len(body).unwrap_or_default() } else { 0 }
+    }
+
+    fn reads_json(&self, headers: &HeaderMap, body: &[u8]) -> bool {
+        protocols::is_json(headers, body)
     }
 
     fn judge_media_type(&self, headers: &HeaderMap) -> Result<(), Refusal> {
@@ -55,7 +59,7 @@ impl Protocol for Otlp {
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
         let mut writer = LineWriter::with_capacity(limits, 2 * body.len());
-        let parsed = if protocols::is_json(headers, &body) {
+        let parsed = if self.reads_json(headers, &body) {
             writer.repair(body).and_then(|body| json::logs(&body, &mut writer))
         } else {
             proto::logs(&body, &mut writer)

@@ -15,9 +15,10 @@ use serde_json::value::RawValue;
 
 use crate::batch::LogType;
 use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
+use crate::protocols::head::tidy;
 use crate::protocols::{
     self, Accepted, Answer, BadCredentials, JSON, ObjectOrText, Part, Protocol, Refusal, answer, empty_answer,
-    query_token, query_values,
+    objects_or_lines, query_token, query_values,
 };
 
 /// Splunk HEC.
@@ -48,13 +49,12 @@ impl Protocol for Splunk {
         if body::is_blank(&body) {
             return Err(BodyError::Invalid { event: 0, offset: 0, reason: NO_DATA.to_owned() });
         }
-        let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
         let metadata = Metadata(query_values(uri, METADATA)?);
         if is_raw(uri) {
-            raw(&metadata, &body, received, &mut writer)?
-        } else {
-            envelopes(&metadata, &writer.repair(body)?, &mut writer)?
+            return raw(&metadata, &body, received, limits);
         }
+        let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
+        envelopes(&metadata, &writer.repair(body)?, &mut writer)?;
         Ok(writer.finish())
     }
 
@@ -113,8 +113,10 @@ pub fn acks_are_disabled() -> Answer {
     answer(StatusCode::BAD_REQUEST, JSON, r#"{"text":"ACK is disabled","code":14}"#)
 }
 
+/// Whether a path that leads here ends in `/raw`. Where a client has appended one path to another, the last one counts.
 fn is_raw(uri: &Uri) -> bool {
-    uri.path().contains("/collector/raw")
+    let path = tidy(uri.path());
+    path.strip_suffix("/1.0").unwrap_or(&path).ends_with("/raw")
 }
 
 /// The members of an envelope that the query may give for all events of a request.
@@ -160,8 +162,8 @@ fn envelopes(metadata: &Metadata, body: &[u8], writer: &mut LineWriter) -> Resul
     Ok(())
 }
 
-/// Each line becomes an envelope with the query's values and the time it was received.
-fn raw(metadata: &Metadata, body: &[u8], received: DateTime<Utc>, writer: &mut LineWriter) -> Result<(), BodyError> {
+/// Each line or JSON object becomes an envelope with the query's values and the time it was received.
+fn raw(metadata: &Metadata, body: &Bytes, received: DateTime<Utc>, limits: &Limits) -> Result<Vec<Part>, BodyError> {
     #[derive(Serialize)]
     struct Envelope<'a> {
         timestamp: &'a str,
@@ -179,8 +181,7 @@ fn raw(metadata: &Metadata, body: &[u8], received: DateTime<Utc>, writer: &mut L
     }
     let [time, host, source, sourcetype, index] = metadata.0.each_ref().map(Option::as_deref);
     let (said, timestamp) = (metadata.log_type(), &*body::rfc3339(received));
-    writer.text_lines(body, |writer, line| {
-        let event = ObjectOrText::of(line);
+    objects_or_lines(body, limits, |writer, event| {
         writer.serialize(said, &Envelope { timestamp, time, host, source, sourcetype, index, event })
     })
 }
@@ -215,6 +216,41 @@ mod tests {
         let redacted = r#"{"customEnv0EnvironmentVariables":{"oidcToken":"[redacted]"}}"#;
         assert_eq!(sent.stored(), [line(r#""one \"1\"""#), line(redacted), line(r#""{broken""#)]);
         assert_eq!(sent.token().as_deref(), Some("never"));
+    }
+
+    #[test]
+    fn splunk_raw_json_is_an_event_however_it_is_written_and_holds_no_secret() {
+        let object = r#"{"customEnv0EnvironmentVariables":{"oidcToken":"x"}}"#;
+        let pretty = "{\n  \"customEnv0EnvironmentVariables\": {\n    \"oidcToken\": \"x\"\n  }\n}";
+        let stored = concat!(
+            r#"{"timestamp":"2026-11-22T21:00:00.123Z","event":"#,
+            r#"{"customEnv0EnvironmentVariables":{"oidcToken":"[redacted]"}}}"#
+        );
+        let text = r#"{"timestamp":"2026-11-22T21:00:00.123Z","event":"text"}"#;
+        for (body, lines) in [
+            (format!(" {object}"), &[stored][..]),
+            (format!("\u{feff}{object}"), &[stored]),
+            (pretty.to_owned(), &[stored]),
+            (format!("[{object},{object}]"), &[stored, stored]),
+            (format!("{object}{object}\n{object}"), &[stored, stored, stored]),
+            (format!("text\n {object}\n[{object}]\n{object}{object}"), &[text, stored, stored, stored, stored]),
+        ] {
+            assert_eq!(post("/services/collector/raw", &[], body.clone()).lines(), lines, "{body}");
+        }
+    }
+
+    #[test]
+    fn splunk_raw_is_told_by_the_last_segment_of_the_path_whatever_stands_before_it() {
+        for path in [
+            "/services/collector//raw",
+            "//services/collector/raw/",
+            "/services/collector/raw//1.0",
+            "/env0-audits/services/collector/event/services/collector/raw",
+        ] {
+            assert!(post(path, &[], "text").lines()[0].ends_with(r#""event":"text"}"#), "{path}");
+        }
+        let appended = post("/services/collector/raw/services/collector/event", &[], r#"{"event":1}"#);
+        assert_eq!(appended.lines(), [r#"{"event":1}"#]);
     }
 
     #[test]

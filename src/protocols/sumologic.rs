@@ -15,7 +15,8 @@ use crate::batch::LogType;
 use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
 use crate::protocols::head::tidy;
 use crate::protocols::{
-    self, Accepted, Answer, JSON, ObjectOrText, Part, Protocol, Refusal, empty_answer, header_values, split_log_type,
+    self, Accepted, Answer, JSON, ObjectOrText, Part, Protocol, Refusal, empty_answer, header_values, objects_or_lines,
+    split_log_type,
 };
 
 /// Sumo Logic.
@@ -77,26 +78,6 @@ impl<'a> Source<'a> {
     }
 }
 
-/// The events of a body that is JSON from beginning to end.
-fn objects(
-    said: Option<LogType>,
-    source: Source<'_>,
-    body: Bytes,
-    received: DateTime<Utc>,
-    limits: &Limits,
-) -> Result<Vec<Part>, BodyError> {
-    let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
-    let is_utf8 = body::repaired_len(&body).is_none();
-    if source == Source::default() && is_utf8 {
-        return Ok(vec![Part { said, lines: body::scan(body, received, limits)? }]);
-    }
-    let body = writer.repair(body)?;
-    for object in Events::new(&body) {
-        source.push(said, object?.json, &mut writer)?;
-    }
-    Ok(writer.finish())
-}
-
 impl Protocol for SumoLogic {
     fn name(&self) -> &'static str {
         "sumologic"
@@ -116,22 +97,19 @@ impl Protocol for SumoLogic {
     ) -> Result<Vec<Part>, BodyError> {
         let source = Source::of(headers)?;
         let said = source.log_type();
-        if Events::sniff(&body) {
-            match objects(said, source, body.clone(), received, limits) {
+        let is_utf8_json = || Events::sniff(&body) && body::repaired_len(&body).is_none();
+        if source == Source::default() && is_utf8_json() {
+            match body::scan(body.clone(), received, limits) {
                 // Not all of it is JSON, so each line is read on its own.
                 Err(BodyError::Invalid { .. }) => {}
-                outcome => return outcome,
+                lines => return Ok(vec![Part { said, lines: lines? }]),
             }
         }
-        let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
         let timestamp = &*body::rfc3339(received);
-        writer.text_lines(&body, |writer, line| {
-            if let Some(mut objects) = Events::of_line(line) {
-                return objects.try_for_each(|object| source.push(said, object, writer));
-            }
-            writer.serialize(said, &Described { timestamp: Some(timestamp), message: ObjectOrText::Text(line), source })
-        })?;
-        Ok(writer.finish())
+        objects_or_lines(&body, limits, |writer, event| match event {
+            ObjectOrText::Object(object) => source.push(said, object, writer),
+            message => writer.serialize(said, &Described { timestamp: Some(timestamp), message, source }),
+        })
     }
 
     /// 200 without a body.

@@ -5,7 +5,7 @@ use http_body_util::BodyExt;
 use serde_json::Value;
 
 use super::*;
-use crate::protocols::paths::endpoint;
+use crate::protocols::paths::{endpoint, tidy};
 
 pub(crate) const LIMITS: Limits =
     Limits { max_body_bytes: 16 << 20, max_lines_bytes: 64 << 20, max_event_bytes: 1 << 20, redact: true };
@@ -28,7 +28,9 @@ pub(crate) fn post(uri: &str, headers: &[(&'static str, &'static str)], body: im
 
 impl Sent {
     fn protocol(&self) -> &'static dyn Protocol {
-        endpoint(self.uri.path(), &self.headers).unwrap_or_else(|| panic!("{} takes no events", self.uri)).protocol
+        endpoint(&tidy(self.uri.path()), &self.headers)
+            .unwrap_or_else(|| panic!("{} takes no events", self.uri))
+            .protocol
     }
 
     pub(crate) fn parse_with(&self, limits: &Limits) -> Result<Vec<Part>, BodyError> {

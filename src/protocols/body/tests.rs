@@ -117,7 +117,8 @@ fn text_becomes_one_event_a_line() {
 
 #[test]
 fn utf16_is_refused_with_what_to_send() {
-    for body in [&b"\xff\xfe{\0}\0"[..], b"\xfe\xff\0{\0}", b"h\0i\0", b"\0h\0i"] {
+    let cyrillic = b"\xff\xfe\x3f\x04\x40\x04\n\0\x30\x04";
+    for body in [&b"\xff\xfe{\0}\0"[..], b"\xfe\xff\0{\0}", b"h\0i\0", b"\0h\0i", cyrillic] {
         assert_eq!(scan_bytes(body).unwrap_err().to_string(), "event 0, byte 0: UTF-16; send UTF-8");
     }
     assert_eq!(scan_bytes(b"\xff\xfe text").unwrap().replaced, 2);

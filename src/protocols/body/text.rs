@@ -28,11 +28,11 @@ pub(super) fn text_lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     lines.filter(|line| !line.iter().all(|&byte| is_white_space(byte)))
 }
 
-/// Whether `body` begins with the byte order mark of UTF-16 and a Latin character, as files do that PowerShell writes, or
-/// with two Latin characters without the mark.
+/// Whether `body` begins with the byte order mark of UTF-16, as files do that PowerShell writes, and has a zero byte, as every
+/// space and line ending has in UTF-16; or begins with two Latin characters without the mark.
 pub(crate) fn is_utf16(body: &[u8]) -> bool {
     match body {
-        [0xff, 0xfe, _, 0, ..] | [0xfe, 0xff, 0, _, ..] => true,
+        [0xff, 0xfe, rest @ ..] | [0xfe, 0xff, rest @ ..] => memchr::memchr(0, rest).is_some(),
         [a, 0, b, 0, ..] | [0, a, 0, b, ..] => [a, b].iter().all(|byte| (b' '..=b'~').contains(byte)),
         _ => false,
     }
