@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::backoff;
+use crate::batch::{BatchName, Stage};
 use crate::flusher::delivery::Known;
 use crate::s3::PutErrorKind;
 use crate::spool::Batch;
@@ -25,6 +26,14 @@ const UNTRIED_PAUSE: Duration = Duration::from_secs(1);
 const FAILED_MANY: usize = 10_000;
 /// The pause after a failed first attempt when many batches have failed.
 const UNTRIED_PAUSE_WITH_MANY: Duration = Duration::from_secs(60);
+
+/// Where a batch stands in the queue: by its number, and behind that by what else tells its file from another. Two batches
+/// have the same number where somebody has put the files of one spool into another.
+type Turn = (u64, BatchName, Stage);
+
+fn turn_of(batch: &Batch) -> Turn {
+    (batch.name.sequence, batch.name.batch, batch.name.stage)
+}
 
 /// A batch that is not delivered.
 pub(super) struct Waiting {
@@ -42,14 +51,14 @@ pub(super) struct Waiting {
 /// The batches of one lane that are not in flight, and the pauses after its failures.
 pub(super) struct Queue {
     concurrency: usize,
-    /// Those not tried yet, by sequence.
-    untried: BTreeMap<u64, Batch>,
-    /// Those that failed, by sequence. Each is in `paused` or in `due`, too.
-    failed: BTreeMap<u64, Waiting>,
-    /// When a failed batch's pause ends, and its sequence.
-    paused: BTreeSet<(Instant, u64)>,
-    /// Sequences of the failed batches whose pause is over.
-    due: BTreeSet<u64>,
+    /// Those not tried yet.
+    untried: BTreeMap<Turn, Batch>,
+    /// Those that failed. Each is in `paused` or in `due`, too.
+    failed: BTreeMap<Turn, Waiting>,
+    /// When a failed batch's pause ends.
+    paused: BTreeSet<(Instant, Turn)>,
+    /// The failed batches whose pause is over.
+    due: BTreeSet<Turn>,
     in_flight: usize,
     retries_in_flight: usize,
     retry_went_last: bool,
@@ -91,7 +100,7 @@ impl Queue {
 
     /// Adds a batch that was just sealed, or found at the start.
     pub(super) fn add(&mut self, batch: Batch) {
-        self.untried.insert(batch.name.sequence, batch);
+        self.untried.insert(turn_of(&batch), batch);
     }
 
     /// How many batches were not tried yet and are not in flight.
@@ -122,12 +131,12 @@ impl Queue {
         if self.in_flight >= slots {
             return None;
         }
-        let untried = self.untried.first_key_value().map(|(sequence, _)| *sequence);
+        let untried = self.untried.first_key_value().map(|(turn, _)| *turn);
         let untried = untried.filter(|_| !self.spares_untried() || self.untried_not_before <= now);
         let retry_may_go = slots == 1 || self.retries_in_flight + 1 < slots || self.draining;
         let retry = self.due.first().copied().filter(|_| retry_may_go);
         let retry = retry.filter(|_| !self.in_outage() || self.retries_not_before <= now);
-        let sequence = match (untried, retry) {
+        let turn = match (untried, retry) {
             (Some(untried), Some(retry)) if slots > 1 => untried.min(retry),
             (Some(untried), Some(_)) if self.retry_went_last => untried,
             (Some(_), Some(retry)) => retry,
@@ -137,14 +146,14 @@ impl Queue {
         {
             self.looked_at += 1;
         }
-        let waiting = match self.untried.remove(&sequence) {
+        let waiting = match self.untried.remove(&turn) {
             Some(batch) => {
                 let known = Known::found(batch.may_have_arrived);
                 Waiting { batch, attempts: 0, stored: false, known, objects_confirmed_before: 0 }
             }
             None => {
-                self.due.remove(&sequence);
-                self.failed.remove(&sequence)?
+                self.due.remove(&turn);
+                self.failed.remove(&turn)?
             }
         };
         self.in_flight += 1;
@@ -204,9 +213,9 @@ impl Queue {
         }
         waiting.attempts += 1;
         if !self.draining || waiting.stored {
-            let sequence = waiting.batch.name.sequence;
-            self.paused.insert((now + pause, sequence));
-            self.failed.insert(sequence, waiting);
+            let turn = turn_of(&waiting.batch);
+            self.paused.insert((now + pause, turn));
+            self.failed.insert(turn, waiting);
         }
     }
 
@@ -216,11 +225,11 @@ impl Queue {
         {
             self.looked_at += self.paused.len() as u64;
         }
-        self.due.extend(std::mem::take(&mut self.paused).into_iter().map(|(_, sequence)| sequence));
+        self.due.extend(std::mem::take(&mut self.paused).into_iter().map(|(_, turn)| turn));
     }
 
     fn end_pauses_until(&mut self, now: Instant) {
-        while let Some((ends, sequence)) = self.paused.first().copied()
+        while let Some((ends, turn)) = self.paused.first().copied()
             && ends <= now
         {
             #[cfg(test)]
@@ -228,7 +237,7 @@ impl Queue {
                 self.looked_at += 1;
             }
             self.paused.pop_first();
-            self.due.insert(sequence);
+            self.due.insert(turn);
         }
     }
 

@@ -71,6 +71,16 @@ fn the_oldest_go_first_as_many_as_there_are_slots() {
 }
 
 #[test]
+fn each_of_several_batches_with_one_number_has_its_turn_and_its_pause() {
+    let mut lane = Lane::with(SLOTS, [1, 1, 2, 2]);
+    let gone = lane.go();
+    assert_eq!(sequences(&gone), [1, 1, 2, 2]);
+    gone.into_iter().for_each(|waiting| lane.fail(waiting, PutErrorKind::Denied));
+    lane.now += 5 * SECOND;
+    assert_eq!(sequences(&lane.go()), [1, 1, 2], "one slot is left to batches not tried yet");
+}
+
+#[test]
 fn a_failed_batch_waits_for_its_pause_and_the_others_do_not() {
     let mut lane = Lane::with(SLOTS, [1]);
     let first = lane.go().remove(0);
