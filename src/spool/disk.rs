@@ -48,8 +48,8 @@ pub trait Disk: Send + Sync {
     fn try_remove(&self, path: &Path) -> io::Result<()>;
     /// Makes the names in a folder durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
-    /// Calls `each` with the name and the size in bytes of each file in a folder, in no order. No name is kept in memory,
-    /// because there may be a million.
+    /// Calls `each` with the name and the size in bytes of each file in a folder, in no order. Links and folders are named,
+    /// too: who has put one there must be told of it. No name is kept in memory, because there may be a million.
     fn visit(&self, path: &Path, each: &mut dyn FnMut(&str, u64)) -> io::Result<()>;
 
     /// The names and sizes in bytes of the files in a folder that has few files, in no order.
@@ -146,9 +146,7 @@ impl Disk for OsDisk {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 metadata => metadata?,
             };
-            if metadata.is_file() {
-                each(&entry.file_name().to_string_lossy(), metadata.len());
-            }
+            each(&entry.file_name().to_string_lossy(), metadata.len());
         }
         Ok(())
     }

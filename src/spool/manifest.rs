@@ -142,11 +142,14 @@ pub fn new_instance() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
-/// The process id in a lock's file, or `unknown`.
+/// Stands for the process id of a lock's holder that its file doesn't tell.
+const UNKNOWN: &str = "unknown";
+
+/// The process id in a lock's file, or [`UNKNOWN`].
 fn holder_in(file: &mut File) -> String {
     let mut holder = String::new();
     let known = file.read_to_string(&mut holder).is_ok() && !holder.trim().is_empty();
-    if known { holder.trim().to_owned() } else { "unknown".to_owned() }
+    if known { holder.trim().to_owned() } else { UNKNOWN.to_owned() }
 }
 
 /// The lock that keeps a second daemon out of a spool. The kernel releases it when the process ends.
@@ -193,9 +196,14 @@ fn written_at(file: &File) -> Option<SystemTime> {
 }
 
 impl Lock {
+    /// The lock's file in a spool. Whoever takes the lock writes to it.
+    pub fn path(spool: &Path) -> PathBuf {
+        spool.join(LOCK)
+    }
+
     /// The process that has locked a spool, if one has. Changes nothing.
     pub fn holder(spool: &Path) -> io::Result<Option<String>> {
-        let path = spool.join(LOCK);
+        let path = Self::path(spool);
         let mut file = match disk::open_regular(OpenOptions::new().read(true), &path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(&path).is_err() => {
                 return Ok(None);
@@ -212,14 +220,15 @@ impl Lock {
     /// Takes the lock of a spool, without waiting.
     pub fn take(spool: &Path) -> Result<Lock, LockError> {
         let folder = File::open(spool).map_err(|reason| LockError::Io { path: spool.to_owned(), reason })?;
-        let file = Self::take_file(spool)?;
-        match folder.try_lock() {
-            Err(TryLockError::WouldBlock) => {
-                Err(LockError::Held { spool: spool.to_owned(), holder: "unknown".to_owned() })
-            }
-            // NFS can't lock a folder; the file's lock is enough.
-            Ok(()) | Err(TryLockError::Error(_)) => Ok(Lock { written_at: written_at(&file), file, folder }),
+        // Before the file: where somebody removed the running daemon's, a file that is made here would look to that daemon
+        // like another one's, and keep it from its own spool.
+        if matches!(folder.try_lock(), Err(TryLockError::WouldBlock)) {
+            let holder = Self::holder(spool).ok().flatten().unwrap_or_else(|| UNKNOWN.to_owned());
+            return Err(LockError::Held { spool: spool.to_owned(), holder });
         }
+        // Any other error: NFS can't lock a folder, and the file's lock is enough.
+        let file = Self::take_file(spool)?;
+        Ok(Lock { written_at: written_at(&file), file, folder })
     }
 
     /// Makes the lock's file again, which somebody removed, and locks it.
@@ -230,7 +239,7 @@ impl Lock {
     }
 
     fn take_file(spool: &Path) -> Result<File, LockError> {
-        let path = spool.join(LOCK);
+        let path = Self::path(spool);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let opened = disk::open_regular(&mut options, &path);
@@ -251,7 +260,7 @@ impl Lock {
 
     /// Whether the locked file is still the one under the lock's name: another may have taken its place.
     pub(super) fn is_in_place(&self, spool: &Path) -> bool {
-        let found = [self.file.metadata(), fs::symlink_metadata(spool.join(LOCK))];
+        let found = [self.file.metadata(), fs::symlink_metadata(Self::path(spool))];
         let [locked, there] = found.map(|found| found.ok().map(|file| (file.dev(), file.ino())));
         locked.is_some() && locked == there
     }
@@ -267,14 +276,14 @@ impl Lock {
     /// batch of which this one still has events to seal, and they would be stored twice.
     pub(super) fn is_mounted_anew(&self, spool: &Path) -> bool {
         let held = [self.folder.metadata(), self.file.metadata()];
-        let found = [fs::metadata(spool), fs::symlink_metadata(spool.join(LOCK))];
+        let found = [fs::metadata(spool), fs::symlink_metadata(Self::path(spool))];
         let is_the_same = held.into_iter().zip(found).all(|(held, found)| match (held, found) {
             (Ok(held), Ok(found)) => held.ino() == found.ino() && held.dev() != found.dev(),
             // What is gone altogether has no number any more.
             (Err(_), Ok(_)) => true,
             (_, Err(_)) => false,
         });
-        let found = fs::symlink_metadata(spool.join(LOCK)).and_then(|file| file.modified()).ok();
+        let found = fs::symlink_metadata(Self::path(spool)).and_then(|file| file.modified()).ok();
         let is_untouched = self.written_at.is_some() && self.written_at == found;
         is_the_same && is_untouched && self.folder.sync_all().is_err()
     }
@@ -288,6 +297,6 @@ impl Lock {
 
     /// Whether another file has the lock's name.
     pub(super) fn is_replaced(&self, spool: &Path) -> bool {
-        !self.is_in_place(spool) && fs::symlink_metadata(spool.join(LOCK)).is_ok()
+        !self.is_in_place(spool) && fs::symlink_metadata(Self::path(spool)).is_ok()
     }
 }

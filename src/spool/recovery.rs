@@ -62,14 +62,17 @@ pub(super) fn recover(folder: &Folder, names: Names) -> io::Result<Recovered> {
         if file_name.starts_with('.') {
             continue;
         }
-        if is_own_temporary(&file_name) {
+        let found = folder.disk().identify(&folder.dir.join(&file_name));
+        let is_folder = matches!(found, Ok(Some(found)) if found.is_folder);
+        if is_own_temporary(&file_name) && !is_folder {
             remove(folder, &file_name)?;
         } else {
             set_aside(folder, &file_name, "it is not a batch that this daemon wrote");
         }
     }
     // A crash may leave two files of the head. The empty `.sent` is the head then, and the other one is sent again.
-    sealed.sort_unstable_by_key(|(name, _)| (name.sequence, name.stage));
+    sealed.sort_unstable_by_key(|(name, _)| (name.sequence, name.batch, name.stage));
+    finish_renames(folder, &mut sealed)?;
     open.sort_unstable_by_key(|(name, _)| name.opened);
 
     if let Some((name, _)) = sealed.last() {
@@ -90,8 +93,7 @@ pub(super) fn recover(folder: &Folder, names: Names) -> io::Result<Recovered> {
         } else if name.sequence < head_sequence {
             remove(folder, &name.to_string())?;
         } else if *bytes > 0 {
-            let path = folder.dir.join(name.to_string());
-            folder.home().with_room(|| folder.disk().open(&path)?.truncate(0))?;
+            folder.empty_head(name)?;
         }
     }
     sealed.retain(|(name, bytes)| name.stage != Stage::Sent && *bytes > 0);
@@ -115,6 +117,24 @@ pub(super) fn recover(folder: &Folder, names: Names) -> io::Result<Recovered> {
         }
     }
     Ok(Recovered { sealed, open: left_open })
+}
+
+/// Removes the old name of each file that has two: a crash leaves both names of a rename where the file system has no
+/// journal. A rename from one name to the other does nothing then, so the batch would keep the old name when it is
+/// delivered, and the next start would store it a second time.
+fn finish_renames(folder: &Folder, sealed: &mut Vec<(SealedName, u64)>) -> io::Result<()> {
+    let identify = |name: &SealedName| folder.disk().identify(&folder.path(&SpoolName::Sealed(*name)));
+    let mut old_names = BTreeSet::new();
+    for (index, pair) in sealed.windows(2).enumerate() {
+        let (old, new) = (&pair[0].0, &pair[1].0);
+        if (old.sequence, old.batch) == (new.sequence, new.batch) && identify(old)? == identify(new)? {
+            remove(folder, &old.to_string())?;
+            old_names.insert(index);
+        }
+    }
+    let mut index = 0..;
+    sealed.retain(|_| index.next().is_none_or(|index| !old_names.contains(&index)));
+    Ok(())
 }
 
 /// Whether a file has the name of an unfinished file that this daemon makes.

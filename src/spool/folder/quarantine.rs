@@ -68,6 +68,19 @@ impl Folder {
         Ok(())
     }
 
+    /// Empties the file that keeps the chain's head, which a crash has left with its bytes. What has its name and is no file
+    /// is moved to quarantine, and an empty file takes its place.
+    pub(in crate::spool) fn empty_head(&self, head: &SealedName) -> io::Result<()> {
+        let path = self.path(&SpoolName::Sealed(*head));
+        match self.home.with_room(|| self.home.disk.open(&path)?.truncate(0)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.move_to_quarantine(&path, &head.to_string())?;
+                self.keep_head(*head)
+            }
+            emptied => emptied,
+        }
+    }
+
     fn quarantine_path(&self, name: &str) -> PathBuf {
         self.home.quarantine_dir().join(format!("{}_{name}", self.log_type))
     }

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -154,11 +154,46 @@ fn a_rename_replaces_and_a_removal_is_done_where_the_file_is_gone() {
 }
 
 #[test]
-fn a_list_holds_files_alone_and_their_sizes() {
+fn a_list_holds_sizes_and_names_links_and_folders_too() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("batch"), "{}\n").unwrap();
-    fs::create_dir(folder.path().join("lost+found")).unwrap();
-    assert_eq!(OsDisk.list(folder.path()).unwrap(), [("batch".to_owned(), 3)]);
+    fs::create_dir(folder.path().join("folder")).unwrap();
+    symlink("nowhere", folder.path().join("link")).unwrap();
+    let mut list = OsDisk.list(folder.path()).unwrap();
+    list.sort();
+    assert_eq!(list[0], ("batch".to_owned(), 3));
+    assert_eq!([&list[1].0, &list[2].0], ["folder", "link"]);
+}
+
+/// Seals batches number 2 and 3 in a spool whose first batch was delivered, and ends it; the sealed files, in order.
+fn two_sealed() -> (tempfile::TempDir, PathBuf, Vec<PathBuf>) {
+    let (home, dir, spool) = delivered_once();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    append(&spool).unwrap();
+    spool.seal();
+    append(&spool).unwrap();
+    runtime.block_on(spool.close());
+    drop(spool);
+    let folder = dir.join(TYPE.as_str());
+    let mut files: Vec<_> = fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|ending| ending == "sealed"));
+    files.sort();
+    assert_eq!(files.len(), 2);
+    (home, dir, files)
+}
+
+#[test]
+fn a_rename_of_which_a_crash_left_both_names_is_finished_by_the_next_start() {
+    for index in [0, 1] {
+        let (_home, dir, files) = two_sealed();
+        fs::hard_link(&files[index], files[index].with_extension("sending")).unwrap();
+        let (_spool, mut sealed) = Spool::open(&settings(dir), Arc::new(OsDisk)).unwrap();
+        let mut found = std::iter::from_fn(|| sealed[TYPE].try_recv());
+        let stages: Vec<_> = found.by_ref().map(|batch| (batch.name.sequence, batch.name.stage)).collect();
+        let mut expected = [(2, Stage::Sealed), (3, Stage::Sealed)];
+        expected[index].1 = Stage::Sending;
+        assert_eq!((&stages[..], files[index].exists()), (&expected[..], false));
+    }
 }
 
 #[test]
@@ -238,7 +273,7 @@ fn a_large_file_that_is_removed_keeps_its_bytes_under_another_name() {
     let bytes = vec![b'x'; 3_000_001];
     fs::write(&path, &bytes).unwrap();
     fs::hard_link(&path, &backup).unwrap();
-    std::os::unix::fs::symlink(&backup, &link).unwrap();
+    symlink(&backup, &link).unwrap();
     OsDisk.remove(&path).unwrap();
     OsDisk.remove(&link).unwrap();
     assert!(!path.exists() && fs::symlink_metadata(&link).is_err());

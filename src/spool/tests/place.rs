@@ -10,7 +10,7 @@ use super::world::{DEADLINE, Fate, TYPE, World, settings};
 use crate::batch::{LogType, Stage};
 use crate::spool::disk::OsDisk;
 use crate::spool::manifest::{Lock, LockError};
-use crate::spool::{AppendError, OpenError, PULL, QUARANTINE, Receipt, Spool};
+use crate::spool::{AppendError, LeftBehind, OpenError, PULL, QUARANTINE, Receipt, Spool};
 
 /// A world with one batch that waits for its delivery.
 fn sealed() -> World {
@@ -196,7 +196,7 @@ fn a_lock_that_is_removed_lets_no_second_daemon_in_and_is_made_again() {
     fs::remove_file(dir.join("lock")).unwrap();
     let refusal = Lock::take(&dir).unwrap_err();
     assert!(matches!(refusal, LockError::Held { .. }), "{refusal}");
-    fs::remove_file(dir.join("lock")).unwrap();
+    assert!(!dir.join("lock").exists(), "who is refused leaves nothing behind");
     append(&spool).unwrap();
     assert_eq!(Lock::holder(&dir).unwrap(), Some(std::process::id().to_string()));
 }
@@ -208,6 +208,32 @@ fn a_lock_that_another_daemon_may_have_held_is_not_taken_back() {
     fs::write(dir.join("lock"), "1\n").unwrap();
     let refusal = append(&spool).unwrap_err();
     assert!(refusal.to_string().contains("another daemon"), "{refusal}");
+}
+
+#[test]
+fn what_is_no_file_in_a_log_types_folder_is_quarantined_and_stops_no_start() {
+    let home = tempfile::tempdir().unwrap();
+    let (dir, elsewhere) = (home.path().join("spool"), home.path().join("elsewhere"));
+    let settings = settings(dir.clone());
+    drop(Spool::open(&settings, Arc::new(OsDisk)).unwrap());
+    fs::write(&elsewhere, "{}\n").unwrap();
+    let folder = dir.join(TYPE.as_str());
+    let head = folder.join(names(&folder).remove(0));
+    fs::remove_file(&head).unwrap();
+    let opened = "20261122T210405.678901Z_aB3dE.open";
+    for link in [head.as_path(), &folder.join(opened), &folder.join("notes")] {
+        std::os::unix::fs::symlink(&elsewhere, link).unwrap();
+    }
+    for name in ["old", "probe.tmp"] {
+        fs::create_dir(folder.join(name)).unwrap();
+    }
+    let (spool, _) = Spool::open(&settings, Arc::new(OsDisk)).unwrap();
+    let aside = names(&dir.join(QUARANTINE));
+    assert_eq!((aside.len(), names(&folder)), (5, vec![head.file_name().unwrap().to_owned()]), "{aside:?}");
+    assert!(fs::symlink_metadata(&head).unwrap().is_file(), "the head has a file of its own again");
+    assert_eq!(fs::read(&elsewhere).unwrap(), b"{}\n", "no link is followed");
+    assert_eq!(spool.left_behind().unwrap(), LeftBehind { batches: 0, quarantined: 5 });
+    append(&spool).unwrap();
 }
 
 #[test]
