@@ -22,7 +22,7 @@ use std::str::FromStr;
 use chrono::{DateTime, NaiveDateTime, Utc};
 
 pub use by_type::ByType;
-pub use clock::{clock_is_usable, now};
+pub use clock::{clock_problem, now};
 pub use log_type::LogType;
 pub use parse_error::ParseError;
 

@@ -26,7 +26,8 @@ pub struct CheckOptions {
     pub json: bool,
 }
 
-/// Judges every step. Changes nothing but for a probe file in the spool, which goes again, and what `--write` says.
+/// Judges every step. Changes nothing but for a probe file in the spool, or above it before there is one, which goes again, and
+/// what `--write` says.
 pub async fn run(loaded: Result<Loaded, ConfigErrors>, options: CheckOptions) -> Report {
     let mut steps = local::configuration(&loaded);
     let config = match loaded {

@@ -191,9 +191,8 @@ fn sources(probe: &Arc<Probe>, stalled_after: Duration) -> Sources {
 /// Runs the daemon until a signal ends it.
 pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
-    if !batch::clock_is_usable() {
-        let error = anyhow::anyhow!("this machine's clock is before 1970 or beyond 9998; set it, and start again");
-        return Err(Failure::new(exit_code::UNAVAILABLE, error));
+    if let Some(problem) = batch::clock_problem() {
+        return Err(Failure::new(exit_code::UNAVAILABLE, anyhow::anyhow!("{problem}; set it, and start again")));
     }
     let open_files = descriptors::raise_limit();
     let Files { network, verifier, tls, signing_key } = files;

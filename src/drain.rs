@@ -58,7 +58,7 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
     if let Some(spool) = options.spool {
         config.spool_dir = spool;
     }
-    let manifest = Manifest::read(&OsDisk, &config.spool_dir).map_err(|error| Failure::new(exit_code::IO, error))?;
+    let manifest = Manifest::read(&OsDisk, &config.spool_dir).map_err(OpenError::from)?;
     let Some(Manifest { destination: accepted, .. }) = manifest else {
         let error = anyhow::anyhow!("{} is not a spool: it has no manifest", config.spool_dir.display());
         return Err(Failure::new(exit_code::IO, error));

@@ -26,7 +26,7 @@ use crate::batch::Sha256;
 use crate::config::Config;
 use crate::credentials::{Credentials, Session};
 use crate::network::{Network, causes, foreign_name};
-use answer::{NotConfirmed, Watch};
+use answer::{Answer, NotConfirmed, Watch};
 use condition::Condition;
 use error::Call;
 pub use error::{PutError, PutErrorKind};
@@ -253,14 +253,18 @@ impl S3 {
         let seen = watch.seen();
         let secrets = session.secrets();
         let call = Call { operation: "GetBucketLocation", bucket: &self.0.bucket, secrets: &secrets };
-        let is_html = seen.answer.as_ref().is_some_and(|answer| answer.is_html);
+        let is_the_stores = seen.answer.as_ref().is_some_and(Answer::may_tell_a_location);
         match sent {
+            Ok(Ok(_)) if !is_the_stores => {
+                let message = format!("{} at {}: HTTP 200 without a mark of S3's", call.operation, seen.host);
+                Err(PutError { status: Some(200), ..PutError::before(PutErrorKind::NotS3, message) }.into())
+            }
             Ok(Ok(location)) => {
                 let constraint = location.location_constraint().map(BucketLocationConstraint::as_str);
                 Ok(region_of(constraint, self.0.other_than_aws))
             }
             Ok(Err(error)) => match PutError::of(&error, &seen, &call) {
-                error if self.0.other_than_aws && error.status == Some(200) && !is_html => Ok(BucketRegion::NotTold),
+                _ if self.0.other_than_aws && is_the_stores => Ok(BucketRegion::NotTold),
                 error => Err(error.into()),
             },
             Err(_) => {

@@ -271,12 +271,20 @@ pub fn count_batches(disk: &dyn Disk, dir: &Path) -> Result<(usize, usize), Open
     let (mut batches, mut sending) = (0, 0);
     for log_type in LogType::ALL {
         let path = dir.join(log_type.as_str());
-        let counted = visit_batches(disk, &path, |name| {
-            batches += 1;
-            sending += usize::from(matches!(name, SpoolName::Sealed(name) if name.stage == Stage::Sending));
-        });
-        counted.map_err(|reason| OpenError::Create { path, reason })?;
+        let (all, of_them_sending) =
+            count_in_folder(disk, &path).map_err(|reason| OpenError::Create { path, reason })?;
+        (batches, sending) = (batches + all, sending + of_them_sending);
     }
+    Ok((batches, sending))
+}
+
+/// How many batches are in a log type's folder, and how many of those are `.sending`.
+pub fn count_in_folder(disk: &dyn Disk, folder: &Path) -> io::Result<(usize, usize)> {
+    let (mut batches, mut sending) = (0, 0);
+    visit_batches(disk, folder, |name| {
+        batches += 1;
+        sending += usize::from(matches!(name, SpoolName::Sealed(name) if name.stage == Stage::Sending));
+    })?;
     Ok((batches, sending))
 }
 

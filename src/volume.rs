@@ -28,10 +28,10 @@ pub fn weaknesses(dir: &Path) -> Vec<String> {
     words.iter().map(|words| format!("{dir} is on {words}")).chain(open.map(|words| format!("{dir} {words}"))).collect()
 }
 
-/// `dir`, or the nearest directory above it that exists.
+/// `dir`, or the nearest directory above it that exists. A link that leads nowhere exists: no directory can be made of it.
 pub fn nearest_existing(dir: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(dir).ok()?;
-    absolute.ancestors().find(|ancestor| ancestor.exists()).map(Path::to_path_buf)
+    absolute.ancestors().find(|ancestor| ancestor.symlink_metadata().is_ok()).map(Path::to_path_buf)
 }
 
 /// What to do when the system refused, with `error`, what a spool needs of `path`.

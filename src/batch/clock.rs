@@ -14,10 +14,10 @@ pub fn now() -> DateTime<Utc> {
     at(SystemTime::now())
 }
 
-/// Whether a daemon can run with this machine's clock. The HTTP library formats the date for every connection, and panics
-/// for a date that HTTP can't express: before 1970 and from the year 9999 on.
-pub fn clock_is_usable() -> bool {
-    is_usable(SystemTime::now())
+/// Why no daemon can run with this machine's clock; `None` where one can. The HTTP library formats the date for every
+/// connection, and panics for a date that HTTP can't express: before 1970 and from the year 9999 on.
+pub fn clock_problem() -> Option<&'static str> {
+    (!is_usable(SystemTime::now())).then_some("this machine's clock is before 1970 or beyond 9998")
 }
 
 fn is_usable(clock: SystemTime) -> bool {

@@ -11,13 +11,13 @@ use rustix::fs::Access;
 use super::report::{DAEMON, Step};
 use crate::admin::client;
 use crate::assembly::{Files, spool_settings};
-use crate::batch::{LogType, SpoolName};
+use crate::batch::{self, LogType, SpoolName};
 use crate::config::{Config, ConfigErrors, Loaded};
-use crate::exit_code::{CANT_BIND, CANT_CREATE, CONFIG, IO};
+use crate::exit_code::{CANT_BIND, CANT_CREATE, CONFIG, IO, UNAVAILABLE};
 use crate::spool::disk::{Disk, OsDisk};
-use crate::spool::home;
 use crate::spool::manifest::{Lock, Manifest, ManifestError};
-use crate::status::Status;
+use crate::spool::{self, home};
+use crate::status::{Status, Timestamp};
 use crate::volume;
 
 /// Less free disk than this is a failure, whatever the limit says.
@@ -67,14 +67,24 @@ pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {
         None => Step::skipped(DAEMON, format!("none answers at {}", config.admin_addr)),
     };
     let mut steps = files(config);
+    steps.push(clock());
     steps.push(running);
     steps.extend(daemon.into_iter().flat_map(|status| other_settings(config, status)));
     steps.extend(daemon.into_iter().flat_map(troubles));
     if daemon.is_none() {
         steps.push(addresses(config));
     }
-    steps.extend([spool(&config.spool_dir), lock(&config.spool_dir, daemon), manifest(config), disk(config)]);
+    steps.extend([spool_dir(&config.spool_dir), lock(&config.spool_dir, daemon), manifest(config), disk(config)]);
     steps
+}
+
+/// Whether a daemon can run with this machine's clock.
+fn clock() -> Step {
+    const NAME: &str = "clock";
+    match batch::clock_problem() {
+        None => Step::ok(NAME, format!("this machine's clock says {}", Timestamp::now())),
+        Some(problem) => Step::fail(NAME, UNAVAILABLE, problem, "set this machine's clock right (chrony, NTP)"),
+    }
 }
 
 /// Where the running daemon is another one than this configuration is for, so that the steps below judge something else.
@@ -173,7 +183,7 @@ pub(super) fn files(config: &Config) -> Vec<Step> {
 }
 
 /// Whether the spool's directory can be written to, or made.
-fn spool(dir: &Path) -> Step {
+fn spool_dir(dir: &Path) -> Step {
     const NAME: &str = "spool";
     let fail = |path: &Path, error: &io::Error| {
         let detail = format!("{} can't be used: {error}", path.display());
@@ -186,26 +196,22 @@ fn spool(dir: &Path) -> Step {
         if let Err((path, error)) = judge_rights(dir) {
             return fail(&path, &error);
         }
-        return match Probe::write(dir, b"probe\n") {
-            Ok(probe) => match probe.try_what_a_spool_needs() {
-                Ok(()) => Step::ok(NAME, format!("{} can be written to", dir.display())),
-                Err((call, error)) => Step::fail(
-                    NAME,
-                    IO,
-                    format!("the file system of {} can't do what a spool needs: {call}: {error}", dir.display()),
-                    "put ENV0_S3_LOG_SPOOL_DIR on a local file system (NFS: with its lock service)",
-                ),
-            },
-            Err(error) => fail(dir, &error),
-        };
     }
-    let Some(above) = volume::nearest_existing(dir) else { return fail(dir, &io::ErrorKind::NotFound.into()) };
-    if !above.is_dir() {
-        return fail(&above, &io::ErrorKind::NotADirectory.into());
+    // A start makes the spool in the nearest folder above, on the same file system.
+    let Some(existing) = volume::nearest_existing(dir) else { return fail(dir, &io::ErrorKind::NotFound.into()) };
+    if !existing.is_dir() {
+        return fail(&existing, &io::ErrorKind::NotADirectory.into());
     }
-    match rustix::fs::access(&above, Access::WRITE_OK | Access::EXEC_OK) {
-        Ok(()) => Step::ok(NAME, format!("{} will be made at the first start", dir.display())),
-        Err(error) => fail(&above, &error.into()),
+    match Probe::write(&existing, b"probe\n").map(Probe::try_what_a_spool_needs) {
+        Ok(Ok(())) if dir.is_dir() => Step::ok(NAME, format!("{} can be written to", dir.display())),
+        Ok(Ok(())) => Step::ok(NAME, format!("{} will be made at the first start", dir.display())),
+        Ok(Err((call, error))) => Step::fail(
+            NAME,
+            IO,
+            format!("the file system of {} can't do what a spool needs: {call}: {error}", existing.display()),
+            "put ENV0_S3_LOG_SPOOL_DIR on a local file system (NFS: with its lock service)",
+        ),
+        Err(error) => fail(&existing, &error),
     }
 }
 
@@ -220,6 +226,7 @@ fn judge_rights(dir: &Path) -> Result<(), (PathBuf, io::Error)> {
         Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
         Err(error) => Err((path, error.into())),
     };
+    allows(Lock::path(dir), Access::READ_OK | Access::WRITE_OK)?;
     for folder in home::all_folders(dir) {
         allows(folder.clone(), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)?;
         let mut judged = Ok(());
@@ -302,8 +309,13 @@ fn manifest(config: &Config) -> Step {
     const NAME: &str = "manifest";
     let dir = &config.spool_dir;
     let configured = spool_settings(config).destination;
+    let batches = batches_in(dir);
     let found = match Manifest::read(&OsDisk, dir) {
-        Ok(None) => return Step::ok(NAME, "the spool is new"),
+        Ok(None) if batches == 0 => return Step::ok(NAME, "the spool is new"),
+        Ok(None) => {
+            let missing = ManifestError::Missing { path: dir.clone(), batches };
+            return Step::fail(NAME, IO, missing.to_string(), "see config/README.md#it-does-not-start");
+        }
         Ok(Some(manifest)) => manifest.destination,
         Err(error @ ManifestError::Newer { .. }) => {
             return Step::fail(NAME, CONFIG, error.to_string(), "run the newer version again");
@@ -315,7 +327,6 @@ fn manifest(config: &Config) -> Step {
             return Step::fail(NAME, IO, error.to_string(), "see config/README.md#it-does-not-start");
         }
     };
-    let batches = batches_in(dir);
     match found == configured {
         true => Step::ok(NAME, format!("the spool belongs to {found}; {batches} batches wait")),
         false if batches == 0 => Step::ok(NAME, format!("the spool is empty, and will belong to {configured}")),
@@ -331,12 +342,10 @@ fn manifest(config: &Config) -> Step {
     }
 }
 
-/// Files in the log types' folders that hold events, or may.
+/// How many batches a start would find. A folder that isn't there has none: a start makes it.
 fn batches_in(dir: &Path) -> usize {
-    let files =
-        LogType::ALL.iter().filter_map(|log_type| std::fs::read_dir(dir.join(log_type.as_str())).ok()).flatten();
-    let names = files.filter_map(|file| file.ok()?.file_name().into_string().ok());
-    names.filter(|name| [".open", ".sealed", ".sending"].iter().any(|ending| name.ends_with(ending))).count()
+    let counted = LogType::ALL.iter().map(|log_type| spool::count_in_folder(&OsDisk, &dir.join(log_type.as_str())));
+    counted.map(|counted| counted.unwrap_or_default().0).sum()
 }
 
 fn disk(config: &Config) -> Step {

@@ -433,7 +433,9 @@ fn daemon_bucket(status: &Status) -> Step {
         None => region_told(&status.destination.bucket, &status.destination.region, told.region.as_deref()),
         Some(error) => {
             let exit_code = match told.code.as_deref() {
-                Some("NoSuchBucket" | "AuthorizationHeaderMalformed" | "PermanentRedirect") => CONFIG,
+                Some("NoSuchBucket" | "InvalidBucketName" | "AuthorizationHeaderMalformed" | "PermanentRedirect") => {
+                    CONFIG
+                }
                 Some(code) if code.contains("Denied") => DENIED,
                 _ => UNAVAILABLE,
             };

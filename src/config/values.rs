@@ -261,7 +261,10 @@ pub(super) fn bucket_name_elsewhere(value: &str) -> Parsed<String> {
 }
 
 /// S3's naming rules for general-purpose buckets.
-pub(super) fn bucket_name(value: &str) -> Parsed<String> {
+///
+/// # Errors
+/// What was expected.
+pub fn bucket_name(value: &str) -> Parsed<String> {
     let end = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
     let bytes = value.as_bytes();
     let holds = (3..=63).contains(&bytes.len())

@@ -31,6 +31,8 @@ pub(super) struct Answer {
     pub(super) is_error_document: bool,
     /// A page for people. Never S3's, whatever headers it has.
     pub(super) is_html: bool,
+    /// An XML document, as S3's answer to `GetBucketLocation` is.
+    is_xml: bool,
     /// S3's answer to a PUT has none.
     pub(super) has_body: bool,
     /// In the form that S3 sends: neither weak nor empty.
@@ -75,7 +77,8 @@ impl Answer {
     pub(super) fn of(response: &HttpResponse) -> Answer {
         let header = |name: &str| response.headers().get(name).map(str::trim).filter(|value| !value.is_empty());
         let body = response.body().bytes().unwrap_or_default();
-        let is_error_document = root_element(body) == Some("Error");
+        let root = root_element(body);
+        let is_error_document = root == Some("Error");
         let document = body.to_ascii_lowercase();
         let content_type = header("content-type").unwrap_or_default().to_ascii_lowercase();
         let looks_like_html = ["text/html", "application/xhtml"].iter().any(|html| content_type.starts_with(html))
@@ -86,6 +89,7 @@ impl Answer {
             status: response.status().as_u16(),
             is_error_document,
             is_html: looks_like_html && !is_error_document,
+            is_xml: root.is_some(),
             has_body: !body.trim_ascii().is_empty(),
             has_e_tag: header("etag").is_some_and(is_s3s_e_tag),
             has_request_id: header("x-amz-request-id").is_some(),
@@ -108,6 +112,12 @@ impl Answer {
     /// Neither a body, nor the type of a page.
     fn is_empty(&self) -> bool {
         !self.has_body && !self.is_html
+    }
+
+    /// Whether the store itself sent it in answer to `GetBucketLocation`. Stores have forms of their own from which no region
+    /// can be read, but it is XML, or has a mark of the store's.
+    pub(super) fn may_tell_a_location(&self) -> bool {
+        self.status == 200 && !self.is_html && (self.is_xml || self.has_request_id)
     }
 
     /// Whether it confirms that the store has exactly the bytes with this hash. Only then may their file go.

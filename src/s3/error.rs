@@ -9,6 +9,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use super::answer::{Answer, NotConfirmed, Watched};
+use crate::config;
 use crate::network::{broken_words, causes, chain, foreign_name, foreign_words, never_connected, retry_after};
 
 /// Why an attempt failed, and what is known after it.
@@ -61,7 +62,7 @@ pub enum PutErrorKind {
     Denied,
     /// The KMS key refuses.
     KmsDenied,
-    /// There is no such bucket.
+    /// There is no such bucket, or none can have that name.
     NoSuchBucket,
     /// The bucket is in another region.
     WrongRegion,
@@ -282,7 +283,11 @@ impl PutError {
         let region = answer.region.as_deref().and_then(|region| foreign_name(region, call.secrets));
         let more = match (kind, region) {
             (PutErrorKind::WrongRegion, Some(region)) => format!("; the bucket is in {region}"),
-            (PutErrorKind::NoSuchBucket, _) => format!("; ENV0_S3_LOG_BUCKET_NAME is {}", call.bucket),
+            (PutErrorKind::NoSuchBucket, _) => {
+                let rule =
+                    config::bucket_name(call.bucket).err().map(|expected| format!("; most stores expect {expected}"));
+                format!("; ENV0_S3_LOG_BUCKET_NAME is {}{}", call.bucket, rule.unwrap_or_default())
+            }
             _ if code.as_deref() == Some("TemporaryRedirect") => {
                 "; S3 says so of a new bucket, until its name is known everywhere".to_owned()
             }
@@ -374,7 +379,7 @@ fn classify(answer: &Answer, code: Option<&str>, message: &str) -> PutErrorKind 
         (_, "RequestTimeout") => Timeout,
         (503, "SlowDown") | (_, "Throttling" | "ThrottlingException" | "TooManyRequests") => Throttled,
         (403, "AccessDenied") => Denied,
-        (_, "NoSuchBucket") => NoSuchBucket,
+        (_, "NoSuchBucket" | "InvalidBucketName") => NoSuchBucket,
         (status, "") if !answer.is_the_stores() => of_anybody(status, answer.is_html),
         (301 | 307 | 308, _) if answer.region.is_some() => WrongRegion,
         (300..=399, "") => NotS3,

@@ -480,6 +480,11 @@ async fn the_buckets_region_is_told_as_far_as_the_store_tells_it() {
     }
     let odd = Server::start(|_| answer(200, "<Something/>")).await;
     assert_eq!(s3_at(&odd.url()).await.0.bucket_region().await.unwrap(), BucketRegion::NotTold);
+    for foreign in ["", "hello", "{\"status\":\"ok\"}"] {
+        let server = Server::start(move |_| answer(200, foreign)).await;
+        let error = s3_at(&server.url()).await.0.bucket_region().await.unwrap_err();
+        assert_eq!((error.kind, error.status), (PutErrorKind::NotS3, Some(200)), "{foreign}: {error}");
+    }
     let denied = Server::start(|_| s3_error(403, "AccessDenied", "Access Denied")).await;
     let error = s3_at(&denied.url()).await.0.bucket_region().await.unwrap_err();
     assert_eq!((error.kind, error.code.as_deref()), (PutErrorKind::Denied, Some("AccessDenied")));

@@ -12,6 +12,7 @@ use crate::disk::Tmpfs;
 use crate::harness::{DEPLOYMENTS, Finished, Setup, event, wait_until, wait_until_delivered};
 use crate::local_aws::sts::StsError;
 use crate::local_aws::{BUCKET, Fault, LocalAws, Operation};
+use crate::machine::Machine;
 
 const UNAVAILABLE: Option<i32> = Some(69);
 const DISK: Option<i32> = Some(74);
@@ -124,6 +125,68 @@ fn a_spool_of_another_bucket_is_a_failure_while_it_holds_a_batch() {
     let setup = setup.set("ENV0_S3_LOG_BUCKET_NAME", "another-bucket");
     let finished = setup.run("check --offline --json");
     assert_has(&failure(&finished, "manifest", CONFIGURATION), &[BUCKET, "another-bucket", "drain"]);
+}
+
+#[test]
+fn what_keeps_a_start_from_its_spool_is_found_by_check_with_the_same_code() {
+    let aws = LocalAws::start();
+    aws.sts.set_down();
+    let without_manifest = setup(&aws);
+    let daemon = without_manifest.start();
+    daemon.post(DEPLOYMENTS, event("kept"));
+    daemon.kill();
+    std::fs::remove_file(without_manifest.spool().join("manifest.json")).unwrap();
+    let dangling = setup(&aws);
+    std::os::unix::fs::symlink(dangling.folder().join("nowhere"), dangling.spool()).unwrap();
+    let never_made = setup(&aws).set("ENV0_S3_LOG_SPOOL_DIR", "/proc/spool");
+    for (setup, name, code, part) in [
+        (without_manifest, "manifest", DISK, "1 batches and no manifest.json"),
+        (dangling, "spool", CANT_CREATE, "not a directory"),
+        (never_made, "spool", CANT_CREATE, "/proc"),
+    ] {
+        let checked = setup.run("check --offline --json");
+        assert_has(&failure(&checked, name, code), &[part]);
+        let run = setup.run("run");
+        assert_eq!(run.code, code, "{}", run.stderr);
+    }
+}
+
+#[test]
+#[cfg_attr(not(may_mount_images), ignore = "mounts a file system in a file, which takes root and a loop device")]
+fn a_clock_that_nothing_can_run_with_is_refused_by_check_and_by_run_alike() {
+    const BEYOND_9998: i64 = 8_000 * 365 * 86_400;
+    let aws = LocalAws::start();
+    let folder = tempfile::tempdir().unwrap();
+    let machine = Machine::start(folder.path(), "ext4");
+    let setup = machine.setup(setup(&aws));
+    assert_eq!(step(&setup.run("check --offline --json"), "clock")["verdict"], "ok");
+    machine.set_clock(BEYOND_9998);
+    let checked = setup.run("check --offline --json");
+    assert_has(&failure(&checked, "clock", UNAVAILABLE), &["beyond 9998", "set this machine's clock right"]);
+    let run = setup.run("run");
+    assert_eq!(run.code, UNAVAILABLE, "{}", run.stderr);
+}
+
+#[test]
+fn a_bucket_s_name_that_the_store_does_not_take_is_a_mistake_in_the_configuration() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws).set("ENV0_S3_LOG_BUCKET_NAME", "My_Bucket");
+    for message in ["The specified bucket is not valid.", ""] {
+        aws.s3.inject(Fault::answer(400, "InvalidBucketName", message).on(Operation::GetBucketLocation));
+        let refused = setup.run("check --json");
+        let parts =
+            ["InvalidBucketName", "ENV0_S3_LOG_BUCKET_NAME is My_Bucket", "3 to 63 of a-z", "drain --to-configured"];
+        assert_has(&failure(&refused, "bucket", CONFIGURATION), &parts);
+        aws.s3.heal();
+    }
+}
+
+#[test]
+fn a_server_that_is_no_store_is_not_taken_for_the_bucket() {
+    let aws = LocalAws::start();
+    aws.s3.inject(Fault::foreign(200, "It works!").on(Operation::GetBucketLocation));
+    let finished = setup(&aws).set("ENV0_S3_LOG_AWS_REGION", "us-east-1").run("check --json");
+    assert_has(&failure(&finished, "bucket", UNAVAILABLE), &["HTTP 200", "AWS_ENDPOINT_URL_S3"]);
 }
 
 #[test]

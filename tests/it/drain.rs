@@ -1,8 +1,12 @@
-//! `drain` where it is not plain: events accepted for a bucket that is a mistake, and no token.
+//! `drain` where it is not plain: events accepted for a bucket that is a mistake, no token, and folders that somebody
+//! has changed.
+
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 
 use serde_json::Value;
 
-use crate::harness::{AUDITS, Books, DEPLOYMENTS, Finished, Setup, event, wait_until};
+use crate::harness::{AUDITS, Books, DEPLOYMENTS, Finished, Setup, event, wait_for, wait_until};
 use crate::local_aws::{BUCKET, Fault, LocalAws};
 
 const MISTAKE: &str = "a-mistaken-name";
@@ -138,4 +142,61 @@ fn drain_without_a_token_says_how_to_give_one_and_ends() {
     assert!(finished.stderr.contains("start the daemon, which takes one from a deployment's record"), "{finished:?}");
     let finished = setup.set("ENV0_OIDC_TOKEN", aws.issuer.token()).run("drain");
     assert_eq!((finished.code, aws.s3.line_count()), (Some(0), 6), "{finished:?}");
+}
+
+/// The file of a batch of audits that a killed daemon has left.
+fn left_batch(aws: &LocalAws, setup: &Setup) -> PathBuf {
+    aws.sts.set_down();
+    let daemon = setup.start();
+    assert_eq!(daemon.post(AUDITS, event("left")).accepted(), 1);
+    let is_sealed = |file: &PathBuf| file.extension().is_some_and(|ending| ending == "sealed");
+    let files = || std::fs::read_dir(setup.spool().join("env0-audits")).unwrap().map(|file| file.unwrap().path());
+    let batch = wait_for("the batch is sealed", || files().find(is_sealed));
+    daemon.kill();
+    aws.sts.heal();
+    batch
+}
+
+#[test]
+fn a_link_in_a_batchs_place_is_quarantined_and_its_number_is_not_given_out_again() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let batch = left_batch(&aws, &setup);
+    let moved = setup.folder().join("moved");
+    std::fs::rename(&batch, &moved).unwrap();
+    symlink(&moved, &batch).unwrap();
+    let drained = setup.run("drain");
+    assert_eq!(drained.code, Some(74), "{drained:?}");
+    assert!(drained.stderr.contains("1 files are in quarantine"), "{drained:?}");
+    assert!(moved.exists() && aws.s3.line_count() == 0, "no link is followed");
+    let daemon = setup.start();
+    daemon.post(AUDITS, event("later"));
+    wait_until("it is delivered", || aws.s3.line_count() == 1);
+    let object = &aws.s3.objects()[0];
+    assert_eq!((&*object.metadata["env0-sequence"], &*object.metadata["env0-gaps"]), ("2", "1"));
+}
+
+#[test]
+fn two_spools_that_were_put_together_are_both_sent() {
+    let aws = LocalAws::start();
+    let (one, other) = (Setup::new(&aws), Setup::new(&aws));
+    let (batch, of_other) = (left_batch(&aws, &one), left_batch(&aws, &other));
+    std::fs::copy(&of_other, batch.with_file_name(of_other.file_name().unwrap())).unwrap();
+    let drained = one.run("drain --timeout 60s");
+    assert_eq!((drained.code, aws.s3.line_count()), (Some(0), 2), "{drained:?}");
+}
+
+#[test]
+fn a_spool_of_a_newer_version_is_refused_by_drain_as_by_run() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    setup.start().terminate();
+    let mut newer = manifest(&setup);
+    newer["format"] = 1_000.into();
+    std::fs::write(setup.spool().join("manifest.json"), newer.to_string()).unwrap();
+    for command in ["run", "drain"] {
+        let refused = setup.run(command);
+        assert_eq!(refused.code, Some(78), "{command}: {refused:?}");
+        assert!(refused.stderr.contains("format 1000"), "{command}: {refused:?}");
+    }
 }
