@@ -83,6 +83,8 @@ struct Open {
 struct Source {
     connections: AtomicUsize,
     strangers: AtomicUsize,
+    /// Its part of [`Registry::unfinished_bytes`].
+    unfinished_bytes: AtomicUsize,
     handshakes: Semaphore,
     /// One of its signatures at a time waits in the line of [`Registry::signatures`].
     signatures: Semaphore,
@@ -249,6 +251,7 @@ impl Registry {
             Arc::new(Source {
                 connections: AtomicUsize::new(0),
                 strangers: AtomicUsize::new(0),
+                unfinished_bytes: AtomicUsize::new(0),
                 handshakes: Semaphore::new(HANDSHAKES_PER_SOURCE),
                 signatures: Semaphore::new(1),
             })
@@ -364,8 +367,9 @@ impl Registry {
     }
 
     /// A head or handshake of `connection` has grown or ended: in all it holds `bytes` in `layer`. Beyond
-    /// [`UNFINISHED_MAX_BYTES`], of the address that has the most strangers, the connection that holds the most is
-    /// closed. What comes after a request that was let in counts elsewhere.
+    /// [`UNFINISHED_MAX_BYTES`], of the address that holds the most, the connection that holds the most is closed: who has
+    /// sent valid credentials once may leave just as much unfinished as a stranger. What comes after a request that was let
+    /// in counts elsewhere.
     pub(super) fn unfinished(&self, connection: &Connection, layer: Layer, bytes: usize) {
         let bytes = if connection.is_at_work() { 0 } else { bytes };
         let before = connection.unfinished[layer as usize].swap(bytes, Ordering::Relaxed);
@@ -374,11 +378,13 @@ impl Registry {
         }
         let total = self.unfinished_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.unfinished_bytes.fetch_sub(before, Ordering::Relaxed);
+        connection.source.unfinished_bytes.fetch_add(bytes, Ordering::Relaxed);
+        connection.source.unfinished_bytes.fetch_sub(before, Ordering::Relaxed);
         if total.saturating_sub(before) > UNFINISHED_MAX_BYTES {
             self.close_least(|connection| {
                 let held = connection.unfinished(Layer::Head) + connection.unfinished(Layer::Tls);
-                let strangers = connection.source.strangers.load(Ordering::Relaxed);
-                (held > 0).then_some((Reverse(strangers), Reverse(held)))
+                let of_source = connection.source.unfinished_bytes.load(Ordering::Relaxed);
+                (held > 0).then_some((Reverse(of_source), Reverse(held)))
             });
         }
     }

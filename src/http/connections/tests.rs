@@ -130,6 +130,25 @@ fn strangers_hold_no_more_unfinished_bytes_than_there_may_be() {
     assert_eq!(registry.unfinished_bytes.load(Ordering::Relaxed), 0);
 }
 
+#[test]
+fn credentials_let_nobody_leave_more_unfinished_at_the_cost_of_strangers() {
+    let registry = registry(2000);
+    let (head, hello) = (16 * 1024, 517);
+    let mut members: Vec<_> = (0..UNFINISHED_MAX_BYTES / head).map(|_| from(&registry, 1)).collect();
+    for member in &members {
+        let_in(member);
+        member.may_close();
+        registry.unfinished(&member.connection, Layer::Head, head);
+    }
+    let stranger = from(&registry, 2);
+    registry.unfinished(&stranger.connection, Layer::Tls, hello);
+    assert!(!is_closing(&stranger));
+    members.retain(|member| !is_closing(member));
+    assert_eq!(members.len(), UNFINISHED_MAX_BYTES / head - 1);
+    drop(members);
+    assert_eq!(stranger.connection.source.unfinished_bytes.load(Ordering::Relaxed), hello);
+}
+
 #[tokio::test]
 async fn a_place_is_free_once_few_of_the_closed_connections_still_hold_theirs() {
     let registry = registry(CLOSING_MAX);
