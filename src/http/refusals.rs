@@ -15,6 +15,9 @@ use metrics::{Counter, counter};
 /// A reason that has not been seen for so long is news when it is seen again.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
+/// The most characters of what else is known of a refusal.
+const DETAIL_MAX_CHARS: usize = 500;
+
 /// Why a connection, or what came on it, is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refused {
@@ -161,6 +164,8 @@ impl Refusals {
         let now = Instant::now();
         let last = reason.last.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
         if last.is_none_or(|last| now.duration_since(last) >= FORGOTTEN_AFTER) {
+            // A client's certificate may make it long.
+            let detail: String = detail.to_string().chars().take(DETAIL_MAX_CHARS).collect();
             tracing::warn!(
                 listener = self.listener,
                 client.address = %client,

@@ -1,5 +1,6 @@
 //! TLS and mTLS on the ingest listener; certificates are read again when their files change.
 
+mod clients;
 mod expiry;
 mod handshake;
 
@@ -14,6 +15,7 @@ use rustls::server::{ServerConfig, WebPkiClientVerifier};
 use super::watched::Watched;
 use crate::config::{self, TlsFiles};
 use crate::{metric_table, pem};
+use clients::OfFewCertificates;
 
 /// The files of certificate, key or client CA can't be used; at start only, later the ones before stay.
 #[derive(Debug, thiserror::Error)]
@@ -122,7 +124,8 @@ fn load(files: &TlsFiles) -> Result<Made, TlsError> {
         None => builder.with_no_client_auth(),
         Some(path) => {
             let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(path)?), provider).build();
-            builder.with_client_cert_verifier(verifier.map_err(|error| refuse(CLIENT_CA, path, error))?)
+            let verifier = verifier.map_err(|error| refuse(CLIENT_CA, path, error))?;
+            builder.with_client_cert_verifier(Arc::new(OfFewCertificates(verifier)))
         }
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {

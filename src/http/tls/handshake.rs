@@ -73,8 +73,10 @@ fn is_no_tls(error: &io::Error) -> bool {
 }
 
 fn lacks_certificate(error: &io::Error) -> bool {
+    use rustls::Error::{InvalidCertificate, NoCertificatesPresented, Other};
     let error = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
-    matches!(error, Some(rustls::Error::NoCertificatesPresented | rustls::Error::InvalidCertificate(_)))
+    // `Other` is what `clients.rs` refuses.
+    matches!(error, Some(NoCertificatesPresented | InvalidCertificate(_) | Other(_)))
 }
 
 /// A stream whose bytes count as unfinished until they have become a piece of TLS, which the framing guard sees.

@@ -29,7 +29,7 @@ impl Authority {
         std::fs::write(&files.key, key).unwrap();
     }
 
-    /// A client that trusts this authority, with a certificate of its own where one is given.
+    /// A client that trusts this authority, with a certificate of its own, and those behind it, where one is given.
     fn client(&self, own: Option<(String, String)>) -> TlsConnector {
         let mut roots = RootCertStore::empty();
         roots.add(self.0.der().clone()).unwrap();
@@ -39,9 +39,9 @@ impl Authority {
         let config = match own {
             None => builder.with_no_client_auth(),
             Some((cert, key)) => {
-                let cert = CertificateDer::from_pem_slice(cert.as_bytes()).unwrap();
+                let certs = CertificateDer::pem_slice_iter(cert.as_bytes()).collect::<Result<_, _>>().unwrap();
                 let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-                builder.with_client_auth_cert(vec![cert], key).unwrap()
+                builder.with_client_auth_cert(certs, key).unwrap()
             }
         };
         TlsConnector::from(Arc::new(config))
@@ -115,6 +115,26 @@ async fn with_a_client_ca_only_its_clients_are_let_in() {
     assert!(speaks(&server.client(Some(clients.issue())), tls.settings()).await);
     assert!(!speaks(&server.client(Some(strangers.issue())), tls.settings()).await);
     assert!(!speaks(&server.client(None), tls.settings()).await);
+}
+
+#[tokio::test]
+async fn a_client_with_more_certificates_than_a_chain_has_is_refused_before_they_are_tried() {
+    let directory = tempfile::tempdir().unwrap();
+    let (server, clients) = (Authority::new(), Authority::new());
+    let files = TlsFiles { client_ca: Some(directory.path().join("ca")), ..files(&directory) };
+    server.write(&files);
+    std::fs::write(files.client_ca.as_ref().unwrap(), clients.0.pem()).unwrap();
+    let tls = Tls::new(&files).unwrap();
+    let large = || {
+        let params = CertificateParams::new(vec![format!("{}.example", "x.".repeat(16 * 1024))]).unwrap();
+        params.signed_by(&KeyPair::generate().unwrap(), &clients.0).unwrap().pem()
+    };
+    for (others, is_let_in) in [(clients.0.pem().repeat(4), true), (clients.0.pem().repeat(5), false), (large(), false)]
+    {
+        let (own, key) = clients.issue();
+        let client = server.client(Some((own + &others, key)));
+        assert_eq!(speaks(&client, tls.settings()).await, is_let_in, "{} bytes of others", others.len());
+    }
 }
 
 #[test]
