@@ -7,6 +7,7 @@ use crate::harness::{
 };
 use crate::local_aws::LocalAws;
 use crate::local_aws::issuer::{ORGANIZATION, SUBJECT, Signing, now_seconds};
+use crate::pull_figures::peak_kib;
 
 /// Where a token is handed over without events.
 const OIDC_TOKEN: &str = "/v1/oidc-token";
@@ -383,4 +384,16 @@ fn two_daemons_behind_one_name_both_deliver_after_a_couriers_round() {
     let instances: std::collections::BTreeSet<_> =
         aws.s3.objects().iter().map(|object| object.metadata["env0-instance"].clone()).collect();
     assert_eq!(instances.len(), 2, "each daemon has a chain of its own");
+}
+
+#[test]
+fn a_key_set_of_many_small_things_takes_little_memory() {
+    let aws = LocalAws::start();
+    // Nearly the 1 MiB that is read.
+    aws.issuer.set_odd_keys(120_000);
+    let daemon = setup(&aws).start();
+    let before = peak_kib(&daemon) / 1024;
+    assert_eq!(put(&daemon, &aws.issuer.token()).status, 204);
+    let grown = peak_kib(&daemon) / 1024 - before;
+    assert!(grown <= 32, "{grown} MiB");
 }

@@ -45,6 +45,8 @@ pub(crate) struct Issuer {
     keys: Mutex<Keys>,
     /// What `/token` answers.
     served_token: Mutex<String>,
+    /// So many members of the key set are no keys.
+    odd_keys: AtomicUsize,
     down: AtomicBool,
     discovery_fetches: AtomicUsize,
     jwks_fetches: AtomicUsize,
@@ -69,6 +71,7 @@ impl Issuer {
             url: Mutex::new(String::new()),
             keys: Mutex::new(Keys { rsa: new_rsa_key(), rotation: 1, ec }),
             served_token: Mutex::default(),
+            odd_keys: AtomicUsize::new(0),
             down: AtomicBool::new(false),
             discovery_fetches: AtomicUsize::new(0),
             jwks_fetches: AtomicUsize::new(0),
@@ -171,6 +174,11 @@ impl Issuer {
         format!("{}token", self.url())
     }
 
+    /// Publishes so many objects of seven bytes beside the keys.
+    pub(crate) fn set_odd_keys(&self, odd_keys: usize) {
+        self.odd_keys.store(odd_keys, Ordering::SeqCst);
+    }
+
     /// How often the discovery document was asked for.
     pub(crate) fn discovery_fetches(&self) -> usize {
         self.discovery_fetches.load(Ordering::SeqCst)
@@ -218,10 +226,10 @@ impl Issuer {
         // An uncompressed point: 0x04, then x and y of 32 bytes each.
         let point = keys.ec.public_key().as_ref();
         let [x, y] = [&point[1..33], &point[33..65]].map(|part| URL_SAFE_NO_PAD.encode(part));
-        json!({ "keys": [
-            { "kty": "RSA", "use": "sig", "alg": "RS256", "kid": keys.id(), "n": modulus, "e": "AQAB" },
-            { "kty": "EC", "use": "sig", "alg": "ES256", "crv": "P-256", "kid": "key-ec", "x": x, "y": y },
-        ] })
+        let mut all = vec![json!({ "": 0 }); self.odd_keys.load(Ordering::SeqCst)];
+        all.push(json!({ "kty": "RSA", "use": "sig", "alg": "RS256", "kid": keys.id(), "n": modulus, "e": "AQAB" }));
+        all.push(json!({ "kty": "EC", "use": "sig", "alg": "ES256", "crv": "P-256", "kid": "key-ec", "x": x, "y": y }));
+        json!({ "keys": all })
     }
 }
 
