@@ -29,7 +29,7 @@ use crate::backoff;
 use crate::config;
 use crate::metric_table;
 use crate::network::{Network, causes, retry_after};
-pub use crate::pull::api::answer::{Answer, List};
+pub use crate::pull::api::answer::{Answer, Elements, LINES_MAX, List, RECORDS_MAX};
 use crate::pull::api::error::{ANSWER_MAX_BYTES, Asked, WRONG_PATH_MESSAGE};
 pub use crate::pull::api::error::{ApiError, Endpoint, ErrorKind};
 use crate::pull::api::key::{Key, KeyHolder};

@@ -16,10 +16,10 @@ use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::protocols::body::{Limits, members};
+use crate::protocols::body::{Limits, members, text_of};
 use crate::pull::ahead::ahead_by;
 use crate::pull::api::pages::PageSize;
-use crate::pull::api::{Answer, Api, Endpoint};
+use crate::pull::api::{Answer, Api, Elements, Endpoint, RECORDS_MAX};
 use crate::pull::files::PlaceError;
 use crate::pull::identity::{Known, Mark, SAME_ID, Taken};
 use crate::pull::line::{Line, json_of, stored};
@@ -145,10 +145,9 @@ fn rfc3339(millis: i64) -> String {
 
 /// Milliseconds since 1970, from a time in RFC 3339 or a number of milliseconds.
 fn millis(timestamp: &RawValue) -> Option<i64> {
-    match serde_json::from_str(timestamp.get()).ok()? {
-        serde_json::Value::String(text) => Some(DateTime::parse_from_rfc3339(&text).ok()?.timestamp_millis()),
-        serde_json::Value::Number(number) => number.as_i64(),
-        _ => None,
+    match text_of(timestamp.get()) {
+        Some(text) => Some(DateTime::parse_from_rfc3339(&text).ok()?.timestamp_millis()),
+        None => timestamp.get().parse().ok(),
     }
 }
 
@@ -156,21 +155,9 @@ fn millis(timestamp: &RawValue) -> Option<i64> {
 #[derive(Deserialize)]
 struct Page<'a> {
     #[serde(borrow)]
-    events: Vec<&'a RawValue>,
+    events: Elements<'a, RECORDS_MAX>,
     #[serde(borrow, rename = "nextPageKey")]
     next_page_key: Option<&'a RawValue>,
-}
-
-impl Page<'_> {
-    /// The key of the next page. Absent, null and empty all mean that this page is the last.
-    fn next(&self) -> Option<String> {
-        let key = match serde_json::from_str(self.next_page_key?.get()).ok()? {
-            serde_json::Value::String(key) => key,
-            serde_json::Value::Number(key) => key.to_string(),
-            _ => return None,
-        };
-        (!key.is_empty()).then_some(key)
-    }
 }
 
 /// An event that was not taken before.
@@ -288,7 +275,7 @@ impl Audits {
                 let answer = self.page(start, end, key.as_deref()).await?;
                 let page: Page<'_> = answer.parse()?;
                 let before = seen.len();
-                for event in &page.events {
+                for event in page.events.0 {
                     let Some(event) = self.event(event, &answer, start, end) else { continue };
                     match (seen.insert(event.mark, event.at), self.place.memory.taken.knows(&event.mark)) {
                         (Known::Yes, _) | (_, Known::Yes) => continue,
@@ -298,7 +285,7 @@ impl Audits {
                     bytes += event.line.bytes.len();
                     new.push(event);
                 }
-                let next = page.next().filter(|next| keys.insert(next.clone()));
+                let next = answer.cursor(page.next_page_key)?.filter(|next| keys.insert(next.clone()));
                 empty_pages = if seen.len() == before { empty_pages + 1 } else { 0 };
                 if next.is_some() && empty_pages > EMPTY_PAGES_MAX {
                     return Err(answer.malformed("its nextPageKey leads to no end").into());

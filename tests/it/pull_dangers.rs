@@ -5,8 +5,11 @@ use chrono::{TimeDelta, Utc};
 use crate::harness::wait_until;
 use crate::local_aws::LocalAws;
 use crate::local_env0::audits::{Event, event};
+use crate::local_env0::deployments::Deployment;
 use crate::local_env0::{Fault, LocalEnv0};
 use crate::pull_audits::{AUDIT_EVENTS, a_round_later, all_arrive_once, from, setup};
+use crate::pull_deployments::environment;
+use crate::pull_figures::peak_kib;
 
 #[test]
 fn a_redirect_to_another_server_never_gets_the_key_and_is_told() {
@@ -109,4 +112,37 @@ fn pages_of_large_events_are_asked_for_with_fewer_of_them_and_all_come() {
     let limit = |request: &String| request.split_once("limit=")?.1.split('&').next()?.parse::<usize>().ok();
     let smallest = env0.world().requests.iter().filter_map(limit).min();
     assert!(smallest.is_some_and(|events| events < 250), "{smallest:?}");
+}
+
+/// `begin`, then `unit` again and again up to `mebibytes`, then `end`.
+fn filled(begin: &str, unit: &str, mebibytes: usize, end: &str) -> Fault {
+    let units = (mebibytes << 20).saturating_sub(begin.len() + end.len() + 64) / unit.len();
+    Fault::Json(format!("{begin}{}{end}", unit.repeat(units)).leak())
+}
+
+#[test]
+fn an_answer_of_many_small_things_takes_a_small_multiple_of_its_size_in_memory() {
+    let ids: Vec<String> = (0..280_000).map(|number| format!("{{\"id\":\"{number:x}\"}}")).collect();
+    let numbers: Vec<String> = (0..500_000).map(|number| number.to_string()).collect();
+    let (steps, log) = ("/deployments/d-1/steps", "/deployments/d-1/steps/tf%3Aapply/log");
+    for (path, fault) in [
+        (AUDIT_EVENTS, filled("{\"events\":[],\"nextPageKey\":[", "{\"\":0},", 4, "0]}")),
+        (AUDIT_EVENTS, filled("{\"events\":[{\"timestamp\":[", "{\"\":0},", 1, "0]}]}")),
+        (AUDIT_EVENTS, Fault::Json(format!("{{\"events\":[{}]}}", numbers.join(",")).leak())),
+        ("/environments", Fault::Json(format!("[{}]", ids.join(",")).leak())),
+        (steps, filled("[", "0,", 32, "0]")),
+        (log, filled("{\"events\":[", "0,", 32, "0]}")),
+        (log, filled("{\"events\":[],\"hasMoreLogs\":true,\"nextStartTime\":[", "{\"\":0},", 32, "0]}")),
+    ] {
+        let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+        let deployment = Deployment::running("d-1", "tf:apply", 1);
+        env0.world().environments = vec![environment("env-1", vec![deployment])];
+        (0..2).for_each(|_| env0.inject(path, fault.clone()));
+        let setup = setup(&aws, &env0).unset("ENV0_S3_LOG_PULL");
+        let daemon = from(setup, Utc::now() - TimeDelta::hours(1)).start();
+        wait_until("it was read", || env0.asked(path) >= 2);
+        let peak = peak_kib(&daemon) / 1024;
+        assert!(peak <= 128, "{peak} MiB for {path}");
+        wait_until("the log tells of it", || daemon.log().count("ERROR", "") > 0);
+    }
 }

@@ -1,13 +1,27 @@
 //! An answer of env0's API, read as what env0 documents. If it isn't, the error says which member is missing.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::ops::Range;
 
-use serde::Deserialize;
+use serde::de::{Error, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::sync::OwnedMutexGuard;
 
+use crate::protocols::body::text_of;
 use crate::pull::api::error::{ApiError, Asked, Endpoint, ErrorKind};
 use crate::pull::api::text::Text;
+
+/// No list of env0's has more elements: the longest, a whole log, has some hundred thousand lines.
+pub const LINES_MAX: usize = 400_000;
+/// No other list comes near this. What is kept of a record takes many times the two bytes that the shortest one has.
+pub const RECORDS_MAX: usize = 20_000;
+const TOO_MANY_RECORDS: &str = "it lists more than 20000 records, and the others are left out";
+/// How the error of a list that is too long begins.
+const TOO_MANY: &str = "it lists more than ";
+/// No cursor of env0's comes near it. One is kept for each page.
+const CURSOR_MAX_BYTES: usize = 1024;
 
 /// The body of an answer.
 pub struct Answer {
@@ -24,11 +38,13 @@ impl Answer {
         serde_json::from_slice(&self.text.bytes).map_err(|error| self.malformed(&what_is_missing(&error)))
     }
 
-    /// Reads it as a list of `T`. An element that isn't a `T` is left out, and the error is kept in [`List::bad`].
+    /// Reads it as a list of `T`. An element that isn't a `T` is left out, as those behind the 20,000th are, and the error is
+    /// kept in [`List::bad`].
     pub fn list<'a, T: Deserialize<'a>>(&'a self) -> Result<List<T>, ApiError> {
-        let elements: Vec<&'a RawValue> = self.parse()?;
-        let mut list = List { records: Vec::with_capacity(elements.len()), elements: elements.len(), bad: None };
-        for element in elements {
+        let Elements(elements) = self.parse::<Elements<'a, LINES_MAX>>()?;
+        let bad = (elements.len() > RECORDS_MAX).then(|| self.malformed(TOO_MANY_RECORDS));
+        let mut list = List { records: Vec::new(), elements: elements.len(), bad };
+        for element in elements.into_iter().take(RECORDS_MAX) {
             match serde_json::from_str(element.get()) {
                 Ok(record) => list.records.push(record),
                 Err(error) => {
@@ -37,6 +53,20 @@ impl Answer {
             }
         }
         Ok(list)
+    }
+
+    /// What the next page is asked with: a string, or a number as it was written. With anything else this page is the last.
+    ///
+    /// # Errors
+    /// It has more than 1,024 bytes.
+    pub fn cursor(&self, value: Option<&RawValue>) -> Result<Option<String>, ApiError> {
+        let value = value.map_or("null", RawValue::get);
+        if value.len() > CURSOR_MAX_BYTES {
+            return Err(self.malformed("what the next page is asked with has more than 1,024 bytes"));
+        }
+        let is_number = value.starts_with(|first: char| first.is_ascii_digit() || first == '-');
+        let cursor = if is_number { Some(value.into()) } else { text_of(value) };
+        Ok(cursor.filter(|cursor| !cursor.is_empty()).map(Cow::into_owned))
     }
 
     /// How many bytes of `part`, which is borrowed from this answer, were not UTF-8 and became U+FFFD.
@@ -79,6 +109,36 @@ pub struct List<T> {
     pub bad: Option<ApiError>,
 }
 
+/// The elements of a list, as they were sent. One of more than `MAX` is an error: two bytes of it take sixteen in memory.
+pub struct Elements<'a, const MAX: usize>(pub Vec<&'a RawValue>);
+
+impl<'de: 'a, 'a, const MAX: usize> Deserialize<'de> for Elements<'a, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List<const MAX: usize>;
+
+        impl<'de, const MAX: usize> Visitor<'de> for List<MAX> {
+            type Value = Vec<&'de RawValue>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut elements = Vec::new();
+                while let Some(element) = list.next_element()? {
+                    if elements.len() == MAX {
+                        return Err(A::Error::custom(format_args!("{TOO_MANY}{MAX} elements")));
+                    }
+                    elements.push(element);
+                }
+                Ok(elements)
+            }
+        }
+
+        deserializer.deserialize_seq(List::<MAX>).map(Elements)
+    }
+}
+
 /// Why serde_json could not read the answer. Some of its own messages quote the answer, which may hold secrets, so they
 /// are not used.
 fn what_is_missing(error: &serde_json::Error) -> String {
@@ -88,8 +148,50 @@ fn what_is_missing(error: &serde_json::Error) -> String {
         Some(("missing field ", rest)) => {
             format!("it lacks the member {}", rest.split('`').next().unwrap_or_default())
         }
+        _ if text.starts_with(TOO_MANY) => text.split(" at line ").next().unwrap_or_default().to_owned(),
         _ if error.is_data() => format!("a value of another type at {place}"),
         _ if error.is_eof() => "it breaks off".to_owned(),
         _ => format!("it is not JSON at {place}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn answer(text: impl Into<Bytes>) -> Answer {
+        let asked = Asked { host: "env0".to_owned(), key_id: "id".to_owned() };
+        let text = Text::of(text.into(), usize::MAX).unwrap();
+        Answer { text, endpoint: Endpoint::StepLog, asked, _alone: None }
+    }
+
+    #[test]
+    fn a_cursor_is_a_string_or_a_number_as_it_was_written() {
+        let cursor = |json: &str| {
+            let answer = answer(json.to_owned());
+            let value = answer.parse::<Option<&RawValue>>().unwrap();
+            answer.cursor(value).map_err(|error| error.to_string())
+        };
+        assert_eq!(cursor("1700000000000123456789").unwrap().unwrap(), "1700000000000123456789");
+        assert_eq!(cursor(r#""a\/b""#).unwrap().unwrap(), "a/b");
+        for none in ["null", "\"\"", "{}", "[1]", "true"] {
+            assert_eq!(cursor(none).unwrap(), None, "{none}");
+        }
+        let long = cursor(&format!("\"{}\"", "x".repeat(CURSOR_MAX_BYTES))).unwrap_err();
+        assert!(long.contains("more than 1,024 bytes"), "{long}");
+    }
+
+    #[test]
+    fn a_list_of_too_many_elements_is_said_and_not_read() {
+        let list = |elements: usize| answer(format!("[{}]", vec!["{}"; elements].join(",")));
+        assert_eq!(list(3).parse::<Elements<'_, 3>>().unwrap().0.len(), 3);
+        let error = list(4).parse::<Elements<'_, 3>>().err().unwrap().to_string();
+        assert!(error.contains("it lists more than 3 elements"), "{error}");
+        let long = list(RECORDS_MAX + 7);
+        let List { records, elements, bad } = long.list::<&RawValue>().unwrap();
+        assert_eq!((records.len(), elements), (RECORDS_MAX, RECORDS_MAX + 7));
+        assert!(bad.unwrap().to_string().contains("the others are left out"));
     }
 }

@@ -7,13 +7,17 @@ use serde::de::IgnoredAny;
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
 const REPLACEMENT: &str = "\u{fffd}";
+/// So many places are told apart; a page of a whole log in Latin-1 has some hundred thousand. They are only for figures and
+/// messages, and each takes sixteen bytes.
+const PLACES_MAX: usize = 500_000;
 
 /// An answer's body as text.
 pub(super) struct Text {
     pub(super) bytes: Bytes,
-    /// Where U+FFFD stands for bytes that were not UTF-8, and for how many; in order.
+    /// Where U+FFFD stands for bytes that were not UTF-8, and for how many; in order. The last of [`PLACES_MAX`] counts for
+    /// all behind it.
     pub(super) replaced: Vec<(usize, u64)>,
-    /// Where a word that JSON doesn't have became a string; in order.
+    /// Where a word that JSON doesn't have became a string; in order, up to [`PLACES_MAX`].
     pub(super) quoted: Vec<usize>,
 }
 
@@ -48,8 +52,10 @@ impl Text {
         mend(&body, |piece, made| {
             match made {
                 Made::AsItCame => {}
-                Made::Replaced(bytes) => replaced.push((mended.len(), bytes)),
-                Made::Quoted => quoted.push(mended.len()),
+                Made::Replaced(bytes) if replaced.len() < PLACES_MAX => replaced.push((mended.len(), bytes)),
+                Made::Replaced(bytes) => replaced.last_mut().into_iter().for_each(|(_, last)| *last += bytes),
+                Made::Quoted if quoted.len() < PLACES_MAX => quoted.push(mended.len()),
+                Made::Quoted => {}
             }
             mended.push_str(piece);
         });
@@ -121,6 +127,15 @@ mod tests {
         let expected = "{\"a\":\"\u{fffd}\u{fffd}\",\"b\":\"é\u{fffd}\"}";
         assert_eq!(text(body), (expected.to_owned(), vec![(6, 1), (9, 1), (21, 2)]));
         assert!(Text::of(Bytes::from_static(b"\xff\xff"), 5).is_none());
+    }
+
+    #[test]
+    fn of_more_places_than_are_told_apart_the_last_counts_for_all_behind_it() {
+        let odd = PLACES_MAX + 10;
+        let body = [b"[\"", &b"a\xff".repeat(odd)[..], b"\",", &b"x,".repeat(odd)].concat();
+        let text = Text::of(body.into(), 9 * odd).unwrap();
+        assert_eq!((text.replaced.len(), text.quoted.len()), (PLACES_MAX, PLACES_MAX));
+        assert_eq!(text.replaced.iter().map(|(_, bytes)| *bytes).sum::<u64>(), odd as u64);
     }
 
     #[test]

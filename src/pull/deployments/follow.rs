@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::protocols::body::Limits;
-use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind, List};
+use crate::pull::api::{Answer, Api, ApiError, Elements, Endpoint, ErrorKind, List};
 use crate::pull::deployments::memory::{Following, Step, Steps};
 use crate::pull::deployments::records::{ID_MAX_BYTES, LONG_ID, LogPage, StepRecord, last_attempts};
 use crate::pull::deployments::source::Source;
@@ -256,7 +256,8 @@ impl Follow {
     async fn take_up_retry(&mut self, step: &StepRecord) -> Result<Retry, ApiError> {
         let answer = self.page(step, None).await?;
         let page: LogPage<'_> = answer.parse()?;
-        let Some(first) = page.events.first() else { return Ok(Retry::Silent) };
+        let Elements(events) = page.events;
+        let Some(first) = events.first() else { return Ok(Retry::Silent) };
         let first = self.source.event(first, &step.name, &self.limits);
         let first = Identity::new(&[], None, first.line.json());
         let read = self.state.steps.entry(step.name.clone()).or_default();
@@ -286,11 +287,13 @@ impl Follow {
                 return Err(answer.malformed("its logs lack nextStartTime, and more was read than can be remembered"));
             }
             let page: LogPage<'_> = answer.parse()?;
+            let next = answer.cursor(page.next_start_time)?;
             let (mut lines, mut records, mut new) = (Vec::new(), 0, false);
-            let mut marks = Vec::with_capacity(page.events.len());
+            let Elements(events) = page.events;
+            let mut marks = Vec::with_capacity(events.len());
             let mut read = self.state.steps.entry(step.name.clone()).or_default();
             read.attempt.get_or_insert_with(|| step.attempt());
-            for sent in &page.events {
+            for sent in events {
                 let mut event = self.source.event(sent, &step.name, &self.limits);
                 event.line.replaced = answer.replaced_in(sent);
                 let line = &event.line;
@@ -318,7 +321,7 @@ impl Follow {
                     read = self.state.steps.entry(step.name.clone()).or_default();
                 }
             }
-            let moved = read.go_on(page.next(), &page_end(&marks));
+            let moved = read.go_on(next, &page_end(&marks));
             if (records > 0 || moved) && !self.send(lines.into(), records, false).await {
                 return Ok(Reading::Stopped);
             }

@@ -19,8 +19,10 @@ const PAGE_MAX: usize = 100;
 const PAGE_BEHIND_ROUNDS: u64 = 4;
 /// An organization has far fewer environments. More than these would fill the memory.
 const ENVIRONMENTS_MAX: usize = 20_000;
+/// What their texts may have in sum; those of 20,000 have some 4 MB.
+const ENVIRONMENTS_MAX_BYTES: usize = 16 * 1024 * 1024;
 /// What is wrong with a list of more.
-const TOO_MANY_ENVIRONMENTS: &str = "there are more than 20,000";
+const TOO_MANY_ENVIRONMENTS: &str = "there are more than 20,000, or their names have more than 16 MiB";
 /// What is wrong with a list whose next page brings nothing new although it is full.
 const REPEATED: &str = "page after page holds the same records, so the parameter `offset` is ignored";
 /// An environment has far fewer, so a list that goes on beyond them has no end.
@@ -105,7 +107,7 @@ impl Lists {
         self.rounds += 1;
         let mut environments: Vec<EnvironmentRecord> = Vec::new();
         let mut ids = HashSet::new();
-        let (mut listed, mut bad, mut requests) = (0, None, 0);
+        let (mut listed, mut bytes, mut bad, mut requests) = (0, 0, None, 0);
         loop {
             let offset = listed.to_string();
             let query =
@@ -116,21 +118,26 @@ impl Lists {
             bad = bad.or(page.bad);
             listed += page.elements;
             requests += 1;
-            let (mut any_read, before) = (false, environments.len());
+            let (mut any_read, mut endless, before) = (false, false, environments.len());
             for record in page.records.into_iter().map(EnvironmentRecord::from) {
                 if record.id.len() > ID_MAX_BYTES {
                     bad.get_or_insert(answer.malformed(LONG_ID));
                     continue;
                 }
                 any_read = true;
+                if environments.len() >= ENVIRONMENTS_MAX || bytes >= ENVIRONMENTS_MAX_BYTES {
+                    endless = true;
+                    break;
+                }
                 // A new environment moves others to the next page, so one may come twice.
                 if ids.insert(record.id.clone()) {
+                    bytes += record.bytes();
                     environments.push(record);
                 }
             }
             let full = page.elements >= limit;
             let repeated = full && any_read && environments.len() == before;
-            let endless = full && listed >= ENVIRONMENTS_MAX;
+            endless |= full && listed >= ENVIRONMENTS_MAX;
             if repeated || endless {
                 bad.get_or_insert(answer.malformed(if repeated { REPEATED } else { TOO_MANY_ENVIRONMENTS }));
             }

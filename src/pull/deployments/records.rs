@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::protocols::body::members;
+use crate::pull::api::{Elements, LINES_MAX};
 
 /// No id, type or name of a step is longer. A longer one would be kept for each of many records.
 pub(super) const ID_MAX_BYTES: usize = 512;
@@ -69,6 +70,13 @@ impl EnvironmentRecord {
     /// A record for an environment that env0 no longer lists but that has a followed deployment.
     pub(super) fn unlisted(id: String, name: Option<String>, project_id: Option<String>) -> EnvironmentRecord {
         EnvironmentRecord { id, name, project_id, updated_at: None, latest_deployment_log_id: None, running: None }
+    }
+
+    /// How many bytes its texts have.
+    pub(super) fn bytes(&self) -> usize {
+        let EnvironmentRecord { id, name, project_id, updated_at, latest_deployment_log_id, running } = self;
+        let optional = [name, project_id, updated_at, latest_deployment_log_id, running];
+        id.len() + optional.into_iter().flatten().map(String::len).sum::<usize>()
     }
 
     /// A text that changes when the environment has a new deployment or was updated.
@@ -254,23 +262,12 @@ impl StepRecord {
 #[serde(rename_all = "camelCase")]
 pub(super) struct LogPage<'a> {
     #[serde(borrow)]
-    pub(super) events: Vec<&'a RawValue>,
+    pub(super) events: Elements<'a, LINES_MAX>,
     /// A string or a number; its meaning is env0's.
     #[serde(borrow)]
-    next_start_time: Option<&'a RawValue>,
+    pub(super) next_start_time: Option<&'a RawValue>,
     #[serde(default)]
     pub(super) has_more_logs: bool,
-}
-
-impl LogPage<'_> {
-    /// What the next page is asked with.
-    pub(super) fn next(&self) -> Option<String> {
-        match serde_json::from_str(self.next_start_time?.get()).ok()? {
-            serde_json::Value::String(next) => Some(next).filter(|next| !next.is_empty()),
-            serde_json::Value::Number(_) => Some(self.next_start_time?.get().to_owned()),
-            _ => None,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -291,16 +288,5 @@ mod tests {
         );
         assert!(record.is_final() && record.oidc_token().is_some());
         assert_eq!(record.created_millis(), Some(1_793_491_200_000));
-    }
-
-    #[test]
-    fn a_cursor_is_a_string_or_a_number_as_it_was_written() {
-        let next = |json: &str| serde_json::from_str::<LogPage<'_>>(json).unwrap().next();
-        assert_eq!(next(r#"{"events":[],"nextStartTime":1700000000000123456789}"#).unwrap(), "1700000000000123456789");
-        assert_eq!(next(r#"{"events":[],"nextStartTime":"a/b"}"#).unwrap(), "a/b");
-        for none in [r#"{"events":[]}"#, r#"{"events":[],"nextStartTime":null}"#, r#"{"events":[],"nextStartTime":""}"#]
-        {
-            assert_eq!(next(none), None, "{none}");
-        }
     }
 }
