@@ -8,8 +8,9 @@ use crate::batch::{Codec, Sha256, Sha256Hasher};
 
 use super::receipts::{Check, Outcome};
 
-/// Largest zstd window, as a power of two: 8 MiB, more than any level the daemon uses.
-const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+/// Largest zstd window, as a power of two: the 2 MiB that the daemon's own level has. Many objects are read at once, and each
+/// window stays in memory.
+const ZSTD_WINDOW_LOG_MAX: u32 = 21;
 
 /// Takes in a body's bytes as they come.
 pub(super) struct BodyReader {
@@ -159,6 +160,17 @@ mod tests {
             let torn = &body[..body.len() - 1];
             assert_eq!(read(codec, torn), (Sha256::of(torn), None), "{codec:?}");
             assert_eq!(read(codec, &plain), (Sha256::of(&plain), None), "{codec:?}");
+        }
+    }
+
+    #[test]
+    fn a_window_larger_than_the_daemons_own_is_not_made_room_for() {
+        for (log, records) in [(ZSTD_WINDOW_LOG_MAX, Some(2)), (ZSTD_WINDOW_LOG_MAX + 1, None)] {
+            let mut zstd = zstd::Encoder::new(Vec::new(), 3).unwrap();
+            zstd.window_log(log).unwrap();
+            zstd.write_all(b"{}\n{}\n").unwrap();
+            let body = zstd.finish().unwrap();
+            assert_eq!(self::read(Codec::Zstd, &body).1, records, "2^{log} bytes");
         }
     }
 

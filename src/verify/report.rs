@@ -78,7 +78,8 @@ impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:<10} {}", self.kind, self.log_type.map(LogType::as_str).unwrap_or("any type"))?;
         if let Some(instance) = &self.instance {
-            write!(f, ", instance {instance}")?;
+            // As the key below.
+            write!(f, ", instance {}", instance.escape_debug())?;
         }
         if let Some(range) = self.sequences {
             write!(f, ", number {}", show(range))?;
