@@ -18,6 +18,10 @@ pub(super) const ZSTD_BYTES: usize = 256 * 1024;
 /// The most that inflating takes beside its output.
 pub(super) const MAX_BYTES_BESIDE: usize = ZSTD_BYTES + ZSTD_WINDOW_MAX_BYTES;
 
+/// A body may end a stream and begin another every few bytes, and a decoder takes some microseconds to make: so many are
+/// read at once.
+const STREAMS_AT_ONCE: usize = 64;
+
 /// What inflating a body of `bytes` takes, its output included: memory for the output is doubled as it grows.
 pub(super) fn bytes_for(bytes: usize) -> usize {
     let output = bytes.saturating_mul(2);
@@ -27,8 +31,10 @@ pub(super) fn bytes_for(bytes: usize) -> usize {
 /// Inflates one body.
 pub(super) struct Inflater {
     encoding: Encoding,
-    /// The decoder of the stream that is being read; a body may have several streams, one after the other.
-    stream: Option<Decoder>,
+    /// Of the stream that is being read, or was read last; a body may have several streams, one after the other.
+    decoder: Option<Decoder>,
+    /// Before the first stream, or behind the end of one.
+    is_between: bool,
 }
 
 enum Decoder {
@@ -39,7 +45,7 @@ enum Decoder {
 impl Inflater {
     /// For a body that is encoded; `None` for one that is not.
     pub(super) fn new(encoding: Encoding) -> Option<Box<Inflater>> {
-        (encoding != Encoding::Identity).then(|| Box::new(Inflater { encoding, stream: None }))
+        (encoding != Encoding::Identity).then(|| Box::new(Inflater { encoding, decoder: None, is_between: true }))
     }
 
     /// The memory that inflating takes beside an output of `output` bytes.
@@ -61,25 +67,26 @@ impl Inflater {
         }
     }
 
-    /// Appends to `output`, within its capacity, what `input` inflates to; how much of `input` was used. All that
-    /// `input` gives has been written where capacity is left.
+    /// Appends to `output`, within its capacity, what `input` inflates to, up to the end of [`STREAMS_AT_ONCE`] streams; how
+    /// much of `input` was used. All that this much gives has been written where capacity is left.
     pub(super) fn write(&mut self, input: &[u8], output: &mut Vec<u8>) -> io::Result<usize> {
-        let mut used = 0;
-        while output.len() < output.capacity() {
+        let (mut used, mut streams) = (0, 0);
+        while output.len() < output.capacity() && streams < STREAMS_AT_ONCE {
             let rest = &input[used..];
-            if self.stream.is_none() && rest.is_empty() {
-                break;
-            }
-            let stream = match &mut self.stream {
-                Some(stream) => stream,
-                None => self.stream.insert(Decoder::new(self.encoding, rest[0])?),
+            let decoder = match (&mut self.decoder, rest.first()) {
+                (_, None) if self.is_between => break,
+                // It goes on with the next frame by itself.
+                (Some(decoder @ Decoder::Zstd(_)), _) => decoder,
+                (place, Some(first)) if self.is_between => place.insert(Decoder::new(self.encoding, *first)?),
+                (Some(decoder), _) => decoder,
+                (None, _) => break,
             };
             let written = output.len();
-            let (read, ended) = stream.step(rest, output)?;
+            let (read, ended) = decoder.step(rest, output)?;
             used += read;
-            if ended {
-                self.stream = None;
-            } else if read == 0 && output.len() == written {
+            self.is_between = ended;
+            streams += usize::from(ended);
+            if !ended && read == 0 && output.len() == written {
                 break;
             }
         }
@@ -88,7 +95,7 @@ impl Inflater {
 
     /// Whether the input may end here.
     pub(super) fn is_whole(&self) -> bool {
-        self.stream.is_none()
+        self.is_between
     }
 }
 
@@ -194,6 +201,18 @@ mod tests {
             for step in [1, 2, 7, 100, 64 * 1024] {
                 assert_eq!(inflate(encoding, &encoded(name), step), Ok(TEXT.repeat(50)), "{name} in steps of {step}");
             }
+        }
+    }
+
+    #[test]
+    fn only_so_many_streams_are_read_at_once() {
+        for (encoding, name) in ALL {
+            let whole = encoded(name);
+            let (mut inflater, mut output) = (Inflater::new(encoding).unwrap(), Vec::with_capacity(MIB));
+            let many = whole.repeat(STREAMS_AT_ONCE + 1);
+            assert_eq!(inflater.write(&many, &mut output).unwrap(), many.len() - whole.len(), "{name}");
+            assert_eq!(inflater.write(&whole, &mut output).unwrap(), whole.len(), "{name}");
+            assert!(inflater.is_whole() && output == TEXT.repeat(50 * (STREAMS_AT_ONCE + 1)), "{name}");
         }
     }
 

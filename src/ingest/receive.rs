@@ -144,11 +144,13 @@ async fn inflate(inflater: &mut Inflater, piece: &[u8], buffer: &mut Buffer, ter
         if buffer.bytes.len() >= buffer.most {
             return Err(buffer.too_large(terms));
         }
-        if buffer.bytes.len() < buffer.bytes.capacity() {
-            return Ok(());
+        match buffer.bytes.len() < buffer.bytes.capacity() {
+            true if rest.is_empty() => return Ok(()),
+            true if used == 0 => return Err(broken("it can't be read on")),
+            true => {}
+            false => buffer.make_room(1, Some(inflater), terms).await?,
         }
-        buffer.make_room(1, Some(inflater), terms).await?;
-        // A few bytes can inflate to many, so other tasks may run in between.
+        // A few bytes can inflate to many or be many streams, so other tasks may run in between.
         tokio::task::yield_now().await;
     }
 }
@@ -358,6 +360,24 @@ mod tests {
                 Err(refusal) => panic!("{refusal}"),
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_body_of_many_empty_streams_lets_other_tasks_run_in_between() {
+        let (memory, stop) = (Memory::new(BYTES, BYTES, 0, 1), CancellationToken::new());
+        let terms = Terms { limit: BYTES, memory: &memory, lane: Lane::Oidc, stop: &stop };
+        let empty = zstd::encode_all(&[][..], 1).unwrap();
+        let body = Received { bytes: empty.repeat(10_000).into(), charge: Charge::default() };
+        let mut inflated = std::pin::pin!(body.inflate(Encoding::Zstd, &terms));
+        let mut turns = 1;
+        let outcome = loop {
+            match inflated.as_mut().now_or_never() {
+                Some(outcome) => break outcome,
+                None => turns += 1,
+            }
+        };
+        assert!(outcome.is_ok_and(|inflated| inflated.bytes.is_empty()));
+        assert!(turns > 100, "{turns}");
     }
 
     #[tokio::test(start_paused = true)]
