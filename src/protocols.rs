@@ -47,7 +47,7 @@ pub struct Accepted {
 /// One protocol. Pure: `ingest.rs` does authentication, limits, reading, inflating and appending in the same way for all
 /// protocols.
 pub trait Protocol: Send + Sync + 'static {
-    /// The label in metrics and logs.
+    /// Tells protocols apart; two encodings of one have the same.
     fn name(&self) -> &'static str;
 
     /// The token, where the protocol puts it elsewhere than in `Authorization`: query, path, `Api-Key`.
