@@ -60,7 +60,10 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
     }
     let manifest = Manifest::read(&OsDisk, &config.spool_dir).map_err(OpenError::from)?;
     let Some(Manifest { destination: accepted, .. }) = manifest else {
-        let error = anyhow::anyhow!("{} is not a spool: it has no manifest", config.spool_dir.display());
+        let error = anyhow::anyhow!(
+            "{} is not a spool: it has no manifest.json; name the folder that a daemon had as its ENV0_S3_LOG_SPOOL_DIR, in that variable or with --spool",
+            config.spool_dir.display()
+        );
         return Err(Failure::new(exit_code::IO, error));
     };
     let destination = match options.to_configured {

@@ -199,7 +199,11 @@ impl Ingest {
     /// `PUT /v1/oidc-token`. Never depends on the spool.
     async fn take_token(&self, headers: &HeaderMap, body: &mut Incoming, guest: &Guest) -> Result<(), Refusal> {
         let body = self.tokens.read(body, &self.stop_bodies);
-        self.authenticator.hand_over_request(guest, headers, body).await
+        let taken = self.authenticator.hand_over_request(guest, headers, body).await;
+        taken.map_err(|refusal| match refusal {
+            Refusal::Unauthorized(_) => Refusal::Unauthorized(BadCredentials::NoOidcToken),
+            other => other,
+        })
     }
 
     /// `log_type` tells the meters what the events are, as soon as that is known.

@@ -47,6 +47,10 @@ pub fn remedy(path: &Path, error: &io::Error) -> String {
             "mount the file system so that it can be written to; where it turned read-only by itself, `dmesg` tells why"
                 .to_owned()
         }
+        AlreadyExists | NotADirectory if path.is_symlink() => {
+            "it is a link that leads nowhere: make or mount the folder that it names, or name another folder in ENV0_S3_LOG_SPOOL_DIR"
+                .to_owned()
+        }
         AlreadyExists | NotADirectory => {
             "ENV0_S3_LOG_SPOOL_DIR must be a folder, and a file has that name: move the file away, or name another folder"
                 .to_owned()

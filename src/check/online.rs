@@ -114,7 +114,15 @@ fn own_token(config: &Config, token: &OidcToken, claims: &ShownClaims) -> Step {
     let source = token.source.as_str();
     let now = crate::batch::now();
     let (Some(issuer), Some(_)) = (&claims.issuer, &claims.subject) else {
-        return Step::fail(NAME, DENIED, format!("what the {source} holds is not an OIDC token"), HAND_OVER);
+        let place = match (token.source, &config.oidc_token_file) {
+            (Source::File, Some(path)) => format!("ENV0_S3_LOG_OIDC_TOKEN_FILE={path:?}"),
+            (Source::Url, _) => "the answer of ENV0_S3_LOG_OIDC_TOKEN_URL".to_owned(),
+            _ => "ENV0_OIDC_TOKEN".to_owned(),
+        };
+        let detail = format!(
+            "what {place} holds is not an OIDC token, which begins with eyJ, has two dots in it, and names an issuer and a subject"
+        );
+        return Step::fail(NAME, DENIED, detail, HAND_OVER);
     };
     let same_issuer = issuer.trim_end_matches('/') == config.oidc_issuer.trim_end_matches('/');
     // A file may hold the token of a pod's service account, whose issuer is the cluster's: STS alone judges it.
@@ -229,8 +237,9 @@ pub(super) fn exchange(
     }
     match status.last_error {
         Some(error) if error.refused => {
-            let remedy =
-                format!("{}; this token fits a trust policy with {}", error.remedy, trust_policy_lines(claims));
+            let fits = || format!("; this token fits a trust policy with {}", trust_policy_lines(claims));
+            let names_itself = claims.issuer.is_some() && claims.subject.is_some();
+            let remedy = error.remedy + &names_itself.then(fits).unwrap_or_default();
             Step::fail(name, DENIED, format!("STS refuses the token: {}", error.message), remedy)
                 .of_service(error.code, error.request_id)
         }

@@ -89,6 +89,8 @@ fn an_unknown_variable_is_named_with_the_nearest_known_one_even_beside_errors() 
     for (unknown, nearest) in [
         ("ENV0_S3_LOG_BATCH_MAX_AG", "ENV0_S3_LOG_BATCH_MAX_AGE"),
         ("ENV0_S3_LOG_BUCKET", "ENV0_S3_LOG_BUCKET_NAME"),
+        ("ENV0_S3_LOGS_BUCKET_NAME", "ENV0_S3_LOG_BUCKET_NAME"),
+        ("ENV0_S3_AWS_REGION", "ENV0_S3_LOG_AWS_REGION"),
         ("ENV0_S3_LOG_REGION", "ENV0_S3_LOG_AWS_REGION"),
         ("ENV0_S3_LOG_SPOOL_DIRECTORY", "ENV0_S3_LOG_SPOOL_DIR"),
         ("ENV0_S3_LOG_CONCURRENCY", "ENV0_S3_LOG_UPLOAD_CONCURRENCY"),

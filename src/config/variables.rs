@@ -266,9 +266,10 @@ pub(super) fn find(name: &str) -> Option<&'static Variable> {
     VARIABLES.iter().find(|variable| variable.name == name)
 }
 
-/// The prefix that makes `name` a variable of the daemon's: one with it that isn't in the table is a slip.
+/// The prefix that makes `name` a variable of the daemon's: one with it that isn't in the table is a slip, such as
+/// `ENV0_S3_LOGS_BUCKET_NAME`.
 pub(super) fn own_prefix(name: &str) -> Option<&'static str> {
-    [PREFIX, CLOUDWATCH_PREFIX].into_iter().find(|prefix| name.starts_with(prefix))
+    [PREFIX, CLOUDWATCH_PREFIX, "ENV0_S3_"].into_iter().find(|prefix| name.starts_with(prefix))
 }
 
 /// The known variable that somebody who set `name` most likely meant. A name that was cut short comes first, then one of

@@ -80,7 +80,10 @@ fn in_file(text: &str) -> Result<OidcToken, &'static str> {
     if text.contains("${") {
         return Err("there is a ${…} in it, which nothing has replaced by its value");
     }
-    OidcToken::own(text, Source::File).ok_or("the file holds no token")
+    OidcToken::own(text, Source::File).ok_or(match text {
+        "" => "the file holds no token",
+        _ => "the file holds no token, which is one word without \"Bearer\" before it",
+    })
 }
 
 /// Raw, or JSON with `token`, `value`, `access_token` or `id_token`.
@@ -133,6 +136,7 @@ mod tests {
             ("${ENV0_OIDC_TOKEN}", "${…}"),
             ("", "no token"),
             ("two words", "no token"),
+            ("Bearer raw.token", "without \"Bearer\""),
         ] {
             let reason = in_file(text).unwrap_err();
             assert!(reason.contains(expected), "{text}: {reason}");

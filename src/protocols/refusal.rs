@@ -85,12 +85,18 @@ pub enum BadCredentials {
     Unknown,
     /// They are known, but may not write this log type.
     WrongType,
+    /// What was handed over is no OIDC token that is let in.
+    NoOidcToken,
 }
 
 impl fmt::Display for BadCredentials {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             BadCredentials::WrongType => "these credentials may not write this log type",
+            BadCredentials::NoOidcToken => {
+                "no OIDC token that is let in: send the ENV0_OIDC_TOKEN of a deployment, as the body or as Authorization: \
+                 Bearer <token>; the daemon's log and /status say why one was refused"
+            }
             BadCredentials::Missing | BadCredentials::Incomplete | BadCredentials::Unknown => {
                 "no valid credentials: send an ingest token (ENV0_S3_LOG_INGEST_TOKEN) or an env0 OIDC token, \
                  for instance as Authorization: Bearer <token>"

@@ -67,7 +67,7 @@ impl Protocol for Splunk {
         let (text, code) = match refusal {
             Refusal::Unauthorized(BadCredentials::Missing) => ("Token is required", 2),
             Refusal::Unauthorized(BadCredentials::Incomplete) => ("Invalid authorization", 3),
-            Refusal::Unauthorized(BadCredentials::Unknown | BadCredentials::WrongType) => ("Invalid token", 4),
+            Refusal::Unauthorized(_) => ("Invalid token", 4),
             Refusal::Body(BodyError::Invalid { reason, .. }) => match reason.as_str() {
                 NO_DATA => (NO_DATA, 5),
                 EVENT_REQUIRED => (EVENT_REQUIRED, 12),

@@ -191,6 +191,47 @@ fn a_token_file_that_is_not_there_is_named_by_its_path() {
 }
 
 #[test]
+fn what_is_no_token_is_told_by_its_place_and_is_shown_no_trust_policy() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).unset("ENV0_OIDC_TOKEN");
+    let file = setup.folder().join("token");
+    let setup = setup.set("ENV0_S3_LOG_OIDC_TOKEN_FILE", file.display().to_string());
+    let place = format!("ENV0_S3_LOG_OIDC_TOKEN_FILE={file:?}");
+    std::fs::write(&file, "ghp_0123456789abcdef").unwrap();
+    let checked = setup.run("check");
+    assert_says(&checked.stdout, &[&format!("what {place} holds is not an OIDC token, which begins with eyJ")]);
+    assert!(!checked.stdout.contains("fits a trust policy"), "{}", checked.stdout);
+    std::fs::write(&file, format!("Bearer {}", aws.issuer.token())).unwrap();
+    assert_says(&setup.run("check").stdout, &[&place, "one word without \"Bearer\" before it"]);
+    std::fs::write(&file, aws.issuer.token()).unwrap();
+    assert_says(&setup.run("check").stdout, &["it fits a trust policy with"]);
+}
+
+#[test]
+fn a_token_that_is_handed_over_and_is_none_is_not_asked_to_be_an_ingest_token() {
+    let aws = LocalAws::start();
+    let daemon = Setup::new(&aws).start();
+    let answer = daemon.send(Upload::new("PUT", "/v1/oidc-token").body(TOKEN));
+    assert_eq!(answer.status, 401);
+    assert_says(&answer.text(), &["ENV0_OIDC_TOKEN of a deployment", "/status"]);
+    assert!(!answer.text().contains("ingest token"), "{}", answer.text());
+}
+
+#[test]
+fn a_folder_that_is_no_spool_and_a_link_that_leads_nowhere_are_told_what_to_name() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let drained = setup.run(&format!("drain --spool {}", setup.folder().display()));
+    assert_says(&drained.stderr, &["has no manifest.json", "ENV0_S3_LOG_SPOOL_DIR, in that variable or with --spool"]);
+    let link = setup.folder().join("link");
+    std::os::unix::fs::symlink("/nowhere/at/all", &link).unwrap();
+    let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", link.display().to_string());
+    for text in [setup.run("check --offline").stdout, setup.run("run").stderr] {
+        assert_says(&text, &["a link that leads nowhere"]);
+    }
+}
+
+#[test]
 fn pem_files_of_another_kind_are_told_by_what_they_hold() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws);
