@@ -4,36 +4,37 @@
 //! No error holds a byte of an answer: records hold secrets.
 
 mod answer;
+mod body;
 mod error;
 mod key;
 mod pace;
 pub mod pages;
+mod pieces;
 mod sender;
 mod text;
 
 use std::borrow::Cow;
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use chrono::{DateTime, TimeDelta, Utc};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, DATE, HeaderMap, HeaderName, RETRY_AFTER};
-use reqwest::{Response, StatusCode, Url};
+use reqwest::{StatusCode, Url};
 use secrecy::ExposeSecret;
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 
 use crate::backoff;
 use crate::config;
-use crate::metric_table;
-use crate::network::{Network, causes, retry_after};
+use crate::network::{Network, retry_after};
 pub use crate::pull::api::answer::{Answer, Elements, LINES_MAX, List, RECORDS_MAX};
-use crate::pull::api::error::{ANSWER_MAX_BYTES, Asked, WRONG_PATH_MESSAGE};
+use crate::pull::api::body::{Amount, Body, Failed, Patience, beginning};
+use crate::pull::api::error::{ANSWER_MAX_BYTES, Asked, WRONG_PATH_MESSAGE, requests};
 pub use crate::pull::api::error::{ApiError, Endpoint, ErrorKind};
 use crate::pull::api::key::{Key, KeyHolder};
 use crate::pull::api::pace::Pace;
+pub use crate::pull::api::pieces::Pieces;
 use crate::pull::api::sender::is_not_env0;
 use crate::pull::api::text::Text;
 
@@ -42,14 +43,8 @@ const LOGS_AT_ONCE: usize = 6;
 /// Other requests that may run at the same time. They have slots of their own, so that logs that env0 doesn't give hold
 /// up no audit event, nor the other way round.
 const OTHERS_AT_ONCE: usize = 2;
-/// Answers above this size are held one at a time: one page of a log, and one of all others.
-const LARGE_ANSWER_BYTES: usize = 1024 * 1024;
-/// At most this much of an error's body is read, to tell what kind of error it is.
-const ERROR_MAX_BYTES: usize = 64 * 1024;
-/// From the first byte sent to the last received; connecting has a limit of its own.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// A request is given up when nothing has arrived for this long, before the answer or within it.
-const SILENCE_MAX: Duration = Duration::from_secs(20);
+/// The client's own limit. The server has far less time ([`Patience`]); the rest is for an answer that waits for the spool.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// How long a request waits until the files of the key are read again.
 const KEY_PATIENCE: Duration = Duration::from_secs(10);
 /// A request that goes on failing is left to the next round, so that it doesn't hold up the others.
@@ -76,8 +71,8 @@ struct Inner {
     key_worked: AtomicBool,
     /// One permit: the files of the key are read once at a time.
     reading_key: Arc<Semaphore>,
-    logs: Semaphore,
-    others: Semaphore,
+    logs: Arc<Semaphore>,
+    others: Arc<Semaphore>,
     large: Large,
     pace: Pace,
     /// env0's clock minus ours, from the last answer's `Date`.
@@ -95,28 +90,6 @@ struct Large {
     other: Arc<Mutex<()>>,
 }
 
-/// An attempt that failed.
-struct Failed {
-    kind: ErrorKind,
-    /// How long the server asked us to wait.
-    wait: Duration,
-    /// Whether nothing came for too long.
-    silent: bool,
-}
-
-impl From<ErrorKind> for Failed {
-    fn from(kind: ErrorKind) -> Failed {
-        Failed { kind, wait: Duration::ZERO, silent: false }
-    }
-}
-
-impl From<reqwest::Error> for Failed {
-    fn from(error: reqwest::Error) -> Failed {
-        let silent = error.is_timeout();
-        Failed { silent, ..ErrorKind::Unreachable(causes(&error.without_url())).into() }
-    }
-}
-
 impl Api {
     /// Makes the client; no request is sent yet.
     ///
@@ -130,8 +103,8 @@ impl Api {
             keys: KeyHolder::new(pull),
             key_worked: AtomicBool::new(false),
             reading_key: Arc::new(Semaphore::new(1)),
-            logs: Semaphore::new(LOGS_AT_ONCE),
-            others: Semaphore::new(OTHERS_AT_ONCE),
+            logs: Arc::new(Semaphore::new(LOGS_AT_ONCE)),
+            others: Arc::new(Semaphore::new(OTHERS_AT_ONCE)),
             large: Large::default(),
             pace: Pace::default(),
             clock_ahead_millis: AtomicI64::new(0),
@@ -188,6 +161,19 @@ impl Api {
         let _ = tokio::time::timeout(KEY_PATIENCE, reading).await;
     }
 
+    /// Requests a page of events, to be read in pieces. Repeats the request where that can help, as long as no piece was read.
+    /// `max_event_bytes`: events up to this size are stored whole.
+    pub async fn pieces(
+        &self,
+        endpoint: Endpoint,
+        path: &[&str],
+        query: &[(&str, &str)],
+        max_event_bytes: usize,
+    ) -> Result<Pieces, ApiError> {
+        let (body, asked) = self.ask(Amount::Beginning, endpoint, path, query).await?;
+        Ok(Pieces::of(body, endpoint, asked, max_event_bytes))
+    }
+
     /// Requests `path`, whose segments are encoded here. Repeats the request where that can help.
     pub async fn get(&self, endpoint: Endpoint, path: &[&str], query: &[(&str, &str)]) -> Result<Answer, ApiError> {
         self.get_up_to(ANSWER_MAX_BYTES, endpoint, path, query).await
@@ -201,7 +187,23 @@ impl Api {
         path: &[&str],
         query: &[(&str, &str)],
     ) -> Result<Answer, ApiError> {
+        let (Body { bytes, alone, .. }, asked) = self.ask(Amount::Whole(max_bytes), endpoint, path, query).await?;
+        match Text::of(bytes.into(), max_bytes) {
+            Some(text) => Ok(Answer { text, endpoint, asked, left_out: false, _alone: alone }),
+            None => Err(ApiError { endpoint, kind: ErrorKind::TooLarge, asked }),
+        }
+    }
+
+    async fn ask(
+        &self,
+        amount: Amount,
+        endpoint: Endpoint,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> Result<(Body, Asked), ApiError> {
         let inner = &self.0;
+        let large = if endpoint == Endpoint::StepLog { &inner.large.log } else { &inner.large.other };
+        let mut alone = None;
         let mut url = inner.base.clone();
         let encoded = path.iter().flat_map(|segment| ["/".into(), utf8_percent_encode(segment, SEGMENT).into()]);
         let uri = encoded.fold(url.path().trim_end_matches('/').to_owned(), |uri, part: Cow<'_, str>| uri + &part);
@@ -213,11 +215,19 @@ impl Api {
         loop {
             inner.pace.take(&uri).await;
             let key = inner.keys.key();
-            let Failed { kind, wait, silent } = match self.attempt(max_bytes, endpoint, url.clone(), &key).await {
-                Ok(answer) => {
+            let tried = self.attempt(amount, endpoint, url.clone(), &key, (alone.take(), large)).await;
+            let Failed { kind, wait, silent } = match tried {
+                Ok(Some(body)) => {
                     inner.key_worked.store(true, Ordering::Relaxed);
-                    requests(endpoint, "succeeded").increment(1);
-                    return Ok(answer);
+                    if body.unread.is_none() {
+                        requests(endpoint, "succeeded").increment(1);
+                    }
+                    return Ok((body, self.asked(&key)));
+                }
+                Ok(None) => {
+                    requests(endpoint, "too_large").increment(1);
+                    alone = Some(large.clone().lock_owned().await);
+                    continue;
                 }
                 Err(failed) => failed,
             };
@@ -247,15 +257,24 @@ impl Api {
         }
     }
 
-    /// One try.
-    async fn attempt(&self, max_bytes: usize, endpoint: Endpoint, url: Url, key: &Key) -> Result<Answer, Failed> {
+    /// One try. `None` where the answer is large and another one is in memory: the lock `large` has to be waited for first.
+    async fn attempt(
+        &self,
+        amount: Amount,
+        endpoint: Endpoint,
+        url: Url,
+        key: &Key,
+        (alone, large): (Option<OwnedMutexGuard<()>>, &Arc<Mutex<()>>),
+    ) -> Result<Option<Body>, Failed> {
         let inner = &self.0;
         let slots = if endpoint.is_of_logs() { &inner.logs } else { &inner.others };
-        // The semaphore is never closed, so this can't fail.
-        let _permit = slots.acquire().await;
+        let slot = slots.clone().acquire_owned().await;
+        // It is never closed.
+        let slot = slot.map_err(|error| ErrorKind::Unreachable(error.to_string()))?;
         let request = inner.web.get(url).timeout(REQUEST_TIMEOUT).header(ACCEPT, "application/json");
         let request = request.basic_auth(&key.id, Some(key.secret.expose_secret()));
-        let mut response = unless_silent(request.send()).await??;
+        let mut patience = Patience::default();
+        let mut response = patience.wait(request.send()).await?;
         self.note_clock(response.headers());
         let header = |name: HeaderName| response.headers().get(name)?.to_str().ok();
         let wait = header(RETRY_AFTER).and_then(|value| retry_after(value, crate::batch::now())).unwrap_or_default();
@@ -269,17 +288,17 @@ impl Api {
             _ => {}
         }
         if !status.is_success() {
-            let body = beginning(&mut response).await;
+            let body = beginning(&mut response, &mut patience).await;
             let found = is_not_env0(status, &content_type, &body);
             return Err(found.map_or_else(|| failed(self.refusal(endpoint, status, &body)), not_env0));
         }
-        let large = if endpoint == Endpoint::StepLog { &inner.large.log } else { &inner.large.other };
-        let (bytes, alone) = read(&mut response, max_bytes, large).await?;
-        if let Some(found) = is_not_env0(status, &content_type, &bytes) {
-            return Err(not_env0(found));
+        let body = Body::read(response, amount, (slot, patience), (alone, large)).await?;
+        // Nothing but space tells nothing as long as there is more.
+        let tells = |body: &&Body| body.unread.is_none() || !body.bytes.trim_ascii().is_empty();
+        match body.as_ref().filter(tells).and_then(|body| is_not_env0(status, &content_type, &body.bytes)) {
+            Some(found) => Err(not_env0(found)),
+            None => Ok(body),
         }
-        let text = Text::of(bytes, max_bytes).ok_or(ErrorKind::TooLarge)?;
-        Ok(Answer { text, endpoint, asked: self.asked(key), _alone: alone })
     }
 
     /// What it means that env0 answers with this 4xx.
@@ -312,55 +331,6 @@ impl Api {
             self.0.clock_is_known.store(true, Ordering::Relaxed);
         }
     }
-}
-
-/// Gives up a wait after [`SILENCE_MAX`].
-async fn unless_silent<T>(wait: impl Future<Output = T>) -> Result<T, Failed> {
-    let silent = |_| Failed {
-        silent: true,
-        ..ErrorKind::Unreachable(format!("nothing came for {} s, so it was given up", SILENCE_MAX.as_secs())).into()
-    };
-    tokio::time::timeout(SILENCE_MAX, wait).await.map_err(silent)
-}
-
-/// Reads the body. A large one is returned together with the lock that keeps other large ones of its kind out.
-async fn read(
-    response: &mut Response,
-    max_bytes: usize,
-    large: &Arc<Mutex<()>>,
-) -> Result<(Bytes, Option<OwnedMutexGuard<()>>), Failed> {
-    if response.content_length().is_some_and(|bytes| bytes > max_bytes as u64) {
-        return Err(ErrorKind::TooLarge.into());
-    }
-    let mut body = Vec::new();
-    let mut alone = None;
-    while let Some(chunk) = unless_silent(response.chunk()).await?? {
-        let bytes = body.len() + chunk.len();
-        if bytes > max_bytes {
-            return Err(ErrorKind::TooLarge.into());
-        }
-        if bytes > LARGE_ANSWER_BYTES && alone.is_none() {
-            alone = Some(large.clone().lock_owned().await);
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok((body.into(), alone))
-}
-
-/// The beginning of a refusal's body, or what came of it.
-async fn beginning(response: &mut Response) -> Vec<u8> {
-    let mut body = Vec::new();
-    while let Ok(Ok(Some(chunk))) = unless_silent(response.chunk()).await {
-        body.extend_from_slice(&chunk);
-        if body.len() > ERROR_MAX_BYTES {
-            break;
-        }
-    }
-    body
-}
-
-fn requests(endpoint: Endpoint, outcome: &'static str) -> metrics::Counter {
-    metrics::counter!(metric_table::PULL_REQUESTS, "endpoint" => endpoint.as_str(), "outcome" => outcome)
 }
 
 #[cfg(test)]

@@ -30,6 +30,12 @@ impl Identity {
         first.copy_from_slice(&hash[..16]);
         Identity(first)
     }
+
+    /// A part of it that [`Taken`] can keep as a time.
+    pub(super) fn short(&self) -> i64 {
+        let Identity([a, b, c, d, e, f, ..]) = *self;
+        i64::from_be_bytes([0, 0, a, b, c, d, e, f])
+    }
 }
 
 /// By what an event is known again: its id, and its bytes where another event has the same id.
@@ -88,13 +94,15 @@ fn time_of(entry: u64) -> i64 {
 }
 
 impl Taken {
-    /// Takes note of an event: by its id, or by its bytes where another one has that id. Tells whether it was known.
+    /// Takes note of an event and its time: by its id, or by its bytes where another one has that id. Tells whether it was
+    /// known.
     pub(super) fn insert(&mut self, mark: Mark, at_millis: i64) -> Known {
         let known = self.knows(&mark);
         let identity = match known {
-            Known::Yes => return known,
             Known::No => mark.id,
             Known::Other => mark.bytes,
+            Known::Yes if self.0.contains_key(&mark.bytes) => mark.bytes,
+            Known::Yes => mark.id,
         };
         let time = u64::try_from(at_millis).unwrap_or_default().min(TIME_MAX);
         self.0.insert(identity, mark.print() << TIME_BITS | time);
@@ -122,6 +130,14 @@ impl Taken {
     /// Forgets the events before `millis`: they are not asked for again.
     pub(super) fn forget_before(&mut self, millis: i64) {
         self.0.retain(|_, entry| time_of(*entry) >= millis);
+    }
+}
+
+impl Taken {
+    /// Forgets all events but those of the time `millis`.
+    pub(super) fn keep_only(&mut self, millis: i64) {
+        self.0.retain(|_, entry| time_of(*entry) == millis);
+        self.0.shrink_to_fit();
     }
 }
 

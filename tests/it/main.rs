@@ -47,6 +47,7 @@ mod pull_lists;
 mod pull_organizations;
 mod pull_outage;
 mod pull_pace;
+mod pull_pages;
 mod pull_places;
 mod s3_faults;
 mod secrets;

@@ -80,20 +80,28 @@ async fn answer_undated(world: &World, request: &Request<Incoming>) -> Result<Re
         let injected = injected.and_then(|(_, faults)| faults.pop_front());
         injected.or_else(|| Some(state.lasting.iter().find(|(known, _)| path.starts_with(&***known))?.1.clone()))
     };
-    if let Some(fault) = fault.filter(|fault| !matches!(fault, Fault::Pass)) {
-        if matches!(fault, Fault::Silent) {
-            std::future::pending::<()>().await;
+    match fault {
+        None | Some(Fault::Pass) => Ok(right_answer(world, request)),
+        Some(Fault::CutAfter(bytes)) => {
+            let whole = right_answer(world, request).into_body().collect().await.unwrap().to_bytes();
+            let begun = Ok(Frame::data(whole.slice(..bytes.min(whole.len()))));
+            Ok(Response::new(StreamBody::new(stream::iter([begun, Err(std::io::Error::other("cut"))])).boxed()))
         }
-        return broken(&fault);
+        Some(Fault::Silent) => std::future::pending().await,
+        Some(fault) => broken(&fault),
     }
+}
+
+fn right_answer(world: &World, request: &Request<Incoming>) -> Response<Body> {
+    let path = request.uri().path();
     let expected = format!("Basic {}", STANDARD.encode(format!("{}:{}", KEY.0, KEY.1)));
     if request.headers().get("authorization").and_then(|value| value.to_str().ok()) != Some(&expected) {
-        return Ok(json_reply(401, r#"{"message":"Unauthorized"}"#));
+        return json_reply(401, r#"{"message":"Unauthorized"}"#);
     }
     let url = reqwest::Url::parse(&format!("http://env0{}", request.uri())).unwrap();
     let query = |name: &str| url.query_pairs().find(|(key, _)| key == name).map(|(_, value)| value.into_owned());
     let state = world.lock();
-    Ok(match path.as_str() {
+    match path {
         "/organizations" => {
             let ids = std::iter::once(ORGANIZATION).chain(state.other_organizations.iter().map(|id| &**id));
             let record = |id| json!({"id": id, "name": "acme", "role": "Admin"});
@@ -113,7 +121,7 @@ async fn answer_undated(world: &World, request: &Request<Incoming>) -> Result<Re
         // It forwards nothing by itself.
         "/log-forwarding/configurations" => json_reply(200, "[]"),
         _ => json_reply(403, r#"{"message":"Missing Authentication Token"}"#),
-    })
+    }
 }
 
 fn percent_decode(part: &str) -> String {
@@ -157,6 +165,6 @@ fn broken(fault: &Fault) -> Result<Response<Body>, Dropped> {
             let reply = Response::builder().header("content-length", *bytes);
             reply.body(StreamBody::new(endless()).boxed()).unwrap()
         }
-        Fault::Dropped | Fault::Silent | Fault::Pass => return Err(Dropped),
+        Fault::Dropped | Fault::Silent | Fault::Pass | Fault::CutAfter(_) => return Err(Dropped),
     })
 }

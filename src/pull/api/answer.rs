@@ -28,6 +28,8 @@ pub struct Answer {
     pub(super) text: Text,
     pub(super) endpoint: Endpoint,
     pub(super) asked: Asked,
+    /// Whether it stands for an event that was too large to be read.
+    pub(super) left_out: bool,
     /// Held by a large answer, so that no second one of its kind is in memory at the same time.
     pub(super) _alone: Option<OwnedMutexGuard<()>>,
 }
@@ -79,6 +81,9 @@ impl Answer {
 
     /// What is not as documented of an event that is stored all the same. `part` is borrowed from this answer.
     pub fn oddity_of(&self, part: &RawValue) -> Option<&'static str> {
+        if self.left_out {
+            return Some("an event is too large to be read; its size and SHA-256 are stored in its stead");
+        }
         let (Range { start: begin, end }, quoted) = (self.place_of(part), &self.text.quoted);
         let first = quoted.partition_point(|at| *at < begin);
         if quoted.get(first).is_some_and(|at| *at < end) {
@@ -164,7 +169,7 @@ mod tests {
     fn answer(text: impl Into<Bytes>) -> Answer {
         let asked = Asked { host: "env0".to_owned(), key_id: "id".to_owned() };
         let text = Text::of(text.into(), usize::MAX).unwrap();
-        Answer { text, endpoint: Endpoint::StepLog, asked, _alone: None }
+        Answer { text, endpoint: Endpoint::StepLog, asked, left_out: false, _alone: None }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The kinds of requests, and why one failed, in words for people. No message holds a byte of an answer.
 
+use crate::metric_table;
+
 /// A larger answer is refused. No page of env0's comes near it.
 pub(super) const ANSWER_MAX_BYTES: usize = 32 * 1024 * 1024;
 /// What env0's gateway answers to a path that doesn't exist.
@@ -69,6 +71,11 @@ impl Endpoint {
             Endpoint::Environments | Endpoint::Deployments | Endpoint::Steps | Endpoint::StepLog => "VIEW_PROJECT",
         }
     }
+}
+
+/// Counts requests by their outcome.
+pub(super) fn requests(endpoint: Endpoint, outcome: &'static str) -> metrics::Counter {
+    metrics::counter!(metric_table::PULL_REQUESTS, "endpoint" => endpoint.as_str(), "outcome" => outcome)
 }
 
 /// Why a request failed.

@@ -3,7 +3,10 @@
 //!
 //! env0 may show the last lines of a log after the end of its step, so a log is read once more at least one round later.
 //! It may also answer 404 for something that is back a moment later, so only a 404 that lasts means that it is gone.
+//!
+//! A page of a log is stored while it arrives. One that breaks off is asked for again, and what was taken of it is left out.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,7 +14,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::protocols::body::Limits;
-use crate::pull::api::{Answer, Api, ApiError, Elements, Endpoint, ErrorKind, List};
+use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind, LINES_MAX, List, Pieces};
 use crate::pull::deployments::memory::{Following, Step, Steps};
 use crate::pull::deployments::records::{ID_MAX_BYTES, LONG_ID, LogPage, StepRecord, last_attempts};
 use crate::pull::deployments::source::Source;
@@ -19,8 +22,8 @@ use crate::pull::files::{Parts, PlaceError};
 use crate::pull::identity::{Identity, Known, Mark, SAME_ID};
 use crate::pull::report::Report;
 
-/// A page with more bytes is written to the spool in pieces of this size.
-const PIECE_BYTES: usize = 512 * 1024;
+/// With so many bytes of new lines a page is written to the spool as far as it was read.
+const LINES_BYTES: usize = 512 * 1024;
 /// The next page may repeat the end of this one: this many events, and all with the time of the last one.
 const PAGE_END_EVENTS: usize = 128;
 /// After this many pages in a row without a new event, env0's cursor is taken to go in circles.
@@ -89,6 +92,22 @@ enum Reading {
     Stopped,
 }
 
+/// What came of a page of a step's log, as far as it was read.
+#[derive(Default)]
+struct Page {
+    /// New lines that are not in the spool yet, and their number.
+    lines: Vec<u8>,
+    records: u64,
+    /// How many events were read.
+    events: usize,
+    /// Whether any of them were new.
+    new: bool,
+    /// The last events, at most [`PAGE_END_EVENTS`].
+    end: VecDeque<Mark>,
+    /// The time of the last one.
+    last_time: Option<String>,
+}
+
 /// What the log of a retried step looks like.
 enum Retry {
     /// It can be read on.
@@ -153,7 +172,7 @@ impl Follow {
                 let done = self.state.given_up_at.is_none();
                 self.send(line, missing.into(), done).await;
             }
-            None if self.state != self.durable => drop(self.send(Bytes::new(), 0, false).await),
+            None if self.state != self.durable => drop(self.send_piece(Bytes::new(), 0, false).await),
             None => {}
         }
         failed.map_or(Ok(()), Err)
@@ -254,9 +273,8 @@ impl Follow {
 
     /// A retried step may go on in the same log, or begin it anew. The log's first event tells which.
     async fn take_up_retry(&mut self, step: &StepRecord) -> Result<Retry, ApiError> {
-        let answer = self.page(step, None).await?;
-        let page: LogPage<'_> = answer.parse()?;
-        let Elements(events) = page.events;
+        let Some(piece) = self.page(step, None).await?.next().await? else { return Ok(Retry::Silent) };
+        let events: Vec<&RawValue> = piece.parse()?;
         let Some(first) = events.first() else { return Ok(Retry::Silent) };
         let first = self.source.event(first, &step.name, &self.limits);
         let first = Identity::new(&[], None, first.line.json());
@@ -271,10 +289,10 @@ impl Follow {
     }
 
     /// The page of a step's log that begins at `start`.
-    async fn page(&self, step: &StepRecord, start: Option<&str>) -> Result<Answer, ApiError> {
+    async fn page(&self, step: &StepRecord, start: Option<&str>) -> Result<Pieces, ApiError> {
         let path = ["deployments", &self.source.deployment, "steps", &step.name, "log"];
         let query = start.map(|start| ("startTime", start));
-        self.api.get(Endpoint::StepLog, &path, query.as_slice()).await
+        self.api.pieces(Endpoint::StepLog, &path, query.as_slice(), self.limits.max_event_bytes).await
     }
 
     /// Reads a step's log from where it was left.
@@ -282,72 +300,114 @@ impl Follow {
         let (mut empty_pages, mut any_new) = (0, false);
         loop {
             let start = self.state.steps.get(&step.name).and_then(|read| read.next.clone());
-            let answer = self.page(step, start.as_deref()).await?;
-            if self.state.is_full() {
-                return Err(answer.malformed("its logs lack nextStartTime, and more was read than can be remembered"));
-            }
-            let page: LogPage<'_> = answer.parse()?;
-            let next = answer.cursor(page.next_start_time)?;
-            let (mut lines, mut records, mut new) = (Vec::new(), 0, false);
-            let Elements(events) = page.events;
-            let mut marks = Vec::with_capacity(events.len());
-            let mut read = self.state.steps.entry(step.name.clone()).or_default();
+            let mut pieces = self.page(step, start.as_deref()).await?;
+            let mut page = Page::default();
+            let read = self.state.steps.entry(step.name.clone()).or_default();
             read.attempt.get_or_insert_with(|| step.attempt());
-            for sent in events {
-                let mut event = self.source.event(sent, &step.name, &self.limits);
-                event.line.replaced = answer.replaced_in(sent);
-                let line = &event.line;
-                read.first.get_or_insert_with(|| Identity::new(&[], None, line.json()));
-                let mark = read.mark([&self.source.deployment, &step.name], event.id(), line.json());
-                marks.push((mark, event.timestamp.map(RawValue::get)));
-                let oddity = match read.take(mark) {
-                    Known::Yes => continue,
-                    Known::No => answer.oddity_of(sent),
-                    Known::Other => Some(SAME_ID),
-                };
-                if let Some(oddity) = oddity {
-                    self.report.odd_event(&answer.malformed(oddity));
+            let rest = self.take_all(step, &mut pieces, &mut page).await;
+            let Page { lines, records, new, end, last_time, .. } = page;
+            let (next, has_more_logs) = match rest {
+                Ok(Some(rest)) => rest,
+                Ok(None) => return Ok(Reading::Stopped),
+                Err(error) => {
+                    // What came of the page counts as taken, so it has to be in the spool.
+                    let is_durable = self.send_piece(lines.into(), records, false).await;
+                    return if is_durable { Err(error) } else { Ok(Reading::Stopped) };
                 }
-                self.report.line(line);
-                lines.extend_from_slice(&line.bytes);
-                records += 1;
-                new = true;
-                if lines.len() >= PIECE_BYTES {
-                    let piece = std::mem::take(&mut lines);
-                    // What is remembered of a long page is large, so it is not kept for a comparison, too.
-                    if !self.send_piece(piece.into(), std::mem::take(&mut records), false).await {
-                        return Ok(Reading::Stopped);
-                    }
-                    read = self.state.steps.entry(step.name.clone()).or_default();
-                }
-            }
-            let moved = read.go_on(next, &page_end(&marks));
+            };
+            let read = self.state.steps.entry(step.name.clone()).or_default();
+            let moved = read.go_on(next, end, last_time.as_deref());
             if (records > 0 || moved) && !self.send(lines.into(), records, false).await {
                 return Ok(Reading::Stopped);
             }
             any_new |= new;
             empty_pages = if new { 0 } else { empty_pages + 1 };
-            let more = page.has_more_logs;
-            if more && (moved || new) && empty_pages < EMPTY_PAGES_MAX {
+            if has_more_logs && (moved || new) && empty_pages < EMPTY_PAGES_MAX {
                 continue;
             }
             let now = self.now;
             let gone_since = &mut self.state.steps.entry(step.name.clone()).or_default().gone_since;
-            if more && step.has_ended() {
+            if has_more_logs && step.has_ended() {
                 // The step doesn't count as read. The next round goes on from the last page that was named.
                 if moved {
                     let missing = "page after page of an ended step's log is empty and names a next one";
-                    return Err(answer.malformed(missing));
+                    return Err(pieces.malformed(missing));
                 }
                 if !is_gone(*gone_since.get_or_insert(now), now) {
                     let missing = "an ended step's log has hasMoreLogs, but no nextStartTime that leads on";
-                    return Err(answer.malformed(missing));
+                    return Err(pieces.malformed(missing));
                 }
             } else {
                 *gone_since = None;
             }
             return Ok(if any_new { Reading::New } else { Reading::Nothing });
         }
+    }
+
+    /// Takes the events of a page, and returns what the next one is asked with, and whether there is more already. `None`
+    /// when the process is about to end.
+    async fn take_all(
+        &mut self,
+        step: &StepRecord,
+        pieces: &mut Pieces,
+        page: &mut Page,
+    ) -> Result<Option<(Option<String>, bool)>, ApiError> {
+        while let Some(piece) = pieces.next().await? {
+            if self.state.is_full() {
+                let missing = "more events than can be remembered have come without a nextStartTime that leads on";
+                return Err(pieces.malformed(missing));
+            }
+            if !self.take(step, &piece, page).await? {
+                return Ok(None);
+            }
+        }
+        let rest = pieces.rest()?;
+        let LogPage { events, next_start_time, has_more_logs } = rest.parse()?;
+        if !events.is_empty() {
+            return Err(rest.malformed("the name of its member `events` is written with escapes"));
+        }
+        Ok(Some((rest.cursor(next_start_time)?, has_more_logs)))
+    }
+
+    /// Takes the events of a piece, and waits until they are durable as often as they are many. False when the process is
+    /// about to end.
+    async fn take(&mut self, step: &StepRecord, piece: &Answer, page: &mut Page) -> Result<bool, ApiError> {
+        let mut read = self.state.steps.entry(step.name.clone()).or_default();
+        let events: Vec<&RawValue> = piece.parse()?;
+        page.events += events.len();
+        if page.events > LINES_MAX {
+            return Err(piece.malformed("it lists more than 400000 elements"));
+        }
+        for sent in events {
+            let mut event = self.source.event(sent, &step.name, &self.limits);
+            event.line.replaced = piece.replaced_in(sent);
+            let line = &event.line;
+            read.first.get_or_insert_with(|| Identity::new(&[], None, line.json()));
+            let mark = read.mark([&self.source.deployment, &step.name], event.id(), line.json());
+            let time = event.timestamp.map(RawValue::get);
+            page.ends_with(mark, time);
+            let oddity = match read.take(mark, time) {
+                Known::Yes => continue,
+                Known::No => piece.oddity_of(sent),
+                Known::Other => Some(SAME_ID),
+            };
+            if let Some(oddity) = oddity {
+                self.report.odd_event(&piece.malformed(oddity));
+            }
+            self.report.line(line);
+            page.lines.extend_from_slice(&line.bytes);
+            page.records += 1;
+            page.new = true;
+            if page.lines.len() >= LINES_BYTES {
+                let lines = std::mem::take(&mut page.lines).into();
+                // What is remembered of a long page is large, so it is not kept for a comparison, too.
+                if !self.send_piece(lines, std::mem::take(&mut page.records), false).await {
+                    return Ok(false);
+                }
+                read = self.state.steps.entry(step.name.clone()).or_default();
+            }
+        }
+        Ok(true)
     }
 
     /// Waits until all of it is durable. False when the process is about to end.
@@ -362,6 +422,19 @@ impl Follow {
         let (id, state) = (self.source.deployment.clone(), self.state.clone());
         let piece = Piece { id, lines, records, state, done, written };
         self.pieces.send(piece).await.is_ok() && durable.await.is_ok()
+    }
+}
+
+impl Page {
+    /// The last event so far is this one.
+    fn ends_with(&mut self, mark: Mark, time: Option<&str>) {
+        if self.end.len() == PAGE_END_EVENTS {
+            self.end.pop_front();
+        }
+        self.end.push_back(mark);
+        if self.last_time.as_deref() != time {
+            self.last_time = time.map(str::to_owned);
+        }
     }
 }
 
@@ -397,14 +470,4 @@ fn concerns_one_step(kind: &ErrorKind) -> bool {
             | ErrorKind::TooLarge
             | ErrorKind::Malformed(_)
     )
-}
-
-/// The events of a page (with their times) that the next page may repeat.
-fn page_end(events: &[(Mark, Option<&str>)]) -> Vec<Mark> {
-    let last_time = events.last().and_then(|(_, time)| *time);
-    let near = events.len().saturating_sub(PAGE_END_EVENTS);
-    let is_end = |(index, (_, time)): &(usize, &(Mark, Option<&str>))| {
-        *index >= near || (last_time.is_some() && *time == last_time)
-    };
-    events.iter().enumerate().filter(is_end).map(|(_, (mark, _))| *mark).collect()
 }

@@ -1,6 +1,6 @@
 //! What is remembered of an organization's deployments.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -18,8 +18,8 @@ const LATE_MILLIS: i64 = 3_600_000;
 const UNLISTED_MILLIS: i64 = 90 * 24 * 3_600_000;
 /// A deployment that is gone may come back. Where it was left is remembered for this long; milliseconds.
 const GIVEN_UP_MILLIS: i64 = 24 * 3_600_000;
-/// So many events of a deployment are remembered at most, where env0 gives no cursor for its logs.
-const TAKEN_MAX: usize = 1_000_000;
+/// So many events of a deployment are remembered at most: of one page, or of all where env0 gives no cursor. They take 13 MiB.
+const TAKEN_MAX: usize = 400_000;
 /// The members of a line that say which event of which step it is. An event that is cut keeps them.
 pub(super) const EVENT_STEP_DEPLOYMENT: [&str; 4] = ["eventId", "stepName", "deploymentLogId", "timestamp"];
 
@@ -32,7 +32,7 @@ pub(crate) struct DeploymentMemory {
     /// Deployments that had ended before this are not stored.
     pub(super) from: i64,
     /// Everything before this is stored.
-    pub(super) reached: i64,
+    pub(in crate::pull) reached: i64,
     /// By id.
     pub(super) environments: BTreeMap<String, Environment>,
     /// Deployments that are being read, by id.
@@ -122,25 +122,36 @@ impl Step {
         Mark::new(&deployment_step, id.filter(|_| !self.restarted), line)
     }
 
-    /// Takes note of an event, and tells whether it was taken before.
-    pub(super) fn take(&mut self, mark: Mark) -> Known {
-        self.taken.insert(mark, 0)
+    /// Takes note of an event with this `timestamp`, and tells whether it was taken before.
+    pub(super) fn take(&mut self, mark: Mark, timestamp: Option<&str>) -> Known {
+        self.taken.insert(mark, sign_of(timestamp))
     }
 
-    /// Notes that a page was read whole; `end` are the events that the next one may repeat. True if `next` is new.
-    pub(super) fn go_on(&mut self, next: Option<String>, end: &[Mark]) -> bool {
+    /// Notes that a page was read whole. The next one may repeat its last events, `end`, and all that have `last_time`;
+    /// others are forgotten. True if `next` is new.
+    pub(super) fn go_on(&mut self, next: Option<String>, end: VecDeque<Mark>, last_time: Option<&str>) -> bool {
         if next.is_none() || next == self.next {
             return false;
         }
         self.next = next;
         if !end.is_empty() {
-            self.taken = Taken::default();
+            let sign = sign_of(last_time);
+            match last_time {
+                Some(_) => self.taken.keep_only(sign),
+                None => self.taken = Taken::default(),
+            }
             for mark in end {
-                self.taken.insert(*mark, 0);
+                self.taken.insert(mark, sign);
             }
         }
         true
     }
+}
+
+/// Stands for a step's `timestamp`, which is env0's to write in any form, where [`Taken`] keeps a time. Two that differ
+/// have the same sign with a chance of 1 to 10^14, and then an event is remembered for a page longer.
+fn sign_of(timestamp: Option<&str>) -> i64 {
+    timestamp.map_or(0, |timestamp| Identity::new(&[], None, timestamp.as_bytes()).short())
 }
 
 impl Following {
@@ -221,12 +232,12 @@ impl Memory for DeploymentMemory {
     }
 
     fn found(&mut self, line: &[u8], whose: &Whose<'_>, part: Option<&mut Steps>) {
-        let Some(Found { deployment, step, event }) = Found::of(line, whose) else { return };
+        let Some(Found { deployment, step, event, timestamp }) = Found::of(line, whose) else { return };
         match (step, part) {
             (Some(step), Some(steps)) => {
                 let read = steps.entry(step.clone()).or_default();
                 let mark = read.mark([&deployment, &step], event, line);
-                read.take(mark);
+                read.take(mark, timestamp.map(RawValue::get));
             }
             (Some(_), None) => {}
             (None, _) => {
@@ -247,19 +258,41 @@ struct Found<'a> {
     deployment: String,
     step: Option<String>,
     event: Option<&'a RawValue>,
+    timestamp: Option<&'a RawValue>,
 }
 
 impl<'a> Found<'a> {
     fn of(line: &'a [u8], whose: &Whose<'_>) -> Option<Found<'a>> {
-        let [event, step, deployment, _] = members(json_of(line), EVENT_STEP_DEPLOYMENT);
+        let [event, step, deployment, timestamp] = members(json_of(line), EVENT_STEP_DEPLOYMENT);
         let [organization] = members(json_of(line), ["organizationId"]);
         if whose.is_anothers(organization) {
             return None;
         }
-        Some(Found { deployment: text(deployment)?, step: text(step), event })
+        Some(Found { deployment: text(deployment)?, step: text(step), event, timestamp })
     }
 }
 
 fn text(value: Option<&RawValue>) -> Option<String> {
     serde_json::from_str(value?.get()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn behind_a_page_its_last_events_and_those_of_its_last_time_are_known_and_no_others() {
+        let mark = |number: u64| Mark::new(&["d", "s"], None, &number.to_be_bytes());
+        let mut step = Step::default();
+        // Found by a start, or taken by a version that remembered no times.
+        step.take(mark(0), None);
+        for number in 0..1000 {
+            let time = if (300..=990).contains(&number) { "5" } else { "9" };
+            step.take(mark(number), Some(time));
+        }
+        assert!(step.go_on(Some("next".into()), (900..1000).map(mark).collect(), Some("9")));
+        let known = |number| step.taken.knows(&mark(number)) == Known::Yes;
+        assert!((0..300).all(known) && (900..1000).all(known) && !(300..900).any(known));
+        assert!(!step.go_on(Some("next".into()), VecDeque::new(), None), "the same page again");
+    }
 }

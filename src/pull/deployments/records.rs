@@ -9,10 +9,10 @@ use std::fmt::Write;
 use chrono::DateTime;
 use secrecy::SecretString;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 use crate::protocols::body::members;
-use crate::pull::api::{Elements, LINES_MAX};
 
 /// No id, type or name of a step is longer. A longer one would be kept for each of many records.
 pub(super) const ID_MAX_BYTES: usize = 512;
@@ -257,12 +257,12 @@ impl StepRecord {
     }
 }
 
-/// A page of a step's log.
+/// What a page of a step's log says beside its events.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct LogPage<'a> {
-    #[serde(borrow)]
-    pub(super) events: Elements<'a, LINES_MAX>,
+    /// The events were read before; the list has to be there all the same.
+    pub(super) events: Vec<IgnoredAny>,
     /// A string or a number; its meaning is env0's.
     #[serde(borrow)]
     pub(super) next_start_time: Option<&'a RawValue>,

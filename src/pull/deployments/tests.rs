@@ -99,7 +99,7 @@ fn pull(world: &mut World, ends_at_refusal: bool) -> Result<(), RoundError> {
                 let line = line.trim_end().as_bytes();
                 let [id] = members(json_of(line), ["eventId"]);
                 let mark = step.mark(["d", "s"], id, line);
-                step.take(mark) == Known::No
+                step.take(mark, None) == Known::No
             });
             let lines = Bytes::from(new.concat());
             let waiting = |_: &str| {
@@ -217,7 +217,7 @@ fn steps(events: u64) -> Steps {
         let step = steps.entry(name.to_owned()).or_default();
         for number in 0..events {
             let mark = step.mark(["d", name], None, line(number).as_bytes());
-            step.take(mark);
+            step.take(mark, None);
         }
     }
     steps
@@ -307,7 +307,7 @@ async fn commit_line(place: &mut Place<DeploymentMemory>, id: &str, number: u64)
     let step = steps.entry("s".into()).or_default();
     let [event] = members(json_of(line.trim_end().as_bytes()), ["eventId"]);
     let mark = step.mark([id, "s"], event, line.trim_end().as_bytes());
-    let new = u64::from(step.take(mark) == Known::No);
+    let new = u64::from(step.take(mark, None) == Known::No);
     let lines = if new > 0 { Bytes::from(line) } else { Bytes::new() };
     let parts = vec![(id.to_owned(), Some(steps))];
     place.commit(lines, new, Change { memory: None, parts }, |_| ()).await

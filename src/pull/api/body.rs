@@ -1,0 +1,161 @@
+//! Reads the body of an answer: in bounded time, and with no more than one large answer in memory.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::Response;
+use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit};
+use tokio::time::Instant;
+
+use crate::network::causes;
+use crate::pull::api::error::{ANSWER_MAX_BYTES, ErrorKind};
+
+/// Answers above this size are large: of these, one page of a log is held at a time, and one of all others.
+pub(super) const LARGE_ANSWER_BYTES: usize = 1024 * 1024;
+/// At most this much of an error's body is read, to tell what kind of error it is.
+const ERROR_MAX_BYTES: usize = 64 * 1024;
+/// The server may keep a request waiting this long in all.
+const WAIT_MAX: Duration = Duration::from_secs(60);
+/// A request is given up when nothing has arrived for this long, before the answer or within it.
+const SILENCE_MAX: Duration = Duration::from_secs(20);
+
+/// An attempt that failed.
+pub(super) struct Failed {
+    pub(super) kind: ErrorKind,
+    /// How long the server asked us to wait.
+    pub(super) wait: Duration,
+    /// Whether nothing came for too long.
+    pub(super) silent: bool,
+}
+
+impl From<ErrorKind> for Failed {
+    fn from(kind: ErrorKind) -> Failed {
+        Failed { kind, wait: Duration::ZERO, silent: false }
+    }
+}
+
+impl From<reqwest::Error> for Failed {
+    fn from(error: reqwest::Error) -> Failed {
+        let silent = error.is_timeout();
+        Failed { silent, ..ErrorKind::Unreachable(causes(&error.without_url())).into() }
+    }
+}
+
+/// How long the server may still keep a request waiting. The time in which we work on a part of the answer doesn't count.
+pub(super) struct Patience(Duration);
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience(WAIT_MAX)
+    }
+}
+
+impl Patience {
+    /// Waits for the server.
+    pub(super) async fn wait<T>(&mut self, arrival: impl Future<Output = reqwest::Result<T>>) -> Result<T, Failed> {
+        let begun = Instant::now();
+        let arrived = tokio::time::timeout(self.0.min(SILENCE_MAX), arrival).await;
+        let Ok(arrived) = arrived else {
+            let what = match self.0 > SILENCE_MAX {
+                true => format!("nothing came for {} s", SILENCE_MAX.as_secs()),
+                false => format!("it took more than {} s", WAIT_MAX.as_secs()),
+            };
+            return Err(Failed { silent: true, ..ErrorKind::Unreachable(what + ", so it was given up").into() });
+        };
+        self.0 = self.0.saturating_sub(begun.elapsed());
+        Ok(arrived?)
+    }
+}
+
+/// How much of an answer is read at once.
+#[derive(Clone, Copy)]
+pub(super) enum Amount {
+    /// All of it; more bytes than these are too large.
+    Whole(usize),
+    /// What makes it a large one. The rest is [`Body::unread`].
+    Beginning,
+}
+
+/// The body of an answer, or the beginning of it.
+pub(super) struct Body {
+    pub(super) bytes: Vec<u8>,
+    pub(super) unread: Option<Unread>,
+    /// Held by a large answer, so that no second one of its kind is in memory at the same time.
+    pub(super) alone: Option<OwnedMutexGuard<()>>,
+}
+
+/// What has not been read of an answer.
+pub(super) struct Unread {
+    response: Response,
+    patience: Patience,
+    bytes_before: usize,
+    /// As long as the answer is read, its request counts as running.
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Unread {
+    /// The next bytes; `None` at the end.
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Failed> {
+        let chunk = self.patience.wait(self.response.chunk()).await?;
+        self.bytes_before += chunk.as_ref().map_or(0, Bytes::len);
+        if self.bytes_before > ANSWER_MAX_BYTES {
+            return Err(ErrorKind::TooLarge.into());
+        }
+        Ok(chunk)
+    }
+}
+
+impl Body {
+    /// Reads `amount` of the body. `None` where it is large, `alone` is none, and another one holds the lock `large`: it
+    /// has to be asked for again with that lock. It must not be waited for here. Whoever holds the lock may itself wait
+    /// for what needs the `slot` that this request has.
+    pub(super) async fn read(
+        mut response: Response,
+        amount: Amount,
+        (slot, mut patience): (OwnedSemaphorePermit, Patience),
+        (mut alone, large): (Option<OwnedMutexGuard<()>>, &Arc<Mutex<()>>),
+    ) -> Result<Option<Body>, Failed> {
+        let max_bytes = match amount {
+            Amount::Whole(max_bytes) => max_bytes,
+            Amount::Beginning => ANSWER_MAX_BYTES,
+        };
+        if response.content_length().is_some_and(|bytes| bytes > max_bytes as u64) {
+            return Err(ErrorKind::TooLarge.into());
+        }
+        let mut bytes = Vec::new();
+        while let Some(chunk) = patience.wait(response.chunk()).await? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > max_bytes {
+                return Err(ErrorKind::TooLarge.into());
+            }
+            if bytes.len() <= LARGE_ANSWER_BYTES {
+                continue;
+            }
+            if alone.is_none() {
+                let Ok(guard) = large.clone().try_lock_owned() else { return Ok(None) };
+                alone = Some(guard);
+            }
+            if matches!(amount, Amount::Beginning) {
+                let unread = Unread { response, patience, bytes_before: bytes.len(), _slot: slot };
+                return Ok(Some(Body { bytes, unread: Some(unread), alone }));
+            }
+        }
+        // A small one need not keep others out.
+        let alone = alone.filter(|_| bytes.len() > LARGE_ANSWER_BYTES);
+        Ok(Some(Body { bytes, unread: None, alone }))
+    }
+}
+
+/// The beginning of a refusal's body, or what came of it.
+pub(super) async fn beginning(response: &mut Response, patience: &mut Patience) -> Vec<u8> {
+    let mut body = Vec::new();
+    while let Ok(Some(chunk)) = patience.wait(response.chunk()).await {
+        body.extend_from_slice(&chunk);
+        if body.len() > ERROR_MAX_BYTES {
+            break;
+        }
+    }
+    body
+}
