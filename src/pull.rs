@@ -16,6 +16,7 @@ mod deployments;
 mod files;
 mod identity;
 mod line;
+mod organizations;
 mod place;
 mod report;
 mod round;
@@ -26,10 +27,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::batch::{ByType, LogType};
@@ -39,12 +39,14 @@ use crate::network::Network;
 use crate::oidc::Verifier;
 use crate::protocols::body::Limits;
 pub use crate::pull::ahead::ahead_of;
-pub use crate::pull::alone::is_pulled_by_another;
-use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind, List};
+pub use crate::pull::alone::pulled_by_another;
+use crate::pull::api::Api;
 use crate::pull::audits::{AuditMemory, Audits};
 pub use crate::pull::begun::begun_too_late;
-use crate::pull::deployments::{DeploymentMemory, Deployments, EnvironmentRecord, HandOver, Lists};
+use crate::pull::begun::{begins, first_start};
+use crate::pull::deployments::{DeploymentMemory, Deployments, HandOver};
 use crate::pull::files::PlaceError;
+pub use crate::pull::organizations::{Environment, environments, explained, followed, foreign, organizations};
 use crate::pull::place::{Place, Shared};
 use crate::pull::report::Report;
 use crate::pull::round::{RoundError, Stopped};
@@ -55,10 +57,11 @@ use crate::status::PullStatus;
 /// How long a stop waits for what is being written.
 const STOP_WAIT: Duration = Duration::from_secs(3);
 
-/// At most this many of the organizations that the key sees are pulled: each takes memory, requests and a socket.
-const ORGANIZATIONS_MAX: usize = 100;
 /// How often the organizations that the key sees are listed again.
 const ORGANIZATIONS_EVERY: Duration = Duration::from_secs(3600);
+/// How much longer than an interval it takes from an idle round to the next one at most. The requests and the upload need
+/// the other three of ten seconds.
+const IDLE_MAX: Duration = Duration::from_secs(7);
 /// A start that has to read the spool for longer than this says so.
 const SETTLED_SOON: Duration = Duration::from_secs(10);
 
@@ -169,7 +172,10 @@ impl Parts {
         let mut begun = Begun::default();
         match &self.pull.organization_ids[..] {
             [] => self.begin_seen(&mut begun).await,
-            configured => configured.iter().for_each(|organization| self.begin(&mut begun, organization)),
+            configured => {
+                configured.iter().for_each(|organization| self.begin(&mut begun, organization));
+                self.tell_foreign(configured).await;
+            }
         }
         while begun.pulls.join_next().await.is_some() {}
     }
@@ -246,6 +252,29 @@ impl Parts {
         }
     }
 
+    /// Tells of configured organizations that the key doesn't see. env0 may answer their requests as if nothing happened in
+    /// them, and then no request fails.
+    async fn tell_foreign(&self, configured: &[String]) {
+        let seen = loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                seen = organizations(&self.api) => if let Ok((seen, _)) = seen { break seen },
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(ORGANIZATIONS_EVERY) => {}
+            }
+        };
+        for organization in configured {
+            let Some(foreign) = foreign(&self.pull, organization, &seen) else { continue };
+            let reports = self.reports();
+            let mut of_it = reports.iter().filter(|report| report.is_of(organization));
+            // One line in the log is enough.
+            of_it.by_ref().take(1).for_each(|report| report.notice(&foreign, true));
+            of_it.for_each(|report| report.notice(&foreign, false));
+        }
+    }
+
     fn reports(&self) -> MutexGuard<'_, Vec<Arc<Report>>> {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -278,13 +307,15 @@ impl Parts {
         if self.settled(log_type, &report).await.is_err() {
             return;
         }
-        let mut ticks = ticks(self.pull.interval);
+        let mut next_round = Instant::now();
         let mut pull: Option<Pull> = None;
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                _ = ticks.tick() => {}
+                () = tokio::time::sleep_until(next_round) => {}
             }
+            let started = Instant::now();
+            next_round = started + self.pull.interval;
             let pull = match &mut pull {
                 Some(pull) => pull,
                 None => match self.open(log_type, &organization, &report).await {
@@ -295,7 +326,7 @@ impl Parts {
                     }
                 },
             };
-            let started = Instant::now();
+            let events = report.status().events_pulled;
             let ended = match pull {
                 Pull::Audits(audits) => audits.round().await.map(|()| false),
                 Pull::Deployments(deployments) => deployments.round().await,
@@ -303,9 +334,11 @@ impl Parts {
             match ended {
                 Ok(more) => {
                     report.succeeded(started.elapsed());
-                    if more {
-                        ticks.reset_immediately();
-                    }
+                    let is_idle = report.status().events_pulled == events && !pull.follows();
+                    next_round = match more {
+                        true => Instant::now(),
+                        false => started + until_next_round(self.pull.interval, is_idle),
+                    };
                 }
                 Err(RoundError::Api(error)) => report.failed(&explained(&self.api, &organization, error).await),
                 Err(RoundError::Place(error)) => report.unusable(&error),
@@ -326,12 +359,14 @@ impl Parts {
                 let first = AuditMemory::beginning(from);
                 let place = Place::open(&self.spool, log_type, organization, shared, first).await?;
                 report.begun(place.memory.began, self.pull.from);
+                self.tell_beginning(log_type, organization, place.began_before, place.memory.reached);
                 Ok(Pull::Audits(Box::new(Audits::new(api, limits, place, report))))
             }
             LogType::Deployments => {
                 let first = DeploymentMemory::beginning(from);
                 let place = Place::open(&self.spool, log_type, organization, shared, first).await?;
                 report.begun(place.memory.began, self.pull.from);
+                self.tell_beginning(log_type, organization, place.began_before, place.memory.reached);
                 let hand_over = self.hand_over(organization);
                 Ok(Pull::Deployments(Box::new(Deployments::new(
                     api,
@@ -343,6 +378,15 @@ impl Parts {
                 ))))
             }
         }
+    }
+
+    /// Tells from when on events are fetched; `reached` is in milliseconds since 1970. Without that, nobody knows whether
+    /// "nothing yet" is a fault.
+    fn tell_beginning(&self, log_type: LogType, organization: &str, began_before: bool, reached: i64) {
+        let is_set = self.config.pull.as_ref().is_some_and(|pull| pull.from.is_some());
+        let from = DateTime::from_timestamp_millis(reached).unwrap_or_default();
+        let what = begins(began_before, is_set, from);
+        tracing::info!(log_type = %log_type, organization, "{what}");
     }
 
     /// Judges tokens in the records. Without a configured subject or organization, tokens of the pulled organization are
@@ -360,106 +404,25 @@ impl Parts {
     }
 }
 
-/// When a daemon with this spool pulled first, as far as that is known. Durable before this returns; blocks.
-fn first_start(spool: &Spool, now: DateTime<Utc>) -> Result<DateTime<Utc>, PlaceError> {
-    const NAME: &str = "first-start.json";
-    let known: Option<FirstStart> = files::read(spool, NAME)?;
-    if let Some(at) = known.and_then(|known| DateTime::from_timestamp_millis(known.at_millis)) {
-        return Ok(at);
-    }
-    files::make_folder(spool)?;
-    files::write(spool, NAME, &FirstStart { at_millis: now.timestamp_millis() }, u64::MAX)?;
-    Ok(now)
-}
-
-#[derive(Serialize, Deserialize)]
-struct FirstStart {
-    at_millis: i64,
-}
-
-/// A 403 has three possible causes, and env0's answer is the same for all. The list of organizations that the key sees
-/// tells which one it is, so that list is asked for once more.
-pub async fn explained(api: &Api, organization: &str, error: ApiError) -> ApiError {
-    if error.kind != ErrorKind::Forbidden {
-        return error;
-    }
-    let kind = match organizations(api).await {
-        Ok((seen, _)) if !seen.iter().any(|id| id == organization) => ErrorKind::OtherOrganization(seen.join(", ")),
-        Err(ApiError { kind: ErrorKind::AllForbidden, .. }) => ErrorKind::AllForbidden,
-        _ => ErrorKind::Forbidden,
-    };
-    error.because(kind)
-}
-
 /// A pull of either log type.
 enum Pull {
     Audits(Box<Audits>),
     Deployments(Box<Deployments>),
 }
 
-fn ticks(interval: Duration) -> tokio::time::Interval {
-    let mut ticks = tokio::time::interval(interval);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
-}
-
-#[derive(Deserialize)]
-struct Organization {
-    id: String,
-}
-
-/// The organizations that the key sees, and what is missing in the first record that is not an organization's.
-///
-/// # Errors
-/// The request failed, or the key sees no organization.
-pub async fn organizations(api: &Api) -> Result<(Vec<String>, Option<ApiError>), ApiError> {
-    let answer = api.get(Endpoint::Organizations, &["organizations"], &[]).await;
-    let answer: Answer = answer.map_err(|error| match error.kind {
-        // Every role may ask for this.
-        ErrorKind::Forbidden => error.because(ErrorKind::AllForbidden),
-        _ => error,
-    })?;
-    let list: List<Organization> = answer.list()?;
-    if list.elements == 0 {
-        return Err(answer.malformed("it holds no organization, so the key sees none"));
+impl Pull {
+    /// Whether something is under way that may bring events at any time.
+    fn follows(&self) -> bool {
+        match self {
+            Pull::Audits(_) => false,
+            Pull::Deployments(deployments) => deployments.follows(),
+        }
     }
-    let ids = config::distinct(list.records.into_iter().map(|organization| organization.id).collect());
-    let (ids, odd): (Vec<String>, Vec<String>) = ids.into_iter().partition(|id| config::is_env0_id(id));
-    let odd = odd.first().map(|_| answer.malformed("the id of an organization is none"));
-    Ok((ids, list.bad.or(odd)))
 }
 
-/// An environment, as far as `check` looks at it.
-pub struct Environment {
-    /// Its id.
-    pub id: String,
-    /// Whether there is a deployment of it.
-    pub is_deployed: bool,
-}
-
-/// The environments of an organization, as a round lists them, and how many requests that takes.
-///
-/// # Errors
-/// A request failed, or a record is not what env0 documents.
-pub async fn environments(api: &Api, organization: &str) -> Result<(Vec<Environment>, usize), ApiError> {
-    let listed = Lists::new(api.clone(), organization).environments().await?;
-    let environment = |record: EnvironmentRecord| Environment {
-        is_deployed: record.latest_deployment_log_id.is_some(),
-        id: record.id,
-    };
-    let all = listed.records.into_iter().map(environment).collect();
-    listed.bad.map_or(Ok((all, listed.requests)), Err)
-}
-
-/// Those of the organizations that the key sees which are pulled: no more than a hundred, together with those
-/// that were `begun`. The error tells of the others.
-pub fn followed(api: &Api, seen: Vec<String>, begun: &BTreeSet<String>) -> (Vec<String>, Option<ApiError>) {
-    let mut new: Vec<String> = seen.into_iter().filter(|id| !begun.contains(id)).collect();
-    let room = ORGANIZATIONS_MAX.saturating_sub(begun.len());
-    let left_out = new.len().saturating_sub(room);
-    // env0 may list them in another order next time, and a start is to take the same ones.
-    new.sort();
-    new.truncate(room);
-    let kind = ErrorKind::TooManyOrganizations(left_out, begun.len() + new.len());
-    (new, (left_out > 0).then(|| api.error(Endpoint::Organizations, kind)))
+/// The time from one round's beginning to the next one's. After an idle round it is a little longer: an organization of
+/// 300 idle environments then takes fewer than 12 requests a minute, and what appears meanwhile is still in the bucket
+/// within an interval, a batch's age and ten seconds.
+fn until_next_round(interval: Duration, is_idle: bool) -> Duration {
+    if is_idle { interval + (interval / 4).min(IDLE_MAX) } else { interval }
 }

@@ -45,6 +45,7 @@ use crate::spool::disk::{Cursor, Disk};
 use crate::spool::folder::Folder;
 use crate::spool::gate::Gate;
 use crate::spool::home::Home;
+pub(crate) use crate::spool::manifest::LOCK;
 use crate::spool::manifest::{Lock, Manifest, ManifestError};
 use crate::spool::names::{Names, visit_batches};
 pub use crate::spool::sealed_batches::SealedBatches;

@@ -15,7 +15,7 @@ use crate::network::{Network, way_out};
 use crate::pull::api::pages::PageSize;
 use crate::pull::api::{Api, ApiError, Endpoint, ErrorKind, List};
 use crate::pull::{
-    Environment, ahead_of, begun_too_late, environments, explained, followed, is_pulled_by_another, organizations,
+    Environment, ahead_of, begun_too_late, environments, explained, followed, foreign, organizations, pulled_by_another,
 };
 use crate::status::{Status, Timestamp};
 
@@ -53,12 +53,7 @@ pub(super) async fn steps(config: &Config, daemon: Option<&Status>) -> Pulled {
         Ok(seen) => seen,
         Err(error) => return failed_first(config, &error).into(),
     };
-    if let Some(other) = pull.organization_ids.iter().find(|id| !seen.contains(id)) {
-        let detail = format!(
-            "ENV0_S3_LOG_PULL_ORGANIZATION_ID names {other}, and the API key {} is of another organization: it sees {}",
-            pull.key_id,
-            seen.join(", ")
-        );
+    if let Some(detail) = pull.organization_ids.iter().find_map(|id| foreign(pull, id, &seen)) {
         let remedy = "correct it, leave it out, or make a key in that organization";
         return Step::fail(KEY, DENIED, detail, remedy).into();
     }
@@ -89,13 +84,13 @@ pub(super) async fn steps(config: &Config, daemon: Option<&Status>) -> Pulled {
 /// Warns where a daemon on this host pulls the organization already, and it is not the one with this configuration.
 fn pulled_twice(config: &Config, pull: &config::Pull, organization: &str, daemon: Option<&Status>) -> Option<Step> {
     let is_ours = daemon.is_some_and(|status| status.pull.iter().any(|of| of.organization == organization));
-    (!is_ours && is_pulled_by_another(config, pull, organization)).then(|| {
-        Step::warn(
-            "pull-alone",
-            format!("{organization}: another daemon on this host pulls it into the same bucket already"),
-            "one daemon pulls an organization: with two, every event is stored twice",
-        )
-    })
+    if is_ours {
+        return None;
+    }
+    let other = pulled_by_another(config, pull, organization)?;
+    let detail = format!("{organization}: another daemon on this host pulls it into the same bucket already{other}");
+    let remedy = "one daemon pulls an organization: with two, every event is stored twice";
+    Some(Step::warn("pull-alone", detail, remedy))
 }
 
 /// Warns of pulls that began after the time from which they are wanted now.

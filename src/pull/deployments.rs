@@ -171,6 +171,11 @@ impl Deployments {
         }
     }
 
+    /// Whether a deployment is being read that has not ended.
+    pub(super) fn follows(&self) -> bool {
+        self.place.memory.followed().next().is_some()
+    }
+
     /// Reads all that is new, up to now; true when so much is old that another round should follow at once. What fails
     /// for one environment or deployment is left to the next round; the first such error is this round's.
     pub(super) async fn round(&mut self) -> Result<bool, RoundError> {

@@ -110,6 +110,8 @@ pub(super) struct Place<M: Memory> {
     log_type: LogType,
     organization: String,
     shared: Shared,
+    /// Whether it was there before this process opened it.
+    pub(super) began_before: bool,
     batches_from: Option<DateTime<Utc>>,
     /// `batches_from` as it was last written to the file.
     written_from: Option<DateTime<Utc>>,
@@ -150,6 +152,7 @@ impl<M: Memory> Place<M> {
             log_type,
             organization: organization.to_owned(),
             shared,
+            began_before: false,
             batches_from: None,
             written_from: None,
             parts: Parts::of(spool, format!("{log_type}_{organization}")),
@@ -168,6 +171,7 @@ impl<M: Memory> Place<M> {
             Some(file) => {
                 place.batches_from = file.batches_from_micros.and_then(DateTime::from_timestamp_micros);
                 place.memory = file.memory;
+                place.began_before = true;
             }
             None => {
                 place.batches_from = spool.folder(log_type).last_opened();

@@ -109,14 +109,26 @@ impl Report {
         }
     }
 
-    /// The place is ahead of the clock, or was. Told once in the log, and in the status until the process ends.
+    /// Whether it is the report of a pull from `organization`.
+    pub(super) fn is_of(&self, organization: &str) -> bool {
+        self.organization == organization
+    }
+
+    /// The place is ahead of the clock, or was. Told once in the log.
     pub(super) fn ahead(&self, what: &str) {
-        let mut state = self.state();
-        let notice = format!("the place of the pull was ahead of the clock: {what}");
-        if state.status.notice.is_none() {
-            tracing::error!(log_type = %self.log_type, organization = self.organization, "{notice}; see config/README.md#pull-behind");
+        let is_new = self.state().status.notice.is_none();
+        self.notice(
+            &format!("the place of the pull was ahead of the clock: {what}; see config/README.md#pull-behind"),
+            is_new,
+        );
+    }
+
+    /// What a person should know although rounds succeed. It stays in the status until the process ends.
+    pub(super) fn notice(&self, what: &str, is_logged: bool) {
+        if is_logged {
+            tracing::error!(log_type = %self.log_type, organization = self.organization, "{what}");
         }
-        state.status.notice = Some(notice);
+        self.state().status.notice = Some(what.to_owned());
     }
 
     /// env0 answers 404 for an environment, a deployment or a step.

@@ -13,7 +13,7 @@ use crate::spool::disk::{self, Disk};
 use crate::volume;
 
 /// File names in the spool's folder.
-const LOCK: &str = "lock";
+pub(crate) const LOCK: &str = "lock";
 const MANIFEST: &str = "manifest.json";
 
 /// Far more than a manifest has: a larger file is not one.

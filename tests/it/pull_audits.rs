@@ -419,6 +419,8 @@ fn two_daemons_of_one_host_that_pull_the_same_into_one_bucket_are_noticed() {
     let second = second.start();
     wait_until("the second one says it", || second.log().text().contains(said));
     assert!(!daemon.log().text().contains(said));
+    let who = format!("(process {}, spool {})", daemon.process_id(), first.spool().display());
+    assert!(second.log().text().contains(&who) && of_second.stdout.contains(&who), "{who}: {}", second.log().text());
 }
 
 /// The kubelet's way to write a token: a folder of its own, to which `..data` points from one moment to the next.

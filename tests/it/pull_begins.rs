@@ -83,11 +83,14 @@ fn an_earlier_beginning_that_is_set_after_the_first_start_is_told_to_fetch_nothi
     let setup = setup(&aws, &env0);
     let daemon = setup.start();
     a_round_later(&daemon);
+    let said = "What is older is not, because ENV0_S3_LOG_PULL_FROM is not set";
+    assert_eq!(daemon.log().count("INFO", said), 1, "{}", daemon.log().text());
     daemon.kill();
     let told = |daemon: &Daemon| daemon.log().count("WARN", "what env0 has from between is not fetched");
     let daemon = setup.start();
     a_round_later(&daemon);
     assert_eq!(told(&daemon), 0, "the same settings bring what they brought");
+    assert_eq!(daemon.log().count("INFO", "the pull from env0 goes on"), 1, "{}", daemon.log().text());
     daemon.kill();
 
     let setup = from(setup, Utc::now() - TimeDelta::days(1));
@@ -103,4 +106,19 @@ fn an_earlier_beginning_that_is_set_after_the_first_start_is_told_to_fetch_nothi
     let daemon = setup.start();
     all_arrive_once(&aws, &env0);
     assert_eq!(told(&daemon), 0);
+    assert_eq!(daemon.log().count("INFO", "is fetched, as ENV0_S3_LOG_PULL_FROM says"), 1, "{}", daemon.log().text());
+}
+
+#[test]
+fn an_organization_that_is_not_the_keys_is_told_although_env0_answers_as_if_it_were() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let setup = setup(&aws, &env0)
+        .set("ENV0_S3_LOG_PULL", "env0-audits,env0-deployments")
+        .set("ENV0_S3_LOG_PULL_ORGANIZATION_ID", format!("00000000-0000-4000-8000-000000000000,{ORGANIZATION}"));
+    let daemon = setup.start();
+    let said = "names 00000000-0000-4000-8000-000000000000, and the API key local-key-id is of another organization";
+    wait_until("the log tells it", || daemon.log().count("ERROR", said) == 1);
+    a_round_later(&daemon);
+    let status = daemon.admin_get("/status").unwrap().text();
+    assert_eq!((status.matches(said).count(), daemon.log().complaints().len()), (2, 1), "{status}");
 }

@@ -234,22 +234,6 @@ fn after_a_restart_the_record_of_a_deployment_that_is_stored_gives_its_token_aga
 }
 
 #[test]
-fn three_hundred_idle_environments_take_few_requests_in_a_round_audits_included() {
-    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
-    env0.world().environments = (0..300).map(|number| Environment::new(&format!("env-{number}"))).collect();
-    let setup = setup(&aws, &env0).set("ENV0_S3_LOG_PULL", "env0-audits,env0-deployments");
-    let daemon = setup.start();
-    let rounds = || daemon.metric("pull_rounds_total{outcome=\"succeeded\"}").unwrap_or_default();
-    wait_until("each log type has had a round", || env0.asked("/environments/") >= 300 && rounds() >= 2.0);
-    let (before, rounds_before) = (env0.asked("/"), rounds());
-    wait_until("each log type has had four rounds more", || rounds() >= rounds_before + 8.0);
-    // Three pages of environments and one of audits a round, a fourth page in one of four; two turns of the hourly
-    // sweep, and what a fifth round may have begun with.
-    let asked = env0.asked("/") - before;
-    assert!(asked <= 4 * 4 + 1 + 2 + 4, "{asked} requests: {:?}", env0.world().requests);
-}
-
-#[test]
 fn years_without_an_audit_event_are_asked_for_once() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let from = (Utc::now() - TimeDelta::days(6 * 365)).to_rfc3339();

@@ -1,6 +1,6 @@
 //! What is slow or has no end at env0 holds up nothing else, and takes a bounded part of the daemon.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{TimeDelta, Utc};
 use serde_json::json;
@@ -99,6 +99,42 @@ fn lists_of_deployments_that_never_come_hold_up_no_audit_event() {
     // Six hang, and after 20 s others would take their slots.
     assert!(env0.asked("/environments/") <= 6, "{}", env0.asked("/environments/"));
     wait_until("the audit event is stored", || aws.s3.line_count() == 1);
+}
+
+#[test]
+fn what_env0_has_right_after_a_round_is_in_the_bucket_within_an_interval_a_batchs_age_and_ten_seconds() {
+    let promised = Duration::from_secs(20 + 1 + 10);
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().environments = vec![running(0), environment("env-1", vec![])];
+    let setup = setup(&aws, &env0)
+        .set("ENV0_S3_LOG_PULL", "env0-audits,env0-deployments")
+        .set("ENV0_S3_LOG_PULL_INTERVAL", "20s")
+        .set("ENV0_S3_LOG_BATCH_MAX_AGE", "1s");
+    let _daemon = setup.start();
+    all_arrive_once(&aws, &env0, 0);
+    let is_stored = |part: &str| aws.s3.lines().iter().any(|line| line.contains(part));
+    // After a round that brought nothing, and after one that brought something. A round asks for these last.
+    for number in [1, 2] {
+        let asked = |of| env0.asked(of);
+        let (log, audits) = ("/deployments/d-0/steps/tf%3Aapply/log", "/audit/events");
+        let before = (asked(log), asked(audits));
+        wait_until("all was asked for in a round", || asked(log) > before.0 && asked(audits) > before.1);
+        let had = Instant::now();
+        {
+            let mut world = env0.world();
+            world.audits.push(event(number, Utc::now()));
+            world.environments[0].deployments[0].steps[0].lines += 1;
+            world.environments[1].deployments.insert(0, Deployment::running(&format!("new-{number}"), "tf:apply", 1));
+        }
+        wait_until("the audit event is stored", || is_stored(&format!("\"audit-{number}\"")));
+        let of_audits = had.elapsed();
+        wait_until("the line of the running one is stored", || is_stored(&format!("\"tf:apply-{}\"", number + 1)));
+        let of_running = had.elapsed();
+        wait_until("the new deployment's is", || is_stored(&format!("\"new-{number}\"")));
+        let all = [of_audits, of_running, had.elapsed()];
+        println!("{all:?}");
+        assert!(all.iter().all(|took| *took <= promised), "{all:?}");
+    }
 }
 
 #[test]

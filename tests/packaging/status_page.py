@@ -222,6 +222,9 @@ class StatusPage(unittest.TestCase):
         for told in ("env0-audits of acme", "2.0 h ago", "1,234 events", EXECUTES, "give the key's role", "3 attempts"):
             self.shows(page.locator("#pulls"), told)
         self.shows(page.locator("#verdict"), "The pull from env0 fails: env0-audits")
+        for told in ("Since ", "Remedy: give the key's role that permission"):
+            self.shows(page.locator("#verdict"), told)
+        self.shows(page.locator("#pulls"), "what came later is not fetched yet")
         self.assertIsNone(page.evaluate("window.executed || null"))
         pulled["error"] = None
         self.shows(page.locator("#verdict"), "Events flow")
