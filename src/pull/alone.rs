@@ -79,7 +79,9 @@ fn holder(name: &str) -> String {
 
 /// What the file descriptor of the abstract socket `name` points to.
 fn socket_of(name: &str) -> Option<PathBuf> {
-    let sockets = fs::read_to_string("/proc/net/unix").ok()?;
+    // Names of others need not be UTF-8.
+    let bytes = fs::read("/proc/net/unix").ok()?;
+    let sockets = String::from_utf8_lossy(&bytes);
     let line = sockets.lines().find(|line| line.ends_with(&format!(" @{name}")))?;
     line.split_whitespace().nth(6).map(|inode| format!("socket:[{inode}]").into())
 }
