@@ -187,9 +187,11 @@ impl Reader {
 
         // Other stores need not keep AWS's rules for names.
         let own_endpoint = |specific: &Option<String>| specific.is_some() || shared.aws_endpoint_url.is_some();
-        let parse_role =
-            if own_endpoint(&shared.aws_endpoint_url_sts) { values::role_arn_elsewhere } else { values::role_arn };
+        let sts_is_elsewhere = own_endpoint(&shared.aws_endpoint_url_sts);
+        let parse_role = if sts_is_elsewhere { values::role_arn_elsewhere } else { values::role_arn };
         let elsewhere = own_endpoint(&shared.aws_endpoint_url_s3);
+        // AWS's own STS is asked in the bucket's region.
+        let parse_region = if elsewhere && sts_is_elsewhere { values::region_elsewhere } else { values::region };
         let parse_bucket = if elsewhere { values::bucket_name_elsewhere } else { values::bucket_name };
         let parse_key = if elsewhere { values::kms_key_id_elsewhere } else { values::kms_key_id };
         let parse_class = if elsewhere { values::storage_class_elsewhere } else { values::storage_class };
@@ -225,7 +227,7 @@ impl Reader {
             role_arn,
             cloudwatch,
             bucket_name: self.required("ENV0_S3_LOG_BUCKET_NAME", own.bucket_name, parse_bucket),
-            aws_region: self.required("ENV0_S3_LOG_AWS_REGION", own.aws_region, values::region),
+            aws_region: self.required("ENV0_S3_LOG_AWS_REGION", own.aws_region, parse_region),
             bucket_path: self
                 .optional("ENV0_S3_LOG_BUCKET_PATH", own.bucket_path, values::bucket_path)
                 .unwrap_or_default(),

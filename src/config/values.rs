@@ -292,6 +292,21 @@ pub(super) fn region(value: &str) -> Parsed<String> {
     check(holds, value.to_owned(), "a region's code, not its name")
 }
 
+/// A region of a store other than AWS, as OpenStack's `RegionOne`: it is signed, and has to be a part of a host's name. In the
+/// form of AWS's it is held to AWS's letters.
+pub(super) fn region_elsewhere(value: &str) -> Parsed<String> {
+    if value.split('-').skip(2).last().is_some_and(|last| last.starts_with(|first: char| first.is_ascii_digit())) {
+        return region(value);
+    }
+    let end = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = value.as_bytes();
+    let holds = value.len() <= 63
+        && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'-')
+        && end(bytes.first())
+        && end(bytes.last());
+    check(holds, value.to_owned(), "a region's code, as the store has it: letters, digits and -")
+}
+
 /// Whether `id` can be an id of env0's: it becomes part of file names and of addresses.
 pub fn is_env0_id(id: &str) -> bool {
     let allowed = |byte| matches!(byte, b'-' | b'_') || u8::is_ascii_alphanumeric(&byte);
@@ -429,8 +444,8 @@ pub(super) fn storage_class(value: &str) -> Parsed<String> {
 
 /// `x-amz-storage-class` of another store, which may have classes of its own.
 pub(super) fn storage_class_elsewhere(value: &str) -> Parsed<String> {
-    let holds = value.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'_'));
-    check(holds, value.to_owned(), "a storage class in capitals")
+    let holds = value.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'));
+    check(holds, value.to_owned(), "a storage class alone: letters, digits, _, - and .")
 }
 
 /// A key's id, ARN or alias in AWS KMS.

@@ -145,6 +145,27 @@ fn a_zone_is_no_region_and_a_storage_class_of_aws_is_one_of_its_own() {
 }
 
 #[test]
+fn regions_and_storage_classes_of_other_stores_have_names_of_their_own() {
+    let [s3, sts] = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL_STS"].map(|name| (name, "https://store.example"));
+    for region in ["RegionOne", "GRA", "dc3-a", "1"] {
+        let region = ("ENV0_S3_LOG_AWS_REGION", region);
+        assert_eq!(accepted(&[region, s3, sts]).aws_region, region.1);
+        assert_eq!(accepted(&[region, ("AWS_ENDPOINT_URL", "https://store.example")]).aws_region, region.1);
+        for at_aws in [&[region][..], &[region, s3], &[region, sts]] {
+            let is_awss_form = region.1 == "dc3-a";
+            assert_eq!(with(at_aws).is_ok(), is_awss_form, "{at_aws:?}");
+        }
+    }
+    for slip in ["EU-WEST-1", "eu-west-1a", "EU (Frankfurt)", "eu_west_1", "-a"] {
+        let refused = refused(&[("ENV0_S3_LOG_AWS_REGION", slip), s3, sts]);
+        assert!(refused.contains("ENV0_S3_LOG_AWS_REGION"), "{slip}: {refused}");
+    }
+    let class = ("ENV0_S3_LOG_STORAGE_CLASS", "cold-1");
+    assert_eq!(accepted(&[class, s3]).storage_class.as_deref(), Some("cold-1"));
+    assert!(refused(&[class]).contains("ENV0_S3_LOG_STORAGE_CLASS"));
+}
+
+#[test]
 fn a_role_of_another_part_of_aws_than_the_region_is_warned_of() {
     let role = |partition: &str| format!("arn:{partition}:iam::111122223333:role/x");
     let warned = |partition: &str, region: &str, more: &[(&str, &str)]| {
