@@ -190,8 +190,9 @@ def check_existing_bucket(client, port, folder):
     variables = make_stack(
         client, "existing", BucketName=bucket, CreateBucket="false", Subject=SUBJECT, ProviderArn=PROVIDER
     )
-    resources = client("cloudformation").describe_stack_resources(StackName="existing")["StackResources"]
-    made = sorted(resource["ResourceType"] for resource in resources)
+    resources = client("cloudformation").list_stack_resources(StackName="existing")["StackResourceSummaries"]
+    # moto lists what a condition leaves out, too, without its type.
+    made = sorted(filter(None, (resource["ResourceType"] for resource in resources)))
     check(made == ["AWS::IAM::Role"], f"beside a bucket that is there already the template makes {made}")
     policy = role_policy(client, variables, "env0-s3-logs")
     wanted = json.loads(json.dumps(config("iam-policy.json")).replace(BUCKET, bucket))
