@@ -101,7 +101,7 @@ fn other_settings(config: &Config, status: &Status) -> Option<Step> {
     })
 }
 
-/// What the running daemon says of its spool that is worth a look.
+/// What the running daemon says of its spool and of its pulls that is worth a look.
 fn troubles(status: &Status) -> Vec<Step> {
     let mut steps = Vec::new();
     if !status.connections_refused_total.is_empty() {
@@ -111,6 +111,13 @@ fn troubles(status: &Status) -> Vec<Step> {
         let remedy =
             "nothing where no sender of yours is missed; else its log names the client and the reason of the first";
         steps.push(Step::warn(DAEMON, detail, remedy));
+    }
+    for pull in &status.pull {
+        // What env0 refuses is found by asking it. A place that can't be used is the daemon's own to tell.
+        if let Some(error) = pull.error.as_ref().filter(|error| error.code.as_deref() == Some("place")) {
+            let detail = format!("it can't pull {} from {}: {}", pull.log_type, pull.organization, error.message);
+            steps.push(Step::fail(DAEMON, IO, detail, error.remedy.clone().unwrap_or_default()));
+        }
     }
     for of_type in &status.types {
         let (log_type, spooled) = (of_type.log_type, &of_type.spooled);

@@ -32,6 +32,10 @@ fn a_pull_whose_place_is_no_place_is_as_far_behind_as_its_beginning() {
     wait_until("the status says why", || {
         daemon.admin_get("/status").unwrap().text().contains("not a place of the pull")
     });
+    let checked = setup.set("ENV0_S3_LOG_ADMIN_ADDR", daemon.admin.to_string()).run("check");
+    assert!(checked.stdout.contains("[fail] daemon        it can't pull env0-audits from "), "{}", checked.stdout);
+    assert!(checked.stdout.contains("Next: daemon: see config/README.md#pull-behind"), "{}", checked.stdout);
+    assert_eq!(checked.code, Some(74), "{}", checked.stdout);
 }
 
 #[test]

@@ -52,6 +52,13 @@ impl Reader {
                 config.bucket_path
             ));
         }
+        if config.tls.is_some() && !config.ingest {
+            self.warnings.push(
+                "ENV0_S3_LOG_TLS_CERT_FILE has no effect: nobody may send events, so no port is opened for them; to open \
+                 it, set ENV0_S3_LOG_OIDC_ORGANIZATION_ID or ENV0_S3_LOG_INGEST_TOKEN_FILE"
+                    .to_owned(),
+            );
+        }
         let role_partition = config.role_arn.split(':').nth(1).unwrap_or_default();
         let partition = partition_of(&config.aws_region);
         if config.endpoint_url_sts.is_none() && !role_partition.is_empty() && role_partition != partition {

@@ -71,6 +71,15 @@ fn the_names_of_env0s_terraform_provider_are_told_where_the_daemons_own_are_miss
 }
 
 #[test]
+fn a_certificate_for_a_port_that_is_not_opened_is_warned_of() {
+    let key = [("ENV0_API_KEY_ID", "an-id"), ("ENV0_API_KEY_SECRET", "a-secret")];
+    let tls = [("ENV0_S3_LOG_TLS_CERT_FILE", "/c.pem"), ("ENV0_S3_LOG_TLS_KEY_FILE", "/k.pem")];
+    let warnings = read(&[&LEAST[..3], &key, &tls].concat()).unwrap().warnings;
+    assert!(warnings.len() == 1 && warnings[0].contains("no port is opened"), "{warnings:?}");
+    assert_eq!(with(&[key, tls].concat()).unwrap().warnings, [""; 0]);
+}
+
+#[test]
 fn an_environment_without_any_variable_of_the_daemons_is_told_how_exports_get_lost() {
     let said = |vars: &[(&str, &str)]| read(vars).unwrap_err().to_string();
     assert!(said(&[("HTTPS_PROXY", "proxy:1")]).contains("sudo and services don't pass on"));
