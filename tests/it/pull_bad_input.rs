@@ -115,6 +115,18 @@ fn each_wrong_key_address_and_answer_is_told_and_the_daemon_goes_on() {
 }
 
 #[test]
+fn a_403_of_an_organization_that_is_not_the_keys_is_told_with_those_that_the_key_sees() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.break_down("/audit/events", FORBIDDEN);
+    let setup = setup(&aws, &env0)
+        .set("ENV0_S3_LOG_PULL", "env0-audits")
+        .set("ENV0_S3_LOG_PULL_ORGANIZATION_ID", "00000000-0000-4000-8000-000000000000");
+    let daemon = setup.start();
+    let said = ": 403, the API key local-key-id is of another organization: it sees 51d48700";
+    wait_until("the log tells why", || daemon.log().count("ERROR", said) == 1);
+}
+
+#[test]
 fn a_key_that_is_revoked_while_it_is_used_is_told_as_such() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let setup = setup(&aws, &env0);
@@ -170,7 +182,8 @@ fn no_secret_of_a_record_is_in_spool_place_log_status_metrics_or_bucket() {
         let secrets =
             serde_json::json!({"output": "canary", "customEnv0EnvironmentVariables": {"oidcToken": "canary"}});
         env0.world().odd_records = vec![secrets.clone()];
-        env0.world().odd_steps = vec![secrets, serde_json::json!({"name": "canary", "status": 7})];
+        let of_another_type = serde_json::json!({"name": "step", "status": "SUCCESS", "retryCount": "canary"});
+        env0.world().odd_steps = vec![of_another_type, secrets, serde_json::json!({"name": "canary", "status": 7})];
         let setup = setup(&aws, &env0)
             .set("ENV0_S3_LOG_LOG_FORMAT", log_format)
             .set("RUST_LOG", "trace")

@@ -4,7 +4,7 @@ use chrono::Utc;
 
 use crate::harness::wait_until;
 use crate::local_aws::LocalAws;
-use crate::local_env0::deployments::{Cursor, Deployment, LogShape};
+use crate::local_env0::deployments::{Cursor, Deployment, LogShape, event};
 use crate::local_env0::{Fault, LocalEnv0};
 use crate::pull_deployments::{a_round_later, all_arrive_once, environment, setup};
 
@@ -16,11 +16,23 @@ const ONE_PAGE: LogShape =
 
 #[test]
 fn a_page_that_breaks_off_is_stored_as_far_as_it_came_and_each_line_once_through_kills() {
+    // Of 3.5 MB. Where it breaks off, some lines are read that don't fill a piece.
+    each_line_comes_once_although_it_is_answered_with(Fault::CutAfter(2_100_000));
+}
+
+#[test]
+fn a_page_that_is_no_json_from_some_event_on_loses_nothing_that_was_read_before() {
+    let events: Vec<String> = (0..20_000).map(|number| event("tf:apply", number)).collect();
+    let page = format!(r#"{{"events":[{},{{]"#, events.join(","));
+    each_line_comes_once_although_it_is_answered_with(Fault::Bytes(page.into_bytes().leak()));
+}
+
+/// A log of 30,000 lines, of which `fault` brings the first ones.
+fn each_line_comes_once_although_it_is_answered_with(fault: Fault) {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     env0.world().log_shape = ONE_PAGE;
     env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "tf:apply", 30_000)])];
-    // Of 3.5 MB. Where it breaks off, some lines are read that don't fill a piece.
-    env0.break_down(LOG, Fault::CutAfter(2_100_000));
+    env0.break_down(LOG, fault);
     let setup = setup(&aws, &env0);
     let daemon = setup.start();
     wait_until("the log tells of it", || daemon.log().count("ERROR", "the pull from env0 fails") == 1);

@@ -113,7 +113,7 @@ impl Deployment {
         json!({
             "id": self.id, "environmentId": environment, "type": "deploy", "status": self.status,
             "createdAt": self.created_at, "finishedAt": self.finished_at, "startedBy": "auth0|1", "startedByUser": {"email": "dev@acme.io", "name": "canary"},
-            "output": format!("canary-output{}", "x".repeat(padding)), "plan": "canary-plan", "error": "canary-error", "blueprintName": "network",
+            "output": format!("canary-output{}", "x".repeat(padding)), "plan": "canary-plan", "error": "canary-error", "triggerName": {"value": "canary"}, "blueprintName": "network",
             "planSummary": {"added": 1, "changed": 0, "destroyed": 0, "secret": "canary"},
             "variables": [{"name": "PASSWORD", "value": "canary-value"}],
             "customEnv0EnvironmentVariables": {"oidcToken": self.oidc_token, "vcsAccessToken": "canary-vcs"},
