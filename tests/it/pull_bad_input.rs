@@ -181,9 +181,9 @@ fn no_secret_of_a_record_is_in_spool_place_log_status_metrics_or_bucket() {
         // Records that can't be read hold them, too.
         let secrets =
             serde_json::json!({"output": "canary", "customEnv0EnvironmentVariables": {"oidcToken": "canary"}});
-        env0.world().odd_records = vec![secrets.clone()];
         let of_another_type = serde_json::json!({"name": "step", "status": "SUCCESS", "retryCount": "canary"});
-        env0.world().odd_steps = vec![of_another_type, secrets, serde_json::json!({"name": "canary", "status": 7})];
+        env0.world().odd_steps =
+            vec![of_another_type, secrets.clone(), serde_json::json!({"name": "canary", "status": 7})];
         let setup = setup(&aws, &env0)
             .set("ENV0_S3_LOG_LOG_FORMAT", log_format)
             .set("RUST_LOG", "trace")
@@ -195,6 +195,7 @@ fn no_secret_of_a_record_is_in_spool_place_log_status_metrics_or_bucket() {
             aws.s3.line_count() >= 9
         });
         env0.world().odd_steps.clear();
+        env0.world().odd_records = vec![secrets];
         wait_until("the end is stored", || {
             held |= setup.spool_holds("canary");
             aws.s3.lines().iter().any(|line| line.contains("d-1-finished"))

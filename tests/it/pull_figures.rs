@@ -61,17 +61,18 @@ fn idle_organization(env0: &LocalEnv0, aws: &LocalAws, interval: &str) -> Setup 
     setup.set("ENV0_S3_LOG_PULL_INTERVAL", interval)
 }
 
-/// Waits for `rounds` more lists of environments, from one round's first page on. How long that took.
-fn rounds_take(env0: &LocalEnv0, rounds: usize) -> Duration {
+/// How long `rounds` rounds take, from the first page of environments on, and how many requests of `paths` they make.
+fn measured(env0: &LocalEnv0, rounds: usize, paths: &[&str]) -> (Duration, usize) {
     let first_page = format!("/environments?organizationId={ORGANIZATION}&includeSubEnvironments=true&offset=0&");
-    let first_pages = || env0.asked(&first_page);
-    let first = first_pages();
-    wait_until("a round begins", || first_pages() > first);
-    let started = Instant::now();
+    let begun = || env0.asked(&first_page);
+    let asked = || paths.iter().map(|path| env0.asked(path)).sum::<usize>();
+    let first = begun();
+    wait_until("a round begins", || begun() > first);
+    let (started, before) = (Instant::now(), asked());
     for round in 1..=rounds {
-        wait_until("the next round begins", || first_pages() > first + round);
+        wait_until("the next round begins", || begun() > first + round);
     }
-    started.elapsed()
+    (started.elapsed(), asked() - before)
 }
 
 #[test]
@@ -79,12 +80,9 @@ fn an_idle_round_of_three_hundred_environments_takes_four_requests_and_comes_a_l
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let _daemon = idle_organization(&env0, &aws, "5s").start();
     wait_until("every environment was looked at", || env0.asked("/environments/") >= 300);
-    rounds_take(&env0, 1);
-    let before = env0.asked("/environments?") + env0.asked("/audit/events");
-    let took = rounds_take(&env0, 8);
-    let asked = env0.asked("/environments?") + env0.asked("/audit/events") - before;
-    // The ninth and what the last one has begun with; a page behind the full last one in one round of eight.
-    assert!(asked <= 9 * 4 + 2 + 4, "{asked} requests: {:?}", env0.world().requests);
+    let (took, asked) = measured(&env0, 8, &["/environments?", "/audit/events"]);
+    // A page behind the full last one in one round of eight, and the audits of a round that has just begun.
+    assert!(asked <= 8 * 4 + 2, "{asked} requests: {:?}", env0.world().requests);
     // The hourly look at each environment is counted in `pull/deployments/sweep.rs`. An interval of 30 s becomes 37 s.
     let a_round = took.as_secs_f64() / 8.0;
     assert!(a_round >= 6.2, "{a_round}");
@@ -97,10 +95,7 @@ fn the_requests_of_an_idle_organization_are_fewer_than_twelve_a_minute() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let _daemon = idle_organization(&env0, &aws, "30s").start();
     wait_until("every environment was looked at", || env0.asked("/environments/") >= 300);
-    rounds_take(&env0, 1);
-    let before = env0.asked("/");
-    let took = rounds_take(&env0, 16);
-    let asked = env0.asked("/") - before;
+    let (took, asked) = measured(&env0, 16, &["/"]);
     let a_minute = asked as f64 / (took.as_secs_f64() / 60.0);
     println!("{asked} requests in {took:?}: {a_minute:.1} a minute");
     assert!(a_minute < 12.0, "{a_minute}");
