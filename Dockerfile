@@ -37,7 +37,7 @@ COPY LICENSE /usr/share/doc/env0-s3-logs/LICENSE
 # MIMALLOC_PURGE_DELAY as src/main.rs sets it: where it is set, the program need not start itself again with it.
 ENV ENV0_S3_LOG_LISTEN_ADDR=0.0.0.0:8080 \
     ENV0_S3_LOG_ADMIN_ADDR=0.0.0.0:9090 \
-    MIMALLOC_PURGE_DELAY=10
+    MIMALLOC_PURGE_DELAY=50
 # Numeric: a kubelet that checks runAsNonRoot can't look up a name.
 USER 65532:65532
 VOLUME ["/var/lib/env0-s3-logs"]

@@ -10,11 +10,12 @@ use std::process::{Command, ExitCode};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// mimalloc's setting for how long it keeps what was freed, in milliseconds.
-const KEEP: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "10");
+const KEEP: (&str, &str) = ("MIMALLOC_PURGE_DELAY", "50");
 
 fn main() -> ExitCode {
-    // By itself it keeps that for a second: in a flood of large bodies a third more is in RAM. It reads the variable
-    // before `main`, so this process becomes the same program once more, with the variable set.
+    // By itself it keeps that for a second: in a flood of large bodies a third more is in RAM. With 10 ms, what a request
+    // needed is given back before the next one needs it, which takes 5 % more of the processor at bodies of 44 KB. It reads
+    // the variable before `main`, so this process becomes the same program once more, with the variable set.
     let (name, value) = KEEP;
     if std::env::var_os(name).is_none()
         && let Ok(program) = std::env::current_exe()
