@@ -6,6 +6,7 @@
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue};
 use bytes::Bytes;
+use memchr::memchr;
 
 use super::body::{self, BodyError, Limits};
 use super::head::content_type_is;
@@ -33,7 +34,9 @@ impl Charset {
     /// The one that `Content-Type` names. Protobuf has none.
     fn of(headers: &HeaderMap) -> Charset {
         let value = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
-        let parameters = value.split(|&byte| byte == b';').skip(1).filter_map(|parameter| {
+        // Most have no parameters.
+        let Some(end) = memchr(b';', value) else { return Charset::Utf8 };
+        let parameters = value[end + 1..].split(|&byte| byte == b';').filter_map(|parameter| {
             let at = parameter.iter().position(|&byte| byte == b'=')?;
             Some((parameter[..at].trim_ascii(), parameter[at + 1..].trim_ascii()))
         });
