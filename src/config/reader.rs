@@ -13,6 +13,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use super::effective::{Config, LogFormat, Network, Purpose, Setting, Source, TlsFiles};
+use super::files::{NOT_SHOWN, looks_like_path};
 use super::given::{OwnVariables, SharedVariables};
 use super::slips;
 use super::unread;
@@ -111,7 +112,10 @@ impl Reader {
             return;
         }
         let cut = |value: &String| value.chars().take(SHOWN_VALUE_MAX_CHARS).collect::<String>();
-        let value = self.shown.get(name).map(|value| format!("={:?}", cut(value))).unwrap_or_default();
+        let value = match self.shown.get(name) {
+            Some(value) if name.ends_with("_FILE") && !looks_like_path(value) => NOT_SHOWN.to_owned(),
+            value => value.map(|value| format!("={:?}", cut(value))).unwrap_or_default(),
+        };
         let example = variables::find(name).map(example).unwrap_or_default();
         self.errors.push(format!("{name}{value}: {problem}; example: {example}"));
     }

@@ -25,7 +25,7 @@ const WRONGS: &[Wrong] = &[
     Wrong {
         of_setup: |setup, _| setup.set("ENV0_API_KEY_SECRET", "not-the-secret"),
         of_env0: &[],
-        said: "401, the API key local-key-id is not known, or its secret is wrong",
+        said: "401, the API key is not known, or its secret is wrong",
         exit_code: 77,
     },
     Wrong {

@@ -169,7 +169,10 @@ impl ApiError {
         let request = format!("{} at {host}", endpoint.request());
         match kind {
             ErrorKind::Unauthorized => {
-                format!("{request}: 401, the API key {key_id} is not known, or its secret is wrong")
+                // Without the id: where id and secret are swapped, it is the secret.
+                format!(
+                    "{request}: 401, the API key is not known, or its secret is wrong (are ENV0_API_KEY_ID and ENV0_API_KEY_SECRET swapped?)"
+                )
             }
             ErrorKind::Revoked => {
                 format!(
