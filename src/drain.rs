@@ -104,7 +104,7 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
         if !token_can_come && credentials.session().is_none() && status.remedy.as_deref() == Some(HAND_OVER) {
             let or = match config.pull {
                 Some(_) => {
-                    ", or start the daemon, which takes one from a deployment's record where env0 has filled that in, and sends all of it"
+                    ", or start the daemon, which takes one from a deployment's record where env0 has filled that in, and sends all of it (if the start asks for this drain, because bucket or region have changed: run drain --to-configured first; it ends as now, and the start works then)"
                 }
                 None => "",
             };

@@ -137,9 +137,12 @@ fn drain_without_a_token_says_how_to_give_one_and_ends() {
         assert!(finished.stderr.contains(part), "no {part} in {}", finished.stderr);
     }
     assert!(!finished.stderr.contains("start the daemon"), "{finished:?}");
+    assert_eq!(manifest(&setup)["bucket"], BUCKET, "a start takes it from here");
     let setup = setup.set("ENV0_API_KEY_ID", "an-id").set("ENV0_API_KEY_SECRET", "a-secret");
     let finished = setup.run("drain");
-    assert!(finished.stderr.contains("start the daemon, which takes one from a deployment's record"), "{finished:?}");
+    for part in ["start the daemon, which takes one from a deployment's record", "run drain --to-configured first"] {
+        assert!(finished.stderr.contains(part), "no {part} in {}", finished.stderr);
+    }
     let finished = setup.set("ENV0_OIDC_TOKEN", aws.issuer.token()).run("drain");
     assert_eq!((finished.code, aws.s3.line_count()), (Some(0), 6), "{finished:?}");
 }
