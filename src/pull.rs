@@ -268,10 +268,10 @@ impl Parts {
         for organization in configured {
             let Some(foreign) = foreign(&self.pull, organization, &seen) else { continue };
             let reports = self.reports();
-            let mut of_it = reports.iter().filter(|report| report.is_of(organization));
-            // One line in the log is enough.
-            of_it.by_ref().take(1).for_each(|report| report.notice(&foreign, true));
-            of_it.for_each(|report| report.notice(&foreign, false));
+            for (index, report) in reports.iter().filter(|report| report.is_of(organization)).enumerate() {
+                // One line in the log is enough.
+                report.notice(&foreign, index == 0);
+            }
         }
     }
 
@@ -383,6 +383,7 @@ impl Parts {
     /// Tells from when on events are fetched; `reached` is in milliseconds since 1970. Without that, nobody knows whether
     /// "nothing yet" is a fault.
     fn tell_beginning(&self, log_type: LogType, organization: &str, began_before: bool, reached: i64) {
+        // Where it isn't set, `self.pull` has the time of the first start in its place.
         let is_set = self.config.pull.as_ref().is_some_and(|pull| pull.from.is_some());
         let from = DateTime::from_timestamp_millis(reached).unwrap_or_default();
         let what = begins(began_before, is_set, from);

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ingest::inflate::Inflater;
 use crate::ingest::memory::{Charge, Lane, Memory, in_use};
+use crate::protocols::body::shrunk;
 use crate::protocols::{Encoding, Refusal};
 
 /// The longest time without a byte of the body.
@@ -205,12 +206,10 @@ impl Buffer {
     }
 
     fn finish(mut self) -> Received {
-        if self.bytes.capacity() / 2 > self.bytes.len() {
-            self.bytes.shrink_to_fit();
-        }
-        let bytes = self.bytes.capacity();
+        let body = shrunk(self.bytes);
+        let bytes = body.capacity();
         self.charge.shrink_to(if bytes <= UNCHARGED_BYTES { 0 } else { bytes });
-        Received { bytes: Bytes::from(self.bytes), charge: self.charge }
+        Received { bytes: body.into(), charge: self.charge }
     }
 }
 

@@ -26,7 +26,7 @@ pub use terms::{Limits, Lines, Part};
 use text::{BOM, is_one_line, is_white_space};
 pub(super) use text::{is_utf16, other_file};
 pub use text::{repaired, repaired_len};
-pub use writer::{Line, LineWriter};
+pub use writer::{Line, LineWriter, shrunk};
 
 /// Reads the native form: JSON objects, alone, in an array or one after the other, or lines of text, which become
 /// `{"timestamp":"<received>","message":"<line>"}`.

@@ -115,7 +115,7 @@ fn each_wrong_key_address_and_answer_is_told_and_the_daemon_goes_on() {
 }
 
 #[test]
-fn a_403_of_an_organization_that_is_not_the_keys_is_told_with_those_that_the_key_sees() {
+fn a_403_of_an_organization_that_is_not_the_keys_tells_those_that_the_key_sees() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     env0.break_down("/audit/events", FORBIDDEN);
     let setup = setup(&aws, &env0)

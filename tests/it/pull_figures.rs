@@ -76,7 +76,7 @@ fn measured(env0: &LocalEnv0, rounds: usize, paths: &[&str]) -> (Duration, usize
 }
 
 #[test]
-fn an_idle_round_of_three_hundred_environments_takes_four_requests_and_comes_a_little_later() {
+fn an_idle_round_of_300_environments_takes_four_requests_and_comes_later() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let _daemon = idle_organization(&env0, &aws, "5s").start();
     wait_until("every environment was looked at", || env0.asked("/environments/") >= 300);

@@ -102,7 +102,7 @@ fn lists_of_deployments_that_never_come_hold_up_no_audit_event() {
 }
 
 #[test]
-fn what_env0_has_right_after_a_round_is_in_the_bucket_within_an_interval_a_batchs_age_and_ten_seconds() {
+fn what_env0_has_right_after_a_round_is_in_the_bucket_in_time() {
     let promised = Duration::from_secs(20 + 1 + 10);
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     env0.world().environments = vec![running(0), environment("env-1", vec![])];

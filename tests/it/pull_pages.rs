@@ -15,7 +15,7 @@ const ONE_PAGE: LogShape =
     LogShape { cursor: Cursor::Number, repeats: false, page_events: usize::MAX / 2, empty_pages: 0 };
 
 #[test]
-fn a_page_that_breaks_off_is_stored_as_far_as_it_came_and_each_line_once_through_kills() {
+fn a_page_that_breaks_off_is_stored_so_far_and_each_line_once_through_kills() {
     // Of 3.5 MB. Where it breaks off, some lines are read that don't fill a piece.
     each_line_comes_once_although_it_is_answered_with(Fault::CutAfter(2_100_000));
 }
@@ -51,7 +51,7 @@ fn each_line_comes_once_although_it_is_answered_with(fault: Fault) {
 }
 
 #[test]
-fn an_event_that_is_too_large_to_be_read_is_stored_as_its_size_and_hash_and_the_others_come() {
+fn an_event_that_is_too_large_to_be_read_is_stored_as_its_size_and_hash() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "tf:apply", 3).ended()])];
     let large = |letter: &str| format!("{{\"eventId\":\"{letter}\",\"message\":\"{}\"}}", letter.repeat(9 << 20));

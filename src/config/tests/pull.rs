@@ -122,3 +122,11 @@ fn what_is_pulled_from_when_and_how_often_is_held_to_what_can_be_meant() {
     let allowed = [("ENV0_S3_LOG_API_URL", "http://api.example.com/"), ("ENV0_S3_LOG_ALLOW_HTTP", "true")];
     assert_eq!(pull(&allowed).unwrap().api_url, "http://api.example.com");
 }
+
+#[test]
+fn a_secret_in_the_place_of_its_files_path_is_not_shown() {
+    let said = |value| refused(&[("ENV0_API_KEY_ID", "an-id"), ("ENV0_API_KEY_SECRET_FILE", value)]);
+    let hidden = said("a-secret-canary");
+    assert!(hidden.contains("ENV0_API_KEY_SECRET_FILE=(not shown") && !hidden.contains("canary"), "{hidden}");
+    assert!(said("/nowhere/secret").contains(r#"ENV0_API_KEY_SECRET_FILE="/nowhere/secret""#));
+}

@@ -118,7 +118,7 @@ async fn with_a_client_ca_only_its_clients_are_let_in() {
 }
 
 #[tokio::test]
-async fn a_client_with_more_certificates_than_a_chain_has_is_refused_before_they_are_tried() {
+async fn a_client_with_more_certificates_than_a_chain_has_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let (server, clients) = (Authority::new(), Authority::new());
     let files = TlsFiles { client_ca: Some(directory.path().join("ca")), ..files(&directory) };

@@ -199,7 +199,7 @@ impl LineWriter {
 
     /// The parts, in the order sent; none when there was no event.
     pub fn finish(self) -> Vec<Part> {
-        let bytes = kept(self.bytes);
+        let bytes = Bytes::from(shrunk(self.bytes));
         let mut start = 0;
         let part = |Run { said, end, records, redacted, replaced }| {
             let lines = Lines { bytes: bytes.slice(start..end), records, redacted, replaced };
@@ -212,16 +212,16 @@ impl LineWriter {
     pub(super) fn finish_lines(self) -> Lines {
         let redacted = self.runs.iter().map(|run| run.redacted).sum();
         let replaced = self.runs.iter().map(|run| run.replaced).sum();
-        Lines { bytes: kept(self.bytes), records: self.records, redacted, replaced }
+        Lines { bytes: shrunk(self.bytes).into(), records: self.records, redacted, replaced }
     }
 }
 
-/// Lines are charged by their length, so they don't keep far more memory than that.
-fn kept(mut bytes: Vec<u8>) -> Bytes {
+/// What is kept of a request until the disk has it takes at most twice its length.
+pub fn shrunk(mut bytes: Vec<u8>) -> Vec<u8> {
     if bytes.capacity() / 2 > bytes.len() {
         bytes.shrink_to_fit();
     }
-    bytes.into()
+    bytes
 }
 
 /// Writes a line to memory, and fails at its limit, so that no event is built larger than it may be stored.
