@@ -216,14 +216,18 @@ impl Stage {
     }
 }
 
+/// No chain gets as far. A file with a larger number is somebody else's, and the number that followed it could not be told
+/// from the first.
+pub const SEQUENCE_MAX: u64 = u64::MAX >> 1;
+
 /// The name of a sealed batch's file. Only its stage changes after this, and its suffix where another writer owns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SealedName {
     /// Opening, suffix, codec.
     pub batch: BatchName,
-    /// Number of the batch in its log type's chain, from 1.
+    /// Number of the batch in its log type's chain, from 1 to [`SEQUENCE_MAX`]; 0 in the head of a chain without batches.
     pub sequence: u64,
-    /// Events in it, 1 or more.
+    /// Events in it, 1 or more; 0 in the head of a chain without batches.
     pub records: u64,
     /// Hash of the object's body.
     pub sha256: Sha256,
@@ -304,14 +308,15 @@ fn parse_spool_name(text: &str) -> Option<SpoolName> {
     if field == OPEN_EXTENSION {
         return fields.next().is_none().then_some(SpoolName::Open(batch));
     }
-    let sequence = field.parse().ok()?;
+    let sequence = field.parse().ok().filter(|sequence| *sequence <= SEQUENCE_MAX)?;
     let records = fields.next()?.parse().ok()?;
     let sha256 = fields.next()?.parse().ok()?;
     let previous = fields.next()?.parse().ok()?;
     let ending = fields.next()?;
     let stage = Stage::ALL.into_iter().find(|stage| stage.as_str() == ending)?;
     let sealed = SealedName { batch, sequence, records, sha256, previous, stage };
-    fields.next().is_none().then_some(SpoolName::Sealed(sealed))
+    let may_be_empty = stage == Stage::Sent;
+    (fields.next().is_none() && (may_be_empty || sequence > 0 && records > 0)).then_some(SpoolName::Sealed(sealed))
 }
 
 /// An object's key: `[<bucketPath>/]<logType>/<yyyy>/<mm>/<dd>/<HH:mm:ss>_<5chars>.log[.gz|.zst]`, UTC.
@@ -364,7 +369,7 @@ mod tests {
     #[test]
     fn the_longest_name_fits_a_file_system() {
         let batch = BatchName { codec: Codec::Zstd, ..name() }.renamed();
-        let longest = SealedName { batch, sequence: u64::MAX, records: u64::MAX, ..sealed() };
+        let longest = SealedName { batch, sequence: SEQUENCE_MAX, records: u64::MAX, ..sealed() };
         assert!(longest.to_string().len() <= 255, "{} bytes", longest.to_string().len());
     }
 
@@ -378,6 +383,10 @@ mod tests {
             good.replace(".sending", ""),
             good.replace(".7.", ".07."),
             good.replace(".7.", ".-7."),
+            good.replace(".7.", ".18446744073709551615."),
+            good.replace(".7.", ".9223372036854775808."),
+            good.replace(".7.", ".0."),
+            good.replace(".42.", ".0."),
             good.replace("aB3dE", "aB3d"),
             good.replace("aB3dE", "aB3d/"),
             good.replace("22T21", "22 21"),

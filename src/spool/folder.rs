@@ -15,7 +15,7 @@ use chrono::{DateTime, Utc};
 use crate::batch::{BatchName, Codec, LogType, SealedName, Sha256, Sha256Hasher, SpoolName, Stage};
 use crate::metric_table;
 use crate::spool::copies::{BatchCopy, Copies};
-use crate::spool::disk::{Disk, DiskFile, READ_BUFFER_BYTES};
+use crate::spool::disk::{Disk, DiskFile, FileId, READ_BUFFER_BYTES};
 use crate::spool::home::Home;
 use crate::spool::sealed_batches::SealedSender;
 use crate::spool::terms::{Batch, Settings};
@@ -177,24 +177,24 @@ impl Folder {
     }
 
     /// Creates the file of a new batch, durably.
-    pub(super) fn open_batch(&self) -> io::Result<(BatchName, Box<dyn DiskFile>)> {
+    pub(super) fn open_batch(&self) -> io::Result<(BatchName, Box<dyn DiskFile>, Option<FileId>)> {
         let name = BatchName::open(crate::batch::now(), self.state().last_opened, self.codec);
         // Before the file is made: where it can be neither used nor removed, its name must not be given out again.
         self.state().last_opened = Some(name.opened);
         let path = self.path(&SpoolName::Open(name));
         self.home.confirm()?;
-        let file = self.with_remedy(|| {
+        let (file, id) = self.with_remedy(|| {
             let created = self.home.disk.create(&path).and_then(|file| {
                 self.home.disk.sync_dir(&self.dir)?;
                 // Again: the volume may have been unmounted after the first look, and the file may be on another disk.
                 self.home.confirm()?;
-                Ok(file)
+                Ok((file, self.home.disk.identify(&path)?))
             });
             // A call that answers an error may have made the file, and nobody else would remove it before the next start.
             created.inspect_err(|_| drop(self.home.disk.remove(&path)))
         })?;
         self.add_unsent(name.opened);
-        Ok((name, file))
+        Ok((name, file, id))
     }
 
     /// When the newest batch was opened; those to come are opened later.

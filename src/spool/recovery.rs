@@ -241,7 +241,7 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
     folder.usage().remove(folder.log_type, found_bytes.saturating_sub(bytes));
     folder.count_recovered(records);
     let (sha256, reason, refused) = (hasher.finish(), SealReason::Recovery, Refused::default());
-    Ok(Some(Closed { name, bytes, records, sha256, reason, file: None, refused, rewritten: None }))
+    Ok(Some(Closed { name, bytes, records, sha256, reason, file: None, id: None, refused, rewritten: None }))
 }
 
 /// What a whole line is.

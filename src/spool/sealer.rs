@@ -25,7 +25,7 @@ use tokio::sync::oneshot;
 
 use crate::batch::{BatchName, Codec, SealedName, Sha256, Sha256Hasher, SpoolName};
 use crate::spool::answers::{self, Outcome, Reply};
-use crate::spool::disk::{DiskFile, READ_BUFFER_BYTES};
+use crate::spool::disk::{DiskFile, FileId, READ_BUFFER_BYTES};
 use crate::spool::folder::Folder;
 use crate::spool::home::is_full;
 use crate::spool::terms::SealReason;
@@ -53,6 +53,8 @@ pub(super) struct Closed {
     pub(super) reason: SealReason,
     /// The file, if the writer had it open and few others wait. Its bytes can be read even when somebody removes the name.
     pub(super) file: Option<Box<dyn DiskFile>>,
+    /// Which file the writer made; `None` for one that a start found.
+    pub(super) id: Option<FileId>,
     pub(super) refused: Refused,
     /// The name and the size of the rewritten file that an earlier try may have sealed.
     pub(super) rewritten: Option<Box<(SealedName, u64)>>,
@@ -265,9 +267,14 @@ fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
     Ok(())
 }
 
-/// Renames the batch's own file to its sealed name and hands it to the flusher. False when somebody removed the file: then
-/// the batch has to be rewritten from the file that the writer has open.
+/// Renames the batch's own file to its sealed name and hands it to the flusher. False when somebody removed the file, or put
+/// another one in its place, as a copy of the folder does: then the batch has to be rewritten from the file that the writer
+/// has open.
 fn seal_in_place(folder: &Folder, closed: &Closed, open: &Path) -> io::Result<bool> {
+    let found = folder.disk().identify(open)?;
+    if closed.id.is_some() && found.is_some() && found != closed.id {
+        return Ok(false);
+    }
     let name = folder.next_name(closed.name, closed.records, closed.sha256);
     match folder.seal(open, &name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),

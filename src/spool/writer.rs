@@ -21,7 +21,7 @@ use tokio::sync::oneshot;
 use crate::batch::{BatchName, Sha256Hasher};
 use crate::spool::answers::{self, Outcome, Reply};
 use crate::spool::claim::Claim;
-use crate::spool::disk::DiskFile;
+use crate::spool::disk::{DiskFile, FileId};
 use crate::spool::folder::Folder;
 use crate::spool::home::is_full;
 use crate::spool::sealer::{self, Closed, Refused};
@@ -151,6 +151,7 @@ impl Writer {
 struct Open {
     name: BatchName,
     file: Box<dyn DiskFile>,
+    id: Option<FileId>,
     /// [`crate::spool::home::Home::mounts`] when it was opened.
     mounts: u64,
     since: Instant,
@@ -289,10 +290,10 @@ impl State {
 
     fn ensure_open(&mut self) -> io::Result<()> {
         if self.open.is_none() {
-            let (name, file) = self.folder.open_batch()?;
+            let (name, file, id) = self.folder.open_batch()?;
             self.log_key_time();
             let (mounts, hasher) = (self.folder.home().mounts(), Sha256Hasher::default());
-            self.open = Some(Open { name, file, mounts, since: Instant::now(), bytes: 0, records: 0, hasher });
+            self.open = Some(Open { name, file, id, mounts, since: Instant::now(), bytes: 0, records: 0, hasher });
         }
         Ok(())
     }
@@ -383,12 +384,12 @@ impl State {
     /// Hands the open batch to the sealer, with the appends that it has to refuse once their lines are gone.
     fn hand_over(&mut self, reason: SealReason, refused: Refused) {
         let Some(open) = self.open.take() else { return };
-        let Open { name, bytes, records, hasher, file, .. } = open;
+        let Open { name, bytes, records, hasher, file, id, .. } = open;
         if reason == SealReason::DiskError {
             self.folder.figures().salvages.fetch_add(1, Ordering::Release);
         }
-        let sha256 = hasher.finish();
-        self.sealer.seal(Closed { name, bytes, records, sha256, reason, file: Some(file), refused, rewritten: None });
+        let (sha256, file) = (hasher.finish(), Some(file));
+        self.sealer.seal(Closed { name, bytes, records, sha256, reason, file, id, refused, rewritten: None });
     }
 
     fn refuse(&mut self, appends: impl IntoIterator<Item = Append>, error: io::Error) {

@@ -15,8 +15,9 @@ const REPORTED: &str = ".told";
 const TAKEN_NAMES_MAX: u32 = 1000;
 
 impl Folder {
-    /// Moves a batch to quarantine that is not what its name says. Its number becomes a gap, which the metadata of later
-    /// objects names. False where its bytes turn out to be right there: the file is then put back, and nothing has changed.
+    /// Moves a batch to quarantine that is not what its name says, or that is empty. Its number becomes a gap, which the
+    /// metadata of later objects names. False where its bytes turn out to be right there: the file is then put back, and
+    /// nothing has changed.
     ///
     /// A volume that was away for a moment makes a good file look missing. It may be back when the file is moved, so the
     /// bytes are hashed once more in quarantine, where the volume is surely the spool's. A crash before a good file is put
@@ -40,7 +41,7 @@ impl Folder {
         let path = self.batch_path(batch);
         let aside = self.move_to_quarantine(&path, &batch.name.to_string())?;
         self.home.confirm()?;
-        if self.hash(&aside).is_ok_and(|sha256| sha256 == batch.name.sha256) {
+        if batch.bytes > 0 && self.hash(&aside).is_ok_and(|sha256| sha256 == batch.name.sha256) {
             self.put_back(&aside, &path)?;
             return Ok(false);
         }

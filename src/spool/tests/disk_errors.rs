@@ -380,19 +380,25 @@ fn after_the_file_size_limit_a_new_file_is_begun() {
 }
 
 #[test]
-fn an_open_batch_whose_file_is_removed_is_sealed_from_what_the_writer_has_open() {
-    for codec in [Codec::None, Codec::Gzip, Codec::Zstd] {
+fn an_open_batch_whose_file_is_removed_or_replaced_is_sealed_from_what_the_writer_has_open() {
+    let codecs = [Codec::None, Codec::Gzip, Codec::Zstd];
+    for (codec, is_replaced) in codecs.into_iter().flat_map(|codec| [(codec, false), (codec, true)]) {
         let mut world = World::with_codec(codec);
         world.open().unwrap();
         world.append(2).unwrap();
-        world.disk.take(&world.file(".open"));
+        let file = world.file(".open");
+        world.disk.take(&file);
+        if is_replaced {
+            world.disk.put(&file, line(0).as_bytes());
+        }
         world.spool().seal();
         let is_sealed = |world: &mut World| world.disk.names(&world.dir()).iter().any(|name| name.ends_with(".sealed"));
         world.wait_until("it is sealed", is_sealed);
         world.append(1).unwrap();
         world.crash(Cut::Strict);
         world.deliver_all();
-        assert_eq!((world.missing(), world.bucket.len(), world.quarantine().len()), (0, 2, 0), "{codec:?}");
+        let lost_and_odd = (world.missing(), world.bucket.len(), world.quarantine().len());
+        assert_eq!(lost_and_odd, (0, 2, 0), "{codec:?}, replaced: {is_replaced}");
     }
 }
 

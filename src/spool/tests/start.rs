@@ -202,17 +202,32 @@ fn a_delivered_batch_that_kept_its_bytes_is_emptied() {
 
 #[test]
 fn an_empty_sealed_file_is_a_gap_and_its_number_is_not_given_out_again() {
-    let mut world = with_file(&sealed_name(1, line(0).as_bytes()), b"");
+    // The second name has the hash of nothing.
+    for named_for in [line(0), String::new()] {
+        let mut world = with_file(&sealed_name(1, named_for.as_bytes()), b"");
+        world.open().unwrap();
+        assert_eq!((world.waiting.len(), world.quarantine().len(), world.folder().gaps()), (0, 1, vec![1]));
+        let status = world.folder().status("");
+        assert_eq!(
+            (status.events_recovered, status.events_quarantined, status.events_spooled, status.batches),
+            (1, 1, 0, 0)
+        );
+        world.append(1).unwrap();
+        world.seal();
+        assert_eq!(world.waiting[0].name.sequence, 2);
+        world.deliver_all();
+    }
+}
+
+#[test]
+fn a_name_with_a_number_that_no_chain_reaches_is_a_stray_file() {
+    let name = sealed_name(u64::MAX, line(0).as_bytes());
+    let mut world = with_file(&name, line(0).as_bytes());
     world.open().unwrap();
-    assert_eq!((world.waiting.len(), world.quarantine().len(), world.folder().gaps()), (0, 1, vec![1]));
-    let status = world.folder().status("");
-    assert_eq!(
-        (status.events_recovered, status.events_quarantined, status.events_spooled, status.batches),
-        (1, 1, 0, 0)
-    );
+    assert_eq!((world.waiting.len(), world.quarantine().len()), (0, 1));
     world.append(1).unwrap();
     world.seal();
-    assert_eq!(world.waiting[0].name.sequence, 2);
+    assert_eq!(world.waiting[0].name.sequence, 1);
     world.deliver_all();
 }
 
