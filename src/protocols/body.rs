@@ -24,7 +24,7 @@ pub use events::{Event, Events};
 pub use members::{Elements, Members, members, only_members, text_of};
 pub use terms::{Limits, Lines, Part};
 use text::{BOM, is_one_line, is_white_space};
-pub(super) use text::{is_utf16, other_file};
+pub(super) use text::{is_utf16_or_32, other_file};
 pub use text::{repaired, repaired_len};
 pub use writer::{Line, LineWriter, shrunk};
 

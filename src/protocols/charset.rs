@@ -105,7 +105,7 @@ pub(super) fn to_utf8(headers: &HeaderMap, body: Bytes, limits: &Limits) -> Resu
 
 /// Whether `body` is neither UTF-8 nor what is refused whatever its header says.
 fn is_in_another(body: &[u8]) -> bool {
-    std::str::from_utf8(body).is_err() && !body::is_utf16(body) && body::other_file(body).is_none()
+    std::str::from_utf8(body).is_err() && !body::is_utf16_or_32(body) && body::other_file(body).is_none()
 }
 
 #[cfg(test)]

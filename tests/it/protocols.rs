@@ -219,6 +219,11 @@ fn a_deflate_body_of_two_streams_is_stored_whole() {
     assert_eq!(listener.daemon.send(upload.clone().body(bytes)).accepted(), 2);
     let cut = listener.daemon.send(upload.body(&bytes[..bytes.len() - 1]));
     assert_eq!(cut.status, 400, "{}", cut.text());
+    for path in [DEPLOYMENTS, "/", "/receiver/v1/http/x", "/services/collector/raw"] {
+        let unsaid = listener.daemon.send(Upload::post(path).bearer(TOKEN).body(bytes));
+        assert_eq!(unsaid.status, 400, "{path}: {}", unsaid.text());
+        assert!(unsaid.text().contains("without its Content-Encoding"), "{path}: {}", unsaid.text());
+    }
     listener.finish();
 }
 

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::Bytes;
+use flate2::{Decompress, FlushDecompress, Status};
 
 use super::error::BodyError;
 
@@ -28,14 +29,20 @@ pub(super) fn text_lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     lines.filter(|line| !line.iter().all(|&byte| is_white_space(byte)))
 }
 
-/// Whether `body` begins with the byte order mark of UTF-16, as files do that PowerShell writes, and has a zero byte, as every
-/// space and line ending has in UTF-16; or begins with two Latin characters without the mark.
-pub(crate) fn is_utf16(body: &[u8]) -> bool {
+/// Whether `body` is in UTF-16 or UTF-32. It begins with the byte order mark, as files do that PowerShell writes, and has a
+/// zero byte, as every space and line ending has there; or it begins with two Latin characters without the mark.
+pub(crate) fn is_utf16_or_32(body: &[u8]) -> bool {
     match body {
+        [0, 0, 0xfe, 0xff, ..] => true,
         [0xff, 0xfe, rest @ ..] | [0xfe, 0xff, rest @ ..] => memchr::memchr(0, rest).is_some(),
-        [a, 0, b, 0, ..] | [0, a, 0, b, ..] => [a, b].iter().all(|byte| (b' '..=b'~').contains(byte)),
+        [a, 0, b, 0, ..] | [0, a, 0, b, ..] if [a, b].iter().all(|byte| is_latin(**byte)) => true,
+        [a, 0, 0, 0, b, 0, 0, 0, ..] | [0, 0, 0, a, 0, 0, 0, b, ..] => [a, b].iter().all(|byte| is_latin(**byte)),
         _ => false,
     }
+}
+
+fn is_latin(byte: u8) -> bool {
+    (b' '..=b'~').contains(&byte)
 }
 
 /// The kind of file that `body` is, where it begins as a well-known one does and isn't text. Stored as lines with
@@ -52,8 +59,33 @@ pub(crate) fn other_file(body: &[u8]) -> Option<&'static str> {
         (b"PAR1", "a parquet file"),
         (b"Obj\x01", "an Avro file"),
     ];
-    let (_, what) = BEGINNINGS.into_iter().find(|(beginning, _)| body.starts_with(beginning))?;
-    std::str::from_utf8(body).is_err().then_some(what)
+    if std::str::from_utf8(body).is_ok() {
+        return None;
+    }
+    let known = BEGINNINGS.into_iter().find(|(beginning, _)| body.starts_with(beginning));
+    known.map(|(_, what)| what).or_else(|| is_deflated(body).then_some("a deflate stream without its Content-Encoding"))
+}
+
+/// How much of a body's text is inflated to find out whether it is deflated.
+const DEFLATE_TRIED_BYTES: usize = 64 * 1024;
+
+/// Whether `body` is text in zlib or raw deflate. Text can begin as these do, so it is tried: it has to inflate to text up
+/// to the stream's end, or to the first [`DEFLATE_TRIED_BYTES`] of it.
+fn is_deflated(body: &[u8]) -> bool {
+    let mut text = Vec::with_capacity(DEFLATE_TRIED_BYTES);
+    [true, false].into_iter().any(|has_zlib_header| {
+        text.clear();
+        let mut decoder = Decompress::new(has_zlib_header);
+        let inflates = match decoder.decompress_vec(body, &mut text, FlushDecompress::None) {
+            // zlib has a checksum at its end, raw deflate has none.
+            Ok(Status::StreamEnd) => has_zlib_header || decoder.total_in() == body.len() as u64,
+            Ok(_) => text.len() == text.capacity(),
+            Err(_) => false,
+        };
+        // A character may be cut off at the end.
+        let is_text = || std::str::from_utf8(&text).map_or_else(|error| error.error_len().is_none(), |_| true);
+        inflates && !text.is_empty() && is_text()
+    })
 }
 
 /// `bytes` as text, with U+FFFD in place of bytes that are not UTF-8, and how many bytes those were.
@@ -94,4 +126,37 @@ pub fn repaired(body: Bytes, max_bytes: usize) -> Result<(Bytes, u64), BodyError
 
 fn replacement(invalid: &[u8]) -> &'static str {
     if invalid.is_empty() { "" } else { REPLACEMENT }
+}
+
+#[cfg(test)]
+mod tests {
+    use flate2::{Compress, Compression, FlushCompress};
+
+    use super::*;
+
+    fn deflated(text: &str, level: u32, has_zlib_header: bool) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(2 * text.len() + 1000);
+        let mut encoder = Compress::new(Compression::new(level), has_zlib_header);
+        encoder.compress_vec(text.as_bytes(), &mut bytes, FlushCompress::Finish).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn text_that_is_deflated_is_no_text_however_it_is_deflated() {
+        let line = "{\"message\":\"what deflate makes of a ca\u{f1}on is not UTF-8\"}\n";
+        for text in [line.to_owned(), line.repeat(9), line.repeat(3000)] {
+            for (level, has_zlib_header) in (0..10).flat_map(|level| [(level, true), (level, false)]) {
+                let deflated = deflated(&text, level, has_zlib_header);
+                let what = other_file(&deflated);
+                assert!(what.is_some_and(|what| what.contains("deflate")), "{} {level} {has_zlib_header}", text.len());
+            }
+        }
+    }
+
+    #[test]
+    fn text_that_begins_as_a_deflate_stream_is_text() {
+        for text in [&b"x\x9c and x\xda"[..], b"x^2 \xb1 1", b"K\xf6ln", b"s\xed", b"\xed}\xc1", b"KL\xc9", b"\xff"] {
+            assert_eq!(other_file(text), None, "{text:?}");
+        }
+    }
 }

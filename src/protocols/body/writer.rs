@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::error::BodyError;
 use super::redact;
 use super::terms::{Limits, Lines, Part};
-use super::text::{is_one_line, is_utf16, is_white_space, other_file, repaired, text_lines};
+use super::text::{is_one_line, is_utf16_or_32, is_white_space, other_file, repaired, text_lines};
 use crate::batch::LogType;
 
 /// The memory that a change of the log type from one line to the next takes until the lines are in the spool. It counts
@@ -67,15 +67,15 @@ impl LineWriter {
     }
 
     /// Calls `each` with every line of `body` that has more than white space, without its line ending (`\n` or `\r\n`). Bytes
-    /// that are not UTF-8 become U+FFFD and are counted. Refuses UTF-16 and files of other kinds, which would become
+    /// that are not UTF-8 become U+FFFD and are counted. Refuses UTF-16, UTF-32 and files of other kinds, which would become
     /// unreadable.
     pub fn text_lines(
         &mut self,
         body: &[u8],
         mut each: impl FnMut(&mut LineWriter, &str) -> Result<(), BodyError>,
     ) -> Result<(), BodyError> {
-        if is_utf16(body) {
-            return Err(BodyError::invalid(body, body, self.records, "UTF-16; send UTF-8"));
+        if is_utf16_or_32(body) {
+            return Err(BodyError::invalid(body, body, self.records, "UTF-16 or UTF-32; send UTF-8"));
         }
         if let Some(what) = other_file(body) {
             let reason = format!("{what}; send lines of JSON or text, compressed, if at all, by gzip, deflate or zstd");
