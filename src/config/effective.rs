@@ -76,7 +76,7 @@ pub struct Config {
     pub storage_class: Option<String>,
     /// KMS key of every PUT.
     pub sse_kms_key_id: Option<String>,
-    /// `x-amz-expected-bucket-owner` of every PUT: 12 digits.
+    /// `x-amz-expected-bucket-owner` of every PUT: 12 digits at AWS.
     pub expected_bucket_owner: Option<String>,
     /// `x-amz-tagging` of every PUT, URL-encoded.
     pub object_tags: Option<String>,

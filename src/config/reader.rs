@@ -198,6 +198,7 @@ impl Reader {
         let parse_region = if elsewhere && sts_is_elsewhere { values::region_elsewhere } else { values::region };
         let parse_bucket = if elsewhere { values::bucket_name_elsewhere } else { values::bucket_name };
         let parse_key = if elsewhere { values::kms_key_id_elsewhere } else { values::kms_key_id };
+        let parse_owner = if elsewhere { values::account_id_elsewhere } else { values::account_id };
         let parse_class = if elsewhere { values::storage_class_elsewhere } else { values::storage_class };
         let role_arn = match purpose {
             Purpose::Verify => self.optional("ENV0_S3_LOG_ROLE_ARN", own.role_arn, parse_role).unwrap_or_default(),
@@ -314,7 +315,7 @@ impl Reader {
             expected_bucket_owner: self.optional(
                 "ENV0_S3_LOG_EXPECTED_BUCKET_OWNER",
                 own.expected_bucket_owner,
-                values::account_id,
+                parse_owner,
             ),
             object_tags: self.optional("ENV0_S3_LOG_OBJECT_TAGS", own.object_tags, values::object_tags),
             signing_key_file: self.path("ENV0_S3_LOG_SIGNING_KEY_FILE", own.signing_key_file),

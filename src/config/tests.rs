@@ -408,25 +408,6 @@ fn the_common_endpoint_stands_for_s3_and_sts_where_theirs_are_not_set() {
 }
 
 #[test]
-fn names_of_roles_and_buckets_are_held_to_awss_rules_at_aws_alone() {
-    let ceph = ("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::tenant1:role/S3Access");
-    let minio = ("ENV0_S3_LOG_ROLE_ARN", "arn:minio:iam:::role/idmp-env0");
-    let bucket = ("ENV0_S3_LOG_BUCKET_NAME", "my_bucket");
-    let [s3, sts] = [("AWS_ENDPOINT_URL_S3", "https://store"), ("AWS_ENDPOINT_URL_STS", "https://store")];
-    for role in [ceph, minio] {
-        assert_eq!(accepted(&[role, bucket, s3, sts]).role_arn, role.1);
-        assert!(accepted(&[role, bucket, ("AWS_ENDPOINT_URL", "https://store")]).bucket_name == "my_bucket");
-        assert!(refused(&[role, s3]).contains("ENV0_S3_LOG_ROLE_ARN"));
-    }
-    assert!(refused(&[bucket]).contains("ENV0_S3_LOG_BUCKET_NAME"));
-    assert!(refused(&[bucket, sts]).contains("ENV0_S3_LOG_BUCKET_NAME"));
-    for wrong in ["s3://my_bucket", "my/bucket", "ab", "my bucket"] {
-        assert!(refused(&[("ENV0_S3_LOG_BUCKET_NAME", wrong), s3]).contains("ENV0_S3_LOG_BUCKET_NAME"), "{wrong}");
-    }
-    assert!(refused(&[("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::1:user/x"), sts]).contains("ENV0_S3_LOG_ROLE_ARN"));
-}
-
-#[test]
 fn the_token_url_may_come_from_a_file() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "https://tokens/secret\n").unwrap();

@@ -239,10 +239,10 @@ pub(super) fn role_arn(value: &str) -> Parsed<String> {
 }
 
 /// A role of a store other than AWS: its partition and account are its own affair, as in Ceph's
-/// `arn:aws:iam::tenant1:role/S3Access`.
+/// `arn:aws:iam::tenant1:role/S3Access` and Dell ECS's `urn:ecs:iam::namespace1:role/env0`.
 pub(super) fn role_arn_elsewhere(value: &str) -> Parsed<String> {
     let fields: Vec<_> = value.splitn(6, ':').collect();
-    let holds = matches!(fields[..], ["arn", partition, "iam", _, _, role]
+    let holds = matches!(fields[..], ["arn" | "urn", partition, "iam", _, _, role]
         if !partition.is_empty() && role.strip_prefix("role/").is_some_and(|name| !name.is_empty()))
         && value.bytes().all(|byte| byte.is_ascii_graphic());
     check(holds && value.len() <= 2048, value.to_owned(), "the ARN of a role: arn:aws:iam::<account>:role/<name>")
@@ -467,6 +467,12 @@ pub(super) fn kms_key_id_elsewhere(value: &str) -> Parsed<String> {
 pub(super) fn account_id(value: &str) -> Parsed<String> {
     let holds = value.len() == 12 && value.bytes().all(|byte| byte.is_ascii_digit());
     check(holds, value.to_owned(), "an AWS account's 12 digits")
+}
+
+/// The owner of a bucket of a store other than AWS, as Ceph's `tenant1$user` or the canonical id of a user.
+pub(super) fn account_id_elsewhere(value: &str) -> Parsed<String> {
+    let holds = value.len() <= 256 && value.bytes().all(|byte| byte.is_ascii_graphic());
+    check(holds, value.to_owned(), "an owner's id, as the store has it, without white space")
 }
 
 /// `x-amz-tagging`: `name=value&name=value`, URL-encoded.

@@ -175,6 +175,29 @@ fn regions_and_storage_classes_of_other_stores_have_names_of_their_own() {
 }
 
 #[test]
+fn names_of_roles_and_buckets_are_held_to_awss_rules_at_aws_alone() {
+    let ceph = ("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::tenant1:role/S3Access");
+    let minio = ("ENV0_S3_LOG_ROLE_ARN", "arn:minio:iam:::role/idmp-env0");
+    let ecs = ("ENV0_S3_LOG_ROLE_ARN", "urn:ecs:iam::namespace1:role/env0");
+    let owner = ("ENV0_S3_LOG_EXPECTED_BUCKET_OWNER", "tenant1$user");
+    let bucket = ("ENV0_S3_LOG_BUCKET_NAME", "my_bucket");
+    let [s3, sts] = [("AWS_ENDPOINT_URL_S3", "https://store"), ("AWS_ENDPOINT_URL_STS", "https://store")];
+    for role in [ceph, minio, ecs] {
+        assert_eq!(accepted(&[role, bucket, s3, sts]).role_arn, role.1);
+        assert!(accepted(&[role, bucket, ("AWS_ENDPOINT_URL", "https://store")]).bucket_name == "my_bucket");
+        assert!(refused(&[role, s3]).contains("ENV0_S3_LOG_ROLE_ARN"));
+    }
+    assert!(refused(&[bucket]).contains("ENV0_S3_LOG_BUCKET_NAME"));
+    assert!(refused(&[bucket, sts]).contains("ENV0_S3_LOG_BUCKET_NAME"));
+    assert_eq!(accepted(&[owner, s3]).expected_bucket_owner.as_deref(), Some("tenant1$user"));
+    assert!(refused(&[owner, sts]).contains("ENV0_S3_LOG_EXPECTED_BUCKET_OWNER"));
+    for wrong in ["s3://my_bucket", "my/bucket", "ab", "my bucket"] {
+        assert!(refused(&[("ENV0_S3_LOG_BUCKET_NAME", wrong), s3]).contains("ENV0_S3_LOG_BUCKET_NAME"), "{wrong}");
+    }
+    assert!(refused(&[("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::1:user/x"), sts]).contains("ENV0_S3_LOG_ROLE_ARN"));
+}
+
+#[test]
 fn a_role_of_another_part_of_aws_than_the_region_is_warned_of() {
     let role = |partition: &str| format!("arn:{partition}:iam::111122223333:role/x");
     let warned = |partition: &str, region: &str, more: &[(&str, &str)]| {
