@@ -76,6 +76,8 @@ pub struct Ingest {
     audit_scans: Arc<Semaphore>,
     limits: Limits,
     max_body_bytes: usize,
+    /// See [`Config::max_body_variable`].
+    max_body_variable: &'static str,
     default_type: LogType,
     bucket_path: String,
     last_keys: ByType<Mutex<LastKey>>,
@@ -118,6 +120,7 @@ impl Ingest {
                 redact: config.redact,
             },
             max_body_bytes: config.max_body_bytes,
+            max_body_variable: config.max_body_variable,
             default_type: config.default_type,
             bucket_path: config.bucket_path.clone(),
             last_keys: Default::default(),
@@ -228,7 +231,8 @@ impl Ingest {
         guest.let_in();
 
         let lane = Lane::of(identity, decided);
-        let terms = Terms { limit: self.max_body_bytes, memory: &self.bodies, lane, stop: &self.stop_bodies };
+        let (limit, variable) = (self.max_body_bytes, self.max_body_variable);
+        let terms = Terms { limit, variable, memory: &self.bodies, lane, stop: &self.stop_bodies };
         let received = receive::read(body, encoding, &terms).await?;
         // Some senders compress twice and say so once.
         let encoding = Encoding::by_magic(&received.bytes);
@@ -264,7 +268,7 @@ impl Ingest {
         let encoding = sender.protocol.encoding(sender.headers)?;
         let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if length.is_some_and(|length| length > self.max_body_bytes as u64) {
-            return Err(Refusal::TooLarge { limit: self.max_body_bytes, variable: receive::BODY_VARIABLE });
+            return Err(Refusal::TooLarge { limit: self.max_body_bytes, variable: self.max_body_variable });
         }
         // Every event has at least a byte; how many a compressed body has is not known yet.
         let least = if encoding == Encoding::Identity { length.unwrap_or(1) } else { 1 };
@@ -302,6 +306,10 @@ impl Ingest {
             let limits = Limits { max_lines_bytes, ..self.limits };
             match self.scan(limits, sender, decided, lane, &body, charge).await {
                 Err(Refusal::Body(BodyError::LinesTooLarge { .. })) if max_lines_bytes < most => {}
+                // The parsers don't know which variable sets their limit.
+                Err(Refusal::Body(BodyError::TooLarge { limit_bytes })) => {
+                    return Err(Refusal::TooLarge { limit: limit_bytes, variable: self.max_body_variable });
+                }
                 outcome => return outcome,
             }
             charge = Charge::after(waited);

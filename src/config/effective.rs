@@ -62,6 +62,8 @@ pub struct Config {
     pub batch_max_age: Duration,
     /// Largest body of a request, inflated; at most [`Config::max_inflight_bytes`].
     pub max_body_bytes: usize,
+    /// The variable that sets [`Config::max_body_bytes`].
+    pub max_body_variable: &'static str,
     /// Largest event; at most [`Config::max_body_bytes`].
     pub max_event_bytes: usize,
     /// Bodies held in memory at once, all requests together.

@@ -293,6 +293,7 @@ impl Reader {
                 values::duration(Duration::from_millis(1), Duration::from_secs(86_400)),
             ),
             max_body_bytes: self.memory("ENV0_S3_LOG_MAX_BODY_BYTES", own.max_body_bytes),
+            max_body_variable: "ENV0_S3_LOG_MAX_BODY_BYTES",
             max_event_bytes: self.memory("ENV0_S3_LOG_MAX_EVENT_BYTES", own.max_event_bytes),
             max_inflight_bytes: self.memory("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", own.max_inflight_bytes),
             max_connections: self.value(
@@ -429,10 +430,11 @@ impl Reader {
                 ),
             );
         }
-        config.max_body_bytes = self.at_most(
-            ("ENV0_S3_LOG_MAX_BODY_BYTES", config.max_body_bytes),
-            ("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", config.max_inflight_bytes),
-        );
+        let inflight = ("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", config.max_inflight_bytes);
+        if inflight.1 < config.max_body_bytes {
+            config.max_body_variable = inflight.0;
+        }
+        config.max_body_bytes = self.at_most(("ENV0_S3_LOG_MAX_BODY_BYTES", config.max_body_bytes), inflight);
         config.max_event_bytes = self.at_most(
             ("ENV0_S3_LOG_MAX_EVENT_BYTES", config.max_event_bytes),
             ("ENV0_S3_LOG_MAX_BODY_BYTES", config.max_body_bytes),

@@ -376,6 +376,8 @@ fn tokens_never_leave_the_host_over_plain_http_unless_allowed() {
 fn a_limit_above_a_wider_one_counts_as_that_one() {
     let loaded = with(&[("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", "2MiB"), ("ENV0_S3_LOG_MAX_EVENT_BYTES", "4MiB")]).unwrap();
     assert_eq!((loaded.config.max_body_bytes, loaded.config.max_event_bytes), (2 << 20, 2 << 20));
+    assert_eq!(loaded.config.max_body_variable, "ENV0_S3_LOG_MAX_INFLIGHT_BYTES");
+    assert_eq!(accepted(&[]).max_body_variable, "ENV0_S3_LOG_MAX_BODY_BYTES");
     assert_eq!(loaded.warnings.len(), 1, "the limit that was given: {:?}", loaded.warnings);
 }
 

@@ -31,13 +31,12 @@ pub const UNCHARGED_BYTES: usize = 4 * 1024;
 /// Most bodies inflate to at most this many times their size.
 const USUAL_INFLATION: usize = 16;
 
-/// Sets the limit of a body.
-pub const BODY_VARIABLE: &str = "ENV0_S3_LOG_MAX_BODY_BYTES";
-
 /// The limits on a body.
 pub struct Terms<'a> {
     /// The most bytes, as sent and inflated.
     pub limit: usize,
+    /// The variable that sets the limit.
+    pub variable: &'static str,
     /// The memory that it is charged to.
     pub memory: &'a Memory,
     /// The lane that it is charged for.
@@ -48,7 +47,7 @@ pub struct Terms<'a> {
 
 impl Terms<'_> {
     fn too_large(&self) -> Refusal {
-        Refusal::TooLarge { limit: self.limit, variable: BODY_VARIABLE }
+        Refusal::TooLarge { limit: self.limit, variable: self.variable }
     }
 }
 
@@ -316,7 +315,7 @@ mod tests {
             let (ended, memory) = (ended.clone(), Arc::clone(&memory));
             async move {
                 let stop = CancellationToken::new();
-                let terms = Terms { limit: BYTES, memory: &memory, lane, stop: &stop };
+                let terms = Terms { limit: BYTES, variable: "", memory: &memory, lane, stop: &stop };
                 let outcome = read(&mut request.into_body(), Encoding::Identity, &terms).await;
                 ended.send(outcome.map(|received| received.bytes)).unwrap();
                 Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
@@ -352,7 +351,7 @@ mod tests {
             let mut charge = Charge::default();
             memory.charge(Lane::Oidc, &mut charge, first.len(), largest).await.unwrap();
             let first = Received { bytes: first.into(), charge };
-            let terms = Terms { limit, memory: &memory, lane: Lane::Oidc, stop: &stop };
+            let terms = Terms { limit, variable: "", memory: &memory, lane: Lane::Oidc, stop: &stop };
             match first.inflate(Encoding::Zstd, &terms).await {
                 Ok(second) => assert!(is_taken && second.bytes.len() == BYTES),
                 Err(Refusal::TooLarge { variable: "ENV0_S3_LOG_MAX_INFLIGHT_BYTES", .. }) => assert!(!is_taken),
@@ -364,7 +363,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_of_many_empty_streams_lets_other_tasks_run_in_between() {
         let (memory, stop) = (Memory::new(BYTES, BYTES, 0, 1), CancellationToken::new());
-        let terms = Terms { limit: BYTES, memory: &memory, lane: Lane::Oidc, stop: &stop };
+        let terms = Terms { limit: BYTES, variable: "", memory: &memory, lane: Lane::Oidc, stop: &stop };
         let empty = zstd::encode_all(&[][..], 1).unwrap();
         let body = Received { bytes: empty.repeat(10_000).into(), charge: Charge::default() };
         let mut inflated = std::pin::pin!(body.inflate(Encoding::Zstd, &terms));

@@ -213,6 +213,24 @@ fn status_413_names_the_limit_and_its_variable() {
 }
 
 #[test]
+fn status_413_names_the_memory_for_requests_where_that_is_less() {
+    let table = Table::with(|setup| setup.set("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", "128KiB"));
+    let text = "{\"id\":\"".to_owned() + REFUSED + &"\u{e9}".repeat(80_000);
+    let latin1: Vec<u8> = text.chars().map(|c| u8::try_from(c).unwrap()).collect();
+    let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+    std::io::Write::write_all(&mut zlib, text.as_bytes()).unwrap();
+    for upload in [
+        authorized(DEPLOYMENTS).body(&text),
+        authorized(DEPLOYMENTS).header("Content-Encoding", "deflate").body(zlib.finish().unwrap()),
+        authorized(DEPLOYMENTS).header("Content-Type", "text/plain; charset=latin1").body(latin1),
+    ] {
+        let answer = table.refused(413, upload).text();
+        assert!(answer.contains("131072") && answer.contains("\"ENV0_S3_LOG_MAX_INFLIGHT_BYTES\""), "{answer}");
+    }
+    table.finish();
+}
+
+#[test]
 fn status_413_for_a_body_that_inflates_over_the_limit() {
     let table = Table::new();
     let long_body = format!("{}\n", refused_event()).repeat(100_000);
