@@ -108,6 +108,18 @@ pub struct Config {
     pub network: Network,
 }
 
+impl Config {
+    /// Whether a token that a client hands over can be let in: one that no configured subject or organization fits is refused.
+    pub fn takes_hand_overs(&self) -> bool {
+        !self.oidc_subjects.is_empty() || !self.oidc_organization_ids.is_empty()
+    }
+
+    /// Whether `log_type` is pulled.
+    pub fn pulls(&self, log_type: LogType) -> bool {
+        self.pull.as_ref().is_some_and(|pull| pull.types.contains(&log_type))
+    }
+}
+
 /// What is pulled from env0's API, and with which key.
 #[derive(Debug, Clone)]
 pub struct Pull {

@@ -81,6 +81,7 @@ impl Reader {
             }
         }
         self.warnings.extend(unread::warning(&foreign, &given));
+        self.tell_examples(&given);
         self.shown = given.iter().map(|(name, value)| (*name, shown(name, value))).collect();
         for (name, value) in &given {
             if let Some(problem) = slips::not_meant(value) {

@@ -12,7 +12,7 @@ use crate::batch::LogType;
 
 /// The least that a daemon starts with.
 const LEAST: &[(&str, &str)] = &[
-    ("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::111122223333:role/env0-logs"),
+    ("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::111122223333:role/logs"),
     ("ENV0_S3_LOG_BUCKET_NAME", "logs"),
     ("ENV0_S3_LOG_AWS_REGION", "eu-central-1"),
     ("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", "51d48700-4aee-5a5d-a8a5-27a5c1471ac6"),

@@ -12,8 +12,6 @@ const CLOUDWATCH_PREFIX: &str = "ENV0_CLOUDWATCH_";
 pub enum Need {
     /// Nothing starts without it.
     Required,
-    /// One of several ways to meet a rule: the one that `config/example.env` shows.
-    Suggested,
     /// There is a default, or nothing is done without it.
     Optional,
 }
@@ -89,14 +87,11 @@ pub const VARIABLES: &[Variable] = &[
         "auth0|0123456789abcdef",
         "Comma-separated `sub` values whose tokens are let in",
     ),
-    Variable {
-        need: Need::Suggested,
-        ..optional(
-            "ENV0_S3_LOG_OIDC_ORGANIZATION_ID",
-            "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9",
-            "Comma-separated ids of the env0 organizations whose tokens are let in",
-        )
-    },
+    optional(
+        "ENV0_S3_LOG_OIDC_ORGANIZATION_ID",
+        "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9",
+        "Comma-separated ids of the env0 organizations whose tokens are let in",
+    ),
     defaulted(
         "ENV0_S3_LOG_ALLOW_HTTP",
         "false",
@@ -191,7 +186,7 @@ pub const VARIABLES: &[Variable] = &[
     ),
     optional(
         "ENV0_API_KEY_ID",
-        "my-api-key-id",
+        "abcdefgh12345678",
         "Id of an env0 API key; with its secret, the daemon pulls from env0's API",
     ),
     optional(
@@ -199,7 +194,7 @@ pub const VARIABLES: &[Variable] = &[
         "/run/secrets/env0-api-key-id",
         "A file that holds that id; read again on SIGHUP and after a 401",
     ),
-    secret("ENV0_API_KEY_SECRET", "my-api-key-secret", "Secret of that API key"),
+    secret("ENV0_API_KEY_SECRET", "the-secret-that-env0-showed-once", "Secret of that API key"),
     optional(
         "ENV0_API_KEY_SECRET_FILE",
         "/run/secrets/env0-api-key-secret",
@@ -313,9 +308,12 @@ pub fn help_text() -> String {
 /// What `config/example.env` holds.
 pub fn example_env() -> String {
     let mut text = String::from(
-        "# Every variable of env0-s3-logs. Those without a # in front are needed (the organization's id to take pushed events\n\
-         # only); the others show their default, or an example where there is none. Sizes: 500000, 64MiB, 10GiB.\n\
-         # Durations: 3600 (seconds), 90s, 5m, 2h. To pull, set ENV0_API_KEY_ID and ENV0_API_KEY_SECRET.\n",
+        "# Every variable of env0-s3-logs. Those without a # in front are always needed, and so is one of these two ways:\n\
+         # - To pull, set ENV0_API_KEY_ID and ENV0_API_KEY_SECRET. Nothing listens for events then.\n\
+         # - To take pushed events, set ENV0_S3_LOG_OIDC_ORGANIZATION_ID or ENV0_S3_LOG_INGEST_TOKEN_FILE. Each opens the port\n\
+         #   of ENV0_S3_LOG_LISTEN_ADDR and lets in whoever has such a token, also beside a pull.\n\
+         # The others show their default, or an example where there is none. Sizes: 500000, 64MiB, 10GiB. Durations: 3600\n\
+         # (seconds), 90s, 5m, 2h.\n",
     );
     for variable in VARIABLES {
         let comment = if variable.need == Need::Optional { "#" } else { "" };

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use super::Reader;
-use crate::config::{Config, values};
+use super::{Given, Reader};
+use crate::config::{Config, values, variables};
 
 /// Most events are longer.
 const SMALL_EVENT_BYTES: usize = 1024;
@@ -13,8 +13,35 @@ const SMALL_EVENT_BYTES: usize = 1024;
 const LONG_AGE: Duration = Duration::from_secs(3600);
 /// The targets of this project's own log lines begin with it.
 const OWN_TARGET: &str = "env0_s3_logs";
+/// Variables of which nobody's own value is the example that the documents show.
+const NEVER_THE_EXAMPLE: [&str; 9] = [
+    "ENV0_S3_LOG_ROLE_ARN",
+    "ENV0_S3_LOG_BUCKET_NAME",
+    "ENV0_S3_LOG_OIDC_SUBJECT",
+    "ENV0_S3_LOG_OIDC_ORGANIZATION_ID",
+    "ENV0_S3_LOG_EXPECTED_BUCKET_OWNER",
+    "ENV0_API_KEY_ID",
+    "ENV0_API_KEY_SECRET",
+    "ENV0_S3_LOG_PULL_ORGANIZATION_ID",
+    "ENV0_CLOUDWATCH_ROLE_ARN",
+];
 
 impl Reader {
+    /// Warns of variables that still have the example of the documents, by their names.
+    pub(super) fn tell_examples(&mut self, given: &Given) {
+        let is_example = |name: &str| {
+            let example = variables::find(name).map(|variable| variable.example);
+            example.is_some() && example == given.get(name).map(String::as_str)
+        };
+        let left: Vec<_> = NEVER_THE_EXAMPLE.into_iter().filter(|name| is_example(name)).collect();
+        if !left.is_empty() {
+            self.warnings.push(format!(
+                "{}: still the example that the documents show; put your own value in its place",
+                left.join(", ")
+            ));
+        }
+    }
+
     /// Warns of values that can hardly work, and drops a log filter that would silence all lines. `config` has been judged.
     pub(super) fn advise(&mut self, config: &mut Config) {
         let sizes = [

@@ -306,3 +306,19 @@ fn each_token_that_the_documents_print_is_refused() {
         assert!(with(&[("ENV0_S3_LOG_INGEST_TOKEN", token)]).is_err(), "{token}");
     }
 }
+
+#[test]
+fn an_example_of_the_readme_that_was_left_in_is_warned_of_by_name() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let section = |heading: &str| readme.split_once(heading).unwrap().1.split("\n### Push").next().unwrap();
+    let exports = section("\n## Your bucket").lines().filter_map(|line| line.trim().strip_prefix("export "));
+    let left: Vec<_> = exports.filter_map(|line| line.split_once('=')).collect();
+    assert_eq!(left.len(), 5, "{left:?}");
+    let warnings = read(&left).unwrap().warnings;
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    for (name, value) in left {
+        // The region may well be one's own.
+        assert_eq!(warnings[0].contains(name), name != "ENV0_S3_LOG_AWS_REGION", "{warnings:?}");
+        assert!(!warnings[0].contains(value), "{warnings:?}");
+    }
+}

@@ -3,7 +3,7 @@
 use super::*;
 
 pub(super) const CLOUDWATCH: [(&str, &str); 2] = [
-    ("ENV0_CLOUDWATCH_ROLE_ARN", "arn:aws:iam::111122223333:role/env0-cloudwatch"),
+    ("ENV0_CLOUDWATCH_ROLE_ARN", "arn:aws:iam::111122223333:role/cloudwatch"),
     ("ENV0_CLOUDWATCH_AWS_REGION", "eu-west-1"),
 ];
 
