@@ -83,6 +83,7 @@ def merged(*parts):
 
 
 def helm(*arguments, values=None):
+    values = merged({"image": {"repository": "env0-s3-logs"}}, values) if values is not None else None
     return subprocess.run(
         ["helm", *map(str, arguments), *(["-f", "-"] if values is not None else [])],
         input=json.dumps(values) if values is not None else None,
@@ -276,6 +277,15 @@ class Chart(unittest.TestCase):
             ({"ingestTokensSecret": "tokens", "config": {"ENV0_S3_LOG_AWS_REGION": "x"}}, "ENV0_S3_LOG_ROLE_ARN"),
             (merged(good, {"image": {"digest": "abc"}}), "digest"),
             ({"config": CONFIG}, "apiKeySecret"),
+            (merged(good, {"image": {"repository": ""}}), "image.repository: needed"),
+            (merged(good, {"config": {"ENV0_S3_LOG_AWS_REGION": "Ireland"}}), "ENV0_S3_LOG_AWS_REGION=Ireland: expected a region's code"),
+            (merged(good, {"config": {"ENV0_S3_LOG_AWS_REGION": "eu-west-1a"}}), "ENV0_S3_LOG_AWS_REGION=eu-west-1a"),
+            (merged(good, {"config": {"ENV0_S3_LOG_BUCKET_NAME": "s3://logs"}}), "ENV0_S3_LOG_BUCKET_NAME=s3://logs"),
+            (merged(good, {"config": {"ENV0_S3_LOG_ROLE_ARN": "env0-logs"}}), "ENV0_S3_LOG_ROLE_ARN=env0-logs"),
+            (
+                {"config": CONFIG | {"ENV0_S3_LOG_PULL": "none"}, "apiKeySecret": "key"},
+                "apiKeySecret and config.ENV0_S3_LOG_PULL=none",
+            ),
             (merged(good, {"podToken": {"enabled": True}, "oidcTokenSecret": "oidc"}), "podToken.enabled and oidcTokenSecret"),
             (merged(good, {"storage": {"size": "10Gi"}}), "storage.size=10Gi"),
             (merged(good, {"storage": {"size": "10G"}}), "ENV0_S3_LOG_SPOOL_MAX_BYTES=10GiB"),
@@ -333,6 +343,43 @@ class Chart(unittest.TestCase):
         self.assertTrue(outputs)
         self.assertEqual(outputs - known, set())
 
+    def test_a_store_elsewhere_may_have_names_that_aws_has_not(self):
+        names = {"ENV0_S3_LOG_ROLE_ARN": "arn:aws:iam::tenant1:role/x", "ENV0_S3_LOG_BUCKET_NAME": "My_Bucket", "ENV0_S3_LOG_AWS_REGION": "RegionOne"}
+        store = {"AWS_ENDPOINT_URL": "https://store.example.com"}
+        template({"config": names | store, "ingestTokensSecret": "tokens"})
+
+    def notes(self, values):
+        outcome = helm("install", "env0-s3-logs", CHART, "-n", NAMESPACE, "--dry-run=client", values=values)
+        self.assertEqual(outcome.returncode, 0, outcome.stderr)
+        return re.sub(r"\s+", " ", outcome.stdout.split("\nNOTES:\n")[1])
+
+    def test_the_notes_tell_what_has_no_effect_and_what_would_be_stored_twice(self):
+        pulls, takes = {"config": CONFIG, "apiKeySecret": "key"}, {"ingestTokensSecret": "tokens"}
+        self.assertIn("replicas=3 has no effect", self.notes(pulls | {"replicas": 3}))
+        self.assertNotIn("has no effect", self.notes(pulls | takes | {"replicas": 3}))
+        self.assertIn("This release pulls env0-audits,env0-deployments, and senders", self.notes(pulls | takes))
+        self.assertNotIn("twice", self.notes(pulls))
+
+    def test_the_notes_tell_only_of_ways_by_which_a_token_can_come(self):
+        by_record, by_hand = "one in the record of a deployment", "has handed its OIDC token over"
+        trusting, audits_alone = {"config": ORGANIZATION}, {"config": {"ENV0_S3_LOG_PULL": "env0-audits"}}
+        pulls, takes = {"config": CONFIG, "apiKeySecret": "key"}, {"config": CONFIG, "ingestTokensSecret": "tokens"}
+        none, remedy = "No token for AWS comes to this release", "config.ENV0_S3_LOG_OIDC_ORGANIZATION_ID, with which"
+        for values, said, unsaid in (
+            (pulls, (by_record, remedy), (by_hand, none)),
+            (merged(pulls, audits_alone), (none, remedy), (by_hand, by_record)),
+            (takes, (none, remedy), (by_hand, by_record)),
+            (merged(takes, trusting), (by_hand,), (none, by_record)),
+            (merged(pulls, takes), (by_record, "None comes to the others", remedy), (by_hand, none)),
+            (merged(pulls, {"podToken": {"enabled": True}}), ("The role must trust",), (by_hand, none, by_record)),
+            (merged(pulls, {"oidcTokenSecret": "oidc"}), (), (by_hand, none, by_record)),
+        ):
+            notes = self.notes(values)
+            for words in said:
+                self.assertIn(words, notes, values)
+            for words in unsaid:
+                self.assertNotIn(words, notes, values)
+
     def test_the_notes_say_the_next_command(self):
         for secrets, pods in (
             ({"apiKeySecret": "key"}, ["pull"]),
@@ -342,10 +389,6 @@ class Chart(unittest.TestCase):
             values = {"config": CONFIG, **secrets}
             outcome = helm("install", "env0-s3-logs", CHART, "-n", NAMESPACE, "--dry-run=client", values=values)
             self.assertEqual(outcome.returncode, 0, outcome.stderr)
-            # Where nobody can hand a token over, nobody is told to.
-            hands_over = "has handed its OIDC token over" in outcome.stdout
-            self.assertEqual(hands_over, "push" in pods, outcome.stdout)
-            self.assertEqual("podToken.enabled" in outcome.stdout, "push" not in pods, outcome.stdout)
             asked = re.findall(r"exec env0-s3-logs-(\w+)-0 -- env0-s3-logs check$", outcome.stdout, re.M)
             self.assertEqual(asked, pods)
 

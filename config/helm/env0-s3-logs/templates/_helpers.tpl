@@ -62,6 +62,34 @@ ENV0_S3_LOG_{{ . }}: {{ $fixed }}
 {{- end }}
 {{- end }}
 
+{{- /* What AWS's own role, bucket and region look like. A store elsewhere has names of its own, which the daemon judges. */ -}}
+{{- define "ofAws" -}}
+{{- $common := index .Values.config "AWS_ENDPOINT_URL" }}
+{{- $s3 := or $common (index .Values.config "AWS_ENDPOINT_URL_S3") }}
+{{- $sts := or $common (index .Values.config "AWS_ENDPOINT_URL_STS") }}
+{{- if not $sts }}
+ENV0_S3_LOG_ROLE_ARN:
+  pattern: '^ *arn:aws[a-z-]*:iam::[0-9]{12}:role/[^ ]+ *$'
+  words: the ARN of an IAM role, such as arn:aws:iam::111122223333:role/env0-logs
+{{- end }}
+{{- if not $s3 }}
+ENV0_S3_LOG_BUCKET_NAME:
+  pattern: '^ *[a-z0-9][a-z0-9.-]{1,61}[a-z0-9] *$'
+  words: a bucket's name alone, such as my-env0-logs
+{{- end }}
+{{- if not (and $s3 $sts) }}
+ENV0_S3_LOG_AWS_REGION:
+  pattern: '^ *[a-z][a-z0-9-]*[0-9] *$'
+  words: a region's code, not its name, such as us-east-1
+{{- end }}
+{{- end }}
+
+{{- /* "true" where the log type in `type` is pulled. */ -}}
+{{- define "pulls" -}}
+{{- $types := index .root.Values.config "ENV0_S3_LOG_PULL" | default "env0-audits,env0-deployments" }}
+{{- if and .root.Values.apiKeySecret (contains .type $types) }}true{{ end }}
+{{- end }}
+
 {{- /* The bytes of a size in Kubernetes' notation (16Gi) or the daemon's (10GiB, 10 gb); nothing for another text. */ -}}
 {{- define "bytes" -}}
 {{- $units := dict "" 0 "k" 1 "m" 2 "g" 3 "t" 4 "p" 5 }}
