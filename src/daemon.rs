@@ -134,12 +134,7 @@ impl Probe {
             phase: self.phase(),
             started_at: self.started_at,
             now: Timestamp::now(),
-            destination: DestinationStatus {
-                bucket: config.bucket_name.clone(),
-                region: config.aws_region.clone(),
-                path: config.bucket_path.clone(),
-                endpoint: config.endpoint_url_s3.clone(),
-            },
+            destination: destination(config),
             spool: SpoolStatus {
                 dir: config.spool_dir.display().to_string(),
                 bytes: spool
@@ -159,6 +154,16 @@ impl Probe {
                 ..parts.credentials.status()
             }),
         }
+    }
+}
+
+/// Where objects go.
+fn destination(config: &Config) -> DestinationStatus {
+    DestinationStatus {
+        bucket: config.bucket_name.clone(),
+        region: config.aws_region.clone(),
+        path: config.bucket_path.clone(),
+        endpoint: config.endpoint_url_s3.clone(),
     }
 }
 
@@ -253,7 +258,7 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     let puller = puller.map_err(|error| Failure::new(exit_code::CONFIG, anyhow::Error::msg(error)))?;
     let disk = Arc::new(DiskWatch::start(config.spool_dir.clone(), spool.folder(LogType::Deployments)));
     let s3 = S3::new(&config, &network, credentials.clone());
-    let bucket = BucketFacts::start(config.bucket_name.clone(), s3, credentials.clone(), stop_credentials.clone());
+    let bucket = BucketFacts::start(destination(&config), s3, credentials.clone(), stop_credentials.clone());
     let parts = Parts {
         spool: spool.clone(),
         credentials,

@@ -83,3 +83,19 @@ fn refused_connections_are_in_the_status_and_check_warns_of_them() {
     let finished = check.run("check");
     assert!(line(&finished, "[warn] daemon").contains("malformed 1"), "{}", finished.stdout);
 }
+
+#[test]
+fn a_bucket_that_is_not_where_it_should_be_is_in_the_log_before_anything_is_uploaded() {
+    let aws = LocalAws::start();
+    aws.s3.set_region(Some("ap-southeast-2"));
+    let elsewhere = Setup::new(&aws).start();
+    let told = "is in ap-southeast-2, not in eu-west-1; set ENV0_S3_LOG_AWS_REGION=ap-southeast-2";
+    wait_until("the region is told", || elsewhere.log().count("WARN", told) == 1);
+    aws.s3.set_region(Some("eu-west-1"));
+    let missing = Setup::new(&aws).set("ENV0_S3_LOG_BUCKET_NAME", "a-mistaken-name").start();
+    wait_until("the name is told", || missing.log().count("WARN", "the bucket a-mistaken-name can't be asked") == 1);
+    assert_eq!(missing.log().count("WARN", "make the bucket"), 1, "{}", missing.log().text());
+    let right = Setup::new(&aws).start();
+    wait_until("the bucket answers", || status(&right).get("bucket").is_some());
+    assert_eq!((right.log().complaints().len(), aws.s3.put_count()), (0, 0), "{}", right.log().text());
+}
