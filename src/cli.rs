@@ -12,6 +12,7 @@ use crate::assembly::Files;
 use crate::check::{self, CheckOptions};
 use crate::config::{self, Config, ConfigErrors, Loaded, Purpose};
 use crate::drain::{self, DrainOptions};
+use crate::ingest::opened_beside_a_pull;
 use crate::network::Network;
 use crate::verify::{self, VerifyOptions};
 use crate::{daemon, exit_code, telemetry, volume};
@@ -113,7 +114,8 @@ fn run() -> u8 {
         }
     };
     let weaknesses = volume::weaknesses(&loaded.config.spool_dir);
-    for warning in loaded.unknown.iter().chain(&loaded.warnings).chain(&weaknesses) {
+    let both_ways = opened_beside_a_pull(&loaded.config);
+    for warning in loaded.unknown.iter().chain(&loaded.warnings).chain(&both_ways).chain(&weaknesses) {
         tracing::warn!("{warning}");
     }
     match in_runtime(daemon::run(loaded.config, files)) {

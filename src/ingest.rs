@@ -3,6 +3,7 @@
 
 mod append;
 pub mod auth;
+mod both_ways;
 mod inflate;
 pub mod memory;
 mod meters;
@@ -27,6 +28,8 @@ use crate::batch::{BatchName, ByType, LogType, object_key};
 use crate::config::Config;
 use crate::http::listener::Guest;
 use crate::ingest::auth::{AuthError, Authenticator, Identity, OIDC_TOKEN_HEADER};
+use crate::ingest::both_ways::BothWays;
+pub use crate::ingest::both_ways::opened_beside_a_pull;
 use crate::ingest::memory::{Charge, HOLD, Lane, Memory};
 use crate::ingest::meters::IngestMeters;
 use crate::ingest::receive::{Received, Terms};
@@ -81,6 +84,7 @@ pub struct Ingest {
     default_type: LogType,
     bucket_path: String,
     last_keys: ByType<Mutex<LastKey>>,
+    both_ways: BothWays,
     meters: IngestMeters,
     draining: AtomicBool,
     stop_bodies: CancellationToken,
@@ -124,6 +128,7 @@ impl Ingest {
             default_type: config.default_type,
             bucket_path: config.bucket_path.clone(),
             last_keys: Default::default(),
+            both_ways: BothWays::new(config),
             meters: IngestMeters::new(),
             draining: AtomicBool::new(false),
             stop_bodies: CancellationToken::new(),
@@ -242,6 +247,7 @@ impl Ingest {
         }
         let (lines, held) = self.parse(sender, decided, lane, received).await?;
         *log_type = Some(main_type(&lines));
+        self.both_ways.look(identity, protocol, &lines);
         Ok(Taken::Events(lines, held))
     }
 

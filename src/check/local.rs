@@ -14,6 +14,7 @@ use crate::assembly::{Files, spool_settings};
 use crate::batch::{self, LogType, SpoolName};
 use crate::config::{Config, ConfigErrors, Loaded};
 use crate::exit_code::{CANT_BIND, CANT_CREATE, CONFIG, IO, UNAVAILABLE};
+use crate::ingest::opened_beside_a_pull;
 use crate::spool::disk::{Disk, OsDisk};
 use crate::spool::manifest::{Lock, Manifest, ManifestError};
 use crate::spool::{self, home};
@@ -67,6 +68,8 @@ pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {
         None => Step::skipped(DAEMON, format!("none answers at {}", config.admin_addr)),
     };
     let mut steps = files(config);
+    let both_ways = opened_beside_a_pull(config);
+    steps.extend(both_ways.map(|told| Step::warn("pull-alone", told, "see config/README.md#pulling-from-env0s-api")));
     steps.push(clock());
     steps.push(running);
     steps.extend(daemon.into_iter().flat_map(|status| other_settings(config, status)));

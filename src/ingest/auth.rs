@@ -23,7 +23,7 @@ use crate::http::listener::Guest;
 use crate::metric_table;
 use crate::oidc::{OidcToken, Verifier, VerifyError, looks_like_jwt};
 use token_file::{StaticToken, TokenFile};
-pub use token_file::{TokenFileError, token_file_problem};
+pub use token_file::{TokenFileError, token_file_problem, token_file_types};
 
 /// Where an OIDC token travels beside other credentials.
 pub const OIDC_TOKEN_HEADER: HeaderName = HeaderName::from_static("x-env0-oidc-token");

@@ -9,6 +9,7 @@ mod local_aws;
 mod local_env0;
 
 mod backlog;
+mod both_ways;
 mod browsers;
 mod check;
 mod check_beside;

@@ -46,6 +46,12 @@ pub fn token_file_problem(config: &Config) -> Option<TokenFileError> {
     load(path, Change::Replaced).err()
 }
 
+/// The log type of each token in the file, `None` for a token of all; nothing where the file can't be used.
+pub fn token_file_types(path: &Path) -> Vec<Option<LogType>> {
+    let tokens = load(path, Change::Replaced);
+    tokens.map(|tokens| tokens.iter().map(|token| token.log_type).collect()).unwrap_or_default()
+}
+
 /// A token that an operator gave out. Only its digest is kept.
 #[derive(Clone)]
 pub(super) struct StaticToken {
