@@ -1,5 +1,6 @@
 //! `check`: configuration, spool, token, STS, bucket; one verdict a step, with the likely cause and the remedy.
 
+mod beside;
 mod cloudwatch;
 mod local;
 mod online;
@@ -47,9 +48,8 @@ pub async fn run(loaded: Result<Loaded, ConfigErrors>, options: CheckOptions) ->
             Ok(network) => {
                 let (tokens, problems) = credentials::own_tokens(&config, &network).await;
                 let newest = tokens.into_iter().max_by_key(|token| token.expires_at);
-                let failed = pulled.steps.iter().any(|step| step.verdict == Verdict::Fail);
-                let pull_brings_one = if pulled.token || !failed { Some(pulled.token) } else { None };
-                let own = online::Own { network, newest, problems, pull_brings_one };
+                let pull_fails = pulled.steps.iter().any(|step| step.verdict == Verdict::Fail);
+                let own = online::Own { network, newest, problems, of_record: pulled.token, pull_fails };
                 steps.extend(online::steps(&config, &own, daemon.as_ref(), options.write).await);
                 steps.extend(cloudwatch::steps(&config, &own, daemon.as_ref(), options.write).await);
             }

@@ -31,7 +31,7 @@ pub use role::{Role, Service};
 use session::Clock;
 pub use session::Session;
 use sources::Sources;
-pub use status::HAND_OVER;
+pub use status::ways_to_a_token;
 use status::{Phase, refusal_causes};
 use sts::Sts;
 
@@ -56,6 +56,8 @@ struct Inner {
     role: Role,
     sts: Sts,
     sources: Sources,
+    /// See [`ways_to_a_token`].
+    ways_to_a_token: String,
     state: Mutex<State>,
     session: watch::Sender<Option<Arc<Session>>>,
     wake: Notify,
@@ -129,9 +131,10 @@ impl Credentials {
             token.map(|token| candidates.add(token, clock()));
         }
         let credentials = Credentials(Arc::new(Inner {
-            sts: Sts::new(clock.clone(), role.clone(), config.endpoint_url_sts.as_deref(), network, instance_id),
+            sts: Sts::new(clock.clone(), role.clone(), config, network, instance_id),
             clock,
             sources: Sources::new(config, network),
+            ways_to_a_token: ways_to_a_token(config),
             state: Mutex::new(State {
                 candidates,
                 phase: Phase::Starting,
@@ -244,7 +247,7 @@ impl Credentials {
         };
         let (waits_for, remedy) = match phase {
             Phase::Starting | Phase::Holding => (None, None),
-            Phase::NoToken => (Some(no_token(&state, now)), Some(HAND_OVER.to_owned())),
+            Phase::NoToken => (Some(no_token(&state, now)), Some(self.0.ways_to_a_token.clone())),
             Phase::Refused => (
                 Some("a token or a trust policy that STS accepts".to_owned()),
                 Some(refusal_causes(self.0.role.service)),
@@ -450,8 +453,9 @@ impl Inner {
         match (state.phase, &state.last_error) {
             (Phase::NoToken, _) => tracing::warn!(
                 session.expires_at = until,
-                "{prefix}waiting for {}; {meanwhile}; {HAND_OVER}",
-                no_token(state, (self.clock)())
+                "{prefix}waiting for {}; {meanwhile}; {}",
+                no_token(state, (self.clock)()),
+                self.ways_to_a_token
             ),
             (Phase::Refused, Some(error)) => tracing::error!(
                 session.expires_at = until,

@@ -14,7 +14,7 @@ use crate::batch::LogType;
 use crate::chain::SigningKey;
 use crate::cloudwatch::lane::Lanes;
 use crate::config::{self, Config};
-use crate::credentials::{Credentials, HAND_OVER};
+use crate::credentials::{Credentials, ways_to_a_token};
 use crate::exit_code;
 use crate::network::Network;
 use crate::spool::disk::OsDisk;
@@ -101,12 +101,12 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
         }
         let (now, status) = (Instant::now(), credentials.status());
         let token_can_come = config.oidc_token_file.is_some() || config.oidc_token_url.is_some();
-        if !token_can_come && credentials.session().is_none() && status.remedy.as_deref() == Some(HAND_OVER) {
-            let or = match config.pull {
-                Some(_) => {
+        if !token_can_come && credentials.session().is_none() && status.remedy == Some(ways_to_a_token(&config)) {
+            let or = match config.pulls(LogType::Deployments) {
+                true => {
                     ", or start the daemon, which takes one from a deployment's record where env0 has filled that in, and sends all of it (if the start asks for this drain, because bucket or region have changed: run drain --to-configured first; it ends as now, and the start works then)"
                 }
-                None => "",
+                false => "",
             };
             let error = anyhow::anyhow!(
                 "drain waits for {} and nothing is configured that could bring one; set ENV0_OIDC_TOKEN, ENV0_S3_LOG_OIDC_TOKEN_FILE or ENV0_S3_LOG_OIDC_TOKEN_URL (drain has no listener that takes one, and doesn't pull){or}; {batches} batches with {events} events are still in the spool, and safe there",

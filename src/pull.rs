@@ -36,7 +36,7 @@ use crate::batch::{ByType, LogType};
 use crate::config::{self, Config};
 use crate::credentials::Credentials;
 use crate::network::Network;
-use crate::oidc::Verifier;
+use crate::oidc::{IssuerError, Verifier};
 use crate::protocols::body::Limits;
 pub use crate::pull::ahead::ahead_of;
 pub use crate::pull::alone::pulled_by_another;
@@ -390,19 +390,29 @@ impl Parts {
         tracing::info!(log_type = %log_type, organization, "{what}");
     }
 
-    /// Judges tokens in the records. Without a configured subject or organization, tokens of the pulled organization are
-    /// accepted.
+    /// Judges tokens in the records, and tells of those that it refuses where the daemon's own verifier does.
     fn hand_over(&self, organization: &str) -> HandOver {
-        if !self.config.oidc_subjects.is_empty() || !self.config.oidc_organization_ids.is_empty() {
+        if self.config.takes_hand_overs() {
             return self.hand_over.clone();
         }
-        let config = Config { oidc_organization_ids: vec![organization.to_owned()], ..self.config.clone() };
-        match Verifier::new(&config, &self.network) {
+        match verifier_of_records(&self.config, &self.network, organization) {
             Ok(verifier) => HandOver { verifier, ..self.hand_over.clone() },
             // This can't happen: the daemon's own verifier was made from the same settings.
             Err(_) => self.hand_over.clone(),
         }
     }
+}
+
+/// Judges the tokens in the records of `organization`. Without a configured subject or organization, those of the pulled
+/// organization are accepted.
+///
+/// # Errors
+/// The issuer's address can't be used.
+pub fn verifier_of_records(config: &Config, network: &Network, organization: &str) -> Result<Verifier, IssuerError> {
+    if config.takes_hand_overs() {
+        return Verifier::new(config, network);
+    }
+    Verifier::new(&Config { oidc_organization_ids: vec![organization.to_owned()], ..config.clone() }, network)
 }
 
 /// A pull of either log type.

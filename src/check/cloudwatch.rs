@@ -1,5 +1,6 @@
 //! The steps that try CloudWatch Logs, where it is configured; or, without a token of their own, the running daemon's word.
 
+use super::beside;
 use super::online::{self, Own};
 use super::report::Step;
 use crate::batch::LogType;
@@ -18,15 +19,15 @@ const MESSAGE: &str = "{\"check\":\"env0-s3-logs\"}";
 
 pub(super) async fn steps(config: &Config, own: &Own, daemon: Option<&Status>, write: bool) -> Vec<Step> {
     let Some(cloudwatch) = &config.cloudwatch else { return Vec::new() };
-    let Own { network, newest, .. } = own;
-    let token = match (newest, daemon) {
+    let network = &own.network;
+    let token = match (own.token(daemon, write), daemon) {
         (Some(token), None) => token,
         (Some(token), Some(_)) if !online::has_ended(token) => token,
         (_, Some(status)) => return of_daemon(status),
         (None, None) => return vec![Step::skipped(SESSION, "there is no token")],
     };
     let role = Role::of_cloudwatch(cloudwatch);
-    let credentials = online::with_a_session(&role, config, network).await;
+    let credentials = online::with_a_session(&role, token, config, network).await;
     let mut steps = vec![online::exchange(SESSION, &role, &token.claims(), &credentials, config)];
     if credentials.session().is_none() {
         return steps;
@@ -61,7 +62,7 @@ fn of_daemon(status: &Status) -> Vec<Step> {
             None => Step::skipped(GROUP, format!("the running daemon has written nothing to {} yet", of.group)),
         },
     };
-    let session = online::daemon_sts(SESSION, Some(&cloudwatch.credentials));
+    let session = beside::daemon_sts(SESSION, Some(&cloudwatch.credentials));
     std::iter::once(session).chain(cloudwatch.types.iter().map(group)).collect()
 }
 

@@ -77,7 +77,7 @@ pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {
     if daemon.is_none() {
         steps.push(addresses(config));
     }
-    steps.extend([spool_dir(&config.spool_dir), lock(&config.spool_dir, daemon), manifest(config), disk(config)]);
+    steps.extend([spool_dir(&config.spool_dir), lock(config, daemon), manifest(config), disk(config)]);
     steps
 }
 
@@ -297,17 +297,32 @@ impl Drop for Probe {
     }
 }
 
-fn lock(dir: &Path, daemon: Option<&Status>) -> Step {
+/// Whether a start could have the spool, or the running daemon has it.
+fn lock(config: &Config, daemon: Option<&Status>) -> Step {
     const NAME: &str = "lock";
-    match (Lock::holder(dir), daemon) {
-        (Ok(None), _) => Step::ok(NAME, "no process uses the spool"),
-        (Ok(Some(holder)), Some(_)) => Step::ok(NAME, format!("the running daemon (process {holder}) uses the spool")),
-        (Ok(Some(holder)), None) => Step::warn(
+    let dir = &config.spool_dir;
+    // The instance, too: the same folder can be reached by more than one path.
+    let instance = || Manifest::read(&OsDisk, dir).ok().flatten().map(|manifest| manifest.instance);
+    let is_its_spool = |status: &Status| {
+        status.spool.dir == dir.display().to_string() || instance().is_some_and(|instance| instance == status.instance)
+    };
+    match Lock::holder(dir) {
+        Ok(None) => Step::ok(NAME, "no process uses the spool"),
+        Ok(Some(holder)) if daemon.is_some_and(is_its_spool) => {
+            Step::ok(NAME, format!("the running daemon (process {holder}) uses the spool"))
+        }
+        Ok(Some(holder)) => Step::fail(
             NAME,
-            format!("process {holder} uses the spool, and no daemon answers at ENV0_S3_LOG_ADMIN_ADDR"),
-            "run check with the daemon's own variables, or end that process before a start",
+            CANT_CREATE,
+            format!(
+                "process {holder} uses the spool, and is not the daemon that would answer at ENV0_S3_LOG_ADMIN_ADDR={}: a \
+                 start would be refused",
+                config.admin_addr
+            ),
+            "if that process is the daemon, run check with its own variables; else end it, or set another \
+             ENV0_S3_LOG_SPOOL_DIR",
         ),
-        (Err(error), _) => {
+        Err(error) => {
             let detail = format!("the lock of {} can't be read: {error}", dir.display());
             Step::fail(NAME, CANT_CREATE, detail, volume::remedy(dir, &error))
         }

@@ -3,19 +3,24 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::report::Step;
 use crate::batch::LogType;
 use crate::config::{self, Config};
+use crate::credentials::ways_to_a_token;
 use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
 use crate::network::{Network, way_out};
+use crate::oidc::{OidcToken, Source, VerifyError};
 use crate::pull::api::pages::PageSize;
 use crate::pull::api::{Api, ApiError, Endpoint, ErrorKind, List};
 use crate::pull::{
-    Environment, ahead_of, begun_too_late, environments, explained, followed, foreign, organizations, pulled_by_another,
+    Environment, ahead_of, begun_too_late, environments, explained, followed, foreign, organizations,
+    pulled_by_another, verifier_of_records,
 };
 use crate::status::{Status, Timestamp};
 
@@ -30,23 +35,22 @@ const LIMIT_A_MINUTE: u64 = 1000;
 #[derive(Default)]
 pub(super) struct Pulled {
     pub(super) steps: Vec<Step>,
-    /// A deployment's record has an OIDC token, which the pull takes for AWS.
-    pub(super) token: bool,
+    /// The OIDC token in a deployment's record, as the pull would take it for AWS, or the step that says why it wouldn't.
+    pub(super) token: Option<Result<OidcToken, Step>>,
 }
 
 impl From<Step> for Pulled {
     fn from(step: Step) -> Pulled {
-        Pulled { steps: vec![step], token: false }
+        Pulled { steps: vec![step], token: None }
     }
 }
 
 /// `daemon` is what the running daemon tells, if one runs.
 pub(super) async fn steps(config: &Config, daemon: Option<&Status>) -> Pulled {
     let Some(pull) = &config.pull else { return Pulled::default() };
-    let api =
-        Network::new(&config.network).map_err(|error| error.to_string()).and_then(|network| Api::new(pull, &network));
-    let api = match api {
-        Ok(api) => api,
+    let network = Network::new(&config.network).map_err(|error| error.to_string());
+    let (api, network) = match network.and_then(|network| Ok((Api::new(pull, &network)?, network))) {
+        Ok(made) => made,
         Err(error) => return Step::fail(KEY, CONFIG, error, "correct the variable").into(),
     };
     let (seen, bad) = match organizations(&api).await {
@@ -61,7 +65,7 @@ pub(super) async fn steps(config: &Config, daemon: Option<&Status>) -> Pulled {
         [] => followed(&api, seen.clone(), &BTreeSet::new()),
         configured => (configured.to_vec(), None),
     };
-    let mut token = false;
+    let mut token = None;
     let mut steps = vec![Step::ok(KEY, format!("{} is known to env0; it sees {}", pull.key_id, seen.join(", ")))];
     steps.extend(bad.into_iter().chain(too_many).map(|error| failed(KEY, &error)));
     for id in &ids {
@@ -69,9 +73,11 @@ pub(super) async fn steps(config: &Config, daemon: Option<&Status>) -> Pulled {
             steps.push(audits(&api, id).await);
         }
         if pull.types.contains(&LogType::Deployments) {
-            let of_type = deployments(&api, id, pull).await;
-            steps.extend(of_type.steps);
-            token |= of_type.token;
+            let (of_type, in_record) = deployments(&api, id, pull).await;
+            steps.extend(of_type);
+            if let Some(in_record) = in_record.filter(|_| !matches!(token, Some(Ok(_)))) {
+                token = Some(judge_token(config, &network, id, &in_record).await);
+            }
         }
         steps.push(forwarding(&api, id).await);
         steps.extend(pulled_twice(config, pull, id, daemon));
@@ -158,7 +164,41 @@ async fn audits(api: &Api, organization: &str) -> Step {
     }
 }
 
-/// A deployment's record, of which only the presence of a token is looked at.
+/// Judges the token in a record as the pull does.
+async fn judge_token(
+    config: &Config,
+    network: &Network,
+    organization: &str,
+    in_record: &SecretString,
+) -> Result<OidcToken, Step> {
+    const NAME: &str = "token";
+    let now = crate::batch::now();
+    let ended = OidcToken::own(in_record.expose_secret(), Source::Record).and_then(|token| token.expires_at);
+    if let Some(end) = ended.filter(|end| *end <= now) {
+        let detail = format!("the token in the latest deployment's record ended at {}", Timestamp(end));
+        let remedy = format!("run a deployment in env0: the pull takes its token; or {}", ways_to_a_token(config));
+        return Err(Step::warn(NAME, detail, remedy));
+    }
+    let verifier = verifier_of_records(config, network, organization)
+        .map_err(|error| Step::fail(NAME, CONFIG, error.to_string(), "correct the variable"))?;
+    match verifier.verify(in_record.expose_secret(), now).await {
+        Ok(mut token) => {
+            token.source = Source::Record;
+            Ok(token)
+        }
+        Err(VerifyError::Refused(refusal)) => {
+            let found = refusal.found.as_ref().map(|found| format!(" (it is {found})")).unwrap_or_default();
+            let detail = format!("the pull refuses the token in the latest deployment's record: {refusal}{found}");
+            Err(Step::fail(NAME, DENIED, detail, format!("bring a token another way: {}", ways_to_a_token(config))))
+        }
+        Err(VerifyError::Unavailable(words)) => {
+            let detail = format!("the token in the latest deployment's record can't be verified: {words}");
+            Err(Step::fail(NAME, UNAVAILABLE, detail, way_out(&config.network, &words, "the issuer")))
+        }
+    }
+}
+
+/// A deployment's record, of which only the token is looked at.
 #[derive(Deserialize)]
 struct Deployment {
     id: String,
@@ -169,13 +209,16 @@ struct Deployment {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Variables {
-    oidc_token: Option<IgnoredAny>,
+    oidc_token: Option<Value>,
 }
 
 impl Deployment {
     /// env0 documents the token, but need not fill it in.
-    fn has_token(&self) -> bool {
-        self.variables.as_ref().is_some_and(|variables| variables.oidc_token.is_some())
+    fn take_token(&mut self) -> Option<SecretString> {
+        match self.variables.take()?.oidc_token? {
+            Value::String(token) => Some(token.into()),
+            _ => None,
+        }
     }
 }
 
@@ -198,19 +241,20 @@ struct Round {
     took: Duration,
 }
 
-async fn deployments(api: &Api, organization: &str, pull: &config::Pull) -> Pulled {
+/// The steps, and the token in the latest deployment's record.
+async fn deployments(api: &Api, organization: &str, pull: &config::Pull) -> (Vec<Step>, Option<SecretString>) {
     let started = Instant::now();
     let round = match environments(api, organization).await {
         Ok((environments, requests)) => Round { environments, requests, took: started.elapsed() },
-        Err(error) => return failed(ENVIRONMENTS, &explained(api, organization, error).await).into(),
+        Err(error) => return (vec![failed(ENVIRONMENTS, &explained(api, organization, error).await)], None),
     };
     let of_round = judge(&round, organization, pull.interval);
-    let mut token = false;
+    let mut token = None;
     let of_logs = match try_logs(api, &round.environments, &mut token).await {
         Ok(tried) => Step::ok(LOGS, format!("{organization}: {tried}")),
         Err(error) => failed(LOGS, &explained(api, organization, error).await),
     };
-    Pulled { steps: vec![of_round, of_logs], token }
+    (vec![of_round, of_logs], token)
 }
 
 /// How long a round takes, and what part of env0's limit.
@@ -235,9 +279,13 @@ fn judge(round: &Round, organization: &str, interval: Duration) -> Step {
     Step::ok(ENVIRONMENTS, detail)
 }
 
-/// Asks for one environment's deployments, for the steps of the latest, and for the log of one step. Sets `token` where
-/// the latest deployment's record has one.
-async fn try_logs(api: &Api, environments: &[Environment], token: &mut bool) -> Result<String, ApiError> {
+/// Asks for one environment's deployments, for the steps of the latest, and for the log of one step. Sets `token` to the one
+/// in the latest deployment's record.
+async fn try_logs(
+    api: &Api,
+    environments: &[Environment],
+    token: &mut Option<SecretString>,
+) -> Result<String, ApiError> {
     let deployed = environments.iter().find(|environment| environment.is_deployed);
     let Some(environment) = deployed.or(environments.first()) else {
         return Ok("there is no environment yet, so no log was tried".to_owned());
@@ -245,13 +293,13 @@ async fn try_logs(api: &Api, environments: &[Environment], token: &mut bool) -> 
     let path = ["environments", &*environment.id, "deployments"];
     let (answer, _) = api.page(Endpoint::Deployments, &path, &[("offset", "0")], &PageSize::between(1, 1)).await?;
     let latest: Vec<Deployment> = answer.parse()?;
-    let Some(latest) = latest.first() else {
+    let Some(mut latest) = latest.into_iter().next() else {
         return Ok("deployments are readable; there is none yet, so no log was tried".to_owned());
     };
-    *token = latest.has_token();
-    let words = match *token {
-        true => "its record has an OIDC token, so the pull brings its own",
-        false => "its record has no OIDC token, so it has to come another way",
+    *token = latest.take_token();
+    let words = match token {
+        Some(_) => "its record has an OIDC token, which the pull takes",
+        None => "its record has no OIDC token, so it has to come another way",
     };
     let steps = api.get(Endpoint::Steps, &["deployments", &latest.id, "steps"], &[]).await?.parse::<Vec<LogStep>>()?;
     let Some(step) = steps.iter().find(|step| step.status != "NOT_STARTED") else {

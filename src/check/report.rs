@@ -10,6 +10,8 @@ use crate::exit_code;
 const SCHEMA: u32 = 1;
 /// The name of the step that looks for a running daemon.
 pub(super) const DAEMON: &str = "daemon";
+/// The name of the step that asks for the bucket.
+pub(super) const BUCKET: &str = "bucket";
 
 /// How a step ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -129,6 +131,7 @@ impl Report {
     /// What to do first: the remedy of the first step that failed, or what is left to do where none did.
     fn next(&self) -> String {
         let first = |verdict| self.steps.iter().find(|step| step.verdict == verdict);
+        let is = |name, verdict| self.steps.iter().any(|step| step.name == name && step.verdict == verdict);
         let remedy = |step: &Step| {
             let remedy = step.remedy.as_deref().unwrap_or("see the line above");
             format!("{}: {}", step.name, one_line(remedy))
@@ -137,10 +140,17 @@ impl Report {
         match (first(Verdict::Fail), waits) {
             (Some(failed), _) => remedy(failed),
             (None, Some(waits)) => remedy(waits),
-            (None, None) => match self.steps.iter().any(|step| step.name == DAEMON && step.verdict == Verdict::Ok) {
-                true => "nothing; the daemon runs, and what was judged here holds".to_owned(),
-                false => "start the daemon: env0-s3-logs run".to_owned(),
-            },
+            (None, None) if is(DAEMON, Verdict::Ok) => {
+                "nothing; the daemon runs, and what was judged here holds".to_owned()
+            }
+            (None, None) if !self.steps.iter().any(|step| step.name == BUCKET) => {
+                "run check without --offline, which tries the role and the bucket".to_owned()
+            }
+            (None, None) if is(BUCKET, Verdict::Skipped) => {
+                "start the daemon (env0-s3-logs run), and run check again: role and bucket are not judged yet"
+                    .to_owned()
+            }
+            (None, None) => "start the daemon: env0-s3-logs run".to_owned(),
         }
     }
 

@@ -8,7 +8,7 @@ use aws_sdk_sts::operation::assume_role_with_web_identity::AssumeRoleWithWebIden
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use super::role::{Role, Service};
-use super::status::{HAND_OVER, refusal_causes};
+use super::status::refusal_causes;
 use crate::network::{Network, broken_words, foreign_name, foreign_words, way_out};
 use crate::oidc::OidcToken;
 use crate::status::{ExchangeTrouble, Timestamp};
@@ -47,6 +47,8 @@ pub(super) struct Question<'a> {
     pub(super) server: &'a str,
     pub(super) duration: Duration,
     pub(super) network: &'a Network,
+    /// What to do where another token is needed.
+    pub(super) ways_to_a_token: &'a str,
 }
 
 impl Failure {
@@ -155,9 +157,9 @@ fn refusal_remedy(code: &str, words: &str, asked: &Question<'_>) -> String {
     } else if has("request arn is invalid") {
         format!("{} is not the ARN of a role: see {}", asked.role.arn, asked.role.service.role_variable())
     } else if code.contains("expiredtoken") {
-        format!("the token has ended, or this machine's clock is wrong; {HAND_OVER}")
+        format!("the token has ended, or this machine's clock is wrong; {}", asked.ways_to_a_token)
     } else if claims.issuer.is_none() || has("not a valid jwt") {
-        format!("what came from the {} is not an OIDC token; {HAND_OVER}", asked.token.source.as_str())
+        format!("what came from the {} is not an OIDC token; {}", asked.token.source.as_str(), asked.ways_to_a_token)
     } else if code.contains("nosuch") || has("role") && (has("not exist") || has("not found")) {
         format!("there is no role {}: see {}", asked.role.arn, asked.role.service.role_variable())
     } else if has("provider") && code.contains("invalididentitytoken") {

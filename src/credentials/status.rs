@@ -1,6 +1,8 @@
 //! The words for every state of the credentials.
 
 use super::role::Service;
+use crate::batch::LogType;
+use crate::config::Config;
 
 /// Why STS may refuse a token for a role of `service`.
 pub(super) fn refusal_causes(service: Service) -> String {
@@ -12,10 +14,25 @@ pub(super) fn refusal_causes(service: Service) -> String {
     )
 }
 
-/// What to do where there is no token.
-pub const HAND_OVER: &str = "keep one in ENV0_S3_LOG_OIDC_TOKEN_FILE (in Kubernetes the pod's own) or behind \
-    ENV0_S3_LOG_OIDC_TOKEN_URL; or, where the daemon takes events, hand one over from an env0 deployment: PUT \
-    /v1/oidc-token with ENV0_OIDC_TOKEN as bearer token; see config/README.md#no-token";
+/// What to do where there is no token: the ways that lead to one with this configuration.
+pub fn ways_to_a_token(config: &Config) -> String {
+    let by_record = match config.pull {
+        Some(_) if !config.pulls(LogType::Deployments) => {
+            "; or add env0-deployments to ENV0_S3_LOG_PULL, since a deployment's record can hold one, and no record is read now"
+        }
+        _ => "",
+    };
+    let who_may = match config.takes_hand_overs() {
+        true => "",
+        // Else the hand-over is answered 401.
+        false => "set ENV0_S3_LOG_OIDC_ORGANIZATION_ID, which lets deployments in, and ",
+    };
+    format!(
+        "keep one in ENV0_S3_LOG_OIDC_TOKEN_FILE (in Kubernetes the pod's own) or behind ENV0_S3_LOG_OIDC_TOKEN_URL{by_record}; \
+         or {who_may}hand one over from an env0 deployment: PUT /v1/oidc-token with ENV0_OIDC_TOKEN as bearer token; see \
+         config/README.md#no-token"
+    )
+}
 
 /// How the last attempt to get a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

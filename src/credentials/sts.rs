@@ -13,6 +13,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use super::failure::{Failure, Question, session_field};
 use super::role::Role;
 use super::session::{Clock, Session};
+use super::status::ways_to_a_token;
+use crate::config::Config;
 use crate::network::{Network, server, way_out};
 use crate::oidc::{OidcToken, moment};
 
@@ -28,11 +30,13 @@ pub(super) struct Sts {
     /// Host and port.
     server: String,
     network: Network,
+    ways_to_a_token: String,
 }
 
 impl Sts {
     /// Sends nothing yet.
-    pub(super) fn new(clock: Clock, role: Role, endpoint: Option<&str>, network: &Network, instance_id: &str) -> Sts {
+    pub(super) fn new(clock: Clock, role: Role, config: &Config, network: &Network, instance_id: &str) -> Sts {
+        let endpoint = config.endpoint_url_sts.as_deref();
         let mut client = aws_sdk_sts::Config::builder()
             .behavior_version(BehaviorVersion::latest())
             .region(Region::new(role.region.clone()))
@@ -45,6 +49,7 @@ impl Sts {
             session_name: format!("env0-s3-logs-{instance_id}"),
             server: server(&endpoint.map_or_else(|| regional_endpoint(&role.region), str::to_owned)),
             network: network.clone(),
+            ways_to_a_token: ways_to_a_token(config),
             role,
         }
     }
@@ -52,7 +57,7 @@ impl Sts {
     /// Asks once for a session of `duration`, without a retry.
     pub(super) async fn ask(&self, token: &OidcToken, duration: Duration) -> Result<Session, Failure> {
         let (role, server, network) = (&self.role, &self.server, &self.network);
-        let question = Question { token, role, server, duration, network };
+        let question = Question { token, role, server, duration, network, ways_to_a_token: &self.ways_to_a_token };
         let request = self
             .client
             .assume_role_with_web_identity()

@@ -78,8 +78,29 @@ fn check_and_run_call_an_address_in_use_by_the_same_exit_code() {
 }
 
 #[test]
+fn check_and_run_call_a_spool_that_another_process_holds_by_the_same_exit_code() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let daemon = setup.start();
+    // Nobody answers at this address, so the holder is not the daemon that is asked for.
+    let setup = setup.set("ENV0_S3_LOG_ADMIN_ADDR", format!("127.0.0.1:{}", free_port()));
+    let finished = setup.run("check --json");
+    let holder = format!("process {} uses the spool", daemon.process_id());
+    assert_has(&failure(&finished, "lock", CANT_CREATE), &[&holder, "ENV0_S3_LOG_ADMIN_ADDR=127.0.0.1:"]);
+    assert_has(setup.run("check").stdout.lines().last().unwrap(), &["Next: lock: "]);
+    let run = setup.run("run");
+    assert_eq!(run.code, CANT_CREATE, "{}", run.stderr);
+    // Where another daemon answers, its spool is another one.
+    let other = Setup::new(&aws).start();
+    let setup = setup.set("ENV0_S3_LOG_ADMIN_ADDR", other.admin.to_string());
+    assert_has(&failure(&setup.run("check --json"), "lock", CANT_CREATE), &[&holder]);
+}
+
+#[test]
 fn the_last_line_says_what_to_do_next() {
     let aws = LocalAws::start();
+    let offline = setup(&aws).run("check --offline");
+    assert_has(offline.stdout.lines().last().unwrap(), &["Next: run check without --offline"]);
     let ready = setup(&aws).run("check");
     assert_has(ready.stdout.lines().last().unwrap(), &["Next: start the daemon"]);
     let wrong = setup(&aws).set("ENV0_S3_LOG_AWS_REGION", "EU (Frankfurt)").run("check");

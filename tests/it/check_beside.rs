@@ -5,7 +5,7 @@ use std::net::TcpStream;
 
 use serde_json::Value;
 
-use crate::harness::{Daemon, Finished, Setup, wait_for, wait_until};
+use crate::harness::{DEPLOYMENTS, Daemon, Finished, Setup, event, wait_for, wait_until};
 use crate::local_aws::{BUCKET, Fault, LocalAws, Operation};
 
 /// A daemon with a token, and the setup of a check that has none.
@@ -98,4 +98,24 @@ fn a_bucket_that_is_not_where_it_should_be_is_in_the_log_before_anything_is_uplo
     let right = Setup::new(&aws).start();
     wait_until("the bucket answers", || status(&right).get("bucket").is_some());
     assert_eq!((right.log().complaints().len(), aws.s3.put_count()), (0, 0), "{}", right.log().text());
+}
+
+#[test]
+fn a_check_that_is_to_write_and_has_no_token_tells_the_daemons_last_put() {
+    let aws = LocalAws::start();
+    let (daemon, check) = beside(Setup::new(&aws));
+    let nothing_yet = check.run("check --write");
+    assert!(
+        line(&nothing_yet, "[skip] write").contains("this check has no token of its own"),
+        "{}",
+        nothing_yet.stdout
+    );
+    assert_eq!(daemon.post(DEPLOYMENTS, event("1")).status, 200);
+    let wrote = || line_of(&check.run("check --write"), "[ok]   write");
+    wait_until("its object is named", || wrote().is_some_and(|line| line.contains("the running daemon wrote")));
+}
+
+/// The line of a step that may not be so yet.
+fn line_of(finished: &Finished, start: &str) -> Option<String> {
+    finished.stdout.lines().find(|line| line.starts_with(start)).map(str::to_owned)
 }

@@ -4,8 +4,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use crate::disk::Tmpfs;
-use crate::harness::{DEPLOYMENTS, Finished, Setup, TOKEN, Upload, event};
+use crate::harness::{DEPLOYMENTS, Finished, Setup, TOKEN, Upload, event, wait_until};
 use crate::local_aws::LocalAws;
+use crate::local_aws::issuer::ORGANIZATION;
 use crate::local_env0::LocalEnv0;
 
 /// A user that owns nothing.
@@ -75,6 +76,28 @@ fn a_check_whose_api_key_fails_names_the_key_and_not_the_token_as_what_comes_nex
     // A key that works, and no record with a token: now a token is missing.
     let checked = of_puller().run("check");
     assert_says(next(&checked), &["Next: token: "]);
+}
+
+#[test]
+fn a_hand_over_is_advised_only_with_what_lets_it_in() {
+    let aws = LocalAws::start();
+    let with_tokens_alone = Setup::new(&aws).unset("ENV0_OIDC_TOKEN");
+    let daemon = with_tokens_alone.start();
+    let refused = daemon.send(Upload::new("PUT", "/v1/oidc-token").bearer(&aws.issuer.token()));
+    assert_eq!(refused.status, 401);
+    let to_let_in = "set ENV0_S3_LOG_OIDC_ORGANIZATION_ID, which lets deployments in, and hand one over";
+    wait_until("the log says it", || daemon.log().count("WARN", "waiting for an OIDC token") == 1);
+    assert_eq!(daemon.log().count("WARN", to_let_in), 1, "{}", daemon.log().text());
+    let status = daemon.admin_get("/status").unwrap().json();
+    assert_says(status["credentials"]["remedy"].as_str().unwrap(), &[to_let_in]);
+    assert_says(&with_tokens_alone.run("check").stdout, &["nobody is let in to hand one over", to_let_in]);
+
+    let trusting = Setup::new(&aws).unset("ENV0_OIDC_TOKEN").set("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", ORGANIZATION);
+    let checked = trusting.run("check").stdout;
+    assert_says(&checked, &["no daemon runs that was handed one", "; or hand one over from an env0 deployment"]);
+    assert!(!checked.contains("lets deployments in"), "{checked}");
+    let answer = trusting.start().send(Upload::new("PUT", "/v1/oidc-token").bearer(&aws.issuer.token()));
+    assert_eq!(answer.status, 204);
 }
 
 #[test]

@@ -93,12 +93,79 @@ fn check_tells_who_has_no_token_where_one_comes_from_and_whether_env0_shows_one(
     };
     let checked = with(&deployment);
     assert!(checked.contains("record has no OIDC token"), "{checked}");
-    deployment.oidc_token = Some("canary".into());
+    deployment.oidc_token = Some(aws.issuer.token());
     let checked = with(&deployment);
-    assert!(checked.contains("record has an OIDC token") && !checked.contains("canary"), "{checked}");
+    assert!(checked.contains("record has an OIDC token"), "{checked}");
     // The pull then brings all that is needed, so nothing else is asked for.
     assert!(checked.ends_with("Next: start the daemon: env0-s3-logs run\n"), "{checked}");
     let other = setup.set("ENV0_S3_LOG_PULL_ORGANIZATION_ID", "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9").run("check");
     let said = "names 0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9, and the API key";
     assert!(other.stdout.contains("[fail] api-key") && other.stdout.contains(said), "{}", other.stdout);
+}
+
+/// A puller without a token of its own, and an organization whose latest deployment's record has `token`.
+fn with_record(aws: &LocalAws, env0: &LocalEnv0, token: &str) -> Setup {
+    let setup = env0.environment().into_iter().fold(Setup::new(aws), |setup, (name, value)| setup.set(name, value));
+    let mut deployment = Deployment::running("d-1", "tf:apply", 1);
+    deployment.oidc_token = Some(token.into());
+    env0.world().environments = vec![Environment { deployments: vec![deployment], ..Environment::new("env-1") }];
+    setup.unset("ENV0_OIDC_TOKEN").unset("ENV0_S3_LOG_INGEST_TOKEN").unset("ENV0_S3_LOG_LISTEN_ADDR")
+}
+
+#[test]
+fn check_tries_role_and_bucket_with_the_token_of_a_record_before_the_first_start() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let token = aws.issuer.token();
+    let setup = with_record(&aws, &env0, &token);
+    let checked = setup.run("check --write");
+    assert_eq!(checked.code, Some(0), "{}", checked.stdout);
+    for judged in ["[ok]   token         from the deployment-record", "[ok]   sts", "[ok]   bucket", "[ok]   write"] {
+        assert!(checked.stdout.contains(judged), "{judged}: {}", checked.stdout);
+    }
+    assert!(!checked.stdout.contains(&token), "{}", checked.stdout);
+    // A mistake in the bucket's name is found before the daemon is started with it.
+    let checked = setup.set("ENV0_S3_LOG_BUCKET_NAME", "a-mistaken-name").run("check");
+    assert_eq!(checked.code, Some(78), "{}", checked.stdout);
+    assert!(checked.stdout.contains("Next: bucket: make the bucket"), "{}", checked.stdout);
+}
+
+#[test]
+fn check_judges_the_token_of_a_record_as_the_pull_does() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    // It was good when its deployment ran. Nothing is wrong, and nothing could be judged with it.
+    let checked = with_record(&aws, &env0, &aws.issuer.expired_token(60)).run("check");
+    assert_eq!(checked.code, Some(0), "{}", checked.stdout);
+    for said in [
+        "[warn] token         the token in the latest deployment's record ended at",
+        "run a deployment in env0",
+        "[skip] bucket",
+        "Next: start the daemon (env0-s3-logs run), and run check again: role and bucket are not judged yet",
+    ] {
+        assert!(checked.stdout.contains(said), "{said}: {}", checked.stdout);
+    }
+    let other = serde_json::json!({ "organizationId": "11111111-2222-4333-8444-555555555555" });
+    for (token, why) in [("canary".to_owned(), "not a signed JWT"), (aws.issuer.mint(other), "it is 11111111…")] {
+        let checked = with_record(&aws, &env0, &token).run("check");
+        assert_eq!(checked.code, Some(77), "{}", checked.stdout);
+        assert!(checked.stdout.contains("[fail] token") && checked.stdout.contains(why), "{}", checked.stdout);
+        assert!(!checked.stdout.contains(&token), "{}", checked.stdout);
+    }
+}
+
+#[test]
+fn a_pull_of_audits_alone_reads_no_record_and_says_so_with_the_way_out() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let of_record = "add env0-deployments to ENV0_S3_LOG_PULL";
+    let setup = with_record(&aws, &env0, &aws.issuer.token());
+    let setup = setup.set("ENV0_S3_LOG_PULL", "env0-audits");
+    let checked = setup.run("check");
+    assert_eq!(checked.code, Some(78), "{}", checked.stdout);
+    assert!(checked.stdout.contains("so no deployment's record is read for one"), "{}", checked.stdout);
+    assert!(checked.stdout.lines().last().unwrap().contains(of_record), "{}", checked.stdout);
+    let daemon = setup.start();
+    wait_until("the log says it", || daemon.log().count("WARN", "waiting for an OIDC token") == 1);
+    assert_eq!(daemon.log().count("WARN", of_record), 1, "{}", daemon.log().text());
+    drop(daemon);
+    let both = setup.set("ENV0_S3_LOG_PULL", "env0-audits,env0-deployments");
+    assert!(!both.run("check").stdout.contains(of_record));
 }

@@ -1,0 +1,149 @@
+//! What a running daemon tells of its token, STS, the bucket and its PUTs.
+
+use super::report::{BUCKET, Step, Verdict};
+use crate::config::Config;
+use crate::credentials::ways_to_a_token;
+use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
+use crate::status::{CredentialsStatus, RefusedTokens, Status};
+
+/// Where a bucket is when AWS answers `GetBucketLocation` with nothing.
+const UNTOLD_REGION: &str = "us-east-1";
+
+pub(super) fn holds_session(status: &Status) -> bool {
+    status.credentials.as_ref().is_some_and(|credentials| credentials.session_expires_at.is_some())
+}
+
+/// The running daemon's tokens.
+pub(super) fn daemon_token(config: &Config, status: &Status) -> Step {
+    const NAME: &str = "token";
+    let Some(credentials) = &status.credentials else { return Step::skipped(NAME, "the running daemon is starting") };
+    let Some(last_end) = credentials.tokens.iter().map(|token| token.expires_at).max() else {
+        return match credentials.refused_tokens.iter().max_by_key(|refused| refused.last) {
+            None => Step::fail(NAME, CONFIG, "the running daemon has none", ways_to_a_token(config)),
+            Some(refused) => {
+                let detail = format!("the running daemon has none: {}", refused_words(refused));
+                Step::fail(NAME, CONFIG, detail, refused.remedy.clone())
+            }
+        };
+    };
+    let end = last_end.map_or("a time that can't be read".to_owned(), |end| end.to_string());
+    if last_end.is_none_or(|end| end >= status.now) {
+        return Step::ok(NAME, format!("the running daemon has {}; the last ends at {end}", credentials.tokens.len()));
+    }
+    let detail = format!("the last token of the running daemon ended at {end}");
+    match credentials.session_expires_at {
+        Some(end) => Step::warn(NAME, format!("{detail}; its session lasts until {end}"), ways_to_a_token(config)),
+        None => Step::fail(NAME, DENIED, detail, ways_to_a_token(config)),
+    }
+}
+
+/// `it refused 3 tokens, the last at …: its organization is not a configured one (it is 1234…, configured is 0000…)`
+fn refused_words(refused: &RefusedTokens) -> String {
+    let found = refused.found.as_ref().map(|found| format!("it is {found}"));
+    let configured = refused.configured.as_ref().map(|configured| format!("configured is {configured}"));
+    let ids: Vec<_> = found.into_iter().chain(configured).collect();
+    let ids = if ids.is_empty() { String::new() } else { format!(" ({})", ids.join(", ")) };
+    format!("it refused {} tokens, the last at {}: {}{ids}", refused.count, refused.last, refused.message)
+}
+
+/// What the running daemon's status tells of STS, bucket and writing.
+pub(super) fn of_daemon(status: &Status, write: bool) -> [Step; 3] {
+    let last_put = last_put(Some(status));
+    // A token that was handed over is the daemon's alone.
+    let last_put = match write && last_put.verdict == Verdict::Skipped {
+        true => Step::skipped(
+            "write",
+            "not tried: this check has no token of its own, and the running daemon has written nothing yet",
+        ),
+        false => last_put,
+    };
+    [daemon_sts("sts", status.credentials.as_ref()), daemon_bucket(status), last_put]
+}
+
+/// What the bucket told the running daemon.
+fn daemon_bucket(status: &Status) -> Step {
+    let Some(told) = &status.bucket else {
+        return Step::skipped(BUCKET, "the running daemon has not asked it yet; it does with its first session");
+    };
+    let step = match &told.error {
+        None => region_told(&status.destination.bucket, &status.destination.region, told.region.as_deref()),
+        Some(error) => {
+            let exit_code = match told.code.as_deref() {
+                Some("NoSuchBucket" | "InvalidBucketName" | "AuthorizationHeaderMalformed" | "PermanentRedirect") => {
+                    CONFIG
+                }
+                Some(code) if code.contains("Denied") => DENIED,
+                _ => UNAVAILABLE,
+            };
+            Step::fail(BUCKET, exit_code, error, told.remedy.clone().unwrap_or_default())
+        }
+    };
+    let detail = format!("the running daemon asked at {}: {}", told.checked_at, step.detail);
+    Step { detail, ..step }.of_service(told.code.clone(), None)
+}
+
+/// The running daemon's exchange, as the step `name`.
+pub(super) fn daemon_sts(name: &'static str, credentials: Option<&CredentialsStatus>) -> Step {
+    let Some(credentials) = credentials else { return Step::skipped(name, "the running daemon is starting") };
+    let state = &credentials.state;
+    if let Some(error) = &credentials.last_error {
+        let exit_code = if error.refused { DENIED } else { UNAVAILABLE };
+        let detail = format!("the running daemon {state}: {}", error.message);
+        return Step::fail(name, exit_code, detail, error.remedy.clone())
+            .of_service(error.code.clone(), error.request_id.clone());
+    }
+    match &credentials.waits_for {
+        Some(what) => {
+            let remedy = credentials.remedy.clone().unwrap_or_default();
+            Step::fail(name, DENIED, format!("the running daemon waits for {what}"), remedy)
+        }
+        None if credentials.session_expires_at.is_none() => Step::warn(
+            name,
+            format!("the running daemon {state}: STS has not answered yet"),
+            "run check again in a minute; if it is still so, look at the way to STS (DNS, firewall, proxy)",
+        ),
+        None => Step::ok(name, format!("the running daemon {state}")),
+    }
+}
+
+/// How the running daemon's last PUTs went.
+pub(super) fn last_put(daemon: Option<&Status>) -> Step {
+    const NAME: &str = "write";
+    let Some(status) = daemon else { return Step::skipped(NAME, "not tried; --write writes one tiny object") };
+    let failing = status.types.iter().find_map(|of| Some((of.log_type, of.delivery.error.as_ref()?)));
+    if let Some((log_type, error)) = failing {
+        let detail = format!("the running daemon can't write {log_type} since {}: {}", error.since, error.message);
+        let denied = error.code.as_deref().is_some_and(|code| code.contains("Denied"));
+        let exit_code = if denied { DENIED } else { UNAVAILABLE };
+        let remedy = error.remedy.clone().unwrap_or_else(|| "see the page of the admin listener".to_owned());
+        return Step::fail(NAME, exit_code, detail, remedy).of_service(error.code.clone(), error.request_id.clone());
+    }
+    let objects = status.types.iter().flat_map(|of| &of.delivery.last_objects);
+    match objects.max_by_key(|object| object.uploaded_at) {
+        Some(object) => Step::ok(NAME, format!("the running daemon wrote {} at {}", object.key, object.uploaded_at)),
+        None => Step::skipped(NAME, "the running daemon has written nothing yet; --write writes one tiny object"),
+    }
+}
+
+/// Whether the region that the store told, if it told one, is the `configured` one.
+pub(super) fn region_told(bucket: &str, configured: &str, told: Option<&str>) -> Step {
+    match told {
+        Some(region) if region == configured => Step::ok(BUCKET, format!("{bucket} is in {region}")),
+        Some(region) => wrong_region(region, format!("{bucket} is in {region}, not in {configured}")),
+        None => {
+            let detail = format!("{bucket} is there; the store tells no region, by which AWS means {UNTOLD_REGION}");
+            match configured {
+                UNTOLD_REGION => Step::ok(BUCKET, detail),
+                other => Step::warn(
+                    BUCKET,
+                    format!("{detail}, and ENV0_S3_LOG_AWS_REGION is {other}"),
+                    format!("nothing where the store is not AWS; else set ENV0_S3_LOG_AWS_REGION={UNTOLD_REGION}"),
+                ),
+            }
+        }
+    }
+}
+
+pub(super) fn wrong_region(region: &str, detail: String) -> Step {
+    Step::fail(BUCKET, CONFIG, detail, format!("set ENV0_S3_LOG_AWS_REGION={region}"))
+}
