@@ -247,7 +247,9 @@ fn take(
     };
     // Nothing is taken from a file before all of it was read: what can't be sent must be pulled again.
     verify(spool, &path, name)?;
-    read_lines(spool, &path, name.batch().codec, &mut found)?;
+    // A batch is compressed when it is sealed.
+    let codec = if let SpoolName::Sealed(sealed) = name { sealed.batch.codec } else { Codec::None };
+    read_lines(spool, &path, codec, &mut found)?;
     refused.map_or(Ok(()), |error| Err(error.into()))
 }
 

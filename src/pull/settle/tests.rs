@@ -50,6 +50,18 @@ async fn what_a_crash_left_in_a_whole_batch_is_known_after_the_start() {
 }
 
 #[tokio::test]
+async fn a_batch_that_is_to_be_compressed_is_read_as_the_plain_lines_that_it_still_has() {
+    for codec in [Codec::Gzip, Codec::Zstd] {
+        let mut world = World::with_codec(codec);
+        world.open().unwrap();
+        drop(place(world.spool(), TYPE).await);
+        let line = Bytes::from("{\"eventId\":\"d-finished\",\"deploymentLogId\":\"d\"}\n");
+        world.spool().append(TYPE, line, 1).await.unwrap();
+        assert!(knows_after_settling(&world).await, "{codec:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_batch_that_is_renamed_while_the_folder_is_listed_is_not_missed() {
     let world = crashed().await;
     let mut missed = 0;
