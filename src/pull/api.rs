@@ -7,6 +7,7 @@ mod answer;
 mod body;
 mod error;
 mod key;
+mod long_texts;
 mod pace;
 pub mod pages;
 mod pieces;
@@ -34,7 +35,7 @@ use crate::pull::api::error::{ANSWER_MAX_BYTES, Asked, WRONG_PATH_MESSAGE, reque
 pub use crate::pull::api::error::{ApiError, Endpoint, ErrorKind};
 use crate::pull::api::key::{Key, KeyHolder};
 use crate::pull::api::pace::Pace;
-pub use crate::pull::api::pieces::Pieces;
+pub use crate::pull::api::pieces::{EVENTS_IN_REST, Pieces};
 use crate::pull::api::sender::is_not_env0;
 use crate::pull::api::text::Text;
 
@@ -170,26 +171,41 @@ impl Api {
         query: &[(&str, &str)],
         max_event_bytes: usize,
     ) -> Result<Pieces, ApiError> {
-        let (body, asked) = self.ask(Amount::Beginning, endpoint, path, query).await?;
+        self.pieces_up_to(ANSWER_MAX_BYTES, endpoint, path, query, max_event_bytes).await
+    }
+
+    /// [`Api::pieces`] of a page that is too large above `max_bytes`.
+    async fn pieces_up_to(
+        &self,
+        max_bytes: usize,
+        endpoint: Endpoint,
+        path: &[&str],
+        query: &[(&str, &str)],
+        max_event_bytes: usize,
+    ) -> Result<Pieces, ApiError> {
+        let (body, asked) = self.ask(Amount::Beginning(max_bytes), endpoint, path, query).await?;
         Ok(Pieces::of(body, endpoint, asked, max_event_bytes))
     }
 
-    /// Requests `path`, whose segments are encoded here. Repeats the request where that can help.
+    /// Requests `path`, whose segments are encoded here. Repeats the request where that can help. Texts of the answer are cut
+    /// behind 64 KiB.
     pub async fn get(&self, endpoint: Endpoint, path: &[&str], query: &[(&str, &str)]) -> Result<Answer, ApiError> {
-        self.get_up_to(ANSWER_MAX_BYTES, endpoint, path, query).await
+        let (answer, _) = self.get_up_to(ANSWER_MAX_BYTES, endpoint, path, query).await?;
+        Ok(answer)
     }
 
-    /// [`Api::get`] of an answer that is too large above `max_bytes`.
+    /// [`Api::get`] of an answer that is too large above `max_bytes`, with its size.
     async fn get_up_to(
         &self,
         max_bytes: usize,
         endpoint: Endpoint,
         path: &[&str],
         query: &[(&str, &str)],
-    ) -> Result<Answer, ApiError> {
-        let (Body { bytes, alone, .. }, asked) = self.ask(Amount::Whole(max_bytes), endpoint, path, query).await?;
+    ) -> Result<(Answer, usize), ApiError> {
+        let (Body { bytes, read, alone, .. }, asked) =
+            self.ask(Amount::Whole(max_bytes), endpoint, path, query).await?;
         match Text::of(bytes.into(), max_bytes) {
-            Some(text) => Ok(Answer { text, endpoint, asked, left_out: false, _alone: alone }),
+            Some(text) => Ok((Answer { text, endpoint, asked, left_out: false, _alone: alone }, read)),
             None => Err(ApiError { endpoint, kind: ErrorKind::TooLarge, asked }),
         }
     }

@@ -9,17 +9,19 @@
 mod tests;
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::protocols::body::{Limits, members, text_of};
 use crate::pull::ahead::ahead_by;
 use crate::pull::api::pages::PageSize;
-use crate::pull::api::{Answer, Api, Elements, Endpoint, RECORDS_MAX};
+use crate::pull::api::{Answer, Api, EVENTS_IN_REST, Elements, Endpoint, ErrorKind, Pieces, RECORDS_MAX};
 use crate::pull::files::PlaceError;
 use crate::pull::identity::{Known, Mark, SAME_ID, Taken};
 use crate::pull::line::{Line, json_of, stored};
@@ -39,7 +41,7 @@ const PAGE_MAX_EVENTS: usize = 1000;
 const PAGE_MIN_EVENTS: usize = 2;
 /// A window with more events or more bytes than these is split into shorter ones.
 const WINDOW_MAX_EVENTS: usize = 10_000;
-const WINDOW_MAX_BYTES: usize = 4 * 1024 * 1024;
+const WINDOW_MAX_BYTES: usize = 2 * 1024 * 1024;
 const FIRST_WINDOW: TimeDelta = TimeDelta::hours(1);
 const LONGEST_WINDOW: TimeDelta = TimeDelta::days(30);
 const SHORTEST_WINDOW: TimeDelta = TimeDelta::milliseconds(1);
@@ -48,6 +50,8 @@ const EMPTY_PAGES_MAX: usize = 10;
 /// A pull stops with [`PlaceError::Crowded`] when it would have to remember more events than this, those of about the last
 /// 15 minutes.
 const TAKEN_MAX: usize = 900_000;
+/// What is odd about an event that comes again, with its id and its time.
+const CHANGED: &str = "an event that is stored comes with other bytes now; it stays as it was stored first";
 /// The members that identify an event. An event that is cut keeps them.
 const ID_AND_TIME: [&str; 2] = ["id", "timestamp"];
 
@@ -151,20 +155,39 @@ fn millis(timestamp: &RawValue) -> Option<i64> {
     }
 }
 
-/// A page as it came; borrowed from its answer.
+/// What a page says beside its events.
 #[derive(Deserialize)]
 struct Page<'a> {
-    #[serde(borrow)]
-    events: Elements<'a, RECORDS_MAX>,
+    /// They were read before; the list has to be there all the same.
+    events: Vec<IgnoredAny>,
     #[serde(borrow, rename = "nextPageKey")]
     next_page_key: Option<&'a RawValue>,
 }
 
-/// An event that was not taken before.
+/// An event of a window.
 struct New {
     at: i64,
     mark: Mark,
     line: Line,
+    /// What is not as documented of it.
+    oddity: Option<&'static str>,
+}
+
+/// What a window has brought so far.
+#[derive(Default)]
+struct Found {
+    new: Vec<New>,
+    /// Of `new`.
+    bytes: usize,
+    /// New or not.
+    seen: Taken,
+}
+
+impl Found {
+    /// Whether it is more than fits into memory at once.
+    fn is_too_much(&self) -> bool {
+        self.new.len() > WINDOW_MAX_EVENTS || self.bytes > WINDOW_MAX_BYTES
+    }
 }
 
 /// How asking for a window ended.
@@ -224,7 +247,8 @@ impl Audits {
                 self.narrow();
                 continue;
             }
-            if events.len() < WINDOW_MAX_EVENTS / 4 {
+            let bytes: usize = events.iter().map(|event| event.line.bytes.len()).sum();
+            if events.len() < WINDOW_MAX_EVENTS / 4 && bytes < WINDOW_MAX_BYTES / 4 {
                 self.width = (self.width * 2).min(LONGEST_WINDOW);
             }
             // The answers told env0's clock. Where ours had jumped ahead since the round began, what is to happen until
@@ -262,80 +286,121 @@ impl Audits {
 
     /// Asks for all events from `start` to before `end`, in milliseconds since 1970.
     async fn window(&mut self, start: i64, end: i64) -> Result<Window, RoundError> {
-        let is_shortest = end - start <= SHORTEST_WINDOW.num_milliseconds();
-        let mut new: Vec<New> = Vec::new();
-        let mut bytes = 0;
-        let mut seen = Taken::default();
+        let mut found = Found::default();
         let mut keys = HashSet::new();
         let mut key = None;
         let mut empty_pages = 0;
         loop {
-            // Only one large answer is there at a time, for all pulls: it must not wait for the spool.
-            let next = {
-                let answer = self.page(start, end, key.as_deref()).await?;
-                let page: Page<'_> = answer.parse()?;
-                let before = seen.len();
-                for event in page.events.0 {
-                    let Some(event) = self.event(event, &answer, start, end) else { continue };
-                    match (seen.insert(event.mark, event.at), self.place.memory.taken.knows(&event.mark)) {
-                        (Known::Yes, _) | (_, Known::Yes) => continue,
-                        (Known::No, Known::No) => {}
-                        _ => self.report.odd_event(&answer.malformed(SAME_ID)),
-                    }
-                    bytes += event.line.bytes.len();
-                    new.push(event);
+            let before = found.seen.len();
+            let (mut pieces, asked) = self.page(start, end, key.as_deref()).await?;
+            let rest = match self.take(&mut pieces, start..end, &mut found).await {
+                // It is asked for again with fewer events, and those that came are known.
+                Err(RoundError::Api(error))
+                    if error.kind == ErrorKind::TooLarge && self.page_size.was_too_large(asked) =>
+                {
+                    continue;
                 }
-                let next = answer.cursor(page.next_page_key)?.filter(|next| keys.insert(next.clone()));
-                empty_pages = if seen.len() == before { empty_pages + 1 } else { 0 };
-                if next.is_some() && empty_pages > EMPTY_PAGES_MAX {
-                    return Err(answer.malformed("its nextPageKey leads to no end").into());
-                }
-                next
+                taken => taken?,
             };
+            let Some(rest) = rest else { return Ok(Window::TooMany) };
+            self.page_size.was_read(asked, &pieces);
+            // Only one large answer is there at a time, for all pulls: it must not wait for the spool.
+            drop(pieces);
+            let page: Page<'_> = rest.parse()?;
+            if !page.events.is_empty() {
+                return Err(rest.malformed(EVENTS_IN_REST).into());
+            }
+            let next = rest.cursor(page.next_page_key)?.filter(|next| keys.insert(next.clone()));
+            empty_pages = if found.seen.len() == before { empty_pages + 1 } else { 0 };
+            if next.is_some() && empty_pages > EMPTY_PAGES_MAX {
+                return Err(rest.malformed("its nextPageKey leads to no end").into());
+            }
             let Some(next) = next else { break };
             key = Some(next);
-            if new.len() > WINDOW_MAX_EVENTS || bytes > WINDOW_MAX_BYTES {
-                if !is_shortest {
-                    return Ok(Window::TooMany);
-                }
+            if found.is_too_much() {
                 // The window is one millisecond, which can't be split. Its events all have the same time, so any order is
                 // sorted, and this part can be stored before the rest is fetched.
-                self.check_room(new.len())?;
-                self.commit(std::mem::take(&mut new), |_| {}).await?;
-                bytes = 0;
+                self.check_room(found.new.len())?;
+                found.bytes = 0;
+                self.commit(std::mem::take(&mut found.new), |_| {}).await?;
             }
         }
-        new.sort_by_key(|event| event.at);
-        Ok(Window::Complete(new))
+        found.new.sort_by_key(|event| event.at);
+        Ok(Window::Complete(found.new))
     }
 
-    async fn page(&self, start: i64, end: i64, key: Option<&str>) -> Result<Answer, RoundError> {
+    /// Takes the events of a page, and returns what it says beside them. `None` where the window holds more than fits into
+    /// memory, and can be split.
+    async fn take(
+        &self,
+        pieces: &mut Pieces,
+        window: Range<i64>,
+        found: &mut Found,
+    ) -> Result<Option<Answer>, RoundError> {
+        let can_be_split = window.end - window.start > SHORTEST_WINDOW.num_milliseconds();
+        let mut elements = 0;
+        loop {
+            let piece = tokio::select! {
+                () = self.place.stopped() => return Err(RoundError::Stopped),
+                piece = pieces.next() => piece?,
+            };
+            let Some(piece) = piece else { return Ok(Some(pieces.rest()?)) };
+            let Elements::<'_, RECORDS_MAX>(events) = piece.parse()?;
+            elements += events.len();
+            if elements > RECORDS_MAX {
+                return Err(piece.malformed(&format!("it lists more than {RECORDS_MAX} elements")).into());
+            }
+            for event in events {
+                let Some(event) = self.event(event, &piece, &window) else { continue };
+                let known = (found.seen.insert(event.mark, event.at), self.place.memory.taken.knows(&event.mark));
+                let (oddity, is_new) = match known {
+                    (Known::Yes, _) | (_, Known::Yes) => continue,
+                    (Known::No, Known::No) => (event.oddity, true),
+                    (_, Known::Other) if self.place.memory.taken.time_of(&event.mark) == Some(event.at) => {
+                        (Some(CHANGED), false)
+                    }
+                    _ => (Some(SAME_ID), true),
+                };
+                if let Some(oddity) = oddity {
+                    self.report.odd_event(&piece.malformed(oddity));
+                }
+                if !is_new {
+                    continue;
+                }
+                found.bytes += event.line.bytes.len();
+                found.new.push(event);
+            }
+            if can_be_split && found.is_too_much() {
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn page(&self, start: i64, end: i64, key: Option<&str>) -> Result<(Pieces, usize), RoundError> {
         let (from, to) = (rfc3339(start.saturating_sub(1)), rfc3339(end.saturating_add(1)));
         let mut query = vec![("organizationId", &*self.organization), ("from", &*from), ("to", &*to)];
         query.extend(key.map(|key| ("offset", key)));
-        let (answer, _) = tokio::select! {
-            () = self.place.stopped() => return Err(RoundError::Stopped),
-            page = self.api.page(Endpoint::AuditEvents, &["audit", "events"], &query, &self.page_size) => page?,
-        };
-        Ok(answer)
+        let (path, max_event_bytes) = (["audit", "events"], self.limits.max_event_bytes);
+        let page = self.api.page_in_pieces(Endpoint::AuditEvents, &path, &query, &self.page_size, max_event_bytes);
+        tokio::select! {
+            () = self.place.stopped() => Err(RoundError::Stopped),
+            page = page => Ok(page?),
+        }
     }
 
     /// The event, if its time is in this window.
-    fn event(&self, event: &RawValue, answer: &Answer, start: i64, end: i64) -> Option<New> {
+    fn event(&self, event: &RawValue, piece: &Answer, window: &Range<i64>) -> Option<New> {
         let mut line = stored(event, ID_AND_TIME, &self.limits);
-        line.replaced = answer.replaced_in(event);
+        line.replaced = piece.replaced_in(event);
         let [id, timestamp] = members(json_of(line.json()), ID_AND_TIME);
         let mark = Mark::new(&[], id, line.json());
         let (at, oddity) = match timestamp.and_then(millis) {
-            Some(at) => ((start..end).contains(&at).then_some(at)?, None),
+            Some(at) => (window.contains(&at).then_some(at)?, None),
             // An event without a time is remembered until its window is no longer asked for.
-            None => (end, Some("an event has no timestamp in RFC 3339; it is stored all the same")),
+            None => (window.end, Some("an event has no timestamp in RFC 3339; it is stored all the same")),
         };
-        let oddity = answer.oddity_of(event).or(oddity);
-        if let Some(oddity) = oddity.filter(|_| self.place.memory.taken.knows(&mark) != Known::Yes) {
-            self.report.odd_event(&answer.malformed(oddity));
-        }
-        Some(New { at, mark, line })
+        let oddity = piece.oddity_of(event).or(oddity);
+        Some(New { at, mark, line, oddity })
     }
 
     /// Whether `events` more can be remembered; else they have to wait until older ones are no longer asked for.
@@ -348,7 +413,8 @@ impl Audits {
 
     /// Stores `events`, and then the memory with them and `change`; in pieces, so that no append is larger than the spool.
     async fn commit(&mut self, events: Vec<New>, change: impl FnOnce(&mut AuditMemory)) -> Result<(), RoundError> {
-        let (mut lines, mut records) = (Vec::new(), 0);
+        let bytes: usize = events.iter().map(|event| event.line.bytes.len()).sum();
+        let (mut lines, mut records) = (Vec::with_capacity(bytes.min(WINDOW_MAX_BYTES)), 0);
         // It may be too large to be there twice. Only the end of the process keeps it from coming back.
         let mut memory = std::mem::take(&mut self.place.memory);
         for event in events {

@@ -36,7 +36,7 @@ use crate::pull::deployments::follow::{Follow, Listing, Piece};
 pub(super) use crate::pull::deployments::list::Lists;
 use crate::pull::deployments::list::{Environments, HISTORY_AT_ONCE, Listed};
 pub(super) use crate::pull::deployments::memory::DeploymentMemory;
-use crate::pull::deployments::memory::Following;
+use crate::pull::deployments::memory::{Following, Steps};
 pub(super) use crate::pull::deployments::records::EnvironmentRecord;
 use crate::pull::deployments::source::Source;
 use crate::pull::deployments::sweep::Sweep;
@@ -50,7 +50,7 @@ const FOLLOWED_AT_ONCE: usize = 8;
 /// With this many in the place no other deployment is taken up until some are read.
 const FOLLOWING_MAX: usize = 5000;
 /// So much is brought into the spool at once, and one piece more.
-const GROUP_BYTES: usize = 4 * 1024 * 1024;
+const GROUP_BYTES: usize = 2 * 1024 * 1024;
 /// Environments whose deployments are listed at once.
 const LOOKS_AT_ONCE: usize = 8;
 /// After this many tokens the set of judged ones is cleared.
@@ -385,9 +385,10 @@ impl Deployments {
             group.push(piece);
         }
         let (mut memory, mut parts) = (None, Vec::new());
-        let (mut lines, mut records) = (Vec::new(), 0);
+        let (mut lines, mut records) = (Vec::with_capacity(bytes), 0);
         for piece in &mut group {
-            lines.extend_from_slice(&piece.lines);
+            // One after the other is given back: they are not there twice.
+            lines.extend_from_slice(&std::mem::take(&mut piece.lines));
             records += piece.records;
             let steps = std::mem::take(&mut piece.state.steps);
             if piece.done || self.place.memory.following.get(&piece.id) != Some(&piece.state) {
@@ -399,10 +400,11 @@ impl Deployments {
             }
             parts.push((piece.id.clone(), (!piece.done).then_some(steps)));
         }
-        self.commit(lines.into(), records, Change { memory, parts }).await?;
+        let steps = self.commit(lines.into(), records, Change { memory, parts }).await?;
+        let mut steps: HashMap<String, Steps> = steps.into_iter().collect();
         for piece in group {
             // The receiver is gone if reading has stopped with an error.
-            let _ = piece.written.send(());
+            let _ = piece.written.send(steps.remove(&piece.id).unwrap_or_default());
         }
         Ok(())
     }
@@ -412,11 +414,11 @@ impl Deployments {
         lines: Bytes,
         records: u64,
         change: impl Into<Change<DeploymentMemory>>,
-    ) -> Result<(), RoundError> {
+    ) -> Result<Vec<(String, Steps)>, RoundError> {
         let report = &self.report;
-        self.place.commit(lines, records, change, |reason| report.waiting(reason)).await?;
+        let parts = self.place.commit(lines, records, change, |reason| report.waiting(reason)).await?;
         self.report.pulled(records);
-        Ok(())
+        Ok(parts)
     }
 
     /// Checks a token from a record as if a client had handed it over. Only its hash is kept here.

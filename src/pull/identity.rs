@@ -11,7 +11,7 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
-use crate::batch::Sha256;
+use crate::batch::{Sha256, Sha256Hasher};
 
 /// The first half of a SHA-256: two of a million million events share one with a chance of 1 to 10^14.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -24,11 +24,17 @@ impl Identity {
         let id = id.map(RawValue::get).filter(|id| is_id(id));
         let (kind, bytes) = id.map_or((b'l', line), |id| (b'i', id.as_bytes()));
         // No id contains a zero byte, so two different scopes never give the same bytes.
-        let scope = scope.iter().flat_map(|part| [part.as_bytes(), b"\0"]).collect::<Vec<_>>().concat();
-        let Sha256(hash) = Sha256::of(&[&scope, &[kind][..], bytes].concat());
+        let scope = scope.iter().flat_map(|part| [part.as_bytes(), b"\0"]);
+        let mut hasher = Sha256Hasher::default();
+        scope.chain([&[kind][..], bytes]).for_each(|bytes| hasher.update(bytes));
+        let Sha256(hash) = hasher.finish();
         let mut first = [0; 16];
         first.copy_from_slice(&hash[..16]);
         Identity(first)
+    }
+
+    fn number(&self) -> usize {
+        self.0[0].into()
     }
 
     /// A part of it that [`Taken`] can keep as a time.
@@ -44,20 +50,29 @@ pub(super) struct Mark {
     /// From its id, or from its bytes if it has none.
     id: Identity,
     bytes: Identity,
+    /// Whether its line is the event as it was sent. Another one would differ under other settings, so its bytes tell nothing.
+    is_whole: bool,
 }
 
 impl Mark {
     /// Of an event with this `id` and stored `line`. Ids are unique within `scope`.
     pub(super) fn new(scope: &[&str], id: Option<&RawValue>, line: &[u8]) -> Mark {
         let bytes = Identity::new(scope, None, line);
-        Mark { id: id.map_or(bytes, |id| Identity::new(scope, Some(id), line)), bytes }
+        let id = id.map_or(bytes, |id| Identity::new(scope, Some(id), line));
+        let is_whole = ALTERED.iter().all(|sign| memchr::memmem::find(line, sign).is_none());
+        Mark { id, bytes, is_whole }
     }
 
-    /// A part of the bytes' hash: two different events have the same with a chance of 1 to 65,535. Never 0.
+    /// A part of the bytes' hash: two different events have the same with a chance of 1 to 65,535. 0 where the line is not
+    /// the whole event.
     fn print(&self) -> u64 {
-        u64::from(u16::from_be_bytes([self.bytes.0[0], self.bytes.0[1]]).max(1))
+        let print = u16::from_be_bytes([self.bytes.0[0], self.bytes.0[1]]).max(1);
+        if self.is_whole { u64::from(print) } else { 0 }
     }
 }
+
+/// What a line holds in which `ENV0_S3_LOG_REDACT` or `ENV0_S3_LOG_MAX_EVENT_BYTES` has changed something.
+const ALTERED: [&[u8]; 2] = [b"\"[redacted]\"", b"\"cutFromBytes\":"];
 
 /// What is odd about [`Known::Other`].
 pub(super) const SAME_ID: &str = "two events have one id and different bytes; both are stored";
@@ -77,9 +92,13 @@ pub(super) fn is_id(json: &str) -> bool {
 }
 
 /// Events that were taken. Of each its identity, its time in milliseconds since 1970 (up to 48 bits) and a print of its
-/// bytes (16 bits; 0 is unknown, as in a file of an earlier version). As JSON it is one string of base64, 24 bytes an event.
+/// bytes (16 bits; 0 is unknown, as in a file of an earlier version, and fits all). As JSON it is one string of base64, 24 bytes an event.
+///
+/// In several maps, by the first bits of the identity: while one grows, it is in memory twice, and only that one is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Taken(HashMap<Identity, u64>);
+pub(super) struct Taken([HashMap<Identity, u64>; MAPS]);
+
+const MAPS: usize = 16;
 
 const TIME_BITS: u32 = 48;
 const TIME_MAX: u64 = (1 << TIME_BITS) - 1;
@@ -101,43 +120,56 @@ impl Taken {
         let identity = match known {
             Known::No => mark.id,
             Known::Other => mark.bytes,
-            Known::Yes if self.0.contains_key(&mark.bytes) => mark.bytes,
+            Known::Yes if self.get(&mark.bytes).is_some() => mark.bytes,
             Known::Yes => mark.id,
         };
         let time = u64::try_from(at_millis).unwrap_or_default().min(TIME_MAX);
-        self.0.insert(identity, mark.print() << TIME_BITS | time);
+        self.map_of(&identity).insert(identity, mark.print() << TIME_BITS | time);
         known
     }
 
+    fn get(&self, identity: &Identity) -> Option<u64> {
+        self.0[identity.number() % MAPS].get(identity).copied()
+    }
+
+    fn map_of(&mut self, identity: &Identity) -> &mut HashMap<Identity, u64> {
+        &mut self.0[identity.number() % MAPS]
+    }
+
     pub(super) fn knows(&self, mark: &Mark) -> Known {
-        match self.0.get(&mark.id).map(|entry| entry >> TIME_BITS) {
-            Some(print) if print == 0 || print == mark.print() => Known::Yes,
-            _ if self.0.contains_key(&mark.bytes) => Known::Yes,
+        match self.get(&mark.id).map(|entry| entry >> TIME_BITS) {
+            Some(print) if print == 0 || mark.print() == 0 || print == mark.print() => Known::Yes,
+            _ if self.get(&mark.bytes).is_some() => Known::Yes,
             Some(_) => Known::Other,
             None => Known::No,
         }
     }
 
+    /// The time of the event with this id, in milliseconds since 1970.
+    pub(super) fn time_of(&self, mark: &Mark) -> Option<i64> {
+        self.get(&mark.id).map(time_of)
+    }
+
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.0.iter().map(HashMap::len).sum()
     }
 
     /// The time of the newest event that is not later than `millis`.
     pub(super) fn newest_until(&self, millis: i64) -> Option<i64> {
-        self.0.values().map(|entry| time_of(*entry)).filter(|at| *at <= millis).max()
+        self.0.iter().flat_map(HashMap::values).map(|entry| time_of(*entry)).filter(|at| *at <= millis).max()
     }
 
     /// Forgets the events before `millis`: they are not asked for again.
     pub(super) fn forget_before(&mut self, millis: i64) {
-        self.0.retain(|_, entry| time_of(*entry) >= millis);
+        self.0.iter_mut().for_each(|map| map.retain(|_, entry| time_of(*entry) >= millis));
     }
-}
 
-impl Taken {
     /// Forgets all events but those of the time `millis`.
     pub(super) fn keep_only(&mut self, millis: i64) {
-        self.0.retain(|_, entry| time_of(*entry) == millis);
-        self.0.shrink_to_fit();
+        for map in &mut self.0 {
+            map.retain(|_, entry| time_of(*entry) == millis);
+            map.shrink_to_fit();
+        }
     }
 }
 
@@ -150,7 +182,7 @@ impl Serialize for Taken {
 impl fmt::Display for Taken {
     /// In pieces: the whole of it may be large.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut entries = self.0.iter();
+        let mut entries = self.0.iter().flatten();
         let mut bytes = Vec::with_capacity(PIECE_ENTRIES * ENTRY_BYTES);
         loop {
             bytes.clear();
@@ -178,7 +210,7 @@ impl<'de> Deserialize<'de> for Taken {
             }
 
             fn visit_str<E: Error>(self, text: &str) -> Result<Taken, E> {
-                let mut taken = Taken(HashMap::with_capacity(text.len() / ENTRY_TEXT_BYTES));
+                let mut taken = Taken::default();
                 for piece in text.as_bytes().chunks(PIECE_ENTRIES * ENTRY_TEXT_BYTES) {
                     let bytes = STANDARD_NO_PAD.decode(piece).map_err(E::custom)?;
                     let (entries, rest) = bytes.as_chunks::<ENTRY_BYTES>();
@@ -189,7 +221,8 @@ impl<'de> Deserialize<'de> for Taken {
                         let (mut entry, mut identity) = ([0; 8], [0; 16]);
                         entry.copy_from_slice(&bytes[..8]);
                         identity.copy_from_slice(&bytes[8..]);
-                        taken.0.insert(Identity(identity), u64::from_be_bytes(entry));
+                        let identity = Identity(identity);
+                        taken.map_of(&identity).insert(identity, u64::from_be_bytes(entry));
                     }
                 }
                 Ok(taken)
@@ -251,6 +284,21 @@ mod tests {
         let mut found = Taken::default();
         assert_eq!(found.insert(Mark::new(&["d"], None, b"two"), 1), Known::No);
         assert_eq!([two, one].map(|mark| found.insert(mark, 1)), [Known::Yes, Known::No]);
+    }
+
+    #[test]
+    fn a_redacted_or_cut_event_is_known_by_its_id_whatever_the_settings_are() {
+        let id = Some(raw("\"a\""));
+        let whole = r#"{"id":"a","customEnv0EnvironmentVariables":{"oidcToken":"t"},"text":"long"}"#;
+        for altered in
+            [whole.replace("\"t\"", "\"[redacted]\""), r#"{"id":"a","cutFromBytes":80,"beginning":""}"#.into()]
+        {
+            let marks = [whole, &altered].map(|line| Mark::new(&["d"], id, line.as_bytes()));
+            for [before, after] in [[marks[0], marks[1]], [marks[1], marks[0]]] {
+                let mut taken = Taken::default();
+                assert_eq!([taken.insert(before, 1), taken.insert(after, 1)], [Known::No, Known::Yes]);
+            }
+        }
     }
 
     #[test]

@@ -75,7 +75,12 @@ pub(super) struct Whose<'a> {
     pub(super) is_alone: bool,
 }
 
-impl Whose<'_> {
+impl<'a> Whose<'a> {
+    /// Of the place of `organization`. `is_alone`: no other organization of the log type has a place.
+    pub(super) fn of(organization: &'a str, is_alone: bool) -> Whose<'a> {
+        Whose { organization, is_alone }
+    }
+
     /// Whether a line with this `organizationId` is another organization's.
     pub(super) fn is_anothers(&self, organization: Option<&RawValue>) -> bool {
         let id = organization.and_then(|id| serde_json::from_str::<String>(id.get()).ok());
@@ -203,7 +208,7 @@ impl<M: Memory> Place<M> {
             kept.extend(self.kept_part(&id).cloned().map(|part| (id, part)));
         }
         let tried = kept.len();
-        let refused = self.write_parts(kept).await;
+        let (_, refused) = self.write_parts(kept).await;
         if refused.len() < tried {
             self.write(FILE_MAX_BYTES).await?;
         }
@@ -216,7 +221,7 @@ impl<M: Memory> Place<M> {
     }
 
     /// Brings `lines` into the spool and then the change to the disk. Waits while the spool is full or its disk fails,
-    /// and tells `waiting` why.
+    /// and tells `waiting` why. Gives back the changed parts with their ids: they may be too large to be there twice.
     ///
     /// # Errors
     /// The process ends, or the disk refuses the place again and again. The lines are in the spool then and their batch is
@@ -228,7 +233,7 @@ impl<M: Memory> Place<M> {
         records: u64,
         change: impl Into<Change<M>>,
         mut waiting: impl FnMut(&str),
-    ) -> Result<(), RoundError> {
+    ) -> Result<Vec<(String, M::Part)>, RoundError> {
         let Change { memory, parts } = change.into();
         let Shared { one_at_a_time, stop } = self.shared.clone();
         let _turn = one_at_a_time.lock().await;
@@ -251,7 +256,8 @@ impl<M: Memory> Place<M> {
                 None => ended.push(id),
             }
         }
-        has_changed |= !self.write_parts(changed).await.is_empty();
+        let (changed, refused) = self.write_parts(changed).await;
+        has_changed |= !refused.is_empty();
         // While only parts have changed, the place has to name no older batch than it does.
         if has_changed || self.written_from != self.batches_from {
             let mut attempt = 1;
@@ -265,33 +271,35 @@ impl<M: Memory> Place<M> {
         }
         self.spool.gate(self.log_type).release(&self.organization);
         ended.iter().for_each(|id| self.parts.remove(id));
-        Ok(())
+        Ok(changed)
     }
 
-    /// Writes the files of parts. One that the disk refuses is kept in the place instead, so the place has to be written
-    /// next. Returns why each of these was refused.
-    async fn write_parts(&mut self, parts: Vec<(String, M::Part)>) -> Vec<PlaceError> {
+    /// Writes the files of parts, and gives them back. One that the disk refuses is kept in the place instead, so the place
+    /// has to be written next. Also returns why each of these was refused.
+    async fn write_parts(&mut self, parts: Vec<(String, M::Part)>) -> (Vec<(String, M::Part)>, Vec<PlaceError>) {
+        let (mut tried, mut refused) = (Vec::new(), Vec::new());
         if parts.is_empty() {
-            return Vec::new();
+            return (tried, refused);
         }
         let files = self.parts.clone();
         let write = move |(id, part): (String, M::Part)| {
             let written = files.write(&id, &part);
             (id, part, written)
         };
-        let mut refused = Vec::new();
         for (id, part, written) in blocking(move || parts.into_iter().map(write).collect::<Vec<_>>()).await {
-            let Some(kept) = self.memory.kept(&id) else { continue };
-            *kept = match written {
-                Ok(()) => M::Part::default(),
-                Err(error) => {
-                    self.kept.insert(id);
-                    refused.push(error);
-                    part
-                }
-            };
+            if let Some(kept) = self.memory.kept(&id) {
+                *kept = match written {
+                    Ok(()) => M::Part::default(),
+                    Err(error) => {
+                        self.kept.insert(id.clone());
+                        refused.push(error);
+                        part.clone()
+                    }
+                };
+            }
+            tried.push((id, part));
         }
-        refused
+        (tried, refused)
     }
 
     /// Appends `lines`, as often as it takes, and leaves the gate shut for the batch that took them.
@@ -431,7 +439,7 @@ impl<M: Memory> Unsettled<M> {
     /// The disk refuses the part that knows of the line. Where `is_last_try`, the line is passed over instead.
     pub(super) fn found(&mut self, line: &[u8], is_alone: bool, is_last_try: bool) -> Result<(), PlaceError> {
         let File { memory, organization, .. } = &mut self.file;
-        let whose = Whose { organization: &*organization, is_alone };
+        let whose = Whose::of(organization, is_alone);
         let Some(id) = memory.part_of(line, &whose) else {
             memory.found(line, &whose, None);
             return Ok(());

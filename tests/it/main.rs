@@ -50,6 +50,7 @@ mod pull_outage;
 mod pull_pace;
 mod pull_pages;
 mod pull_places;
+mod pull_settings;
 mod s3_faults;
 mod secrets;
 mod sessions;

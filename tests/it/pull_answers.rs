@@ -1,6 +1,6 @@
 //! What may answer in env0's place, and what env0 may answer that is nearly JSON: nothing is lost, and it is told rightly.
 
-use chrono::{TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::harness::{Setup, wait_until};
 use crate::local_aws::LocalAws;
@@ -125,28 +125,30 @@ fn what_is_not_an_object_among_events_is_stored_as_a_message_and_told() {
 }
 
 #[test]
-fn events_with_one_id_and_different_bytes_are_each_stored_once_and_told() {
+fn two_events_with_one_id_are_both_stored_and_one_that_changes_later_is_not_again() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
-    let other = |number: usize| {
-        let json = event(1, Utc::now() - TimeDelta::seconds(1)).json;
-        Event { json: json.replace("1.50", &format!("{number}")), ..event(1, Utc::now() - TimeDelta::seconds(1)) }
+    let at = Utc::now() - TimeDelta::seconds(1);
+    let form = |number: usize, at: DateTime<Utc>| {
+        let json = event(1, at).json.replace("1.50", &format!("{number}"));
+        Event { json, ..event(1, at) }
     };
-    env0.world().audits = vec![other(1), other(2)].into();
+    env0.world().audits = vec![form(1, at), form(2, at)].into();
     let setup = audits(&aws, &env0);
     let daemon = setup.start();
     wait_until("both are stored", || aws.s3.line_count() == 2);
-    // In another order, with one more, and after a kill.
-    env0.world().audits.reverse();
-    env0.world().audits.push(other(3));
-    wait_until("the third one is stored", || aws.s3.line_count() == 3);
+    // In another order, the first one in another form, and after a kill.
+    env0.world().audits = vec![form(2, at), form(3, at)].into();
+    a_round_later(&daemon);
+    assert_eq!(daemon.log().count("ERROR", "two events have one id"), 1, "{}", daemon.log().text());
     daemon.kill();
     env0.world().audits.reverse();
     let daemon = setup.start();
     a_round_later(&daemon);
-    assert_eq!(aws.s3.line_count(), 3);
-    env0.world().audits.push(event(9, Utc::now()));
-    wait_until("a later one is stored", || aws.s3.line_count() == 4);
-    assert_eq!(daemon.log().count("ERROR", "two events have one id"), 0, "nothing new: {}", daemon.log().text());
+    assert_eq!(aws.s3.line_count(), 2, "{:?}", aws.s3.lines());
+    assert_eq!(daemon.log().count("ERROR", "comes with other bytes now"), 1, "{}", daemon.log().text());
+    // One of another time is another event.
+    env0.world().audits.push(form(4, at + TimeDelta::milliseconds(1)));
+    wait_until("it is stored", || aws.s3.line_count() == 3);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::harness::{Daemon, Setup, wait_until};
 use crate::local_aws::LocalAws;
 use crate::local_env0::audits::{Event, event};
 use crate::local_env0::deployments::{Deployment, Environment, LogShape};
-use crate::local_env0::{LocalEnv0, ORGANIZATION};
+use crate::local_env0::{Fault, LocalEnv0, ORGANIZATION};
 
 /// The most that the daemon had in RAM, in KiB.
 pub(crate) fn peak_kib(daemon: &Daemon) -> u64 {
@@ -52,6 +52,41 @@ fn large_audit_events_and_large_pages_of_logs_take_the_pulls_share_of_memory() {
     println!("{:.1} MiB at most", peak as f64 / 1024.0);
     assert!(peak <= PEAK_MAX_KIB, "{peak} KiB");
     assert_eq!(daemon.log().count("ERROR", ""), 0, "{}", daemon.log().text());
+}
+
+#[test]
+fn a_record_and_events_of_many_megabytes_take_the_pulls_share_of_memory() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let start = Utc::now() - TimeDelta::minutes(30);
+    let with_text = |number: usize, bytes: usize| {
+        let event = event(number, start + TimeDelta::seconds(number as i64));
+        let text = format!("\"text\":\"{}\",\"ratio\"", "x".repeat(bytes));
+        Event { json: event.json.replace("\"ratio\"", &text), ..event }
+    };
+    let sizes = [10, 7 << 20, 10, 20 << 20, 10, 7 << 20, 10];
+    env0.world().audits = sizes.iter().enumerate().map(|(at, bytes)| with_text(at, *bytes)).collect::<Vec<_>>().into();
+    let followed = |id: &str| Environment {
+        deployments: vec![Deployment::running(&format!("d-{id}"), "tf:apply", 3)],
+        ..Environment::new(&format!("env-{id}"))
+    };
+    env0.world().environments = ["1", "2"].map(followed).into();
+    env0.world().padding = 20 << 20;
+    let large = |id: &str| format!(r#"{{"eventId":"{id}","message":"{}"}}"#, "x".repeat(7 << 20));
+    let page = format!(r#"{{"events":[{},{{"eventId":"b"}},{}],"hasMoreLogs":false}}"#, large("a"), large("c"));
+    env0.break_down("/deployments/d-2/steps/tf%3Aapply/log", Fault::Bytes(page.into_bytes().leak()));
+    let setup = Setup::new(&aws)
+        .unset("ENV0_S3_LOG_INGEST_TOKEN")
+        .set("ENV0_S3_LOG_PULL_FROM", (start - TimeDelta::seconds(1)).to_rfc3339());
+    let setup = env0.environment().into_iter().fold(setup, |setup, (name, value)| setup.set(name, value));
+    let daemon = setup.start();
+    wait_until("all of it is stored", || aws.s3.line_count() == sizes.len() + 3 + 3);
+    let lines = aws.s3.lines();
+    let cut =
+        |sign: &str| lines.iter().filter(|line| line.contains("\"cutFromBytes\":") && line.contains(sign)).count();
+    assert_eq!([cut("\"beginning\":\""), cut("\"sha256\":\""), cut("")], [4, 1, 5]);
+    let peak = peak_kib(&daemon);
+    println!("{:.1} MiB at most", peak as f64 / 1024.0);
+    assert!(peak <= PEAK_MAX_KIB, "{peak} KiB");
 }
 
 fn idle_organization(env0: &LocalEnv0, aws: &LocalAws, interval: &str) -> Setup {
@@ -129,10 +164,10 @@ fn a_history_of_audits_is_measured() {
     let seconds = started.elapsed().as_secs_f64();
     let lines = || daemon.metric("pulled_events_total{type=\"env0-deployments\"}").unwrap_or_default();
     wait_until("the deployments are followed", || lines() >= 300.0 * 2500.0);
+    let (a_second, peak) = (events as f64 / seconds, peak_kib(&daemon) as f64 / 1024.0);
     println!(
-        "{events} events in {seconds:.1} s: {:.0} a second, {} requests; with 300 deployments of 2,500 lines {:.1} MiB at most",
-        events as f64 / seconds,
+        "{events} events in {seconds:.1} s: {a_second:.0} a second, {} requests; with 300 deployments of 2,500 lines {peak:.1} MiB at most",
         env0.asked("/audit/events"),
-        peak_kib(&daemon) as f64 / 1024.0
     );
+    assert!(a_second >= 5000.0 && peak <= 64.0);
 }

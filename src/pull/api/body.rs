@@ -10,7 +10,8 @@ use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit};
 use tokio::time::Instant;
 
 use crate::network::causes;
-use crate::pull::api::error::{ANSWER_MAX_BYTES, ErrorKind};
+use crate::pull::api::error::ErrorKind;
+use crate::pull::api::long_texts::LongTexts;
 
 /// Answers above this size are large: of these, one page of a log is held at a time, and one of all others.
 pub(super) const LARGE_ANSWER_BYTES: usize = 1024 * 1024;
@@ -72,15 +73,17 @@ impl Patience {
 /// How much of an answer is read at once.
 #[derive(Clone, Copy)]
 pub(super) enum Amount {
-    /// All of it; more bytes than these are too large.
+    /// All of it, without the ends of long texts; more bytes than these are too large.
     Whole(usize),
-    /// What makes it a large one. The rest is [`Body::unread`].
-    Beginning,
+    /// What makes it a large one. The rest is [`Body::unread`]; more bytes than these in all are too large.
+    Beginning(usize),
 }
 
 /// The body of an answer, or the beginning of it.
 pub(super) struct Body {
     pub(super) bytes: Vec<u8>,
+    /// How many bytes were read for it.
+    pub(super) read: usize,
     pub(super) unread: Option<Unread>,
     /// Held by a large answer, so that no second one of its kind is in memory at the same time.
     pub(super) alone: Option<OwnedMutexGuard<()>>,
@@ -91,6 +94,7 @@ pub(super) struct Unread {
     response: Response,
     patience: Patience,
     bytes_before: usize,
+    max_bytes: usize,
     /// As long as the answer is read, its request counts as running.
     _slot: OwnedSemaphorePermit,
 }
@@ -100,7 +104,7 @@ impl Unread {
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Failed> {
         let chunk = self.patience.wait(self.response.chunk()).await?;
         self.bytes_before += chunk.as_ref().map_or(0, Bytes::len);
-        if self.bytes_before > ANSWER_MAX_BYTES {
+        if self.bytes_before > self.max_bytes {
             return Err(ErrorKind::TooLarge.into());
         }
         Ok(chunk)
@@ -117,18 +121,22 @@ impl Body {
         (slot, mut patience): (OwnedSemaphorePermit, Patience),
         (mut alone, large): (Option<OwnedMutexGuard<()>>, &Arc<Mutex<()>>),
     ) -> Result<Option<Body>, Failed> {
-        let max_bytes = match amount {
-            Amount::Whole(max_bytes) => max_bytes,
-            Amount::Beginning => ANSWER_MAX_BYTES,
-        };
-        if response.content_length().is_some_and(|bytes| bytes > max_bytes as u64) {
+        let (Amount::Whole(max_bytes) | Amount::Beginning(max_bytes)) = amount;
+        let announced = response.content_length().map_or(0, |bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        if announced > max_bytes {
             return Err(ErrorKind::TooLarge.into());
         }
-        let mut bytes = Vec::new();
+        let at_once = if matches!(amount, Amount::Whole(_)) { announced } else { announced.min(LARGE_ANSWER_BYTES) };
+        // A buffer that grows is there twice, and the smaller ones stay in memory for a while.
+        let (mut bytes, mut read, mut texts) = (Vec::with_capacity(at_once), 0, LongTexts::default());
         while let Some(chunk) = patience.wait(response.chunk()).await? {
-            bytes.extend_from_slice(&chunk);
-            if bytes.len() > max_bytes {
+            read += chunk.len();
+            if read > max_bytes {
                 return Err(ErrorKind::TooLarge.into());
+            }
+            match amount {
+                Amount::Whole(_) => texts.append(&chunk, &mut bytes),
+                Amount::Beginning(_) => bytes.extend_from_slice(&chunk),
             }
             if bytes.len() <= LARGE_ANSWER_BYTES {
                 continue;
@@ -137,14 +145,14 @@ impl Body {
                 let Ok(guard) = large.clone().try_lock_owned() else { return Ok(None) };
                 alone = Some(guard);
             }
-            if matches!(amount, Amount::Beginning) {
-                let unread = Unread { response, patience, bytes_before: bytes.len(), _slot: slot };
-                return Ok(Some(Body { bytes, unread: Some(unread), alone }));
+            if matches!(amount, Amount::Beginning(_)) {
+                let unread = Unread { response, patience, bytes_before: read, max_bytes, _slot: slot };
+                return Ok(Some(Body { bytes, read, unread: Some(unread), alone }));
             }
         }
         // A small one need not keep others out.
         let alone = alone.filter(|_| bytes.len() > LARGE_ANSWER_BYTES);
-        Ok(Some(Body { bytes, unread: None, alone }))
+        Ok(Some(Body { bytes, read, unread: None, alone }))
     }
 }
 
@@ -158,4 +166,45 @@ pub(super) async fn beginning(response: &mut Response, patience: &mut Patience) 
         }
     }
     body
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use hyper::body::{Frame, SizeHint};
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    /// A body that promises so many bytes, and that nobody may begin to read.
+    struct Promised(u64);
+
+    impl hyper::body::Body for Promised {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            panic!("it was read");
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(self.0)
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_promises_more_than_is_taken_is_refused_before_it_is_read() {
+        let large = Arc::default();
+        for amount in [Amount::Whole(1 << 20), Amount::Beginning(1 << 20)] {
+            for promised in [(1 << 20) + 1, 1 << 30, u64::MAX] {
+                let response = axum::http::Response::new(reqwest::Body::wrap(Promised(promised)));
+                let slot = Arc::new(Semaphore::new(1)).acquire_owned().await.unwrap();
+                let read = Body::read(response.into(), amount, (slot, Patience::default()), (None, &large));
+                assert!(matches!(read.await, Err(Failed { kind: ErrorKind::TooLarge, .. })), "{promised}");
+            }
+        }
+    }
 }

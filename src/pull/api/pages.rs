@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::pull::api::error::ANSWER_MAX_BYTES;
-use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind};
+use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind, Pieces};
 
 /// After a larger answer the next page is asked for with half as many records. Where it can be, the answer itself is given
 /// up: what is built of it would take as much memory again.
@@ -28,6 +28,22 @@ impl PageSize {
 
     fn now(&self) -> usize {
         self.now.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes an answer to a page of `asked` records may have.
+    fn max_bytes(&self, asked: usize) -> usize {
+        if asked > self.least { LARGE_BYTES } else { ANSWER_MAX_BYTES }
+    }
+
+    /// Takes note that an answer to a page of `asked` records was too large. Whether a page may have fewer.
+    pub fn was_too_large(&self, asked: usize) -> bool {
+        self.note(asked, usize::MAX);
+        asked > self.least
+    }
+
+    /// Takes note that a page of `asked` records was read whole.
+    pub fn was_read(&self, asked: usize, pieces: &Pieces) {
+        self.note(asked, pieces.bytes());
     }
 
     /// Takes note of an answer of `bytes` to a page of `asked` records; more than [`LARGE_BYTES`] for one that was too
@@ -60,13 +76,34 @@ impl Api {
             let asked = size.now();
             let limit = asked.to_string();
             let query: Vec<_> = query.iter().copied().chain([("limit", &*limit)]).collect();
-            let max_bytes = if asked > size.least { LARGE_BYTES } else { ANSWER_MAX_BYTES };
-            match self.get_up_to(max_bytes, endpoint, path, &query).await {
-                Ok(answer) => {
-                    size.note(asked, answer.text.bytes.len());
+            match self.get_up_to(size.max_bytes(asked), endpoint, path, &query).await {
+                Ok((answer, bytes)) => {
+                    size.note(asked, bytes);
                     return Ok((answer, asked));
                 }
-                Err(error) if error.kind == ErrorKind::TooLarge && asked > size.least => size.note(asked, usize::MAX),
+                Err(error) if error.kind == ErrorKind::TooLarge && size.was_too_large(asked) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// [`Api::pieces`] with a `limit`, which is also returned. It may turn out to be too large while it is read: see
+    /// [`PageSize::was_too_large`].
+    pub async fn page_in_pieces(
+        &self,
+        endpoint: Endpoint,
+        path: &[&str],
+        query: &[(&str, &str)],
+        size: &PageSize,
+        max_event_bytes: usize,
+    ) -> Result<(Pieces, usize), ApiError> {
+        loop {
+            let asked = size.now();
+            let limit = asked.to_string();
+            let query: Vec<_> = query.iter().copied().chain([("limit", &*limit)]).collect();
+            match self.pieces_up_to(size.max_bytes(asked), endpoint, path, &query, max_event_bytes).await {
+                Ok(pieces) => return Ok((pieces, asked)),
+                Err(error) if error.kind == ErrorKind::TooLarge && size.was_too_large(asked) => {}
                 Err(error) => return Err(error),
             }
         }

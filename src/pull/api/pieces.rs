@@ -19,6 +19,8 @@ const PIECE_BYTES: usize = 256 * 1024;
 /// Of an event that is larger than this and than what may be stored only size and hash are kept: to redact and to cut it
 /// takes several times its memory.
 const EVENT_MAX_BYTES: usize = 8 * 1024 * 1024;
+/// What is wrong with a page whose events were not found by the name of their member.
+pub const EVENTS_IN_REST: &str = "the name of its member `events` is written with escapes";
 /// What a page says beside its events is far smaller.
 const REST_MAX_BYTES: usize = 1024 * 1024;
 
@@ -26,6 +28,8 @@ const REST_MAX_BYTES: usize = 1024 * 1024;
 pub struct Pieces {
     splitter: Splitter,
     unread: Option<Unread>,
+    /// How much of it was read.
+    bytes: usize,
     endpoint: Endpoint,
     asked: Asked,
     _alone: Option<OwnedMutexGuard<()>>,
@@ -34,10 +38,10 @@ pub struct Pieces {
 impl Pieces {
     /// `max_event_bytes`: events up to this size are stored whole.
     pub(super) fn of(body: Body, endpoint: Endpoint, asked: Asked, max_event_bytes: usize) -> Pieces {
-        let Body { bytes, unread, alone } = body;
+        let Body { bytes, read, unread, alone } = body;
         let mut splitter = Splitter::leaving_out(max_event_bytes.max(EVENT_MAX_BYTES));
         splitter.push(&bytes);
-        Pieces { splitter, unread, endpoint, asked, _alone: alone }
+        Pieces { splitter, unread, bytes: read, endpoint, asked, _alone: alone }
     }
 
     /// The next piece, a list of events; `None` behind the last.
@@ -56,7 +60,10 @@ impl Pieces {
             }
             let Some(unread) = &mut self.unread else { return Ok(None) };
             match unread.chunk().await {
-                Ok(Some(chunk)) => self.splitter.push(&chunk),
+                Ok(Some(chunk)) => {
+                    self.bytes += chunk.len();
+                    self.splitter.push(&chunk);
+                }
                 Ok(None) => {
                     self.unread = None;
                     requests(self.endpoint, "succeeded").increment(1);
@@ -64,9 +71,14 @@ impl Pieces {
                 Err(Failed { kind, .. }) => return Err(self.failed(kind)),
             }
             if self.splitter.rest.len() > REST_MAX_BYTES {
-                return Err(self.failed(ErrorKind::TooLarge));
+                return Err(self.failed(ErrorKind::Malformed("it says more than 1 MiB beside its events".to_owned())));
             }
         }
+    }
+
+    /// How many bytes of the page were read.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// What the page says beside its events, whose list is empty there. Call it behind the last piece.
@@ -129,7 +141,7 @@ struct Splitter {
 /// The events of the piece that is being put together.
 #[derive(Default)]
 struct Events {
-    /// Without its brackets.
+    /// With its first bracket, if there is an event in it.
     piece: Vec<u8>,
     /// Where the last event begins, with the comma before it.
     event_from: usize,
@@ -217,9 +229,7 @@ impl Events {
             hasher.update(&[byte]);
             return;
         }
-        if std::mem::take(&mut self.has_comma) {
-            self.piece.push(b',');
-        }
+        self.begin_event();
         self.piece.push(byte);
         if self.piece.len() - self.event_from > max_bytes {
             let mut hasher = Sha256Hasher::default();
@@ -231,11 +241,22 @@ impl Events {
         }
     }
 
-    /// The last event is complete, and a comma follows where `has_comma`.
-    fn end_event(&mut self, has_comma: bool, pieces: &mut VecDeque<Cut>) {
-        // Of two commas in a row the first one stays, so that the piece is no JSON.
+    /// Puts into the piece what stands before an event.
+    fn begin_event(&mut self) {
+        if self.piece.is_empty() {
+            self.piece.push(b'[');
+            self.event_from = self.piece.len();
+        }
         if std::mem::take(&mut self.has_comma) {
             self.piece.push(b',');
+        }
+    }
+
+    /// The last event is complete, and a comma follows where `has_comma`.
+    fn end_event(&mut self, has_comma: bool, pieces: &mut VecDeque<Cut>) {
+        if self.has_comma {
+            // Of two commas in a row the first one stays, so that the piece is no JSON.
+            self.begin_event();
         }
         let too_large = self.too_large.take();
         if too_large.is_some() || self.piece.len() >= PIECE_BYTES {
@@ -255,11 +276,11 @@ impl Events {
     }
 
     fn cut(&mut self, pieces: &mut VecDeque<Cut>) {
-        if !self.piece.is_empty() {
-            let list = [b"[", &*self.piece, b"]"].concat();
-            pieces.push_back(Cut::Events(list));
+        let mut piece = std::mem::take(&mut self.piece);
+        if piece.len() > b"[".len() {
+            piece.push(b']');
+            pieces.push_back(Cut::Events(piece));
         }
-        self.piece.clear();
     }
 }
 

@@ -1,3 +1,5 @@
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::pin::pin;
 
 use super::*;
@@ -28,16 +30,20 @@ async fn a_keys_file_that_keeps_its_reader_waiting_holds_up_nothing_else() {
     };
     let api = Api::new(&pull, &Network::new(&config::Network::default()).unwrap()).unwrap();
     let mut answered = pin!(api.get(Endpoint::Organizations, &["organizations"], &[]));
+    // As long as nobody reads a pipe, it can't be opened for writing without waiting.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let open = || std::fs::OpenOptions::new().write(true).custom_flags(flags).open(&pipe);
+    let mut writer = None;
     tokio::select! {
         biased;
-        _ = &mut answered => panic!("the file was given up, or its reader has held this up"),
-        () = async {
-            until("the key is refused", || asked.load(Ordering::SeqCst) == 1).await;
-            tokio::time::sleep(Duration::from_millis(500)).await;
-        } => {}
+        _ = &mut answered => panic!("the file was given up"),
+        () = until("the refused key's file is being read", || {
+            writer = open().ok();
+            writer.is_some()
+        }) => {}
     }
-    let written = tokio::task::spawn_blocking(move || std::fs::write(pipe, "another secret"));
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
+    writer.unwrap().write_all(b"another secret").unwrap();
     assert!(answered.await.is_ok());
-    written.await.unwrap().unwrap();
     assert_ne!(server.seen()[0].header("authorization"), server.seen()[1].header("authorization"));
 }

@@ -85,6 +85,19 @@ fn an_error_at_any_call_and_then_a_power_cut_brings_every_audit_event_once() {
 }
 
 #[test]
+fn a_start_counts_no_event_of_another_organization_as_taken() {
+    let line = |of: &str| format!(r#"{{"id":"audit-1",{of}"timestamp":"1970-01-01T00:00:00.001Z"}}"#).into_bytes();
+    let (ours, anothers, nobodys) = (line("\"organizationId\":\"o\","), line("\"organizationId\":\"p\","), line(""));
+    let [id] = members(json_of(&ours), ["id"]);
+    for (found, knows_ours) in [(&ours, Known::Yes), (&anothers, Known::No), (&nobodys, Known::No)] {
+        let mut memory = AuditMemory::beginning(DateTime::UNIX_EPOCH);
+        memory.found(found, &Whose::of("o", false), None);
+        assert_eq!(memory.taken.knows(&Mark::new(&[], id, &ours)), knows_ours);
+        assert_eq!(memory.taken.len(), usize::from(found != &anothers));
+    }
+}
+
+#[test]
 fn by_an_unsure_clock_a_place_goes_no_further_than_the_newest_event_or_a_day() {
     let at = |minutes: i64| DateTime::UNIX_EPOCH + TimeDelta::minutes(minutes);
     let millis = |minutes: i64| at(minutes).timestamp_millis();

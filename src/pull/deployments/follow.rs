@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::protocols::body::Limits;
-use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind, LINES_MAX, List, Pieces};
+use crate::pull::api::{Answer, Api, ApiError, EVENTS_IN_REST, Endpoint, ErrorKind, LINES_MAX, List, Pieces};
 use crate::pull::deployments::memory::{Following, Step, Steps};
 use crate::pull::deployments::records::{ID_MAX_BYTES, LONG_ID, LogPage, StepRecord, last_attempts};
 use crate::pull::deployments::source::Source;
@@ -45,8 +45,8 @@ pub(super) struct Piece {
     pub(super) state: Following,
     /// Whether the deployment is stored to its end.
     pub(super) done: bool,
-    /// Answered when lines and memory are durable.
-    pub(super) written: oneshot::Sender<()>,
+    /// Answered when lines and memory are durable, with the steps of `state`: they may be too large to be there twice.
+    pub(super) written: oneshot::Sender<Steps>,
 }
 
 /// A deployment that is being read.
@@ -57,7 +57,7 @@ pub(super) struct Follow {
     pub(super) pieces: mpsc::Sender<Piece>,
     pub(super) source: Source,
     pub(super) state: Following,
-    /// The state that the place holds.
+    /// The state that the place holds, in [`Follow::outline`].
     pub(super) durable: Following,
     pub(super) listing: Listing,
     /// The beginning of this round, in milliseconds since 1970.
@@ -130,7 +130,7 @@ impl Follow {
         {
             self.state.steps = steps;
         }
-        self.durable = self.state.clone();
+        self.durable = self.outline();
         Ok(self)
     }
 
@@ -172,7 +172,7 @@ impl Follow {
                 let done = self.state.given_up_at.is_none();
                 self.send(line, missing.into(), done).await;
             }
-            None if self.state != self.durable => drop(self.send_piece(Bytes::new(), 0, false).await),
+            None if self.outline() != self.durable => drop(self.send_piece(Bytes::new(), 0, false).await),
             None => {}
         }
         failed.map_or(Ok(()), Err)
@@ -364,7 +364,7 @@ impl Follow {
         let rest = pieces.rest()?;
         let LogPage { events, next_start_time, has_more_logs } = rest.parse()?;
         if !events.is_empty() {
-            return Err(rest.malformed("the name of its member `events` is written with escapes"));
+            return Err(rest.malformed(EVENTS_IN_REST));
         }
         Ok(Some((rest.cursor(next_start_time)?, has_more_logs)))
     }
@@ -400,7 +400,6 @@ impl Follow {
             page.new = true;
             if page.lines.len() >= LINES_BYTES {
                 let lines = std::mem::take(&mut page.lines).into();
-                // What is remembered of a long page is large, so it is not kept for a comparison, too.
                 if !self.send_piece(lines, std::mem::take(&mut page.records), false).await {
                     return Ok(false);
                 }
@@ -412,16 +411,32 @@ impl Follow {
 
     /// Waits until all of it is durable. False when the process is about to end.
     async fn send(&mut self, lines: Bytes, records: u64, done: bool) -> bool {
-        self.durable = self.state.clone();
+        self.durable = self.outline();
         self.send_piece(lines, records, done).await
+    }
+
+    /// The state without the events that were taken. These may be too large to be there twice, and each is sent with its
+    /// line in any case.
+    fn outline(&mut self) -> Following {
+        let steps = std::mem::take(&mut self.state.steps);
+        let mut outline = self.state.clone();
+        outline.steps = steps.iter().map(|(name, step)| (name.clone(), step.outline())).collect();
+        self.state.steps = steps;
+        outline
     }
 
     /// [`Follow::send`] of a part of a page.
     async fn send_piece(&mut self, lines: Bytes, records: u64, done: bool) -> bool {
         let (written, durable) = oneshot::channel();
-        let (id, state) = (self.source.deployment.clone(), self.state.clone());
-        let piece = Piece { id, lines, records, state, done, written };
-        self.pieces.send(piece).await.is_ok() && durable.await.is_ok()
+        let steps = std::mem::take(&mut self.state.steps);
+        let state = Following { steps, ..self.state.clone() };
+        let piece = Piece { id: self.source.deployment.clone(), lines, records, state, done, written };
+        if self.pieces.send(piece).await.is_err() {
+            return false;
+        }
+        let Ok(steps) = durable.await else { return false };
+        self.state.steps = steps;
+        true
     }
 }
 

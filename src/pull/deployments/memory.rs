@@ -117,6 +117,11 @@ impl Step {
         Step { restarted: true, ..Step::default() }
     }
 
+    /// The same without the events that were taken.
+    pub(super) fn outline(&self) -> Step {
+        Step { taken: Taken::default(), next: self.next.clone(), attempt: self.attempt.clone(), ..*self }
+    }
+
     /// The mark of an event of this log, from its stored line and that line's `eventId`.
     pub(super) fn mark(&self, deployment_step: [&str; 2], id: Option<&RawValue>, line: &[u8]) -> Mark {
         Mark::new(&deployment_step, id.filter(|_| !self.restarted), line)

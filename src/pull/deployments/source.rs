@@ -8,6 +8,9 @@ use crate::protocols::body::{Limits, members};
 use crate::pull::deployments::memory::{EVENT_STEP_DEPLOYMENT, Following, finished_id};
 use crate::pull::line::{Line, inner, json_of, stored};
 
+/// Room for what a line is given, in almost every case.
+const MEMBERS_BYTES: usize = 512;
+
 /// Where a deployment's lines come from.
 pub(super) struct Source {
     pub(super) deployment: String,
@@ -64,7 +67,10 @@ impl Source {
         let own = self.members(Some(step));
         let [d, s, e, n, p, o, t] = own.map(|(name, _)| name);
         let [has @ .., id, timestamp] = members(event, [d, s, e, n, p, o, t, "eventId", "timestamp"]);
-        let mut line = format!("{{{inner}");
+        // It may be large, and a text that grows is there twice.
+        let mut line = String::with_capacity(inner.len() + MEMBERS_BYTES);
+        line.push('{');
+        line += &inner;
         let mut empty = inner.trim_ascii().is_empty();
         for ((name, value), _) in own.into_iter().zip(has).filter(|(_, has): &(_, Option<&RawValue>)| has.is_none()) {
             let Some(value) = value else { continue };

@@ -310,7 +310,7 @@ async fn commit_line(place: &mut Place<DeploymentMemory>, id: &str, number: u64)
     let new = u64::from(step.take(mark, None) == Known::No);
     let lines = if new > 0 { Bytes::from(line) } else { Bytes::new() };
     let parts = vec![(id.to_owned(), Some(steps))];
-    place.commit(lines, new, Change { memory: None, parts }, |_| ()).await
+    place.commit(lines, new, Change { memory: None, parts }, |_| ()).await.map(drop)
 }
 
 /// Refuses the names of the file of the deployment `id`'s part.

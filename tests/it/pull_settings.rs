@@ -1,0 +1,96 @@
+//! Settings that change from one start to the next: all of it is stored once.
+
+use std::collections::BTreeMap;
+
+use chrono::{TimeDelta, Utc};
+
+use crate::harness::{Daemon, wait_until};
+use crate::local_aws::LocalAws;
+use crate::local_env0::LocalEnv0;
+use crate::local_env0::audits::{Event, event};
+use crate::local_env0::deployments::Deployment;
+use crate::pull_audits::from;
+use crate::pull_deployments::{environment, setup};
+
+/// How often each event is in the bucket, by its id.
+fn stored(aws: &LocalAws) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for line in aws.s3.lines() {
+        let line: serde_json::Value = serde_json::from_str(&line).unwrap();
+        let id = line["id"].as_str().or(line["eventId"].as_str()).unwrap();
+        *counts.entry(id.to_owned()).or_default() += 1;
+    }
+    counts
+}
+
+/// Waits until a round of each of `types` has begun after now and brought all there was.
+fn a_round_later(daemon: &Daemon, types: usize) {
+    let rounds = || daemon.metric("pull_rounds_total{outcome=\"succeeded\"}").unwrap_or_default();
+    let before = rounds();
+    wait_until("each log type has had two rounds", || rounds() >= before + 2.0 * types as f64);
+}
+
+#[test]
+fn no_setting_that_changes_between_two_starts_doubles_an_event_or_leaves_one_out() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let at = Utc::now() - TimeDelta::minutes(1);
+    let with = |number: usize, member: &str| {
+        let json = event(number, at).json.replace("\"ratio\"", &format!("{member},\"ratio\""));
+        Event { json, ..event(number, at) }
+    };
+    let secret = with(1, "\"customEnv0EnvironmentVariables\":{\"oidcToken\":\"canary\"}");
+    let long = with(2, &format!("\"text\":\"{}\"", "x".repeat(100_000)));
+    env0.world().audits = vec![secret, long, event(3, at)].into();
+    env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "s", 3)])];
+    let setup = from(setup(&aws, &env0), at - TimeDelta::minutes(1)).unset("ENV0_S3_LOG_PULL");
+    let once = |audits: usize, lines: usize| {
+        let audits = (1..=audits).map(|number| (format!("audit-{number}"), 1));
+        audits.chain((0..lines).map(|number| (format!("s-{number}"), 1))).collect::<BTreeMap<_, _>>()
+    };
+
+    let setup = setup.set("ENV0_S3_LOG_MAX_EVENT_BYTES", "64KiB");
+    let daemon = setup.start();
+    wait_until("all of it is stored", || aws.s3.line_count() == 6);
+    daemon.kill();
+
+    let setup = setup.set("ENV0_S3_LOG_REDACT", "off").unset("ENV0_S3_LOG_MAX_EVENT_BYTES");
+    let setup = setup.set("ENV0_S3_LOG_PULL_FROM", (at - TimeDelta::days(1)).to_rfc3339());
+    let daemon = setup.start();
+    a_round_later(&daemon, 2);
+    assert_eq!(stored(&aws), once(3, 3));
+    daemon.kill();
+
+    // One type is switched off, and what happens in it meanwhile comes when it is on again.
+    let setup = setup.unset("ENV0_S3_LOG_REDACT").set("ENV0_S3_LOG_PULL", "env0-audits");
+    let daemon = setup.start();
+    env0.world().audits.push(event(4, Utc::now()));
+    env0.world().environments[0].deployments[0].steps[0].lines = 7;
+    a_round_later(&daemon, 1);
+    wait_until("the new event is stored", || stored(&aws) == once(4, 3));
+    daemon.kill();
+    let setup = setup.set("ENV0_S3_LOG_PULL", "env0-deployments");
+    env0.world().audits.push(event(5, Utc::now()));
+    let daemon = setup.start();
+    wait_until("the new lines are stored", || stored(&aws) == once(4, 7));
+    daemon.kill();
+    let setup = setup.unset("ENV0_S3_LOG_PULL");
+    let daemon = setup.start();
+    wait_until("the event from between is stored", || stored(&aws).len() == 12);
+    a_round_later(&daemon, 2);
+    assert_eq!(stored(&aws), once(5, 7));
+}
+
+#[test]
+fn a_pull_asks_env0_through_the_configured_proxy() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::minutes(1))].into();
+    // A name that nothing answers to. The local env0 stands in for the proxy: it sees the whole address in each request.
+    let setup = from(crate::pull_audits::setup(&aws, &env0), Utc::now() - TimeDelta::hours(1))
+        .set("ENV0_S3_LOG_API_URL", "http://api.env0.invalid")
+        .set("ENV0_S3_LOG_ALLOW_HTTP", "true")
+        .set("HTTP_PROXY", env0.url())
+        .set("NO_PROXY", "127.0.0.1,localhost");
+    let _daemon = setup.start();
+    wait_until("the event is stored", || aws.s3.line_count() == 1);
+    assert!(env0.asked("http://api.env0.invalid/audit/events?") >= 1, "{:?}", env0.world().requests);
+}
