@@ -26,16 +26,21 @@ pub fn secret_of_file(path: &Path) -> Result<SecretString, String> {
 /// What is wrong with the file that `variable` names, in the words of every error of a configuration.
 pub fn file_error(variable: &str, path: &Path, problem: impl fmt::Display) -> String {
     let example = variables::find(variable).map_or("/path", |variable| variable.example);
-    let value = if looks_like_path(&path.to_string_lossy()) { format!("={path:?}") } else { NOT_SHOWN.to_owned() };
-    format!("{variable}{value}: {problem}; example: {variable}={example}")
+    let value = quoted(shown_path(&path.to_string_lossy()));
+    format!("{variable}={value}: {problem}; example: {variable}={example}")
 }
 
 /// Stands in the place of a value that may be a secret.
-pub(super) const NOT_SHOWN: &str = "=(not shown: it is no path, and may be a secret)";
+const NOT_SHOWN: &str = "(not shown: it is no path, and may be a secret)";
 
-/// Whether the value of a variable that names a file may be shown. Somebody may have put the secret itself there.
-pub(super) fn looks_like_path(value: &str) -> bool {
+/// The value of a variable that names a file, as it may be shown. Somebody may have put the secret itself there.
+pub(super) fn shown_path(value: &str) -> &str {
     // What may stand before a path by mistake doesn't count.
     let path = value.trim_start_matches(|first: char| "\"'`$\u{feff}".contains(first) || first.is_whitespace());
-    path.starts_with(['/', '.', '~']) || Path::new(value).exists()
+    if path.starts_with(['/', '.', '~']) || Path::new(value).exists() { value } else { NOT_SHOWN }
+}
+
+/// A value that may be shown, as errors quote it.
+pub(super) fn quoted(shown: &str) -> String {
+    if shown == NOT_SHOWN { shown.to_owned() } else { format!("{shown:?}") }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use super::effective::{Config, LogFormat, Network, Purpose, Setting, Source, TlsFiles};
-use super::files::{NOT_SHOWN, looks_like_path};
+use super::files::{quoted, shown_path};
 use super::given::{OwnVariables, SharedVariables};
 use super::slips;
 use super::unread;
@@ -113,10 +113,7 @@ impl Reader {
             return;
         }
         let cut = |value: &String| value.chars().take(SHOWN_VALUE_MAX_CHARS).collect::<String>();
-        let value = match self.shown.get(name) {
-            Some(value) if name.ends_with("_FILE") && !looks_like_path(value) => NOT_SHOWN.to_owned(),
-            value => value.map(|value| format!("={:?}", cut(value))).unwrap_or_default(),
-        };
+        let value = self.shown.get(name).map(|value| format!("={}", quoted(&cut(value)))).unwrap_or_default();
         let example = variables::find(name).map(example).unwrap_or_default();
         self.errors.push(format!("{name}{value}: {problem}; example: {example}"));
     }
@@ -467,8 +464,12 @@ fn example(variable: &Variable) -> String {
     format!("{}={}", variable.name, variable.example)
 }
 
-/// A value as it may be shown: `[redacted]` for a secret or a URL with a user name, and a URL without its query.
+/// A value as it may be shown: `[redacted]` for a secret or a URL with a user name, a URL without its query, and of a
+/// file's variable nothing but a path.
 fn shown(name: &str, value: &str) -> String {
+    if name.ends_with("_FILE") {
+        return shown_path(value).to_owned();
+    }
     let secret = variables::find(name).is_none_or(|variable| variable.secret);
     let is_url = value.contains("://") || URLS.contains(&name);
     // An id with a colon has the key's secret behind it.

@@ -129,4 +129,7 @@ fn a_secret_in_the_place_of_its_files_path_is_not_shown() {
     let hidden = said("a-secret-canary");
     assert!(hidden.contains("ENV0_API_KEY_SECRET_FILE=(not shown") && !hidden.contains("canary"), "{hidden}");
     assert!(said("/nowhere/secret").contains(r#"ENV0_API_KEY_SECRET_FILE="/nowhere/secret""#));
+    // The daemon reads this one only when it starts, so `config` takes it.
+    let described = with(&[("ENV0_S3_LOG_SIGNING_KEY_FILE", "a-secret-canary")]).unwrap().describe();
+    assert!(described.contains("ENV0_S3_LOG_SIGNING_KEY_FILE=(not shown"), "{described}");
 }
