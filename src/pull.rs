@@ -354,19 +354,21 @@ impl Parts {
         let (limits, report) = (self.limits, report.clone());
         let waiting = report.clone();
         let api = self.api.telling(move |error, wait| waiting.asked_to_wait(error, wait));
+        let tell = |began, began_before, reached| {
+            report.begun(began, self.pull.from);
+            self.tell_beginning(log_type, organization, began_before, reached);
+        };
         match log_type {
             LogType::Audits => {
                 let first = AuditMemory::beginning(from);
                 let place = Place::open(&self.spool, log_type, organization, shared, first).await?;
-                report.begun(place.memory.began, self.pull.from);
-                self.tell_beginning(log_type, organization, place.began_before, place.memory.reached);
+                tell(place.memory.began, place.began_before, place.memory.reached);
                 Ok(Pull::Audits(Box::new(Audits::new(api, limits, place, report))))
             }
             LogType::Deployments => {
                 let first = DeploymentMemory::beginning(from);
                 let place = Place::open(&self.spool, log_type, organization, shared, first).await?;
-                report.begun(place.memory.began, self.pull.from);
-                self.tell_beginning(log_type, organization, place.began_before, place.memory.reached);
+                tell(place.memory.began, place.began_before, place.memory.reached);
                 let hand_over = self.hand_over(organization);
                 Ok(Pull::Deployments(Box::new(Deployments::new(
                     api,
