@@ -185,10 +185,9 @@ fn body_framing(head: &[u8]) -> Result<Framing, Fault> {
         if has_control(value) {
             return Err(malformed("a header's value has a control character"));
         }
-        let value = value.trim_ascii();
         if name.eq_ignore_ascii_case(b"content-length") {
-            let digits =
-                std::str::from_utf8(value).ok().filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()));
+            let digits = std::str::from_utf8(value.trim_ascii()).ok();
+            let digits = digits.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
             let digits = digits
                 .and_then(|digits| digits.parse().ok())
                 .filter(|length| *length <= LENGTH_MAX)
@@ -197,7 +196,7 @@ fn body_framing(head: &[u8]) -> Result<Framing, Fault> {
                 return Err(malformed("there is more than one Content-Length"));
             }
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            if chunked || !value.eq_ignore_ascii_case(b"chunked") {
+            if chunked || !value.trim_ascii().eq_ignore_ascii_case(b"chunked") {
                 return Err(malformed("Transfer-Encoding is something else than chunked, once"));
             }
             chunked = true;
