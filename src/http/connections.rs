@@ -1,8 +1,9 @@
 //! The open connections of a listener: who may stay when there is no more room, and for what memory.
 //!
-//! At the limit, the connection that is missed least is closed for a new one: first a stranger's, from the address
-//! that has the most of them; then an idle one, from the address that has the most connections; then the one whose
-//! body comes slowest. A TLS handshake that has begun in earnest is spared while few have. A request whose body has arrived is never cut off.
+//! At the limit, the connection that is missed least is closed for a new one: first a stranger's, from the address that
+//! has the most of them; then an idle one, from the address that has the most connections; then the one whose body
+//! comes slowest. A TLS handshake that has begun in earnest is spared while few have. A request whose body has arrived
+//! is never cut off.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -40,7 +41,6 @@ const GREETED_PART: usize = 4;
 const CLOSING_MAX: usize = 32;
 /// TLS handshakes that are computed at once for one address; the others of that address wait for them.
 const HANDSHAKES_PER_SOURCE: usize = 2;
-
 /// Signatures of tokens that are checked at once, so that tokens of strangers never keep more than one thread from its
 /// other work.
 const SIGNATURES_AT_ONCE: usize = 1;

@@ -22,9 +22,9 @@ impl Ingest {
     /// Appends to each log type's batch at the same time; refused as a whole, before anything is
     /// written, when one of them is full or its disk fails.
     ///
-    /// A request that no writer has begun with within 5 s, what it waited for memory included, is withdrawn and refused. One that is being written
-    /// waits for the disk, however long that takes: nobody knows yet whether it is stored, and a sender that is
-    /// refused sends again.
+    /// A request that no writer has begun with within 5 s, what it waited for memory included, is withdrawn and
+    /// refused. One that is being written waits for the disk, however long that takes: nobody knows yet whether it is
+    /// stored, and a sender that is refused sends again.
     pub(super) async fn append(&self, lines: ByType<Lines>, held: Held) -> Result<Accepted, Refusal> {
         let records = lines.values().map(|lines| lines.records).sum();
         let mut rooms = ByType::default();

@@ -124,8 +124,8 @@ fn permits(permit: &Option<OwnedSemaphorePermit>) -> usize {
 }
 
 impl Memory {
-    /// For `bytes` in all, 4 GiB at most, of which one request may need `largest_bytes`. The largest audit event needs `audit_bytes`. At most
-    /// `max_waiting` requests wait for a turn, and as many of audit events.
+    /// For `bytes` in all, 4 GiB at most, of which one request may need `largest_bytes`. The largest audit event needs
+    /// `audit_bytes`. At most `max_waiting` requests wait for a turn, and as many of audit events.
     pub fn new(bytes: usize, largest_bytes: usize, audit_bytes: usize, max_waiting: usize) -> Memory {
         let bytes = bytes.min(u32::MAX as usize);
         let mut shares = [bytes / SHARE; LANES];

@@ -69,9 +69,9 @@ impl Encoding {
         Ok(found)
     }
 
-    /// The coding whose magic `body` begins with, for senders that forget `Content-Encoding`. No protocol's body begins so: no
-    /// magic is a first field of protobuf or a first element of snappy, and none is text, because it is not UTF-8 or (a
-    /// skippable frame's) has U+0018.
+    /// The coding whose magic `body` begins with, for senders that forget `Content-Encoding`. No protocol's body begins
+    /// so: no magic is a first field of protobuf or a first element of snappy, and none is text, because it is not
+    /// UTF-8 or (a skippable frame's) has U+0018.
     pub fn by_magic(body: &[u8]) -> Encoding {
         if body.starts_with(GZIP_MAGIC) {
             Encoding::Gzip
@@ -181,8 +181,8 @@ pub(super) fn query_values<const N: usize>(uri: &Uri, names: [&str; N]) -> Resul
     Ok(found)
 }
 
-/// The token in the query by any of `names`, in any letter case, percent-decoded. `+` stays as it is: tokens in base64 have it, and some
-/// senders don't escape it.
+/// The token in the query by any of `names`, in any letter case, percent-decoded. `+` stays as it is: tokens in base64
+/// have it, and some senders don't escape it.
 pub(super) fn query_token(uri: &Uri, names: &[&str]) -> Option<String> {
     let (_, token) = query_pairs(uri).find(|(name, _)| names.iter().any(|known| name.eq_ignore_ascii_case(known)))?;
     percent_decode(token)

@@ -1,8 +1,9 @@
 //! Sumo Logic's HTTP source: `POST /receiver/v1/http/<secret>`, text or NDJSON.
 //!
-//! Specification: "Upload data to an HTTP Source" in Sumo Logic's documentation. Events are taken as
-//! in the native protocol. The values of the `X-Sumo-…` headers are kept under Sumo Logic's names (`_sourceName`, `_sourceHost`, `_sourceCategory`, `_fields`, `_dimensions`, `_metadata`) beside the event,
-//! which then is `message`. `X-Sumo-Client` only tells the client's version.
+//! Specification: "Upload data to an HTTP Source" in Sumo Logic's documentation. Events are taken as in the native
+//! protocol. The values of the `X-Sumo-…` headers are kept under Sumo Logic's names (`_sourceName`, `_sourceHost`,
+//! `_sourceCategory`, `_fields`, `_dimensions`, `_metadata`) beside the event, which then is `message`. `X-Sumo-Client`
+//! only tells the client's version.
 
 use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;

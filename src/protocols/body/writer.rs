@@ -58,8 +58,8 @@ impl LineWriter {
         writer
     }
 
-    /// `body` with U+FFFD in place of bytes that are not UTF-8, which are counted. Refuses a result that is larger than a body
-    /// may be.
+    /// `body` with U+FFFD in place of bytes that are not UTF-8, which are counted. Refuses a result that is larger than
+    /// a body may be.
     pub fn repair(&mut self, body: Bytes) -> Result<Bytes, BodyError> {
         let (body, replaced) = repaired(body, self.limits.max_body_bytes)?;
         self.replaced += replaced;
