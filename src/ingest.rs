@@ -36,7 +36,7 @@ use crate::ingest::receive::{Received, Terms};
 use crate::ingest::route::{Route, route};
 use crate::ingest::token_bodies::TokenBodies;
 use crate::protocols::body::{BodyError, Limits, Lines};
-use crate::protocols::{self, Answer, BadCredentials, Encoding, Protocol, Refusal, by_type, empty_answer};
+use crate::protocols::{self, Answer, BadCredentials, Decoding, Encoding, Protocol, Refusal, by_type, empty_answer};
 use crate::spool::{AppendError, Spool};
 
 /// A body whose lines may become this large, so one of 1 MiB as a rule, is scanned where it can't hold up other
@@ -196,7 +196,7 @@ impl Ingest {
                 taken.map(|()| Taken::Answered(empty_answer(StatusCode::NO_CONTENT)))
             }
             Route::Events { protocol, log_type: named } => {
-                let sender = Sender { protocol, named, uri: &head.uri, headers: &head.headers };
+                let sender = Sender { protocol, named, decided: named, uri: &head.uri, headers: &head.headers };
                 self.take_events(&sender, &mut body, guest, log_type).await
             }
         };
@@ -222,7 +222,7 @@ impl Ingest {
         guest: &Guest,
         log_type: &mut Option<LogType>,
     ) -> Result<Taken, Refusal> {
-        let Sender { protocol, named, uri, headers } = *sender;
+        let Sender { protocol, named, uri, headers, .. } = *sender;
         *log_type = named;
         let carried = protocol.token(uri, headers);
         let identity = self.authenticator.authenticate(guest, headers, carried.as_deref(), named).await;
@@ -232,20 +232,23 @@ impl Ingest {
         let identity = identity?;
         let decided = identity.log_type().or(named);
         *log_type = decided;
-        let encoding = self.judge_head(&identity, sender, decided)?;
+        let sender = &Sender { decided, ..*sender };
+        let encoding = self.judge_head(&identity, sender)?;
         guest.let_in();
 
         let lane = Lane::of(identity, decided);
         let (limit, variable) = (self.max_body_bytes, self.max_body_variable);
         let terms = Terms { limit, variable, memory: &self.bodies, lane, stop: &self.stop_bodies };
-        let received = receive::read(body, encoding, &terms).await?;
+        let mut received = receive::read(body, encoding, &terms).await?;
         // Some senders compress twice and say so once.
         let encoding = Encoding::by_magic(&received.bytes);
-        let received = received.inflate(encoding, &terms).await?;
-        if Encoding::by_magic(&received.bytes) != Encoding::Identity {
-            return Err(Refusal::BrokenBody { reason: "it is compressed more than twice".to_owned() });
+        if encoding != Encoding::Identity {
+            received = Box::pin(received.inflate(encoding, &terms)).await?;
+            if Encoding::by_magic(&received.bytes) != Encoding::Identity {
+                return Err(Refusal::BrokenBody { reason: "it is compressed more than twice".to_owned() });
+            }
         }
-        let (lines, held) = self.parse(sender, decided, lane, received).await?;
+        let (lines, held) = self.parse(sender, lane, received).await?;
         *log_type = Some(main_type(&lines));
         self.both_ways.look(identity, protocol, &lines);
         Ok(Taken::Events(lines, held))
@@ -253,12 +256,7 @@ impl Ingest {
 
     /// What the head alone can be refused for, before any memory is taken. Where it doesn't tell the
     /// log type, a spool that would take one of them is no reason.
-    fn judge_head(
-        &self,
-        identity: &Identity,
-        sender: &Sender<'_>,
-        decided: Option<LogType>,
-    ) -> Result<Encoding, Refusal> {
+    fn judge_head(&self, identity: &Identity, sender: &Sender<'_>) -> Result<Encoding, Refusal> {
         if sender.named.is_some_and(|named| !identity.may_write(named)) {
             auth::count_wrong_type();
             return Err(Refusal::Unauthorized(BadCredentials::WrongType));
@@ -282,23 +280,19 @@ impl Ingest {
             Some(error) => Err(AppendError::Disk(error)),
             None => self.spool.check_room(log_type, least),
         };
-        match decided {
+        match sender.decided {
             None if LogType::ALL.into_iter().any(|log_type| takes(log_type).is_ok()) => {}
-            _ => takes(decided.unwrap_or(self.default_type)).map_err(not_taken)?,
+            decided => takes(decided.unwrap_or(self.default_type)).map_err(not_taken)?,
         }
         Ok(encoding)
     }
 
     /// The request's events. All that is built of its body is charged first. Few grow more than usual on their way to
     /// lines; those are parsed again, with room for the most that is allowed.
-    async fn parse(
-        &self,
-        sender: &Sender<'_>,
-        decided: Option<LogType>,
-        lane: Lane,
-        body: Received,
-    ) -> Result<(ByType<Lines>, Held), Refusal> {
-        let unpacked = protocols::unpacked_bytes(sender.protocol, sender.headers, &body.bytes).min(self.max_body_bytes);
+    async fn parse(&self, sender: &Sender<'_>, lane: Lane, body: Received) -> Result<(ByType<Lines>, Held), Refusal> {
+        let decoding = Decoding::of(sender.headers, &body.bytes)?;
+        let unpacked = protocols::unpacked_bytes(sender.protocol, sender.headers, &body.bytes, decoding);
+        let unpacked = unpacked.min(self.max_body_bytes);
         let length = body.bytes.len().max(unpacked);
         let most = self.limits.max_lines_bytes.saturating_sub(unpacked);
         let usual = usual_lines_bytes(length).min(most);
@@ -310,7 +304,7 @@ impl Ingest {
             self.lines.charge(lane, &mut charge, needs, needs).await?;
             let waited = charge.waited;
             let limits = Limits { max_lines_bytes, ..self.limits };
-            match self.scan(limits, sender, decided, lane, &body, charge).await {
+            match self.scan(limits, sender, decoding, lane, &body, charge).await {
                 Err(Refusal::Body(BodyError::LinesTooLarge { .. })) if max_lines_bytes < most => {}
                 // The parsers don't know which variable sets their limit.
                 Err(Refusal::Body(BodyError::TooLarge { limit_bytes })) => {
@@ -329,15 +323,15 @@ impl Ingest {
         &self,
         limits: Limits,
         sender: &Sender<'_>,
-        decided: Option<LogType>,
+        decoding: Option<Decoding>,
         lane: Lane,
         body: &Arc<Received>,
         mut charge: Charge,
     ) -> Result<(ByType<Lines>, Held), Refusal> {
-        let Sender { protocol, uri, headers, .. } = *sender;
+        let Sender { protocol, decided, uri, headers, .. } = *sender;
         let (body, default_type) = (Arc::clone(body), self.default_type);
         let scan = move |uri: &Uri, headers: &HeaderMap| {
-            let parts = protocol.events(uri, headers, body.bytes.clone(), crate::batch::now(), &limits)?;
+            let parts = protocol.events(uri, headers, body.bytes.clone(), decoding, crate::batch::now(), &limits)?;
             let lines = by_type(parts, &limits, |said| decided.or(said).unwrap_or(default_type))?;
             let as_sent = |lines: &Lines| body.bytes.as_ptr_range().contains(&lines.bytes.as_ptr());
             charge.shrink_to(lines.values().filter(|lines| !as_sent(lines)).map(|lines| lines.bytes.len()).sum());
@@ -425,6 +419,8 @@ struct Sender<'a> {
     protocol: &'static dyn Protocol,
     /// The log type in the path.
     named: Option<LogType>,
+    /// The log type that the credentials decide, or else the path.
+    decided: Option<LogType>,
     uri: &'a Uri,
     headers: &'a HeaderMap,
 }

@@ -27,6 +27,7 @@ use serde_json::value::RawValue;
 use crate::batch::{ByType, LogType};
 use crate::protocols::body::{BodyError, Events, Limits, LineWriter};
 pub use crate::protocols::body::{Lines, Part};
+pub use crate::protocols::charset::Decoding;
 pub use crate::protocols::head::Encoding;
 use crate::protocols::head::{
     KNOWN_PATHS, header_text, header_values, is_json, judge_media_type, percent_decode, query_token, query_values,
@@ -76,18 +77,22 @@ pub trait Protocol: Send + Sync + 'static {
         true
     }
 
-    /// The request's events, as [`Protocol::parse`] finds them once the body is in UTF-8. Refuses a body that is another
-    /// protocol's request. The native protocol takes such a body: its path names the log type, and stored lines of any
-    /// protocol may be sent again there.
+    /// The request's events, as [`Protocol::parse`] finds them once `decoding` has brought the body to UTF-8. Refuses a body
+    /// that is another protocol's request. The native protocol takes such a body: its path names the log type, and stored
+    /// lines of any protocol may be sent again there.
     fn events(
         &self,
         uri: &Uri,
         headers: &HeaderMap,
         body: Bytes,
+        decoding: Option<Decoding>,
         received: DateTime<Utc>,
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
-        let body = charset::to_utf8(headers, body, limits)?;
+        let body = match decoding {
+            Some(decoding) => decoding.decode(&body, limits)?,
+            None => body,
+        };
         if self.reads_json(headers, &body) {
             foreign::refuse(self.name(), &body, limits)?;
         }
@@ -107,7 +112,8 @@ pub trait Protocol: Send + Sync + 'static {
     /// The answer to accepted events.
     fn accepted(&self, accepted: &Accepted) -> Answer;
 
-    /// The answer to a refusal; status, `Retry-After` and `WWW-Authenticate` by one table for all protocols; see [`Refusal::status`].
+    /// The answer to a refusal; status, `Retry-After` and `WWW-Authenticate` by one table for all protocols; see
+    /// [`Refusal::status`].
     fn refused(&self, refusal: &Refusal) -> Answer;
 
     /// The answer to a client that asks, without credentials, whether the listener is up.
@@ -117,8 +123,8 @@ pub trait Protocol: Send + Sync + 'static {
 }
 
 /// How many bytes [`Protocol::events`] unpacks `body` to before lines are made of it; 0 where it reads `body` itself.
-pub fn unpacked_bytes(protocol: &dyn Protocol, headers: &HeaderMap, body: &[u8]) -> usize {
-    charset::decoded_len(headers, body).unwrap_or_else(|| protocol.unpacked_bytes(headers, body))
+pub fn unpacked_bytes(protocol: &dyn Protocol, headers: &HeaderMap, body: &[u8], decoding: Option<Decoding>) -> usize {
+    decoding.map_or_else(|| protocol.unpacked_bytes(headers, body), |decoding| decoding.len)
 }
 
 /// The log type that `word` names: env0's integrations put one of these words into a source, label, service, name or

@@ -64,15 +64,19 @@ impl Charset {
 }
 
 /// What a body needs that is not in UTF-8.
-struct Decoding {
+#[derive(Debug, Clone, Copy)]
+pub struct Decoding {
     charset: Charset,
-    /// How many bytes it takes in UTF-8.
-    len: usize,
+    /// How many bytes the body takes in UTF-8.
+    pub(super) len: usize,
 }
 
 impl Decoding {
-    /// `None` where `body` is taken as it was sent.
-    fn of(headers: &HeaderMap, body: &[u8]) -> Result<Option<Decoding>, BodyError> {
+    /// By the character set that `Content-Type` names; `None` where `body` is taken as it was sent.
+    ///
+    /// # Errors
+    /// The body is in a character set that isn't decoded.
+    pub fn of(headers: &HeaderMap, body: &[u8]) -> Result<Option<Decoding>, BodyError> {
         match Charset::of(headers) {
             Charset::Other if is_in_another(body) || body.contains(&0) => Err(BodyError::OtherCharset),
             charset @ (Charset::Latin1 | Charset::Windows1252) if is_in_another(body) => {
@@ -82,25 +86,19 @@ impl Decoding {
             _ => Ok(None),
         }
     }
-}
 
-/// The length of `body` in UTF-8, where [`to_utf8`] copies it; `None` where it doesn't.
-pub(super) fn decoded_len(headers: &HeaderMap, body: &[u8]) -> Option<usize> {
-    Decoding::of(headers, body).ok().flatten().map(|decoding| decoding.len)
-}
-
-/// `body` in UTF-8, by the character set that `Content-Type` names. Without one it is as it was sent.
-///
-/// # Errors
-/// The body is in a character set that isn't decoded, or takes more in UTF-8 than a body may.
-pub(super) fn to_utf8(headers: &HeaderMap, body: Bytes, limits: &Limits) -> Result<Bytes, BodyError> {
-    let Some(Decoding { charset, len }) = Decoding::of(headers, &body)? else { return Ok(body) };
-    if len > limits.max_body_bytes {
-        return Err(BodyError::TooLarge { limit_bytes: limits.max_body_bytes });
+    /// `body` in UTF-8.
+    ///
+    /// # Errors
+    /// It takes more in UTF-8 than a body may.
+    pub(super) fn decode(self, body: &[u8], limits: &Limits) -> Result<Bytes, BodyError> {
+        if self.len > limits.max_body_bytes {
+            return Err(BodyError::TooLarge { limit_bytes: limits.max_body_bytes });
+        }
+        let mut decoded = String::with_capacity(self.len);
+        decoded.extend(body.iter().map(|&byte| self.charset.decode(byte)));
+        Ok(decoded.into())
     }
-    let mut decoded = String::with_capacity(len);
-    decoded.extend(body.iter().map(|&byte| charset.decode(byte)));
-    Ok(decoded.into())
 }
 
 /// Whether `body` is neither UTF-8 nor what is refused whatever its header says.

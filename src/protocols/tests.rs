@@ -34,7 +34,8 @@ impl Sent {
     }
 
     pub(crate) fn parse_with(&self, limits: &Limits) -> Result<Vec<Part>, BodyError> {
-        self.protocol().events(&self.uri, &self.headers, self.body.clone(), received(), limits)
+        let decoding = Decoding::of(&self.headers, &self.body)?;
+        self.protocol().events(&self.uri, &self.headers, self.body.clone(), decoding, received(), limits)
     }
 
     /// Stored lines, each with the log type that its sender named.
@@ -54,7 +55,8 @@ impl Sent {
     }
 
     pub(crate) fn unpacked_bytes(&self) -> usize {
-        unpacked_bytes(self.protocol(), &self.headers, &self.body)
+        let decoding = Decoding::of(&self.headers, &self.body).unwrap();
+        unpacked_bytes(self.protocol(), &self.headers, &self.body, decoding)
     }
 
     /// How many bytes were not UTF-8.

@@ -14,7 +14,9 @@ type InLine = fn(&Value) -> Value;
 
 /// Panics unless each record that the reference finds is in a line, in the order sent.
 pub(super) fn assert_holds_all(sent: &Sent, parts: &[Part]) {
-    let Ok(body) = charset::to_utf8(&sent.headers, sent.body.clone(), &LIMITS) else { return };
+    let Ok(decoding) = Decoding::of(&sent.headers, &sent.body) else { return };
+    let decoded = decoding.map(|decoding| decoding.decode(&sent.body, &LIMITS));
+    let Ok(body) = decoded.unwrap_or(Ok(sent.body.clone())) else { return };
     let lines = parts.iter().flat_map(|part| std::str::from_utf8(&part.lines.bytes).unwrap().lines());
     let lines: Vec<Value> = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
     let (expected, in_line): (Option<Vec<Value>>, InLine) = match sent.protocol().name() {
