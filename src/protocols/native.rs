@@ -36,10 +36,11 @@ impl Protocol for Native {
     fn accepted(&self, accepted: &Accepted) -> Answer {
         let records = accepted.records;
         let receipt = match &accepted.receipt {
-            // Almost every request gets this answer, and joining the parts takes less time than a format.
+            // Almost every request gets this answer, and joining the parts takes less time and memory than a format.
             Some((object, line)) => {
-                let (records, line) = (records.to_string(), line.to_string());
-                [r#"{"accepted":"#, &records, r#","object":"#, object, r#","line":"#, &line, "}"].concat()
+                let (mut digits, mut more_digits) = (itoa::Buffer::new(), itoa::Buffer::new());
+                let (records, line) = (digits.format(records), more_digits.format(*line));
+                [r#"{"accepted":"#, records, r#","object":"#, object, r#","line":"#, line, "}"].concat()
             }
             None => format!(r#"{{"accepted":{records}}}"#),
         };
