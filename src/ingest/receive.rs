@@ -92,7 +92,7 @@ pub async fn read(body: &mut Incoming, encoding: Encoding, terms: &Terms<'_>) ->
     let mut clock = Clock::default();
     let mut first = Bytes::new();
     let mut sent = 0;
-    loop {
+    while !body.is_end_stream() {
         // Bytes that have arrived already are taken without a timer.
         let frame = match body.frame().now_or_never() {
             Some(frame) => frame,
