@@ -31,7 +31,7 @@ use crate::http::refusals;
 use crate::http::site::{self, Site};
 use crate::http::tls::Tls;
 use crate::ingest::auth::Authenticator;
-use crate::ingest::{self, Ingest};
+use crate::ingest::{self, BothWays, Ingest};
 use crate::oidc::Verifier;
 use crate::pull::Puller;
 use crate::s3::S3;
@@ -80,6 +80,7 @@ struct Parts {
     cloudwatch: Option<Watched>,
     disk: Arc<DiskWatch>,
     bucket: BucketFacts,
+    both_ways: BothWays,
 }
 
 impl Probe {
@@ -120,6 +121,7 @@ impl Probe {
             let delivery = parts.as_ref().map(|parts| &parts.deliveries[log_type]);
             TypeStatus {
                 log_type,
+                pulled_and_sent: parts.as_ref().is_some_and(|parts| parts.both_ways.has_seen(log_type)),
                 spooled: spool
                     .map(|spool| spool.folder(log_type).status(spool.chain_instance(log_type)))
                     .unwrap_or_default(),
@@ -259,6 +261,7 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     let disk = Arc::new(DiskWatch::start(config.spool_dir.clone(), spool.folder(LogType::Deployments)));
     let s3 = S3::new(&config, &network, credentials.clone());
     let bucket = BucketFacts::start(destination(&config), s3, credentials.clone(), stop_credentials.clone());
+    let ingest = Ingest::new(&config, spool.clone(), authenticator.clone());
     let parts = Parts {
         spool: spool.clone(),
         credentials,
@@ -268,10 +271,10 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
         cloudwatch: cloudwatch.as_ref().map(Lanes::watched),
         disk,
         bucket,
+        both_ways: ingest.both_ways(),
     };
     *probe.parts.lock().unwrap_or_else(PoisonError::into_inner) = Some(parts);
 
-    let ingest = Ingest::new(&config, spool.clone(), authenticator.clone());
     // It can't be set already: this is the only place that does.
     let _ = open_front.set(ingest.clone());
     probe.enter(Phase::Running);

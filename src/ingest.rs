@@ -28,8 +28,7 @@ use crate::batch::{BatchName, ByType, LogType, object_key};
 use crate::config::Config;
 use crate::http::listener::Guest;
 use crate::ingest::auth::{AuthError, Authenticator, Identity, OIDC_TOKEN_HEADER};
-use crate::ingest::both_ways::BothWays;
-pub use crate::ingest::both_ways::opened_beside_a_pull;
+pub use crate::ingest::both_ways::{BothWays, came_both_ways, opened_beside_a_pull};
 use crate::ingest::memory::{Charge, HOLD, Lane, Memory};
 use crate::ingest::meters::IngestMeters;
 use crate::ingest::receive::{Received, Terms};
@@ -134,6 +133,11 @@ impl Ingest {
             stop_bodies: CancellationToken::new(),
             requests: TaskTracker::new(),
         })
+    }
+
+    /// Whether pulled log types come from senders, too.
+    pub fn both_ways(&self) -> BothWays {
+        self.both_ways.clone()
     }
 
     /// From now on every new request is refused with 503 and its connection closed.

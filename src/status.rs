@@ -116,6 +116,9 @@ pub struct TypeStatus {
     /// Which.
     #[serde(rename = "type")]
     pub log_type: LogType,
+    /// It is pulled, and since the start a sender has sent some of it as well; absent where that is not so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pulled_and_sent: bool,
     /// The spool's side.
     #[serde(flatten)]
     pub spooled: SpooledStatus,

@@ -11,7 +11,8 @@ use crate::status::{DeliveryStatus, DestinationStatus, Phase, SpoolStatus, Spool
 fn status_now() -> Status {
     let of_type = |log_type| {
         let spooled = SpooledStatus { events_accepted: 5, events_spooled: 2, ..SpooledStatus::default() };
-        TypeStatus { log_type, spooled, delivery: DeliveryStatus { events_uploaded: 3, ..DeliveryStatus::default() } }
+        let delivery = DeliveryStatus { events_uploaded: 3, ..DeliveryStatus::default() };
+        TypeStatus { log_type, pulled_and_sent: false, spooled, delivery }
     };
     Status {
         bucket: None,

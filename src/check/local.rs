@@ -8,18 +8,21 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
 
-use super::report::{DAEMON, Step};
+use super::report::{DAEMON, PULL_ALONE, Step};
 use crate::admin::client;
 use crate::assembly::{Files, spool_settings};
 use crate::batch::{self, LogType, SpoolName};
 use crate::config::{Config, ConfigErrors, Loaded};
 use crate::exit_code::{CANT_BIND, CANT_CREATE, CONFIG, IO, UNAVAILABLE};
-use crate::ingest::opened_beside_a_pull;
+use crate::ingest::{came_both_ways, opened_beside_a_pull};
 use crate::spool::disk::{Disk, OsDisk};
 use crate::spool::manifest::{Lock, Manifest, ManifestError};
 use crate::spool::{self, home};
 use crate::status::{Status, Timestamp};
 use crate::volume;
+
+/// Where what both ways bring is explained.
+const ABOUT_BOTH_WAYS: &str = "see config/README.md#pulling-from-env0s-api";
 
 /// Less free disk than this is a failure, whatever the limit says.
 const LEAST_AVAILABLE_BYTES: u64 = 64 << 20;
@@ -69,7 +72,7 @@ pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {
     };
     let mut steps = files(config);
     let both_ways = opened_beside_a_pull(config);
-    steps.extend(both_ways.map(|told| Step::warn("pull-alone", told, "see config/README.md#pulling-from-env0s-api")));
+    steps.extend(both_ways.map(|told| Step::warn(PULL_ALONE, told, ABOUT_BOTH_WAYS)));
     steps.push(clock());
     steps.push(running);
     steps.extend(daemon.into_iter().flat_map(|status| other_settings(config, status)));
@@ -124,6 +127,9 @@ fn troubles(status: &Status) -> Vec<Step> {
     }
     for of_type in &status.types {
         let (log_type, spooled) = (of_type.log_type, &of_type.spooled);
+        if of_type.pulled_and_sent {
+            steps.push(Step::warn(PULL_ALONE, came_both_ways(log_type), ABOUT_BOTH_WAYS));
+        }
         if let Some(since) = spooled.full_since {
             let (used, share) = (spooled.spool_bytes, spooled.share_bytes);
             let detail = format!(

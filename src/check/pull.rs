@@ -9,7 +9,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::report::Step;
+use super::report::{PULL_ALONE, Step};
 use crate::batch::LogType;
 use crate::config::{self, Config};
 use crate::credentials::ways_to_a_token;
@@ -96,7 +96,7 @@ fn pulled_twice(config: &Config, pull: &config::Pull, organization: &str, daemon
     let other = pulled_by_another(config, pull, organization)?;
     let detail = format!("{organization}: another daemon on this host pulls it into the same bucket already{other}");
     let remedy = "one daemon pulls an organization: with two, every event is stored twice";
-    Some(Step::warn("pull-alone", detail, remedy))
+    Some(Step::warn(PULL_ALONE, detail, remedy))
 }
 
 /// Warns of pulls that began after the time from which they are wanted now.

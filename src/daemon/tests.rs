@@ -22,6 +22,7 @@ impl Running {
         let network = Network::new(&config.network).unwrap();
         let credentials = Credentials::start(&config, &network, spool.instance(), CancellationToken::new());
         let verifier = Verifier::new(&config, &network).unwrap();
+        let both_ways = BothWays::new(&config);
         let probe = Probe::new(config);
         let watch = Arc::new(DiskWatch::start(dir.path().to_owned(), spool.folder(LogType::Audits)));
         let (deliveries, puller) = (Default::default(), None);
@@ -34,6 +35,7 @@ impl Running {
             cloudwatch: None,
             disk: watch,
             bucket: Default::default(),
+            both_ways,
         };
         *probe.parts.lock().unwrap() = Some(parts);
         probe.enter(Phase::Running);

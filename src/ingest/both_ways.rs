@@ -1,6 +1,6 @@
 //! Tells where senders send a log type that is pulled, too: what comes both ways is stored twice.
 
-use std::sync::Once;
+use std::sync::{Arc, Once};
 
 use crate::batch::{ByType, LogType};
 use crate::config::Config;
@@ -38,12 +38,24 @@ pub fn opened_beside_a_pull(config: &Config) -> Option<String> {
     })
 }
 
-/// Tells once for each pulled log type that a sender has sent it.
-pub(super) struct BothWays(ByType<Option<Once>>);
+/// What to say where a sender has sent a log type that is pulled.
+pub fn came_both_ways(log_type: LogType) -> String {
+    format!("{log_type} is pulled with the API key, and a sender has sent some of it; {REMEDY}")
+}
+
+/// Tells once for each pulled log type that a sender has sent it. Cheap to clone.
+#[derive(Clone)]
+pub struct BothWays(Arc<ByType<Option<Once>>>);
 
 impl BothWays {
-    pub(super) fn new(config: &Config) -> BothWays {
-        BothWays(ByType::new(|log_type| config.pulls(log_type).then(Once::new)))
+    /// Before any sender.
+    pub fn new(config: &Config) -> BothWays {
+        BothWays(Arc::new(ByType::new(|log_type| config.pulls(log_type).then(Once::new))))
+    }
+
+    /// Whether a sender has sent `log_type`, which is pulled.
+    pub fn has_seen(&self, log_type: LogType) -> bool {
+        self.0[log_type].as_ref().is_some_and(Once::is_completed)
     }
 
     /// `lines` have come from a sender.
@@ -53,9 +65,7 @@ impl BothWays {
         }
         for (log_type, told) in self.0.iter() {
             if let Some(told) = told.as_ref().filter(|_| lines[log_type].records > 0) {
-                told.call_once(|| {
-                    tracing::warn!("{log_type} is pulled with the API key, and a sender has sent some of it; {REMEDY}");
-                });
+                told.call_once(|| tracing::warn!("{}", came_both_ways(log_type)));
             }
         }
     }

@@ -60,13 +60,22 @@ fn check_and_run_warn_of_a_token_that_opens_nothing_but_what_is_pulled() {
 #[test]
 fn a_pulled_log_type_that_a_sender_sends_is_told_once() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
-    let daemon = letting_in(puller(&aws, &env0, "env0-audits"), "").start();
+    let setup = letting_in(puller(&aws, &env0, "env0-audits"), "");
+    let daemon = setup.start();
     assert_eq!(daemon.post(DEPLOYMENTS, event("not pulled")).status, 200);
     assert_eq!(told(&daemon), 0, "{}", daemon.log().text());
     for _ in 0..3 {
         assert_eq!(daemon.post(AUDITS, event("pulled, too")).status, 200);
     }
     assert_eq!((told(&daemon), daemon.log().count("WARN", WHAT_HAPPENS)), (1, 1), "{}", daemon.log().text());
+    let seen = |log_type: &str| {
+        let status = daemon.admin_get("/status").unwrap().json();
+        let of_type = status["types"].as_array().unwrap().iter().find(|of| of["type"] == log_type).unwrap().clone();
+        of_type.get("pulled_and_sent").cloned()
+    };
+    assert_eq!((seen("env0-audits"), seen("env0-deployments")), (Some(json!(true)), None));
+    let checked = setup.set("ENV0_S3_LOG_ADMIN_ADDR", daemon.admin.to_string()).run("check --offline").stdout;
+    assert!(checked.contains("[warn] pull-alone") && checked.contains(DOES), "{checked}");
 }
 
 #[test]

@@ -23,7 +23,7 @@ fn status() -> Status {
             quarantine_bytes: 0,
             disk_asked_at: None,
         },
-        types: vec![TypeStatus { log_type, spooled, delivery }],
+        types: vec![TypeStatus { log_type, pulled_and_sent: false, spooled, delivery }],
         credentials: None,
         pull: Vec::new(),
         cloudwatch: None,
