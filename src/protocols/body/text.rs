@@ -68,6 +68,8 @@ pub(crate) fn other_file(body: &[u8]) -> Option<&'static str> {
 
 /// How much of a body's text is inflated to find out whether it is deflated.
 const DEFLATE_TRIED_BYTES: usize = 64 * 1024;
+/// Some words of a few letters are raw deflate of even fewer.
+const DEFLATE_LEAST_BYTES: usize = 8;
 
 /// Whether `body` is text in zlib or raw deflate. Text can begin as these do, so it is tried: it has to inflate to text up
 /// to the stream's end, or to the first [`DEFLATE_TRIED_BYTES`] of it.
@@ -78,13 +80,14 @@ fn is_deflated(body: &[u8]) -> bool {
         let mut decoder = Decompress::new(has_zlib_header);
         let inflates = match decoder.decompress_vec(body, &mut text, FlushDecompress::None) {
             // zlib has a checksum at its end, raw deflate has none.
-            Ok(Status::StreamEnd) => has_zlib_header || decoder.total_in() == body.len() as u64,
+            Ok(Status::StreamEnd) if has_zlib_header => !text.is_empty(),
+            Ok(Status::StreamEnd) => decoder.total_in() == body.len() as u64 && text.len() >= DEFLATE_LEAST_BYTES,
             Ok(_) => text.len() == text.capacity(),
             Err(_) => false,
         };
         // A character may be cut off at the end.
         let is_text = || std::str::from_utf8(&text).map_or_else(|error| error.error_len().is_none(), |_| true);
-        inflates && !text.is_empty() && is_text()
+        inflates && is_text()
     })
 }
 
@@ -155,7 +158,7 @@ mod tests {
 
     #[test]
     fn text_that_begins_as_a_deflate_stream_is_text() {
-        for text in [&b"x\x9c and x\xda"[..], b"x^2 \xb1 1", b"K\xf6ln", b"s\xed", b"\xed}\xc1", b"KL\xc9", b"\xff"] {
+        for text in [&b"x\x9c and x\xda"[..], b"x^2 \xb1 1", b"K\xf6ln", b"s\xed", b"{\r\xf0", b"\xe30}\t ", b"\xff"] {
             assert_eq!(other_file(text), None, "{text:?}");
         }
     }

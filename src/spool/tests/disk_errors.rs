@@ -380,7 +380,7 @@ fn after_the_file_size_limit_a_new_file_is_begun() {
 }
 
 #[test]
-fn an_open_batch_whose_file_is_removed_or_replaced_is_sealed_from_what_the_writer_has_open() {
+fn an_open_batch_whose_file_is_removed_or_replaced_is_sealed_from_the_writers_own() {
     let codecs = [Codec::None, Codec::Gzip, Codec::Zstd];
     for (codec, is_replaced) in codecs.into_iter().flat_map(|codec| [(codec, false), (codec, true)]) {
         let mut world = World::with_codec(codec);
