@@ -95,8 +95,8 @@ impl Home {
     /// lock's file or the whole folder, makes it again with its manifest, and returns true.
     ///
     /// # Errors
-    /// The path leads elsewhere: nothing may be concluded from the files there, and nothing written. The caller tries
-    /// again until the path leads to the spool, because a volume may be mounted again.
+    /// The path, or that of a folder in it, leads elsewhere: nothing may be concluded from the files there, and nothing
+    /// written. The caller tries again until the path leads to the spool, because a volume may be mounted again.
     pub(super) fn confirm(&self) -> io::Result<bool> {
         let confirmed = self.look();
         self.is_away.store(confirmed.is_err(), Ordering::Relaxed);
@@ -108,6 +108,8 @@ impl Home {
         let Some(lock) = lock else { return Ok(false) };
         let found = identify_folder(&*self.disk, &self.dir);
         if found.as_ref().is_ok_and(|found| found == folder) && lock.is_in_place(&self.dir) {
+            // Something may be mounted over one of the folders in it.
+            folders(&self.dir).iter().try_for_each(|path| judge_folder(&*self.disk, path, folder.device))?;
             return Ok(false);
         }
         if lock.is_mounted_anew(&self.dir) && self.is_ours_by_its_manifest() {
@@ -232,22 +234,22 @@ impl Home {
 /// One of them is a link, no folder, or on another file system than the spool.
 pub fn judge_folders(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     let device = identify_folder(disk, dir)?.device;
-    for path in all_folders(dir) {
-        let wrong = match disk.identify(&path)? {
-            None => continue,
-            Some(found) if found.is_folder && found.device == device => continue,
-            Some(found) if found.is_folder => "is on another file system than the spool",
-            Some(_) => "is a link or no folder",
-        };
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!(
-                "{} {wrong}; a spool is one folder on one file system, and no link in it is followed",
-                path.display()
-            ),
-        ));
-    }
-    Ok(())
+    all_folders(dir).try_for_each(|path| judge_folder(disk, &path, device))
+}
+
+/// Checks one of the folders within a spool that is on `device`.
+fn judge_folder(disk: &dyn Disk, path: &Path, device: u64) -> io::Result<()> {
+    let wrong = match disk.identify(path)? {
+        None => return Ok(()),
+        Some(found) if found.is_folder && found.device == device => return Ok(()),
+        Some(found) if found.is_folder => "is on another file system than the spool",
+        Some(_) => "is a link or no folder",
+    };
+    let path = path.display();
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("{path} {wrong}; a spool is one folder on one file system, and no link in it is followed"),
+    ))
 }
 
 /// The folders that a spool has or may have.

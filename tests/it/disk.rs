@@ -15,7 +15,7 @@ pub(crate) struct Tmpfs(PathBuf);
 impl Tmpfs {
     /// Takes root: a test that calls this is ignored where the build script did not set `may_mount`.
     pub(crate) fn mount(folder: &Path, size: &str) -> Tmpfs {
-        std::fs::create_dir(folder).unwrap();
+        std::fs::create_dir_all(folder).unwrap();
         let arguments = ["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "tmpfs"];
         let output = Command::new("mount").args(arguments).arg(folder).output().unwrap();
         assert!(output.status.success(), "mount: {}", String::from_utf8_lossy(&output.stderr));
@@ -93,6 +93,37 @@ fn on_a_frozen_disk_what_was_begun_is_waited_for_and_the_rest_refused_for_good()
     });
     books.acknowledge(begun);
     assert_eq!(daemon.terminate().code(), Some(0));
+    assert_eq!(stored_events(&aws), books.acknowledged(), "{}", daemon.log().text());
+}
+
+#[test]
+#[cfg_attr(not(may_mount), ignore = "mounts a file system, which takes root")]
+fn what_is_mounted_over_a_log_types_folder_gets_no_event_and_costs_none() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "100ms");
+    let (mut daemon, books) = (setup.start(), Books::default());
+    aws.s3.inject(Fault::internal_error());
+    send_until_taken(&daemon, &books, AUDITS, 5);
+    wait_until("it was tried", || aws.s3.put_count() > 0);
+    let over = Tmpfs::mount(&setup.spool().join("env0-audits"), "3m");
+    wait_until("events are refused", || {
+        let ids = books.ids(1);
+        let taken = is_taken_or_temporary(&daemon.post(AUDITS, Books::body(&ids)));
+        if taken {
+            books.acknowledge(ids);
+        }
+        !taken
+    });
+    let ready = daemon.admin_get("/readyz?verbose").unwrap();
+    assert!(ready.status == 503 && ready.text().contains("another file system"), "{}", ready.text());
+    let tries = aws.s3.put_count();
+    aws.s3.heal();
+    wait_until("the waiting batch was looked for", || daemon.log().text().contains("another file system"));
+    drop(over);
+    send_until_taken(&daemon, &books, AUDITS, 5);
+    wait_until("the rest was sent", || aws.s3.put_count() > tries);
+    assert_eq!(daemon.terminate().code(), Some(0));
+    books.balance(&aws, &setup);
     assert_eq!(stored_events(&aws), books.acknowledged(), "{}", daemon.log().text());
 }
 
