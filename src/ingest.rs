@@ -335,7 +335,7 @@ impl Ingest {
         let Sender { protocol, decided, uri, headers, .. } = *sender;
         let (body, default_type) = (Arc::clone(body), self.default_type);
         let scan = move |uri: &Uri, headers: &HeaderMap| {
-            let parts = protocol.events(uri, headers, body.bytes.clone(), decoding, crate::batch::now(), &limits)?;
+            let parts = protocol.events(uri, headers, body.bytes.clone(), decoding, crate::batch::now, &limits)?;
             let lines = by_type(parts, &limits, |said| decided.or(said).unwrap_or(default_type))?;
             let as_sent = |lines: &Lines| body.bytes.as_ptr_range().contains(&lines.bytes.as_ptr());
             charge.shrink_to(lines.values().filter(|lines| !as_sent(lines)).map(|lines| lines.bytes.len()).sum());

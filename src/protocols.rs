@@ -79,14 +79,14 @@ pub trait Protocol: Send + Sync + 'static {
 
     /// The request's events, as [`Protocol::parse`] finds them once `decoding` has brought the body to UTF-8. Refuses a body
     /// that is another protocol's request. The native protocol takes such a body: its path names the log type, and stored
-    /// lines of any protocol may be sent again there.
+    /// lines of any protocol may be sent again there. `received` is the clock: only lines of text need the time.
     fn events(
         &self,
         uri: &Uri,
         headers: &HeaderMap,
         body: Bytes,
         decoding: Option<Decoding>,
-        received: DateTime<Utc>,
+        received: fn() -> DateTime<Utc>,
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
         let body = match decoding {
@@ -105,7 +105,7 @@ pub trait Protocol: Send + Sync + 'static {
         uri: &Uri,
         headers: &HeaderMap,
         body: Bytes,
-        received: DateTime<Utc>,
+        received: fn() -> DateTime<Utc>,
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError>;
 

@@ -30,7 +30,7 @@ pub use writer::{Line, LineWriter, shrunk};
 
 /// Reads the native form: JSON objects, alone, in an array or one after the other, or lines of text, which become
 /// `{"timestamp":"<received>","message":"<line>"}`.
-pub fn scan(body: Bytes, received: DateTime<Utc>, limits: &Limits) -> Result<Lines, BodyError> {
+pub fn scan(body: Bytes, received: fn() -> DateTime<Utc>, limits: &Limits) -> Result<Lines, BodyError> {
     if Events::sniff(&body) { scan_json(body, limits) } else { scan_text(&body, received, limits) }
 }
 
@@ -83,8 +83,8 @@ fn plain_lines(body: &[u8], limits: &Limits) -> (usize, u64) {
     (stored, records)
 }
 
-fn scan_text(body: &[u8], received: DateTime<Utc>, limits: &Limits) -> Result<Lines, BodyError> {
-    let opening = format!(r#"{{"timestamp":"{}","message":"#, rfc3339(received));
+fn scan_text(body: &[u8], received: fn() -> DateTime<Utc>, limits: &Limits) -> Result<Lines, BodyError> {
+    let opening = format!(r#"{{"timestamp":"{}","message":"#, rfc3339(received()));
     let mut writer = LineWriter::with_capacity(limits, body.len() + opening.len());
     writer.text_lines(body, |writer, line| {
         writer.line(None, |out| {

@@ -60,9 +60,14 @@ impl DefaultType {
     }
 
     /// The events of a body of lines, each a JSON object or text, and whether one is an object.
-    fn lines(&self, body: &[u8], received: DateTime<Utc>, limits: &Limits) -> Result<(Vec<Part>, bool), BodyError> {
+    fn lines(
+        &self,
+        body: &[u8],
+        received: fn() -> DateTime<Utc>,
+        limits: &Limits,
+    ) -> Result<(Vec<Part>, bool), BodyError> {
         let mut writer = LineWriter::with_capacity(limits, body.len() + 1);
-        let (timestamp, kind) = (&*body::rfc3339(received), self.text.as_deref());
+        let (timestamp, kind) = (&*body::rfc3339(received()), self.text.as_deref());
         let mut has_object = false;
         writer.text_lines(body, |writer, message| match Events::of_line(message) {
             Some(mut objects) => {
@@ -91,7 +96,7 @@ impl Protocol for Logzio {
         uri: &Uri,
         _headers: &HeaderMap,
         body: Bytes,
-        received: DateTime<Utc>,
+        received: fn() -> DateTime<Utc>,
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
         let [text] = query_values(uri, ["type"])?;

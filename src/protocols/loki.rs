@@ -54,7 +54,7 @@ impl Protocol for Loki {
         _uri: &Uri,
         headers: &HeaderMap,
         body: Bytes,
-        _received: DateTime<Utc>,
+        _received: fn() -> DateTime<Utc>,
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
         let [tenant] = header_values(headers, ["x-scope-orgid"])?;

@@ -26,7 +26,7 @@ impl Protocol for Native {
         _uri: &Uri,
         _headers: &HeaderMap,
         body: Bytes,
-        received: DateTime<Utc>,
+        received: fn() -> DateTime<Utc>,
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
         Ok(vec![Part { said: None, lines: body::scan(body, received, limits)? }])

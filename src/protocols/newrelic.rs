@@ -76,7 +76,7 @@ impl Protocol for NewRelic {
         _uri: &Uri,
         _headers: &HeaderMap,
         body: Bytes,
-        _received: DateTime<Utc>,
+        _received: fn() -> DateTime<Utc>,
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
         let mut writer = LineWriter::with_capacity(limits, body.len() + 1);

@@ -55,7 +55,7 @@ impl Protocol for Otlp {
         _uri: &Uri,
         headers: &HeaderMap,
         body: Bytes,
-        _received: DateTime<Utc>,
+        _received: fn() -> DateTime<Utc>,
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
         let mut writer = LineWriter::with_capacity(limits, 2 * body.len());

@@ -43,7 +43,7 @@ impl Protocol for Splunk {
         uri: &Uri,
         _headers: &HeaderMap,
         body: Bytes,
-        received: DateTime<Utc>,
+        received: fn() -> DateTime<Utc>,
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
         if body::is_blank(&body) {
@@ -163,7 +163,12 @@ fn envelopes(metadata: &Metadata, body: &[u8], writer: &mut LineWriter) -> Resul
 }
 
 /// Each line or JSON object becomes an envelope with the query's values and the time it was received.
-fn raw(metadata: &Metadata, body: &Bytes, received: DateTime<Utc>, limits: &Limits) -> Result<Vec<Part>, BodyError> {
+fn raw(
+    metadata: &Metadata,
+    body: &Bytes,
+    received: fn() -> DateTime<Utc>,
+    limits: &Limits,
+) -> Result<Vec<Part>, BodyError> {
     #[derive(Serialize)]
     struct Envelope<'a> {
         timestamp: &'a str,
@@ -180,7 +185,7 @@ fn raw(metadata: &Metadata, body: &Bytes, received: DateTime<Utc>, limits: &Limi
         event: ObjectOrText<'a>,
     }
     let [time, host, source, sourcetype, index] = metadata.0.each_ref().map(Option::as_deref);
-    let (said, timestamp) = (metadata.log_type(), &*body::rfc3339(received));
+    let (said, timestamp) = (metadata.log_type(), &*body::rfc3339(received()));
     objects_or_lines(body, limits, |writer, event| {
         writer.serialize(said, &Envelope { timestamp, time, host, source, sourcetype, index, event })
     })

@@ -93,7 +93,7 @@ impl Protocol for SumoLogic {
         _uri: &Uri,
         headers: &HeaderMap,
         body: Bytes,
-        received: DateTime<Utc>,
+        received: fn() -> DateTime<Utc>,
         limits: &Limits,
     ) -> Result<Vec<Part>, BodyError> {
         let source = Source::of(headers)?;
@@ -106,7 +106,7 @@ impl Protocol for SumoLogic {
                 lines => return Ok(vec![Part { said, lines: lines? }]),
             }
         }
-        let timestamp = &*body::rfc3339(received);
+        let timestamp = &*body::rfc3339(received());
         objects_or_lines(&body, limits, |writer, event| match event {
             ObjectOrText::Object(object) => source.push(said, object, writer),
             message => writer.serialize(said, &Described { timestamp: Some(timestamp), message, source }),

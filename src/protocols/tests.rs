@@ -35,7 +35,7 @@ impl Sent {
 
     pub(crate) fn parse_with(&self, limits: &Limits) -> Result<Vec<Part>, BodyError> {
         let decoding = Decoding::of(&self.headers, &self.body)?;
-        self.protocol().events(&self.uri, &self.headers, self.body.clone(), decoding, received(), limits)
+        self.protocol().events(&self.uri, &self.headers, self.body.clone(), decoding, received, limits)
     }
 
     /// Stored lines, each with the log type that its sender named.

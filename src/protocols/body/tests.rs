@@ -17,7 +17,7 @@ fn received() -> DateTime<Utc> {
 }
 
 fn scan_bytes(body: impl AsRef<[u8]>) -> Result<Lines, BodyError> {
-    scan(Bytes::copy_from_slice(body.as_ref()), received(), &LIMITS)
+    scan(Bytes::copy_from_slice(body.as_ref()), received, &LIMITS)
 }
 
 /// The stored lines of a body that is accepted, without the last newline.
@@ -70,7 +70,7 @@ fn a_body_without_events_has_no_lines() {
 fn ndjson_is_stored_without_a_copy() {
     for body in [DEPLOYMENTS, AUDITS] {
         let body = Bytes::from_static(body);
-        let lines = scan(body.clone(), received(), &LIMITS).unwrap();
+        let lines = scan(body.clone(), received, &LIMITS).unwrap();
         assert_eq!(lines.bytes.as_ptr(), body.as_ptr());
         assert_eq!(lines.bytes, body);
         assert_eq!(lines.records, body.iter().filter(|&&byte| byte == b'\n').count() as u64);
@@ -213,8 +213,8 @@ fn depth_has_no_limit() {
         let event = format!("{{\"a\":{}1{}}}", open.repeat(depth), close.repeat(depth));
         let limits = Limits { max_event_bytes: event.len(), max_body_bytes: 64 << 20, ..LIMITS };
         let spread = event.replacen(':', ":\n", 1);
-        assert_eq!(scan(event.clone().into(), received(), &limits).unwrap().bytes, event.clone() + "\n");
-        assert_eq!(scan(spread.into(), received(), &limits).unwrap().bytes, event + "\n");
+        assert_eq!(scan(event.clone().into(), received, &limits).unwrap().bytes, event.clone() + "\n");
+        assert_eq!(scan(spread.into(), received, &limits).unwrap().bytes, event + "\n");
     }
     assert_eq!(refused_at("{\"a\":".repeat(depth)).0, 0);
 }
@@ -228,7 +228,7 @@ fn a_number_of_a_mebibyte_is_kept_as_it_is_written() {
 #[test]
 fn the_size_of_an_event_is_that_of_its_stored_line() {
     let limits = Limits { max_event_bytes: 20, ..LIMITS };
-    let scan = |body: &str| scan(body.to_owned().into(), received(), &limits).map(|lines| lines.records);
+    let scan = |body: &str| scan(body.to_owned().into(), received, &limits).map(|lines| lines.records);
     let too_large = |event| Err(BodyError::EventTooLarge { event, limit_bytes: 20 });
     assert_eq!(scan("{\"a\":\"123456789012\"}\n"), Ok(1), "exactly 20 bytes");
     for body in ["{\"a\":\"1234567890123\"}\n", "[{\"a\":\"1234567890123\"}]"] {
@@ -253,10 +253,10 @@ fn the_lines_of_a_request_have_a_limit_together() {
     let limits = Limits { max_lines_bytes: 100, ..LIMITS };
     let refused = Err(BodyError::LinesTooLarge { limit_bytes: 100 });
     for body in ["a\nb\nc\nd\n".to_owned(), "{}".repeat(34)] {
-        assert_eq!(scan(body.clone().into(), received(), &limits), refused, "{body:?}");
+        assert_eq!(scan(body.clone().into(), received, &limits), refused, "{body:?}");
     }
-    assert!(scan("{}".repeat(33).into(), received(), &limits).is_ok());
-    assert!(scan("{}\n".repeat(34).into(), received(), &limits).is_ok(), "what is stored as sent is not built");
+    assert!(scan("{}".repeat(33).into(), received, &limits).is_ok());
+    assert!(scan("{}\n".repeat(34).into(), received, &limits).is_ok(), "what is stored as sent is not built");
 }
 
 #[test]
@@ -290,7 +290,7 @@ fn secrets_of_env0_are_redacted_and_no_other_byte_changes() {
         assert_eq!(both.bytes, format!("{{}}\n{expected}\n{{}}\n"));
         assert_eq!((both.records, both.redacted), (3, 1));
         let off = Limits { redact: false, ..LIMITS };
-        assert_eq!(scan(event.into(), received(), &off).unwrap().bytes, format!("{event}\n"));
+        assert_eq!(scan(event.into(), received, &off).unwrap().bytes, format!("{event}\n"));
     }
 }
 
@@ -459,7 +459,7 @@ proptest! {
             redact_value(&mut expected);
             prop_assert_eq!(serde_json::from_str::<Value>(line).unwrap(), expected);
         }
-        let again = scan(lines.bytes.clone(), received(), &LIMITS).unwrap();
+        let again = scan(lines.bytes.clone(), received, &LIMITS).unwrap();
         prop_assert_eq!(again.bytes.as_ptr(), lines.bytes.as_ptr(), "stored lines are stored again as they are");
         prop_assert_eq!(again.redacted, 0);
     }

@@ -55,7 +55,7 @@ fn values(objects: Option<Vec<&RawValue>>) -> Option<Vec<Value>> {
 
 /// Verdict and values of a native body against serde_json reading the whole of it.
 pub(crate) fn assert_verdict_of_serde_json(body: &[u8]) {
-    let scan = |redact| body::scan(Bytes::copy_from_slice(body), received(), &Limits { redact, ..LIMITS });
+    let scan = |redact| body::scan(Bytes::copy_from_slice(body), received, &Limits { redact, ..LIMITS });
     if !body::Events::sniff(body) {
         let is_utf16 =
             matches!(body, [0xff, 0xfe, _, 0, ..] | [0xfe, 0xff, 0, _, ..] | [_, 0, _, 0, ..] | [0, _, 0, _, ..]);
