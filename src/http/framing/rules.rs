@@ -174,14 +174,11 @@ fn body_framing(head: &[u8]) -> Result<Framing, Fault> {
         if matches!(line.first(), Some(b' ' | b'\t')) {
             return Err(malformed("a header is folded over two lines"));
         }
-        let name = &line[..token_len(line)];
-        let (name, value) = match &line[name.len()..] {
-            [b':', value @ ..] if !name.is_empty() => (name, value),
-            rest if rest.contains(&b':') => {
-                return Err(malformed("a header's name has a character that none may have"));
-            }
-            _ => return Err(malformed("a header has no colon")),
-        };
+        let colon = memchr(b':', line).ok_or(malformed("a header has no colon"))?;
+        let (name, value) = (&line[..colon], &line[colon + 1..]);
+        if !is_token(name) {
+            return Err(malformed("a header's name has a character that none may have"));
+        }
         if has_control(value) {
             return Err(malformed("a header's value has a control character"));
         }
@@ -228,8 +225,7 @@ fn needs_host(line: &[u8]) -> Result<bool, Fault> {
         _ => return Err(malformed("the first line is no method, target and version")),
     };
     let (method, target) = line[..last_space].split_at(memchr(b' ', line).unwrap_or_default());
-    let is_method = !method.is_empty() && token_len(method) == method.len();
-    match is_method && is_target(target.get(1..).unwrap_or_default()) {
+    match is_token(method) && is_target(target.get(1..).unwrap_or_default()) {
         true => Ok(needs_host),
         false => Err(malformed("the method, or the target of the request, has a character that none may have")),
     }
@@ -255,16 +251,18 @@ const fn alphanumeric_and(others: &[u8]) -> [bool; 256] {
     table
 }
 
-/// How many characters of a token `bytes` begin with.
-fn token_len(bytes: &[u8]) -> usize {
-    bytes.iter().position(|&byte| !TOKEN[usize::from(byte)]).unwrap_or(bytes.len())
+fn is_token(bytes: &[u8]) -> bool {
+    !bytes.is_empty() && are_all(bytes, &TOKEN)
 }
 
 fn is_target(bytes: &[u8]) -> bool {
-    // Without a way out in between, as in `has_control`.
-    let is_usual = bytes.iter().fold(true, |usual, &byte| usual & TARGET[usize::from(byte)]);
     // As hyper judges it; that takes memory, which the usual target doesn't need.
-    (is_usual && bytes.first() == Some(&b'/')) || Uri::try_from(bytes).is_ok()
+    (bytes.first() == Some(&b'/') && are_all(bytes, &TARGET)) || Uri::try_from(bytes).is_ok()
+}
+
+/// Looks at every byte, without a way out in between, which takes a third of the instructions.
+fn are_all(bytes: &[u8], allowed: &[bool; 256]) -> bool {
+    bytes.iter().fold(true, |all, &byte| all & allowed[usize::from(byte)])
 }
 
 /// Looks at every byte, without a way out in between: so the compiler looks at many together.
