@@ -215,7 +215,7 @@ fn a_key_of_another_organization_is_told_which_one_it_sees() {
     let daemon = setup.start();
     let said = format!("is of another organization: it sees {ORGANIZATION}");
     wait_until("the log says it", || daemon.log().text().contains(&said));
-    let finished = setup.run("check");
+    let finished = setup.set("ENV0_S3_LOG_ADMIN_ADDR", daemon.admin.to_string()).run("check");
     assert!(finished.code == Some(77) && finished.stdout.contains(&said), "{finished:?}");
 }
 
