@@ -94,24 +94,26 @@ fn a_clock_that_is_hours_ahead_of_env0s_skips_nothing_when_it_is_set_right() {
 }
 
 #[test]
-fn pages_of_large_events_are_asked_for_with_fewer_of_them_and_all_come() {
-    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
-    let start = Utc::now() - TimeDelta::hours(2);
-    let text = "x".repeat(60_000);
-    let large = |number: usize| {
-        let event = event(number, start + TimeDelta::milliseconds(number as i64));
-        Event { json: event.json.replace("\"ratio\"", &format!("\"text\":\"{text}\",\"ratio\"")), ..event }
-    };
-    env0.world().audits = (0..1000).map(large).collect::<Vec<_>>().into();
-    let setup = from(setup(&aws, &env0), start - TimeDelta::hours(1));
-    let daemon = setup.start();
-    wait_until("all of it is pulled", || {
-        daemon.metric("pulled_events_total{type=\"env0-audits\"}").unwrap_or_default() >= 1000.0
-    });
-    assert_eq!(daemon.log().count("ERROR", ""), 0, "{}", daemon.log().text());
-    let limit = |request: &String| request.split_once("limit=")?.1.split('&').next()?.parse::<usize>().ok();
-    let smallest = env0.world().requests.iter().filter_map(limit).min();
-    assert!(smallest.is_some_and(|events| events < 250), "{smallest:?}");
+fn pages_of_large_events_are_asked_for_with_fewer_of_them_and_all_come_once() {
+    // Told to be too large by their header, or found to be while they are read: in one millisecond, which can't be split.
+    for (answers, events, millis_apart) in [(Fault::Pass, 1000, 1), (Fault::Chunked, 150, 0)] {
+        let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+        let start = Utc::now() - TimeDelta::hours(2);
+        let text = "x".repeat(60_000);
+        let large = |number: usize| {
+            let event = event(number, start + TimeDelta::milliseconds(millis_apart * number as i64));
+            Event { json: event.json.replace("\"ratio\"", &format!("\"text\":\"{text}\",\"ratio\"")), ..event }
+        };
+        env0.world().audits = (0..events).map(large).collect::<Vec<_>>().into();
+        env0.break_down(AUDIT_EVENTS, answers);
+        let setup = from(setup(&aws, &env0), start - TimeDelta::hours(1));
+        let daemon = setup.start();
+        all_arrive_once(&aws, &env0);
+        assert_eq!(daemon.log().count("ERROR", ""), 0, "{}", daemon.log().text());
+        let limit = |request: &String| request.split_once("limit=")?.1.split('&').next()?.parse::<usize>().ok();
+        let smallest = env0.world().requests.iter().filter_map(limit).min();
+        assert!(smallest.is_some_and(|events| events < 250), "{smallest:?}");
+    }
 }
 
 /// `begin`, then `unit` again and again up to `mebibytes`, then `end`.

@@ -39,6 +39,8 @@ pub(crate) enum Fault {
     Bytes(&'static [u8]),
     /// The connection ends in the middle of the body.
     Cut,
+    /// The right answer, in chunks, so that no header tells its size.
+    Chunked,
     /// The right answer, whose connection ends after so many bytes.
     CutAfter(usize),
     /// A body without an end.

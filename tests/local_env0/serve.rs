@@ -87,6 +87,12 @@ async fn answer_undated(world: &World, request: &Request<Incoming>) -> Result<Re
             let begun = Ok(Frame::data(whole.slice(..bytes.min(whole.len()))));
             Ok(Response::new(StreamBody::new(stream::iter([begun, Err(std::io::Error::other("cut"))])).boxed()))
         }
+        Some(Fault::Chunked) => {
+            let whole = right_answer(world, request).into_body().collect().await.unwrap().to_bytes();
+            let chunks: Vec<_> =
+                whole.chunks(65536).map(|chunk| Ok(Frame::data(Bytes::copy_from_slice(chunk)))).collect();
+            Ok(Response::new(StreamBody::new(stream::iter(chunks)).boxed()))
+        }
         Some(Fault::Silent) => std::future::pending().await,
         Some(fault) => broken(&fault),
     }
@@ -165,6 +171,6 @@ fn broken(fault: &Fault) -> Result<Response<Body>, Dropped> {
             let reply = Response::builder().header("content-length", *bytes);
             reply.body(StreamBody::new(endless()).boxed()).unwrap()
         }
-        Fault::Dropped | Fault::Silent | Fault::Pass | Fault::CutAfter(_) => return Err(Dropped),
+        Fault::Dropped | Fault::Silent | Fault::Pass | Fault::Chunked | Fault::CutAfter(_) => return Err(Dropped),
     })
 }
