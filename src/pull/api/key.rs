@@ -45,7 +45,8 @@ impl KeyHolder {
         if id == old.id && secret.expose_secret() == old.secret.expose_secret() {
             return false;
         }
-        tracing::info!(key.id = id, "another API key was read from its file");
+        // Without the id: where the two files are swapped, it is the secret.
+        tracing::info!("another API key was read from its file");
         *self.key.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(Key { id, secret });
         true
     }
