@@ -26,7 +26,7 @@ use crate::daemon::disk_facts::DiskWatch;
 use crate::daemon::file_watch::FileWatch;
 use crate::exit_code;
 use crate::http::descriptors;
-use crate::http::listener::Listener;
+use crate::http::listener::{Listener, remedy};
 use crate::http::refusals;
 use crate::http::site::{self, Site};
 use crate::http::tls::Tls;
@@ -379,11 +379,7 @@ fn bind(variable: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
         socket.listen(BACKLOG)
     };
     listen()
-        .map_err(|error| {
-            anyhow::anyhow!(
-                "{variable}: can't listen on {address}: {error}; end the program that listens there (`ss -ltnp` names it), or choose another address"
-            )
-        })
+        .map_err(|error| anyhow::anyhow!("{variable}: can't listen on {address}: {error}; {}", remedy(&error)))
         .map_err(|error| Failure::new(exit_code::CANT_BIND, error))
 }
 

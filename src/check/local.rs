@@ -14,6 +14,7 @@ use crate::assembly::{Files, spool_settings};
 use crate::batch::{self, LogType, SpoolName};
 use crate::config::{Config, ConfigErrors, Loaded};
 use crate::exit_code::{CANT_BIND, CANT_CREATE, CONFIG, IO, UNAVAILABLE};
+use crate::http::listener;
 use crate::ingest::{came_both_ways, opened_beside_a_pull};
 use crate::spool::disk::{Disk, OsDisk};
 use crate::spool::manifest::{Lock, Manifest, ManifestError};
@@ -159,8 +160,8 @@ fn addresses(config: &Config) -> Step {
         match TcpListener::bind(address) {
             Ok(listener) => listeners.push(listener),
             Err(error) => {
-                let remedy = "end the program that listens there (`ss -ltnp` names it), or choose another address";
-                return Step::fail(NAME, CANT_BIND, format!("{variable}: can't listen on {address}: {error}"), remedy);
+                let detail = format!("{variable}: can't listen on {address}: {error}");
+                return Step::fail(NAME, CANT_BIND, detail, listener::remedy(&error));
             }
         }
     }
@@ -389,18 +390,21 @@ fn disk(config: &Config) -> Step {
     let used: u64 = LogType::ALL.iter().map(|log_type| bytes_in(&dir.join(log_type.as_str()))).sum();
     let (available_mib, limit_mib) = (available >> 20, config.spool_max_bytes >> 20);
     let detail = format!("{available_mib} MiB are free, ENV0_S3_LOG_SPOOL_MAX_BYTES is {limit_mib} MiB");
-    let remedy = "enlarge the disk, or lower ENV0_S3_LOG_SPOOL_MAX_BYTES below what is free";
+    let enlarge = "enlarge the disk, or lower ENV0_S3_LOG_SPOOL_MAX_BYTES below what is free";
     if available < LEAST_AVAILABLE_BYTES {
-        Step::fail(NAME, IO, detail, remedy)
-    } else if !weaknesses.is_empty() {
-        let remedy = "acknowledged events must outlive a restart of the machine or the pod: put ENV0_S3_LOG_SPOOL_DIR on a \
-                      local file system with a journal (ext4 or xfs), on a disk that stays";
-        Step::warn(NAME, format!("{}; {detail}", weaknesses.join("; ")), remedy)
-    } else if available.saturating_add(used) < config.spool_max_bytes {
-        Step::warn(NAME, format!("{detail}: the disk is full before the spool is"), remedy)
-    } else {
-        Step::ok(NAME, detail)
+        return Step::fail(NAME, IO, detail, enlarge);
     }
+    let detail = match available.saturating_add(used) < config.spool_max_bytes {
+        true => format!("{detail}: the disk is full before the spool is"),
+        false if weaknesses.is_empty() => return Step::ok(NAME, detail),
+        false => detail,
+    };
+    if weaknesses.is_empty() {
+        return Step::warn(NAME, detail, enlarge);
+    }
+    let remedy = "acknowledged events must outlive a restart of the machine or the pod: put ENV0_S3_LOG_SPOOL_DIR on a local \
+                  file system with a journal (ext4 or xfs), on a disk that stays";
+    Step::warn(NAME, format!("{}; {detail}", weaknesses.join("; ")), remedy)
 }
 
 fn bytes_in(dir: &Path) -> u64 {

@@ -364,5 +364,10 @@ fn no_token(config: &Config, problems: &[String]) -> Step {
         }
         Some(_) => "; ENV0_S3_LOG_PULL leaves out env0-deployments, so no deployment's record is read for one",
     };
-    Step::fail("token", CONFIG, format!("none is configured, and {by_hand}{by_pull}"), ways_to_a_token(config))
+    let ways = ways_to_a_token(config);
+    let remedy = match config.takes_hand_overs() {
+        true => format!("{ways}; for a hand-over, first start the daemon (env0-s3-logs run)"),
+        false => ways,
+    };
+    Step::fail("token", CONFIG, format!("none is configured, and {by_hand}{by_pull}"), remedy)
 }

@@ -138,7 +138,13 @@ impl Report {
             let remedy = step.remedy.as_deref().unwrap_or("see the line above");
             format!("{}: {}", step.name, one_line(remedy))
         };
-        let waits = self.steps.iter().find(|step| step.verdict == Verdict::Skipped && step.remedy.is_some());
+        let is_to_do = |step: &&Step| match step.verdict {
+            Verdict::Skipped => step.remedy.is_some(),
+            // For instance: the daemon that runs has other settings.
+            Verdict::Warn => step.name == DAEMON,
+            Verdict::Ok | Verdict::Fail => false,
+        };
+        let waits = self.steps.iter().find(is_to_do);
         match (first(Verdict::Fail), waits) {
             (Some(failed), _) => remedy(failed),
             (None, Some(waits)) => remedy(waits),

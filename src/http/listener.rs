@@ -30,6 +30,20 @@ use super::refusals::{Fault, Refusals, Refused};
 use super::site::Site;
 use super::tls::Tls;
 
+/// What to do about an address that can't be listened on.
+pub fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "end the program that listens there (`ss -ltnp` names it), or choose another address"
+        }
+        io::ErrorKind::PermissionDenied => "choose a port of 1024 or above, because this user may not have a lower one",
+        io::ErrorKind::AddrNotAvailable => {
+            "choose an address that this machine has (`ip address` lists them), or 0.0.0.0 for all of them"
+        }
+        _ => "choose another address",
+    }
+}
+
 /// A connection that has had so many 401s, and no request of which was let in, ends with the last of them: whoever
 /// guesses or forges tokens pays for a new connection each time. A sender that mistook its token comes back.
 const REFUSALS_MAX: usize = 8;

@@ -97,6 +97,15 @@ fn check_and_run_call_a_spool_that_another_process_holds_by_the_same_exit_code()
 }
 
 #[test]
+fn an_address_of_another_machine_has_its_own_remedy_in_check_and_at_a_start() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_LISTEN_ADDR", "192.0.2.1:8080");
+    let remedy = "choose an address that this machine has";
+    assert_has(&failure(&setup.run("check --offline --json"), "addresses", Some(71)), &[remedy]);
+    assert_has(&setup.run("run").stderr, &["192.0.2.1:8080", remedy]);
+}
+
+#[test]
 fn the_last_line_says_what_to_do_next() {
     let aws = LocalAws::start();
     let offline = setup(&aws).run("check --offline");

@@ -68,6 +68,7 @@ fn a_check_for_another_spool_or_bucket_than_the_daemons_says_which_differs() {
         assert!(told.contains(word), "{word}: {told}");
     }
     assert!(!told.contains("ENV0_S3_LOG_BUCKET_PATH"), "{told}");
+    assert!(finished.stdout.contains("Next: daemon: "), "{}", finished.stdout);
     drop(daemon);
 }
 

@@ -133,3 +133,14 @@ fn a_secret_in_the_place_of_its_files_path_is_not_shown() {
     let described = with(&[("ENV0_S3_LOG_SIGNING_KEY_FILE", "a-secret-canary")]).unwrap().describe();
     assert!(described.contains("ENV0_S3_LOG_SIGNING_KEY_FILE=(not shown"), "{described}");
 }
+
+#[test]
+fn what_only_a_pull_reads_is_warned_of_where_there_is_no_api_key() {
+    for setting in [("ENV0_S3_LOG_PULL", "env0-audits"), ("ENV0_S3_LOG_PULL_FROM", "2026-01-01")] {
+        let Loaded { warnings, .. } = read(&[LEAST, &[setting]].concat()).unwrap();
+        let said = format!("{} does nothing without ENV0_API_KEY_ID and ENV0_API_KEY_SECRET", setting.0);
+        assert!(warnings.iter().any(|warning| warning.starts_with(&said)), "{warnings:?}");
+    }
+    let Loaded { warnings, .. } = read(&[LEAST, &[("ENV0_S3_LOG_PULL", "none")]].concat()).unwrap();
+    assert_eq!(warnings, [""; 0]);
+}

@@ -104,9 +104,12 @@ ENV0_S3_LOG_AWS_REGION:
 {{- end }}
 
 {{- define "env" -}}
+{{- $component := .component }}
 {{- range $name, $value := .root.Values.config }}
+{{- if not (and (eq $component "push") (hasPrefix "ENV0_S3_LOG_PULL" $name)) }}
 - name: {{ $name }}
   value: {{ $value | quote }}
+{{- end }}
 {{- end }}
 - name: ENV0_S3_LOG_LISTEN_ADDR
   value: 0.0.0.0:8080
