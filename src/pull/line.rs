@@ -54,7 +54,10 @@ pub(super) fn stored<const N: usize>(event: &RawValue, kept: [&'static str; N], 
 }
 
 fn written(event: &RawValue, limits: &Limits) -> Result<Line, BodyError> {
-    let mut writer = LineWriter::with_capacity(limits, event.get().len() + 1);
+    // As much memory is reserved where a long line is redacted. `"[redacted]"` makes no event twice as long.
+    let max_lines_bytes = limits.max_event_bytes.saturating_add(1).min(2 * event.get().len() + 64);
+    let limits = Limits { max_lines_bytes, ..*limits };
+    let mut writer = LineWriter::with_capacity(&limits, event.get().len() + 1);
     writer.push(None, event)?;
     let lines = writer.finish().into_iter().map(|part| part.lines).next().unwrap_or_default();
     Ok(Line { bytes: lines.bytes, redacted: lines.redacted, replaced: 0, cut: false })
@@ -103,6 +106,18 @@ mod tests {
         assert_eq!(line("{\"a\":\n 1}", 1000).json(), br#"{"a":1}"#);
         for other in ["[]", "null", "\"{}\"", "7"] {
             assert_eq!(line(other, 1000).json(), format!("{{\"message\":{other}}}").as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_secret_behind_a_long_text_is_redacted_whatever_the_limit_is() {
+        for len in [500_000, 600_000, 3_000_000] {
+            let text = "y".repeat(len);
+            let event = format!(r#"{{"x":"{text}","customEnv0EnvironmentVariables":{{"oidcToken":""}}}}"#);
+            for max_event_bytes in [1 << 20, 16 << 20, usize::MAX] {
+                let line = line(&event, max_event_bytes);
+                assert_eq!((line.redacted, line.cut), (1, len > max_event_bytes), "{len} {max_event_bytes}");
+            }
         }
     }
 
