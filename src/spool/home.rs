@@ -109,7 +109,14 @@ impl Home {
         let found = identify_folder(&*self.disk, &self.dir);
         if found.as_ref().is_ok_and(|found| found == folder) && lock.is_in_place(&self.dir) {
             // Something may be mounted over one of the folders in it.
-            folders(&self.dir).iter().try_for_each(|path| judge_folder(&*self.disk, path, folder.device))?;
+            folders(&self.dir).iter().try_for_each(|path| {
+                let judged = judge_folder(&*self.disk, path, folder.device);
+                judged.or_else(|elsewhere| match self.disk.identify(&path.join(".")) {
+                    // A file in a folder's place stops that log type, not the other.
+                    Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
+                    _ => Err(elsewhere),
+                })
+            })?;
             return Ok(false);
         }
         if lock.is_mounted_anew(&self.dir) && self.is_ours_by_its_manifest() {
