@@ -108,6 +108,15 @@ impl Reader {
         self.shown.contains_key(name)
     }
 
+    /// Warns of those of `names` that are set: they do nothing without the two variables `needed`.
+    fn warn_of_idle<const N: usize>(&mut self, names: [&str; N], [first, second]: [&str; 2]) {
+        for name in names {
+            if self.is_given(name) {
+                self.warnings.push(format!("{name} does nothing without {first} and {second}: set these, or unset it"));
+            }
+        }
+    }
+
     fn refuse(&mut self, name: &'static str, problem: &str) {
         if !self.refused.insert(name) {
             return;

@@ -348,7 +348,7 @@ impl Audits {
             let Elements::<'_, RECORDS_MAX>(events) = piece.parse()?;
             elements += events.len();
             if elements > RECORDS_MAX {
-                return Err(piece.malformed(&format!("it lists more than {RECORDS_MAX} elements")).into());
+                return Err(piece.too_many(RECORDS_MAX).into());
             }
             for event in events {
                 let Some(event) = self.event(event, &piece, &window) else { continue };

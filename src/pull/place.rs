@@ -70,17 +70,12 @@ pub(super) trait Memory: Serialize + DeserializeOwned + Default + Clone + Send +
 
 /// Whose place a line that was found may belong to.
 pub(super) struct Whose<'a> {
-    organization: &'a str,
+    pub(super) organization: &'a str,
     /// Whether no other organization of the log type has a place.
     pub(super) is_alone: bool,
 }
 
-impl<'a> Whose<'a> {
-    /// Of the place of `organization`. `is_alone`: no other organization of the log type has a place.
-    pub(super) fn of(organization: &'a str, is_alone: bool) -> Whose<'a> {
-        Whose { organization, is_alone }
-    }
-
+impl Whose<'_> {
     /// Whether a line with this `organizationId` is another organization's.
     pub(super) fn is_anothers(&self, organization: Option<&RawValue>) -> bool {
         let id = organization.and_then(|id| serde_json::from_str::<String>(id.get()).ok());
@@ -439,7 +434,7 @@ impl<M: Memory> Unsettled<M> {
     /// The disk refuses the part that knows of the line. Where `is_last_try`, the line is passed over instead.
     pub(super) fn found(&mut self, line: &[u8], is_alone: bool, is_last_try: bool) -> Result<(), PlaceError> {
         let File { memory, organization, .. } = &mut self.file;
-        let whose = Whose::of(organization, is_alone);
+        let whose = Whose { organization, is_alone };
         let Some(id) = memory.part_of(line, &whose) else {
             memory.found(line, &whose, None);
             return Ok(());

@@ -86,7 +86,7 @@ fn refused_connections_are_in_the_status_and_check_warns_of_them() {
 }
 
 #[test]
-fn a_bucket_that_is_not_where_it_should_be_is_in_the_log_before_anything_is_uploaded() {
+fn a_bucket_that_is_elsewhere_or_missing_is_in_the_log_before_any_upload() {
     let aws = LocalAws::start();
     aws.s3.set_region(Some("ap-southeast-2"));
     let elsewhere = Setup::new(&aws).start();

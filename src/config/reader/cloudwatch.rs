@@ -41,10 +41,6 @@ impl Reader {
 
     /// Without role and region nothing goes to CloudWatch, and the other variables do nothing.
     fn warn_of_idle_variables(&mut self) {
-        for name in [DURATION, PREFIX, ENDPOINT] {
-            if self.is_given(name) {
-                self.warnings.push(format!("{name} does nothing without {ROLE} and {REGION}: set these, or unset it"));
-            }
-        }
+        self.warn_of_idle([DURATION, PREFIX, ENDPOINT], [ROLE, REGION]);
     }
 }

@@ -40,7 +40,6 @@ impl Reader {
         });
         let key_files = KeyFiles { id: id_file, secret: secret_file };
         let [key_id, key_secret] = key.map(|part| self.secret_or_file(part));
-        let pulls_nothing = types.as_deref().is_some_and(|types| types.trim() == "none");
         let types = self.value("ENV0_S3_LOG_PULL", types, values::log_types);
         let from = self.optional("ENV0_S3_LOG_PULL_FROM", from, values::past_moment);
         let interval = self.value(
@@ -55,17 +54,11 @@ impl Reader {
         match (is_given(self, "ENV0_API_KEY_ID"), is_given(self, "ENV0_API_KEY_SECRET")) {
             (true, false) => self.refuse("ENV0_API_KEY_SECRET", "not set, and needed beside ENV0_API_KEY_ID"),
             (false, true) => self.refuse("ENV0_API_KEY_ID", "not set, and needed beside ENV0_API_KEY_SECRET"),
-            (true, true) => {}
-            (false, false) => {
-                let settings = ["ENV0_S3_LOG_PULL", "ENV0_S3_LOG_PULL_FROM", "ENV0_S3_LOG_PULL_ORGANIZATION_ID"];
-                for name in settings {
-                    if self.is_given(name) && !pulls_nothing {
-                        self.warnings.push(format!(
-                            "{name} does nothing without ENV0_API_KEY_ID and ENV0_API_KEY_SECRET: set these, or unset it"
-                        ));
-                    }
-                }
-            }
+            (false, false) if !types.is_empty() => self.warn_of_idle(
+                ["ENV0_S3_LOG_PULL", "ENV0_S3_LOG_PULL_FROM", "ENV0_S3_LOG_PULL_ORGANIZATION_ID"],
+                ["ENV0_API_KEY_ID", "ENV0_API_KEY_SECRET"],
+            ),
+            _ => {}
         }
         let (key_id, key_secret) = (key_id?.expose_secret().to_owned(), key_secret?);
         (!types.is_empty()).then_some(Pull {

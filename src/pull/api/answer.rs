@@ -98,6 +98,11 @@ impl Answer {
         begin..begin.saturating_add(part.get().len())
     }
 
+    /// An error that says that a list has more elements than `max`.
+    pub fn too_many(&self, max: usize) -> ApiError {
+        self.malformed(&format!("{TOO_MANY}{max} elements"))
+    }
+
     /// An error that says what the answer lacks.
     pub fn malformed(&self, missing: &str) -> ApiError {
         ApiError { endpoint: self.endpoint, kind: ErrorKind::Malformed(missing.to_owned()), asked: self.asked.clone() }

@@ -376,7 +376,7 @@ impl Follow {
         let events: Vec<&RawValue> = piece.parse()?;
         page.events += events.len();
         if page.events > LINES_MAX {
-            return Err(piece.malformed(&format!("it lists more than {LINES_MAX} elements")));
+            return Err(piece.too_many(LINES_MAX));
         }
         for sent in events {
             let mut event = self.source.event(sent, &step.name, &self.limits);
