@@ -26,7 +26,7 @@ use crate::daemon::disk_facts::DiskWatch;
 use crate::daemon::file_watch::FileWatch;
 use crate::exit_code;
 use crate::http::descriptors;
-use crate::http::listener::{Listener, remedy};
+use crate::http::listener::{self, Listener};
 use crate::http::refusals;
 use crate::http::site::{self, Site};
 use crate::http::tls::Tls;
@@ -48,8 +48,8 @@ const STILL_INGESTING: Duration = Duration::from_secs(1);
 const EXIT_RESERVE: Duration = Duration::from_secs(2);
 /// Bodies that began before SIGTERM may arrive until this fraction of the grace period is over: a third.
 const BODIES_SHARE: u32 = 3;
-/// How long the end waits for calls of CloudWatch that are under way. It is short, because senders are refused meanwhile,
-/// and batches that wait for CloudWatch stay on the disk.
+/// How long the end waits for calls of CloudWatch that are under way. It is short, because senders are refused
+/// meanwhile, and batches that wait for CloudWatch stay on the disk.
 const LAST_CALLS: Duration = Duration::from_secs(1);
 /// How long the end waits for answers that are on their way when the listeners close.
 const LAST_ANSWERS: Duration = Duration::from_millis(500);
@@ -58,8 +58,8 @@ const WRITER_STALLED: Duration = Duration::from_secs(30);
 /// Connections that the system may accept before the daemon takes them. Beyond it the system drops new ones, and their
 /// clients try again after a second or more. The system cuts it to its own limit (`net.core.somaxconn`).
 const BACKLOG: u32 = 4096;
-/// Sent where a write exceeds the limit of a file's size (`ulimit -f`). It is caught, so that the write fails and the process
-/// goes on.
+/// Sent where a write exceeds the limit of a file's size (`ulimit -f`). It is caught, so that the write
+/// fails and the process goes on.
 const SIGXFSZ: i32 = 25;
 
 /// What `/status` and the probes read; filled as the parts come up.
@@ -169,7 +169,8 @@ fn destination(config: &Config) -> DestinationStatus {
     }
 }
 
-/// What the admin listener reads. A writer counts as hanging when it has been at one write for longer than `stalled_after`.
+/// What the admin listener reads. A writer counts as hanging when it has been at one write
+/// for longer than `stalled_after`.
 fn sources(probe: &Arc<Probe>, stalled_after: Duration) -> Sources {
     let (status, live, ready) = (Arc::clone(probe), Arc::clone(probe), Arc::clone(probe));
     Sources {
@@ -222,10 +223,10 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
         stop_admin.clone(),
     ));
 
-    let open_front = Arc::new(SetOnce::new());
-    let front = open_front.clone();
+    let open_ingest = Arc::new(SetOnce::new());
+    let ingest = open_ingest.clone();
     let stop_ingest = CancellationToken::new();
-    let handler = Arc::new(move |request, guest| ingest::answer_once_started(front.clone(), request, guest));
+    let handler = Arc::new(move |request, guest| ingest::answer_once_started(ingest.clone(), request, guest));
     let serving = ingest_socket.map(|tcp| {
         let listener = Listener {
             name: "ingest",
@@ -276,7 +277,7 @@ pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
     *probe.parts.lock().unwrap_or_else(PoisonError::into_inner) = Some(parts);
 
     // It can't be set already: this is the only place that does.
-    let _ = open_front.set(ingest.clone());
+    let _ = open_ingest.set(ingest.clone());
     probe.enter(Phase::Running);
     tracing::info!(listen.addr = listen_address.map(tracing::field::display), admin.addr = %admin_address, instance = spool.instance(), "listening");
 
@@ -378,9 +379,10 @@ fn bind(variable: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    listen()
-        .map_err(|error| anyhow::anyhow!("{variable}: can't listen on {address}: {error}; {}", remedy(&error)))
-        .map_err(|error| Failure::new(exit_code::CANT_BIND, error))
+    listen().map_err(|error| {
+        let (what, remedy) = listener::refused(variable, address, &error);
+        Failure::new(exit_code::CANT_BIND, anyhow::anyhow!("{what}; {remedy}"))
+    })
 }
 
 fn local_address(socket: &TcpListener) -> Result<SocketAddr, Failure> {

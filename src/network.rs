@@ -1,4 +1,4 @@
-//! The way out: one set of proxies, roots of trust and time-outs for S3, STS, JWKS and token URL alike.
+//! Outgoing connections: one set of proxies, roots of trust and time-outs for S3, STS, JWKS and token URL alike.
 
 mod answers;
 mod foreign;
@@ -203,7 +203,7 @@ impl Network {
             _ => ("HTTPS_PROXY", &self.proxies.https_proxy),
         };
         let Some(url) = url else { return Ok(ProxyConfig::disabled()) };
-        // "http://" is what curl takes an address without a scheme for.
+        // As curl does, an address without a scheme is taken for http.
         let url = url.expose_secret();
         let url = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let proxy = ProxyConfig::all(url.as_str()).map_err(|_| NetworkError::Proxy { variable })?;
@@ -264,6 +264,12 @@ fn stay_on_host(attempt: reqwest::redirect::Attempt) -> reqwest::redirect::Actio
     } else {
         attempt.error("redirected too often or to another host")
     }
+}
+
+/// AWS's own endpoint of `service` in a region, for people: the SDK finds it by itself.
+pub fn regional_endpoint(service: &str, region: &str) -> String {
+    let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
+    format!("https://{service}.{region}.{domain}")
 }
 
 /// Whether both have the same host and port, and `to` is not less protected than `from`.

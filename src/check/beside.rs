@@ -39,11 +39,17 @@ pub(super) fn daemon_token(config: &Config, status: &Status) -> Step {
 
 /// `it refused 3 tokens, the last at …: its organization is not a configured one (it is 1234…, configured is 0000…)`
 fn refused_words(refused: &RefusedTokens) -> String {
-    let found = refused.found.as_ref().map(|found| format!("it is {found}"));
-    let configured = refused.configured.as_ref().map(|configured| format!("configured is {configured}"));
-    let ids: Vec<_> = found.into_iter().chain(configured).collect();
-    let ids = if ids.is_empty() { String::new() } else { format!(" ({})", ids.join(", ")) };
-    format!("it refused {} tokens, the last at {}: {}{ids}", refused.count, refused.last, refused.message)
+    let RefusedTokens { count, last, message, found, configured, .. } = refused;
+    let found = found_words(found.as_deref(), configured.as_deref());
+    format!("it refused {count} tokens, the last at {last}: {message}{found}")
+}
+
+/// What follows the reason why a token is refused: what it has, and what the configuration wants instead.
+pub(super) fn found_words(found: Option<&str>, configured: Option<&str>) -> String {
+    let found = found.map(|found| format!("it is {found}"));
+    let configured = configured.map(|configured| format!("configured is {configured}"));
+    let words: Vec<_> = found.into_iter().chain(configured).collect();
+    if words.is_empty() { String::new() } else { format!(" ({})", words.join(", ")) }
 }
 
 /// What the running daemon's status tells of STS, bucket and writing.

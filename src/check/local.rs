@@ -22,7 +22,7 @@ use crate::spool::{self, home};
 use crate::status::{Status, Timestamp};
 use crate::volume;
 
-/// Where what both ways bring is explained.
+/// The section on events that come both ways.
 const ABOUT_BOTH_WAYS: &str = "see config/README.md#pulling-from-env0s-api";
 
 /// Less free disk than this is a failure, whatever the limit says.
@@ -160,8 +160,8 @@ fn addresses(config: &Config) -> Step {
         match TcpListener::bind(address) {
             Ok(listener) => listeners.push(listener),
             Err(error) => {
-                let detail = format!("{variable}: can't listen on {address}: {error}");
-                return Step::fail(NAME, CANT_BIND, detail, listener::remedy(&error));
+                let (detail, remedy) = listener::refused(variable, *address, &error);
+                return Step::fail(NAME, CANT_BIND, detail, remedy);
             }
         }
     }
@@ -199,7 +199,7 @@ pub(super) fn files(config: &Config) -> Vec<Step> {
     }
 }
 
-/// Whether the spool's directory can be written to, or made.
+/// Whether the spool's folder can be written to, or made.
 fn spool_dir(dir: &Path) -> Step {
     const NAME: &str = "spool";
     let fail = |path: &Path, error: &io::Error| {

@@ -9,6 +9,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::beside::found_words;
 use super::report::{PULL_ALONE, Step};
 use crate::batch::LogType;
 use crate::config::{self, Config};
@@ -187,7 +188,7 @@ async fn judge_token(
             Ok(token)
         }
         Err(VerifyError::Refused(refusal)) => {
-            let found = refusal.found.as_ref().map(|found| format!(" (it is {found})")).unwrap_or_default();
+            let found = found_words(refusal.found.as_deref(), None);
             let detail = format!("the pull refuses the token in the latest deployment's record: {refusal}{found}");
             Err(Step::fail(NAME, DENIED, detail, format!("bring a token another way: {}", ways_to_a_token(config))))
         }

@@ -1,5 +1,6 @@
-//! CloudWatch Logs, asked. This file and `error` alone name `aws_sdk_cloudwatchlogs`. Five actions of IAM are enough, of
-//! which one is not used: `PutLogEvents`, `CreateLogStream`, `CreateLogGroup`, and `DescribeLogStreams` for `check`.
+//! Sends requests to CloudWatch Logs. Only this file and `error` name `aws_sdk_cloudwatchlogs`. Four actions of IAM are
+//! used: `PutLogEvents`, `CreateLogStream`, `CreateLogGroup`, and `DescribeLogStreams` for `check`. The policy also has
+//! `DescribeLogGroups`, as env0's own has.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,7 +27,7 @@ use super::error::{Call, LogsError, LogsErrorKind, PUT};
 use crate::batch::LogType;
 use crate::config;
 use crate::credentials::{Credentials, Session};
-use crate::network::{Network, server};
+use crate::network::{Network, regional_endpoint, server};
 
 /// The time for one request, from its first byte to the answer's last: enough for a megabyte at 200 kbit/s.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -93,7 +94,7 @@ impl Logs {
             region: config.aws_region.clone(),
             group_prefix: config.group_prefix.clone(),
             stream: format!("env0-s3-logs-{instance}"),
-            server: server(&endpoint.map_or_else(|| regional_endpoint(&config.aws_region), str::to_owned)),
+            server: server(&endpoint.map_or_else(|| regional_endpoint("logs", &config.aws_region), str::to_owned)),
         }))
     }
 
@@ -107,12 +108,12 @@ impl Logs {
         &self.0.stream
     }
 
-    /// Puts one call's events, as [`super::calls::Calls`] gives them. Makes group and stream where they are missing, also
-    /// where they were there before.
+    /// Puts one call's events, as [`super::calls::Calls`] gives them. Makes group and stream where they are missing,
+    /// also where they were there before.
     ///
     /// # Errors
-    /// Nothing is known of the events after one: the same call may be made again. Tells the credentials where the session
-    /// is the reason, or may be.
+    /// Nothing is known of the events after one: the same call may be made again. Tells the credentials where the
+    /// session is the reason, or may be.
     pub async fn put(&self, log_type: LogType, events: &[Event]) -> Result<Rejected, LogsError> {
         let group = self.group(log_type);
         let session = self.session(PUT, &group)?;
@@ -291,8 +292,8 @@ fn is_new<T>(made: Result<T, LogsError>) -> Result<bool, LogsError> {
     }
 }
 
-/// The events of a sorted call of `count`: those before the end of the old ones are too old, further ones before the end
-/// of the expired ones have expired, and from the start of the new ones on they are too new. Each counts once.
+/// The events of a sorted call of `count`: those before the end of the old ones are too old, further ones before the
+/// end of the expired ones have expired, and from the start of the new ones on they are too new. Each counts once.
 fn rejected(info: &RejectedLogEventsInfo, count: usize) -> Rejected {
     let index = |told: Option<i32>, untold: usize| {
         told.map_or(untold, |index| usize::try_from(index).unwrap_or_default().min(count))
@@ -301,12 +302,6 @@ fn rejected(info: &RejectedLogEventsInfo, count: usize) -> Rejected {
     let gone = index(info.expired_log_event_end_index(), 0).max(too_old);
     let too_new = count - index(info.too_new_log_event_start_index(), count).max(gone);
     Rejected { too_old, too_new, expired: gone - too_old }
-}
-
-/// For people; the SDK finds the endpoint by itself.
-fn regional_endpoint(region: &str) -> String {
-    let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-    format!("https://logs.{region}.{domain}")
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::role::Role;
 use super::session::{Clock, Session};
 use super::status::ways_to_a_token;
 use crate::config::Config;
-use crate::network::{Network, server, way_out};
+use crate::network::{Network, regional_endpoint, server, way_out};
 use crate::oidc::{OidcToken, moment};
 
 /// A whole exchange, beside the connect time-out.
@@ -47,7 +47,7 @@ impl Sts {
             clock,
             client: aws_sdk_sts::Client::from_conf(client.build()),
             session_name: format!("env0-s3-logs-{instance_id}"),
-            server: server(&endpoint.map_or_else(|| regional_endpoint(&role.region), str::to_owned)),
+            server: server(&endpoint.map_or_else(|| regional_endpoint("sts", &role.region), str::to_owned)),
             network: network.clone(),
             ways_to_a_token: ways_to_a_token(config),
             role,
@@ -98,10 +98,4 @@ pub(super) fn session_end(obtained_at: DateTime<Utc>, asked: Duration, told_seco
     let asked_end = asked.unwrap_or(obtained_at);
     let told = moment(told_seconds as f64);
     if told > obtained_at { told.min(asked_end) } else { asked_end }
-}
-
-/// For people; the SDK finds the endpoint by itself.
-fn regional_endpoint(region: &str) -> String {
-    let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
-    format!("https://sts.{region}.{domain}")
 }

@@ -30,9 +30,9 @@ use super::refusals::{Fault, Refusals, Refused};
 use super::site::Site;
 use super::tls::Tls;
 
-/// What to do about an address that can't be listened on.
-pub fn remedy(error: &io::Error) -> &'static str {
-    match error.kind() {
+/// Says that nobody can listen on the address of `variable`, and what to do about it.
+pub fn refused(variable: &str, address: SocketAddr, error: &io::Error) -> (String, &'static str) {
+    let remedy = match error.kind() {
         io::ErrorKind::AddrInUse => {
             "end the program that listens there (`ss -ltnp` names it), or choose another address"
         }
@@ -41,7 +41,8 @@ pub fn remedy(error: &io::Error) -> &'static str {
             "choose an address that this machine has (`ip address` lists them), or 0.0.0.0 for all of them"
         }
         _ => "choose another address",
-    }
+    };
+    (format!("{variable}: can't listen on {address}: {error}"), remedy)
 }
 
 /// A connection that has had so many 401s, and no request of which was let in, ends with the last of them: whoever

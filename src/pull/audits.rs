@@ -173,27 +173,38 @@ struct New {
     oddity: Option<&'static str>,
 }
 
+/// Events that are to be stored.
+#[derive(Default)]
+struct NewEvents {
+    events: Vec<New>,
+    /// Of their lines.
+    bytes: usize,
+}
+
+impl NewEvents {
+    fn push(&mut self, event: New) {
+        self.bytes += event.line.bytes.len();
+        self.events.push(event);
+    }
+
+    /// Whether they are more than fit into memory at once.
+    fn are_too_many(&self) -> bool {
+        self.events.len() > WINDOW_MAX_EVENTS || self.bytes > WINDOW_MAX_BYTES
+    }
+}
+
 /// What a window has brought so far.
 #[derive(Default)]
 struct Found {
-    new: Vec<New>,
-    /// Of `new`.
-    bytes: usize,
+    new: NewEvents,
     /// New or not.
     seen: Taken,
-}
-
-impl Found {
-    /// Whether it is more than fits into memory at once.
-    fn is_too_much(&self) -> bool {
-        self.new.len() > WINDOW_MAX_EVENTS || self.bytes > WINDOW_MAX_BYTES
-    }
 }
 
 /// How asking for a window ended.
 enum Window {
     /// The new events, sorted by time.
-    Complete(Vec<New>),
+    Complete(NewEvents),
     /// It holds more than fits into memory at once.
     TooMany,
 }
@@ -232,14 +243,14 @@ impl Audits {
         let mut start = self.place.memory.from;
         while start < now.timestamp_millis() {
             let end = start.saturating_add(self.width.num_milliseconds()).min(now.timestamp_millis());
-            let events = match self.window(start, end).await? {
+            let new = match self.window(start, end).await? {
                 Window::TooMany => {
                     self.narrow();
                     continue;
                 }
-                Window::Complete(events) => events,
+                Window::Complete(new) => new,
             };
-            if let Err(error) = self.check_room(events.len()) {
+            if let Err(error) = self.check_room(new.events.len()) {
                 // In a shorter one there are fewer, and what lies before it is soon old enough to be forgotten.
                 if end - start <= SHORTEST_WINDOW.num_milliseconds() {
                     return Err(error.into());
@@ -247,8 +258,7 @@ impl Audits {
                 self.narrow();
                 continue;
             }
-            let bytes: usize = events.iter().map(|event| event.line.bytes.len()).sum();
-            if events.len() < WINDOW_MAX_EVENTS / 4 && bytes < WINDOW_MAX_BYTES / 4 {
+            if new.events.len() < WINDOW_MAX_EVENTS / 4 && new.bytes < WINDOW_MAX_BYTES / 4 {
                 self.width = (self.width * 2).min(LONGEST_WINDOW);
             }
             // The answers told env0's clock. Where ours had jumped ahead since the round began, what is to happen until
@@ -257,7 +267,7 @@ impl Audits {
             let end = end.min(now.timestamp_millis()).max(start);
             start = end;
             let sure = self.api.clocks_agree(LATE);
-            self.commit(events, |memory| memory.complete(end, now, sure)).await?;
+            self.commit(new, |memory| memory.complete(end, now, sure)).await?;
             self.report.position(self.place.memory.reached);
         }
         Ok(())
@@ -277,7 +287,7 @@ impl Audits {
             self.report.ahead(&format!("it says that everything before {place} is stored, and env0's clock or this machine's is {} minutes behind that; where that clock is right in the end, nothing is skipped", ahead.num_minutes()));
             return Ok(());
         }
-        self.commit(Vec::new(), |memory| memory.set_back(latest)).await?;
+        self.commit(NewEvents::default(), |memory| memory.set_back(latest)).await?;
         let from = rfc3339(self.place.memory.from);
         self.report.ahead(&format!("it said that everything before {place} is stored, which is {} minutes ahead of the clock, so a clock was wrong; it is set back to {from}, and everything since then is fetched", ahead.num_minutes()));
         self.report.position(self.place.memory.reached);
@@ -317,15 +327,14 @@ impl Audits {
             }
             let Some(next) = next else { break };
             key = Some(next);
-            if found.is_too_much() {
+            if found.new.are_too_many() {
                 // The window is one millisecond, which can't be split. Its events all have the same time, so any order is
                 // sorted, and this part can be stored before the rest is fetched.
-                self.check_room(found.new.len())?;
-                found.bytes = 0;
+                self.check_room(found.new.events.len())?;
                 self.commit(std::mem::take(&mut found.new), |_| {}).await?;
             }
         }
-        found.new.sort_by_key(|event| event.at);
+        found.new.events.sort_by_key(|event| event.at);
         Ok(Window::Complete(found.new))
     }
 
@@ -367,10 +376,9 @@ impl Audits {
                 if !is_new {
                     continue;
                 }
-                found.bytes += event.line.bytes.len();
                 found.new.push(event);
             }
-            if can_be_split && found.is_too_much() {
+            if can_be_split && found.new.are_too_many() {
                 return Ok(None);
             }
         }
@@ -411,13 +419,12 @@ impl Audits {
         }
     }
 
-    /// Stores `events`, and then the memory with them and `change`; in pieces, so that no append is larger than the spool.
-    async fn commit(&mut self, events: Vec<New>, change: impl FnOnce(&mut AuditMemory)) -> Result<(), RoundError> {
-        let bytes: usize = events.iter().map(|event| event.line.bytes.len()).sum();
-        let (mut lines, mut records) = (Vec::with_capacity(bytes.min(WINDOW_MAX_BYTES)), 0);
+    /// Stores `new`, and then the memory with them and `change`; in pieces, so that no append is larger than the spool.
+    async fn commit(&mut self, new: NewEvents, change: impl FnOnce(&mut AuditMemory)) -> Result<(), RoundError> {
+        let (mut lines, mut records) = (Vec::with_capacity(new.bytes.min(WINDOW_MAX_BYTES)), 0);
         // It may be too large to be there twice. Only the end of the process keeps it from coming back.
         let mut memory = std::mem::take(&mut self.place.memory);
-        for event in events {
+        for event in new.events {
             if lines.len() + event.line.bytes.len() > WINDOW_MAX_BYTES && records > 0 {
                 self.store(std::mem::take(&mut lines), std::mem::take(&mut records), memory).await?;
                 memory = std::mem::take(&mut self.place.memory);

@@ -15,6 +15,7 @@ use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use base64::Engine;
 use chrono::{DateTime, Utc};
+use percent_encoding::percent_decode_str;
 
 use crate::batch::Sha256;
 use crate::config::{self, Config};
@@ -290,16 +291,7 @@ fn from_base64(text: &str) -> Option<Sha256> {
 
 /// S3's encoding of keys in a listing: percent signs, and `+` for a space.
 fn percent_decode(text: &str) -> String {
-    let hex = |digits: &[u8]| std::str::from_utf8(digits).ok().and_then(|digits| u8::from_str_radix(digits, 16).ok());
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        let escape = (*first == b'%').then(|| after.get(..2).and_then(hex)).flatten();
-        let byte = escape.unwrap_or(if *first == b'+' { b' ' } else { *first });
-        decoded.push(byte);
-        rest = if escape.is_some() { &after[2..] } else { after };
-    }
-    String::from_utf8_lossy(&decoded).into_owned()
+    percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned()
 }
 
 #[cfg(test)]

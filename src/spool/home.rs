@@ -1,9 +1,9 @@
 //! What the log types' folders share: the spool's folder with its lock and manifest, and the spare file.
 //!
-//! The spool's path may lead elsewhere while the daemon runs: its volume is unmounted, or another one is mounted over it.
-//! Renames then answer "no such file", and new files go to another disk. So the daemon remembers folder and lock by device
-//! and inode. It compares them (`Home::confirm`) before it concludes anything from a missing name, and before an event in
-//! a new file counts as safe.
+//! The spool's path may lead elsewhere while the daemon runs: its volume is unmounted, or another one is mounted over
+//! it. Renames then answer "no such file", and new files go to another disk. So the daemon remembers folder and lock by
+//! device and inode. It compares them (`Home::confirm`) before it concludes anything from a missing name, and before an
+//! event in a new file counts as safe.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -111,7 +111,7 @@ impl Home {
             // Something may be mounted over one of the folders in it.
             folders(&self.dir).iter().try_for_each(|path| {
                 let judged = judge_folder(&*self.disk, path, folder.device);
-                judged.or_else(|elsewhere| match self.disk.identify(&path.join(".")) {
+                judged.or_else(|elsewhere| match identify_folder(&*self.disk, path) {
                     // A file in a folder's place stops that log type, not the other.
                     Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
                     _ => Err(elsewhere),
@@ -164,7 +164,7 @@ impl Home {
         found.is_ok_and(|found| found.is_some_and(|found| found == self.manifest))
     }
 
-    /// How often the spool's volume was mounted anew: a file that was opened before that is on none.
+    /// How often the spool's volume was mounted anew. A file that was opened before is on a file system that is gone.
     pub(super) fn mounts(&self) -> u64 {
         self.mounts.load(Ordering::Acquire)
     }

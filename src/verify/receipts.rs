@@ -9,14 +9,11 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Take};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::report::ReceiptCounts;
-
-/// A receipt whose object isn't there is `pending` while its batch was opened this shortly ago.
-const PENDING_FOR: TimeDelta = TimeDelta::hours(1);
+use super::report::{PENDING_FOR, ReceiptCounts};
 
 /// A receipts file that can't be used.
 #[derive(Debug, thiserror::Error)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use chrono::NaiveDate;
+use chrono::{NaiveDate, TimeDelta};
 use serde::Serialize;
 
 use crate::batch::{ByType, LogType};
@@ -13,6 +13,9 @@ use super::ranges::{Range, show};
 
 /// Findings of one kind that are kept in full; the rest is only counted, so that memory stays bounded.
 const FINDINGS_MAX_PER_KIND: u64 = 1_000;
+
+/// What is missing is `pending` while it is younger: the daemon may still be trying to deliver it.
+pub(super) const PENDING_FOR: TimeDelta = TimeDelta::hours(1);
 
 /// What a finding is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -2,16 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, NaiveDateTime, NaiveTime, TimeDelta, Utc};
+use chrono::{DateTime, NaiveDateTime, NaiveTime, Utc};
 
 use crate::batch::Sha256;
 use crate::verify::ranges::{Range, Ranges, count};
-use crate::verify::report::{ChainReport, Counts, Finding, Findings, Head, Kind};
+use crate::verify::report::{ChainReport, Counts, Finding, Findings, Head, Kind, PENDING_FOR};
 
 use super::rules::{Name, Rules};
-
-/// A gap is `pending` while its successor is younger: the daemon may still be trying.
-const PENDING_FOR: TimeDelta = TimeDelta::hours(1);
 
 /// An object's place in its chain.
 #[derive(Debug, Clone)]
