@@ -18,7 +18,8 @@ pub use effective::{CloudWatch, Config, KeyFiles, LogFormat, Network, Pull, Purp
 pub use files::{file_error, secret_of_file};
 use reader::Reader;
 pub use slips::token_not_meant;
-pub use values::{INGEST_TOKEN_MIN_CHARS, bucket_name, distinct, is_env0_id};
+pub use values::aws::bucket_name;
+pub use values::{INGEST_TOKEN_MIN_CHARS, distinct, is_env0_id};
 pub use variables::{Need, PREFIX, VARIABLES, Variable, example_env, help_text, markdown_table};
 
 /// A configuration that can be used.

@@ -4,6 +4,7 @@ mod advice;
 mod cloudwatch;
 mod ingest;
 mod pull;
+mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -17,7 +18,7 @@ use super::files::{quoted, shown_path};
 use super::given::{OwnVariables, SharedVariables};
 use super::slips;
 use super::unread;
-use super::values::{self, Parsed};
+use super::values::{self, Parsed, aws};
 use super::variables::{self, PREFIX, VARIABLES, Variable};
 
 use crate::batch::{Codec, LogType};
@@ -199,14 +200,14 @@ impl Reader {
         // Other stores need not keep AWS's rules for names.
         let own_endpoint = |specific: &Option<String>| specific.is_some() || shared.aws_endpoint_url.is_some();
         let sts_is_elsewhere = own_endpoint(&shared.aws_endpoint_url_sts);
-        let parse_role = if sts_is_elsewhere { values::role_arn_elsewhere } else { values::role_arn };
+        let parse_role = if sts_is_elsewhere { aws::role_arn_elsewhere } else { aws::role_arn };
         let elsewhere = own_endpoint(&shared.aws_endpoint_url_s3);
         // AWS's own STS is asked in the bucket's region.
-        let parse_region = if elsewhere && sts_is_elsewhere { values::region_elsewhere } else { values::region };
-        let parse_bucket = if elsewhere { values::bucket_name_elsewhere } else { values::bucket_name };
-        let parse_key = if elsewhere { values::kms_key_id_elsewhere } else { values::kms_key_id };
-        let parse_owner = if elsewhere { values::account_id_elsewhere } else { values::account_id };
-        let parse_class = if elsewhere { values::storage_class_elsewhere } else { values::storage_class };
+        let parse_region = if elsewhere && sts_is_elsewhere { aws::region_elsewhere } else { aws::region };
+        let parse_bucket = if elsewhere { aws::bucket_name_elsewhere } else { aws::bucket_name };
+        let parse_key = if elsewhere { aws::kms_key_id_elsewhere } else { aws::kms_key_id };
+        let parse_owner = if elsewhere { aws::account_id_elsewhere } else { aws::account_id };
+        let parse_class = if elsewhere { aws::storage_class_elsewhere } else { aws::storage_class };
         let role_arn = match purpose {
             Purpose::Verify => self.optional("ENV0_S3_LOG_ROLE_ARN", own.role_arn, parse_role).unwrap_or_default(),
             _ => self.required("ENV0_S3_LOG_ROLE_ARN", own.role_arn, parse_role),
@@ -241,7 +242,7 @@ impl Reader {
             bucket_name: self.required("ENV0_S3_LOG_BUCKET_NAME", own.bucket_name, parse_bucket),
             aws_region: self.required("ENV0_S3_LOG_AWS_REGION", own.aws_region, parse_region),
             bucket_path: self
-                .optional("ENV0_S3_LOG_BUCKET_PATH", own.bucket_path, values::bucket_path)
+                .optional("ENV0_S3_LOG_BUCKET_PATH", own.bucket_path, aws::bucket_path)
                 .unwrap_or_default(),
             session_duration: self.value(
                 "ENV0_S3_LOG_SESSION_DURATION",
@@ -292,7 +293,7 @@ impl Reader {
             batch_max_bytes: self.value(
                 "ENV0_S3_LOG_BATCH_MAX_BYTES",
                 own.batch_max_bytes,
-                values::size(values::OBJECT_MAX_BYTES),
+                values::size(aws::OBJECT_MAX_BYTES),
             ),
             batch_max_age: self.value(
                 "ENV0_S3_LOG_BATCH_MAX_AGE",
@@ -325,7 +326,7 @@ impl Reader {
                 own.expected_bucket_owner,
                 parse_owner,
             ),
-            object_tags: self.optional("ENV0_S3_LOG_OBJECT_TAGS", own.object_tags, values::object_tags),
+            object_tags: self.optional("ENV0_S3_LOG_OBJECT_TAGS", own.object_tags, aws::object_tags),
             signing_key_file: self.path("ENV0_S3_LOG_SIGNING_KEY_FILE", own.signing_key_file),
             shutdown_grace: self.value(
                 "ENV0_S3_LOG_SHUTDOWN_GRACE",
@@ -369,7 +370,7 @@ impl Reader {
 
     /// A limit on memory.
     fn memory(&mut self, name: &'static str, given: Option<String>) -> usize {
-        let bytes = self.value(name, given, values::size(values::OBJECT_MAX_BYTES));
+        let bytes = self.value(name, given, values::size(aws::OBJECT_MAX_BYTES));
         usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
@@ -400,67 +401,6 @@ impl Reader {
             (None, None) => {}
         }
         None
-    }
-
-    /// The rules between values.
-    fn judge(&mut self, mut config: Config, purpose: Purpose) -> Config {
-        // With an API key and no credentials for senders, no port is opened for events.
-        config.ingest = config.pull.is_none() || self.lets_senders_in(&config) || !config.ingest_auth_required;
-        if purpose == Purpose::Daemon && config.ingest {
-            self.judge_ingest(&config);
-        }
-        if !config.allow_http {
-            let clear = |url: Option<&str>| url.is_some_and(values::leaves_the_host_in_clear);
-            let token_url = config.oidc_token_url.as_ref().map(secrecy::ExposeSecret::expose_secret);
-            for (name, in_clear) in [
-                ("ENV0_S3_LOG_OIDC_ISSUER", clear(Some(&config.oidc_issuer))),
-                ("ENV0_S3_LOG_OIDC_TOKEN_URL", clear(token_url)),
-                (self.endpoint_variable("AWS_ENDPOINT_URL_STS"), clear(config.endpoint_url_sts.as_deref())),
-                ("ENV0_S3_LOG_API_URL", clear(config.pull.as_ref().map(|pull| &*pull.api_url))),
-            ] {
-                if in_clear {
-                    self.refuse(name, "tokens would go over plain http; use https, or set ENV0_S3_LOG_ALLOW_HTTP=true");
-                }
-            }
-        }
-        if config.endpoint_url_s3.as_deref().is_some_and(|url| values::names_bucket(url, &config.bucket_name)) {
-            let name = self.endpoint_variable("AWS_ENDPOINT_URL_S3");
-            self.refuse(name, "the bucket's name would be in the host twice; expected the endpoint without it");
-        }
-        if config.compression != Codec::None && config.spool_max_bytes <= config.batch_max_bytes {
-            let batch = values::show_size(config.batch_max_bytes);
-            self.refuse(
-                "ENV0_S3_LOG_SPOOL_MAX_BYTES",
-                &format!(
-                    "leaves no room for events: with ENV0_S3_LOG_COMPRESSION, room for the compressed copy of one batch is \
-                     always kept; expected more than ENV0_S3_LOG_BATCH_MAX_BYTES={batch}"
-                ),
-            );
-        }
-        let inflight = ("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", config.max_inflight_bytes);
-        if inflight.1 < config.max_body_bytes {
-            config.max_body_variable = inflight.0;
-        }
-        config.max_body_bytes = self.at_most(("ENV0_S3_LOG_MAX_BODY_BYTES", config.max_body_bytes), inflight);
-        config.max_event_bytes = self.at_most(
-            ("ENV0_S3_LOG_MAX_EVENT_BYTES", config.max_event_bytes),
-            ("ENV0_S3_LOG_MAX_BODY_BYTES", config.max_body_bytes),
-        );
-        config
-    }
-
-    /// The variable that the address of a service came from: its own or the common one.
-    fn endpoint_variable(&self, specific: &'static str) -> &'static str {
-        if self.is_given(specific) { specific } else { "AWS_ENDPOINT_URL" }
-    }
-
-    /// The smaller of the two limits; warns where the narrower one was set above the wider one.
-    fn at_most(&mut self, (name, value): (&'static str, usize), (wider_name, wider): (&'static str, usize)) -> usize {
-        if value > wider && self.is_given(name) {
-            let [value, wider] = [value, wider].map(|bytes| values::show_size(bytes as u64));
-            self.warnings.push(format!("{name}={value} is above {wider_name}={wider}, and counts as {wider}"));
-        }
-        value.min(wider)
     }
 }
 

@@ -42,7 +42,8 @@ impl Reader {
         }
     }
 
-    /// Warns of values that can hardly work, and drops a log filter that would silence all lines. `config` has been judged.
+    /// Warns of values that can hardly work, and drops a log filter that would silence all
+    /// lines. `config` has been judged.
     pub(super) fn advise(&mut self, config: &mut Config) {
         let sizes = [
             ("ENV0_S3_LOG_MAX_EVENT_BYTES", config.max_event_bytes),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Reader;
 use crate::config::effective::CloudWatch;
-use crate::config::values::{self, Parsed};
+use crate::config::values::{self, Parsed, aws};
 
 const ROLE: &str = "ENV0_CLOUDWATCH_ROLE_ARN";
 const REGION: &str = "ENV0_CLOUDWATCH_AWS_REGION";
@@ -27,13 +27,13 @@ impl Reader {
             (None, None) => self.warn_of_idle_variables(),
         }
         let role_arn = self.optional(ROLE, role_arn, parse_role);
-        let aws_region = self.optional(REGION, aws_region, values::region);
+        let aws_region = self.optional(REGION, aws_region, aws::region);
         let session_duration = self.value(
             DURATION,
             session_duration,
             values::duration(Duration::from_secs(900), Duration::from_secs(43_200)),
         );
-        let group_prefix = self.optional(PREFIX, group_prefix, values::log_group_prefix).unwrap_or_default();
+        let group_prefix = self.optional(PREFIX, group_prefix, aws::log_group_prefix).unwrap_or_default();
         let endpoint_url = self.optional(ENDPOINT, endpoint_url, values::endpoint_url).or(common_endpoint);
         let (role_arn, aws_region) = (role_arn?, aws_region?);
         Some(CloudWatch { role_arn, aws_region, session_duration, group_prefix, endpoint_url })

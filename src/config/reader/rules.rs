@@ -1,0 +1,69 @@
+//! The rules that hold between values.
+
+use super::Reader;
+use crate::batch::Codec;
+use crate::config::values::{self, aws};
+use crate::config::{Config, Purpose};
+
+impl Reader {
+    /// Applies them, and refuses what breaks one.
+    pub(super) fn judge(&mut self, mut config: Config, purpose: Purpose) -> Config {
+        // With an API key and no credentials for senders, no port is opened for events.
+        config.ingest = config.pull.is_none() || self.lets_senders_in(&config) || !config.ingest_auth_required;
+        if purpose == Purpose::Daemon && config.ingest {
+            self.judge_ingest(&config);
+        }
+        if !config.allow_http {
+            let clear = |url: Option<&str>| url.is_some_and(values::leaves_the_host_in_clear);
+            let token_url = config.oidc_token_url.as_ref().map(secrecy::ExposeSecret::expose_secret);
+            for (name, in_clear) in [
+                ("ENV0_S3_LOG_OIDC_ISSUER", clear(Some(&config.oidc_issuer))),
+                ("ENV0_S3_LOG_OIDC_TOKEN_URL", clear(token_url)),
+                (self.endpoint_variable("AWS_ENDPOINT_URL_STS"), clear(config.endpoint_url_sts.as_deref())),
+                ("ENV0_S3_LOG_API_URL", clear(config.pull.as_ref().map(|pull| &*pull.api_url))),
+            ] {
+                if in_clear {
+                    self.refuse(name, "tokens would go over plain http; use https, or set ENV0_S3_LOG_ALLOW_HTTP=true");
+                }
+            }
+        }
+        if config.endpoint_url_s3.as_deref().is_some_and(|url| aws::names_bucket(url, &config.bucket_name)) {
+            let name = self.endpoint_variable("AWS_ENDPOINT_URL_S3");
+            self.refuse(name, "the bucket's name would be in the host twice; expected the endpoint without it");
+        }
+        if config.compression != Codec::None && config.spool_max_bytes <= config.batch_max_bytes {
+            let batch = values::show_size(config.batch_max_bytes);
+            self.refuse(
+                "ENV0_S3_LOG_SPOOL_MAX_BYTES",
+                &format!(
+                    "leaves no room for events: with ENV0_S3_LOG_COMPRESSION, room for the compressed copy of one batch is \
+                     always kept; expected more than ENV0_S3_LOG_BATCH_MAX_BYTES={batch}"
+                ),
+            );
+        }
+        let inflight = ("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", config.max_inflight_bytes);
+        if inflight.1 < config.max_body_bytes {
+            config.max_body_variable = inflight.0;
+        }
+        config.max_body_bytes = self.at_most(("ENV0_S3_LOG_MAX_BODY_BYTES", config.max_body_bytes), inflight);
+        config.max_event_bytes = self.at_most(
+            ("ENV0_S3_LOG_MAX_EVENT_BYTES", config.max_event_bytes),
+            ("ENV0_S3_LOG_MAX_BODY_BYTES", config.max_body_bytes),
+        );
+        config
+    }
+
+    /// The variable that the address of a service came from: its own or the common one.
+    fn endpoint_variable(&self, specific: &'static str) -> &'static str {
+        if self.is_given(specific) { specific } else { "AWS_ENDPOINT_URL" }
+    }
+
+    /// The smaller of the two limits; warns where the narrower one was set above the wider one.
+    fn at_most(&mut self, (name, value): (&'static str, usize), (wider_name, wider): (&'static str, usize)) -> usize {
+        if value > wider && self.is_given(name) {
+            let [value, wider] = [value, wider].map(|bytes| values::show_size(bytes as u64));
+            self.warnings.push(format!("{name}={value} is above {wider_name}={wider}, and counts as {wider}"));
+        }
+        value.min(wider)
+    }
+}
