@@ -16,9 +16,19 @@ fn main() {
     println!("cargo::rustc-env=REVISION={revision}");
     println!("cargo::rerun-if-env-changed=SOURCE");
     println!("cargo::rustc-env=DOCUMENTS={}", documents(&revision).unwrap_or_default());
-    println!("cargo::rustc-check-cfg=cfg(may_mount, may_mount_images)");
+    println!("cargo::rustc-check-cfg=cfg(is_root, may_mount, may_mount_images)");
     // Not in a release build, which must be the same whoever makes it.
-    if std::env::var("PROFILE").is_ok_and(|profile| profile == "debug") && works("mount -t tmpfs tmpfs /tmp") {
+    if std::env::var("PROFILE").is_ok_and(|profile| profile == "debug") {
+        tell_what_works();
+    }
+}
+
+/// Tells what this user may do: tests that need more are ignored, and say so.
+fn tell_what_works() {
+    if Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n") {
+        println!("cargo::rustc-cfg=is_root");
+    }
+    if works("mount -t tmpfs tmpfs /tmp") {
         println!("cargo::rustc-cfg=may_mount");
         if works("losetup --find && which mkfs.ext4") {
             println!("cargo::rustc-cfg=may_mount_images");
@@ -37,8 +47,8 @@ fn documents(revision: &str) -> Option<String> {
     Some(format!("{}/blob/{revision}/", source.trim_end_matches('/')))
 }
 
-/// Whether this user can do it, tried in a mount namespace that goes with the attempt. A container may forbid what its
-/// root has the right to. Tests that need it are ignored otherwise, and say so.
+/// Whether this user can do it, tried in a mount namespace that goes with the attempt. A container may forbid
+/// what its root has the right to.
 fn works(command: &str) -> bool {
     let output = Command::new("unshare").args(["--mount", "sh", "-c", command]).output();
     output.is_ok_and(|output| output.status.success())

@@ -231,6 +231,7 @@ fn check_law(daemon: &Daemon) {
 fn long_run() {
     let (kills, events) = (number("LONG_RUN_KILLS", KILLS), number("LONG_RUN_EVENTS", EVENTS));
     let only = std::env::var("LONG_RUN_ONLY").unwrap_or_default();
+    assert!(TROUBLES.iter().any(|(name, _)| name.contains(&only)), "LONG_RUN_ONLY={only} names no trouble");
     run("ext4", kills, events, |name, _| name.contains(&only));
     for kind in ["xfs", "btrfs"] {
         run(kind, kills / 4, events / 4, |name, trouble| name.contains(&only) && is_of_the_machine(kind, trouble));

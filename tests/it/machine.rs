@@ -1,5 +1,5 @@
-//! The machine under a daemon and its faults: a file system of its own, a clock, system calls, limits. All of it is real
-//! but the clock and the failing fsync, which a preloaded library fakes.
+//! The machine under a daemon and its faults: a file system of its own, a clock, system calls, limits. All of it is
+//! real but the clock and the failing fsync, which a preloaded library fakes.
 
 use std::cell::{Cell, RefCell};
 use std::os::unix::fs::FileExt;
@@ -14,8 +14,8 @@ use crate::harness::{Daemon, Setup};
 
 /// The size of the file system: more than a test holds back at once, and more than the least that xfs takes.
 const IMAGE_BYTES: u64 = 320 << 20;
-/// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`, which xfs has under the same numbers: from then on every call
-/// fails, and what was not fsynced is never written.
+/// `EXT4_IOC_SHUTDOWN` with `EXT4_GOING_FLAGS_NOLOGFLUSH`, which xfs has under the same numbers: from then on every
+/// call fails, and what was not fsynced is never written.
 const SHUT_DOWN: &str = "import fcntl, os, struct, sys
 fcntl.ioctl(os.open(sys.argv[1], os.O_RDONLY), 0x8004587D, struct.pack('I', 2))";
 
@@ -112,7 +112,8 @@ impl Machine {
         }
     }
 
-    /// The disk is lost as if it was pulled out, and is mounted anew as another device. What was not fsynced is forgotten.
+    /// The disk is lost as if it was pulled out, and is mounted anew as another device.
+    /// What was not fsynced is forgotten.
     pub(crate) fn lose_volume_and_mount_it_anew(&self) {
         let lost = self.device.borrow().clone();
         self.cut_power();

@@ -24,6 +24,14 @@ fn append_again(world: &mut World) {
 }
 
 #[test]
+#[should_panic(expected = "no call came")]
+fn a_fault_that_no_call_meets_fails_its_test() {
+    let world = World::opened();
+    world.disk.fail_once(Op::Sync, "no such name", Errno::IO);
+    world.disk.heal();
+}
+
+#[test]
 fn a_write_that_fails_leaves_nothing_and_the_next_one_is_taken() {
     for errno in ERRORS {
         let mut world = World::opened();
@@ -146,11 +154,11 @@ fn bytes_that_changed_before_a_salvage_go_to_quarantine_never_to_the_bucket() {
 }
 
 #[test]
-fn a_rename_that_meets_a_full_disk_gets_the_reserve() {
+fn a_rename_that_meets_a_full_disk_gets_the_room_of_the_spare_file() {
     for errno in [Errno::NOSPC, Errno::DQUOT] {
         let mut world = sealed();
-        let reserve = world.settings.dir.join("reserve");
-        assert_eq!(world.disk.bytes(&reserve).map(|bytes| bytes.len()), Some(64 * 1024));
+        let spare_file = world.settings.dir.join("reserve");
+        assert_eq!(world.disk.bytes(&spare_file).map(|bytes| bytes.len()), Some(64 * 1024));
         // The disk is full until a file is removed.
         let mut full = true;
         world.disk.rule(move |op, path| {
@@ -158,11 +166,11 @@ fn a_rename_that_meets_a_full_disk_gets_the_reserve() {
             if full && matches!(op, Op::Rename | Op::Write | Op::Create) { Effect::Fail(errno) } else { Effect::Pass }
         });
         world.upload(Fate::AnswerLost).unwrap();
-        assert_eq!(world.disk.bytes(&reserve), None);
+        assert_eq!(world.disk.bytes(&spare_file), None);
         world.disk.heal();
         world.append(1).unwrap();
         world.seal();
-        world.wait_until("the reserve is taken again", |world| world.disk.bytes(&reserve).is_some());
+        world.wait_until("the spare file is made again", |world| world.disk.bytes(&spare_file).is_some());
         world.deliver_all();
     }
 }
@@ -436,7 +444,7 @@ fn while_a_delivery_waits_for_the_disk_the_status_is_told() {
     folder.set_stage(&mut batch, Stage::Sending).unwrap();
     let (reached, at_the_rename) = mpsc::channel();
     let (go_on, may_go_on) = mpsc::channel();
-    world.disk.rule(move |op, path| {
+    world.disk.rule_that_may_not_strike(move |op, path| {
         if op == Op::Rename && path.to_string_lossy().ends_with(".sent") {
             reached.send(()).unwrap();
             let _ = may_go_on.recv();

@@ -276,7 +276,7 @@ fn the_number_that_quarantine_leaves_behind_is_durable_before_its_file_moves() {
 fn what_lines_hold_is_given_back_once_durable_however_soon_their_sender_left() {
     let mut world = appended();
     let ((stalls, is_stalled), (resume, resumes)) = (mpsc::channel(), mpsc::channel::<()>());
-    world.disk.rule(move |op, _| {
+    world.disk.rule_that_may_not_strike(move |op, _| {
         if op == Op::Sync {
             let _ = stalls.send(());
             let _ = resumes.recv();

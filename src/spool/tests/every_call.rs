@@ -86,8 +86,8 @@ fn fail<const INDEX: usize>() -> Effect {
 /// One for each of [`ERRORS`].
 pub(super) const FAILURES: [fn() -> Effect; ERRORS.len()] = [fail::<0>, fail::<1>, fail::<2>, fail::<3>, fail::<4>];
 
-/// The errors that a file system answers though it has carried the call out: NFS to a request that it got twice, FUSE to
-/// any.
+/// The errors that a file system answers though it has carried the call out: NFS to a request
+/// that it got twice, FUSE to any.
 pub(super) const DONE_ALL_THE_SAME: [fn() -> Effect; 2] = [|| Effect::Apply(Errno::NOENT), || Effect::Apply(Errno::IO)];
 
 pub(super) fn lose_some() -> Effect {

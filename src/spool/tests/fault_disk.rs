@@ -1,8 +1,8 @@
 //! A file system in memory that knows what is durable, and can fail or lose data at any call.
 //!
 //! The test decides what a crash keeps: [`Cut::Kill`] keeps everything (the kernel goes on), [`Cut::Strict`] forgets
-//! whatever was not fsynced, [`Cut::Torn`] keeps a random part of that, [`Cut::Holes`] its length. Threads of a process that has
-//! died may still run in the test; they write to a copy, which the next process doesn't see.
+//! whatever was not fsynced, [`Cut::Torn`] keeps a random part of that, [`Cut::Holes`] its length. Threads of a process
+//! that has died may still run in the test; they write to a copy, which the next process doesn't see.
 //!
 //! There are two file systems: the spool's, and one that [`FaultDisk::mount_over`] puts over it. Paths lead to the one
 //! that is mounted; an open file stays where it is.
@@ -64,7 +64,21 @@ pub(crate) enum Effect {
 
 pub(crate) use rustix::io::Errno;
 
-type Rule = Box<dyn FnMut(Op, &Path) -> Effect + Send>;
+type Judge = dyn FnMut(Op, &Path) -> Effect + Send;
+
+/// What becomes of the calls of a disk.
+struct Rule {
+    judge: Box<Judge>,
+    /// Whether a call did not pass.
+    has_struck: bool,
+}
+
+impl Drop for Rule {
+    /// A test whose fault never came would prove nothing.
+    fn drop(&mut self) {
+        assert!(self.has_struck || std::thread::panicking(), "no call came that the test's rule is for");
+    }
+}
 
 /// The file system. Clones share it.
 #[derive(Clone)]
@@ -96,15 +110,26 @@ impl FaultDisk {
         self.0.lock().unwrap()
     }
 
-    /// Judges every call from now on.
+    /// Judges every call from now on. Panics at its end if every call has passed.
     pub(crate) fn rule(&self, rule: impl FnMut(Op, &Path) -> Effect + Send + 'static) {
-        self.state().rule = Some(Box::new(rule));
+        self.set_rule(Some(Rule { judge: Box::new(rule), has_struck: false }));
     }
 
-    /// The call after `calls` more has this effect; the others pass.
+    /// Judges every call from now on; it may be that all pass.
+    pub(crate) fn rule_that_may_not_strike(&self, rule: impl FnMut(Op, &Path) -> Effect + Send + 'static) {
+        self.set_rule(Some(Rule { judge: Box::new(rule), has_struck: true }));
+    }
+
+    fn set_rule(&self, rule: Option<Rule>) {
+        // The one before may panic, which must not poison the lock.
+        let before = std::mem::replace(&mut self.state().rule, rule);
+        drop(before);
+    }
+
+    /// The call after `calls` more has this effect; the others pass. There may be fewer calls.
     pub(crate) fn at_call(&self, calls: u64, effect: impl Fn() -> Effect + Send + 'static) {
         let mut left = calls;
-        self.rule(move |_, _| {
+        self.rule_that_may_not_strike(move |_, _| {
             left = left.wrapping_sub(1);
             if left == u64::MAX { effect() } else { Effect::Pass }
         });
@@ -148,7 +173,7 @@ impl FaultDisk {
 
     /// From now on every call passes.
     pub(crate) fn heal(&self) {
-        self.state().rule = None;
+        self.set_rule(None);
     }
 
     /// Whether this life has ended.
@@ -242,7 +267,11 @@ impl FaultDisk {
     ) -> io::Result<T> {
         let state = &mut *self.state();
         state.trace.push((op, path.to_owned()));
-        let effect = state.rule.as_mut().map_or(Effect::Pass, |rule| rule(op, path));
+        let effect = state.rule.as_mut().map_or(Effect::Pass, |rule| {
+            let effect = (rule.judge)(op, path);
+            rule.has_struck |= !matches!(effect, Effect::Pass);
+            effect
+        });
         match effect {
             Effect::Apply(errno) => {
                 state.damaged |= matches!(op, Op::Open | Op::Read);

@@ -1,5 +1,5 @@
-//! Tests the operating system's file system: its calls do what [`Disk`](crate::spool::disk::Disk) says, and the lock names
-//! its process.
+//! Tests the operating system's file system: its calls do what [`Disk`](crate::spool::disk::Disk) says,
+//! and the lock names its process.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;

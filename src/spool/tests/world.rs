@@ -152,7 +152,7 @@ impl World {
     pub(crate) fn crash_and_lack(&mut self, cut: Cut, names: u64) {
         self.crash_without_opening(cut);
         let mut left = Some(names);
-        self.disk.rule(move |op, _| {
+        self.disk.rule_that_may_not_strike(move |op, _| {
             if op != Op::Entry {
                 return Effect::Pass;
             }
@@ -172,8 +172,9 @@ impl World {
         self.forget_collisions();
     }
 
-    /// Removes other writers' objects under the keys of `.sending` batches. A crash between another writer's 412 and the
-    /// new name's fsync looks like one after a PUT that arrived: the one exception to the promise, told in `delivery`.
+    /// Removes other writers' objects under the keys of `.sending` batches. A crash between another
+    /// writer's 412 and the new name's fsync looks like one after a PUT that arrived: the one exception to
+    /// the promise, told in `delivery`.
     fn forget_collisions(&mut self) {
         for name in self.files() {
             if let SpoolName::Sealed(name) = name
@@ -403,8 +404,8 @@ impl World {
         }
     }
 
-    /// Whatever happened, an empty spool's status says so, and every event was counted once when it came and once when it
-    /// left.
+    /// Whatever happened, an empty spool's status says so, and every event was counted once when
+    /// it came and once when it left.
     fn check_figures(&mut self) {
         let folder = self.folder();
         self.wait_until("a batch without events is gone", |_| folder.status("").oldest_unsent.is_none());

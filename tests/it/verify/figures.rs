@@ -175,7 +175,8 @@ fn memory_stays_bounded_with_receipts_that_hold_all_events() {
     assert!(peak_kib < MEMORY_MAX_KIB, "{peak_kib} KiB");
 }
 
-/// `DAEMON_BINARY=target/release/env0-s3-logs cargo test --test it -- --ignored --nocapture figures` on a quiet machine.
+/// `DAEMON_BINARY=target/release/env0-s3-logs cargo test --test it -- --ignored --nocapture figures`
+/// on a quiet machine.
 #[test]
 #[ignore = "measures; for a quiet machine and a release build"]
 fn figures() {
