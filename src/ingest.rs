@@ -29,7 +29,7 @@ use crate::config::Config;
 use crate::http::listener::Guest;
 use crate::ingest::auth::{AuthError, Authenticator, Identity, OIDC_TOKEN_HEADER};
 pub use crate::ingest::both_ways::{BothWays, came_both_ways, opened_beside_a_pull};
-use crate::ingest::memory::{Charge, HOLD, Lane, Memory};
+use crate::ingest::memory::{Charge, HOLD, Memory, Share};
 use crate::ingest::meters::IngestMeters;
 use crate::ingest::receive::{Received, Terms};
 use crate::ingest::route::{Route, route};
@@ -64,7 +64,7 @@ const RETRY_STARTING_SECONDS: u64 = 5;
 /// The batch whose key was made last, and the key as a JSON string.
 type LastKey = Option<(BatchName, Arc<str>)>;
 
-/// The front's shared state.
+/// What all requests share.
 pub struct Ingest {
     spool: Spool,
     authenticator: Authenticator,
@@ -91,7 +91,7 @@ pub struct Ingest {
 }
 
 impl Ingest {
-    /// The front before the first request.
+    /// Ingest before its first request.
     pub fn new(config: &Config, spool: Spool, authenticator: Authenticator) -> Arc<Ingest> {
         let max_lines_bytes = config.max_inflight_bytes.max(config.max_body_bytes.saturating_mul(MAX_GROWTH));
         // So connections are left for requests that need little memory.
@@ -181,8 +181,8 @@ impl Ingest {
         answer
     }
 
-    /// All of a request up to its events. Here its head and body end: while the disk works, the next
-    /// request can have the memory that they were in, and it is still in the processor's cache.
+    /// Does all of a request up to its events. Head and body are dropped at the end: while the disk works, the next
+    /// request can have their memory, which is still in the processor's cache.
     async fn take(
         &self,
         request: Request<Incoming>,
@@ -240,9 +240,9 @@ impl Ingest {
         let encoding = self.judge_head(&identity, sender)?;
         guest.let_in();
 
-        let lane = Lane::of(identity, decided);
+        let share = Share::of(identity, decided);
         let (limit, variable) = (self.max_body_bytes, self.max_body_variable);
-        let terms = Terms { limit, variable, memory: &self.bodies, lane, stop: &self.stop_bodies };
+        let terms = Terms { limit, variable, memory: &self.bodies, share, stop: &self.stop_bodies };
         let mut received = receive::read(body, encoding, &terms).await?;
         // Some senders compress twice and say so once.
         let encoding = Encoding::by_magic(&received.bytes);
@@ -252,7 +252,7 @@ impl Ingest {
                 return Err(Refusal::BrokenBody { reason: "it is compressed more than twice".to_owned() });
             }
         }
-        let (lines, held) = self.parse(sender, lane, received).await?;
+        let (lines, held) = self.parse(sender, share, received).await?;
         *log_type = Some(main_type(&lines));
         self.both_ways.look(identity, protocol, &lines);
         Ok(Taken::Events(lines, held))
@@ -293,7 +293,7 @@ impl Ingest {
 
     /// The request's events. All that is built of its body is charged first. Few grow more than usual on their way to
     /// lines; those are parsed again, with room for the most that is allowed.
-    async fn parse(&self, sender: &Sender<'_>, lane: Lane, body: Received) -> Result<(ByType<Lines>, Held), Refusal> {
+    async fn parse(&self, sender: &Sender<'_>, share: Share, body: Received) -> Result<(ByType<Lines>, Held), Refusal> {
         let decoding = Decoding::of(sender.headers, &body.bytes)?;
         let unpacked = protocols::unpacked_bytes(sender.protocol, sender.headers, &body.bytes, decoding);
         let unpacked = unpacked.min(self.max_body_bytes);
@@ -305,10 +305,10 @@ impl Ingest {
         let beside_lines = unpacked + copies_bytes(length.min(self.limits.max_event_bytes));
         for max_lines_bytes in [usual, most] {
             let needs = beside_lines + max_lines_bytes;
-            self.lines.charge(lane, &mut charge, needs, needs).await?;
+            self.lines.charge(share, &mut charge, needs, needs).await?;
             let waited = charge.waited;
             let limits = Limits { max_lines_bytes, ..self.limits };
-            match self.scan(limits, sender, decoding, lane, &body, charge).await {
+            match self.scan(limits, sender, decoding, share, &body, charge).await {
                 Err(Refusal::Body(BodyError::LinesTooLarge { .. })) if max_lines_bytes < most => {}
                 // The parsers don't know which variable sets their limit.
                 Err(Refusal::Body(BodyError::TooLarge { limit_bytes })) => {
@@ -328,7 +328,7 @@ impl Ingest {
         limits: Limits,
         sender: &Sender<'_>,
         decoding: Option<Decoding>,
-        lane: Lane,
+        share: Share,
         body: &Arc<Received>,
         mut charge: Charge,
     ) -> Result<(ByType<Lines>, Held), Refusal> {
@@ -345,7 +345,7 @@ impl Ingest {
         if limits.max_lines_bytes < SCAN_ASIDE_LINES_BYTES {
             return scan(uri, headers);
         }
-        let scans = if lane == Lane::Audits { &self.audit_scans } else { &self.scans };
+        let scans = if share == Share::Audits { &self.audit_scans } else { &self.scans };
         // Each one ends by itself, so this comes soon.
         let turn = Arc::clone(scans).acquire_owned().await;
         let (uri, headers) = (uri.clone(), headers.clone());
@@ -397,12 +397,16 @@ struct Held {
     lines: Charge,
 }
 
-/// [`Ingest::handle`], as soon as there is a front; 503 where that takes more than 5 s.
-pub async fn answer_once_started(front: Arc<SetOnce<Arc<Ingest>>>, request: Request<Incoming>, guest: Guest) -> Answer {
-    let started = match front.get() {
+/// [`Ingest::handle`], as soon as there is one; 503 where that takes more than 5 s.
+pub async fn answer_once_started(
+    once_started: Arc<SetOnce<Arc<Ingest>>>,
+    request: Request<Incoming>,
+    guest: Guest,
+) -> Answer {
+    let started = match once_started.get() {
         // After the start no request needs a timer for this.
         Some(ingest) => Some(ingest),
-        None => tokio::time::timeout(HOLD, front.wait()).await.ok(),
+        None => tokio::time::timeout(HOLD, once_started.wait()).await.ok(),
     };
     match started {
         Some(ingest) => ingest.handle(request, guest).await,

@@ -1,4 +1,5 @@
-//! Appends a request's lines to the spool: all of them or none. A request is refused only once none of it can be stored.
+//! Appends a request's lines to the spool: all of them or none. A request is refused only
+//! once none of it can be stored.
 
 use std::io;
 use std::pin::pin;

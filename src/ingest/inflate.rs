@@ -18,8 +18,8 @@ pub(super) const ZSTD_BYTES: usize = 256 * 1024;
 /// The most that inflating takes beside its output.
 pub(super) const MAX_BYTES_BESIDE: usize = ZSTD_BYTES + ZSTD_WINDOW_MAX_BYTES;
 
-/// A body may end a stream and begin another every few bytes, and a decoder takes some microseconds to make: so many are
-/// read at once.
+/// A body may have a stream every few bytes, and a decoder takes some microseconds to make. After so many
+/// streams other tasks get their turn.
 const STREAMS_AT_ONCE: usize = 64;
 
 /// What inflating a body of `bytes` takes, its output included: memory for the output is doubled as it grows.
@@ -67,8 +67,8 @@ impl Inflater {
         }
     }
 
-    /// Appends to `output`, within its capacity, what `input` inflates to, up to the end of [`STREAMS_AT_ONCE`] streams; how
-    /// much of `input` was used. All that this much gives has been written where capacity is left.
+    /// Appends to `output`, within its capacity, what `input` inflates to, up to the end of [`STREAMS_AT_ONCE`]
+    /// streams; how much of `input` was used. All that this much gives has been written where capacity is left.
     pub(super) fn write(&mut self, input: &[u8], output: &mut Vec<u8>) -> io::Result<usize> {
         let (mut used, mut streams) = (0, 0);
         while output.len() < output.capacity() && streams < STREAMS_AT_ONCE {

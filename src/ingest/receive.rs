@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::ingest::inflate::Inflater;
-use crate::ingest::memory::{Charge, Lane, Memory, in_use};
+use crate::ingest::memory::{Charge, Memory, Share, in_use};
 use crate::protocols::body::shrunk;
 use crate::protocols::{Encoding, Refusal};
 
@@ -39,8 +39,8 @@ pub struct Terms<'a> {
     pub variable: &'static str,
     /// The memory that it is charged to.
     pub memory: &'a Memory,
-    /// The lane that it is charged for.
-    pub lane: Lane,
+    /// The share that it is charged to.
+    pub share: Share,
     /// Ends the reading of a body that is still arriving.
     pub stop: &'a CancellationToken,
 }
@@ -199,7 +199,7 @@ impl Buffer {
             return Ok(());
         }
         let (more, may_need) = (bytes - self.charged, most - self.charged);
-        terms.memory.charge(terms.lane, &mut self.charge, more, may_need).await?;
+        terms.memory.charge(terms.share, &mut self.charge, more, may_need).await?;
         self.charged = bytes;
         Ok(())
     }
@@ -256,7 +256,7 @@ impl Clock {
         if has_turn {
             let (since, before) = *self.turn.get_or_insert((now, sent));
             due = LEAST_IN_DEMAND.due(since, sent - before);
-            due_for_audits = if terms.lane == Lane::Audits { due } else { since + AUDITS_PATIENCE };
+            due_for_audits = if terms.share == Share::Audits { due } else { since + AUDITS_PATIENCE };
             look = end.min(due.min(due_for_audits).max(now + DEMAND_INTERVAL));
         }
         loop {
@@ -302,20 +302,20 @@ mod tests {
     /// Seconds until a body is given up of which `piece` comes every `pause`.
     async fn given_up_after(piece: &'static [u8], pause: Duration) -> u64 {
         let memory = Arc::new(Memory::new(BYTES, BYTES, 0, 1));
-        let (outcome, seconds) = given_up(memory, Lane::Audits, piece, pause).await;
+        let (outcome, seconds) = given_up(memory, Share::Audits, piece, pause).await;
         assert_eq!(outcome, Refusal::BodyTimeout);
         seconds
     }
 
-    /// Why a body of `lane` is given up of which `piece` comes every `pause`, and after how many seconds.
-    async fn given_up(memory: Arc<Memory>, lane: Lane, piece: &'static [u8], pause: Duration) -> (Refusal, u64) {
+    /// Why a body of `share` is given up of which `piece` comes every `pause`, and after how many seconds.
+    async fn given_up(memory: Arc<Memory>, share: Share, piece: &'static [u8], pause: Duration) -> (Refusal, u64) {
         let (mut client, server) = tokio::io::duplex(1024);
         let (ended, mut end) = mpsc::unbounded_channel();
         let service = service_fn(move |request: Request<Incoming>| {
             let (ended, memory) = (ended.clone(), Arc::clone(&memory));
             async move {
                 let stop = CancellationToken::new();
-                let terms = Terms { limit: BYTES, variable: "", memory: &memory, lane, stop: &stop };
+                let terms = Terms { limit: BYTES, variable: "", memory: &memory, share, stop: &stop };
                 let outcome = read(&mut request.into_body(), Encoding::Identity, &terms).await;
                 ended.send(outcome.map(|received| received.bytes)).unwrap();
                 Ok::<_, Infallible>(Response::new(Full::<Bytes>::default()))
@@ -349,9 +349,9 @@ mod tests {
             first.extend(zstd::encode_all(&vec![b' '; BYTES][..], 1).unwrap());
             let memory = Memory::new(BYTES, largest, 0, 8);
             let mut charge = Charge::default();
-            memory.charge(Lane::Oidc, &mut charge, first.len(), largest).await.unwrap();
+            memory.charge(Share::Oidc, &mut charge, first.len(), largest).await.unwrap();
             let first = Received { bytes: first.into(), charge };
-            let terms = Terms { limit, variable: "", memory: &memory, lane: Lane::Oidc, stop: &stop };
+            let terms = Terms { limit, variable: "", memory: &memory, share: Share::Oidc, stop: &stop };
             match first.inflate(Encoding::Zstd, &terms).await {
                 Ok(second) => assert!(is_taken && second.bytes.len() == BYTES),
                 Err(Refusal::TooLarge { variable: "ENV0_S3_LOG_MAX_INFLIGHT_BYTES", .. }) => assert!(!is_taken),
@@ -363,7 +363,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_of_many_empty_streams_lets_other_tasks_run_in_between() {
         let (memory, stop) = (Memory::new(BYTES, BYTES, 0, 1), CancellationToken::new());
-        let terms = Terms { limit: BYTES, variable: "", memory: &memory, lane: Lane::Oidc, stop: &stop };
+        let terms = Terms { limit: BYTES, variable: "", memory: &memory, share: Share::Oidc, stop: &stop };
         let empty = zstd::encode_all(&[][..], 1).unwrap();
         let body = Received { bytes: empty.repeat(10_000).into(), charge: Charge::default() };
         let mut inflated = std::pin::pin!(body.inflate(Encoding::Zstd, &terms));
@@ -388,10 +388,10 @@ mod tests {
     async fn a_body_keeps_a_turn_for_2_s_while_audit_events_wait_and_for_10_s_else() {
         const PIECE: &[u8] = &[b'x'; 40_000];
         for (holder, waits, expected) in [
-            (Lane::Oidc, Lane::Audits, (in_use(), 2)),
-            (Lane::Deployments, Lane::Audits, (in_use(), 2)),
-            (Lane::Audits, Lane::Audits, (in_use(), 10)),
-            (Lane::Oidc, Lane::Deployments, (Refusal::BodyTimeout, 10)),
+            (Share::Oidc, Share::Audits, (in_use(), 2)),
+            (Share::Deployments, Share::Audits, (in_use(), 2)),
+            (Share::Audits, Share::Audits, (in_use(), 10)),
+            (Share::Oidc, Share::Deployments, (Refusal::BodyTimeout, 10)),
         ] {
             let memory = Arc::new(Memory::new(BYTES, BYTES, 0, 8));
             let others = Arc::clone(&memory);

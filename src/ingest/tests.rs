@@ -10,8 +10,8 @@ use crate::http::site::Site;
 async fn while_the_daemon_starts_a_request_is_held_then_refused_in_its_protocols_words() {
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = tcp.local_addr().unwrap();
-    let front = Arc::new(SetOnce::new());
-    let handler = Arc::new(move |request, guest| answer_once_started(front.clone(), request, guest));
+    let ingest = Arc::new(SetOnce::new());
+    let handler = Arc::new(move |request, guest| answer_once_started(ingest.clone(), request, guest));
     let listener = Listener { name: "ingest", tcp, tls: None, max_connections: 8, site: Site::default() };
     tokio::spawn(listener.serve(handler, CancellationToken::new()));
     let ask = async |head: &str| {

@@ -21,8 +21,8 @@ const AUDITS: &str = "env0-audits";
 /// The length of an event's line whose id has one letter.
 const LINE_BYTES: u64 = 11;
 
-/// A front on a spool of its own, which takes events from everyone.
-struct Front {
+/// Ingest on a spool of its own, which takes events from everyone.
+struct Case {
     address: SocketAddr,
     disk: HangingDisk,
     spool: Spool,
@@ -30,8 +30,8 @@ struct Front {
     _sealed: ByType<SealedBatches>,
 }
 
-impl Front {
-    async fn start() -> Front {
+impl Case {
+    async fn start() -> Case {
         let folder = tempfile::tempdir().unwrap();
         let config = testing::config(&testing::nobody().await);
         let config = Config { spool_dir: folder.path().to_owned(), ingest_auth_required: false, ..config };
@@ -49,7 +49,7 @@ impl Front {
         });
         let listener = Listener { name: "ingest", tcp, tls: None, max_connections: 64, site: Site::default() };
         tokio::spawn(listener.serve(handler, CancellationToken::new()));
-        Front { address, disk, spool, folder, _sealed: sealed }
+        Case { address, disk, spool, folder, _sealed: sealed }
     }
 
     /// Sends a request; the task ends with its status.
@@ -90,61 +90,61 @@ impl Front {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_503_means_not_stored_and_what_is_being_written_waits_for_its_fsync() {
-    let front = Front::start().await;
-    front.disk.hang(Op::Sync, DEPLOYMENTS);
-    let written = front.post_type(DEPLOYMENTS, "first");
-    until("its fsync hangs", || front.disk.hangs_at(DEPLOYMENTS)).await;
+    let case = Case::start().await;
+    case.disk.hang(Op::Sync, DEPLOYMENTS);
+    let written = case.post_type(DEPLOYMENTS, "first");
+    until("its fsync hangs", || case.disk.hangs_at(DEPLOYMENTS)).await;
     // It has waited for longer than whoever comes after it and is refused.
-    assert_eq!(soon(front.post_type(DEPLOYMENTS, "second")).await.unwrap(), 503);
+    assert_eq!(soon(case.post_type(DEPLOYMENTS, "second")).await.unwrap(), 503);
     assert!(!written.is_finished(), "answered while nobody knew whether it is stored");
-    front.disk.let_go(DEPLOYMENTS);
+    case.disk.let_go(DEPLOYMENTS);
     assert_eq!(soon(written).await.unwrap(), 200);
     // The sender of the refused one sends it again.
-    assert_eq!(soon(front.post_type(DEPLOYMENTS, "second")).await.unwrap(), 200);
-    assert_eq!((front.stored(DEPLOYMENTS, "first"), front.stored(DEPLOYMENTS, "second")), (1, 1));
+    assert_eq!(soon(case.post_type(DEPLOYMENTS, "second")).await.unwrap(), 200);
+    assert_eq!((case.stored(DEPLOYMENTS, "first"), case.stored(DEPLOYMENTS, "second")), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_type_never_waits_for_the_others_disk_whoever_sends_both_at_once() {
-    let front = Front::start().await;
-    front.disk.hang(Op::Sync, DEPLOYMENTS);
-    front.disk.hang(Op::Sync, AUDITS);
-    let deployment = front.post_type(DEPLOYMENTS, "deployment");
-    let audit = front.post_type(AUDITS, "audit");
-    until("both fsyncs hang", || front.disk.hangs_at(DEPLOYMENTS) && front.disk.hangs_at(AUDITS)).await;
+    let case = Case::start().await;
+    case.disk.hang(Op::Sync, DEPLOYMENTS);
+    case.disk.hang(Op::Sync, AUDITS);
+    let deployment = case.post_type(DEPLOYMENTS, "deployment");
+    let audit = case.post_type(AUDITS, "audit");
+    until("both fsyncs hang", || case.disk.hangs_at(DEPLOYMENTS) && case.disk.hangs_at(AUDITS)).await;
     // They share the next fsync of audits, and the one with both types is the first of them.
-    let before = front.taken_bytes(LogType::Audits);
-    let both = front.post_both("both");
-    until("it is on its way", || front.taken_bytes(LogType::Audits) > before).await;
-    let before = front.taken_bytes(LogType::Audits);
-    let audits = ["a", "b", "c"].map(|id| front.post_type(AUDITS, id));
-    until("the audits are on their way", || front.taken_bytes(LogType::Audits) == before + 3 * LINE_BYTES).await;
-    front.disk.let_go(AUDITS);
+    let before = case.taken_bytes(LogType::Audits);
+    let both = case.post_both("both");
+    until("it is on its way", || case.taken_bytes(LogType::Audits) > before).await;
+    let before = case.taken_bytes(LogType::Audits);
+    let audits = ["a", "b", "c"].map(|id| case.post_type(AUDITS, id));
+    until("the audits are on their way", || case.taken_bytes(LogType::Audits) == before + 3 * LINE_BYTES).await;
+    case.disk.let_go(AUDITS);
     for audit in audits.into_iter().chain([audit]) {
         assert_eq!(soon(audit).await.unwrap(), 200);
     }
     assert!(!both.is_finished() && !deployment.is_finished());
-    front.disk.let_go(DEPLOYMENTS);
+    case.disk.let_go(DEPLOYMENTS);
     for request in [both, deployment] {
         assert_eq!(soon(request).await.unwrap(), 200);
     }
-    assert_eq!((front.stored(DEPLOYMENTS, "both"), front.stored(AUDITS, "both")), (1, 1));
+    assert_eq!((case.stored(DEPLOYMENTS, "both"), case.stored(AUDITS, "both")), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_of_both_types_that_one_disk_refuses_is_answered_once_both_have_it() {
-    let front = Front::start().await;
-    let folder = front.folder.path().join(DEPLOYMENTS);
-    let aside = front.folder.path().join("aside");
+    let case = Case::start().await;
+    let folder = case.folder.path().join(DEPLOYMENTS);
+    let aside = case.folder.path().join("aside");
     // Where the folder is a file, no batch can be opened, and nobody knows yet.
     std::fs::rename(&folder, &aside).unwrap();
     std::fs::write(&folder, "").unwrap();
-    let both = front.post_both("both");
-    until("one half is stored", || front.stored(AUDITS, "both") == 1).await;
-    until("the other is refused", || front.spool.failing(LogType::Deployments).is_some()).await;
+    let both = case.post_both("both");
+    until("one half is stored", || case.stored(AUDITS, "both") == 1).await;
+    until("the other is refused", || case.spool.failing(LogType::Deployments).is_some()).await;
     assert!(!both.is_finished(), "answered while half of it was stored");
     std::fs::remove_file(&folder).unwrap();
     std::fs::rename(&aside, &folder).unwrap();
     assert_eq!(soon(both).await.unwrap(), 200);
-    assert_eq!((front.stored(DEPLOYMENTS, "both"), front.stored(AUDITS, "both")), (1, 1));
+    assert_eq!((case.stored(DEPLOYMENTS, "both"), case.stored(AUDITS, "both")), (1, 1));
 }
