@@ -70,7 +70,7 @@ struct Inner {
     answers: Answers,
 }
 
-/// What is work to make, each made once for all who wait for it. Nobody needs credentials here.
+/// Answers that take work to make. Each is made once for all who wait for it, because anybody may ask.
 #[derive(Default)]
 struct Answers {
     status: Shared,
@@ -181,7 +181,8 @@ fn verdict(path: &str, checks: &[Check], failed: StatusCode, verbose: bool) -> R
     (if holds { StatusCode::OK } else { failed }, text).into_response()
 }
 
-/// Refuses unknown paths and queries, and every method that could mean a change; adds the headers that all answers have.
+/// Refuses unknown paths and queries, and every method that could mean a change; adds the
+/// headers that all answers have.
 async fn guard(request: Request, next: Next) -> Response {
     let known_query = match (request.uri().path(), request.uri().query()) {
         (_, None | Some("")) => true,

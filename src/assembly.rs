@@ -85,7 +85,8 @@ pub fn spool_settings(config: &Config) -> spool::Settings {
     }
 }
 
-/// What the files hold that a configuration names, but for the tokens of ingest, which are read again.
+/// What is in the files that a configuration names. The tokens of ingest are not here,
+/// because their file is read again.
 pub struct Files {
     /// Proxy and roots for every call.
     pub network: Network,
@@ -122,8 +123,8 @@ impl Files {
     }
 }
 
-/// Starts the flusher. After a crash, batches with pulled events that no place has recorded yet are held back until `settle`
-/// has read them.
+/// Starts the flusher. After a crash, batches with pulled events that no place has recorded yet are held
+/// back until `settle` has read them.
 pub fn start_flusher(
     config: &Config,
     network: &Network,
@@ -146,7 +147,8 @@ pub fn start_flusher(
     Ok((flusher, settled))
 }
 
-/// Starts the lanes to CloudWatch Logs, where they are configured. Their sessions come of the same tokens as the bucket's.
+/// Starts the lanes to CloudWatch Logs, where they are configured. Their sessions come of
+/// the same tokens as the bucket's.
 pub fn start_cloudwatch(
     config: &Config,
     network: &Network,

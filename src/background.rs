@@ -1,11 +1,11 @@
-//! Threads of its own for work that waits for other people's services: acknowledgements come first.
+//! Runs work that waits for other people's services on threads of its own, so that acknowledgements come first.
 
 use std::io;
 
 use tokio::runtime::{self, Handle, Runtime};
 
-/// Whoever sends events shares the processor with these threads as the system shares it between threads, and doesn't
-/// wait while they work. A quarter of a busy processor, which is more than sending what was taken needs, is left to them.
+/// On a busy processor these threads get a quarter of the time, and the threads that take events get the rest. A
+/// quarter is more than sending what was taken needs.
 const NICENESS: i32 = 5;
 
 /// A runtime with one thread. It ends when it is dropped, without waiting for what is under way: an attempt that hangs

@@ -175,8 +175,8 @@ impl BatchName {
         BatchName { opened, suffix: Suffix::random(), renamed_from: None, codec }
     }
 
-    /// The same batch under a new suffix. `renamed_from` keeps the suffix that it was acknowledged with. The opening stays,
-    /// because it identifies the batch.
+    /// The same batch under a new suffix. `renamed_from` keeps the suffix that it was acknowledged with. The opening
+    /// stays, because it identifies the batch.
     pub fn renamed(self) -> BatchName {
         let renamed_from = self.renamed_from.or(Some(self.suffix));
         BatchName { suffix: Suffix::random(), renamed_from, ..self }
@@ -216,8 +216,8 @@ impl Stage {
     }
 }
 
-/// No chain gets as far. A file with a larger number is somebody else's, and the number that followed it could not be told
-/// from the first.
+/// No chain gets as far. A file with a larger number is somebody else's, and the number that followed it
+/// could not be told from the first.
 pub const SEQUENCE_MAX: u64 = u64::MAX >> 1;
 
 /// The name of a sealed batch's file. Only its stage changes after this, and its suffix where another writer owns it.
@@ -225,7 +225,8 @@ pub const SEQUENCE_MAX: u64 = u64::MAX >> 1;
 pub struct SealedName {
     /// Opening, suffix, codec.
     pub batch: BatchName,
-    /// Number of the batch in its log type's chain, from 1 to [`SEQUENCE_MAX`]; 0 in the head of a chain without batches.
+    /// Number of the batch in its log type's chain, from 1 to [`SEQUENCE_MAX`]; 0 in the
+    /// head of a chain without batches.
     pub sequence: u64,
     /// Events in it, 1 or more; 0 in the head of a chain without batches.
     pub records: u64,

@@ -27,8 +27,8 @@ pub struct CheckOptions {
     pub json: bool,
 }
 
-/// Judges every step. Changes nothing but for a probe file in the spool, or above it before there is one, which goes again, and
-/// what `--write` says.
+/// Judges every step. Without `--write` it writes nothing but a probe file in the spool, or in the folder above one
+/// that is not made yet, and removes it again.
 pub async fn run(loaded: Result<Loaded, ConfigErrors>, options: CheckOptions) -> Report {
     let mut steps = local::configuration(&loaded);
     let config = match loaded {

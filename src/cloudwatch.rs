@@ -1,5 +1,5 @@
-//! CloudWatch Logs beside S3: the calls that a batch's lines become, the client that makes them, and the lane of each log
-//! type.
+//! CloudWatch Logs beside S3: the calls that a batch's lines become, the client that makes them,
+//! and the lane of each log type.
 
 pub mod calls;
 pub mod error;

@@ -23,7 +23,7 @@ use crate::spool::{self, LeftBehind, OpenError, Spool};
 
 /// How often the progress is shown.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the spool is looked at, whether it is empty.
+/// How often it is looked whether the spool is empty.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// How long uploads under way may still take when the time is over.
 const LAST_ATTEMPTS: Duration = Duration::from_secs(1);

@@ -1,5 +1,5 @@
-//! Uploads sealed batches to S3, oldest first, and tries again with growing pauses where that fails. Each log type has a
-//! lane with a queue, slots and pauses of its own, so that one type's failures never delay the other. The lanes share
+//! Uploads sealed batches to S3, oldest first, and tries again with growing pauses where that fails. Each log type has
+//! a lane with a queue, slots and pauses of its own, so that one type's failures never delay the other. The lanes share
 //! the session, the S3 client and one thread.
 
 mod attempt;
@@ -100,8 +100,8 @@ impl Lane {
         loop {
             self.fill_queue(&mut sealed);
             let session = self.shared.credentials.session().is_some();
-            // The clock is read once for both `next` and `next_wake`. Were it read twice, a batch that became due between the
-            // two readings would be neither sent nor waited for.
+            // The clock is read once for both `next` and `next_wake`. Were it read twice, a batch that became due
+            // between the two readings would be neither sent nor waited for.
             let now = Instant::now();
             if session {
                 while let Some(mut waiting) = self.queue.next(now) {

@@ -1,4 +1,5 @@
-//! A daemon that takes env0's log events over HTTP, or pulls them from env0's API, makes them durable and writes them to S3.
+//! A daemon that takes env0's log events over HTTP, or pulls them from env0's API, makes them
+//! durable and writes them to S3.
 //!
 //! ```text
 //!              ack ◄──────────── fsync

@@ -1,5 +1,5 @@
-//! What every protocol of the ingest listener does: it makes lines of a body, and an answer in its own form of an outcome.
-//! Pure: no socket, no token, no spool.
+//! What every protocol of the ingest listener does: it makes lines of a body, and puts the outcome into an answer of
+//! its own form. Pure: no socket, no token, no spool.
 
 pub mod body;
 mod charset;

@@ -130,8 +130,8 @@ impl S3 {
     /// One attempt at one `PutObject`, refused where the key exists already. Never repeated here but
     /// in one case: a store that isn't AWS and may have no `If-None-Match` is asked again without it.
     ///
-    /// `Ok` only where the store itself confirms these bytes. Tells the credentials where the session is the reason of
-    /// a refusal, or may be.
+    /// `Ok` only where the store itself confirms these bytes. Where the session is the reason of a refusal, or may be,
+    /// the credentials are told.
     pub async fn put(&self, put: &Put) -> Result<(), PutError> {
         let Some(session) = self.0.credentials.session() else {
             return Err(PutError::before(PutErrorKind::NoSession, "there is no session to sign with".to_owned()));

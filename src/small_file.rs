@@ -16,8 +16,8 @@ const PIPE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// All that a file of at most [`MAX_BYTES`] holds.
 ///
-/// A wrong path may name a device or a log file that never ends, or a pipe that nobody writes to. Without the bounds the
-/// daemon would read until its memory is used up, or wait for ever.
+/// A wrong path may name a device or a log file that never ends, or a pipe that nobody writes to. Without the bounds
+/// the daemon would read until its memory is used up, or wait for ever.
 ///
 /// # Errors
 /// The system's, or that it is a device, that nobody writes to a pipe for 5 s, or that there is more.

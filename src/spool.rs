@@ -1,4 +1,4 @@
-//! The narrow waist: everything accepted is here until S3 has it.
+//! Everything accepted is here until S3 has it.
 //!
 //! ```text
 //! <spool>/lock, manifest.json, reserve (the spare file)

@@ -96,7 +96,7 @@ pub struct BucketStatus {
 /// The disk's side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpoolStatus {
-    /// The directory.
+    /// The folder.
     pub dir: String,
     /// Both types' files together.
     pub bytes: u64,
@@ -104,7 +104,7 @@ pub struct SpoolStatus {
     pub limit_bytes: u64,
     /// What the file system has left for this user; `None` when it can't be asked.
     pub disk_available_bytes: Option<u64>,
-    /// Files that were set aside; no share of the limit.
+    /// Files that were set aside; they don't count as part of the limit.
     pub quarantine_bytes: u64,
     /// When the disk told the two above; `None` before it first did.
     pub disk_asked_at: Option<Timestamp>,
@@ -209,8 +209,9 @@ pub struct PullStatus {
     pub log_type: LogType,
     /// Which organization; empty until env0 has told the key's.
     pub organization: String,
-    /// Everything before it is in the spool, but for what appears late. Of deployments: what env0's list of environments
-    /// shows as moved or running; the others are looked at once an hour ([`PullStatus::looked_at_all_since`]).
+    /// Everything before it is in the spool, but for what appears late. Of deployments: what env0's list of
+    /// environments shows as moved or running; the others are looked at once an hour
+    /// ([`PullStatus::looked_at_all_since`]).
     pub position: Option<Timestamp>,
     /// Of deployments: since then every environment's list of deployments was read.
     #[serde(default)]

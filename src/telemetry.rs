@@ -18,7 +18,8 @@ pub use repeats::report_suppressed;
 
 /// Starts the log. For once in a process; a second call changes nothing.
 ///
-/// `filter` (`RUST_LOG`) wins over `level`. Other crates' lines below INFO are never shown: they hold requests and headers.
+/// `filter` (`RUST_LOG`) wins over `level`. Other crates' lines below INFO are never shown:
+/// they hold requests and headers.
 pub fn init(level: &str, filter: Option<&str>, format: LogFormat) {
     let lines = tracing_subscriber::fmt::layer().with_writer(|| OneLine(io::stderr())).log_internal_errors(false);
     let lines = match format {
@@ -60,8 +61,8 @@ fn exit_at_once(panic: &PanicHookInfo<'_>) {
 /// How messages name the document that most of their sections are in.
 const DOCUMENT: &str = "config/README.md";
 
-/// `text` with each section that it names as a URL, where this build knows the repository's. What is a URL already, as in
-/// the words of a running daemon that `check` repeats, stays as it is.
+/// `text` with each section that it names as a URL, where this build knows the repository's. What is a URL already, as
+/// in the words of a running daemon that `check` repeats, stays as it is.
 pub fn linked(text: &str) -> Cow<'_, str> {
     linked_to(env!("DOCUMENTS"), text)
 }

@@ -1,9 +1,9 @@
 //! For unit tests: an HTTP server on loopback that gives exactly the answers that a test scripts and remembers the
 //! requests, an OIDC issuer, single answers of STS and S3, and a way to wait for a condition.
 //!
-//! It is no second stand-in of AWS: it judges nothing and keeps nothing. A room's tests script answers that a real service
-//! gives seldom or never. Whatever needs a service that behaves (stores, judges tokens, checks signatures) is in
-//! `tests/it`, against `tests/local_aws`.
+//! It is no second stand-in of AWS: it judges nothing and keeps nothing. A room's tests script answers that a real
+//! service gives seldom or never. Whatever needs a service that behaves (stores, judges tokens, checks signatures) is
+//! in `tests/it`, against `tests/local_aws`.
 
 pub(crate) mod hanging_disk;
 

@@ -1,18 +1,18 @@
-//! The file system that a directory is on: what is left of it, and whether it outlives the machine.
+//! The file system that a folder is on: what is left of it, and whether it outlives the machine.
 
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// What the file system of a directory has left for this user, in bytes; `None` when it can't be asked.
+/// What the file system of a folder has left for this user, in bytes; `None` when it can't be asked.
 pub fn available_bytes(dir: &Path) -> Option<u64> {
     let statistics = rustix::fs::statvfs(dir).ok()?;
     Some(statistics.f_bavail.saturating_mul(statistics.f_frsize))
 }
 
-/// Why what is written to `dir` may not survive or not stay its own, a sentence each; none where nothing is known.
+/// Why what is written to `dir` may be lost, or changed by others: a sentence for each reason that is known.
 ///
-/// A directory that does not exist yet is judged by the nearest one above it that does.
+/// A folder that does not exist yet is judged by the nearest one above it that does.
 pub fn weaknesses(dir: &Path) -> Vec<String> {
     let Some(existing) = nearest_existing(dir).and_then(|existing| existing.canonicalize().ok()) else {
         return Vec::new();
@@ -28,7 +28,7 @@ pub fn weaknesses(dir: &Path) -> Vec<String> {
     words.iter().map(|words| format!("{dir} is on {words}")).chain(open.map(|words| format!("{dir} {words}"))).collect()
 }
 
-/// `dir`, or the nearest directory above it that exists. A link that leads nowhere exists: no directory can be made of it.
+/// `dir`, or the nearest folder above it that exists. A link that leads nowhere exists: no folder can be made of it.
 pub fn nearest_existing(dir: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(dir).ok()?;
     absolute.ancestors().find(|ancestor| ancestor.symlink_metadata().is_ok()).map(Path::to_path_buf)
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn memory_forgets_and_a_directory_that_is_not_there_yet_is_judged_by_its_parent() {
+    fn memory_forgets_and_a_folder_that_is_not_there_yet_is_judged_by_its_parent() {
         let words = weaknesses(Path::new("/dev/shm/not/there/yet")).join("; ");
         assert!(words.contains("is on tmpfs"), "{words}");
     }

@@ -1,5 +1,5 @@
-//! An answer that is work to make: one is made at a time, for all who wait for it, and beside the threads that take
-//! events. Whoever asks gets one whose making began after the question, so nobody is shown figures of before it.
+//! An answer that takes work to make. One is made at a time, for all who wait for it, on a thread that takes no events.
+//! Whoever asks gets an answer whose making began after the question, so its figures are not older than the question.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-/// From the end of one making to the begin of the next: however many ask, most of the time there is nothing to do.
+/// From the end of one making to the beginning of the next. It keeps the work small, however many ask.
 const PAUSE: Duration = Duration::from_millis(25);
 
 #[derive(Default)]
@@ -24,7 +24,7 @@ pub(super) struct Shared {
 #[derive(Default)]
 struct Last {
     bytes: Bytes,
-    /// It is the answer to so many, from the first on.
+    /// How many questions it answers, from the first on.
     answers: u64,
     ended: Option<Instant>,
 }
@@ -45,7 +45,8 @@ impl Shared {
             tokio::time::sleep_until(ended + PAUSE).await;
         }
         let answers = self.asked.load(Ordering::SeqCst);
-        // The lock goes with the work: where the question is dropped, the next making still waits for the end of this one.
+        // The lock goes with the work: where the question is dropped, the next making still
+        // waits for the end of this one.
         let made = tokio::task::spawn_blocking(move || {
             let bytes = make().map_err(|error| error.to_string());
             last.ended = Some(Instant::now());

@@ -1,4 +1,5 @@
-//! The steps that try CloudWatch Logs, where it is configured; or, without a token of their own, the running daemon's word.
+//! The steps that try CloudWatch Logs, where it is configured; or, without a token of their
+//! own, the running daemon's word.
 
 use super::beside;
 use super::online::{self, Own};

@@ -75,7 +75,7 @@ pub(super) async fn steps(config: &Config, own: &Own, daemon: Option<&Status>, w
         (None, None) => {
             let token = match of_record {
                 Some(Err(step)) if problems.is_empty() => step.clone(),
-                // What to mend first is the way to env0's API: a token may not be missing.
+                // The way to env0's API has to be mended first: then the pull may bring a token.
                 _ if problems.is_empty() && *pull_fails => Step::skipped(
                     "token",
                     "none is configured; whether the pull brings one can be told once the requests to env0's API succeed",
@@ -346,7 +346,7 @@ fn of_kind(config: &Config, name: &'static str, kind: PutErrorKind, message: &st
     Step::fail(name, exit_code, message, remedy)
 }
 
-/// Nobody to ask with, and nobody to ask.
+/// There is no token, and no daemon that might have one.
 fn no_token(config: &Config, problems: &[String]) -> Step {
     if !problems.is_empty() {
         let remedy = "mend what this line names: a file must be there, hold a token and let this user read it; a URL must answer \

@@ -10,7 +10,7 @@ use crate::exit_code;
 const SCHEMA: u32 = 1;
 /// The name of the step that looks for a running daemon.
 pub(super) const DAEMON: &str = "daemon";
-/// The name of the step that warns of what comes by another way than the pull, too.
+/// The name of the step that warns of pulled events that come another way, too.
 pub(super) const PULL_ALONE: &str = "pull-alone";
 /// The name of the step that asks for the bucket.
 pub(super) const BUCKET: &str = "bucket";

@@ -19,7 +19,8 @@ pub const CALL_MAX_EVENTS: usize = 10_000;
 pub const CALL_MAX_MILLIS: i64 = 24 * 60 * 60 * 1000;
 
 const MESSAGE_MAX_BYTES: usize = CALL_MAX_BYTES - EVENT_BYTES;
-/// The most of one line that is read into memory. A longer line is cut in any case, and has its batch's opening as time.
+/// The most of one line that is read into memory. A longer line is cut in any case, and
+/// has its batch's opening as time.
 const LINE_MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// One event as CloudWatch takes it.

@@ -1,5 +1,6 @@
-//! Sends the batches that S3 has to CloudWatch and removes their copies, or tries again after a pause. Each log type has a
-//! lane, which sends the oldest copy first. Nothing else waits for it: when events need the room, copies are given up.
+//! Sends the batches that S3 has to CloudWatch and removes their copies, or tries again after a pause.
+//! Each log type has a lane, which sends the oldest copy first. Nothing else waits for it: when events
+//! need the room, copies are given up.
 
 mod meters;
 mod reading;
@@ -91,7 +92,7 @@ impl Lanes {
                 shared: watched.shared.clone(),
                 log_type,
                 ending: ending_receiver.clone(),
-                told: BTreeSet::new(),
+                logged: BTreeSet::new(),
                 state: watched.states[log_type].clone(),
                 meters: Meters::new(log_type),
                 started: (batch::now(), Instant::now()),
@@ -144,7 +145,7 @@ struct Lane {
     /// Whether the daemon ends.
     ending: watch::Receiver<bool>,
     /// What this outage has logged.
-    told: BTreeSet<&'static str>,
+    logged: BTreeSet<&'static str>,
     state: Arc<Mutex<State>>,
     meters: Meters,
     /// The lane's start, by the machine's clock and by one that does not jump.
@@ -197,7 +198,7 @@ impl Lane {
         loop {
             self.check_age(copy)?;
             let Err(error) = self.read_and_send(copy).await? else { return Ok(()) };
-            self.check_held(copy)?;
+            self.check_waits(copy)?;
             // Where the spool's path leads elsewhere, nothing is wrong with a file that is missing there.
             reads += u32::from(is_the_files(&error) && self.shared.spool.is_in_place());
             if reads >= READS_MAX {
@@ -228,7 +229,7 @@ impl Lane {
                 Ok(Some(events)) => self.put(copy, events).await?,
                 Ok(None) => {
                     // A file that is being removed ends too early.
-                    self.check_held(copy)?;
+                    self.check_waits(copy)?;
                     return Ok(Ok(()));
                 }
                 Err(error) => return Ok(Err(error)),
@@ -243,7 +244,7 @@ impl Lane {
         let mut attempts = 0;
         while let Some(events) = parts.pop() {
             // What was read of a file that is being removed may be no event at all.
-            self.check_held(copy)?;
+            self.check_waits(copy)?;
             self.check_age(copy)?;
             let error = match self.shared.logs.put(self.log_type, &events).await {
                 Ok(rejected) => {
@@ -261,7 +262,7 @@ impl Lane {
                 continue;
             }
             attempts += 1;
-            self.note_trouble(&error);
+            self.report(&error);
             parts.push(events);
             if self.is_ending() && attempts >= LAST_ATTEMPTS {
                 return Err(Stopped::Ending);
@@ -273,7 +274,7 @@ impl Lane {
 
     fn take_apart(&mut self, error: &LogsError, mut events: Vec<Event>, parts: &mut Vec<Vec<Event>>) {
         if events.len() == 1 {
-            if self.told.insert("event") {
+            if self.logged.insert("event") {
                 tracing::warn!(log_type = %self.log_type, "CloudWatch does not take an event, which is left out there and is in S3: {error}");
             }
             return self.answered(1, [0, 0, 0, 1]);
@@ -299,7 +300,7 @@ impl Lane {
         Ok(())
     }
 
-    /// Waits; no longer, once, when the daemon begins to end.
+    /// Waits. When the daemon begins to end, one wait is cut short.
     async fn pause(&mut self, wait: impl Future) {
         if self.is_ending() {
             wait.await;
@@ -311,11 +312,11 @@ impl Lane {
         }
     }
 
-    fn check_held(&self, copy: &BatchCopy) -> Result<(), Stopped> {
+    fn check_waits(&self, copy: &BatchCopy) -> Result<(), Stopped> {
         if self.shared.copies.contains(copy) { Ok(()) } else { Err(Stopped::GivenUp) }
     }
 
-    /// The time, but that a clock which jumps ahead while the daemon runs makes no batch old at once.
+    /// The time. A clock that jumps ahead while the daemon runs makes no batch old at once.
     fn now(&self) -> DateTime<Utc> {
         let (started, clock) = self.started;
         not_ahead_of(batch::now(), started, clock.elapsed())
@@ -334,28 +335,28 @@ impl Lane {
         let skipped: usize = untaken.iter().sum();
         let sent = events.saturating_sub(skipped);
         self.meters.answered(sent, untaken);
-        if untaken[..3].iter().any(|untaken| *untaken > 0) && self.told.insert("rejected") {
+        if untaken[..3].iter().any(|untaken| *untaken > 0) && self.logged.insert("rejected") {
             let [too_old, too_new, expired, _] = untaken;
             tracing::warn!(log_type = %self.log_type, events.too_old = too_old, events.too_new = too_new, events.expired = expired, "CloudWatch has left out events: their own times are more than 14 days past, more than 2 hours ahead, or older than the log group keeps; they are in S3");
         }
         let mut state = self.state();
         state.events_sent += sent as u64;
         state.events_skipped += skipped as u64;
-        // Events that are all refused show no more than that somebody answers.
+        // Where all events are refused, the outage is not over: somebody answers, and takes nothing.
         let ended = if sent > 0 { state.error.take() } else { None };
         state.last_sent = (sent > 0).then(Timestamp::now).or(state.last_sent);
         drop(state);
         if let Some(error) = ended {
-            self.told.clear();
+            self.logged.clear();
             let left = self.shared.copies.left(self.log_type);
             tracing::info!(log_type = %self.log_type, outage.seconds = Timestamp::now().seconds_since(error.since), backlog.bytes = left.bytes, backlog.batches = left.batches, "CloudWatch takes events again");
         }
     }
 
     /// Puts a failure into the status, and into the log when this outage has had none of its kind.
-    fn note_trouble(&mut self, error: &LogsError) {
+    fn report(&mut self, error: &LogsError) {
         // Without a session, the credentials say it.
-        if self.told.insert(error.kind.as_str()) && error.kind != LogsErrorKind::NoSession {
+        if self.logged.insert(error.kind.as_str()) && error.kind != LogsErrorKind::NoSession {
             tracing::warn!(
                 log_type = %self.log_type, error.kind = error.kind.as_str(), error.code = error.code, aws.request_id = error.request_id, remedy = error.remedy,
                 "CloudWatch does not take events: {}; they are in S3, and are tried again; see config/README.md#cloudwatch-behind", error.message
@@ -369,7 +370,7 @@ impl Lane {
     }
 }
 
-/// `now`, but no later than what has passed since `started` can have come to.
+/// `now`, but at most `started` and the time that has `passed` since.
 fn not_ahead_of(now: DateTime<Utc>, started: DateTime<Utc>, passed: Duration) -> DateTime<Utc> {
     let passed = TimeDelta::from_std(passed).unwrap_or(TimeDelta::MAX);
     started.checked_add_signed(passed).map_or(now, |latest| now.min(latest))

@@ -1,4 +1,5 @@
-//! When an event happened, told from its stored line. Lines are foreign: no number and no text in one may end in a panic.
+//! When an event happened, told from its stored line. Lines are foreign: no number and no
+//! text in one may end in a panic.
 
 #![warn(clippy::arithmetic_side_effects)]
 

@@ -52,7 +52,7 @@ pub struct Config {
     pub redact: bool,
     /// TLS on the ingest listener.
     pub tls: Option<TlsFiles>,
-    /// The only directory that is written to.
+    /// The only folder that is written to.
     pub spool_dir: PathBuf,
     /// Above it, ingest answers 503.
     pub spool_max_bytes: u64,

@@ -32,9 +32,9 @@ pub(super) fn not_meant(value: &str) -> Option<String> {
     Some(expected.to_owned())
 }
 
-/// The same for a static token, which has three more slips: an example, which everybody knows, a length that hardly
-/// fits a request's head, and a log type that isn't set apart by white space, which would leave the token free to write any
-/// type.
+/// The same for a static token, which has three more slips: an example, which everybody knows, a length
+/// that hardly fits a request's head, and a log type that isn't set apart by white space, which would leave
+/// the token free to write any type.
 pub fn token_not_meant(token: &str) -> Option<String> {
     not_meant(token).or_else(|| {
         let token = token.to_ascii_lowercase();
@@ -70,8 +70,8 @@ fn is_unexpanded(value: &str) -> bool {
         || (!is_url_encoded(value) && has_windows_variable(value))
 }
 
-/// Whether `<` and `>` are around it, or in an ARN or a URL around a name or a few words: `arn:aws:iam::<account>:role/x`.
-/// A token may hold both.
+/// Whether `<` and `>` are around it, or in an ARN or a URL around a name or a few words:
+/// `arn:aws:iam::<account>:role/x`. A token may hold both.
 fn has_placeholder(value: &str) -> bool {
     if !(value.starts_with("arn:") || value.contains("://")) {
         return value.len() > 2 && value.starts_with('<') && value.ends_with('>');

@@ -267,8 +267,9 @@ pub(super) fn own_prefix(name: &str) -> Option<&'static str> {
     [PREFIX, CLOUDWATCH_PREFIX, "ENV0_S3_"].into_iter().find(|prefix| name.starts_with(prefix))
 }
 
-/// The known variable that somebody who set `name` most likely meant. A name that was cut short comes first, then one of
-/// the same prefix with the same words in its name or in its meaning, then one of another prefix; else letters decide.
+/// The known variable that somebody who set `name` most likely meant. A name that was cut short comes
+/// first, then one of the same prefix with the same words in its name or in its meaning, then one of
+/// another prefix; else letters decide.
 pub(super) fn nearest(name: &str) -> &'static str {
     let prefix = own_prefix(name);
     let words = &name[prefix.map_or(0, str::len)..];

@@ -1,5 +1,5 @@
-//! Reads files again while the daemon runs. A thread of its own does it, so that a disk that hangs holds up that thread and no
-//! request.
+//! Reads files again while the daemon runs. A thread of its own does it, so that a disk that hangs holds
+//! up that thread and no request.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 
@@ -12,8 +12,8 @@ use crate::pull::Puller;
 pub(super) struct FileWatch(mpsc::Sender<()>);
 
 impl FileWatch {
-    /// The files of TLS and of static tokens are read when they change, those of an API key when they are asked for. The
-    /// files of OIDC tokens are read at every exchange anyway.
+    /// The files of TLS and of static tokens are read when they change, those of an API key when they are asked for.
+    /// The files of OIDC tokens are read at every exchange anyway.
     pub(super) fn start(tls: Option<Tls>, authenticator: Authenticator, puller: Option<Puller>) -> FileWatch {
         let (ask, asked) = mpsc::channel();
         std::thread::spawn(move || {

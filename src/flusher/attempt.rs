@@ -37,13 +37,13 @@ pub struct Shared {
     pub upload_duration: metrics::Histogram,
 }
 
-/// How an attempt ended well.
+/// How an attempt ended where the batch needs no other.
 pub(super) enum Stored {
     Delivered,
     Quarantined,
 }
 
-/// How an attempt ended otherwise.
+/// How an attempt ended where the batch needs another.
 pub(super) enum Failure {
     Put(PutError),
     /// The spool's disk failed, which says nothing about S3.
@@ -74,11 +74,11 @@ pub(super) async fn attempt(shared: Arc<Shared>, mut waiting: Waiting) -> (Waiti
 ///
 /// 1. `.sending` fsynced, then the PUT, then a crash: the next start knows that the object may be there. A `412` then
 ///    means that it is.
-/// 2. The PUT, then a crash before `.sending` is durable: the next start finds `.sealed` and takes the `412` for another
-///    writer's object. It gives the batch a new suffix and stores it twice.
+/// 2. The PUT, then a crash before `.sending` is durable: the next start finds `.sealed` and takes the `412` for
+///    another writer's object. It gives the batch a new suffix and stores it twice.
 ///
-/// A new suffix is durable before the next PUT for the same reason. And gaps are marked as reported only after the object
-/// that names them is stored: marked before, a PUT that never arrives would leave them unreported for ever.
+/// A new suffix is durable before the next PUT for the same reason. And gaps are marked as reported only after the
+/// object that names them is stored: marked before, a PUT that never arrives would leave them unreported for ever.
 async fn send(shared: &Shared, folder: &Arc<Folder>, waiting: &mut Waiting) -> Result<Stored, Failure> {
     if waiting.stored {
         return Ok(Stored::Delivered);
@@ -162,8 +162,8 @@ pub(super) fn put(shared: &Shared, folder: &Folder, batch: &Batch, gaps: &[u64])
     }
 }
 
-/// Moves the batch to quarantine where its file is missing, or two readings give another hash than its name: one bad read
-/// must not condemn a good file.
+/// Moves the batch to quarantine where its file is missing, or two readings give another hash than its name: one bad
+/// read must not condemn a good file.
 fn quarantine_if_changed(folder: &Folder, batch: &mut Batch) -> io::Result<bool> {
     for _ in 0..2 {
         match folder.rehash(batch) {
@@ -179,8 +179,8 @@ fn quarantine_if_changed(folder: &Folder, batch: &mut Batch) -> io::Result<bool>
     Ok(true)
 }
 
-/// Runs a file system operation on a thread that may block. Whatever the outcome, `batch` then has the name that its file
-/// has.
+/// Runs a file system operation on a thread that may block. Whatever the outcome, `batch` then
+/// has the name that its file has.
 async fn on_disk<T: Send + 'static>(
     folder: &Arc<Folder>,
     batch: &mut Batch,

@@ -1,19 +1,21 @@
-//! Decides what the end of an attempt means for its batch. Pure: the flusher and the spool's property tests both obey it.
+//! Decides what the end of an attempt means for its batch. Pure: the flusher and the
+//! spool's property tests both obey it.
 //!
-//! The role may be allowed PutObject alone, which can't ask what is in the bucket, so the order of the answers has to tell.
-//! The same two answers mean different things:
+//! The role may be allowed PutObject alone, which can't ask what is in the bucket, so the order of the answers has to
+//! tell. The same two answers mean different things:
 //!
 //! 1. The store's `412`, then a broken connection. Before the `412` no attempt of ours could have stored the object, so
-//!    another writer owns the key, and the batch takes a new suffix. The broken connection doesn't tell whether the object
-//!    was stored under the new key: the batch stays `.sending`, and the next `412` means that it was.
+//!    another writer owns the key, and the batch takes a new suffix. The broken connection doesn't tell whether the
+//!    object was stored under the new key: the batch stays `.sending`, and the next `412` means that it was.
 //! 2. A broken connection, then the store's `412`. The first attempt may have stored the object before its answer was
 //!    lost, so the object under the key is the batch's own: it is delivered. A new suffix would store it twice.
 //!
 //! Two cases break the promise "exactly once":
 //!
-//! - Another writer owns the key, and its `412` is lost, or the process dies between that `412` and the new name's fsync.
-//!   The next `412` is then taken for the batch's own object, and the batch is lost. The other writer must have chosen the
-//!   same second and the same five of 62 characters, one chance in 916 million. `verify` reports the missing number.
+//! - Another writer owns the key, and its `412` is lost, or the process dies between that `412` and the new
+//!   name's fsync. The next `412` is then taken for the batch's own object, and the batch is lost. The other
+//!   writer must have chosen the same second and the same five of 62 characters, one chance in 916 million.
+//!   `verify` reports the missing number.
 //! - A proxy that repeats a PUT by itself (nginx does, from one upstream to the next) makes the batch's own object the
 //!   `412` of a first attempt. The batch is then stored under a second key, whose `env0-renamed-from` names the first,
 //!   and `verify` reports the duplicate. `proxy_next_upstream off` ends it; AWS has no such proxy.
@@ -38,8 +40,8 @@ pub(crate) struct Known {
     pub(crate) object_since: bool,
     /// How many new suffixes this attempt has tried.
     pub(crate) renames: usize,
-    /// Another writer owns the name that the file still has. No PUT may use the name again, even where the rename fails:
-    /// if its answer were lost, the next `412` would make that writer's object pass for ours.
+    /// Another writer owns the name that the file still has. No PUT may use the name again, even where the rename
+    /// fails: if its answer were lost, the next `412` would make that writer's object pass for ours.
     pub(crate) needs_new_name: bool,
 }
 

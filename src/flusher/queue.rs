@@ -1,7 +1,7 @@
 //! Decides which batch is tried next, and when. Pure: the caller gives the time and the random numbers.
 //!
-//! The oldest batch goes first. A batch that failed waits for a pause of its own. One slot is left to untried batches, and
-//! where there is only one slot, untried and failed ones take turns. No step takes longer than the logarithm of the
+//! The oldest batch goes first. A batch that failed waits for a pause of its own. One slot is left to untried batches,
+//! and where there is only one slot, untried and failed ones take turns. No step takes longer than the logarithm of the
 //! queue's length, because a million batches may wait after a long outage.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,20 +15,20 @@ use crate::flusher::delivery::Known;
 use crate::s3::PutErrorKind;
 use crate::spool::Batch;
 
-/// After this many failures in a row the log type is in an outage: it sends one batch at a time, with a pause before each,
-/// so that a backlog of thousands doesn't make thousands of failing requests a minute.
+/// After this many failures in a row the log type is in an outage: it sends one batch at a time, with a pause before
+/// each, so that a backlog of thousands doesn't make thousands of failing requests a minute.
 const OUTAGE_AFTER_FAILURES: u32 = 16;
-/// The pause after a failed first attempt in an outage. It is short, so that a new batch doesn't wait as long as one that
-/// has failed often.
+/// The pause after a failed first attempt in an outage. It is short, so that a new batch doesn't wait as
+/// long as one that has failed often.
 const UNTRIED_PAUSE: Duration = Duration::from_secs(1);
-/// A failed batch takes three times the memory of one in the spool's list. When this many have failed, new ones are tried
-/// so seldom that their number hardly grows.
+/// A failed batch takes three times the memory of one in the spool's list. When this many have failed, new ones are
+/// tried so seldom that their number hardly grows.
 const FAILED_MANY: usize = 10_000;
 /// The pause after a failed first attempt when many batches have failed.
 const UNTRIED_PAUSE_WITH_MANY: Duration = Duration::from_secs(60);
 
-/// Where a batch stands in the queue: by its number, and behind that by what else tells its file from another. Two batches
-/// have the same number where somebody has put the files of one spool into another.
+/// Where a batch stands in the queue: by its number, and behind that by what else tells its file from another. Two
+/// batches have the same number where somebody has put the files of one spool into another.
 type Turn = (u64, BatchName, Stage);
 
 fn turn_of(batch: &Batch) -> Turn {
@@ -177,7 +177,7 @@ impl Queue {
         [retry, untried, pause_ends].into_iter().flatten().filter(|due| *due > now).min()
     }
 
-    /// An attempt ended well.
+    /// An attempt succeeded.
     pub(super) fn succeeded(&mut self, waiting: &Waiting) {
         self.landed(waiting);
         if self.in_outage() || self.one_at_a_time {
@@ -188,8 +188,8 @@ impl Queue {
         self.one_at_a_time = false;
     }
 
-    /// An attempt failed: at S3 with `kind`, or on the spool's disk with `None`. The batch waits for `pause`. `random` is in
-    /// `0.0..1.0`.
+    /// An attempt failed: at S3 with `kind`, or on the spool's disk with `None`. The batch waits for
+    /// `pause`. `random` is in `0.0..1.0`.
     pub(super) fn failed(
         &mut self,
         mut waiting: Waiting,

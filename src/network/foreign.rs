@@ -26,8 +26,8 @@ const JSON_MARKS: [&str; 10] =
 const REMOVED: &str = "[removed]";
 
 /// A message: letters, digits, ASCII punctuation and single spaces, at most 500 characters. Pieces of `secrets` from 8
-/// bytes on, in plain or coded, whatever looks like a JWT, the values of a signature, and all from the first sign of JSON
-/// on are replaced by `[removed]`.
+/// bytes on, in plain or coded, whatever looks like a JWT, the values of a signature, and all from the first sign of
+/// JSON on are replaced by `[removed]`.
 pub fn foreign_words(text: &str, secrets: &[&str]) -> String {
     let mut words = String::new();
     for character in text.chars().take(LOOKED_AT_MAX_CHARS) {
@@ -60,8 +60,8 @@ fn without_any(text: &str, secrets: &[&str]) -> String {
     without_signatures(&without_jwts(&text))
 }
 
-/// `text` without each run of 8 letters or digits that is also in a secret, in plain, base64 or hexadecimal, whatever the
-/// case and whatever stands between them.
+/// `text` without each run of 8 letters or digits that is also in a secret, in plain, base64 or hexadecimal, whatever
+/// the case and whatever stands between them.
 fn without_spread_secrets(text: &str, secrets: &[&str]) -> String {
     if secrets.is_empty() {
         return text.to_owned();

@@ -198,8 +198,8 @@ async fn no_proxy_with_a_star_means_no_proxy_for_names_and_addresses() {
     }
 }
 
-/// A server that answers each request with 103 `hints` times, or without an end where that is `None`, and then with 200.
-/// What it sends is told when its client has closed the connection.
+/// A server that answers each request with 103 `hints` times, or without an end where that is `None`, and then with
+/// 200. What it sends is told when its client has closed the connection.
 async fn hinting(hints: Option<usize>) -> (String, tokio::sync::mpsc::UnboundedReceiver<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());

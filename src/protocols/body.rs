@@ -1,7 +1,7 @@
 //! Finds the events of a body and validates them; each becomes one line. Pure, and tested with mutated bodies.
 //!
-//! serde_json's `&RawValue` judges every event. It is iterative, so depth has no limit, and it checks UTF-8. An object that
-//! it accepts is stored byte for byte. A body that already is NDJSON is not copied.
+//! serde_json's `&RawValue` judges every event. It is iterative, so depth has no limit, and it checks UTF-8. An object
+//! that it accepts is stored byte for byte. A body that already is NDJSON is not copied.
 
 mod error;
 mod events;
@@ -40,7 +40,8 @@ pub fn is_blank(body: &[u8]) -> bool {
 }
 
 fn scan_json(body: Bytes, limits: &Limits) -> Result<Lines, BodyError> {
-    // The first `stored` bytes with `records` lines are stored as they were sent. Nothing is copied before an event differs.
+    // The first `stored` bytes with `records` lines are stored as they were sent. Nothing is
+    // copied before an event differs.
     let (mut stored, mut records) = plain_lines(&body, limits);
     let rest = &body[stored..];
     let to_redact = limits.redact && redact::may_hold_secret(rest);

@@ -1,7 +1,7 @@
 //! Decodes a body of text in the character set that its `Content-Type` names.
 //!
-//! Many senders name a wrong one, so a body that is UTF-8 is taken as it is. Any other body has to be what its header says:
-//! with U+FFFD in place of its letters nobody could read it again.
+//! Many senders name a wrong one, so a body that is UTF-8 is taken as it is. Any other body has to be what its header
+//! says: with U+FFFD in place of its letters nobody could read it again.
 
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue};

@@ -1,5 +1,5 @@
-//! Recognises a body that is another protocol's request. A protocol that takes any JSON object as an event would store the
-//! whole body as one event, and under the wrong log type.
+//! Recognises a body that is another protocol's request. A protocol that takes any JSON object as an event would store
+//! the whole body as one event, and under the wrong log type.
 
 use bytes::Bytes;
 use memchr::memmem;

@@ -89,8 +89,9 @@ impl Protocol for Logzio {
         query_token(uri, &["token"])
     }
 
-    /// An empty body is fine: logzio-nodejs sends one when it closes. A line that is broken JSON is kept as text, because
-    /// clients drop all lines of a body that is refused. Broken JSON without a single line that is an object is refused.
+    /// An empty body is fine: logzio-nodejs sends one when it closes. A line that is broken JSON is kept
+    /// as text, because clients drop all lines of a body that is refused. Broken JSON without a single
+    /// line that is an object is refused.
     fn parse(
         &self,
         uri: &Uri,

@@ -1,10 +1,10 @@
 //! Grafana Loki's push API: `POST /loki/api/v1/push`, snappy-compressed protobuf or JSON.
 //!
-//! Specification: "Ingest logs" in Loki's "HTTP API" documentation, and `push.proto` in Loki's
-//! source (`pkg/push/push.proto`). An entry is stored as
-//! `{"timestamp":"<nanoseconds as sent>","labels":{…},"line":…,"structuredMetadata":{…}}`, the last
-//! only where sent, as is `tenant`, which the header `X-Scope-OrgID` names. In protobuf labels are one text; where a part
-//! of it is no label, `labelsText` has the whole text. A label with one of env0's names as its value names the log type.
+//! Specification: "Ingest logs" in Loki's "HTTP API" documentation, and `push.proto` in Loki's source
+//! (`pkg/push/push.proto`). An entry is stored as
+//! `{"timestamp":"<nanoseconds as sent>","labels":{…},"line":…,"structuredMetadata":{…}}`, the last only where sent, as
+//! is `tenant`, which the header `X-Scope-OrgID` names. In protobuf labels are one text; where a part of it is no
+//! label, `labelsText` has the whole text. A label with one of env0's names as its value names the log type.
 
 mod json;
 mod labels;

@@ -1,10 +1,10 @@
 //! New Relic's Log API: `POST /log/v1`, which a client that was given the whole URL doubles.
 //!
-//! Specification: "Introduction to the Log API" in New Relic's documentation. The simple form (an
-//! object, or an array of them) is stored as sent. Of the detailed form
-//! (`[{"common":{…},"logs":[{…},…]}]`) each log becomes a line of the same form, with this log alone and all that
-//! stands beside `logs`, so that nothing is lost or renamed. Neither New Relic nor env0 documents how env0 names the log
-//! type, so `logtype`, `service`, `service.name`, `name`, `source` and `type` are read, of the log and common to all.
+//! Specification: "Introduction to the Log API" in New Relic's documentation. The simple form (an object, or an array
+//! of them) is stored as sent. Of the detailed form (`[{"common":{…},"logs":[{…},…]}]`) each log becomes a line of the
+//! same form, with this log alone and all that stands beside `logs`, so that nothing is lost or renamed. Neither New
+//! Relic nor env0 documents how env0 names the log type, so `logtype`, `service`, `service.name`, `name`, `source` and
+//! `type` are read, of the log and common to all.
 
 use std::io::Write;
 

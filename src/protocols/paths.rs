@@ -43,7 +43,8 @@ pub enum Takes {
     EventsAndOptions,
     /// `GET`, `HEAD`, `OPTIONS`: whether the listener is up.
     HealthAndOptions,
-    /// `POST`: whether Splunk's indexer has events. Nobody can ask that here, because no answer gives an id to ask with.
+    /// `POST`: whether Splunk's indexer has events. Nobody can ask that here, because no
+    /// answer gives an id to ask with.
     SplunkAcks,
 }
 
@@ -60,9 +61,9 @@ impl Takes {
     }
 }
 
-/// The endpoint of `path`, which is [`tidy`]. It may begin with `/<log type>`, which then is the events' log type: a client
-/// that can't name one otherwise is given such a path. Of the headers only OTLP's `Content-Type` matters, which decides
-/// the encoding of its answer.
+/// The endpoint of `path`, which is [`tidy`]. It may begin with `/<log type>`, which then is the events' log type: a
+/// client that can't name one otherwise is given such a path. Of the headers only OTLP's `Content-Type` matters, which
+/// decides the encoding of its answer.
 pub fn endpoint(path: &str, headers: &HeaderMap) -> Option<Endpoint> {
     let (rest, log_type) = split_log_type(path);
     let found = known(rest, headers).or_else(|| appended(rest, headers, APPENDED_MAX - 1))?;

@@ -1,5 +1,5 @@
-//! Reads protobuf field by field from the wire and writes messages as JSON. No message is decoded into memory, because two
-//! bytes on the wire would become hundreds, and a body may have millions of messages.
+//! Reads protobuf field by field from the wire and writes messages as JSON. No message is decoded into memory, because
+//! two bytes on the wire would become hundreds, and a body may have millions of messages.
 
 use std::io::{self, Write};
 
@@ -183,7 +183,8 @@ fn write_double(value: f64, out: &mut Line<'_>) -> io::Result<()> {
 }
 
 impl Schema {
-    /// Refuses a message that can't be read, or that has a field twice of which decoders take the last and drop the first.
+    /// Refuses a message that can't be read, or that has a field twice of which decoders
+    /// take the last and drop the first.
     pub(super) fn judge<'a>(&self, message: &'a [u8]) -> Result<(), Fault<'a>> {
         self.judge_at(message, 0)
     }
@@ -211,7 +212,8 @@ impl Schema {
         Ok(())
     }
 
-    /// Writes a message that `judge` has passed, by protobuf's mapping to JSON. Fields that are not there are not written.
+    /// Writes a message that `judge` has passed, by protobuf's mapping to JSON. Fields that
+    /// are not there are not written.
     pub(super) fn write(&self, message: &[u8], out: &mut Line<'_>) -> io::Result<()> {
         let mut present = 0_u32;
         let mut has_unknown = false;

@@ -114,8 +114,8 @@ impl Answer {
         !self.has_body && !self.is_html
     }
 
-    /// Whether the store itself sent it in answer to `GetBucketLocation`. Stores have forms of their own from which no region
-    /// can be read, but it is XML, or has a mark of the store's.
+    /// Whether the store itself sent it in answer to `GetBucketLocation`. Stores have forms of their own from which no
+    /// region can be read, but it is XML, or has a mark of the store's.
     pub(super) fn may_tell_a_location(&self) -> bool {
         self.status == 200 && !self.is_html && (self.is_xml || self.has_request_id)
     }

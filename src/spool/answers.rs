@@ -1,11 +1,12 @@
 //! How a writer's thread answers a group of appends: it wakes one task, and that task passes the others their answers.
 //!
-//! A wake-up from the writer's thread costs a system call and two thread switches; one task of the runtime wakes another
-//! without either. With 64 clients that send one event a request, answering one by one made 46,000 wake-ups a second,
-//! this way makes 6,700. Groups also became larger, and a million events took 12.7 s of processor time, not 19.1 s.
+//! A wake-up from the writer's thread costs a system call and two thread switches; one task of the runtime
+//! wakes another without either. With 64 clients that send one event a request, answering one by one made
+//! 46,000 wake-ups a second, this way makes 6,700. Groups also became larger, and a million events took 12.7 s
+//! of processor time, not 19.1 s.
 //!
-//! The price: an answer that is neither taken nor dropped delays the answers that it carries. So a caller that waits for
-//! more than one answer must wait for all of them at the same time; see [`crate::spool::Spool::append_claimed`].
+//! The price: an answer that is neither taken nor dropped delays the answers that it carries. So a caller that waits
+//! for more than one answer must wait for all of them at the same time; see [`crate::spool::Spool::append_claimed`].
 
 use tokio::sync::oneshot;
 
@@ -17,7 +18,7 @@ pub(super) type Outcome = Result<Receipt, AppendError>;
 /// Where an append's answer goes.
 pub(super) struct Reply(oneshot::Sender<Answer>);
 
-/// The end of an answer that a request waits at.
+/// Where a request waits for its answer.
 pub(super) struct Waiting(oneshot::Receiver<Answer>);
 
 struct Answer {

@@ -30,8 +30,8 @@ impl<T> Claim<T> {
 }
 
 impl<T: ?Sized> Claim<T> {
-    /// Whether the writer may write the request's lines. For the first writer that asks this is `is_awaited`: whether the
-    /// request still waits for its answer. A request that another writer has begun with is always written whole.
+    /// Whether the writer may write the request's lines. For the first writer that asks this is `is_awaited`: whether
+    /// the request still waits for its answer. A request that another writer has begun with is always written whole.
     pub(super) fn begin(&self, is_awaited: bool) -> bool {
         self.decide(if is_awaited { BEGUN } else { WITHDRAWN }) == BEGUN
     }

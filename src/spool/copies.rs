@@ -1,8 +1,8 @@
 //! Copies: the batches that S3 has and CloudWatch doesn't. They are there only while the CloudWatch lane is on.
 //!
-//! Once S3 has a batch, its file is renamed to `<spool>/cloudwatch/<log type>/<name>.sent`; without the lane it would be
-//! removed. So no byte is written twice, and a copy that is given up is always in S3. A crash before the rename leaves
-//! `.sending`: its PUT is repeated, meets our own object, and the file is renamed then.
+//! Once S3 has a batch, its file is renamed to `<spool>/cloudwatch/<log type>/<name>.sent`; without the lane it would
+//! be removed. So no byte is written twice, and a copy that is given up is always in S3. A crash before the rename
+//! leaves `.sending`: its PUT is repeated, meets our own object, and the file is renamed then.
 //!
 //! Copies take only the room that events don't need. The oldest are given up when both log types' events and the copies
 //! together exceed the spool's limit, and before anything else when the disk is full.
@@ -162,8 +162,8 @@ impl Drop for Copies {
 }
 
 impl Copies {
-    /// Finds the copies that an earlier process left. An error of the disk here costs copies, but never keeps the daemon
-    /// from starting.
+    /// Finds the copies that an earlier process left. An error of the disk here costs copies, but never
+    /// keeps the daemon from starting.
     pub(super) fn open(disk: Arc<dyn Disk>, spool: &Path) -> Copies {
         let state = Mutex::default();
         let (confirm, bytes, doomed) = (OnceLock::new(), AtomicU64::new(0), Condvar::new());
@@ -203,8 +203,8 @@ impl Copies {
         self.shared.state().waiting[log_type].first_key_value().map(|(_, copy)| *copy)
     }
 
-    /// Whether a copy still waits: it was neither sent nor given up. Bytes that were read from its file are good only if
-    /// this is true after the read, because a file is shortened step by step while it is removed.
+    /// Whether a copy still waits: it was neither sent nor given up. Bytes that were read from its file are good only
+    /// if this is true after the read, because a file is shortened step by step while it is removed.
     pub fn contains(&self, copy: &BatchCopy) -> bool {
         self.shared.state().waiting[copy.log_type].get(&copy.name.batch.opened) == Some(copy)
     }

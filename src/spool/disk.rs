@@ -13,7 +13,7 @@ use rustix::fs::OFlags;
 
 /// The mode of every file that the daemon makes: events are for its own user alone.
 const FILE_MODE: u32 = 0o600;
-const DIRECTORY_MODE: u32 = 0o700;
+const FOLDER_MODE: u32 = 0o700;
 /// Files are shortened and removed in steps of this size. Some volumes discard freed blocks at once (TRIM), and every
 /// fsync then waits until the disk has discarded all that one step freed.
 const CUT_STEP_BYTES: u64 = 512 * 1024;
@@ -48,8 +48,8 @@ pub trait Disk: Send + Sync {
     fn try_remove(&self, path: &Path) -> io::Result<()>;
     /// Makes the names in a folder durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
-    /// Calls `each` with the name and the size in bytes of each file in a folder, in no order. Links and folders are named,
-    /// too: who has put one there must be told of it. No name is kept in memory, because there may be a million.
+    /// Calls `each` with the name and the size in bytes of each file in a folder, in no order. Links and folders are
+    /// named, too: who has put one there must be told of it. No name is kept in memory, because there may be a million.
     fn visit(&self, path: &Path, each: &mut dyn FnMut(&str, u64)) -> io::Result<()>;
 
     /// The names and sizes in bytes of the files in a folder that has few files, in no order.
@@ -87,10 +87,11 @@ pub trait DiskFile: Send {
     fn read_at(&mut self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Cuts the file to `len` bytes.
     fn truncate(&mut self, len: u64) -> io::Result<()>;
-    /// Asks the system to begin writing a range to the disk, so that [`DiskFile::sync`] has less to wait for. Does not wait
-    /// itself, and makes nothing durable.
+    /// Asks the system to begin writing a range to the disk, so that [`DiskFile::sync`] has less to wait for. Does not
+    /// wait itself, and makes nothing durable.
     fn begin_write_out(&mut self, offset: u64, bytes: u64);
-    /// Makes the bytes and the length durable. Fails when the file has no name any more, because no start would find it.
+    /// Makes the bytes and the length durable. Fails when the file has no name any more,
+    /// because no start would find it.
     fn sync(&mut self) -> io::Result<()>;
 }
 
@@ -99,7 +100,7 @@ pub struct OsDisk;
 
 impl Disk for OsDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path)
+        fs::DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(path)
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {

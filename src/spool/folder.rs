@@ -190,7 +190,8 @@ impl Folder {
                 self.home.confirm()?;
                 Ok((file, self.home.disk.identify(&path)?))
             });
-            // A call that answers an error may have made the file, and nobody else would remove it before the next start.
+            // A call that answers an error may have made the file, and nobody else would
+            // remove it before the next start.
             created.inspect_err(|_| drop(self.home.disk.remove(&path)))
         })?;
         self.add_unsent(name.opened);
@@ -245,12 +246,12 @@ impl Folder {
 
     /// Makes a sealed name durable, then makes it the chain's head and removes the file of the head before it.
     ///
-    /// The order keeps the chain whole. Batch 16 is delivered, and its empty `.sent` is all that keeps its number; batch
-    /// 17 has just been renamed to `.sealed`.
+    /// The order keeps the chain whole. Batch 16 is delivered, and its empty `.sent` is all that keeps its number;
+    /// batch 17 has just been renamed to `.sealed`.
     ///
     /// 1. Folder fsynced, then the `.sent` of 16 removed, then a power cut: the next start finds 17, or 16 and 17.
-    /// 2. The `.sent` of 16 removed, then a power cut before the fsync: the disk may have the removal and not the rename.
-    ///    The next start finds no number. It has to begin a new chain, which an auditor sees as a break.
+    /// 2. The `.sent` of 16 removed, then a power cut before the fsync: the disk may have the removal and not the
+    ///    rename. The next start finds no number. It has to begin a new chain, which an auditor sees as a break.
     ///
     /// Repeated after an error, it does what is left to do.
     pub(super) fn finish_seal(&self, name: &SealedName) -> io::Result<()> {
@@ -301,17 +302,18 @@ impl Folder {
         })
     }
 
-    /// Removes the file of a batch that S3 has. The batch with the highest number leaves an empty `.sent`, which keeps the
-    /// chain's head. With CloudWatch, the file becomes a copy in place of being removed.
+    /// Removes the file of a batch that S3 has. The batch with the highest number leaves an empty `.sent`, which keeps
+    /// the chain's head. With CloudWatch, the file becomes a copy in place of being removed.
     ///
     /// The removal is not fsynced, and need not be. A file that comes back after a power cut is `.sending`; its PUT is
     /// repeated, meets our own object, and the batch is delivered again.
     ///
     /// The head's file is renamed to `.sent`, durably, before it is emptied:
     ///
-    /// 1. Renamed and fsynced, then emptied: a crash in between leaves a `.sent` with bytes, which the next start empties.
-    /// 2. Emptied, then renamed: a crash in between leaves an empty `.sending`. The next start takes it for a batch whose
-    ///    events are lost, moves it to quarantine and alarms, though S3 has all of them.
+    /// 1. Renamed and fsynced, then emptied: a crash in between leaves a `.sent` with
+    ///    bytes, which the next start empties.
+    /// 2. Emptied, then renamed: a crash in between leaves an empty `.sending`. The next start takes it for a batch
+    ///    whose events are lost, moves it to quarantine and alarms, though S3 has all of them.
     pub fn delivered(&self, batch: &mut Batch) -> io::Result<()> {
         // While the path leads elsewhere, a file that is missing there would look as if it were removed.
         self.home.confirm()?;

@@ -3,8 +3,8 @@
 //! Pulled events share their batches with events that clients push. The order matters:
 //!
 //! 1. Events appended, place written, batch delivered: after a crash the place says that they were taken.
-//! 2. Events appended, batch delivered and its file removed, then a crash before the place is written: neither the spool
-//!    nor the place has them, so they are pulled and stored a second time.
+//! 2. Events appended, batch delivered and its file removed, then a crash before the place is written: neither the
+//!    spool nor the place has them, so they are pulled and stored a second time.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,8 @@ use tokio::sync::watch;
 
 /// The gate of one log type.
 ///
-/// Several may hold batches back at the same time, each under a name of its own: the pulls of several organizations share
-/// a log type. A batch passes when nobody holds it.
+/// Several may hold batches back at the same time, each under a name of its own: the pulls of several organizations
+/// share a log type. A batch passes when nobody holds it.
 #[derive(Debug, Default)]
 pub struct Gate(watch::Sender<BTreeMap<String, HeldBack>>);
 

@@ -279,7 +279,7 @@ impl Lock {
         let found = [fs::metadata(spool), fs::symlink_metadata(Self::path(spool))];
         let is_the_same = held.into_iter().zip(found).all(|(held, found)| match (held, found) {
             (Ok(held), Ok(found)) => held.ino() == found.ino() && held.dev() != found.dev(),
-            // What is gone altogether has no number any more.
+            // The file system that it was on is gone, so its number can't be compared.
             (Err(_), Ok(_)) => true,
             (_, Err(_)) => false,
         });

@@ -1,5 +1,5 @@
-//! The files in a log type's folder, as a listing finds them. A million batches may wait there, so each name is in memory
-//! once and parsed: a `SealedName` takes half as much as its text.
+//! The files in a log type's folder, as a listing finds them. A million batches may wait there, so each name is in
+//! memory once and parsed: a `SealedName` takes half as much as its text.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -22,8 +22,8 @@ pub(super) struct Names {
 }
 
 impl Names {
-    /// Lists a folder that only this daemon changes, until two listings agree: file systems over a network have left names
-    /// out. Without the name of the chain's head, its number would be given out a second time.
+    /// Lists a folder that only this daemon changes, until two listings agree: file systems over a network have left
+    /// names out. Without the name of the chain's head, its number would be given out a second time.
     ///
     /// # Errors
     /// The disk's, or [`LISTINGS_MAX`] listings were all different.

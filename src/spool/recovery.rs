@@ -1,8 +1,8 @@
 //! Recovery: what a start does with the files that a crash left.
 //!
 //! Only `.open` files are read. Every whole valid line stays. A torn last line is cut off, because it was never
-//! acknowledged. Any other bytes are moved to quarantine. The rest is sealed with the SHA-256 of the bytes that were read.
-//! Sealed batches are taken as their names say; S3 checks their bytes.
+//! acknowledged. Any other bytes are moved to quarantine. The rest is sealed with the SHA-256 of the bytes that were
+//! read. Sealed batches are taken as their names say; S3 checks their bytes.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, Read};
@@ -22,7 +22,8 @@ use crate::spool::terms::SealReason;
 /// Ending of files that were never finished. The files that they were made from are still there.
 const TEMPORARY: &str = ".tmp";
 
-/// Ends the chain of a folder without batches: removes its head, so that no number follows it under the old instance id.
+/// Ends the chain of a folder without batches: removes its head, so that no number
+/// follows it under the old instance id.
 pub(super) fn end_chain(disk: &dyn Disk, dir: &Path, names: &Names) -> io::Result<()> {
     for (name, _) in &names.sealed {
         disk.remove(&dir.join(name.to_string()))?;
@@ -30,7 +31,8 @@ pub(super) fn end_chain(disk: &dyn Disk, dir: &Path, names: &Names) -> io::Resul
     disk.sync_dir(dir)
 }
 
-/// Gives a folder without batches a head with number 0. A folder without any head has then lost it, which a start notices.
+/// Gives a folder without batches a head with number 0. A folder without any head has then
+/// lost it, which a start notices.
 pub(super) fn restart_chain(disk: &dyn Disk, dir: &Path, names: &mut Names) -> io::Result<()> {
     let last = names.sealed.iter().map(|(name, _)| name.batch.opened).max();
     let batch = BatchName::open(crate::batch::now(), last, crate::batch::Codec::None);
@@ -276,8 +278,8 @@ struct Survey {
 }
 
 impl Survey {
-    /// Reads the first `end` bytes of the file and calls `each` with every line. A line that can't be an event may be as long
-    /// as the file, where a crash left a hole in it, so `each` gets such a line in pieces.
+    /// Reads the first `end` bytes of the file and calls `each` with every line. A line that can't be an event may be
+    /// as long as the file, where a crash left a hole in it, so `each` gets such a line in pieces.
     fn read(
         &mut self,
         file: &mut dyn DiskFile,

@@ -14,7 +14,8 @@ pub(super) type SealedSender = UnboundedSender<Batch>;
 #[derive(Debug)]
 pub struct SealedBatches {
     log_type: LogType,
-    /// Those found at the start, with the files' sizes. This is recovery's own list, not a copy: there may be a million.
+    /// Those found at the start, with the files' sizes. This is recovery's own list, not
+    /// a copy: there may be a million.
     found: vec::IntoIter<(SealedName, u64)>,
     sealed: UnboundedReceiver<Batch>,
 }

@@ -1,16 +1,16 @@
 //! One thread for each log type makes sealed batches of closed ones.
 //!
-//! Usually one rename seals a batch. A batch is rewritten first where its bytes have to change (compression), or where its
-//! file can't be trusted (an fsync failed, perhaps before a crash): its plain bytes are read, checked, and written to a new
-//! file, which is hashed on the way.
+//! Usually one rename seals a batch. A batch is rewritten first where its bytes have to change (compression), or where
+//! its file can't be trusted (an fsync failed, perhaps before a crash): its plain bytes are read, checked, and written
+//! to a new file, which is hashed on the way.
 //!
 //! The order of a rewrite, and what another order would do:
 //!
 //! 1. The new file is fsynced, then renamed to its sealed name, and the folder is fsynced. Renamed before the fsync, it
 //!    could be a sealed name with other bytes after a power cut.
 //! 2. Then the `.open` file is removed. Removed earlier, a power cut could leave neither file.
-//! 3. Then the flusher gets the batch. If it got it earlier, it could deliver the batch and remove its file while `.open`
-//!    is still there; after a crash the events would be sealed a second time.
+//! 3. Then the flusher gets the batch. If it got it earlier, it could deliver the batch and remove its file while
+//!    `.open` is still there; after a crash the events would be sealed a second time.
 //!
 //! So a crash leaves the `.open` file alone, or both files with the same opening; recovery removes `.open` then.
 
@@ -51,7 +51,8 @@ pub(super) struct Closed {
     /// The hash of the plain bytes.
     pub(super) sha256: Sha256,
     pub(super) reason: SealReason,
-    /// The file, if the writer had it open and few others wait. Its bytes can be read even when somebody removes the name.
+    /// The file, if the writer had it open and few others wait. Its bytes can be read even
+    /// when somebody removes the name.
     pub(super) file: Option<Box<dyn DiskFile>>,
     /// Which file the writer made; `None` for one that a start found.
     pub(super) id: Option<FileId>,
@@ -117,8 +118,8 @@ impl Backlog {
 }
 
 impl Queue {
-    /// Hands a batch to the sealer. Where too many wait already, waits for at most [`QUEUE_WAIT`], so that events aren't taken
-    /// faster than they are compressed. A sealer that is stuck delays the writer no longer than that.
+    /// Hands a batch to the sealer. Where too many wait already, waits for at most [`QUEUE_WAIT`], so that events
+    /// aren't taken faster than they are compressed. A sealer that is stuck delays the writer no longer than that.
     pub(super) fn seal(&self, mut closed: Closed) {
         let Backlog { sealed, .. } = &*self.waiting;
         let (mut batches, _) = sealed
@@ -186,8 +187,8 @@ fn seal_in_the_end(folder: &Folder, mut closed: Closed, backlog: &Backlog) {
             tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, %error, "a batch can't be sealed; trying again every second");
             is_logged = true;
         }
-        // Their senders need not wait until the disk works: the lines are cut off in the page cache, and a disk that takes
-        // nothing does not write them either.
+        // Their senders need not wait until the disk works: the lines are cut off in the page cache, and a disk that
+        // takes nothing does not write them either.
         if closed.refused.is_cut {
             closed.refused.answer();
         }
@@ -212,8 +213,8 @@ fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
     if closed.records == 0 {
         return folder.remove_empty(closed.name);
     }
-    // After a failed fsync the system may still show bytes that are not on the disk, to the next process too, and no later
-    // fsync of the same file writes them. Only a new file does.
+    // After a failed fsync the system may still show bytes that are not on the disk, to the next process too, and no
+    // later fsync of the same file writes them. Only a new file does.
     let trusted = !matches!(closed.reason, SealReason::DiskError | SealReason::Recovery);
     let plain = closed.name.codec == Codec::None;
     if plain && trusted && seal_in_place(folder, closed, &open)? {
@@ -246,8 +247,8 @@ fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
                 tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, events = closed.records, "a batch's file is gone or its bytes are not those that were written; what is left of it is in quarantine, see config/README.md#quarantined");
                 return folder.quarantine_unsealed(closed.name, closed.bytes, closed.records);
             }
-            // Where there is no room for a second file, or the limit on a file's size is lower now, only the delivery of the
-            // file as it is can help.
+            // Where there is no room for a second file, or the limit on a file's size is lower now, only the delivery
+            // of the file as it is can help.
             Err(error)
                 if plain
                     && closed.reason == SealReason::Recovery
@@ -267,9 +268,9 @@ fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
     Ok(())
 }
 
-/// Renames the batch's own file to its sealed name and hands it to the flusher. False when somebody removed the file, or put
-/// another one in its place, as a copy of the folder does: then the batch has to be rewritten from the file that the writer
-/// has open.
+/// Renames the batch's own file to its sealed name and hands it to the flusher. False when somebody removed the
+/// file, or put another one in its place, as a copy of the folder does: then the batch has to be rewritten from the
+/// file that the writer has open.
 fn seal_in_place(folder: &Folder, closed: &Closed, open: &Path) -> io::Result<bool> {
     let found = folder.disk().identify(open)?;
     if closed.id.is_some() && found.is_some() && found != closed.id {
@@ -287,8 +288,8 @@ fn seal_in_place(folder: &Folder, closed: &Closed, open: &Path) -> io::Result<bo
     }
 }
 
-/// Writes the batch's plain bytes to a new file through its codec, durably. `None` when the bytes are gone, or their hash
-/// is not the one of the bytes that were appended.
+/// Writes the batch's plain bytes to a new file through its codec, durably. `None` when the bytes are gone, or their
+/// hash is not the one of the bytes that were appended.
 fn rewrite(folder: &Folder, from: &Path, to: &Path, closed: &mut Closed) -> io::Result<Option<(Sha256, u64)>> {
     let disk = folder.disk();
     disk.remove(to)?;

@@ -45,8 +45,8 @@ pub struct Batch {
     pub bytes: u64,
     /// Whether the name is durable. No PUT may be made before it is.
     pub durable: bool,
-    /// Whether an attempt may have stored it in S3. After a crash this is true for every [`Stage::Sending`], because the
-    /// name doesn't tell whether the PUT was made.
+    /// Whether an attempt may have stored it in S3. After a crash this is true for every [`Stage::Sending`], because
+    /// the name doesn't tell whether the PUT was made.
     pub may_have_arrived: bool,
 }
 

@@ -54,8 +54,8 @@ impl Usage {
         self.lock().used[log_type]
     }
 
-    /// What a log type may take now, in bytes: the limit less what the other type uses, or less the tenth that is kept for
-    /// it, whichever is more.
+    /// What a log type may take now, in bytes: the limit less what the other type uses, or less the tenth that is kept
+    /// for it, whichever is more.
     pub fn share_bytes(&self, log_type: LogType) -> u64 {
         self.share(&self.lock(), log_type)
     }

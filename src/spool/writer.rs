@@ -1,13 +1,13 @@
 //! One thread for each log type appends events to the open batch, fsyncs them, acknowledges them and closes the batch.
 //!
-//! Appends that arrive while an fsync runs wait in the channel and share the next one. Once the thread has begun with an
-//! append, only the thread decides what becomes of it: a client that hangs up can't cancel half a write.
+//! Appends that arrive while an fsync runs wait in the channel and share the next one. Once the thread has begun with
+//! an append, only the thread decides what becomes of it: a client that hangs up can't cancel half a write.
 //!
 //! Both answers wait for the disk. With a power cut in between, the other order would break a promise:
 //!
 //! 1. `200` before the fsync: the client forgets the events, and the disk may not have them.
-//! 2. `503` before the written lines are cut off and the cut is fsynced: the client sends the events again, and the next
-//!    start finds them whole and stores them, too.
+//! 2. `503` before the written lines are cut off and the cut is fsynced: the client sends the events again, and the
+//!    next start finds them whole and stores them, too.
 
 use std::io;
 use std::sync::Arc;
@@ -225,8 +225,8 @@ impl State {
             next = match bytes {
                 GROUP_MAX_BYTES.. => None,
                 GATHER_BYTES.. => requests.try_recv().ok(),
-                // Giving up the processor lets other threads send their small appends. Where no thread waits for it, this
-                // takes no time.
+                // Giving up the processor lets other threads send their small appends. Where no thread
+                // waits for it, this takes no time.
                 _ => requests.try_recv().ok().or_else(|| {
                     std::thread::yield_now();
                     requests.try_recv().ok()
@@ -314,8 +314,8 @@ impl State {
         }
     }
 
-    /// Writes and fsyncs the staged appends to the open batch and acknowledges them. On an error cuts off what was written
-    /// and refuses them.
+    /// Writes and fsyncs the staged appends to the open batch and acknowledges them. On an error cuts off what was
+    /// written and refuses them.
     fn flush(&mut self, staged: Vec<Append>) {
         let Some(open) = &mut self.open else { return };
         if staged.is_empty() {
@@ -331,8 +331,8 @@ impl State {
         };
         let started = Instant::now();
         if let Err(error) = open.file.sync() {
-            // NFS and quotas may report only now that there is no room. The sealer needs room to rewrite the batch, and so do
-            // the events when they are sent again.
+            // NFS and quotas may report only now that there is no room. The sealer needs room to rewrite the batch, and
+            // so do the events when they are sent again.
             if is_full(&error) {
                 self.folder.home().make_way(bytes);
             }
@@ -355,12 +355,12 @@ impl State {
         self.disk_works();
     }
 
-    /// Cuts off what was written after the last good fsync, and refuses the appends whose lines that was. They are refused
-    /// at once if the disk made the cut durable, otherwise when the sealer has written the rest of the batch to a new file:
-    /// until then a start would find their lines whole and take them for acknowledged ones.
+    /// Cuts off what was written after the last good fsync, and refuses the appends whose lines that was. They are
+    /// refused at once if the disk made the cut durable, otherwise when the sealer has written the rest of the batch to
+    /// a new file: until then a start would find their lines whole and take them for acknowledged ones.
     fn take_back(&mut self, appends: Vec<Append>, error: io::Error, spoiled: Spoiled) {
         let Some(open) = &mut self.open else { return };
-        // A disk that takes nothing at all has nothing to cut off, and takes no cut either.
+        // A disk that takes nothing has none of it: there is nothing to cut off, and a cut would fail.
         let has_none = matches!(open.file.read_at(&mut [0], open.bytes), Ok(0));
         let is_cut = has_none || open.file.truncate(open.bytes).is_ok();
         let cut_is_durable = has_none || (is_cut && open.file.sync().is_ok());
@@ -397,7 +397,8 @@ impl State {
         answers::give(refusals);
     }
 
-    /// Logs that the disk fails, if it did not before, and returns the appends' refusals. Gives their room and memory back.
+    /// Logs that the disk fails, if it did not before, and returns the appends' refusals.
+    /// Gives their room and memory back.
     fn refusals(&mut self, appends: impl IntoIterator<Item = Append>, error: io::Error) -> Vec<(Reply, Outcome)> {
         if self.failing_since.is_none() {
             self.failing_since = Some(Instant::now());

@@ -46,7 +46,7 @@ pub struct ExchangeTrouble {
     pub since: Timestamp,
 }
 
-/// A token, told apart but not told.
+/// What of a token may be shown: enough to tell it from another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenStatus {
     /// The beginning of its `sub`.

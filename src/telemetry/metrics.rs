@@ -30,8 +30,8 @@ pub enum Exposition {
 }
 
 impl Exposition {
-    /// By the request's `Accept` header: OpenMetrics where it is named, and neither unwanted (`q=0`) nor less wanted than
-    /// plain text.
+    /// By the request's `Accept` header: OpenMetrics where it is named, and neither unwanted (`q=0`)
+    /// nor less wanted than plain text.
     pub fn by_accept(accept: &str) -> Exposition {
         let weight_of = |media_type: &str| {
             let weights = accept.split(',').filter_map(|range| {
@@ -87,7 +87,8 @@ impl Exporter {
         }
     }
 
-    /// Takes in what the histograms gathered: without it, and without a scrape, memory grows. To be called every few seconds.
+    /// Takes in what the histograms gathered: without it, and without a scrape, memory grows.
+    /// To be called every few seconds.
     pub fn upkeep(&self) {
         self.0.run_upkeep();
     }

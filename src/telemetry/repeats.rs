@@ -16,7 +16,7 @@ pub(super) const OWN_TARGET: &str = "env0_s3_logs";
 
 /// A warning or error is printed once within this time.
 const WINDOW: Duration = Duration::from_secs(10);
-/// Different lines that one place in the code prints within [`WINDOW`]: beyond it they are a storm as well.
+/// How many different lines one place in the code may print within [`WINDOW`]. More are a storm as well.
 const LINES_PER_WINDOW: usize = 200;
 
 /// Bounded by the number of places in the code that log.

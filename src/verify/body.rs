@@ -8,8 +8,8 @@ use crate::batch::{Codec, Sha256, Sha256Hasher};
 
 use super::receipts::{Check, Outcome};
 
-/// Largest zstd window, as a power of two: the 2 MiB that the daemon's own level has. Many objects are read at once, and each
-/// window stays in memory.
+/// Largest zstd window, as a power of two: the 2 MiB that the daemon's own level has. Many objects are read at once,
+/// and each window stays in memory.
 const ZSTD_WINDOW_LOG_MAX: u32 = 21;
 
 /// Takes in a body's bytes as they come.
@@ -88,8 +88,9 @@ fn zstd_decoder(lines: Lines) -> io::Result<zstd::stream::write::Decoder<'static
     Ok(decoder)
 }
 
-/// The most bytes of a line that is kept, unless the receipt's own events are longer: the daemon's default for an event, and
-/// what a text line is wrapped in. Many objects are read at once, and a few KB can inflate to a line of gigabytes.
+/// The most bytes of a line that is kept, unless the receipt's own events are longer: the daemon's default
+/// for an event, and what a text line is wrapped in. Many objects are read at once, and a few KB can
+/// inflate to a line of gigabytes.
 const LINE_MAX_BYTES: u64 = (1024 + 4) * 1024;
 
 /// Counts lines; gathers one only where a check wants to see it, and no further than the longest that it may be.
@@ -109,8 +110,8 @@ impl Write for Lines {
             return Ok(bytes.len());
         }
         for part in bytes.split_inclusive(|byte| *byte == b'\n') {
-            // The first receipt that wants the line decides. An object may have thousands of receipts, and each line is an
-            // event of only one of them.
+            // The first receipt that wants the line decides. An object may have thousands of receipts, and each line is
+            // an event of only one of them.
             let longest = self.checks.iter().find_map(|check| check.wants(self.count));
             if let Some(longest) = longest.filter(|_| !self.is_too_long) {
                 self.is_too_long = (self.line.len() + part.len()) as u64 > longest.max(LINE_MAX_BYTES);

@@ -7,7 +7,8 @@ const SAMPLES: usize = 15;
 /// A sample repeats short work until it has taken about so long.
 const SAMPLE: Duration = Duration::from_millis(100);
 
-/// Prints how long `work` takes, which is over `bytes` bytes. It tells its own time, so that what it prepares isn't counted.
+/// Prints how long `work` takes, which is over `bytes` bytes. It tells its own time, so that
+/// what it prepares isn't counted.
 pub(crate) fn measure(name: &str, bytes: usize, mut work: impl FnMut() -> Duration) {
     // The first time fills the caches.
     work();

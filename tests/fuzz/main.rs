@@ -1,8 +1,9 @@
-//! libFuzzer over the parsers: `FUZZ_FAMILY` names the family of protocols (`FAMILIES` in `src/protocols/tests/fuzz.rs`),
-//! the arguments are libFuzzer's own. `run.sh` beside this file builds, runs and minimises.
+//! libFuzzer over the parsers: `FUZZ_FAMILY` names the family of protocols (`FAMILIES` in
+//! `src/protocols/tests/fuzz.rs`), the arguments are libFuzzer's own. `run.sh` beside this
+//! file builds, runs and minimises.
 //!
-//! The parsers' sources are compiled here a second time, since the daemon's other rooms would take long to build and have
-//! nothing to be guided by.
+//! The parsers' sources are compiled here a second time, since the daemon's other rooms would take long to build and
+//! have nothing to be guided by.
 
 #![no_main]
 #![allow(unused, reason = "the tests' helpers are here without the tests")]

@@ -69,8 +69,8 @@ impl<'a> Events<'a> {
         events
     }
 
-    /// The objects of a line of text that is nothing but JSON objects, alone, one after the other or in an array; `None` for
-    /// any other line.
+    /// The objects of a line of text that is nothing but JSON objects, alone, one after the other or in an array;
+    /// `None` for any other line.
     pub fn of_line(line: &'a str) -> Option<impl Iterator<Item = &'a RawValue>> {
         let mut events = Events::new(line.as_bytes());
         let is_json = Events::sniff(line.as_bytes())
@@ -140,8 +140,8 @@ impl<'a> Events<'a> {
             Err(error) => error,
         };
         let at = offset_of(&error, json);
-        // serde_json checks UTF-8 after it has read the whole value, and reports the value's end. So the wrong byte is looked
-        // for here.
+        // serde_json checks UTF-8 after it has read the whole value, and reports the value's end. So the
+        // wrong byte is looked for here.
         match std::str::from_utf8(json) {
             Err(not_utf8) if not_utf8.valid_up_to() <= at => Err(self.invalid(not_utf8.valid_up_to(), NOT_UTF8)),
             _ => {

@@ -1,5 +1,5 @@
-//! Walks the members of objects and the elements of arrays in JSON that was validated before. Does not collect them, because
-//! two bytes of JSON would take sixteen in memory.
+//! Walks the members of objects and the elements of arrays in JSON that was validated before. Does not collect them,
+//! because two bytes of JSON would take sixteen in memory.
 
 use std::borrow::Cow;
 
@@ -73,7 +73,8 @@ fn split_value(rest: &str) -> Option<(&RawValue, &str)> {
     Some((value, &rest[values.byte_offset()..]))
 }
 
-/// The text of a JSON string; `None` for any other value, and for a string with half a surrogate pair, which is no text.
+/// The text of a JSON string; `None` for any other value, and for a string with half a
+/// surrogate pair, which is no text.
 pub fn text_of(value: &str) -> Option<Cow<'_, str>> {
     if value.contains('\\') {
         return serde_json::from_str(value).ok().map(Cow::Owned);
@@ -94,8 +95,8 @@ pub fn members<'a, const N: usize>(object: &'a RawValue, names: [&str; N]) -> [O
 }
 
 /// The values of `names`, each in all its spellings, among the members of `object`, which is a part of `body` in event
-/// number `event`. `null` counts as missing. Refuses any other member, and one that is there twice, because a value that
-/// is not read would be lost. `holder` says in errors what the object is.
+/// number `event`. `null` counts as missing. Refuses any other member, and one that is there twice, because a value
+/// that is not read would be lost. `holder` says in errors what the object is.
 pub fn only_members<'a, const N: usize>(
     body: &[u8],
     object: &'a RawValue,

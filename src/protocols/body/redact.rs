@@ -1,6 +1,6 @@
-//! Finds and replaces secrets in events: the string values of `oidcToken` and `vcsAccessToken` directly inside an object
-//! that is the value of `customEnv0EnvironmentVariables`, at any depth, however the keys are escaped. env0's API puts them
-//! there. OTLP writes an object as a list of pairs, which counts as the object that it stands for:
+//! Finds and replaces secrets in events: the string values of `oidcToken` and `vcsAccessToken` directly inside an
+//! object that is the value of `customEnv0EnvironmentVariables`, at any depth, however the keys are escaped. env0's API
+//! puts them there. OTLP writes an object as a list of pairs, which counts as the object that it stands for:
 //!
 //! ```json
 //! {"key":"customEnv0EnvironmentVariables","value":{"kvlistValue":{"values":[
@@ -88,7 +88,8 @@ pub(super) fn secrets(json: &[u8]) -> Vec<Range<usize>> {
     search.found
 }
 
-/// The search for secrets in one event. A container takes two bytes, because there may be as many as the event has bytes.
+/// The search for secrets in one event. A container takes two bytes, because there may be
+/// as many as the event has bytes.
 #[derive(Default)]
 struct Search {
     /// The open containers, the innermost last.

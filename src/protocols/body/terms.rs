@@ -10,8 +10,8 @@ pub struct Limits {
     /// `ENV0_S3_LOG_MAX_BODY_BYTES`: the body without its `Content-Encoding` and, in Loki's
     /// protocol, without snappy.
     pub max_body_bytes: usize,
-    /// The most bytes that lines may take together where they aren't stored as they were sent. Text and foreign protocols
-    /// grow when they become JSON: 16 MiB of empty OTLP records would be gigabytes.
+    /// The most bytes that lines may take together where they aren't stored as they were sent. Text and foreign
+    /// protocols grow when they become JSON: 16 MiB of empty OTLP records would be gigabytes.
     pub max_lines_bytes: usize,
     /// `ENV0_S3_LOG_MAX_EVENT_BYTES`: one stored line, without its newline.
     pub max_event_bytes: usize,

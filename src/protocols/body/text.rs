@@ -29,8 +29,8 @@ pub(super) fn text_lines(body: &[u8]) -> impl Iterator<Item = &[u8]> {
     lines.filter(|line| !line.iter().all(|&byte| is_white_space(byte)))
 }
 
-/// Whether `body` is in UTF-16 or UTF-32. It begins with the byte order mark, as files do that PowerShell writes, and has a
-/// zero byte, as every space and line ending has there; or it begins with two Latin characters without the mark.
+/// Whether `body` is in UTF-16 or UTF-32. It begins with the byte order mark, as files do that PowerShell writes, and
+/// has a zero byte, as every space and line ending has there; or it begins with two Latin characters without the mark.
 pub(crate) fn is_utf16_or_32(body: &[u8]) -> bool {
     match body {
         [0, 0, 0xfe, 0xff, ..] => true,
@@ -71,8 +71,8 @@ const DEFLATE_TRIED_BYTES: usize = 64 * 1024;
 /// Some words of a few letters are raw deflate of even fewer.
 const DEFLATE_LEAST_BYTES: usize = 8;
 
-/// Whether `body` is text in zlib or raw deflate. Text can begin as these do, so it is tried: it has to inflate to text up
-/// to the stream's end, or to the first [`DEFLATE_TRIED_BYTES`] of it.
+/// Whether `body` is text in zlib or raw deflate. Text can begin as these do, so it is tried: it has to inflate to text
+/// up to the stream's end, or to the first [`DEFLATE_TRIED_BYTES`] of it.
 fn is_deflated(body: &[u8]) -> bool {
     let mut text = Vec::with_capacity(DEFLATE_TRIED_BYTES);
     [true, false].into_iter().any(|has_zlib_header| {
@@ -110,8 +110,8 @@ pub fn repaired_len(body: &[u8]) -> Option<usize> {
     })
 }
 
-/// `body` with U+FFFD in place of bytes that are not UTF-8, and how many bytes those were. It is copied only where there
-/// are any, and refused first where the copy would take more than `max_bytes`.
+/// `body` with U+FFFD in place of bytes that are not UTF-8, and how many bytes those were. It is copied only where
+/// there are any, and refused first where the copy would take more than `max_bytes`.
 pub fn repaired(body: Bytes, max_bytes: usize) -> Result<(Bytes, u64), BodyError> {
     let Some(len) = repaired_len(&body) else { return Ok((body, 0)) };
     if len > max_bytes {

@@ -66,9 +66,9 @@ impl LineWriter {
         Ok(body)
     }
 
-    /// Calls `each` with every line of `body` that has more than white space, without its line ending (`\n` or `\r\n`). Bytes
-    /// that are not UTF-8 become U+FFFD and are counted. Refuses UTF-16, UTF-32 and files of other kinds, which would become
-    /// unreadable.
+    /// Calls `each` with every line of `body` that has more than white space, without its line ending (`\n` or `\r\n`).
+    /// Bytes that are not UTF-8 become U+FFFD and are counted. Refuses UTF-16, UTF-32 and files of other kinds, which
+    /// would become unreadable.
     pub fn text_lines(
         &mut self,
         body: &[u8],
@@ -91,7 +91,8 @@ impl LineWriter {
         Ok(())
     }
 
-    /// Adds a JSON object: byte for byte where it is on one line, otherwise without the white space outside its strings.
+    /// Adds a JSON object: byte for byte where it is on one line, otherwise without the
+    /// white space outside its strings.
     pub fn push(&mut self, said: Option<LogType>, object: &RawValue) -> Result<(), BodyError> {
         let object = object.get().as_bytes();
         self.line(said, |out| if is_one_line(object) { out.write_all(object) } else { compact(object, out) })
@@ -239,8 +240,8 @@ impl<'a> Line<'a> {
         Line { bytes, end, most, replaced: 0 }
     }
 
-    /// Reserves all memory at once where there is much already: doubling it would need half as much again while it is copied,
-    /// and pages that are reserved and not written to take no memory yet.
+    /// Reserves all memory at once where there is much already: doubling it would need half as much again while it is
+    /// copied, and pages that are reserved and not written to take no memory yet.
     #[cold]
     fn grow(&mut self) {
         let len = self.bytes.len();

@@ -24,8 +24,8 @@ const ENTRY_PARSED: u32 = 4;
 const PAIR_NAME: u32 = 1;
 const PAIR_VALUE: u32 = 2;
 
-/// How many labels of a stream, or pairs of an entry, are compared to find a name that is there twice: more than Loki takes.
-/// More are stored in the form that a name which is there twice takes, so that the search is bounded.
+/// How many labels of a stream, or pairs of an entry, are compared to find a name that is there twice: more than Loki
+/// takes. More are stored in the form that a name which is there twice takes, so that the search is bounded.
 const NAMES_MAX: usize = 1024;
 
 /// Stores every entry of a `PushRequest`.
@@ -83,8 +83,8 @@ struct StoredLabels {
     said: Option<LogType>,
 }
 
-/// Writes `"labels":{…}`. Where a part of the text is no label, a name is there twice, or there are more than [`NAMES_MAX`],
-/// `labelsText` has the text as it was sent beside them.
+/// Writes `"labels":{…}`. Where a part of the text is no label, a name is there twice, or there are more than
+/// [`NAMES_MAX`], `labelsText` has the text as it was sent beside them.
 fn read_labels(text: &[u8], writer: &mut LineWriter) -> Result<StoredLabels, BodyError> {
     writer.check_len(text)?;
     let mut said = None;
@@ -164,8 +164,8 @@ impl<'a> Entry<'a> {
         Ok(())
     }
 
-    /// Writes the pairs of field `number` as an object called `name`; where a name is there twice, or there are more than
-    /// [`NAMES_MAX`], as an array called `<name>Pairs`.
+    /// Writes the pairs of field `number` as an object called `name`; where a name is there twice, or there are more
+    /// than [`NAMES_MAX`], as an array called `<name>Pairs`.
     fn write_pairs(&self, number: u32, name: &str, out: &mut Line<'_>) -> io::Result<()> {
         let messages = || fields(self.bytes).flatten().filter(move |field| field.number == number);
         let pairs = || messages().filter_map(|field| pair(bytes(&field, "").ok()?).ok());

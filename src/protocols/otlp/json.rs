@@ -9,8 +9,8 @@ use crate::protocols;
 use crate::protocols::body::{self, BodyError, Elements, Events, LineWriter, Members, only_members};
 use crate::protocols::otlp::line::{Heads, store};
 
-// Each member has several names: by protobuf's JSON mapping parsers also take the original field name, and older versions
-// called scopes instrumentation libraries.
+// Each member has several names: by protobuf's JSON mapping parsers also take the original field name, and older
+// versions called scopes instrumentation libraries.
 const RESOURCE_LOGS: &[&str] = &["resourceLogs", "resource_logs"];
 const SCOPE_LOGS: &[&str] = &["scopeLogs", "scope_logs"];
 const LIBRARY_LOGS: &[&str] = &["instrumentationLibraryLogs", "instrumentation_library_logs"];
@@ -22,8 +22,8 @@ const SCHEMA_URL: &[&str] = &["schemaUrl", "schema_url"];
 /// What the outermost object is, and where one that isn't should have gone.
 const HOLDER: &str = "the request, which is OTLP on this path (plain events go to /v1/logs/env0-deployments)";
 
-/// Stores every record of an `ExportLogsServiceRequest`. Refuses a member that is not known in the objects that are split:
-/// records in it would be answered 200 and lost.
+/// Stores every record of an `ExportLogsServiceRequest`. Refuses a member that is not known in the objects that are
+/// split: records in it would be answered 200 and lost.
 pub(super) fn logs(body: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
     for request in Events::new(body) {
         let [resource_logs] = only_members(body, request?.json, [RESOURCE_LOGS], writer.records(), HOLDER)?;
@@ -88,8 +88,8 @@ fn each_object<'a>(
     Ok(())
 }
 
-/// The log type that the resource's `service.name` names, wherever it is among the attributes. Some senders write attributes
-/// as an object, or a value as plain text; it is found there, too.
+/// The log type that the resource's `service.name` names, wherever it is among the attributes. Some senders write
+/// attributes as an object, or a value as plain text; it is found there, too.
 fn said(resource: &RawValue) -> Option<LogType> {
     let attributes = body::members(resource, ["attributes"])[0]?;
     let elements = Elements::of(attributes).map(|attribute| body::members(attribute, ["key", "value"]));

@@ -94,7 +94,8 @@ fn mutate(bytes: &mut Vec<u8>, random: &mut StdRng) {
     }
 }
 
-/// One input of the guided fuzz: a byte that chooses path and limits, and a body, which is Loki's protobuf without snappy.
+/// One input of the guided fuzz: a byte that chooses path and limits, and a body, which is
+/// Loki's protobuf without snappy.
 pub(crate) fn execute(family: &str, input: &[u8]) {
     let (_, heads) = FAMILIES.into_iter().find(|(name, _)| *name == family).expect("the name of a family");
     let Some((&choice, body)) = input.split_first() else { return };

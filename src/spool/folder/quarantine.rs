@@ -15,13 +15,13 @@ const REPORTED: &str = ".told";
 const TAKEN_NAMES_MAX: u32 = 1000;
 
 impl Folder {
-    /// Moves a batch to quarantine that is not what its name says, or that is empty. Its number becomes a gap, which the
-    /// metadata of later objects names. False where its bytes turn out to be right there: the file is then put back, and
-    /// nothing has changed.
+    /// Moves a batch to quarantine that is not what its name says, or that is empty. Its number becomes a gap, which
+    /// the metadata of later objects names. False where its bytes turn out to be right there: the file is then put
+    /// back, and nothing has changed.
     ///
-    /// A volume that was away for a moment makes a good file look missing. It may be back when the file is moved, so the
-    /// bytes are hashed once more in quarantine, where the volume is surely the spool's. A crash before a good file is put
-    /// back leaves it in quarantine, from where an operator can bring it to S3.
+    /// A volume that was away for a moment makes a good file look missing. It may be back when the file is moved, so
+    /// the bytes are hashed once more in quarantine, where the volume is surely the spool's. A crash before a good file
+    /// is put back leaves it in quarantine, from where an operator can bring it to S3.
     ///
     /// The chain's head first leaves an empty `.sent`. In the other order, a crash in between would leave no file with
     /// the head's number, and the next batch would get that number a second time.
@@ -54,8 +54,8 @@ impl Folder {
         Ok(true)
     }
 
-    /// Moves a file from quarantine back to its folder. The folder is fsynced first, so that a power cut leaves the file in
-    /// one of the two.
+    /// Moves a file from quarantine back to its folder. The folder is fsynced first, so that a power cut
+    /// leaves the file in one of the two.
     fn put_back(&self, aside: &Path, path: &Path) -> io::Result<()> {
         self.with_remedy(|| self.home.disk.rename(aside, path))?;
         self.home.disk.sync_dir(&self.dir)?;
@@ -69,8 +69,8 @@ impl Folder {
         Ok(())
     }
 
-    /// Empties the file that keeps the chain's head, which a crash has left with its bytes. What has its name and is no file
-    /// is moved to quarantine, and an empty file takes its place.
+    /// Empties the file that keeps the chain's head, which a crash has left with its bytes. What has its name and is no
+    /// file is moved to quarantine, and an empty file takes its place.
     pub(in crate::spool) fn empty_head(&self, head: &SealedName) -> io::Result<()> {
         let path = self.path(&SpoolName::Sealed(*head));
         match self.home.with_room(|| self.home.disk.open(&path)?.truncate(0)) {
@@ -86,9 +86,9 @@ impl Folder {
         self.home.quarantine_dir().join(format!("{}_{name}", self.log_type))
     }
 
-    /// Moves a file to quarantine, durably, under the log type's and its own name; a name that exists there gets a number.
-    /// For a file that somebody removed an empty one is made, so that a gap is also reported after a crash. Returns where
-    /// the file is now.
+    /// Moves a file to quarantine, durably, under the log type's and its own name; a name that exists there gets a
+    /// number. For a file that somebody removed an empty one is made, so that a gap is also reported after a crash.
+    /// Returns where the file is now.
     ///
     /// The new name is fsynced before the old one's removal:
     ///
