@@ -131,7 +131,7 @@ fn a_folder_or_file_of_another_user_in_the_spool_is_told_before_a_start() {
     let folders = ["env0-deployments", "env0-audits", "quarantine"].map(|name| spool.join(name));
     let files = folders.iter().flat_map(|folder| std::fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()));
     let inner: Vec<_> = files.chain(folders.clone()).chain([spool.join("lock")]).collect();
-    assert_eq!(inner.len(), 5, "a batch's file is among them: {inner:?}");
+    assert!(inner.iter().any(|path| path.extension().is_some_and(|ending| ending == "open")), "{inner:?}");
     let own = |path: &Path, uid| std::os::unix::fs::chown(path, Some(uid), Some(uid)).unwrap();
     let top = std::fs::read_dir(&spool).unwrap().map(|entry| entry.unwrap().path()).chain([spool.clone()]);
     top.chain(inner.clone()).for_each(|path| own(&path, STRANGER));
