@@ -210,8 +210,13 @@ impl Ingest {
 
     /// `PUT /v1/oidc-token`. Never depends on the spool.
     async fn take_token(&self, headers: &HeaderMap, body: &mut Incoming, guest: &Guest) -> Result<(), Refusal> {
-        let body = self.tokens.read(body, &self.stop_bodies);
-        let taken = self.authenticator.hand_over_request(guest, headers, body).await;
+        let place = self.tokens.place(guest.network());
+        let body = place.read(body, &self.stop_bodies);
+        let taken = tokio::select! {
+            biased;
+            taken = self.authenticator.hand_over_request(guest, headers, body) => taken,
+            refusal = place.given_up() => Err(refusal),
+        };
         taken.map_err(|refusal| match refusal {
             Refusal::Unauthorized(_) => Refusal::Unauthorized(BadCredentials::NoOidcToken),
             other => other,

@@ -391,7 +391,7 @@ impl Registry {
 }
 
 /// What counts as one address: all of a customer's addresses of IPv6, as a rule.
-fn network_of(client: IpAddr) -> IpAddr {
+pub(super) fn network_of(client: IpAddr) -> IpAddr {
     match client.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
         address @ IpAddr::V4(_) => address,

@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use super::connections::Guest;
-use super::connections::{Member, READ_MOST_BYTES, Registry};
+use super::connections::{Member, READ_MOST_BYTES, Registry, network_of};
 use super::framing::{FramingGuard, HEADERS_MAX, REFUSED_METHOD};
 use super::refusals::{Fault, Refusals, Refused};
 use super::site::Site;
@@ -111,6 +111,13 @@ impl Listener {
         closing.cancel();
         connections.close();
         connections.wait().await;
+    }
+}
+
+impl Guest {
+    /// Where it comes from: what counts as one address.
+    pub fn network(&self) -> IpAddr {
+        network_of(self.connection.client)
     }
 }
 

@@ -1,79 +1,193 @@
-//! Bodies that are tokens. Anyone may send one, so only few large ones are read at a time, and who comes new gets the
-//! place of the one that has been coming longest: a token that is sent whole is there before that happens.
+//! Bodies that are tokens. Anyone may send one, so all of them together have little memory. When it is used up, one of
+//! the address that sends the most at a time is given up, the one that came first: a token that is sent whole is judged
+//! before that happens to it.
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body as _, Incoming};
-use tokio::sync::oneshot;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::ingest::receive::{UNCHARGED_BYTES, draining};
 use crate::protocols::Refusal;
 
-const MAX_BYTES: usize = 64 * 1024;
+/// A longer body is no token: the longest has 20,000 bytes, and there may be white space around it.
+const MAX_BYTES: usize = 20 * 1024;
+/// What all of them may have, until they are judged: [`UNCHARGED_BYTES`] for each of the usual 1,024 connections.
+const ALL_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// From the head to the last byte.
 const TIME: Duration = Duration::from_secs(10);
-/// So many are read at a time of those that are longer than [`UNCHARGED_BYTES`]; 1 MiB in all.
-const PLACES: usize = 16;
 
-/// The large ones that are being read, the oldest first: whose sender is dropped has lost its place.
+/// Those of which something has come, and that are not judged yet.
 #[derive(Default)]
-pub(super) struct TokenBodies(Mutex<VecDeque<oneshot::Sender<()>>>);
+pub(super) struct TokenBodies(Mutex<Bodies>);
+
+#[derive(Default)]
+struct Bodies {
+    last_number: u64,
+    bytes: usize,
+    /// The first that came is the first here.
+    by_number: BTreeMap<u64, Body>,
+}
+
+struct Body {
+    source: IpAddr,
+    bytes: usize,
+    given_up: Arc<Notify>,
+}
 
 impl TokenBodies {
-    /// Reads one; `None` where it is too long for a token.
+    /// A place for the body of a request that comes from `source`.
+    pub(super) fn place(&self, source: IpAddr) -> Place<'_> {
+        let mut bodies = self.lock();
+        bodies.last_number += 1;
+        Place { all: self, number: bodies.last_number, source, given_up: Arc::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Bodies> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Bodies {
+    fn remove(&mut self, number: u64) {
+        if let Some(body) = self.by_number.remove(&number) {
+            self.bytes -= body.bytes;
+        }
+    }
+
+    /// The first that came of the address that has the most.
+    fn missed_least(&self) -> Option<u64> {
+        let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+        for body in self.by_number.values() {
+            *counts.entry(body.source).or_default() += 1;
+        }
+        let (number, _) = self.by_number.iter().min_by_key(|(_, body)| Reverse(counts.get(&body.source)))?;
+        Some(*number)
+    }
+}
+
+/// One body's place among all; what it holds counts until the place is dropped.
+pub(super) struct Place<'a> {
+    all: &'a TokenBodies,
+    number: u64,
+    source: IpAddr,
+    given_up: Arc<Notify>,
+}
+
+impl Place<'_> {
+    /// Reads the token; `None` where it is too long for one.
     ///
     /// # Errors
-    /// The request is to be refused: the body broke off, took too long, lost its place, or `stop` ends all that are coming.
+    /// The request is to be refused: the body broke off, took too long, or `stop` ends all that are coming.
     pub(super) async fn read(&self, body: &mut Incoming, stop: &CancellationToken) -> Result<Option<Bytes>, Refusal> {
         if body.size_hint().lower() > MAX_BYTES as u64 {
             return Ok(None);
         }
-        let is_small = body.size_hint().exact().is_some_and(|bytes| bytes <= UNCHARGED_BYTES as u64);
-        let place = (!is_small).then(|| self.take_place());
-        let lost = async {
-            match place {
-                Some(place) => drop(place.await),
-                None => std::future::pending().await,
-            }
-        };
-        let unavailable = |reason: String| Refusal::Unavailable { reason, retry_after_seconds: 1 };
         tokio::select! {
             biased;
-            token = tokio::time::timeout(TIME, whole(body)) => {
+            token = tokio::time::timeout(TIME, self.whole(body)) => {
                 token.unwrap_or_else(|_| Err(unavailable(format!("the token did not arrive within {} s", TIME.as_secs()))))
             }
-            () = lost => Err(unavailable(format!("{PLACES} newer tokens came before all of this one did"))),
             () = stop.cancelled() => Err(draining()),
         }
     }
 
-    fn take_place(&self) -> oneshot::Receiver<()> {
-        let (place, lost) = oneshot::channel();
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        places.retain(|other| !other.is_closed());
-        if places.len() >= PLACES {
-            places.pop_front();
+    /// Copied together: each piece may keep a larger buffer alive.
+    async fn whole(&self, body: &mut Incoming) -> Result<Option<Bytes>, Refusal> {
+        let mut token = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| Refusal::BrokenBody { reason: error.to_string() })?;
+            let data = frame.data_ref().map_or(&[][..], |data| data);
+            if token.len() + data.len() > MAX_BYTES {
+                return Ok(None);
+            }
+            if token.len() + data.len() > token.capacity() {
+                token.reserve_exact(data.len().next_multiple_of(UNCHARGED_BYTES));
+                self.holds(token.capacity());
+            }
+            token.extend_from_slice(data);
         }
-        places.push_back(place);
-        lost
+        Ok(Some(token.into()))
+    }
+
+    /// Counts what the body has by now, and gives others up where all have too much.
+    fn holds(&self, bytes: usize) {
+        let mut bodies = self.all.lock();
+        bodies.remove(self.number);
+        bodies.bytes += bytes;
+        bodies.by_number.insert(self.number, Body { source: self.source, bytes, given_up: self.given_up.clone() });
+        while bodies.bytes > ALL_MAX_BYTES
+            && let Some(number) = bodies.missed_least()
+        {
+            if let Some(body) = bodies.by_number.get(&number) {
+                body.given_up.notify_one();
+            }
+            bodies.remove(number);
+        }
+    }
+
+    /// Waits until the body is given up for others.
+    pub(super) async fn given_up(&self) -> Refusal {
+        self.given_up.notified().await;
+        unavailable("tokens that came later needed the memory of this one".to_owned())
     }
 }
 
-/// Copied together: each piece may keep a larger buffer alive.
-async fn whole(body: &mut Incoming) -> Result<Option<Bytes>, Refusal> {
-    let mut token = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Refusal::BrokenBody { reason: error.to_string() })?;
-        let data = frame.data_ref().map_or(&[][..], |data| data);
-        if token.len() + data.len() > MAX_BYTES {
-            return Ok(None);
-        }
-        token.extend_from_slice(data);
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.all.lock().remove(self.number);
     }
-    Ok(Some(token.into()))
+}
+
+fn unavailable(reason: String) -> Refusal {
+    Refusal::Unavailable { reason, retry_after_seconds: 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    /// Places of these addresses, `127.0.0.<number>`, each with as much as the largest token.
+    fn places<'a>(all: &'a TokenBodies, addresses: impl IntoIterator<Item = u8>) -> Vec<Place<'a>> {
+        let place = |address| all.place([127, 0, 0, address].into());
+        addresses.into_iter().map(place).inspect(|place| place.holds(MAX_BYTES)).collect()
+    }
+
+    fn given_up(places: &[Place<'_>]) -> Vec<usize> {
+        let is_given_up = |number: &usize| places[*number].given_up().now_or_never().is_some();
+        (0..places.len()).filter(is_given_up).collect()
+    }
+
+    #[test]
+    fn beyond_the_bound_the_first_of_the_address_that_has_the_most_is_given_up() {
+        let all = TokenBodies::default();
+        let here = places(&all, [1, 2, 2, 2].into_iter().chain(4..=203));
+        assert_eq!(given_up(&here), [] as [usize; 0], "204 fit");
+        let mut newer = Vec::new();
+        // Of 2 until it has one as the others do; then of all.
+        for (address, first) in [(204, 1), (205, 2), (206, 0)] {
+            newer.extend(places(&all, [address]));
+            assert_eq!(given_up(&here), [first]);
+        }
+        assert_eq!(given_up(&newer), [] as [usize; 0]);
+    }
+
+    #[test]
+    fn what_is_dropped_makes_room() {
+        let all = TokenBodies::default();
+        for _ in 0..3 {
+            let here = places(&all, std::iter::repeat_n(1, 204));
+            assert_eq!(given_up(&here), [] as [usize; 0]);
+        }
+        assert_eq!(all.lock().bytes, 0);
+    }
 }

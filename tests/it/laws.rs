@@ -44,14 +44,18 @@ fn under_fire(daemon: &Daemon, bearers: &[Bearer<'_>], each: usize, meanwhile: i
                 });
             }
         }
-        // Also where it panics, so that the senders end.
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(meanwhile));
-        done.store(true, Ordering::SeqCst);
-        if let Err(panic) = outcome {
-            std::panic::resume_unwind(panic);
-        }
+        then_done(&done, meanwhile);
     });
     println!("{} requests of {} kinds", sent.into_inner(), SENDERS.len());
+}
+
+/// Runs `act`, and then sets `done`: also where it panics, so that the senders end.
+fn then_done(done: &AtomicBool, act: impl FnOnce()) {
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(act));
+    done.store(true, Ordering::SeqCst);
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
 }
 
 /// Memory that the daemon has in RAM, or had at most (`VmHWM`), in bytes.
@@ -68,8 +72,13 @@ fn setup(aws: &LocalAws) -> Setup {
     Setup::new(aws).set("ENV0_S3_LOG_SPOOL_MAX_BYTES", "64GiB").set("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", ORGANIZATION)
 }
 
+/// A token of 8 KB and more.
+fn long_token(aws: &LocalAws) -> String {
+    aws.issuer.mint(serde_json::json!({ "about": "x".repeat(6000) }))
+}
+
 /// What must be taken: its name, the status of its answer, the request.
-fn honest(token: &str) -> Vec<(&'static str, u16, Upload)> {
+fn honest(token: &str, long_token: &str) -> Vec<(&'static str, u16, Upload)> {
     let text = "a".repeat(1000);
     let audit = event(&text);
     let envelope = format!(r#"{{"source":"env0-audit-logs-source","event":"{text}"}}"#);
@@ -93,6 +102,7 @@ fn honest(token: &str) -> Vec<(&'static str, u16, Upload)> {
         ("an audit event of New Relic's", 202, post("/log/v1").body(log)),
         ("a token in its header", 204, hand_over().bearer(token)),
         ("a token as the body", 204, hand_over().body(token)),
+        ("a long token as the body", 204, hand_over().body(long_token)),
     ]
 }
 
@@ -101,7 +111,7 @@ fn audits_and_tokens_are_taken(each: usize, time: Duration, within: Duration) {
     let setup = setup(&aws);
     let daemon = setup.start();
     let token = aws.issuer.token();
-    let honest = honest(&token);
+    let honest = honest(&token, &long_token(&aws));
     let mut slowest = (Duration::ZERO, "");
     under_fire(&daemon, &[Bearer { token: &token, path: DEPLOYMENTS }], each, || {
         let since = Instant::now();
@@ -133,7 +143,7 @@ fn memory_stays_under_its_bound(each: usize, time: Duration) {
     let bearers = bearers.map(|(token, path)| Bearer { token, path });
     under_fire(&daemon, &bearers, each, || {
         let since = Instant::now();
-        for (_, _, upload) in honest(&token).iter().cycle() {
+        for (_, _, upload) in honest(&token, &long_token(&aws)).iter().cycle() {
             // Whatever it is answered: here, audit events have no share of their own.
             let _ = upload.send(daemon.listen);
             let peak = memory_bytes(&daemon, "VmHWM");
@@ -210,30 +220,81 @@ fn sixty_bodies_that_are_left_hold_nobody_up() {
     assert!(sent.elapsed() < NOT_HELD, "held for {:?}", sent.elapsed());
 }
 
+/// A hand-over of `token`, in one piece or in two.
+fn hand_over(token: &str, chunked: bool, pieces: usize) -> Vec<Vec<u8>> {
+    let (header, body) = match chunked {
+        false => (format!("Content-Length: {}", token.len()), token.as_bytes().to_vec()),
+        true => {
+            let chunk = |bytes: &[u8]| [format!("{:x}\r\n", bytes.len()).as_bytes(), bytes, b"\r\n"].concat();
+            let chunks: Vec<_> = token.as_bytes().chunks(1000).chain([&b""[..]]).map(chunk).collect();
+            ("Transfer-Encoding: chunked".to_owned(), chunks.concat())
+        }
+    };
+    let head = format!("PUT /v1/oidc-token HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n");
+    let all = [head.as_bytes(), &body].concat();
+    all.chunks(all.len().div_ceil(pieces)).map(<[u8]>::to_vec).collect()
+}
+
 #[test]
-fn two_hundred_tokens_that_never_end_delay_no_hand_over() {
+fn tokens_from_two_hundred_addresses_that_never_end_delay_no_hand_over() {
+    const ADDRESSES: u16 = 200;
+    const THREADS: u16 = 4;
+    // Of each thread: in all fewer than there may be connections, and with more bytes than tokens may have.
+    const HELD: usize = 120;
     let aws = LocalAws::start();
     let setup = setup(&aws);
     let daemon = setup.start();
-    let token = aws.issuer.token();
-    let halves: Vec<_> = (0..200_u8)
-        .map(|number| {
-            let mut raw = Raw::connect_from(number + 2, daemon.listen).unwrap();
-            let head = format!("PUT /v1/oidc-token HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", 64 * 1024);
-            // What the daemon doesn't read waits in the system.
-            let _ = raw.write(head).and_then(|()| raw.write(vec![b'e'; 32 * 1024]));
-            raw
-        })
-        .collect();
-    let long = aws.issuer.mint(serde_json::json!({ "about": "x".repeat(9000) }));
-    let hand_over = || Upload::new("PUT", "/v1/oidc-token");
-    for upload in [hand_over().body(&token), hand_over().bearer(&token), hand_over().body(&long)] {
-        let sent = Instant::now();
-        let answer = upload.send(daemon.listen).unwrap();
-        assert_eq!(answer.status, 204, "after {:?}: {}", sent.elapsed(), answer.text());
-        assert!(sent.elapsed() < PROMISED, "answered after {:?}", sent.elapsed());
-    }
-    drop(halves);
+    let given_up = || daemon.metric("ingest_requests_total{type=\"none\",code=\"503\"}").unwrap();
+    let (token, long) = (aws.issuer.token(), long_token(&aws));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (daemon, done) = (&daemon, &done);
+            scope.spawn(move || {
+                let mut unfinished = std::collections::VecDeque::new();
+                for number in (0..ADDRESSES).cycle() {
+                    if done.load(Ordering::SeqCst) {
+                        return;
+                    }
+                    let Ok(mut raw) = Raw::connect_from(2 + (number + thread) % ADDRESSES, daemon.listen) else {
+                        continue;
+                    };
+                    let mut bytes = hand_over(&"e".repeat(20_000), thread % 2 == 0, 1).concat();
+                    bytes.truncate(if number % 3 == 0 { 5_000 } else { 19_000 });
+                    let _ = raw.write(bytes);
+                    unfinished.push_back(raw);
+                    if unfinished.len() > HELD {
+                        unfinished.pop_front();
+                    }
+                    // As fast as can be, they are a flood of connections, which is another matter.
+                    std::thread::park_timeout(Duration::from_millis(2));
+                }
+            });
+        }
+        then_done(&done, || {
+            wait_until("some are given up for others", || given_up() > 0.0);
+            let since = Instant::now();
+            let shapes = [&token, &long].into_iter().flat_map(|token| {
+                [(false, 1), (false, 2), (true, 1), (true, 2)].map(|(chunked, pieces)| (token, chunked, pieces))
+            });
+            for (token, chunked, pieces) in shapes.cycle().take_while(|_| since.elapsed() < SHORT) {
+                let what = format!("{} bytes, chunked: {chunked}, pieces: {pieces}", token.len());
+                let sent = Instant::now();
+                let mut raw = Raw::connect(daemon.listen).unwrap();
+                for (number, piece) in hand_over(token, chunked, pieces).into_iter().enumerate() {
+                    if number > 0 {
+                        std::thread::park_timeout(Duration::from_millis(100));
+                    }
+                    raw.write(piece).unwrap();
+                }
+                let answer =
+                    raw.answer().unwrap().unwrap_or_else(|| panic!("{what}: closed after {:?}", sent.elapsed()));
+                assert_eq!(answer.status, 204, "{what}, after {:?}: {}", sent.elapsed(), answer.text());
+                assert!(sent.elapsed() < NOT_HELD, "{what}: answered after {:?}", sent.elapsed());
+            }
+            println!("{} were given up", given_up());
+        });
+    });
 }
 
 #[test]

@@ -98,11 +98,12 @@ impl Raw {
         Raw::new(TcpStream::connect(to)?)
     }
 
-    /// Connects from another address of this machine, `127.0.0.<host>`, as another sender.
-    pub(crate) fn connect_from(host: u8, to: SocketAddr) -> std::io::Result<Raw> {
+    /// Connects from another address of this machine, `127.0.0.<host>` or one behind it, as another sender.
+    pub(crate) fn connect_from(host: u16, to: SocketAddr) -> std::io::Result<Raw> {
         use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
         let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
-        bind(&socket, &SocketAddr::from(([127, 0, 0, host], 0)))?;
+        let [high, low] = host.to_be_bytes();
+        bind(&socket, &SocketAddr::from(([127, 0, high, low], 0)))?;
         connect(&socket, &to)?;
         Raw::new(socket.into())
     }

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::sync::LazyLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::harness::{Daemon, Raw, event};
@@ -24,8 +24,8 @@ pub(super) enum Act {
     Left,
     /// The head of a stranger, without an end.
     Head,
-    /// A token that is handed over, without an end.
-    Token,
+    /// Tokens that are handed over from many addresses at once, in chunks or not, without an end.
+    Tokens,
     /// Connections that have each sent a large body, and stay.
     Stay,
     /// Tokens with a wrong signature, as many as one write takes, one behind the other.
@@ -67,7 +67,7 @@ pub(super) static SENDERS: LazyLock<Vec<(&str, Act)>> = LazyLock::new(|| {
         ("halves of bodies of 1 MiB", Act::Half(MIB, MIB / 2)),
         ("bodies that are left", Act::Left),
         ("heads that never end", Act::Head),
-        ("tokens that never end", Act::Token),
+        ("tokens that never end", Act::Tokens),
         ("connections that stay", Act::Stay),
         ("tokens with a wrong signature", Act::Forged),
         ("questions for the metrics", Act::Metrics),
@@ -193,10 +193,22 @@ impl Act {
                 let _ = raw.write(format!("POST {native} HTTP/1.1\r\nHost: x\r\nX: {}", "x".repeat(15_000)));
                 wait(done, Duration::from_secs(2));
             }
-            Act::Token => {
-                let head = format!("PUT /v1/oidc-token HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", 60 * 1024);
-                let _ = raw.write(head).and_then(|()| raw.write(vec![b'e'; 50 * 1024]));
-                wait(done, Duration::from_secs(2));
+            Act::Tokens => {
+                static LAST: AtomicU16 = AtomicU16::new(0);
+                let unfinished = (0..100).filter_map(|_| {
+                    let number = LAST.fetch_add(1, Ordering::Relaxed);
+                    let mut raw = Raw::connect_from(2 + number % 500, daemon.listen).ok()?;
+                    let (length, before) = match number % 2 {
+                        0 => ("Content-Length: 20000", ""),
+                        _ => ("Transfer-Encoding: chunked", "4e20\r\n"),
+                    };
+                    let part = "e".repeat(if number % 3 == 0 { 5_000 } else { 19_000 });
+                    let request = format!("PUT /v1/oidc-token HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n{before}{part}");
+                    let _ = raw.write(request);
+                    Some(raw)
+                });
+                let _unfinished: Vec<_> = unfinished.collect();
+                wait(done, Duration::from_millis(500));
             }
             Act::Stay => {
                 let body = event(&"x".repeat(300_000));
