@@ -9,7 +9,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation};
 use reqwest::Url;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::refusal::{Reason, VerifyError};
@@ -24,8 +24,6 @@ const FIRST_KEYS_GAP: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Older keys are renewed behind the next request, so that one withdrawn by the issuer goes.
 const KEYS_MAX_AGE: Duration = Duration::from_secs(3600);
-/// Tokens that wait for the keys at once; the next one is told to come again.
-const MAX_WAITING: usize = 64;
 /// Unknown `kid`s that are remembered between two refreshes: their tokens are refused (401). Tokens with any other unknown
 /// `kid` get 503.
 const MAX_LACKING: usize = 256;
@@ -90,7 +88,6 @@ struct Inner {
     state: Mutex<State>,
     /// Rises at the end of each refresh.
     finished: watch::Sender<u64>,
-    places: Semaphore,
 }
 
 /// What is known of the issuer's keys. Bounded, whatever tokens name.
@@ -151,11 +148,11 @@ impl KeyRing {
             network: network.clone(),
             state: Mutex::default(),
             finished: watch::Sender::default(),
-            places: Semaphore::new(MAX_WAITING),
         }))
     }
 
-    /// The keys, with one among them that may have signed what has this `header`.
+    /// The keys, with one among them that may have signed what has this `header`. Whoever waits for them keeps nobody else
+    /// from it: a connection waits for one token at a time, and keeps little meanwhile.
     pub(super) async fn find(&self, header: &Header) -> Result<Arc<[Key]>, VerifyError> {
         let kid = || Sha256::of(header.kid.as_deref().unwrap_or_default().as_bytes());
         let mut finished = {
@@ -172,9 +169,6 @@ impl KeyRing {
                 return Err(state.throttled(kid()));
             }
             self.0.finished.subscribe()
-        };
-        let Ok(_place) = self.0.places.try_acquire() else {
-            return Err(VerifyError::Unavailable(format!("{MAX_WAITING} tokens wait for them already")));
         };
         if tokio::time::timeout(PATIENCE, finished.changed()).await.is_err() {
             return Err(VerifyError::Unavailable("they take too long".to_owned()));

@@ -259,8 +259,8 @@ fn tokens_from_two_hundred_addresses_that_never_end_delay_no_hand_over() {
                     let Ok(mut raw) = Raw::connect_from(2 + (number + thread) % ADDRESSES, daemon.listen) else {
                         continue;
                     };
-                    let mut bytes = hand_over(&"e".repeat(20_000), thread % 2 == 0, 1).concat();
-                    bytes.truncate(if number % 3 == 0 { 5_000 } else { 19_000 });
+                    let mut bytes = hand_over(&"e".repeat(20_000), thread.is_multiple_of(2), 1).concat();
+                    bytes.truncate(if number.is_multiple_of(3) { 5_000 } else { 19_000 });
                     let _ = raw.write(bytes);
                     unfinished.push_back(raw);
                     if unfinished.len() > HELD {

@@ -4,8 +4,13 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::json;
+
 use crate::harness::{AUDITS, DEPLOYMENTS, Daemon, Raw, Setup, TOKEN, Upload, event, wait_until};
 use crate::local_aws::LocalAws;
+use crate::local_aws::issuer::ORGANIZATION;
 
 const MIB: usize = 1024 * 1024;
 
@@ -43,6 +48,35 @@ fn heads_that_never_end_take_a_few_mebibytes_in_all_on_both_ports() {
     assert!(refused(&daemon, "limit") > 0.0, "some were closed for the memory of the others");
     let grown = memory_bytes(&daemon, "VmHWM:") - before;
     assert!(grown < 24 * MIB, "{} MiB more in memory", grown / MIB);
+}
+
+#[test]
+fn tokens_with_rich_heads_that_wait_for_keys_take_a_few_mebibytes_in_all() {
+    // Takes connections, and never answers.
+    let issuer = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/", issuer.local_addr().unwrap());
+    let aws = LocalAws::start();
+    let setup =
+        Setup::new(&aws).set("ENV0_S3_LOG_OIDC_ISSUER", &url).set("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", ORGANIZATION);
+    let daemon = setup.start();
+    let good = aws.issuer.mint(json!({ "iss": url }));
+    // Nobody has signed it, and its header is of many parts.
+    let header = json!({ "alg": "RS256", "kid": "stranger", "x5c": vec![""; 3000] }).to_string();
+    let [_, claims, _] = good.split('.').collect::<Vec<_>>()[..] else { panic!("three parts") };
+    let token = format!("{}.{claims}.AAAA", URL_SAFE_NO_PAD.encode(header));
+    let request =
+        format!("PUT /v1/oidc-token HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 0\r\n\r\n");
+    let before = memory_bytes(&daemon, "VmHWM:");
+    let mut strangers: Vec<_> = (0..900).map(|_| Raw::connect_from(2, daemon.listen).unwrap()).collect();
+    for raw in &mut strangers {
+        raw.write(&request).unwrap();
+    }
+    for raw in &mut strangers {
+        assert_eq!(raw.answer().unwrap().unwrap().status, 503);
+    }
+    let grown = memory_bytes(&daemon, "VmHWM:") - before;
+    println!("{} KiB more in memory", grown / 1024);
+    assert!(grown < 64 * MIB, "{} MiB more in memory", grown / MIB);
 }
 
 #[test]

@@ -202,7 +202,7 @@ impl Act {
                         0 => ("Content-Length: 20000", ""),
                         _ => ("Transfer-Encoding: chunked", "4e20\r\n"),
                     };
-                    let part = "e".repeat(if number % 3 == 0 { 5_000 } else { 19_000 });
+                    let part = "e".repeat(if number.is_multiple_of(3) { 5_000 } else { 19_000 });
                     let request = format!("PUT /v1/oidc-token HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n{before}{part}");
                     let _ = raw.write(request);
                     Some(raw)
