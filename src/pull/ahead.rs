@@ -5,7 +5,7 @@ use std::path::Path;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::Deserialize;
 
-use crate::pull::files::{FILE_MAX_BYTES, FOLDER};
+use crate::pull::files::{self, FILE_MAX_BYTES, FOLDER};
 use crate::spool::disk::{self, Disk, OsDisk};
 
 /// Clocks differ by less, so a place that is further ahead was written by a clock that was wrong.
@@ -45,14 +45,9 @@ pub fn ahead_of(spool: &Path, now: DateTime<Utc>) -> Vec<(String, DateTime<Utc>)
 pub(super) fn places(spool: &Path) -> impl Iterator<Item = (String, Times)> {
     let folder = spool.join(FOLDER);
     let listed = OsDisk.list(&folder).unwrap_or_default().into_iter();
-    listed.filter(|(name, _)| is_place(name)).filter_map(move |(name, _)| {
+    listed.filter(|(name, _)| files::place_of(name).is_some()).filter_map(move |(name, _)| {
         let bytes = disk::read(&OsDisk, &folder.join(&name), FILE_MAX_BYTES).ok()?;
         let File { memory } = serde_json::from_slice(&bytes).ok()?;
         Some((name, memory))
     })
-}
-
-/// A part's name has a dot and a hash behind the organization's.
-fn is_place(name: &str) -> bool {
-    name.strip_suffix(".json").is_some_and(|rest| rest.contains('_') && !rest.contains('.'))
 }

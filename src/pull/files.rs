@@ -40,6 +40,13 @@ pub(super) enum PlaceError {
     Crowded { events: usize },
 }
 
+/// The log type and the organization of the place in a file with this name, as the name has them; `None` for other
+/// files. A part's name has a dot and a hash behind the organization's.
+pub(super) fn place_of(name: &str) -> Option<(&str, &str)> {
+    let (log_type, organization) = name.strip_suffix(".json")?.split_once('_')?;
+    (!organization.contains('.')).then_some((log_type, organization))
+}
+
 /// Reads a file of [`FOLDER`]; `None` when there is none.
 pub(super) fn read<T: DeserializeOwned>(spool: &Spool, name: &str) -> Result<Option<T>, PlaceError> {
     let path = spool.dir().join(FOLDER).join(name);

@@ -384,9 +384,8 @@ pub(super) fn all(spool: &Spool) -> Result<Vec<(String, LogType)>, PlaceError> {
         listed => listed.map_err(|source| PlaceError::Disk { path, source })?,
     };
     let place = |(name, _): (String, u64)| {
-        let (log_type, organization) = name.strip_suffix(".json")?.split_once('_')?;
-        // A part's name has a dot and a hash behind it.
-        let log_type = log_type.parse().ok().filter(|_| !organization.contains('.'))?;
+        let (log_type, _) = files::place_of(&name)?;
+        let log_type = log_type.parse().ok()?;
         Some((name, log_type))
     };
     Ok(names.into_iter().filter_map(place).collect())

@@ -65,6 +65,7 @@ fn trickling_and_silent_connections_at_twice_the_limit_starve_no_good_client() {
                 }
                 silent.rotate_left(1);
                 silent[0] = connect(&daemon);
+                // Not a wait for anything: it paces the flood.
                 std::thread::park_timeout(Duration::from_millis(5));
             }
             closed
@@ -265,7 +266,7 @@ fn a_request_that_is_held_for_memory_is_served_once_there_is_some() {
     let setup = small_memory(&aws);
     let (daemon, holder, _) = exhausted(&setup);
     std::thread::scope(|scope| {
-        // A request that comes before the holder's body is read is answered at once.
+        // A request that comes before the holder's body is read is answered at once. Only time shows that one is not.
         let waiting = wait_for("a request gets no answer yet", || {
             let (sent, answered) = mpsc::channel();
             let daemon = &daemon;

@@ -18,7 +18,7 @@ use crate::yardsticks::{self, Appended};
 const BATCH_MAX_AGE: &str = "2s";
 /// How long the objects may take to arrive after the last acknowledgement.
 const DELIVERY_DEADLINE: Duration = Duration::from_secs(300);
-/// For the threads to rest before memory is read.
+/// For the threads to rest before memory is read. Nothing tells when they do.
 const SETTLE: Duration = Duration::from_millis(300);
 /// The niceness of the threads of S3, STS and issuer.
 const YIELDING_NICENESS: i32 = 15;

@@ -53,6 +53,8 @@ if command -v systemd-analyze >/dev/null; then
     install -D -m 0644 config/env0-s3-logs.service "$folder/root/etc/systemd/system/env0-s3-logs.service"
     systemd-analyze verify --man=no --recursive-errors=no --root="$folder/root" env0-s3-logs.service
     systemd-analyze security --offline=true --threshold=20 config/env0-s3-logs.service | tail -n 1
+else
+    says "SKIPPED: no systemd-analyze on this machine"
 fi
 
 says "what must agree with what: test_consistency.py"

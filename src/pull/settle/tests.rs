@@ -81,7 +81,7 @@ async fn a_batch_that_is_read_slowly_and_refused_once_is_read_again() {
         let refuses = !refused && op == Op::Read && path.to_string_lossy().ends_with(".sealed");
         refused |= refuses;
         if refuses {
-            // Longer than all tries of a file that is refused at once.
+            // The time is what is tested: it is longer than all tries of a file that is refused at once.
             std::thread::sleep(RETRY_AFTER * (TRIES + 10));
             return Effect::Fail(Errno::IO);
         }
@@ -99,6 +99,7 @@ async fn a_batch_that_is_renamed_after_a_long_reading_is_looked_for_under_its_ne
             return Effect::Pass;
         }
         opened += 1;
+        // As above: that it takes longer than all tries is what is tested.
         std::thread::sleep(RETRY_AFTER * (TRIES + 10));
         if opened == 1 { Effect::Fail(Errno::NOENT) } else { Effect::Pass }
     });
