@@ -1,4 +1,5 @@
-//! The sockets of both listeners: accepting, the framing guard, TLS, and who is refused below the requests. Knows no event.
+//! The sockets of both listeners: accepting, the framing guard, TLS, and who is refused
+//! below the requests. Knows no event.
 
 mod connections;
 pub mod descriptors;

@@ -4,8 +4,8 @@
 //! env0's API ─► api ─► audits, deployments ─► place ─► spool ─► flusher …
 //! ```
 //!
-//! [`api`] asks, `audits` and `deployments` decide what is new, `place` brings it into the spool and remembers durably how far that
-//! came. A start first compares the places with what a crash left in the spool ([`settle`]).
+//! [`api`] asks, `audits` and `deployments` decide what is new, `place` brings it into the spool and remembers durably
+//! how far that came. A start first compares the places with what a crash left in the spool ([`settle`]).
 
 mod ahead;
 mod alone;
@@ -59,8 +59,8 @@ const STOP_WAIT: Duration = Duration::from_secs(3);
 
 /// How often the organizations that the key sees are listed again.
 const ORGANIZATIONS_EVERY: Duration = Duration::from_secs(3600);
-/// How much longer than an interval it takes from an idle round to the next one at most. The requests and the upload need
-/// the other three of ten seconds.
+/// How much longer than an interval it takes from an idle round to the next one at most. The requests and the upload
+/// need the other three of ten seconds.
 const IDLE_MAX: Duration = Duration::from_secs(7);
 /// A start that has to read the spool for longer than this says so.
 const SETTLED_SOON: Duration = Duration::from_secs(10);
@@ -180,8 +180,8 @@ impl Parts {
         while begun.pulls.join_next().await.is_some() {}
     }
 
-    /// Without `ENV0_S3_LOG_PULL_FROM` a pull begins at the first start ever, also where env0 names the organization only
-    /// days later.
+    /// Without `ENV0_S3_LOG_PULL_FROM` a pull begins at the first start ever, also where env0 names
+    /// the organization only days later.
     async fn find_beginning(&mut self) -> Result<(), Stopped> {
         let reports: Vec<_> = self.pull.types.iter().map(|log_type| self.report(*log_type, "")).collect();
         while self.pull.from.is_none() {
@@ -252,8 +252,8 @@ impl Parts {
         }
     }
 
-    /// Tells of configured organizations that the key doesn't see. env0 may answer their requests as if nothing happened in
-    /// them, and then no request fails.
+    /// Tells of configured organizations that the key doesn't see. env0 may answer their requests as if nothing
+    /// happened in them, and then no request fails.
     async fn tell_foreign(&self, configured: &[String]) {
         let seen = loop {
             tokio::select! {
@@ -382,8 +382,8 @@ impl Parts {
         }
     }
 
-    /// Tells from when on events are fetched; `reached` is in milliseconds since 1970. Without that, nobody knows whether
-    /// "nothing yet" is a fault.
+    /// Tells from when on events are fetched; `reached` is in milliseconds since 1970. Without that, nobody knows
+    /// whether "nothing yet" is a fault.
     fn tell_beginning(&self, log_type: LogType, organization: &str, began_before: bool, reached: i64) {
         // Where it isn't set, `self.pull` has the time of the first start in its place.
         let is_set = self.config.pull.as_ref().is_some_and(|pull| pull.from.is_some());
@@ -405,8 +405,8 @@ impl Parts {
     }
 }
 
-/// Judges the tokens in the records of `organization`. Without a configured subject or organization, those of the pulled
-/// organization are accepted.
+/// Judges the tokens in the records of `organization`. Without a configured subject or organization, those of the
+/// pulled organization are accepted.
 ///
 /// # Errors
 /// The issuer's address can't be used.

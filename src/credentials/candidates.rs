@@ -66,9 +66,9 @@ impl Candidates {
         if self.0.iter().any(|candidate| candidate.token.same(&token)) { Offer::Accepted } else { Offer::NoRoom }
     }
 
-    /// Drops a refused one, else one of the largest group with the same subject and audience, so that a flood can't push
-    /// out another subject's only token. In the group, the one that ends first goes. The operator's own stay, and the one
-    /// that gave the last session.
+    /// Drops a refused one, else one of the largest group with the same subject and audience, so that a flood can't
+    /// push out another subject's only token. In the group, the one that ends first goes. The operator's own stay, and
+    /// the one that gave the last session.
     fn drop_one(&mut self) {
         let kinds: Vec<_> = self.0.iter().map(|candidate| kind(&candidate.token)).collect();
         let alike = |index: &usize| kinds.iter().filter(|kind| **kind == kinds[*index]).count();

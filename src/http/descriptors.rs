@@ -2,8 +2,8 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// The admin listener, connections that are closed and not gone yet, the runtime, the spool, resolvers, calls to STS and
-/// to the issuer.
+/// The admin listener, connections that are closed and not gone yet, the runtime, the spool, resolvers,
+/// calls to STS and to the issuer.
 const KEPT: u64 = 192;
 
 /// Raises the soft limit to the hard one; the limit from then on.
@@ -18,8 +18,8 @@ pub fn raise_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// How many of the `wanted` connections there may be under a `limit` of open files, so that `uploads` at once, each with
-/// a file and a socket, and the spool have theirs. At a limit that is too low for all, a quarter of it.
+/// How many of the `wanted` connections there may be under a `limit` of open files, so that `uploads` at once, each
+/// with a file and a socket, and the spool have theirs. At a limit that is too low for all, a quarter of it.
 pub fn connections_within(limit: u64, wanted: usize, uploads: usize) -> usize {
     let kept = KEPT.saturating_add(2 * uploads as u64);
     let left = limit.saturating_sub(kept).max(limit / 4).max(1);

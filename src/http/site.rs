@@ -15,8 +15,8 @@ use crate::http::refusals::Refused;
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
-/// Last labels of names that the public DNS never has, or that only a resolver of this network answers: mDNS (`local`, and
-/// so `cluster.local`), Kubernetes' short names (`svc`), the machine itself, and private zones (RFC 6761, RFC 6762,
+/// Last labels of names that the public DNS never has, or that only a resolver of this network answers: mDNS (`local`,
+/// and so `cluster.local`), Kubernetes' short names (`svc`), the machine itself, and private zones (RFC 6761, RFC 6762,
 /// RFC 8375; `internal` by ICANN's decision of 2024; `lan`, `home`, `corp` are never to be given away).
 const PRIVATE_ENDINGS: [&str; 9] =
     ["local", "localhost", "localdomain", "svc", "internal", "lan", "home", "corp", "home.arpa"];
@@ -70,7 +70,8 @@ impl Site {
     }
 }
 
-/// Whether nobody but this network's own people can have given `host`, a name or address with or without a port, its meaning.
+/// Whether nobody but this network's own people can have given `host`, a name or address with
+/// or without a port, its meaning.
 fn is_private(host: &str, own_names: &[String]) -> bool {
     let without_port = match host.rsplit_once(':') {
         Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,

@@ -73,8 +73,8 @@ impl<T: Clone> Watched<T> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Looks at the files, and reads them where they have changed; where they can't be used, what was made before stays.
-    /// Waits for the disk.
+    /// Looks at the files, and reads them where they have changed; where they can't be used, what was made before
+    /// stays. Waits for the disk.
     ///
     /// A change counts once two looks in a row have found the same, or where nothing was written for twice
     /// [`LOOK_EVERY`]: half a file is not read, unless its writer pauses.

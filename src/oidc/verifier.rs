@@ -150,7 +150,8 @@ impl Verifier {
         self.verify_in_turn(token, now, std::future::ready(())).await
     }
 
-    /// As [`Verifier::verify`]. The signature is checked once `turn` resolves, and what that gives is dropped afterwards.
+    /// As [`Verifier::verify`]. The signature is checked once `turn` resolves, and what
+    /// that gives is dropped afterwards.
     pub async fn verify_in_turn<T>(
         &self,
         token: &str,
@@ -174,8 +175,8 @@ impl Verifier {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(refused(Reason::TooLong));
         }
-        // While keys or a turn are waited for, no more is kept of header and claims than is needed then: decoded they can
-        // take ten times the token's bytes, and 950 strangers' took 160 MiB.
+        // While keys or a turn are waited for, no more is kept of header and claims than is needed then: decoded they
+        // can take ten times the token's bytes, and 950 strangers' took 160 MiB.
         let header = {
             let Header { alg, kid, crit, .. } =
                 jsonwebtoken::decode_header(token).map_err(|_| refused(Reason::NotAJwt))?;

@@ -25,7 +25,8 @@ pub(super) struct Times {
     reached: i64,
 }
 
-/// How far a place that is at `at` is ahead of `now`, where that is more than clocks differ; both in milliseconds since 1970.
+/// How far a place that is at `at` is ahead of `now`, where that is more than clocks differ;
+/// both in milliseconds since 1970.
 pub(super) fn ahead_by(at: i64, now: i64) -> Option<TimeDelta> {
     let ahead = at.saturating_sub(now);
     (ahead > DIFFERENCE_MAX_MILLIS).then(|| TimeDelta::milliseconds(ahead))

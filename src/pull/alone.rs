@@ -34,8 +34,8 @@ pub(super) fn show_sign(config: &Config, pull: &Pull, organization: &str) -> Sig
     Sign(held.ok())
 }
 
-/// Whether another process on this host pulls this organization into this bucket: `None`, or words on its id and its spool,
-/// which are empty where it can't be seen.
+/// Whether another process on this host pulls this organization into this bucket: `None`, or words on its id and its
+/// spool, which are empty where it can't be seen.
 pub fn pulled_by_another(config: &Config, pull: &Pull, organization: &str) -> Option<String> {
     let name = name(config, pull, organization);
     is_in_use(&bind(&name)).then(|| holder(&name))

@@ -1,5 +1,5 @@
-//! Where a pull begins, and what is said of that. `ENV0_S3_LOG_PULL_FROM` counts where a pull begins: somebody who sets it
-//! later to an earlier time is told that it brings nothing.
+//! Where a pull begins, and what is said of that. `ENV0_S3_LOG_PULL_FROM` counts where a pull begins: somebody who sets
+//! it later to an earlier time is told that it brings nothing.
 
 use std::path::Path;
 
@@ -11,8 +11,8 @@ use crate::pull::files::{self, PlaceError};
 use crate::spool::Spool;
 use crate::status::Timestamp;
 
-/// What is said at each start of a pull that fetches everything since `from`. Without it nobody knows whether "nothing yet"
-/// is a fault. `is_set`: whether `ENV0_S3_LOG_PULL_FROM` is.
+/// What is said at each start of a pull that fetches everything since `from`. Without it nobody knows whether "nothing
+/// yet" is a fault. `is_set`: whether `ENV0_S3_LOG_PULL_FROM` is.
 pub(super) fn begins(began_before: bool, is_set: bool, from: DateTime<Utc>) -> String {
     let from = Timestamp(from);
     match (began_before, is_set) {
@@ -26,8 +26,8 @@ pub(super) fn begins(began_before: bool, is_set: bool, from: DateTime<Utc>) -> S
     }
 }
 
-/// What to say of a pull that `began` (milliseconds since 1970) after the time from which it is `wanted` now, and what to
-/// do; `None` where it has all that is wanted. `place` is the name of its file, without its ending.
+/// What to say of a pull that `began` (milliseconds since 1970) after the time from which it is `wanted` now, and what
+/// to do; `None` where it has all that is wanted. `place` is the name of its file, without its ending.
 pub(super) fn too_late(place: &str, began: Option<i64>, wanted: DateTime<Utc>) -> Option<(String, String)> {
     let began = DateTime::from_timestamp_millis(began?).filter(|began| wanted < *began)?;
     let (wanted, began) = (Timestamp(wanted), Timestamp(began));

@@ -80,7 +80,8 @@ pub(super) struct Deployments {
     is_first_round: bool,
     /// The ended deployment that was begun last.
     last_ended: String,
-    /// What is being read, by the task's id. It goes on from round to round: one slow answer must not hold up the others.
+    /// What is being read, by the task's id. It goes on from round to round: one slow
+    /// answer must not hold up the others.
     reading: JoinSet<Result<(), RoundError>>,
     read: HashMap<tokio::task::Id, String>,
     pieces: (mpsc::Sender<Piece>, mpsc::Receiver<Piece>),
@@ -96,8 +97,8 @@ enum TakenUp {
     Full,
 }
 
-/// Follows from now on what was listed of `environment`, the oldest first. `room`: how many more ended deployments may be
-/// begun in this round.
+/// Follows from now on what was listed of `environment`, the oldest first. `room`: how many more ended
+/// deployments may be begun in this round.
 fn take_up(
     environment: &EnvironmentRecord,
     listed: VecDeque<Listed>,
@@ -202,8 +203,8 @@ impl Deployments {
         let mut memory = self.place.memory.clone();
         let forgotten = memory.forget_unlisted(&environments, now);
         self.judge_place(&mut memory, now);
-        // Running deployments must not wait for long lists or long logs of ended ones, so each of the two has half of an
-        // interval in a round.
+        // Running deployments must not wait for long lists or long logs of ended ones, so each of the two has
+        // half of an interval in a round.
         let until = Instant::now() + self.interval / 2;
         let (mut known, mut tokens, mut more) = (BTreeMap::new(), Vec::new(), false);
         let mut room = HISTORY_AT_ONCE;
@@ -285,8 +286,8 @@ impl Deployments {
         }
     }
 
-    /// Tells of a place that is ahead of the clock, and sets it back. No environment waits for that: when one was looked at
-    /// in the future says nothing.
+    /// Tells of a place that is ahead of the clock, and sets it back. No environment waits for that: when one was
+    /// looked at in the future says nothing.
     fn judge_place(&self, memory: &mut DeploymentMemory, now: i64) {
         if let Some(ahead) = ahead_by(memory.reached, now) {
             self.report.ahead(&format!("it said that everything is stored until {} minutes ahead of the clock, so a clock was wrong; it is set back, and every environment is looked at", ahead.num_minutes()));
@@ -306,8 +307,8 @@ impl Deployments {
         unlisted.map(record).collect()
     }
 
-    /// Reads the logs of all deployments in `known`, several at once, until they are read or `until` has come. Until then
-    /// those that had ended are begun, and the others in any case. False when some are left to the next round.
+    /// Reads the logs of all deployments in `known`, several at once, until they are read or `until` has come. Until
+    /// then those that had ended are begun, and the others in any case. False when some are left to the next round.
     async fn follow_all(
         &mut self,
         known: BTreeMap<String, Listing>,
@@ -319,7 +320,8 @@ impl Deployments {
         let (ended, running): (Vec<_>, Vec<_>) =
             known.into_iter().filter(|(id, _)| !being_read.contains(id)).partition(|(_, listing)| listing.has_ended());
         let (mut running, mut ended) = (VecDeque::from(running), VecDeque::from(ended));
-        // From where the last round left off: some that fail slowly each time must not keep the others waiting for ever.
+        // From where the last round left off: some that fail slowly each time must not
+        // keep the others waiting for ever.
         let next = ended.partition_point(|(id, _)| *id <= self.last_ended);
         ended.rotate_left(next % ended.len().max(1));
         loop {

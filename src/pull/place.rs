@@ -13,8 +13,8 @@
 //!    near it were taken, and the oldest batch that may hold events which neither place nor parts know.
 //! 3. The gate opens, and the batch may be sent to S3 and its file removed.
 //!
-//! A part whose file can't be written is kept in the place itself until it can be. A place that can't be written keeps its
-//! batch back; nothing more is pulled for it until it is written, and the places of other organizations go on.
+//! A part whose file can't be written is kept in the place itself until it can be. A place that can't be written keeps
+//! its batch back; nothing more is pulled for it until it is written, and the places of other organizations go on.
 //!
 //! A crash between 1 and 2: the place is old, but the batch can't have been sent, so its file is in the spool. The next
 //! start reads the batches from that oldest one on, and adds the events that it finds to the place ([`super::settle`]).
@@ -98,7 +98,8 @@ struct File<M> {
 /// What all places of a log type share.
 #[derive(Clone)]
 pub(super) struct Shared {
-    /// Held by the one place that is appending and writing. They take turns because what waits for the spool is in memory.
+    /// Held by the one place that is appending and writing. They take turns because what
+    /// waits for the spool is in memory.
     pub(super) one_at_a_time: Arc<Mutex<()>>,
     /// Cancelled when the process ends; every wait then returns [`Stopped`].
     pub(super) stop: CancellationToken,
@@ -219,9 +220,9 @@ impl<M: Memory> Place<M> {
     /// and tells `waiting` why. Gives back the changed parts with their ids: they may be too large to be there twice.
     ///
     /// # Errors
-    /// The process ends, or the disk refuses the place again and again. The lines are in the spool then and their batch is
-    /// held back; [`Place::catch_up`] has to succeed before the next commit. That the disk refuses a part is no error: the
-    /// place keeps it, and `catch_up` tells of it.
+    /// The process ends, or the disk refuses the place again and again. The lines are in the spool then and their batch
+    /// is held back; [`Place::catch_up`] has to succeed before the next commit. That the disk refuses a part is no
+    /// error: the place keeps it, and `catch_up` tells of it.
     pub(super) async fn commit(
         &mut self,
         lines: Bytes,
@@ -269,8 +270,8 @@ impl<M: Memory> Place<M> {
         Ok(changed)
     }
 
-    /// Writes the files of parts, and gives them back. One that the disk refuses is kept in the place instead, so the place
-    /// has to be written next. Also returns why each of these was refused.
+    /// Writes the files of parts, and gives them back. One that the disk refuses is kept in the place instead, so the
+    /// place has to be written next. Also returns why each of these was refused.
     async fn write_parts(&mut self, parts: Vec<(String, M::Part)>) -> (Vec<(String, M::Part)>, Vec<PlaceError>) {
         let (mut tried, mut refused) = (Vec::new(), Vec::new());
         if parts.is_empty() {
@@ -312,7 +313,8 @@ impl<M: Memory> Place<M> {
                 }
                 Err(error) => error,
             };
-            // None of the lines was stored. A full spool gets room only when batches are sent, so none may be held back.
+            // None of the lines was stored. A full spool gets room only when batches are
+            // sent, so none may be held back.
             gate.release(&self.organization);
             match error {
                 AppendError::Closed => return Err(Stopped),

@@ -155,8 +155,8 @@ impl Retry {
     }
 }
 
-/// Brings the places of a log type up to what the spool holds, opens the gate and sets `settled`. Returns when all that is
-/// done, however long the disk refuses.
+/// Brings the places of a log type up to what the spool holds, opens the gate and sets `settled`. Returns when all that
+/// is done, however long the disk refuses.
 fn settle(spool: &Spool, log_type: LogType, settled: &SetOnce<()>) {
     let mut retry = Retry { log_type, told: false };
     let mut places = retry.until_done(|tries| unsettled(spool, log_type, tries >= TRIES));
@@ -215,8 +215,8 @@ fn settle(spool: &Spool, log_type: LogType, settled: &SetOnce<()>) {
         });
         let Some(error) = refused else { break };
         if tries == TRIES {
-            // A place that can't be written still keeps back the batches that may be its own, and its pull doesn't begin.
-            // The others need not wait for that.
+            // A place that can't be written still keeps back the batches that may be its own, and its pull doesn't
+            // begin. The others need not wait for that.
             for (place, last) in places.iter().zip(last.iter().cycle()) {
                 gate.hold_until(place.organization(), from, *last);
             }
@@ -295,8 +295,8 @@ fn verify(spool: &Spool, path: &Path, name: &SpoolName) -> Result<(), FileError>
     }
 }
 
-/// Every file with events that were opened from `from` on, the newest first. In the parsed form, which takes half of the
-/// text: there may be a million.
+/// Every file with events that were opened from `from` on, the newest first. In the parsed form, which takes half of
+/// the text: there may be a million.
 fn batches(spool: &Spool, log_type: LogType, from: Option<DateTime<Utc>>) -> io::Result<Vec<SpoolName>> {
     let folder = spool.folder(log_type);
     let (begun, mut lists) = (Instant::now(), 0);

@@ -1,4 +1,5 @@
-//! What may answer in env0's place, and what env0 may answer that is nearly JSON: nothing is lost, and it is told rightly.
+//! What may answer in env0's place, and what env0 may answer that is nearly JSON: nothing
+//! is lost, and it is told rightly.
 
 use chrono::{DateTime, TimeDelta, Utc};
 

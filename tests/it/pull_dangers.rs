@@ -95,7 +95,8 @@ fn a_clock_that_is_hours_ahead_of_env0s_skips_nothing_when_it_is_set_right() {
 
 #[test]
 fn pages_of_large_events_are_asked_for_with_fewer_of_them_and_all_come_once() {
-    // Told to be too large by their header, or found to be while they are read: in one millisecond, which can't be split.
+    // Told to be too large by their header, or found to be while they are read: in one
+    // millisecond, which can't be split.
     for (answers, events, millis_apart) in [(Fault::Pass, 1000, 1), (Fault::Chunked, 150, 0)] {
         let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
         let start = Utc::now() - TimeDelta::hours(2);

@@ -1,4 +1,5 @@
-//! env0's lists of environments and deployments: pages that repeat, records that are too large or too old to be expected.
+//! env0's lists of environments and deployments: pages that repeat, records that are too
+//! large or too old to be expected.
 
 use chrono::{TimeDelta, Utc};
 use serde_json::json;

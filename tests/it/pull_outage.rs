@@ -14,8 +14,8 @@ fn hours_ago(hours: i64) -> DateTime<Utc> {
     Utc::now() - TimeDelta::hours(hours)
 }
 
-/// Waits until each log line, each audit event and one line for each of `ended` deployments are in the bucket. Each must
-/// be there once.
+/// Waits until each log line, each audit event and one line for each of `ended` deployments are in the
+/// bucket. Each must be there once.
 fn all_is_there_once(aws: &LocalAws, env0: &LocalEnv0, ended: usize) {
     let mut expected = all_lines(&env0.world());
     expected.extend(env0.world().audits.iter().map(|event| event.json.clone()));

@@ -40,8 +40,8 @@ impl Answer {
         serde_json::from_slice(&self.text.bytes).map_err(|error| self.malformed(&what_is_missing(&error)))
     }
 
-    /// Reads it as a list of `T`. An element that isn't a `T` is left out, as those behind the 20,000th are, and the error is
-    /// kept in [`List::bad`].
+    /// Reads it as a list of `T`. An element that isn't a `T` is left out, as those behind the 20,000th are, and the
+    /// error is kept in [`List::bad`].
     pub fn list<'a, T: Deserialize<'a>>(&'a self) -> Result<List<T>, ApiError> {
         let Elements(elements) = self.parse::<Elements<'a, LINES_MAX>>()?;
         let bad = (elements.len() > RECORDS_MAX).then(|| self.malformed(TOO_MANY_RECORDS));
@@ -57,7 +57,8 @@ impl Answer {
         Ok(list)
     }
 
-    /// What the next page is asked with: a string, or a number as it was written. With anything else this page is the last.
+    /// What the next page is asked with: a string, or a number as it was written. With
+    /// anything else this page is the last.
     ///
     /// # Errors
     /// It has more than 1,024 bytes.
@@ -119,7 +120,8 @@ pub struct List<T> {
     pub bad: Option<ApiError>,
 }
 
-/// The elements of a list, as they were sent. One of more than `MAX` is an error: two bytes of it take sixteen in memory.
+/// The elements of a list, as they were sent. One of more than `MAX` is an error: two
+/// bytes of it take sixteen in memory.
 pub struct Elements<'a, const MAX: usize>(pub Vec<&'a RawValue>);
 
 impl<'de: 'a, 'a, const MAX: usize> Deserialize<'de> for Elements<'a, MAX> {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use crate::pull::api::error::ANSWER_MAX_BYTES;
 use crate::pull::api::{Answer, Api, ApiError, Endpoint, ErrorKind, Pieces};
 
-/// After a larger answer the next page is asked for with half as many records. Where it can be, the answer itself is given
-/// up: what is built of it would take as much memory again.
+/// After a larger answer the next page is asked for with half as many records. Where it can be, the answer itself is
+/// given up: what is built of it would take as much memory again.
 const LARGE_BYTES: usize = 4 * 1024 * 1024;
 /// After a smaller answer the next page may have some more records.
 const SMALL_BYTES: usize = 1024 * 1024;
@@ -60,8 +60,8 @@ impl PageSize {
 }
 
 impl Api {
-    /// [`Api::get`] with a `limit`, which is halved and asked with again as long as the answer is too large. Also returns
-    /// that limit: a page with fewer records is the last.
+    /// [`Api::get`] with a `limit`, which is halved and asked with again as long as the answer is too large. Also
+    /// returns that limit: a page with fewer records is the last.
     ///
     /// # Errors
     /// Those of [`Api::get`]; too large is one only when a page of the least size is.

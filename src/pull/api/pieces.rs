@@ -1,8 +1,9 @@
-//! A page of events in pieces of bounded size: a step's log may come in one page, and that page need not fit into memory.
+//! A page of events in pieces of bounded size: a step's log may come in one page, and that
+//! page need not fit into memory.
 //!
-//! The bytes of the member `events` are cut at commas between events, and each piece is a list of its own. All else that
-//! the page says is kept and comes last. Nothing but strings and brackets is looked at here; whoever reads a piece finds
-//! out whether it is JSON.
+//! The bytes of the member `events` are cut at commas between events, and each piece is a list of its own. All else
+//! that the page says is kept and comes last. Nothing but strings and brackets is looked at here; whoever reads a piece
+//! finds out whether it is JSON.
 
 use std::collections::VecDeque;
 
@@ -16,8 +17,8 @@ use crate::pull::api::text::Text;
 
 /// A piece ends with the event that reaches this size.
 const PIECE_BYTES: usize = 256 * 1024;
-/// Of an event that is larger than this and than what may be stored only size and hash are kept: to redact and to cut it
-/// takes several times its memory.
+/// Of an event that is larger than this and than what may be stored only size and hash are kept: to redact and to cut
+/// it takes several times its memory.
 const EVENT_MAX_BYTES: usize = 8 * 1024 * 1024;
 /// What is wrong with a page whose events were not found by the name of their member.
 pub const EVENTS_IN_REST: &str = "the name of its member `events` is written with escapes";

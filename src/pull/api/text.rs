@@ -7,15 +7,15 @@ use serde::de::IgnoredAny;
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
 const REPLACEMENT: &str = "\u{fffd}";
-/// So many places are told apart; a page of a whole log in Latin-1 has some hundred thousand. They are only for figures and
-/// messages, and each takes sixteen bytes.
+/// So many places are told apart; a page of a whole log in Latin-1 has some hundred thousand. They are only for figures
+/// and messages, and each takes sixteen bytes.
 const PLACES_MAX: usize = 500_000;
 
 /// An answer's body as text.
 pub(super) struct Text {
     pub(super) bytes: Bytes,
-    /// Where U+FFFD stands for bytes that were not UTF-8, and for how many; in order. The last of [`PLACES_MAX`] counts for
-    /// all behind it.
+    /// Where U+FFFD stands for bytes that were not UTF-8, and for how many; in order. The last of
+    /// [`PLACES_MAX`] counts for all behind it.
     pub(super) replaced: Vec<(usize, u64)>,
     /// Where a word that JSON doesn't have became a string; in order, up to [`PLACES_MAX`].
     pub(super) quoted: Vec<usize>,
@@ -30,9 +30,10 @@ enum Made {
 }
 
 impl Text {
-    /// `body` without a byte order mark, with U+FFFD in place of bytes that are not UTF-8, with control characters within
-    /// strings escaped, and with words that JSON doesn't have (`NaN`, `-Infinity`) as strings. Everything else stays byte
-    /// for byte, and it is copied only where something changes. `None` where the copy would have more than `max_bytes`.
+    /// `body` without a byte order mark, with U+FFFD in place of bytes that are not UTF-8, with control
+    /// characters within strings escaped, and with words that JSON doesn't have (`NaN`, `-Infinity`) as strings.
+    /// Everything else stays byte for byte, and it is copied only where something changes. `None` where the copy
+    /// would have more than `max_bytes`.
     pub(super) fn of(mut body: Bytes, max_bytes: usize) -> Option<Text> {
         if body.starts_with(BOM) {
             body = body.slice(BOM.len()..);
@@ -101,8 +102,8 @@ fn mend(body: &[u8], mut put: impl FnMut(&str, Made)) {
     }
 }
 
-/// Puts what lies between `begin` and a word outside of strings, and the word as a string, if JSON doesn't have it. Returns
-/// what is put up to.
+/// Puts what lies between `begin` and a word outside of strings, and the word as a string, if JSON doesn't have it.
+/// Returns what is put up to.
 fn put_word(text: &str, begin: usize, word: Range<usize>, put: &mut impl FnMut(&str, Made)) -> usize {
     if serde_json::from_str::<IgnoredAny>(&text[word.clone()]).is_ok() {
         return begin;

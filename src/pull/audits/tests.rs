@@ -13,8 +13,9 @@ use crate::pull::settle;
 use crate::spool::tests::fault_disk::{Cut, Effect, Errno};
 use crate::spool::tests::world::World;
 
-/// One life: the events that the place doesn't know are taken in windows of two, and sent when they may be. Whatever the
-/// disk refuses is tried again. With `ends_at_refusal` the life ends there instead, after the flusher has had its turn.
+/// One life: the events that the place doesn't know are taken in windows of two, and sent when they may
+/// be. Whatever the disk refuses is tried again. With `ends_at_refusal` the life ends there instead,
+/// after the flusher has had its turn.
 fn pull(world: &mut World, ends_at_refusal: bool) -> Result<(), RoundError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let spool = world.spool().clone();

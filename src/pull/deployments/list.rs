@@ -14,8 +14,8 @@ use crate::pull::deployments::records::{
 
 /// env0 gives no more in one page.
 const PAGE_MAX: usize = 100;
-/// If the last page of environments is full, there may be another behind it. It is asked for only in every eighth round,
-/// as long as it does not exist.
+/// If the last page of environments is full, there may be another behind it. It is asked for only in every eighth
+/// round, as long as it does not exist.
 const PAGE_BEHIND_ROUNDS: u64 = 8;
 /// An organization has far fewer environments. More than these would fill the memory.
 const ENVIRONMENTS_MAX: usize = 20_000;

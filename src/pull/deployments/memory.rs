@@ -18,7 +18,8 @@ const LATE_MILLIS: i64 = 3_600_000;
 const UNLISTED_MILLIS: i64 = 90 * 24 * 3_600_000;
 /// A deployment that is gone may come back. Where it was left is remembered for this long; milliseconds.
 const GIVEN_UP_MILLIS: i64 = 24 * 3_600_000;
-/// So many events of a deployment are remembered at most: of one page, or of all where env0 gives no cursor. They take 13 MiB.
+/// So many events of a deployment are remembered at most: of one page, or of all where env0
+/// gives no cursor. They take 13 MiB.
 const TAKEN_MAX: usize = 400_000;
 /// The members of a line that say which event of which step it is. An event that is cut keeps them.
 pub(super) const EVENT_STEP_DEPLOYMENT: [&str; 4] = ["eventId", "stepName", "deploymentLogId", "timestamp"];
@@ -60,8 +61,8 @@ pub(super) struct Following {
     pub(super) project_id: Option<String>,
     pub(super) kind: Option<String>,
     pub(super) created: i64,
-    /// How far each step was read. Here only while the deployment is being read, or where its own file (see `Parts`) can't
-    /// be written.
+    /// How far each step was read. Here only while the deployment is being read, or where its own file
+    /// (see `Parts`) can't be written.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(super) steps: Steps,
     /// Whether its last line is in the spool.
@@ -178,8 +179,8 @@ impl DeploymentMemory {
         self.following.iter().filter(|(_, following)| following.given_up_at.is_none())
     }
 
-    /// When the one of `listed` was looked at whose last look is the oldest; `now` without any. Environments that env0 no
-    /// longer lists are not looked at.
+    /// When the one of `listed` was looked at whose last look is the oldest; `now` without any. Environments that env0
+    /// no longer lists are not looked at.
     pub(super) fn oldest_look(&self, listed: &[EnvironmentRecord], now: i64) -> i64 {
         let known = listed.iter().filter_map(|record| self.environments.get(&record.id));
         known.map(|known| known.looked_at).min().unwrap_or(now)
@@ -193,8 +194,8 @@ impl DeploymentMemory {
         }
     }
 
-    /// All deployments of an environment in the state `state` were listed at `now`; the newest was made at `newest`. One
-    /// that was made in the future, by a wrong clock, must not make those old that come before it.
+    /// All deployments of an environment in the state `state` were listed at `now`; the newest was made at `newest`.
+    /// One that was made in the future, by a wrong clock, must not make those old that come before it.
     pub(super) fn listed(&mut self, environment_id: &str, state: &str, newest: i64, now: i64) {
         let followed = self.following.values().filter(|following| following.environment_id == environment_id);
         let open = followed.map(|following| following.created).min().unwrap_or(i64::MAX);

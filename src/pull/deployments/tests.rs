@@ -1,5 +1,5 @@
-//! A crash at every call of the file system while a step's log comes into the spool: each event is in the bucket once. And
-//! files that the disk refuses.
+//! A crash at every call of the file system while a step's log comes into the spool: each event is in the bucket once.
+//! And files that the disk refuses.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
