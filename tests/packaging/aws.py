@@ -98,6 +98,58 @@ def check_cloudwatch(client):
     check(all(":log-group:team/env0-" in resource for resource in statement["Resource"]), statement)
 
 
+def verify(port, bucket, keys):
+    """The exit code of `verify` by somebody with these access keys, and what it said."""
+    environment = {
+        "PATH": os.environ["PATH"],
+        "ENV0_S3_LOG_BUCKET_NAME": bucket,
+        "ENV0_S3_LOG_AWS_REGION": REGION,
+        "ENV0_S3_LOG_FORCE_PATH_STYLE": "true",
+        "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": keys["AccessKeyId"],
+        "AWS_SECRET_ACCESS_KEY": keys["SecretAccessKey"],
+    }
+    done = subprocess.run([str(BINARY), "verify"], env=environment, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stdout + done.stderr
+
+
+def auditors_policy(client, stack):
+    """The ARN of the policy that a stack made for auditors, and its document."""
+    made = client("cloudformation").list_stack_resources(StackName=stack)["StackResourceSummaries"]
+    (arn,) = (one["PhysicalResourceId"] for one in made if one["LogicalResourceId"] == "AuditorPolicy")
+    return arn, client("iam").get_policy_version(PolicyArn=arn, VersionId="v1")["PolicyVersion"]["Document"]
+
+
+def check_auditor(client, port):
+    """The auditor's policy is config/auditor-policy.json, `verify` needs no more, and less is not enough."""
+    bucket = "there-already"
+    made = {"BucketName": bucket, "CreateBucket": "false", "Subject": SUBJECT, "ProviderArn": PROVIDER, "Auditor": "true"}
+    make_stack(client, "auditor", **made)
+    iam = client("iam")
+    policy, document = auditors_policy(client, "auditor")
+    document = json.loads(json.dumps(document).replace(bucket, BUCKET))
+    check(document == config("auditor-policy.json"), f"the auditor may {document}")
+    _, with_key = auditors_policy(client, "all")
+    (decrypt,) = with_key["Statement"][2:]
+    check(decrypt["Action"] == "kms:Decrypt", f"with a key the auditor may {with_key}")
+    iam.create_user(UserName="auditor")
+    keys = iam.create_access_key(UserName="auditor")["AccessKey"]
+    iam.attach_user_policy(UserName="auditor", PolicyArn=policy)
+    # moto asks for an action of this name, which AWS has not: there a Head needs s3:GetObject.
+    head = {"Effect": "Allow", "Action": "s3:HeadObject", "Resource": "*"}
+    head = json.dumps({"Version": "2012-10-17", "Statement": [head]})
+    iam.put_user_policy(UserName="auditor", PolicyName="of-moto", PolicyDocument=head)
+    iam.create_user(UserName="stranger")
+    stranger = iam.create_access_key(UserName="stranger")["AccessKey"]
+    # From here on moto judges every request by its signer's policies.
+    reset = urllib.request.Request(f"http://127.0.0.1:{port}/moto-api/reset-auth", data=b"0", headers={"Content-Type": "text/plain"})
+    urllib.request.urlopen(reset, timeout=10).close()
+    code, said = verify(port, bucket, keys)
+    check(code == 0 and "1 object" in said, f"verify with the auditor's policy ends with {code}: {said}")
+    code, said = verify(port, bucket, stranger)
+    check(code == 77 and "grant s3:ListBucket" in said, f"verify without a policy ends with {code}: {said}")
+
+
 def check_bucket():
     """moto's templates know few of a bucket's properties, so they are read from the template."""
     template, errors = cfnlint.decode.decode(str(TEMPLATE))
@@ -216,8 +268,11 @@ def check_terraform():
     defaults = (ROOT / "config" / "aws" / "terraform" / "variables.tf").read_text()
     for audience in wanted["Condition"]["StringEquals"]["login.app.env0.com/:aud"]:
         check(f'"{audience}"' in defaults, f"the module's default lacks the audience {audience}")
-    allowed = set(re.findall(r'Action\s+= "(s3:\w+)"', text))
-    check(allowed == {statement["Action"] for statement in config("iam-policy.json")["Statement"]}, f"allowed: {allowed}")
+    role, auditor = text.split('resource "aws_iam_policy" "auditor"')
+    for name, part in (("iam-policy.json", role), ("auditor-policy.json", auditor)):
+        allowed = re.findall(r'Action\s+= "(s3:\w+)"', part)
+        check(allowed == [statement["Action"] for statement in config(name)["Statement"]], f"{name}: {allowed}")
+    check(re.findall(r'"(kms:\w+)"', auditor) == ["kms:Decrypt"], "the module's auditor decrypts nothing")
     (logs,) = config("cloudwatch-policy.json")["Statement"]
     allowed = re.findall(r'"(logs:\w+)"', text)
     check(allowed == logs["Action"], f"allowed: {allowed}")
@@ -246,7 +301,9 @@ def main():
         make_stack(
             client, "all", BucketName="all-of-it", Subject=SUBJECT, ProviderArn=PROVIDER, ObjectLockDays="30",
             RetentionDays="400", ProjectId="one", KmsKeyArn="arn:aws:kms:us-east-1:111122223333:key/k",
+            Auditor="true",
         )
+        check_auditor(client, port)
     print("  the template was made, and the daemon delivered with its outputs")
 
 

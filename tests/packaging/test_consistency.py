@@ -156,6 +156,10 @@ class Policies(unittest.TestCase):
         policy = json.loads(read("config/iam-policy.json"))
         self.assertEqual([s["Action"] for s in policy["Statement"]], ["s3:PutObject", "s3:GetBucketLocation"])
 
+    def test_the_auditor_may_list_and_read_and_no_more(self):
+        policy = json.loads(read("config/auditor-policy.json"))
+        self.assertEqual([s["Action"] for s in policy["Statement"]], ["s3:ListBucket", "s3:GetObject"])
+
     def test_cloudwatchs_policy_is_env0s_five_actions_on_its_two_log_groups(self):
         (statement,) = json.loads(read("config/cloudwatch-policy.json"))["Statement"]
         actions = ["CreateLogGroup", "CreateLogStream", "DescribeLogGroups", "DescribeLogStreams", "PutLogEvents"]

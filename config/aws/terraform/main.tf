@@ -226,3 +226,37 @@ resource "aws_iam_role_policy" "cloudwatch" {
     }]
   })
 }
+
+resource "aws_iam_policy" "auditor" {
+  count       = var.auditor ? 1 : 0
+  name_prefix = "env0-s3-logs-auditor-"
+  description = "env0-s3-logs verify reads with it"
+
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = concat(
+      [
+        {
+          Sid      = "ListLogs"
+          Effect   = "Allow"
+          Action   = "s3:ListBucket"
+          Resource = local.bucket_arn
+        },
+        {
+          Sid      = "ReadLogs"
+          Effect   = "Allow"
+          Action   = "s3:GetObject"
+          Resource = "${local.bucket_arn}/*"
+        }
+      ],
+      var.kms_key_arn != null ? [
+        {
+          Sid      = "DecryptLogs"
+          Effect   = "Allow"
+          Action   = "kms:Decrypt"
+          Resource = var.kms_key_arn
+        }
+      ] : []
+    )
+  })
+}

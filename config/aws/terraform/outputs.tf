@@ -13,3 +13,8 @@ output "variables" {
     } : {}
   )
 }
+
+output "auditor_policy_arn" {
+  description = "The policy for whoever runs verify; null without it"
+  value       = one(aws_iam_policy.auditor[*].arn)
+}

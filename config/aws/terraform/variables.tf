@@ -67,3 +67,9 @@ variable "log_group_prefix" {
   type        = string
   default     = ""
 }
+
+variable "auditor" {
+  description = "Whether a policy is made for whoever runs verify: to list the bucket and read its objects, and nothing else. It is attached to nobody; attach it to the auditor's role or user"
+  type        = bool
+  default     = false
+}
