@@ -273,7 +273,20 @@ class Chart(unittest.TestCase):
             (merged(good, {"replica": 2}), "replica"),
             (merged(good, {"config": {"ENV0_S3_LOG_BUKET": "x"}}), "ENV0_S3_LOG_BUKET"),
             (merged(good, {"config": {"ENV0_S3_LOG_INGEST_TOKEN": "a-secret-0123456789"}}), "ENV0_S3_LOG_INGEST_TOKEN"),
-            (merged(good, {"config": {"ENV0_S3_LOG_UPLOAD_CONCURRENCY": 4}}), "ENV0_S3_LOG_UPLOAD_CONCURRENCY"),
+            (merged(good, {"config": {"ENV0_S3_LOG_UPLOAD_CONCURRENCY": 4.5}}), "ENV0_S3_LOG_UPLOAD_CONCURRENCY"),
+            (
+                merged(good, {"image": {"repository": "registry.example.com:5000/env0-s3-logs:0.1.0"}}),
+                "expected image.repository=registry.example.com:5000/env0-s3-logs and image.tag=0.1.0",
+            ),
+            (merged(good, {"image": {"repository": "env0-s3-logs@sha256:1"}}), "image.digest=sha256:1"),
+            (merged(good, {"image": {"repository": "https://registry.example.com/x"}}), "without https://"),
+            (merged(good, {"image": {"tag": 1.10}}), "--set-string image.tag"),
+            (
+                merged(good, {"config": {"ENV0_S3_LOG_MAX_INFLIGHT_BYTES": "128MiB"}}),
+                "resources.limits.memory=256Mi: the daemon may need 305 MiB",
+            ),
+            (merged(good, {"resources": {"limits": {"memory": "64Mi"}}}), "resources.limits.memory=64Mi"),
+            ({"config": CONFIG, "apiKeySecret": "key", "resources": {"limits": {"memory": "64Mi"}}}, "may need 77 MiB"),
             ({"ingestTokensSecret": "tokens", "config": {"ENV0_S3_LOG_AWS_REGION": "x"}}, "ENV0_S3_LOG_ROLE_ARN"),
             (merged(good, {"image": {"digest": "abc"}}), "digest"),
             ({"config": CONFIG}, "apiKeySecret"),
@@ -294,7 +307,9 @@ class Chart(unittest.TestCase):
             (merged(good, {"tls": {"certManager": {"enabled": True}}}), "issuer"),
             (merged(good, {"drain": ["spool-env0-s3-logs-push-1"]}), "podToken"),
             (audits(allowedCidrs=[]), "allowedCidrs"),
-            (audits(allowedCidrs=["0.0.0.0/0"]), "allowedCidrs"),
+            (audits(allowedCidrs=["0.0.0.0/0"]), "not /0, which is everybody"),
+            (audits(allowedCidrs=["192.0.2.7"]), "for one address is 192.0.2.7/32"),
+            (audits(allowedCidrs=["2001:db8::1"]), "2001:db8::1/128"),
             (audits(controller="traefik"), "controller"),
             (audits(controller="aws-load-balancer-controller"), "audits.from"),
             (audits(host=""), "host"),
@@ -304,6 +319,58 @@ class Chart(unittest.TestCase):
             outcome = helm("template", "env0-s3-logs", CHART, values=values)
             self.assertNotEqual(outcome.returncode, 0, values)
             self.assertIn(word, outcome.stderr)
+
+    def test_a_value_is_refused_here_where_the_daemon_refuses_it_and_taken_where_it_takes_it(self):
+        longest, shortest = ("12h", "43200", "43201", "2d"), ("900s", "15m", "14m", "0")
+        sizes = ("500000", "64MiB", "64 mib", "10GB", "64Mi", "1.5GiB", "0", "-1", "6GiB", "lots")
+        organization = ORGANIZATION["ENV0_S3_LOG_OIDC_ORGANIZATION_ID"]
+        texts = {
+            "ENV0_S3_LOG_BATCH_MAX_AGE": ("1d", "24h", "2d", "500ms", "60", "60 s", "0s", "1w", "a minute", "1.5h", "86400001ms"),
+            "ENV0_S3_LOG_PULL_INTERVAL": ("5s", "4s", "1h", "61m", "5000ms"),
+            "ENV0_S3_LOG_SESSION_DURATION": longest + shortest,
+            "ENV0_S3_LOG_COMPRESSION": ("gzip", "GZIP", "zstd", "none", "gz", "zst", "true"),
+            "ENV0_S3_LOG_REDACT": ("true", "off", "1", "yes", "maybe", "disabled"),
+            "ENV0_S3_LOG_ALLOW_HTTP": ("false", "never"),
+            "ENV0_S3_LOG_DEFAULT_TYPE": ("env0-audits", "audits"),
+            "ENV0_S3_LOG_LOG_FORMAT": ("text", "logfmt"),
+            "ENV0_S3_LOG_LOG_LEVEL": ("debug", "WARN", "warning"),
+            "ENV0_S3_LOG_PULL": ("env0-audits", "env0-audits, env0-deployments", "ENV0-AUDITS,", "audits", "all", "env0-audits env0-deployments"),
+            "ENV0_S3_LOG_PULL_FROM": (
+                "2026-01-01", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00.5+02:00", "01.01.2026", "2026-1-1",
+                "2026-01-01T00:00:00", "yesterday", "30d", "2026-13-01", "1767225600",
+            ),
+            "ENV0_S3_LOG_OIDC_ORGANIZATION_ID": (organization, f"{organization}, {organization}", "acme", organization[:-1]),
+            "ENV0_S3_LOG_MAX_CONNECTIONS": ("1", "1024", "0", "1000001", "many", "1k"),
+            "ENV0_S3_LOG_UPLOAD_CONCURRENCY": ("64", "65", "0"),
+            "ENV0_S3_LOG_STORAGE_CLASS": ("STANDARD_IA", "standard", "GLACIER"),
+            "ENV0_S3_LOG_EXPECTED_BUCKET_OWNER": ("111122223333", "11112222333"),
+            "ENV0_S3_LOG_SSE_KMS_KEY_ID": ("alias/logs", "1234abcd-12ab-34cd-56ef-1234567890ab", "logs"),
+            "ENV0_S3_LOG_AWS_REGION": ("eu-west-1", "us-gov-east-1", "eu-west-1a", "Ireland", "eu_west_1"),
+            "ENV0_S3_LOG_BUCKET_NAME": ("my-env0-logs", "s3://my-env0-logs", "My-Logs", "my-env0-logs/path"),
+            **{f"ENV0_S3_LOG_{name}_BYTES": sizes for name in ("SPOOL_MAX", "BATCH_MAX", "MAX_BODY", "MAX_EVENT", "MAX_INFLIGHT")},
+        }
+        # A limit that leaves room for any of them, so that only their form is judged; 6GiB is none for a spool.
+        room = {"resources": {"limits": {"memory": "64Gi"}}, "storage": {"size": "1Ti"}, "ingestTokensSecret": "tokens"}
+        key = {"ENV0_API_KEY_ID": "an-id", "ENV0_API_KEY_SECRET": "a-secret", "ENV0_S3_LOG_INGEST_TOKEN": "5f0c1d6f0b1e4d0c8a2b"}
+        for variable, tried in texts.items():
+            for text in tried:
+                config = CONFIG | {variable: text}
+                daemon = subprocess.run(
+                    [BINARY, "config"], env={**config, **key}, capture_output=True, text=True, timeout=60
+                )
+                chart = helm("template", "env0-s3-logs", CHART, values=merged(room, {"apiKeySecret": "key", "config": config}))
+                with self.subTest(f"{variable}={text}"):
+                    self.assertEqual(chart.returncode == 0, daemon.returncode == 0, chart.stderr + daemon.stderr)
+                    self.assertEqual(f"config.{variable}={text}: expected " in chart.stderr, chart.returncode != 0)
+
+    def test_numbers_and_booleans_become_the_text_that_was_written(self):
+        typed = {"ENV0_S3_LOG_UPLOAD_CONCURRENCY": 8, "ENV0_S3_LOG_REDACT": False, "ENV0_S3_LOG_BATCH_MAX_BYTES": 10000000}
+        values = {"config": CONFIG | typed, "ingestTokensSecret": "tokens"}
+        as_sets = [f"--set=config.{name}={json.dumps(value)}" for name, value in typed.items()]
+        for text in (template(values), template({"config": CONFIG, "ingestTokensSecret": "tokens"}, *as_sets)):
+            (pod,) = [pod for name, pod in pods(list(yaml.safe_load_all(text))) if name.endswith("-push")]
+            environment = {env["name"]: env["value"] for env in pod["containers"][0]["env"]}
+            self.assertEqual({name: environment[name] for name in typed}, dict(zip(typed, ("8", "false", "10000000"))))
 
     def test_a_volume_that_is_larger_than_the_spool_may_become_is_taken_in_every_notation(self):
         for size, spool in (("11Gi", None), ("11G", "10GB"), ("1Ti", "500 GiB"), ("2M", "1MiB"), ("16Gi", "10000000000")):

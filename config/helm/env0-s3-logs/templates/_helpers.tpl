@@ -13,9 +13,17 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: env0-s3-logs
 {{- end }}
 
+{{- /* `config` as text: in YAML and with --set, 5 is a number and false no text. */ -}}
+{{- define "config" -}}
+{{- range $name, $value := .Values.config }}
+{{ $name }}: {{ if kindIs "float64" $value }}{{ int64 $value | toString | quote }}{{ else }}{{ toString $value | quote }}{{ end }}
+{{- end }}
+{{- end }}
+
 {{- /* "true" where tokens of env0 are let in: such a token may be handed over to every pod. */ -}}
 {{- define "trusts" -}}
-{{- if or (index .Values.config "ENV0_S3_LOG_OIDC_ORGANIZATION_ID") (index .Values.config "ENV0_S3_LOG_OIDC_SUBJECT") }}true{{ end }}
+{{- $config := include "config" . | fromYaml }}
+{{- if or (index $config "ENV0_S3_LOG_OIDC_ORGANIZATION_ID") (index $config "ENV0_S3_LOG_OIDC_SUBJECT") }}true{{ end }}
 {{- end }}
 
 {{- /* "true" where somebody may send events. */ -}}
@@ -38,74 +46,15 @@ app.kubernetes.io/part-of: env0-s3-logs
 {{- if or (eq .component "push") (and (eq .component "pull") (include "trusts" .root)) }}true{{ end }}
 {{- end }}
 
-{{- /* Variables that don't belong into `config`, and what to set in their place. A test holds it to the daemon's list. */ -}}
-{{- define "notConfig" -}}
-{{- $key := "the API key is a Secret. Make one with the keys id and secret, and name it in apiKeySecret" }}
-{{- $ingest := "senders' tokens are a Secret. Make one with the key tokens, and name it in ingestTokensSecret" }}
-{{- $token := "the token for AWS is podToken.enabled=true, or a Secret with the key token that oidcTokenSecret names" }}
-{{- $tls := "the certificate is a Secret that tls.secretName names, or tls.certManager's" }}
-{{- $fixed := "the chart sets it, and the pod's ports, volume and probes fit that; leave it out" }}
-{{- range list "ID" "ID_FILE" "SECRET" "SECRET_FILE" }}
-ENV0_API_KEY_{{ . }}: {{ $key }}
-{{- end }}
-{{- range list "TOKEN" "TOKEN_FILE" }}
-ENV0_S3_LOG_INGEST_{{ . }}: {{ $ingest }}
-{{- end }}
-{{- range list "ENV0_OIDC_TOKEN" "ENV0_OIDC_TOKEN_FILE" "ENV0_S3_LOG_OIDC_TOKEN_FILE" "ENV0_S3_LOG_OIDC_TOKEN_URL" }}
-{{ . }}: {{ $token }}
-{{- end }}
-{{- range list "CERT" "KEY" }}
-ENV0_S3_LOG_TLS_{{ . }}_FILE: {{ $tls }}
-{{- end }}
-{{- range list "LISTEN_ADDR" "ADMIN_ADDR" "SPOOL_DIR" "SHUTDOWN_GRACE" "INGEST_AUTH" }}
-ENV0_S3_LOG_{{ . }}: {{ $fixed }}
-{{- end }}
-{{- end }}
-
-{{- /* What AWS's own role, bucket and region look like. A store elsewhere has names of its own, which the daemon judges. */ -}}
-{{- define "ofAws" -}}
-{{- $common := index .Values.config "AWS_ENDPOINT_URL" }}
-{{- $s3 := or $common (index .Values.config "AWS_ENDPOINT_URL_S3") }}
-{{- $sts := or $common (index .Values.config "AWS_ENDPOINT_URL_STS") }}
-{{- if not $sts }}
-ENV0_S3_LOG_ROLE_ARN:
-  pattern: '^ *arn:aws[a-z-]*:iam::[0-9]{12}:role/[^ ]+ *$'
-  words: the ARN of an IAM role, such as arn:aws:iam::111122223333:role/env0-logs
-{{- end }}
-{{- if not $s3 }}
-ENV0_S3_LOG_BUCKET_NAME:
-  pattern: '^ *[a-z0-9][a-z0-9.-]{1,61}[a-z0-9] *$'
-  words: a bucket's name alone, such as my-env0-logs
-{{- end }}
-{{- if not (and $s3 $sts) }}
-ENV0_S3_LOG_AWS_REGION:
-  pattern: '^ *[a-z][a-z0-9-]*[0-9] *$'
-  words: a region's code, not its name, such as us-east-1
-{{- end }}
-{{- end }}
-
 {{- /* "true" where the log type in `type` is pulled. */ -}}
 {{- define "pulls" -}}
-{{- $types := index .root.Values.config "ENV0_S3_LOG_PULL" | default "env0-audits,env0-deployments" }}
+{{- $types := index (include "config" .root | fromYaml) "ENV0_S3_LOG_PULL" | default "env0-audits,env0-deployments" | lower }}
 {{- if and .root.Values.apiKeySecret (contains .type $types) }}true{{ end }}
-{{- end }}
-
-{{- /* The bytes of a size in Kubernetes' notation (16Gi) or the daemon's (10GiB, 10 gb); nothing for another text. */ -}}
-{{- define "bytes" -}}
-{{- $units := dict "" 0 "k" 1 "m" 2 "g" 3 "t" 4 "p" 5 }}
-{{- $number := regexFind "^[0-9]+" . }}
-{{- $unit := regexReplaceAll "^[0-9]+ *" . "" | lower | trimSuffix "b" }}
-{{- $factor := ternary 1024 1000 (hasSuffix "i" $unit) }}
-{{- if and $number (hasKey $units (trimSuffix "i" $unit)) }}
-{{- $bytes := int64 $number }}
-{{- range until (get $units (trimSuffix "i" $unit)) }}{{ $bytes = mul $bytes $factor }}{{ end }}
-{{- $bytes }}
-{{- end }}
 {{- end }}
 
 {{- define "env" -}}
 {{- $component := .component }}
-{{- range $name, $value := .root.Values.config }}
+{{- range $name, $value := include "config" .root | fromYaml }}
 {{- if not (and (eq $component "push") (hasPrefix "ENV0_S3_LOG_PULL" $name)) }}
 - name: {{ $name }}
   value: {{ $value | quote }}

@@ -1,0 +1,227 @@
+{{- /* What the chart refuses, and in which words. A pod with such values would not start, or not do what was meant. */ -}}
+{{- define "judge" -}}
+{{- $config := include "config" . | fromYaml }}
+{{- range $name, $instead := include "notConfig" . | fromYaml }}
+{{- if hasKey $config $name }}
+{{- fail (printf "config.%s: %s" $name $instead) }}
+{{- end }}
+{{- end }}
+{{- if and .Values.podToken.enabled .Values.oidcTokenSecret }}
+{{- fail "podToken.enabled and oidcTokenSecret: a pod has one token for AWS; set one of the two" }}
+{{- end }}
+{{- range list "ENV0_S3_LOG_ROLE_ARN" "ENV0_S3_LOG_BUCKET_NAME" "ENV0_S3_LOG_AWS_REGION" }}
+{{- $_ := required (printf "config.%s: needed; the Terraform module and the CloudFormation template in config/aws put it out" .) (index $config .) }}
+{{- end }}
+{{- include "judgeImage" . }}
+{{- range $name, $form := merge (include "ofAws" $config | fromYaml) (include "forms" . | fromYaml) }}
+{{- $value := index $config $name | default "" | trim }}
+{{- if and $value (not (regexMatch $form.pattern $value)) }}
+{{- fail (printf "config.%s=%s: expected %s" $name $value $form.words) }}
+{{- end }}
+{{- end }}
+{{- include "judgeRanges" $config }}
+{{- if and .Values.apiKeySecret (eq (index $config "ENV0_S3_LOG_PULL" | default "" | trim | lower) "none") }}
+{{- fail "apiKeySecret and config.ENV0_S3_LOG_PULL=none: the pod that pulls would have nothing to pull, and would not start; leave one of the two out" }}
+{{- end }}
+{{- if not (or (include "push" .) .Values.apiKeySecret .Values.drain) }}
+{{- fail "nobody could send and nothing is pulled: set apiKeySecret (pull), ingestTokensSecret (push), or config.ENV0_S3_LOG_OIDC_ORGANIZATION_ID (push with env0's tokens), and replicas above 0 to push" }}
+{{- end }}
+{{- $spool := index $config "ENV0_S3_LOG_SPOOL_MAX_BYTES" | default "10GiB" }}
+{{- if and (or (include "push" .) .Values.apiKeySecret) (le (include "bytes" .Values.storage.size | int64) (include "bytes" $spool | int64)) }}
+{{- fail (printf "storage.size=%s: the volume would be full before the spool is, and a full disk refuses events; make it larger than config.ENV0_S3_LOG_SPOOL_MAX_BYTES=%s, or set that one lower" .Values.storage.size $spool) }}
+{{- end }}
+{{- include "judgeMemory" . }}
+{{- end }}
+
+{{- define "judgeImage" -}}
+{{- with .Values.image }}
+{{- if not .repository }}
+{{- fail "image.repository: needed; no image is published yet, so build and push one (README.md#install), and name it here: --set image.repository=registry.example.com/env0-s3-logs" }}
+{{- end }}
+{{- if contains "@" .repository }}
+{{- fail (printf "image.repository=%s: the digest is a value of its own; expected image.repository=%s and image.digest=%s" .repository (splitList "@" .repository | first) (splitList "@" .repository | last)) }}
+{{- end }}
+{{- if contains "://" .repository }}
+{{- fail (printf "image.repository=%s: expected the name without %s://" .repository (splitList "://" .repository | first)) }}
+{{- end }}
+{{- /* A colon before a slash is a registry's port. */ -}}
+{{- if regexMatch ":[^/]*$" .repository }}
+{{- fail (printf "image.repository=%s: the tag is a value of its own; expected image.repository=%s and image.tag=%s" .repository (regexReplaceAll ":[^/:]*$" .repository "") (splitList ":" .repository | last)) }}
+{{- end }}
+{{- if not (kindIs "string" .tag) }}
+{{- fail (printf "image.tag=%v: a number loses its last zeros; expected text: image.tag: \"1.10\" in a file, --set-string image.tag=1.10 on the command line" .tag) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* Variables that don't belong into `config`, and what to set in their place. A test holds it to the daemon's list. */ -}}
+{{- define "notConfig" -}}
+{{- $key := "the API key is a Secret. Make one with the keys id and secret, and name it in apiKeySecret" }}
+{{- $ingest := "senders' tokens are a Secret. Make one with the key tokens, and name it in ingestTokensSecret" }}
+{{- $token := "the token for AWS is podToken.enabled=true, or a Secret with the key token that oidcTokenSecret names" }}
+{{- $tls := "the certificate is a Secret that tls.secretName names, or tls.certManager's" }}
+{{- $fixed := "the chart sets it, and the pod's ports, volume and probes fit that; leave it out" }}
+{{- range list "ID" "ID_FILE" "SECRET" "SECRET_FILE" }}
+ENV0_API_KEY_{{ . }}: {{ $key }}
+{{- end }}
+{{- range list "TOKEN" "TOKEN_FILE" }}
+ENV0_S3_LOG_INGEST_{{ . }}: {{ $ingest }}
+{{- end }}
+{{- range list "ENV0_OIDC_TOKEN" "ENV0_OIDC_TOKEN_FILE" "ENV0_S3_LOG_OIDC_TOKEN_FILE" "ENV0_S3_LOG_OIDC_TOKEN_URL" }}
+{{ . }}: {{ $token }}
+{{- end }}
+{{- range list "CERT" "KEY" }}
+ENV0_S3_LOG_TLS_{{ . }}_FILE: {{ $tls }}
+{{- end }}
+{{- range list "LISTEN_ADDR" "ADMIN_ADDR" "SPOOL_DIR" "SHUTDOWN_GRACE" "INGEST_AUTH" }}
+ENV0_S3_LOG_{{ . }}: {{ $fixed }}
+{{- end }}
+{{- end }}
+
+{{- /* What AWS's own role, bucket and so on look like. A store elsewhere has names of its own, which the daemon judges. */ -}}
+{{- define "ofAws" -}}
+{{- $common := index . "AWS_ENDPOINT_URL" }}
+{{- $s3 := or $common (index . "AWS_ENDPOINT_URL_S3") }}
+{{- $sts := or $common (index . "AWS_ENDPOINT_URL_STS") }}
+{{- if not $sts }}
+{{- range list "ENV0_S3_LOG_ROLE_ARN" "ENV0_CLOUDWATCH_ROLE_ARN" }}
+{{ . }}:
+  pattern: '^arn:aws[a-z-]*:iam::[0-9]{12}:role/[^ ]+$'
+  words: the ARN of an IAM role, such as arn:aws:iam::111122223333:role/env0-logs
+{{- end }}
+{{- end }}
+{{- if not $s3 }}
+ENV0_S3_LOG_BUCKET_NAME:
+  pattern: '^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$'
+  words: a bucket's name alone, such as my-env0-logs
+ENV0_S3_LOG_EXPECTED_BUCKET_OWNER:
+  pattern: '^[0-9]{12}$'
+  words: an AWS account's 12 digits, in quotes (with --set-string on the command line)
+ENV0_S3_LOG_STORAGE_CLASS:
+  pattern: '^(STANDARD|STANDARD_IA|ONEZONE_IA|INTELLIGENT_TIERING|GLACIER_IR|GLACIER|DEEP_ARCHIVE|REDUCED_REDUNDANCY|EXPRESS_ONEZONE)$'
+  words: a storage class of S3's, such as STANDARD_IA
+ENV0_S3_LOG_SSE_KMS_KEY_ID:
+  pattern: '^(arn:|alias/|mrk-|[0-9a-fA-F-]{36}$)'
+  words: a KMS key's id (a UUID), its ARN, or alias/<name>
+{{- end }}
+{{- if not (and $s3 $sts) }}
+ENV0_S3_LOG_AWS_REGION:
+  pattern: '^[a-z][a-z0-9-]*[0-9]$'
+  words: a region's code, such as us-east-1; not its name, and not one of its zones (us-east-1a)
+{{- end }}
+ENV0_CLOUDWATCH_AWS_REGION:
+  pattern: '^[a-z][a-z0-9-]*[0-9]$'
+  words: a region's code, such as us-east-1; not its name, and not one of its zones (us-east-1a)
+{{- end }}
+
+{{- /* What the daemon takes, where a form tells; for each variable of `config`. A test holds it to the daemon itself. */ -}}
+{{- define "forms" -}}
+{{- range list "ENV0_S3_LOG_ALLOW_HTTP" "ENV0_S3_LOG_FORCE_PATH_STYLE" "ENV0_S3_LOG_REDACT" }}
+{{ . }}:
+  pattern: '(?i)^(true|1|yes|on|false|0|no|off)$'
+  words: true or false
+{{- end }}
+ENV0_S3_LOG_COMPRESSION:
+  pattern: '(?i)^(none|gzip|zstd)$'
+  words: none, gzip or zstd
+ENV0_S3_LOG_DEFAULT_TYPE:
+  pattern: '(?i)^(env0-deployments|env0-audits)$'
+  words: env0-deployments or env0-audits
+ENV0_S3_LOG_LOG_FORMAT:
+  pattern: '(?i)^(json|text)$'
+  words: json or text
+ENV0_S3_LOG_LOG_LEVEL:
+  pattern: '(?i)^(error|warn|info|debug|trace|off)$'
+  words: error, warn, info, debug, trace or off
+ENV0_S3_LOG_PULL:
+  pattern: '(?i)^(none|[, ]*(env0-audits|env0-deployments)( *,[, ]*(env0-audits|env0-deployments))*[, ]*)$'
+  words: none, env0-audits, env0-deployments, or both with a comma between (in --set a comma is written \,)
+ENV0_S3_LOG_PULL_FROM:
+  pattern: '^(20[0-9]{2}-(0?[1-9]|1[0-2])-(0?[1-9]|[12][0-9]|3[01])|20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])[Tt ]([01][0-9]|2[0-3]):[0-5][0-9]:[0-6][0-9]([.][0-9]+)?([Zz]|[+-][0-9]{2}:[0-9]{2}))$'
+  words: a date such as 2026-01-01, or a time with its zone such as 2026-01-01T00:00:00Z
+ENV0_S3_LOG_OIDC_ORGANIZATION_ID:
+  pattern: '^[, ]*[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}( *,[, ]*[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})*[, ]*$'
+  words: the id of an env0 organization, as Organization Settings show it
+{{- range list "SPOOL_MAX_BYTES" "BATCH_MAX_BYTES" "MAX_BODY_BYTES" "MAX_EVENT_BYTES" "MAX_INFLIGHT_BYTES" }}
+ENV0_S3_LOG_{{ . }}:
+  pattern: '(?i)^0*[1-9][0-9]* *(b|[kmgt]i?b)?$'
+  words: a size such as 500000, 64MiB or 10GiB (what Kubernetes writes 64Mi is 64MiB here)
+{{- end }}
+{{- range list "MAX_CONNECTIONS" "UPLOAD_CONCURRENCY" }}
+ENV0_S3_LOG_{{ . }}:
+  pattern: '^[+]?[0-9]+$'
+  words: a whole number
+{{- end }}
+{{- range $name, $_ := include "durations" . | fromYaml }}
+{{ $name }}:
+  pattern: '(?i)^[0-9]+ *(ms|s|m|h|d)?$'
+  words: a duration such as 90s, 5m or 3600 (seconds)
+{{- end }}
+{{- end }}
+
+{{- /* In milliseconds. */ -}}
+{{- define "durations" -}}
+ENV0_S3_LOG_BATCH_MAX_AGE: {least: 1, most: 86400000, words: from 1ms to 24h}
+ENV0_S3_LOG_PULL_INTERVAL: {least: 5000, most: 3600000, words: from 5s to 1h}
+ENV0_S3_LOG_SESSION_DURATION: {least: 900000, most: 43200000, words: from 900s to 43200s}
+ENV0_CLOUDWATCH_SESSION_DURATION: {least: 900000, most: 43200000, words: from 900s to 43200s}
+{{- end }}
+
+{{- define "judgeRanges" -}}
+{{- $units := dict "ms" 1 "" 1000 "s" 1000 "m" 60000 "h" 3600000 "d" 86400000 }}
+{{- range $name, $range := include "durations" . | fromYaml }}
+{{- $value := index $ $name | default "" | trim }}
+{{- if $value }}
+{{- $time := mul (regexFind "^[0-9]+" $value | int64) (get $units (regexReplaceAll "^[0-9]+ *" $value "" | lower)) }}
+{{- if or (lt $time (int64 $range.least)) (gt $time (int64 $range.most)) }}
+{{- fail (printf "config.%s=%s: expected a duration %s" $name $value $range.words) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- range $name, $most := dict "ENV0_S3_LOG_MAX_CONNECTIONS" 1000000 "ENV0_S3_LOG_UPLOAD_CONCURRENCY" 64 }}
+{{- $value := index $ $name | default "" | trim }}
+{{- if and $value (or (lt (int64 $value) 1) (gt (int64 $value) (int64 $most))) }}
+{{- fail (printf "config.%s=%s: expected a whole number from 1 to %d" $name $value $most) }}
+{{- end }}
+{{- end }}
+{{- range list "BATCH_MAX_BYTES" "MAX_BODY_BYTES" "MAX_EVENT_BYTES" "MAX_INFLIGHT_BYTES" }}
+{{- $value := index $ (printf "ENV0_S3_LOG_%s" .) | default "1" }}
+{{- if gt (include "bytes" $value | int64) 5368709120 }}
+{{- fail (printf "config.ENV0_S3_LOG_%s=%s: expected a size of at most 5GiB" . $value) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* What the daemon may need at most, as config/README.md#http has it, and as much for a pull as that page says. */ -}}
+{{- define "judgeMemory" -}}
+{{- $config := include "config" . | fromYaml }}
+{{- $limit := include "bytes" (dig "limits" "memory" "" .Values.resources | toString) }}
+{{- if $limit }}
+{{- $inflight := include "bytes" (index $config "ENV0_S3_LOG_MAX_INFLIGHT_BYTES" | default "32MiB") | int64 }}
+{{- $body := min $inflight (include "bytes" (index $config "ENV0_S3_LOG_MAX_BODY_BYTES" | default "16MiB") | int64) }}
+{{- $event := min $body (include "bytes" (index $config "ENV0_S3_LOG_MAX_EVENT_BYTES" | default "1MiB") | int64) }}
+{{- $connections := index $config "ENV0_S3_LOG_MAX_CONNECTIONS" | default "1024" | int64 }}
+{{- $beyond := max 0 (sub (mul 2 (add $body $event)) (div (mul 65 $inflight) 100)) }}
+{{- $base := 25165824 }}
+{{- $ingest := add (mul 2 $inflight) (mul 24576 $connections) $beyond }}
+{{- $push := ternary (add $base $ingest) 0 (eq "true" (include "push" .)) }}
+{{- $pull := ternary (add $base 54525952 (ternary $ingest 0 (eq "true" (include "trusts" .)))) 0 (ne "" .Values.apiKeySecret) }}
+{{- $need := max $push $pull }}
+{{- if lt (int64 $limit) (int64 $need) }}
+{{- fail (printf "resources.limits.memory=%v: the daemon may need %d MiB, and Kubernetes ends it at its limit; raise the limit, or lower config.ENV0_S3_LOG_MAX_INFLIGHT_BYTES (or MAX_BODY_BYTES, MAX_CONNECTIONS): see config/README.md#http" .Values.resources.limits.memory (div $need 1048576 | add 1)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* The bytes of a size in Kubernetes' notation (16Gi) or the daemon's (10GiB, 10 gb); nothing for another text. */ -}}
+{{- define "bytes" -}}
+{{- $units := dict "" 0 "k" 1 "m" 2 "g" 3 "t" 4 "p" 5 }}
+{{- $number := regexFind "^[0-9]+" . }}
+{{- $unit := regexReplaceAll "^[0-9]+ *" . "" | lower | trimSuffix "b" }}
+{{- $factor := ternary 1024 1000 (hasSuffix "i" $unit) }}
+{{- if and $number (hasKey $units (trimSuffix "i" $unit)) }}
+{{- $bytes := int64 $number }}
+{{- range until (get $units (trimSuffix "i" $unit)) }}{{ $bytes = mul $bytes $factor }}{{ end }}
+{{- $bytes }}
+{{- end }}
+{{- end }}
