@@ -277,6 +277,26 @@ class StatusPage(unittest.TestCase):
         self.assertIsNone(page.evaluate("window.executed || null"))
         page.unroute("**/status")
 
+    def test_a_log_type_that_is_pulled_and_sent_is_told_with_what_to_do_and_only_that_one(self):
+        page = self.open()
+        self.shows(page.locator("#verdict"), "Events flow")
+        both = "Pulled, and sent by senders, too"
+        expect(page.locator("body")).not_to_contain_text(both)
+
+        def audits_both_ways(route):
+            answer = route.fetch()
+            status = answer.json()
+            for of_type in status["types"]:
+                of_type["pulled_and_sent"] = of_type["type"] == "env0-audits"
+            route.fulfill(response=answer, json=status)
+
+        page.route("**/status", audits_both_ways)
+        for told in (both, "send each log type one way only"):
+            self.shows(self.card(page, "env0-audits").locator(".trouble"), told)
+        expect(self.card(page, "env0-deployments")).not_to_contain_text(both)
+        page.unroute("**/status")
+        expect(page.locator("body")).not_to_contain_text(both, timeout=WITHIN_MS)
+
     def test_hostile_words_are_shown_and_never_run(self):
         page = self.open()
         self.store.fault = fault(f"Code{EXECUTES}", f"Message{EXECUTES}", f"Request{EXECUTES}")
