@@ -19,7 +19,7 @@ pub struct CheckOptions {
     /// Configuration and spool alone: asks nobody
     #[arg(long, conflicts_with = "write")]
     offline: bool,
-    /// Writes one tiny object, `env0-s3-logs-check` under the bucket path, and one event to each log group
+    /// Writes one tiny object, `env0-s3-logs-check` under the bucket path (with the time behind it where that is there already), and one event to each log group
     #[arg(long)]
     write: bool,
     /// One JSON object in place of lines

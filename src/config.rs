@@ -85,7 +85,7 @@ impl Config {
         purpose: Purpose,
     ) -> Result<Loaded, ConfigErrors> {
         let mut read = Reader::default();
-        let given = read.known(vars);
+        let given = read.known(vars, purpose);
         if !given.keys().any(|name| name.starts_with("ENV0_")) {
             read.warnings.push(
                 "no ENV0_ variable of this daemon is set for this process: sudo and services don't pass on what a shell has \
@@ -117,7 +117,7 @@ pub fn notify_socket() -> Option<OsString> {
 pub fn admin_addr_from_env() -> Result<SocketAddr, ConfigErrors> {
     const NAME: &str = "ENV0_S3_LOG_ADMIN_ADDR";
     let mut read = Reader::default();
-    let mut given = read.known(std::env::vars_os().filter(|(name, _)| name == NAME));
+    let mut given = read.known(std::env::vars_os().filter(|(name, _)| name == NAME), Purpose::Daemon);
     let mut address = read.value(NAME, given.remove(NAME), values::socket_address);
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });

@@ -31,8 +31,8 @@ pub use role::{Role, Service};
 use session::Clock;
 pub use session::Session;
 use sources::Sources;
-pub use status::ways_to_a_token;
 use status::{Phase, refusal_causes};
+pub use status::{ways_to_a_token, without_a_token};
 use sts::Sts;
 
 /// Every role allows sessions of this length. It is asked for where a role doesn't allow the configured one.
@@ -56,8 +56,8 @@ struct Inner {
     role: Role,
     sts: Sts,
     sources: Sources,
-    /// See [`ways_to_a_token`].
-    ways_to_a_token: String,
+    /// See [`without_a_token`].
+    without_a_token: String,
     state: Mutex<State>,
     session: watch::Sender<Option<Arc<Session>>>,
     wake: Notify,
@@ -134,7 +134,7 @@ impl Credentials {
             sts: Sts::new(clock.clone(), role.clone(), config, network, instance_id),
             clock,
             sources: Sources::new(config, network),
-            ways_to_a_token: ways_to_a_token(config),
+            without_a_token: without_a_token(config),
             state: Mutex::new(State {
                 candidates,
                 phase: Phase::Starting,
@@ -247,7 +247,7 @@ impl Credentials {
         };
         let (waits_for, remedy) = match phase {
             Phase::Starting | Phase::Holding => (None, None),
-            Phase::NoToken => (Some(no_token(&state, now)), Some(self.0.ways_to_a_token.clone())),
+            Phase::NoToken => (Some(no_token(&state, now)), Some(self.0.without_a_token.clone())),
             Phase::Refused => (
                 Some("a token or a trust policy that STS accepts".to_owned()),
                 Some(refusal_causes(self.0.role.service)),
@@ -455,7 +455,7 @@ impl Inner {
                 session.expires_at = until,
                 "{prefix}waiting for {}; {meanwhile}; {}",
                 no_token(state, (self.clock)()),
-                self.ways_to_a_token
+                self.without_a_token
             ),
             (Phase::Refused, Some(error)) => tracing::error!(
                 session.expires_at = until,

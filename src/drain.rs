@@ -14,7 +14,7 @@ use crate::batch::LogType;
 use crate::chain::SigningKey;
 use crate::cloudwatch::lane::Lanes;
 use crate::config::{self, Config};
-use crate::credentials::{Credentials, ways_to_a_token};
+use crate::credentials::{Credentials, without_a_token};
 use crate::exit_code;
 use crate::network::Network;
 use crate::spool::disk::OsDisk;
@@ -66,17 +66,17 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
         );
         return Err(Failure::new(exit_code::IO, error));
     };
+    let configured = assembly::spool_settings(&config).destination;
     let destination = match options.to_configured {
         true => to_configured(&config, accepted, options.yes, &mut show)?,
         false => {
             to_accepted(&mut config, &accepted, options.to_manifest)?;
-            accepted
+            // With the configured region, where the bucket is the configured one.
+            Destination { region: config.aws_region.clone(), ..accepted }
         }
     };
+    let starts_as_it_is = destination.is_same_place(&configured);
     show(&format!("draining {} to {destination}", config.spool_dir.display()));
-    if config.aws_region != destination.region {
-        show(&format!("the bucket is asked in the region that is configured now, {}", config.aws_region));
-    }
 
     let network = Network::new(&config.network).map_err(|error| Failure::new(exit_code::CONFIG, error))?;
     let signing_key = config.signing_key_file.as_deref().map(SigningKey::from_pem_file).transpose();
@@ -101,12 +101,15 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
         }
         let (now, status) = (Instant::now(), credentials.status());
         let token_can_come = config.oidc_token_file.is_some() || config.oidc_token_url.is_some();
-        if !token_can_come && credentials.session().is_none() && status.remedy == Some(ways_to_a_token(&config)) {
-            let or = match config.pulls(LogType::Deployments) {
-                true => {
-                    ", or start the daemon, which takes one from a deployment's record where env0 has filled that in, and sends all of it (if the start asks for this drain, because bucket or region have changed: run drain --to-configured first; it ends as now, and the start works then)"
+        if !token_can_come && credentials.session().is_none() && status.remedy == Some(without_a_token(&config)) {
+            let or = match (config.pulls(LogType::Deployments), starts_as_it_is) {
+                (false, _) => "",
+                (true, true) => {
+                    ", or start the daemon: it takes one from a deployment's record where env0 has filled that in, and then sends all of it"
                 }
-                false => "",
+                (true, false) => {
+                    ", or, if all of it may go to the configured bucket, run `env0-s3-logs drain --to-configured`, which ends as this one, and start the daemon then: it takes one from a deployment's record where env0 has filled that in"
+                }
             };
             let error = anyhow::anyhow!(
                 "drain waits for {} and nothing is configured that could bring one; set ENV0_OIDC_TOKEN, ENV0_S3_LOG_OIDC_TOKEN_FILE or ENV0_S3_LOG_OIDC_TOKEN_URL (drain has no listener that takes one, and doesn't pull){or}; {batches} batches with {events} events are still in the spool, and safe there",
@@ -189,7 +192,7 @@ fn to_configured(
     let _lock = Lock::take(dir).map_err(OpenError::from)?;
     let (batches, sending) = spool::count_batches(&OsDisk, dir)?;
     // An empty spool goes over to the configured place by itself, and begins new chains.
-    if accepted == configured || batches == 0 {
+    if accepted.is_same_place(&configured) || batches == 0 {
         return Ok(configured);
     }
     let already = match sending {

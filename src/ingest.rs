@@ -266,9 +266,11 @@ impl Ingest {
     /// What the head alone can be refused for, before any memory is taken. Where it doesn't tell the
     /// log type, a spool that would take one of them is no reason.
     fn judge_head(&self, identity: &Identity, sender: &Sender<'_>) -> Result<Encoding, Refusal> {
-        if sender.named.is_some_and(|named| !identity.may_write(named)) {
+        if let (Some(named), Some(may_write)) = (sender.named, identity.log_type())
+            && named != may_write
+        {
             auth::count_wrong_type();
-            return Err(Refusal::Unauthorized(BadCredentials::WrongType));
+            return Err(Refusal::Unauthorized(BadCredentials::WrongType { may_write }));
         }
         if self.draining.load(Ordering::Relaxed) {
             return Err(receive::draining());

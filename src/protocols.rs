@@ -30,8 +30,8 @@ pub use crate::protocols::body::{Lines, Part};
 pub use crate::protocols::charset::Decoding;
 pub use crate::protocols::head::Encoding;
 use crate::protocols::head::{
-    KNOWN_PATHS, header_text, header_values, is_json, judge_media_type, percent_decode, query_token, query_values,
-    split_log_type,
+    KNOWN_PATHS, PREFIX, header_text, header_values, is_json, judge_media_type, percent_decode, query_token,
+    query_values, split_log_type,
 };
 pub use crate::protocols::refusal::{Answer, BadCredentials, Refusal, empty_answer};
 use crate::protocols::refusal::{JSON, SUPPORTED_ENCODINGS, TEXT, answer};

@@ -233,6 +233,24 @@ impl S3 {
         Err(Refused { error, may_lack_the_condition: may_lack })
     }
 
+    /// What an operator can do about an error of [`S3::bucket_region`].
+    pub fn locate_remedy(&self, error: &LocateError) -> String {
+        if error.kind != PutErrorKind::Denied {
+            return error.kind.remedy().to_owned();
+        }
+        // S3 denies every request that names another owner than the bucket's.
+        let by_owner = self.0.bucket_owner.as_ref().map(|owner| {
+            format!(
+                "the likely cause is ENV0_S3_LOG_EXPECTED_BUCKET_OWNER={owner}: see that this account owns the bucket, or unset the variable; else "
+            )
+        });
+        format!(
+            "{}allow the role s3:GetBucketLocation on arn:aws:s3:::{}; see that the bucket is yours and its policy denies nothing",
+            by_owner.unwrap_or_default(),
+            self.0.bucket
+        )
+    }
+
     /// Where the bucket is, by `GetBucketLocation`.
     pub async fn bucket_region(&self) -> Result<BucketRegion, LocateError> {
         let Some(session) = self.0.credentials.session() else {
@@ -294,18 +312,6 @@ fn region_of(constraint: Option<&str>, other_than_aws: bool) -> BucketRegion {
         None | Some("" | "null" | "default") if other_than_aws => BucketRegion::NotTold,
         None | Some("" | "null") => BucketRegion::Known("us-east-1".to_owned()),
         Some(region) => foreign_name(region, &[]).map_or(BucketRegion::NotTold, BucketRegion::Known),
-    }
-}
-
-impl LocateError {
-    /// What an operator can do about it.
-    pub fn remedy(&self, bucket: &str) -> String {
-        match self.kind {
-            PutErrorKind::Denied => format!(
-                "allow the role s3:GetBucketLocation on arn:aws:s3:::{bucket}; see that the bucket is yours and its policy denies nothing"
-            ),
-            kind => kind.remedy().to_owned(),
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::report::{BUCKET, Step, Verdict};
 use crate::config::Config;
-use crate::credentials::ways_to_a_token;
+use crate::credentials::{ways_to_a_token, without_a_token};
 use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
 use crate::status::{CredentialsStatus, RefusedTokens, Status};
 
@@ -19,7 +19,7 @@ pub(super) fn daemon_token(config: &Config, status: &Status) -> Step {
     let Some(credentials) = &status.credentials else { return Step::skipped(NAME, "the running daemon is starting") };
     let Some(last_end) = credentials.tokens.iter().map(|token| token.expires_at).max() else {
         return match credentials.refused_tokens.iter().max_by_key(|refused| refused.last) {
-            None => Step::fail(NAME, CONFIG, "the running daemon has none", ways_to_a_token(config)),
+            None => Step::fail(NAME, CONFIG, "the running daemon has none", without_a_token(config)),
             Some(refused) => {
                 let detail = format!("the running daemon has none: {}", refused_words(refused));
                 Step::fail(NAME, CONFIG, detail, refused.remedy.clone())

@@ -137,7 +137,7 @@ fn own_token(config: &Config, token: &OidcToken, claims: &ShownClaims) -> Step {
     let now = crate::batch::now();
     let (Some(issuer), Some(_)) = (&claims.issuer, &claims.subject) else {
         let place = match (token.source, &config.oidc_token_file) {
-            (Source::File, Some(path)) => format!("ENV0_S3_LOG_OIDC_TOKEN_FILE={path:?}"),
+            (Source::File, Some(path)) => format!("{}={path:?}", config.oidc_token_file_variable),
             (Source::Url, _) => "the answer of ENV0_S3_LOG_OIDC_TOKEN_URL".to_owned(),
             _ => "ENV0_OIDC_TOKEN".to_owned(),
         };
@@ -292,7 +292,7 @@ async fn bucket(config: &Config, s3: &S3) -> Step {
                     BUCKET,
                     DENIED,
                     format!("GetBucketLocation is denied: {}", error.message),
-                    error.remedy(&config.bucket_name),
+                    s3.locate_remedy(&error),
                 ),
                 None => of_kind(config, BUCKET, error.kind, &error.message),
             };
@@ -304,7 +304,6 @@ async fn bucket(config: &Config, s3: &S3) -> Step {
 async fn write_object(config: &Config, s3: &S3) -> Step {
     const NAME: &str = "write";
     let prefix = if config.bucket_path.is_empty() { String::new() } else { format!("{}/", config.bucket_path) };
-    let key = format!("{prefix}env0-s3-logs-check");
     let probe = Probe::write(&config.spool_dir, BODY).or_else(|_| Probe::write(&std::env::temp_dir(), BODY));
     let probe = match probe {
         Ok(probe) => probe,
@@ -312,19 +311,22 @@ async fn write_object(config: &Config, s3: &S3) -> Step {
             return Step::fail(NAME, IO, format!("no file can be made to send: {error}"), "see the step spool");
         }
     };
-    let put = Put {
-        key: key.clone(),
+    let mut put = Put {
+        key: format!("{prefix}env0-s3-logs-check"),
         file: probe.path().to_owned(),
         bytes: BODY.len() as u64,
         sha256: Sha256::of(BODY),
         metadata: Vec::new(),
         timeout: WRITE_TIMEOUT,
     };
-    match s3.put(&put).await {
-        Ok(()) => Step::ok(NAME, format!("wrote {key}")),
-        Err(error) if error.kind == PutErrorKind::NameTaken => {
-            Step::ok(NAME, format!("{key} is there already, from an earlier check"))
-        }
+    let mut written = s3.put(&put).await;
+    // From an earlier check. A store may say so before it looks at the KMS key and the other settings.
+    if matches!(&written, Err(error) if error.kind == PutErrorKind::NameTaken) {
+        put.key += &crate::batch::now().format("-%Y%m%dT%H%M%S%.6fZ").to_string();
+        written = s3.put(&put).await;
+    }
+    match written {
+        Ok(()) => Step::ok(NAME, format!("wrote {}", put.key)),
         Err(error) => of_kind(config, NAME, error.kind, &error.message).of_service(error.code, error.request_id),
     }
 }

@@ -313,7 +313,10 @@ async fn try_logs(
         Err(error) if matches!(error.kind, ErrorKind::Refused(400) | ErrorKind::Gone) => {}
         Err(error) => return Err(error),
     }
-    Ok(format!("deployments, their steps and logs are readable (tried with deployment {}); {words}", latest.id))
+    Ok(format!(
+        "deployments, their steps and logs are readable (tried with the latest deployment of one environment, {}); {words}",
+        latest.id
+    ))
 }
 
 #[derive(Deserialize)]

@@ -30,6 +30,14 @@ pub fn file_error(variable: &str, path: &Path, problem: impl fmt::Display) -> St
     format!("{variable}={value}: {problem}; example: {variable}={example}")
 }
 
+/// What was expected instead of the path of a file, in a variable whose value can also be in a file that another one
+/// names; `None` where `value` is no such path.
+pub(super) fn not_its_path(name: &str, value: &str) -> Option<String> {
+    let twin = format!("{name}_FILE");
+    let is_path = variables::find(&twin).is_some() && Path::new(value).is_file();
+    is_path.then(|| format!("the value itself, not the path of a file: {twin} is the variable that names a file"))
+}
+
 /// Stands in the place of a value that may be a secret.
 const NOT_SHOWN: &str = "(not shown: it is no path, and may be a secret)";
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use super::effective::{Config, LogFormat, Network, Purpose, Setting, Source, TlsFiles};
-use super::files::{quoted, shown_path};
+use super::files::{self, quoted, shown_path};
 use super::given::{OwnVariables, SharedVariables};
 use super::slips;
 use super::unread;
@@ -54,7 +54,7 @@ pub(super) struct Reader {
 
 impl Reader {
     /// The variables of the table that are set. Foreign ones are not looked at, whatever bytes they hold.
-    pub(super) fn known(&mut self, vars: impl IntoIterator<Item = (OsString, OsString)>) -> Given {
+    pub(super) fn known(&mut self, vars: impl IntoIterator<Item = (OsString, OsString)>, purpose: Purpose) -> Given {
         let (mut given, mut foreign) = (Given::new(), Vec::new());
         let mut vars: Vec<_> = vars.into_iter().collect();
         // `https_proxy` wins over `HTTPS_PROXY`, as with curl: it sorts last, and so is written last.
@@ -81,11 +81,11 @@ impl Reader {
                 self.warnings.push(format!("{canonical} is set to another value than {name}, which counts"));
             }
         }
-        self.warnings.extend(unread::warning(&foreign, &given));
+        self.warnings.extend(unread::warning(&foreign, &given, purpose));
         self.tell_examples(&given);
         self.shown = given.iter().map(|(name, value)| (*name, shown(name, value))).collect();
         for (name, value) in &given {
-            if let Some(problem) = slips::not_meant(value) {
+            if let Some(problem) = slips::not_meant(value).or_else(|| files::not_its_path(name, value)) {
                 self.refuse(name, &format!("expected {problem}"));
             }
         }
@@ -250,6 +250,10 @@ impl Reader {
                 values::duration(Duration::from_secs(900), Duration::from_secs(43_200)),
             ),
             oidc_token: self.secret("ENV0_OIDC_TOKEN", shared.env0_oidc_token, values::oidc_token),
+            oidc_token_file_variable: match own.oidc_token_file {
+                Some(_) => "ENV0_S3_LOG_OIDC_TOKEN_FILE",
+                None => "ENV0_OIDC_TOKEN_FILE",
+            },
             oidc_token_file: {
                 let own_file = self.path("ENV0_S3_LOG_OIDC_TOKEN_FILE", own.oidc_token_file);
                 let file = self.path("ENV0_OIDC_TOKEN_FILE", shared.env0_oidc_token_file);

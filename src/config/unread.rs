@@ -3,8 +3,11 @@
 
 use std::collections::BTreeMap;
 
+use super::effective::Purpose;
+
 /// What counts in place of credentials from the environment.
 const OWN_CREDENTIALS: &str = "ENV0_S3_LOG_ROLE_ARN and an OIDC token";
+const OWN_TOKEN_FILE: &str = "ENV0_S3_LOG_OIDC_TOKEN_FILE";
 const OWN_REGION: &str = "ENV0_S3_LOG_AWS_REGION";
 const OWN_ENDPOINTS: &str = "AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL_STS";
 const OWN_CA: &str = "AWS_CA_BUNDLE";
@@ -21,7 +24,7 @@ const UNREAD: [(&str, &str); 22] = [
     ("AWS_PROFILE", OWN_CREDENTIALS),
     ("AWS_ROLE_ARN", OWN_CREDENTIALS),
     ("AWS_SHARED_CREDENTIALS_FILE", OWN_CREDENTIALS),
-    ("AWS_WEB_IDENTITY_TOKEN_FILE", "ENV0_S3_LOG_OIDC_TOKEN_FILE"),
+    ("AWS_WEB_IDENTITY_TOKEN_FILE", OWN_TOKEN_FILE),
     ("AWS_DEFAULT_REGION", OWN_REGION),
     ("AWS_REGION", OWN_REGION),
     ("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", OWN_ENDPOINTS),
@@ -59,11 +62,17 @@ pub(super) fn is_known(name: &str) -> bool {
 
 /// A line that names the variables in `vars` and `given` that have no effect, where that may make a difference; `None`
 /// without any. Their values are not repeated: they may be secrets.
-pub(super) fn warning(vars: &[(String, String)], given: &BTreeMap<&'static str, String>) -> Option<String> {
+pub(super) fn warning(
+    vars: &[(String, String)],
+    given: &BTreeMap<&'static str, String>,
+    purpose: Purpose,
+) -> Option<String> {
     let is_given = |name| given.contains_key(name);
     let names = vars.iter().filter_map(|(name, value)| {
         let (known, instead) = find(name)?;
         let matters = match (known, instead) {
+            // `verify` reads with an auditor's own credentials, which the SDK looks for in all of these.
+            (_, OWN_CREDENTIALS | OWN_ENDPOINTS | OWN_TOKEN_FILE) if purpose == Purpose::Verify => false,
             ("ALL_PROXY", _) => !is_given("HTTPS_PROXY"),
             (_, OWN_REGION) => given.get(OWN_REGION).is_some_and(|region| region != value),
             (_, OWN_ENDPOINTS) => value.eq_ignore_ascii_case("true"),

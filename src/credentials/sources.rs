@@ -20,7 +20,8 @@ const MAX_BYTES: usize = 64 * 1024;
 const FILE_PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) struct Sources {
-    file: Option<PathBuf>,
+    /// With the variable that names it.
+    file: Option<(&'static str, PathBuf)>,
     /// A read of the file that the disk has not answered yet. There is one at most, so a disk that hangs holds one thread.
     reading: Mutex<Option<JoinHandle<Result<OidcToken, String>>>>,
     url: Option<SecretString>,
@@ -29,7 +30,8 @@ pub(super) struct Sources {
 
 impl Sources {
     pub(super) fn new(config: &Config, network: &Network) -> Sources {
-        let (file, url) = (config.oidc_token_file.clone(), config.oidc_token_url.clone());
+        let file = config.oidc_token_file.clone().map(|path| (config.oidc_token_file_variable, path));
+        let url = config.oidc_token_url.clone();
         Sources { file, reading: Mutex::default(), url, network: network.clone() }
     }
 
@@ -37,10 +39,10 @@ impl Sources {
     pub(super) async fn read(&self) -> (Vec<OidcToken>, Vec<String>) {
         let mut tokens = Vec::new();
         let mut problems = Vec::new();
-        if let Some(path) = &self.file {
+        if let Some((variable, path)) = &self.file {
             match self.read_file(path).await {
                 Ok(token) => tokens.push(token),
-                Err(reason) => problems.push(format!("ENV0_S3_LOG_OIDC_TOKEN_FILE={path:?}: {reason}")),
+                Err(reason) => problems.push(format!("{variable}={path:?}: {reason}")),
             }
         }
         if let Some(url) = &self.url {

@@ -34,6 +34,18 @@ pub fn ways_to_a_token(config: &Config) -> String {
     )
 }
 
+/// What to do while there is no token. Where deployments are pulled, one of them may bring it.
+pub fn without_a_token(config: &Config) -> String {
+    let ways = ways_to_a_token(config);
+    match config.pulls(LogType::Deployments) {
+        true => format!(
+            "the pull takes one from the record of each deployment that it lists, where env0 has filled that in \
+             (`env0-s3-logs check` says whether it has); else {ways}"
+        ),
+        false => ways,
+    }
+}
+
 /// How the last attempt to get a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {

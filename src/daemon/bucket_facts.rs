@@ -69,7 +69,7 @@ async fn ask(destination: &DestinationStatus, s3: &S3) -> (BucketStatus, Option<
         }
         Ok(BucketRegion::NotTold) => (nothing, None),
         Err(error) => {
-            let remedy = Some(error.remedy(&destination.bucket));
+            let remedy = Some(s3.locate_remedy(&error));
             (BucketStatus { remedy, code: error.code, error: Some(error.message), ..nothing }, Some(error.kind))
         }
     }

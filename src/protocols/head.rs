@@ -27,6 +27,10 @@ pub(super) const KNOWN_PATHS: [&str; 12] = [
     "POST /",
 ];
 
+/// What is said beside them.
+pub(super) const PREFIX: &str = "each of these from POST /v1/logs on may follow /env0-audits or /env0-deployments, which \
+                                 decides the log type: POST /env0-audits/loki/api/v1/push";
+
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b, 0x08];
 const ZSTD_MAGIC: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 /// The magic of a skippable frame, which pzstd and the seekable format begin with, after its first byte, 0x50 to 0x5f.

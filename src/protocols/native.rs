@@ -6,7 +6,9 @@ use chrono::{DateTime, Utc};
 use serde_json::json;
 
 use crate::protocols::body::{self, BodyError, Limits};
-use crate::protocols::{Accepted, Answer, JSON, KNOWN_PATHS, Part, Protocol, Refusal, SUPPORTED_ENCODINGS, answer};
+use crate::protocols::{
+    Accepted, Answer, JSON, KNOWN_PATHS, PREFIX, Part, Protocol, Refusal, SUPPORTED_ENCODINGS, answer,
+};
 
 /// The native protocol.
 pub struct Native;
@@ -63,7 +65,7 @@ impl Protocol for Native {
                 json!({"error": error, "limit": limit_bytes, "variable": "ENV0_S3_LOG_MAX_BODY_BYTES"})
             }
             Refusal::TooLarge { limit, variable } => json!({"error": error, "limit": limit, "variable": variable}),
-            Refusal::UnknownPath => json!({"error": error, "known": KNOWN_PATHS}),
+            Refusal::UnknownPath => json!({"error": error, "known": KNOWN_PATHS, "prefix": PREFIX}),
             Refusal::WrongMethod { allowed } => json!({"error": error, "known": allowed}),
             Refusal::UnsupportedEncoding => json!({"error": error, "supported": SUPPORTED_ENCODINGS}),
             _ => json!({"error": error}),

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 
 use super::body::BodyError;
+use crate::batch::LogType;
 
 /// `Content-Encoding`s that are inflated, for `Accept-Encoding` and messages.
 pub(super) const SUPPORTED_ENCODINGS: &str = "gzip, deflate, zstd";
@@ -84,7 +85,10 @@ pub enum BadCredentials {
     /// They are not known.
     Unknown,
     /// They are known, but may not write this log type.
-    WrongType,
+    WrongType {
+        /// The one that they may write.
+        may_write: LogType,
+    },
     /// What was handed over is no OIDC token that is let in.
     NoOidcToken,
 }
@@ -92,14 +96,22 @@ pub enum BadCredentials {
 impl fmt::Display for BadCredentials {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
-            BadCredentials::WrongType => "these credentials may not write this log type",
+            BadCredentials::WrongType { may_write } => {
+                return write!(
+                    formatter,
+                    "these credentials may write {may_write} alone (the type of an ingest token stands behind it in \
+                     ENV0_S3_LOG_INGEST_TOKEN_FILE; an OIDC token writes {})",
+                    LogType::Deployments
+                );
+            }
             BadCredentials::NoOidcToken => {
                 "no OIDC token that is let in: send the ENV0_OIDC_TOKEN of a deployment, as the body or as Authorization: \
                  Bearer <token>; the daemon's log and /status say why one was refused"
             }
             BadCredentials::Missing | BadCredentials::Incomplete | BadCredentials::Unknown => {
-                "no valid credentials: send an ingest token (ENV0_S3_LOG_INGEST_TOKEN) or an env0 OIDC token, \
-                 for instance as Authorization: Bearer <token>"
+                "no valid credentials: send an ingest token (the value of ENV0_S3_LOG_INGEST_TOKEN, or a line of \
+                 ENV0_S3_LOG_INGEST_TOKEN_FILE) or an env0 OIDC token, for instance as Authorization: Bearer <token>; \
+                 the daemon's log and /status say why an OIDC token was refused"
             }
         })
     }

@@ -313,7 +313,7 @@ mod tests {
             (BadCredentials::Missing, 2),
             (BadCredentials::Incomplete, 3),
             (BadCredentials::Unknown, 4),
-            (BadCredentials::WrongType, 4),
+            (BadCredentials::WrongType { may_write: crate::batch::LogType::Audits }, 4),
         ] {
             assert_eq!(post.refused(&Refusal::Unauthorized(fault)).json()["code"], code);
         }

@@ -147,7 +147,11 @@ fn the_status_and_headers_of_a_refusal_are_the_same_in_every_protocol() {
     let invalid = BodyError::Invalid { event: 3, offset: 99, reason: "expected value".to_owned() };
     for (refusal, status, header) in [
         (WRONG_CREDENTIALS, 401, Some(("www-authenticate", "Bearer"))),
-        (Refusal::Unauthorized(BadCredentials::WrongType), 401, Some(("www-authenticate", "Bearer"))),
+        (
+            Refusal::Unauthorized(BadCredentials::WrongType { may_write: LogType::Audits }),
+            401,
+            Some(("www-authenticate", "Bearer")),
+        ),
         (Refusal::UnknownPath, 404, None),
         (Refusal::WrongMethod { allowed: "POST" }, 405, Some(("allow", "POST"))),
         (Refusal::Body(invalid), 400, None),

@@ -4,9 +4,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::disk::Tmpfs;
-use crate::harness::{DEPLOYMENTS, Finished, Setup, TOKEN, Upload, event, wait_until};
-use crate::local_aws::LocalAws;
+use crate::harness::{AUDITS, DEPLOYMENTS, Finished, Setup, TOKEN, Upload, event, wait_until};
 use crate::local_aws::issuer::ORGANIZATION;
+use crate::local_aws::{Fault, LocalAws, Operation};
 use crate::local_env0::LocalEnv0;
 
 /// A user that owns nothing.
@@ -298,6 +298,108 @@ fn an_address_in_use_says_how_to_find_who_has_it() {
     let address = held.local_addr().unwrap().to_string();
     let finished = Setup::new(&aws).set("ENV0_S3_LOG_LISTEN_ADDR", address.clone()).run("run");
     assert_says(&finished.stderr, &[&address, "ss -ltnp", "see config/README.md#it-does-not-start"]);
+}
+
+#[test]
+fn verify_without_a_bucket_says_nothing_against_the_auditors_own_credentials() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).unset("ENV0_S3_LOG_BUCKET_NAME");
+    let own = [("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE"), ("AWS_PROFILE", "auditor"), ("AWS_WEB_IDENTITY_TOKEN_FILE", "/t")];
+    let setup = own.into_iter().fold(setup, |setup, (name, value)| setup.set(name, value));
+    let verified = setup.run("verify");
+    assert_eq!(verified.code, Some(78));
+    assert_says(&verified.stderr, &["ENV0_S3_LOG_BUCKET_NAME: required, and not set"]);
+    assert!(!own.iter().any(|(name, _)| verified.stderr.contains(name)), "{}", verified.stderr);
+    let warned = setup.run("drain").stderr;
+    own.iter().for_each(|(name, _)| assert_says(&warned, &["set, and not read by this daemon", name]));
+}
+
+#[test]
+fn a_bucket_that_is_denied_with_another_owner_configured_names_the_owner_first() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_EXPECTED_BUCKET_OWNER", "999988887777");
+    let likely = "the likely cause is ENV0_S3_LOG_EXPECTED_BUCKET_OWNER=999988887777";
+    let checked = setup.run("check");
+    assert_says(next(&checked), &["Next: bucket: ", likely, "s3:GetBucketLocation"]);
+    let daemon = setup.start();
+    wait_until("the log says it", || daemon.log().count("WARN", likely) == 1);
+    aws.s3.inject(Fault::access_denied().on(Operation::GetBucketLocation));
+    let checked = Setup::new(&aws).run("check");
+    assert_says(next(&checked), &["Next: bucket: ", "s3:GetBucketLocation"]);
+    assert!(!checked.stdout.contains("ENV0_S3_LOG_EXPECTED_BUCKET_OWNER"), "{}", checked.stdout);
+}
+
+#[test]
+fn the_path_of_a_file_in_a_secrets_place_is_sent_to_the_variable_for_files() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let file = setup.folder().join("ingest-tokens");
+    std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
+    let path = file.to_str().unwrap();
+    for name in ["ENV0_S3_LOG_INGEST_TOKEN", "ENV0_API_KEY_SECRET", "ENV0_OIDC_TOKEN"] {
+        let setup = Setup::new(&aws).set("ENV0_API_KEY_ID", "an-id").set("ENV0_API_KEY_SECRET", "a-secret");
+        let said = setup.set(name, path).run("check --offline").stdout;
+        assert_says(&said, &[&format!("{name}_FILE is the variable that names a file"), &format!("{name}=")]);
+    }
+    // A token in base64 may begin as a path does.
+    let token = Setup::new(&aws).set("ENV0_S3_LOG_INGEST_TOKEN", "/kX0aB1cD2eF3gH4iJ5k=").run("check --offline");
+    assert_says(&token.stdout, &["[ok]   configuration"]);
+}
+
+#[test]
+fn a_401_names_the_file_of_tokens_and_what_a_token_may_write() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let file = setup.folder().join("ingest-tokens");
+    std::fs::write(&file, "a-token-for-audits-alone env0-audits\n").unwrap();
+    let setup = setup.set("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", ORGANIZATION);
+    let daemon = setup.set("ENV0_S3_LOG_INGEST_TOKEN_FILE", file.to_str().unwrap()).start();
+    let answered = |path: &str, token: &str| {
+        let answer = daemon.send(Upload::post(path).bearer(token).body(event("refused")));
+        assert_eq!(answer.status, 401, "{}", answer.text());
+        answer.text()
+    };
+    let unknown = answered(DEPLOYMENTS, "a-token-that-nobody-knows");
+    assert_says(&unknown, &["ENV0_S3_LOG_INGEST_TOKEN_FILE", "the daemon's log and /status say why"]);
+    assert_says(&answered(DEPLOYMENTS, "a-token-for-audits-alone"), &["may write env0-audits alone"]);
+    assert_says(&answered(AUDITS, &aws.issuer.token()), &["may write env0-deployments alone"]);
+}
+
+#[test]
+fn an_unknown_path_is_told_the_log_types_that_may_stand_before_it() {
+    let aws = LocalAws::start();
+    let daemon = Setup::new(&aws).start();
+    let answer = daemon.send(Upload::post("/env0-audits/loki/api/v1/pusch").bearer(TOKEN).body(event("lost")));
+    assert_eq!(answer.status, 404);
+    assert_says(&answer.text(), &["POST /loki/api/v1/push", "POST /env0-audits/loki/api/v1/push"]);
+}
+
+#[test]
+fn the_file_of_an_oidc_token_is_named_by_the_variable_that_was_set() {
+    let aws = LocalAws::start();
+    for name in ["ENV0_S3_LOG_OIDC_TOKEN_FILE", "ENV0_OIDC_TOKEN_FILE"] {
+        let setup = Setup::new(&aws).unset("ENV0_OIDC_TOKEN").set(name, "/nowhere/token");
+        assert_says(&setup.run("check").stdout, &[&format!(" {name}=\"/nowhere/token\"")]);
+    }
+    let setup = Setup::new(&aws).unset("ENV0_OIDC_TOKEN");
+    let file = setup.folder().join("token");
+    std::fs::write(&file, "ghp_0123456789abcdef").unwrap();
+    let checked = setup.set("ENV0_OIDC_TOKEN_FILE", file.to_str().unwrap()).run("check");
+    assert_says(&checked.stdout, &[&format!("what ENV0_OIDC_TOKEN_FILE={file:?} holds")]);
+}
+
+#[test]
+fn a_second_check_that_writes_finds_a_kms_key_that_can_not_be_used() {
+    let aws = LocalAws::start();
+    assert_eq!(Setup::new(&aws).run("check --write").code, Some(0));
+    // The store says 412 before it looks at the key.
+    aws.s3.inject(Fault::kms_denied().where_key_has("env0-s3-logs-check-"));
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_SSE_KMS_KEY_ID", "alias/of-another-account");
+    let checked = setup.run("check --write");
+    assert_eq!(checked.code, Some(77), "{}", checked.stdout);
+    assert_says(next(&checked), &["Next: write: ", "kms:GenerateDataKey"]);
+    aws.s3.heal();
+    assert_says(&setup.run("check --write").stdout, &["[ok]   write", "wrote env0-s3-logs-check-20"]);
 }
 
 #[test]

@@ -148,7 +148,7 @@ fn check_tries_every_request_and_tells_a_rounds_part_of_env0s_limit() {
     for said in [
         "250 environments in 3 requests",
         "every 5 s: 36 of the 1000 requests a minute that env0 allows",
-        "(tried with deployment d-1)",
+        "(tried with the latest deployment of one environment, d-1)",
         "env0 forwards nothing by itself",
     ] {
         assert!(finished.stdout.contains(said), "{said}: {finished:?}");

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use chrono::Utc;
 
 use crate::harness::{Setup, wait_until};
-use crate::local_aws::LocalAws;
+use crate::local_aws::{Fault, LocalAws};
 use crate::local_env0::LocalEnv0;
 use crate::local_env0::audits::event;
 use crate::local_env0::deployments::{Deployment, Environment, all_lines};
@@ -168,4 +168,35 @@ fn a_pull_of_audits_alone_reads_no_record_and_says_so_with_the_way_out() {
     drop(daemon);
     let both = setup.set("ENV0_S3_LOG_PULL", "env0-audits,env0-deployments");
     assert!(!both.run("check").stdout.contains(of_record));
+}
+
+#[test]
+fn a_wrong_region_of_a_pull_is_mended_by_the_variable_and_a_restart_alone() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let setup = with_record(&aws, &env0, &aws.issuer.token());
+    aws.s3.inject(Fault::permanent_redirect("eu-west-1"));
+    let wrong = setup.set("ENV0_S3_LOG_AWS_REGION", "us-west-2");
+    let daemon = wrong.start();
+    let remedy = "set ENV0_S3_LOG_AWS_REGION to the bucket's region, and restart the daemon";
+    wait_until("the log says it", || daemon.log().text().contains(remedy));
+    drop(daemon);
+    aws.s3.heal();
+    let right = wrong.set("ENV0_S3_LOG_AWS_REGION", "eu-west-1");
+    let drained = right.run("drain");
+    assert_eq!(drained.code, Some(69), "{drained:?}");
+    assert!(drained.stderr.contains("or start the daemon: it takes one from a deployment's record"), "{drained:?}");
+    let _daemon = right.start();
+    wait_until("what waited is in the bucket", || aws.s3.line_count() > 0);
+}
+
+#[test]
+fn a_pull_that_has_no_token_yet_says_that_a_record_may_bring_it() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let setup = env0.environment().into_iter().fold(Setup::new(&aws), |setup, (name, value)| setup.set(name, value));
+    let daemon = setup.unset("ENV0_OIDC_TOKEN").start();
+    wait_until("the log says it", || daemon.log().count("WARN", "waiting for an OIDC token") == 1);
+    let by_record = "the pull takes one from the record of each deployment";
+    assert_eq!(daemon.log().count("WARN", by_record), 1, "{}", daemon.log().text());
+    let status = daemon.admin_get("/status").unwrap().json();
+    assert!(status["credentials"]["remedy"].as_str().unwrap().starts_with(by_record), "{status}");
 }
