@@ -7,12 +7,12 @@ mod answer;
 mod body;
 mod error;
 mod key;
-mod long_texts;
 mod pace;
 pub mod pages;
 mod pieces;
 mod sender;
 mod text;
+mod thin;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -187,8 +187,8 @@ impl Api {
         Ok(Pieces::of(body, endpoint, asked, max_event_bytes))
     }
 
-    /// Requests `path`, whose segments are encoded here. Repeats the request where that can help. Texts of the answer are cut
-    /// behind 64 KiB.
+    /// Requests `path`, whose segments are encoded here. Repeats the request where that can help. What nobody reads of the
+    /// answer's records is left out ([`thin`]).
     pub async fn get(&self, endpoint: Endpoint, path: &[&str], query: &[(&str, &str)]) -> Result<Answer, ApiError> {
         let (answer, _) = self.get_up_to(ANSWER_MAX_BYTES, endpoint, path, query).await?;
         Ok(answer)

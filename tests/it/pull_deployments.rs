@@ -55,14 +55,16 @@ fn a_deployment_is_followed_while_it_runs_and_ended_by_one_line_of_named_fields(
         let deployment = &mut world.environments[0].deployments[0];
         // The end, and a line that came with it.
         deployment.steps[0].lines = 8;
-        *deployment = deployment.clone().ended();
+        *deployment = deployment.clone().ended_at(Utc::now());
     }
     all_arrive_once(&aws, &env0, 1);
+    let deployment = env0.world().environments[0].deployments[0].clone();
+    let (made, ended) = (deployment.created_at.unwrap(), deployment.finished_at.unwrap());
     let last = aws.s3.lines().into_iter().find(|line| line.contains("d-1-finished")).unwrap();
     assert_eq!(
         last,
         format!(
-            r#"{{"eventId":"d-1-finished","deploymentLogId":"d-1","environmentId":"env-1","environmentName":"name of env-1","projectId":"project-1","organizationId":"{ORGANIZATION}","deploymentType":"deploy","status":"SUCCESS","startedBy":"auth0|1","startedByEmail":"dev@acme.io","blueprintName":"network","planSummary":{{"added":1,"changed":0,"destroyed":0}}}}"#
+            r#"{{"eventId":"d-1-finished","deploymentLogId":"d-1","environmentId":"env-1","environmentName":"name of env-1","projectId":"project-1","organizationId":"{ORGANIZATION}","deploymentType":"deploy","status":"SUCCESS","startedBy":"auth0|1","startedByEmail":"dev@acme.io","queuedAt":"{made}","startedAt":"{made}","finishedAt":"{ended}","triggerName":"vcs","blueprintName":"network","blueprintRevision":"main","prNumber":"7","resourceCount":12,"planSummary":{{"added":1,"changed":0,"destroyed":0,"imported":2}}}}"#
         )
     );
     a_round_later(&daemon);

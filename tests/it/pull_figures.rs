@@ -89,6 +89,29 @@ fn a_record_and_events_of_many_megabytes_take_the_pulls_share_of_memory() {
     assert!(peak <= PEAK_MAX_KIB, "{peak} KiB");
 }
 
+#[test]
+fn records_of_many_megabytes_of_short_texts_take_the_pulls_share_of_memory() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let followed = |id: &str| Environment {
+        deployments: vec![Deployment::running(&format!("d-{id}"), "tf:apply", 3)],
+        ..Environment::new(&format!("env-{id}"))
+    };
+    env0.world().environments = ["1", "2"].map(followed).into();
+    let list = |element: &str| vec![element; (15 << 20) / (element.len() + 1)].join(",");
+    let (variable, member) = (r#"{"name":"canary-a","value":"canary-b"}"#, r#""canary-c":"canary-d""#);
+    env0.world().variables = format!("[{}],{}", list(variable), list(member));
+    let setup = Setup::new(&aws).unset("ENV0_S3_LOG_INGEST_TOKEN").set("ENV0_S3_LOG_PULL", "env0-deployments");
+    let setup = env0.environment().into_iter().fold(setup, |setup, (name, value)| setup.set(name, value));
+    let daemon = setup.start();
+    wait_until("all of it is stored", || aws.s3.line_count() == 6);
+    let (rounds, asked) = (|| env0.asked("/environments?"), env0.asked("/environments?"));
+    wait_until("they are listed again", || rounds() >= asked + 4);
+    let peak = peak_kib(&daemon);
+    println!("{:.1} MiB at most", peak as f64 / 1024.0);
+    assert!(peak <= PEAK_MAX_KIB, "{peak} KiB");
+    assert_eq!(daemon.log().count("ERROR", ""), 0, "{}", daemon.log().text());
+}
+
 fn idle_organization(env0: &LocalEnv0, aws: &LocalAws, interval: &str) -> Setup {
     env0.world().environments = (0..300).map(|number| Environment::new(&format!("env-{number}"))).collect();
     let setup = Setup::new(aws).unset("ENV0_S3_LOG_INGEST_TOKEN");

@@ -112,9 +112,10 @@ impl Deployment {
     fn record(&self, environment: &str, padding: usize) -> Value {
         json!({
             "id": self.id, "environmentId": environment, "type": "deploy", "status": self.status,
-            "createdAt": self.created_at, "finishedAt": self.finished_at, "startedBy": "auth0|1", "startedByUser": {"email": "dev@acme.io", "name": "canary"},
-            "output": format!("canary-output{}", "x".repeat(padding)), "plan": "canary-plan", "error": "canary-error", "triggerName": {"value": "canary"}, "blueprintName": "network",
-            "planSummary": {"added": 1, "changed": 0, "destroyed": 0, "secret": "canary"},
+            "createdAt": self.created_at, "queuedAt": self.created_at, "startedAt": self.created_at, "finishedAt": self.finished_at, "startedBy": "auth0|1", "startedByUser": {"email": "dev@acme.io", "name": "canary"},
+            "output": format!("canary-output{}", "x".repeat(padding)), "plan": "canary-plan", "error": "canary-error", "triggerName": "vcs", "blueprintName": "network",
+            "blueprintRevision": "main", "blueprintRepository": {"url": "canary"}, "prNumber": "7", "resourceCount": 12,
+            "planSummary": {"added": 1, "changed": 0, "destroyed": 0, "imported": 2, "secret": "canary"},
             "variables": [{"name": "PASSWORD", "value": "canary-value"}],
             "customEnv0EnvironmentVariables": {"oidcToken": self.oidc_token, "vcsAccessToken": "canary-vcs"},
         })
@@ -167,6 +168,12 @@ pub(crate) fn all_lines(state: &State) -> Vec<String> {
     lines
 }
 
+/// `records` with the variables that a test has chosen, which may be too many to be built of values.
+fn with_variables(state: &State, records: String) -> String {
+    const VARIABLES: &str = r#"[{"name":"PASSWORD","value":"canary-value"}]"#;
+    if state.variables.is_empty() { records } else { records.replace(VARIABLES, &state.variables) }
+}
+
 /// The answer to a path; none where there is no such thing.
 pub(super) fn answer(state: &State, path: &[String], query: &dyn Fn(&str) -> Option<String>) -> Option<(u16, String)> {
     let path: Vec<&str> = path.iter().map(|part| &**part).collect();
@@ -202,7 +209,7 @@ pub(super) fn answer(state: &State, path: &[String], query: &dyn Fn(&str) -> Opt
                 true => records.chain(beyond).skip(offset).take(limit).collect(),
                 false => records.skip(offset).take(limit).collect(),
             };
-            (200, Value::from(page).to_string())
+            (200, with_variables(state, Value::from(page).to_string()))
         }
         ["environments", id, "deployments"] => {
             let environment = state.environments.iter().find(|environment| environment.id == id)?;
@@ -210,7 +217,8 @@ pub(super) fn answer(state: &State, path: &[String], query: &dyn Fn(&str) -> Opt
             // One that was made since the page before has moved the others.
             let offset = if state.pages_move { offset.saturating_sub(1) } else { offset };
             let page = environment.deployments.iter().skip(offset).take(limit);
-            (200, Value::from_iter(page.map(|deployment| deployment.record(id, state.padding))).to_string())
+            let page = Value::from_iter(page.map(|deployment| deployment.record(id, state.padding)));
+            (200, with_variables(state, page.to_string()))
         }
         ["deployments", id, "steps"] => {
             let steps = deployment(id)?.steps.iter().enumerate();

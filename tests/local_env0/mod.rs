@@ -93,6 +93,8 @@ pub(crate) struct State {
     pub(crate) endless: bool,
     /// Bytes of output in each record of a deployment.
     pub(crate) padding: usize,
+    /// JSON in place of each such record's `variables`, where it isn't empty.
+    pub(crate) variables: String,
     /// Listed before the steps of each deployment.
     pub(crate) odd_steps: Vec<serde_json::Value>,
     pub(crate) log_shape: deployments::LogShape,
@@ -102,6 +104,8 @@ pub(crate) struct State {
     pub(crate) lasting: BTreeMap<String, Fault>,
     /// Path and query of every request.
     pub(crate) requests: Vec<String>,
+    /// Requests that have no answer yet, and the most that there were.
+    pub(crate) running: (usize, usize),
 }
 
 /// A segment of a path as requests hold it.

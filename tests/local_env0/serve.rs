@@ -58,7 +58,25 @@ fn json_reply(status: u16, json: impl Into<Bytes>) -> Response<Body> {
 #[error("dropped without an answer")]
 struct Dropped;
 
+/// Counts a request until it is answered or given up.
+struct Running<'a>(&'a World);
+
+impl Running<'_> {
+    fn begin(world: &World) -> Running<'_> {
+        let running = &mut world.lock().running;
+        *running = (running.0 + 1, running.1.max(running.0 + 1));
+        Running(world)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.lock().running.0 -= 1;
+    }
+}
+
 async fn answer(world: &World, request: &Request<Incoming>) -> Result<Response<Body>, Dropped> {
+    let _running = Running::begin(world);
     let latency = world.lock().latency;
     tokio::time::sleep(latency).await;
     let mut reply = answer_undated(world, request).await?;

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::network::causes;
 use crate::pull::api::error::ErrorKind;
-use crate::pull::api::long_texts::LongTexts;
+use crate::pull::api::thin::Thin;
 
 /// Answers above this size are large: of these, one page of a log is held at a time, and one of all others.
 pub(super) const LARGE_ANSWER_BYTES: usize = 1024 * 1024;
@@ -73,7 +73,7 @@ impl Patience {
 /// How much of an answer is read at once.
 #[derive(Clone, Copy)]
 pub(super) enum Amount {
-    /// All of it, without the ends of long texts; more bytes than these are too large.
+    /// All of it, without what nobody reads (`api/thin.rs`); more bytes than these are too large.
     Whole(usize),
     /// What makes it a large one. The rest is [`Body::unread`]; more bytes than these in all are too large.
     Beginning(usize),
@@ -128,14 +128,14 @@ impl Body {
         }
         let at_once = if matches!(amount, Amount::Whole(_)) { announced } else { announced.min(LARGE_ANSWER_BYTES) };
         // A buffer that grows is there twice, and the smaller ones stay in memory for a while.
-        let (mut bytes, mut read, mut texts) = (Vec::with_capacity(at_once), 0, LongTexts::default());
+        let (mut bytes, mut read, mut thin) = (Vec::with_capacity(at_once), 0, Thin::default());
         while let Some(chunk) = patience.wait(response.chunk()).await? {
             read += chunk.len();
             if read > max_bytes {
                 return Err(ErrorKind::TooLarge.into());
             }
             match amount {
-                Amount::Whole(_) => texts.append(&chunk, &mut bytes),
+                Amount::Whole(_) => thin.append(&chunk, &mut bytes),
                 Amount::Beginning(_) => bytes.extend_from_slice(&chunk),
             }
             if bytes.len() <= LARGE_ANSWER_BYTES {
