@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::batch::{Sha256, Sha256Hasher};
+use crate::pull::line::Line;
 
 /// The first half of a SHA-256: two of a million million events share one with a chance of 1 to 10^14.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -52,6 +53,8 @@ pub(super) struct Mark {
     bytes: Identity,
     /// Whether its line is the event as it was sent. Another one would differ under other settings, so its bytes tell nothing.
     is_whole: bool,
+    /// Of an event without an id: from the line that the other value of `ENV0_S3_LOG_REDACT` makes of it.
+    otherwise: Option<Identity>,
 }
 
 impl Mark {
@@ -60,7 +63,22 @@ impl Mark {
         let bytes = Identity::new(scope, None, line);
         let id = id.map_or(bytes, |id| Identity::new(scope, Some(id), line));
         let is_whole = ALTERED.iter().all(|sign| memchr::memmem::find(line, sign).is_none());
-        Mark { id, bytes, is_whole }
+        Mark { id, bytes, is_whole, otherwise: None }
+    }
+
+    /// The same for an event that may have been stored as another line, too, by the other value of `ENV0_S3_LOG_REDACT`: `other`
+    /// makes that line. Only an event without an id is known by it.
+    pub(super) fn or(self, scope: &[&str], other: impl FnOnce() -> Option<Line>) -> Mark {
+        if self.id != self.bytes {
+            return self;
+        }
+        let otherwise = other().map(|line| Identity::new(scope, None, line.json()));
+        Mark { otherwise: otherwise.filter(|otherwise| *otherwise != self.bytes), ..self }
+    }
+
+    /// Whether it may be that of an event without an id that was stored as a line with this identity.
+    pub(super) fn is_of_line(&self, line: Identity) -> bool {
+        self.bytes == line || self.otherwise == Some(line)
     }
 
     /// A part of the bytes' hash: two different events have the same with a chance of 1 to 65,535. 0 where the line is not
@@ -140,6 +158,7 @@ impl Taken {
         match self.get(&mark.id).map(|entry| entry >> TIME_BITS) {
             Some(print) if print == 0 || mark.print() == 0 || print == mark.print() => Known::Yes,
             _ if self.get(&mark.bytes).is_some() => Known::Yes,
+            _ if mark.otherwise.is_some_and(|otherwise| self.get(&otherwise).is_some()) => Known::Yes,
             Some(_) => Known::Other,
             None => Known::No,
         }
@@ -299,6 +318,25 @@ mod tests {
                 assert_eq!([taken.insert(before, 1), taken.insert(after, 1)], [Known::No, Known::Yes]);
             }
         }
+    }
+
+    #[test]
+    fn an_event_without_an_id_is_known_by_either_line_and_one_with_an_id_by_that_alone() {
+        let line =
+            |json: &str| Line { bytes: format!("{json}\n").into_bytes().into(), redacted: 0, replaced: 0, cut: false };
+        let [redacted, sent, another] = [r#"{"a":"[redacted]"}"#, r#"{"a":"secret"}"#, r#"{"a":"other"}"#];
+        for (before, now) in [(redacted, sent), (sent, redacted)] {
+            // As an earlier version has written it, and as a start finds it in the spool.
+            let mut taken = Taken::default();
+            taken.insert(Mark::new(&["d"], None, before.as_bytes()), 1);
+            let mark = Mark::new(&["d"], None, now.as_bytes()).or(&["d"], || Some(line(before)));
+            let [other, elsewhere] = [(&["d"], another), (&["e"], before)]
+                .map(|(scope, before)| Mark::new(scope, None, now.as_bytes()).or(scope, || Some(line(before))));
+            assert_eq!([mark, other, elsewhere].map(|mark| taken.knows(&mark)), [Known::Yes, Known::No, Known::No]);
+            let first = Identity::new(&["d"], None, before.as_bytes());
+            assert!(mark.is_of_line(first) && !other.is_of_line(first));
+        }
+        Mark::new(&[], Some(raw("7")), b"").or(&[], || panic!("no other line is made of it"));
     }
 
     #[test]

@@ -29,6 +29,11 @@ impl Line {
     pub(super) fn json(&self) -> &[u8] {
         &self.bytes[..self.bytes.len() - 1]
     }
+
+    /// `limits` with the other value of `ENV0_S3_LOG_REDACT`, where that may make another line of the same event.
+    pub(super) fn other_limits(&self, limits: &Limits) -> Option<Limits> {
+        (self.redacted > 0 || !limits.redact).then_some(Limits { redact: !limits.redact, ..*limits })
+    }
 }
 
 /// The JSON of a stored line.

@@ -6,9 +6,9 @@ use chrono::{TimeDelta, Utc};
 
 use crate::harness::{Daemon, wait_until};
 use crate::local_aws::LocalAws;
-use crate::local_env0::LocalEnv0;
-use crate::local_env0::audits::{Event, event};
+use crate::local_env0::audits::{Event, event, event_without_id};
 use crate::local_env0::deployments::Deployment;
+use crate::local_env0::{Fault, LocalEnv0};
 use crate::pull_audits::from;
 use crate::pull_deployments::{environment, setup};
 
@@ -78,6 +78,48 @@ fn no_setting_that_changes_between_two_starts_doubles_an_event_or_leaves_one_out
     wait_until("the event from between is stored", || stored(&aws).len() == 12);
     a_round_later(&daemon, 2);
     assert_eq!(stored(&aws), once(5, 7));
+}
+
+#[test]
+fn events_without_an_id_come_once_although_their_secret_is_no_longer_redacted() {
+    const HOLDER: &str = "\"customEnv0EnvironmentVariables\":{\"oidcToken\":\"canary\"}";
+    for (before, after) in [("on", "off"), ("off", "on")] {
+        let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+        let happens = |number: usize, text: &str| {
+            let event = event_without_id(number, Utc::now() - TimeDelta::seconds(1));
+            let json = event.json.replace("\"ratio\"", &format!("{HOLDER},\"text\":\"{text}\",\"ratio\""));
+            env0.world().audits.push(Event { json, ..event });
+        };
+        // The second one is cut.
+        ["short", &"x".repeat(100_000)].iter().enumerate().for_each(|(number, text)| happens(number, text));
+        let page = format!("{{\"events\":[{{\"message\":\"a\",{HOLDER}}}],\"hasMoreLogs\":false}}");
+        env0.break_down("/deployments/d-1/steps/tf%3Aapply/log", Fault::Json(page.leak()));
+        env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "tf:apply", 1)])];
+        let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1)).unset("ENV0_S3_LOG_PULL");
+        let setup = setup.set("ENV0_S3_LOG_REDACT", before).set("ENV0_S3_LOG_MAX_EVENT_BYTES", "64KiB");
+        let daemon = setup.start();
+        wait_until("what there is is stored", || aws.s3.line_count() == 3);
+        a_round_later(&daemon, 2);
+        // One more is in the spool alone when the process ends: its place can't be written.
+        let (folder, aside) = (setup.spool().join("pull"), setup.folder().join("aside"));
+        std::fs::rename(&folder, &aside).unwrap();
+        std::fs::write(&folder, "").unwrap();
+        happens(2, "in the spool");
+        let is_sealed = || setup.spool_files("env0-audits").iter().any(|name| name.ends_with(".sealed"));
+        wait_until("its batch is sealed", is_sealed);
+        daemon.kill();
+        std::fs::remove_file(&folder).unwrap();
+        std::fs::rename(&aside, &folder).unwrap();
+
+        // Another attempt at the step goes on in the same log.
+        env0.world().environments[0].deployments[0].steps[0].retries = 1;
+        let setup = setup.set("ENV0_S3_LOG_REDACT", after);
+        let daemon = setup.start();
+        a_round_later(&daemon, 2);
+        wait_until("the last one is stored", || aws.s3.line_count() >= 4);
+        a_round_later(&daemon, 2);
+        assert_eq!(aws.s3.line_count(), 4, "{before}");
+    }
 }
 
 #[test]

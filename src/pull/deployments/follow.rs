@@ -276,10 +276,11 @@ impl Follow {
         let Some(piece) = self.page(step, None).await?.next().await? else { return Ok(Retry::Silent) };
         let events: Vec<&RawValue> = piece.parse()?;
         let Some(first) = events.first() else { return Ok(Retry::Silent) };
-        let first = self.source.event(first, &step.name, &self.limits);
-        let first = Identity::new(&[], None, first.line.json());
+        let event = self.source.event(first, &step.name, &self.limits);
+        let other = || self.source.other_line(first, &step.name, &event.line, &self.limits);
+        let first = Mark::new(&[], None, event.line.json()).or(&[], other);
         let read = self.state.steps.entry(step.name.clone()).or_default();
-        if read.first.is_some_and(|known| known != first) {
+        if read.first.is_some_and(|known| !first.is_of_line(known)) {
             *read = Step::restarted();
         }
         (read.ended, read.read_after_end) = (false, None);
@@ -383,7 +384,9 @@ impl Follow {
             event.line.replaced = piece.replaced_in(sent);
             let line = &event.line;
             read.first.get_or_insert_with(|| Identity::new(&[], None, line.json()));
-            let mark = read.mark([&self.source.deployment, &step.name], event.id(), line.json());
+            let scope = [&*self.source.deployment, &*step.name];
+            let other = || self.source.other_line(sent, &step.name, line, &self.limits);
+            let mark = read.mark(scope, event.id(), line.json()).or(&scope, other);
             let time = event.timestamp.map(RawValue::get);
             page.ends_with(mark, time);
             let oddity = match read.take(mark, time) {
