@@ -1,10 +1,10 @@
-//! What a running daemon tells of its token, STS, the bucket and its PUTs.
+//! What a running daemon tells of its token, STS, the bucket, its PUTs and its pulls.
 
 use super::report::{BUCKET, Step, Verdict};
 use crate::config::Config;
 use crate::credentials::{ways_to_a_token, without_a_token};
 use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
-use crate::status::{CredentialsStatus, RefusedTokens, Status};
+use crate::status::{CredentialsStatus, PullStatus, RefusedTokens, Status};
 
 /// Where a bucket is when AWS answers `GetBucketLocation` with nothing.
 const UNTOLD_REGION: &str = "us-east-1";
@@ -129,6 +129,34 @@ pub(super) fn last_put(daemon: Option<&Status>) -> Step {
         Some(object) => Step::ok(NAME, format!("the running daemon wrote {} at {}", object.key, object.uploaded_at)),
         None => Step::skipped(NAME, "the running daemon has written nothing yet; --write writes one tiny object"),
     }
+}
+
+/// How the pulls of the running daemon get on. Else nobody knows whether "nothing yet" is a fault.
+pub(super) fn pulls(status: &Status) -> Vec<Step> {
+    const NAME: &str = "pull-daemon";
+    let told = |of: &PullStatus| {
+        let organization = Some(&of.organization).filter(|id| !id.is_empty());
+        let of_organization = organization.map(|id| format!(" of {id}")).unwrap_or_default();
+        let who = format!("the running daemon's pull of {}{of_organization}", of.log_type);
+        match (&of.error, of.last_round) {
+            (Some(error), _) => {
+                let detail = format!("{who} does not get on since {}: {}", error.since, error.message);
+                Step::warn(NAME, detail, error.remedy.clone().unwrap_or_default())
+            }
+            (None, None) => {
+                Step::ok(NAME, format!("{who} is in its first round; events stored so far: {}", of.events_pulled))
+            }
+            (None, Some(last)) => {
+                let brought = match of.events_pulled {
+                    0 => "env0 has had nothing new".to_owned(),
+                    events => format!("events stored: {events}"),
+                };
+                let start = status.started_at;
+                Step::ok(NAME, format!("{who} works, and asked last at {last}; since the start at {start}: {brought}"))
+            }
+        }
+    };
+    status.pull.iter().map(told).collect()
 }
 
 /// Whether the region that the store told, if it told one, is the `configured` one.

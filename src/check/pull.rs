@@ -9,7 +9,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::beside::found_words;
+use super::beside::{found_words, pulls};
 use super::report::{PULL_ALONE, Step};
 use crate::batch::LogType;
 use crate::config::{self, Config};
@@ -85,6 +85,7 @@ pub(super) async fn steps(config: &Config, daemon: Option<&Status>) -> Pulled {
     }
     steps.extend(ahead(config, &api, daemon));
     steps.extend(begun(config, pull));
+    steps.extend(daemon.into_iter().flat_map(pulls));
     Pulled { steps, token }
 }
 

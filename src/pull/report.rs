@@ -201,10 +201,17 @@ impl Report {
     pub(super) fn succeeded(&self, took: Duration) {
         rounds("succeeded").increment(1);
         let mut state = self.state();
-        let now = Timestamp::now();
-        state.status.last_round = Some(now);
+        let first = state.status.last_round.replace(Timestamp::now()).is_none();
+        let events = state.status.events_pulled;
         state.status.last_round_millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         drop(state);
+        if first {
+            let brought = match events {
+                0 => "env0 has nothing new yet".to_owned(),
+                events => format!("events stored: {events}"),
+            };
+            tracing::info!(log_type = %self.log_type, organization = self.organization, "the first round of the pull from env0 has succeeded: {brought}; what follows is fetched as it comes");
+        }
         self.works_again();
     }
 

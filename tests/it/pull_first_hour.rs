@@ -6,9 +6,9 @@ use chrono::Utc;
 
 use crate::harness::{Setup, wait_until};
 use crate::local_aws::{Fault, LocalAws};
-use crate::local_env0::LocalEnv0;
 use crate::local_env0::audits::event;
 use crate::local_env0::deployments::{Deployment, Environment, all_lines};
+use crate::local_env0::{self, LocalEnv0};
 
 /// Where this test's AWS, env0 and folder are. A reader has the defaults of all of these.
 const PLACES: [&str; 7] = [
@@ -101,6 +101,30 @@ fn check_tells_who_has_no_token_where_one_comes_from_and_whether_env0_shows_one(
     let other = setup.set("ENV0_S3_LOG_PULL_ORGANIZATION_ID", "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9").run("check");
     let said = "names 0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9, and the API key";
     assert!(other.stdout.contains("[fail] api-key") && other.stdout.contains(said), "{}", other.stdout);
+}
+
+#[test]
+fn log_and_check_say_that_a_pull_works_though_nothing_new_has_happened() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let setup = env0.environment().into_iter().fold(Setup::new(&aws), |setup, (name, value)| setup.set(name, value));
+    let daemon = setup.start();
+    wait_until("the log says it of both", || daemon.log().count("INFO", "env0 has nothing new yet") == 2);
+    let setup = setup.set("ENV0_S3_LOG_ADMIN_ADDR", daemon.admin.to_string());
+    let told = |verdict: &str, log_type: &str, words: &str| {
+        let checked = setup.run("check").stdout;
+        let begin = format!(
+            "[{verdict}]{}pull-daemon   the running daemon's pull of {log_type} of ",
+            " ".repeat(5 - verdict.len())
+        );
+        checked.lines().any(|line| line.starts_with(&begin) && line.contains(words))
+    };
+    for log_type in ["env0-audits", "env0-deployments"] {
+        assert!(told("ok", log_type, "env0 has had nothing new"), "{}", setup.run("check").stdout);
+    }
+    env0.world().audits.push(event(1, Utc::now()));
+    wait_until("check tells of an event", || told("ok", "env0-audits", ": events stored: 1"));
+    env0.break_down("/audit/events", local_env0::Fault::Status(403, "{}", None));
+    wait_until("check tells what the daemon meets", || told("warn", "env0-audits", "does not get on since"));
 }
 
 /// A puller without a token of its own, and an organization whose latest deployment's record has `token`.
