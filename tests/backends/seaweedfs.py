@@ -105,14 +105,14 @@ def project(volume, version, token):
 
 
 def pods_token(stack, folder, cluster, port, s3, ledger):
-    """A pod's own token, of an issuer that isn't env0's, is all that the daemon has; then the kubelet replaces it."""
-    volume = folder / "token-volume"
+    """A pod's own token, of an issuer that isn't env0's, is all that the daemon has; then the kubelet replaces it, and the
+    daemon is started anew."""
+    volume, home = folder / "token-volume", folder / "pod"
+    home.mkdir()
     tokens = [cluster.pod_token("env0-s3-logs-pull-0"), cluster.pod_token("env0-s3-logs-pull-0-later")]
     front = StsFront(stack, port)
     for number, token in enumerate(tokens):
         project(volume, f"..{number}", token)
-        home = folder / f"pod-{number}"
-        home.mkdir()
         daemon = Daemon(
             stack,
             home,

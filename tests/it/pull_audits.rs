@@ -103,6 +103,25 @@ fn every_event_comes_once_whichever_way_env0_orders_keys_and_ends_its_pages() {
 }
 
 #[test]
+fn a_history_of_many_pages_and_windows_is_stored_in_the_order_of_its_times() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let start = Utc::now() - TimeDelta::days(2);
+    // More than is held at once, and then long enough a time for several windows. env0 gives the newest first.
+    let at = |number: i64| match number {
+        ..12_000 => TimeDelta::milliseconds(100 * number),
+        _ => TimeDelta::hours(number - 11_990),
+    };
+    let events = (0..12_020).map(|number| event(number as usize, start + at(number)));
+    env0.world().audits = events.collect::<Vec<_>>().into();
+    let mut daemon = from(setup(&aws, &env0), start).set("ENV0_S3_LOG_BATCH_MAX_AGE", "10m").start();
+    let pulled = || daemon.metric("pulled_events_total{type=\"env0-audits\"}");
+    wait_until("all are pulled", || pulled() == Some(12_020.0));
+    assert_eq!(daemon.terminate().code(), Some(0));
+    let expected: Vec<String> = env0.world().audits.iter().map(|event| event.json.clone()).collect();
+    assert!(aws.s3.lines() == expected, "{} objects", aws.s3.objects().len());
+}
+
+#[test]
 fn an_event_that_appears_ten_minutes_late_behind_newer_ones_is_stored_once() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));

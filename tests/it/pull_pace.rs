@@ -86,6 +86,19 @@ fn hundreds_of_running_deployments_take_two_requests_each_in_a_round() {
 }
 
 #[test]
+fn no_more_than_eight_requests_run_at_once_however_much_there_is_to_ask() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().environments = (0..60).map(running).collect();
+    env0.world().other_organizations =
+        ["1", "2", "3"].map(|digit| format!("{digit}f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9")).into();
+    env0.world().latency = Duration::from_millis(50);
+    let _daemon = setup(&aws, &env0).set("ENV0_S3_LOG_PULL", "env0-audits,env0-deployments").start();
+    all_arrive_once(&aws, &env0, 0);
+    let (_, most) = env0.world().running;
+    assert!((7..=8).contains(&most), "{most}");
+}
+
+#[test]
 fn lists_of_deployments_that_never_come_hold_up_no_audit_event() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     env0.world().environments = (0..50).map(running).collect();
