@@ -108,7 +108,8 @@ fn records_of_many_megabytes_of_short_texts_take_the_pulls_share_of_memory() {
     wait_until("they are listed again", || rounds() >= asked + 4);
     let peak = peak_kib(&daemon);
     println!("{:.1} MiB at most", peak as f64 / 1024.0);
-    assert!(peak <= PEAK_MAX_KIB, "{peak} KiB");
+    // One that is held whole makes it 64 MiB, and 32 MiB are there without any.
+    assert!(peak <= 48 * 1024, "{peak} KiB");
     assert_eq!(daemon.log().count("ERROR", ""), 0, "{}", daemon.log().text());
 }
 

@@ -77,8 +77,8 @@ impl Sweep {
     /// How many of `environments` have their turn at `now`.
     fn turns(&mut self, environments: usize, now: i64) -> usize {
         let count = i64::try_from(environments).unwrap_or(i64::MAX).max(1);
-        // The first round gives no turns. If the clock jumps, each environment gets at most one.
-        let passed = if self.given_until == 0 { 0 } else { (now - self.given_until).clamp(0, self.period) };
+        // The first round gives no turns, and neither does a clock that is set back.
+        let passed = if self.given_until == 0 { 0 } else { (now - self.given_until).max(0) };
         let turns = passed.saturating_mul(count) / self.period;
         // The part of a turn that is left over counts in the next round.
         self.given_until = now - (passed - turns * self.period / count);
@@ -89,6 +89,7 @@ impl Sweep {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pull::deployments::memory::Following;
 
     const MINUTE: i64 = 60_000;
     const START: i64 = 1_800_000_000_000;
@@ -142,6 +143,43 @@ mod tests {
         }
         let a_minute = requests as f64 / ((END - START) / MINUTE) as f64;
         assert!((4.9..5.2).contains(&a_minute), "{a_minute}");
+    }
+
+    #[test]
+    fn after_a_clock_that_was_ahead_all_are_listed_at_once_and_then_in_even_turns() {
+        let (environments, mut memory) = (environments(300), DeploymentMemory::default());
+        list(&mut memory, &environments.iter().collect::<Vec<_>>(), START);
+        let mut sweep = Sweep::new(Duration::from_secs(30));
+        let mut due = |now| {
+            let due = sweep.due(&environments, &memory, now);
+            list(&mut memory, &due, now);
+            due.len()
+        };
+        let hours = |hours: i64| START + hours * HOUR_MILLIS;
+        assert_eq!([due(START), due(START + 10 * MINUTE), due(hours(30))], [0, 50, 300]);
+        // What was looked at by the clock that was ahead counts as never looked at.
+        assert_eq!(due(hours(1)), 300);
+        let turns: Vec<usize> = (1..=120).map(|round| due(hours(1) + round * MINUTE / 2)).collect();
+        assert!(turns.iter().all(|turns| (2..=3).contains(turns)), "{turns:?}");
+    }
+
+    #[test]
+    fn what_moved_comes_first_then_what_is_new_and_what_only_runs_is_not_listed() {
+        let mut environments = environments(6);
+        environments[3].running = Some("d-3".to_owned());
+        environments[4].running = Some("d-4".to_owned());
+        let mut memory = DeploymentMemory::default();
+        list(&mut memory, &environments.iter().collect::<Vec<_>>(), START);
+        memory.environments.remove("env-0");
+        memory.environments.get_mut("env-2").unwrap().state = "before it moved".to_owned();
+        for (number, steps_ended) in [(3, false), (4, true), (5, false)] {
+            let environment_id = format!("env-{number}");
+            let following = Following { environment_id, steps_ended, ..Following::default() };
+            memory.following.insert(format!("d-{number}"), following);
+        }
+        let due = Sweep::new(Duration::from_secs(30)).due(&environments, &memory, START);
+        let ids: Vec<&str> = due.iter().map(|environment| &*environment.id).collect();
+        assert_eq!(ids, ["env-2", "env-4", "env-5", "env-0"]);
     }
 
     #[test]
