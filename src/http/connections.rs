@@ -5,6 +5,8 @@
 //! comes slowest. A TLS handshake that has begun in earnest is spared while few have. A request whose body has arrived
 //! is never cut off.
 
+mod memory;
+
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -12,25 +14,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::refusals::{Fault, Refusals, Refused};
+use memory::{Kept, Memory};
+pub(super) use memory::{Layer, READ_MOST_BYTES};
 
-/// The most bytes that one read of every open connection may bring together.
-const READS_BYTES: usize = 4 * 1024 * 1024;
-/// The least that one connection's read may bring, however many there are.
-const READ_LEAST_BYTES: usize = 4 * 1024;
-/// The most that one connection's read may bring, however few there are.
-pub(super) const READ_MOST_BYTES: usize = 64 * 1024;
-/// What hyper gives each connection to read into, and what all connections together may have beyond it while they are
-/// idle. It keeps what large bodies made of it: with more, connections that sent some end with their answer.
-const USUAL_BUFFER_BYTES: usize = 8 * 1024;
-const LARGE_BUFFERS_MAX_BYTES: usize = 8 * 1024 * 1024;
-/// Heads and handshakes that have begun and not ended, all connections together. One of 4 KiB for each of the usual
-/// 1,024 connections; almost every honest one comes whole, in one read, and counts for nothing.
-const UNFINISHED_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// A stranger has so long to show who it is, and a body to show how fast it comes, before it is closed for others.
 const FRESH: Duration = Duration::from_secs(1);
 /// An address with more than this part of all connections is a crowd: its strangers go first, however fresh they are.
@@ -39,11 +30,6 @@ const CROWD_PART: usize = 8;
 const GREETED_PART: usize = 4;
 /// Connections that are closed and not gone yet: their tasks still have their descriptors. Beyond it, nobody new comes in.
 const CLOSING_MAX: usize = 32;
-/// TLS handshakes that are computed at once for one address; the others of that address wait for them.
-const HANDSHAKES_PER_SOURCE: usize = 2;
-/// Signatures of tokens that are checked at once, so that tokens of strangers never keep more than one thread from its
-/// other work.
-const SIGNATURES_AT_ONCE: usize = 1;
 
 /// All connections of a listener.
 pub(super) struct Registry {
@@ -56,16 +42,13 @@ pub(super) struct Registry {
     left: Notify,
     /// Connections end with the answer that is under way.
     pub(super) is_closing: AtomicBool,
-    /// Each connection's share of [`READS_BYTES`].
-    read_max_bytes: AtomicUsize,
-    /// See [`UNFINISHED_MAX_BYTES`].
-    unfinished_bytes: AtomicUsize,
-    /// See [`LARGE_BUFFERS_MAX_BYTES`].
-    large_buffers_bytes: AtomicUsize,
+    memory: Memory,
     /// Strangers whose ClientHello has come.
     greeted: AtomicUsize,
-    /// See [`SIGNATURES_AT_ONCE`].
-    signatures: Semaphore,
+    /// Signatures of tokens are checked one at a time, so strangers never keep more than one thread from its other work.
+    signatures: Arc<Semaphore>,
+    /// TLS handshakes are computed one at a time, likewise.
+    handshakes: Arc<Semaphore>,
     /// What was refused below the requests.
     pub(super) refusals: Refusals,
 }
@@ -83,11 +66,12 @@ struct Open {
 struct Source {
     connections: AtomicUsize,
     strangers: AtomicUsize,
-    /// Its part of [`Registry::unfinished_bytes`].
-    unfinished_bytes: AtomicUsize,
-    handshakes: Semaphore,
+    /// Its part of [`HEADS_MAX_BYTES`].
+    heads_bytes: AtomicUsize,
     /// One of its signatures at a time waits in the line of [`Registry::signatures`].
-    signatures: Semaphore,
+    signatures: Arc<Semaphore>,
+    /// Likewise.
+    handshakes: Arc<Semaphore>,
 }
 
 /// One connection.
@@ -100,10 +84,7 @@ pub(super) struct Connection {
     stranger: AtomicBool,
     /// One of [`Registry::moments`], or [`AT_WORK`].
     without_request_since: AtomicU64,
-    /// Bytes in an unfinished head and in an unfinished piece of TLS.
-    unfinished: [AtomicUsize; 2],
-    /// The most that hyper has given it to read into, beyond [`USUAL_BUFFER_BYTES`].
-    large_buffer_bytes: AtomicUsize,
+    kept: Kept,
     /// When its ClientHello was whole.
     greeted: OnceLock<Instant>,
     /// Milliseconds from `since` to the begin of a body that is not whole yet; [`NO_BODY`] for none.
@@ -122,15 +103,6 @@ pub(super) struct Connection {
 /// A request is served.
 const AT_WORK: u64 = u64::MAX;
 const NO_BODY: u64 = u64::MAX;
-
-/// What keeps an unfinished piece of a request.
-#[derive(Clone, Copy)]
-pub(super) enum Layer {
-    /// [`super::framing`]
-    Head,
-    /// [`super::tls`]
-    Tls,
-}
 
 impl Connection {
     /// No request of it has been let in yet.
@@ -157,9 +129,14 @@ impl Connection {
         }
     }
 
-    /// Bytes in its unfinished piece of `layer`.
-    pub(super) fn unfinished(&self, layer: Layer) -> usize {
-        self.unfinished[layer as usize].load(Ordering::Relaxed)
+    /// Bytes that it keeps in `layer`.
+    pub(super) fn keeps(&self, layer: Layer) -> usize {
+        self.kept.in_layer(layer)
+    }
+
+    /// It is never cut off: a request was let in, and its body has come.
+    fn has_come(&self) -> bool {
+        self.is_at_work() && self.body_since.load(Ordering::Relaxed) == NO_BODY
     }
 
     /// A body has begun of which more is to come, and now it has so many bytes.
@@ -211,11 +188,10 @@ impl Registry {
             moments: AtomicU64::new(0),
             left: Notify::new(),
             is_closing: AtomicBool::new(false),
-            read_max_bytes: AtomicUsize::new(READ_MOST_BYTES),
-            unfinished_bytes: AtomicUsize::new(0),
-            large_buffers_bytes: AtomicUsize::new(0),
+            memory: Memory::new(),
             greeted: AtomicUsize::new(0),
-            signatures: Semaphore::new(SIGNATURES_AT_ONCE),
+            signatures: Arc::new(Semaphore::new(1)),
+            handshakes: Arc::new(Semaphore::new(1)),
             refusals,
         })
     }
@@ -251,9 +227,9 @@ impl Registry {
             Arc::new(Source {
                 connections: AtomicUsize::new(0),
                 strangers: AtomicUsize::new(0),
-                unfinished_bytes: AtomicUsize::new(0),
-                handshakes: Semaphore::new(HANDSHAKES_PER_SOURCE),
-                signatures: Semaphore::new(1),
+                heads_bytes: AtomicUsize::new(0),
+                signatures: Arc::new(Semaphore::new(1)),
+                handshakes: Arc::new(Semaphore::new(1)),
             })
         };
         let source = open.sources.entry(network_of(client)).or_insert_with(new).clone();
@@ -265,8 +241,7 @@ impl Registry {
             since: Instant::now(),
             stranger: AtomicBool::new(true),
             without_request_since: AtomicU64::new(self.moment()),
-            unfinished: Default::default(),
-            large_buffer_bytes: AtomicUsize::new(0),
+            kept: Kept::default(),
             greeted: OnceLock::new(),
             body_since: AtomicU64::new(NO_BODY),
             body_bytes: AtomicU64::new(0),
@@ -278,7 +253,7 @@ impl Registry {
         open.last_id += 1;
         let id = open.last_id;
         open.connections.insert(id, connection.clone());
-        self.share_reads(&open);
+        self.memory.share_reads(open.connections.len());
         Member { registry: self.clone(), id, connection }
     }
 
@@ -294,32 +269,19 @@ impl Registry {
         self.moments.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn share_reads(&self, open: &Open) {
-        let share = (READS_BYTES / open.connections.len().max(1)).clamp(READ_LEAST_BYTES, READ_MOST_BYTES);
-        // hyper keeps a buffer for twice as much after a read that fills it, or brings a power of two. One byte less
-        // than 64 KiB makes it at most 112 KiB large, so 64 honest senders of large bodies keep their connections.
-        self.read_max_bytes.store((1 << share.ilog2()) - 1, Ordering::Relaxed);
-    }
-
-    /// No read takes more at the time: hyper's buffer of a connection grows with what its reads bring.
+    /// See [`Memory::read_max_bytes`].
     pub(super) fn read_max_bytes(&self) -> usize {
-        self.read_max_bytes.load(Ordering::Relaxed)
+        self.memory.read_max_bytes()
     }
 
-    /// `connection` reads into a buffer of so many bytes.
+    /// See [`Memory::reads_into`].
     pub(super) fn reads_into(&self, connection: &Connection, bytes: usize) {
-        let large = bytes.saturating_sub(USUAL_BUFFER_BYTES);
-        let before = connection.large_buffer_bytes.load(Ordering::Relaxed);
-        if large > before {
-            connection.large_buffer_bytes.store(large, Ordering::Relaxed);
-            self.large_buffers_bytes.fetch_add(large - before, Ordering::Relaxed);
-        }
+        self.memory.reads_into(&connection.kept, bytes);
     }
 
-    /// Whether `connection` should end with its answer, because the buffers of too many have become large.
+    /// See [`Memory::has_too_large_a_buffer`].
     pub(super) fn has_too_large_a_buffer(&self, connection: &Connection) -> bool {
-        connection.large_buffer_bytes.load(Ordering::Relaxed) > 0
-            && self.large_buffers_bytes.load(Ordering::Relaxed) > LARGE_BUFFERS_MAX_BYTES
+        self.memory.has_too_large_a_buffer(&connection.kept)
     }
 
     /// Closes the connection that is missed least; false when all are at work on a request whose body has come.
@@ -360,32 +322,26 @@ impl Registry {
         drop(open);
         self.refusals.count(Refused::Limit, connection.client, &"");
         connection.close();
-        for layer in [Layer::Head, Layer::Tls] {
-            self.unfinished(&connection, layer, 0);
-        }
+        self.keeps_no_heads(&connection);
         true
     }
 
-    /// A head or handshake of `connection` has grown or ended: in all it holds `bytes` in `layer`. Beyond
-    /// [`UNFINISHED_MAX_BYTES`], of the address that holds the most, the connection that holds the most is closed: who has
-    /// sent valid credentials once may leave just as much unfinished as a stranger. What comes after a request that was let
-    /// in counts elsewhere.
-    pub(super) fn unfinished(&self, connection: &Connection, layer: Layer, bytes: usize) {
-        let bytes = if connection.is_at_work() { 0 } else { bytes };
-        let before = connection.unfinished[layer as usize].swap(bytes, Ordering::Relaxed);
-        if before == bytes {
-            return;
-        }
-        let total = self.unfinished_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.unfinished_bytes.fetch_sub(before, Ordering::Relaxed);
-        connection.source.unfinished_bytes.fetch_add(bytes, Ordering::Relaxed);
-        connection.source.unfinished_bytes.fetch_sub(before, Ordering::Relaxed);
-        if total.saturating_sub(before) > UNFINISHED_MAX_BYTES {
+    /// What `connection` keeps in `layer` has grown or ended: it is `bytes` now. Beyond [`HEADS_MAX_BYTES`], of the address
+    /// that keeps the most, the connection that keeps the most is closed, whether it is a stranger's or not; but none with
+    /// a request that was let in and whose body has come.
+    pub(super) fn keep(&self, connection: &Connection, layer: Layer, bytes: usize) {
+        if !self.memory.keep(&connection.kept, &connection.source.heads_bytes, layer, bytes) {
             self.close_least(|connection| {
-                let held = connection.unfinished(Layer::Head) + connection.unfinished(Layer::Tls);
-                let of_source = connection.source.unfinished_bytes.load(Ordering::Relaxed);
-                (held > 0).then_some((Reverse(of_source), Reverse(held)))
+                let of_source = connection.source.heads_bytes.load(Ordering::Relaxed);
+                let kept = connection.kept.of_heads();
+                (kept > 0 && !connection.has_come()).then_some((Reverse(of_source), Reverse(kept)))
             });
+        }
+    }
+
+    fn keeps_no_heads(&self, connection: &Connection) {
+        for layer in [Layer::Tls, Layer::Head, Layer::Request] {
+            self.keep(connection, layer, 0);
         }
     }
 }
@@ -415,9 +371,9 @@ impl Member {
         }
     }
 
-    /// Waits until it is the turn of this connection's address to compute a TLS handshake.
-    pub(super) async fn handshake_turn(&self) -> Option<SemaphorePermit<'_>> {
-        self.connection.source.handshakes.acquire().await.ok()
+    /// Waits until it is the turn of this connection's address to have its TLS handshake computed.
+    pub(super) async fn handshake_turn(&self) -> Turn {
+        turn(&self.connection.source.handshakes, &self.registry.handshakes).await
     }
 
     /// It has no request that is let in, so it may be closed for others, after all that have been without one for longer.
@@ -429,11 +385,8 @@ impl Member {
 impl Drop for Member {
     fn drop(&mut self) {
         let connection = &self.connection;
-        for layer in [Layer::Head, Layer::Tls] {
-            self.registry.unfinished(connection, layer, 0);
-        }
-        let large_buffer_bytes = connection.large_buffer_bytes.load(Ordering::Relaxed);
-        self.registry.large_buffers_bytes.fetch_sub(large_buffer_bytes, Ordering::Relaxed);
+        self.registry.keeps_no_heads(connection);
+        self.registry.memory.leave(&connection.kept);
         let mut open = self.registry.open();
         if connection.is_stranger() {
             self.registry.is_no_stranger(connection);
@@ -443,7 +396,7 @@ impl Drop for Member {
         }
         open.connections.remove(&self.id);
         open.closing -= usize::from(connection.closing.load(Ordering::Relaxed));
-        self.registry.share_reads(&open);
+        self.registry.memory.share_reads(open.connections.len());
         drop(open);
         self.registry.left.notify_waiters();
     }
@@ -464,20 +417,11 @@ impl Guest {
         if connection.is_stranger() && connection.stranger.swap(false, Ordering::Relaxed) {
             self.registry.is_no_stranger(connection);
         }
-        for layer in [Layer::Head, Layer::Tls] {
-            if connection.unfinished(layer) > 0 {
-                self.registry.unfinished(connection, layer, 0);
-            }
-        }
     }
 
-    /// Waits until it is the turn of this connection's address to have the signature of a token checked. The turn ends
-    /// when what is returned is dropped.
-    pub async fn signature_turn(&self) -> SignatureTurn<'_> {
-        // Of its own address first: however many tokens an address sends, another one waits for one of them at most.
-        let of_source = self.connection.source.signatures.acquire().await;
-        let of_all = self.registry.signatures.acquire().await;
-        SignatureTurn { _of_all: of_all.ok(), _of_source: of_source.ok() }
+    /// Waits until it is the turn of this connection's address to have the signature of a token checked.
+    pub async fn signature_turn(&self) -> Turn {
+        turn(&self.connection.source.signatures, &self.registry.signatures).await
     }
 
     /// A connection for tests of what takes one.
@@ -489,10 +433,17 @@ impl Guest {
     }
 }
 
-/// The turn of one address to have a signature checked.
-pub struct SignatureTurn<'a> {
-    _of_all: Option<SemaphorePermit<'a>>,
-    _of_source: Option<SemaphorePermit<'a>>,
+/// The turn of one address; it ends on drop.
+pub struct Turn {
+    _of_all: Option<OwnedSemaphorePermit>,
+    _of_source: Option<OwnedSemaphorePermit>,
+}
+
+/// Waits for the turn. An address waits for one of each other address at most, however many that one has waiting.
+async fn turn(of_source: &Arc<Semaphore>, of_all: &Arc<Semaphore>) -> Turn {
+    let of_source = of_source.clone().acquire_owned().await;
+    let of_all = of_all.clone().acquire_owned().await;
+    Turn { _of_all: of_all.ok(), _of_source: of_source.ok() }
 }
 
 #[cfg(test)]

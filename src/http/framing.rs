@@ -108,8 +108,8 @@ impl<S: AsyncRead> FramingGuard<S> {
     /// Follows what a read has put into `buffer` behind `before`, and leaves there what may reach hyper now.
     fn follow(&mut self, buffer: &mut ReadBuf<'_>, before: usize) {
         let now = Instant::now();
-        if self.connection.unfinished(Layer::Tls) > 0 {
-            self.registry.unfinished(&self.connection, Layer::Tls, 0);
+        if self.connection.keeps(Layer::Tls) > 0 {
+            self.registry.keep(&self.connection, Layer::Tls, 0);
         }
         let begun = !self.unfinished.is_empty();
         let read = buffer.filled().len() - before;
@@ -154,8 +154,8 @@ impl<S: AsyncRead> FramingGuard<S> {
             self.due = self.due.min(now + HEAD_TIMEOUT);
             self.timer.as_mut().reset(self.due);
         }
-        if self.connection.unfinished(Layer::Head) != self.unfinished.len() {
-            self.registry.unfinished(&self.connection, Layer::Head, self.unfinished.len());
+        if self.connection.keeps(Layer::Head) != self.unfinished.len() {
+            self.registry.keep(&self.connection, Layer::Head, self.unfinished.len());
         }
         if self.framing == Framing::Head {
             self.connection.body_is_whole();

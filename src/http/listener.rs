@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use super::connections::Guest;
-use super::connections::{Member, READ_MOST_BYTES, Registry, network_of};
+use super::connections::{Layer, Member, READ_MOST_BYTES, Registry, network_of};
 use super::framing::{FramingGuard, HEADERS_MAX, REFUSED_METHOD};
 use super::refusals::{Fault, Refusals, Refused};
 use super::site::Site;
@@ -48,6 +48,8 @@ pub fn refused(variable: &str, address: SocketAddr, error: &io::Error) -> (Strin
 /// A connection that has had so many 401s, and no request of which was let in, ends with the last of them: whoever
 /// guesses or forges tokens pays for a new connection each time. A sender that mistook its token comes back.
 const REFUSALS_MAX: usize = 8;
+/// Heads that take less count for nothing: each connection may have one. An OIDC token and a proxy's headers take 8 KiB.
+const HEAD_USUAL_BYTES: usize = 12 * 1024;
 /// After an accept that failed, for instance for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -177,6 +179,10 @@ where
                 refused.into()
             }),
         };
+        let head_bytes = head_bytes(&request);
+        if head_bytes > HEAD_USUAL_BYTES {
+            registry.keep(connection, Layer::Request, head_bytes);
+        }
         let handler = &handler;
         // The handler's future is made where it stays: it is large, and each move of it is a copy.
         async move {
@@ -196,6 +202,9 @@ where
             }
             turn_is_over.store(!connection.is_at_work(), Ordering::Relaxed);
             member.may_close();
+            if head_bytes > HEAD_USUAL_BYTES {
+                registry.keep(connection, Layer::Request, 0);
+            }
             Ok::<_, Infallible>(answer)
         }
     });
@@ -236,6 +245,15 @@ where
             registry.refusals.count(Refused::Malformed, connection.client, &error);
         }
     }
+}
+
+/// About what a request's head takes in memory: its bytes as they came, its headers' names and values once more, and
+/// what each header has beside them.
+fn head_bytes(request: &Request<Incoming>) -> usize {
+    const HEADER_BYTES: usize = 128;
+    let headers = request.headers().iter().map(|(name, value)| 2 * (name.as_str().len() + value.len()) + HEADER_BYTES);
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    headers.sum::<usize>() + 2 * target
 }
 
 fn is_guards_own(method: &Method) -> bool {

@@ -5,7 +5,8 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject;
@@ -34,11 +35,14 @@ impl Authority {
     }
 
     fn issue_until(&self, year: i32) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
+        self.issue_for(&KeyPair::generate().unwrap(), year)
+    }
+
+    fn issue_for(&self, key: &KeyPair, year: i32) -> (String, String) {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
         params.not_after = rcgen::date_time_ymd(year, 1, 1);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        (params.signed_by(&key, &self.0).unwrap().pem(), key.serialize_pem())
+        (params.signed_by(key, &self.0).unwrap().pem(), key.serialize_pem())
     }
 
     /// A client that trusts this authority, with a certificate of its own where one is given.
@@ -263,6 +267,87 @@ fn a_tls_sender_at_another_address_gets_in_while_one_floods_handshakes() {
         done.store(true, Ordering::SeqCst);
         assert_eq!(sent, [Some(200); 10]);
     });
+}
+
+/// With such a key the daemon computes for milliseconds, and who begins a handshake for microseconds.
+#[test]
+fn handshakes_with_a_large_key_hold_up_no_request_and_no_other_address() {
+    const FLOODS: u8 = 24;
+    let aws = LocalAws::start();
+    let (setup, files) = Files::set_in(Setup::new(&aws));
+    let authority = Authority::new();
+    let key = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_4096).unwrap();
+    files.write(authority.issue_for(&key, 4096));
+    let daemon = setup.start();
+    let mut open = authority.connect(&daemon, None);
+    assert_eq!(post(&mut open, "{}").unwrap(), 200);
+    let mut hello = Vec::new();
+    authority.connect(&daemon, None).conn.write_tls(&mut hello).unwrap();
+    let (done, computed) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for flood in 0..FLOODS {
+            let (daemon, hello, done, computed) = (&daemon, &hello, &done, &computed);
+            scope.spawn(move || {
+                while !done.load(Ordering::SeqCst) {
+                    let begun: Vec<_> = (0..8)
+                        .filter_map(|_| {
+                            let mut raw = Raw::connect_from(2 + flood, daemon.listen).ok()?;
+                            raw.write(hello).ok().map(|()| raw)
+                        })
+                        .collect();
+                    for mut raw in begun {
+                        computed.fetch_add(usize::from(!raw.is_closed()), Ordering::SeqCst);
+                    }
+                }
+            });
+        }
+        let slowest = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            wait_until("the flood runs", || computed.load(Ordering::SeqCst) > usize::from(FLOODS));
+            let mut slowest = [Duration::ZERO; 2];
+            for _ in 0..20 {
+                let sent = Instant::now();
+                assert_eq!(post(&mut open, "{}").unwrap(), 200);
+                slowest[0] = slowest[0].max(sent.elapsed());
+                let sent = Instant::now();
+                assert_eq!(post(&mut authority.connect(&daemon, None), "{}").unwrap(), 200);
+                slowest[1] = slowest[1].max(sent.elapsed());
+            }
+            slowest
+        }));
+        done.store(true, Ordering::SeqCst);
+        let slowest = slowest.unwrap();
+        println!("{slowest:?}, beside {computed:?} handshakes");
+        assert!(slowest.iter().all(|took| *took < Duration::from_secs(2)), "answered after {slowest:?}");
+    });
+}
+
+#[test]
+fn large_heads_and_half_records_of_known_senders_take_a_few_mebibytes_in_all() {
+    const CONNECTIONS: usize = 600;
+    let aws = LocalAws::start();
+    let (setup, files) = Files::set_in(Setup::new(&aws));
+    let authority = Authority::new();
+    files.write(authority.issue());
+    let daemon = setup.start();
+    let headers: String = (0..90).map(|number| format!("x-{number}: {}\r\n", "x".repeat(160))).collect();
+    let request = format!(
+        "POST {DEPLOYMENTS} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n{headers}\r\n"
+    );
+    let half_record = [&[0x17, 3, 3, 0x40, 0][..], &[b'x'; 14_000]].concat();
+    let before = memory_bytes(&daemon, "VmRSS");
+    let waiting: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let mut stream = authority.connect(&daemon, None);
+            // Those that are closed for others keep nothing any more.
+            let _ = stream.write_all(request.as_bytes()).and_then(|()| stream.sock.write_all(&half_record));
+            stream
+        })
+        .collect();
+    assert_eq!(post(&mut authority.connect(&daemon, None), "{}").unwrap(), 200);
+    assert!(daemon.metric("connections_refused_total{reason=\"limit\"}").unwrap() > 0.0);
+    let grown = memory_bytes(&daemon, "VmRSS").saturating_sub(before);
+    // 24 KiB for each connection, and 4 MiB for what is larger than usual.
+    assert!(grown < waiting.len() * 24 * 1024 + 4 * 1024 * 1024, "{} KiB more in memory", grown / 1024);
 }
 
 #[test]

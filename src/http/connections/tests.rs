@@ -2,6 +2,7 @@ use std::net::Ipv4Addr;
 
 use futures_util::FutureExt;
 
+use super::memory::{HEADS_MAX_BYTES, READ_LEAST_BYTES};
 use super::*;
 
 fn registry(max: usize) -> Arc<Registry> {
@@ -119,34 +120,55 @@ fn strangers_hold_no_more_unfinished_bytes_than_there_may_be() {
     let mut members: Vec<_> = (0..300).map(|_| from(&registry, 1)).collect();
     let head = 16 * 1024;
     for member in &members {
-        registry.unfinished(&member.connection, Layer::Head, head);
+        registry.keep(&member.connection, Layer::Head, head);
     }
     members.retain(|member| !is_closing(member));
-    assert_eq!(members.len(), UNFINISHED_MAX_BYTES / head);
-    assert_eq!(registry.unfinished_bytes.load(Ordering::Relaxed), UNFINISHED_MAX_BYTES);
+    assert_eq!(members.len(), HEADS_MAX_BYTES / head);
+    assert_eq!(registry.memory.heads_bytes.load(Ordering::Relaxed), HEADS_MAX_BYTES);
     let_in(&members[0]);
-    assert_eq!(registry.unfinished_bytes.load(Ordering::Relaxed), UNFINISHED_MAX_BYTES - head);
+    assert_eq!(registry.memory.heads_bytes.load(Ordering::Relaxed), HEADS_MAX_BYTES - head);
     drop(members);
-    assert_eq!(registry.unfinished_bytes.load(Ordering::Relaxed), 0);
+    assert_eq!(registry.memory.heads_bytes.load(Ordering::Relaxed), 0);
 }
 
 #[test]
 fn credentials_let_nobody_leave_more_unfinished_at_the_cost_of_strangers() {
     let registry = registry(2000);
     let (head, hello) = (16 * 1024, 517);
-    let mut members: Vec<_> = (0..UNFINISHED_MAX_BYTES / head).map(|_| from(&registry, 1)).collect();
+    let mut members: Vec<_> = (0..HEADS_MAX_BYTES / head).map(|_| from(&registry, 1)).collect();
     for member in &members {
         let_in(member);
         member.may_close();
-        registry.unfinished(&member.connection, Layer::Head, head);
+        registry.keep(&member.connection, Layer::Head, head);
     }
     let stranger = from(&registry, 2);
-    registry.unfinished(&stranger.connection, Layer::Tls, hello);
+    registry.keep(&stranger.connection, Layer::Tls, hello);
     assert!(!is_closing(&stranger));
     members.retain(|member| !is_closing(member));
-    assert_eq!(members.len(), UNFINISHED_MAX_BYTES / head - 1);
+    assert_eq!(members.len(), HEADS_MAX_BYTES / head - 1);
     drop(members);
-    assert_eq!(stranger.connection.source.unfinished_bytes.load(Ordering::Relaxed), hello);
+    assert_eq!(stranger.connection.source.heads_bytes.load(Ordering::Relaxed), hello);
+}
+
+#[test]
+fn for_heads_no_request_whose_body_has_come_is_closed() {
+    let registry = registry(2000);
+    let head = 48 * 1024;
+    let members: Vec<_> = (0..HEADS_MAX_BYTES / head).map(|_| from(&registry, 1)).collect();
+    for member in &members {
+        let_in(member);
+        registry.keep(&member.connection, Layer::Request, head);
+    }
+    let (hello, large) = (from(&registry, 2), from(&registry, 3));
+    registry.keep(&hello.connection, Layer::Tls, 517);
+    registry.keep(&large.connection, Layer::Request, head);
+    assert!(is_closing(&large), "the only one that may be closed and keeps so much");
+    drop(large);
+    members[5].connection.body_has(0, Instant::now());
+    let large = from(&registry, 3);
+    registry.keep(&large.connection, Layer::Request, head);
+    assert!(is_closing(&members[5]), "its body has not come, and its address keeps the most");
+    assert_eq!(members.iter().chain([&hello, &large]).filter(|member| is_closing(member)).count(), 1);
 }
 
 #[tokio::test]

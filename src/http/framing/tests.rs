@@ -203,7 +203,7 @@ async fn a_client_that_does_not_read_its_answer_is_given_up() {
 #[tokio::test]
 async fn what_is_unfinished_is_counted_until_it_is_whole_or_gone() {
     let (mut client, mut guard, member) = guarded();
-    let held = || member.connection.unfinished(Layer::Head);
+    let held = || member.connection.keeps(Layer::Head);
     client.write_all(b"POST / HTTP/1.1\r\n").await.unwrap();
     assert!(futures_util::FutureExt::now_or_never(guard.read(&mut [0; 1024])).is_none());
     assert_eq!(held(), 17);

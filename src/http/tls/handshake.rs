@@ -1,16 +1,16 @@
 //! One TLS handshake: in time, within memory that strangers share, and in turns by address.
 
-use std::future::poll_fn;
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use rustls::InvalidMessage;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
@@ -31,7 +31,7 @@ impl Tls {
         let stream = Counted { stream, registry: registry.clone(), connection: connection.clone() };
         let refused = match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(stream, member)).await {
             Ok(Ok(stream)) => {
-                registry.unfinished(connection, Layer::Tls, 0);
+                registry.keep(connection, Layer::Tls, 0);
                 return Some(stream);
             }
             // Left without a word of TLS, as a load balancer's probe does.
@@ -49,15 +49,35 @@ impl Tls {
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
         member.has_greeted();
         let settings = self.settings();
-        let mut rest = pin!(hello.into_stream_with(settings, |tls| tls.set_buffer_limit(Some(UNREAD_MAX_BYTES))));
-        let turn = member.handshake_turn().await;
-        // Nearly all of the work is done here, before the client is waited for.
-        let outcome = poll_fn(|context| Poll::Ready(rest.as_mut().poll(context))).await;
-        drop(turn);
-        match outcome {
-            Poll::Ready(outcome) => outcome,
-            Poll::Pending => rest.await,
+        let rest = hello.into_stream_with(settings, |tls| tls.set_buffer_limit(Some(UNREAD_MAX_BYTES)));
+        let mut rest = Box::pin(rest);
+        let woken = Arc::new(Woken(Notify::new()));
+        loop {
+            let turn = member.handshake_turn().await;
+            // Beside the runtime: with a key of RSA of 4,096 bits a handshake takes milliseconds, in which requests go on.
+            let waker = Waker::from(woken.clone());
+            let step = tokio::task::spawn_blocking(move || {
+                let outcome = rest.as_mut().poll(&mut Context::from_waker(&waker));
+                // Here, because this goes on where the connection is closed for another one.
+                drop(turn);
+                (rest, outcome)
+            });
+            let outcome;
+            (rest, outcome) = step.await.map_err(io::Error::other)?;
+            match outcome {
+                Poll::Ready(outcome) => return outcome,
+                Poll::Pending => woken.0.notified().await,
+            }
         }
+    }
+}
+
+/// The client has sent more of its handshake, or has taken more.
+struct Woken(Notify);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.notify_one();
     }
 }
 
@@ -86,6 +106,13 @@ pub(in crate::http) struct Counted {
     connection: Arc<Connection>,
 }
 
+/// A handshake may go on for a moment when its connection is gone.
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.registry.keep(&self.connection, Layer::Tls, 0);
+    }
+}
+
 impl AsyncRead for Counted {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -96,8 +123,8 @@ impl AsyncRead for Counted {
         let outcome = Pin::new(&mut self.stream).poll_read(context, buffer);
         let read = buffer.filled().len() - before;
         if read > 0 {
-            let bytes = self.connection.unfinished(Layer::Tls) + read;
-            self.registry.unfinished(&self.connection, Layer::Tls, bytes);
+            let bytes = self.connection.keeps(Layer::Tls) + read;
+            self.registry.keep(&self.connection, Layer::Tls, bytes);
         }
         outcome
     }
