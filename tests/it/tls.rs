@@ -272,7 +272,7 @@ fn a_tls_sender_at_another_address_gets_in_while_one_floods_handshakes() {
 /// With such a key the daemon computes for milliseconds, and who begins a handshake for microseconds.
 #[test]
 fn handshakes_with_a_large_key_hold_up_no_request_and_no_other_address() {
-    const FLOODS: u8 = 24;
+    const FLOODS: u16 = 24;
     let aws = LocalAws::start();
     let (setup, files) = Files::set_in(Setup::new(&aws));
     let authority = Authority::new();
