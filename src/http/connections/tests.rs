@@ -125,7 +125,7 @@ fn strangers_hold_no_more_unfinished_bytes_than_there_may_be() {
     members.retain(|member| !is_closing(member));
     assert_eq!(members.len(), HEADS_MAX_BYTES / head);
     assert_eq!(registry.memory.heads_bytes.load(Ordering::Relaxed), HEADS_MAX_BYTES);
-    let_in(&members[0]);
+    registry.keep(&members[0].connection, Layer::Head, 0);
     assert_eq!(registry.memory.heads_bytes.load(Ordering::Relaxed), HEADS_MAX_BYTES - head);
     drop(members);
     assert_eq!(registry.memory.heads_bytes.load(Ordering::Relaxed), 0);
