@@ -51,12 +51,15 @@ impl<'a> Form<'a> {
         Ok(form)
     }
 
-    /// The logs of the detailed form. A plain log may have an attribute `logs`, too, whose elements are no objects.
+    /// The logs of the detailed form. A plain log may have an attribute `logs`, too, whose elements are no objects. Where
+    /// there is no log, `common` may hold what only the whole object stores.
     fn logs(&self) -> Option<&'a RawValue> {
         let logs = self.logs.filter(|logs| logs.get().starts_with('['))?;
-        let are_objects =
-            || Elements::of(logs).next().is_some() && Elements::of(logs).all(|log| log.get().starts_with('{'));
-        (!self.has_others || are_objects()).then_some(logs)
+        let is_of_the_form = match Elements::of(logs).next() {
+            Some(_) => !self.has_others || Elements::of(logs).all(|log| log.get().starts_with('{')),
+            None => !self.has_others && self.common.is_none_or(says_what_logs_share),
+        };
+        is_of_the_form.then_some(logs)
     }
 }
 
@@ -122,6 +125,12 @@ fn detailed(
         })?;
     }
     Ok(())
+}
+
+/// Whether a `common` has only members that the detailed form gives it.
+fn says_what_logs_share(common: &RawValue) -> bool {
+    let is_known = |key| matches!(body::text_of(key).as_deref(), Some("attributes" | "timestamp"));
+    common.get().starts_with('{') && Members::of(common).all(|(key, _)| is_known(key))
 }
 
 /// The log type that a log or a `common` names, itself or in its attributes.
@@ -198,9 +207,13 @@ mod tests {
             r#"{"message":"m","logs":[{"x":1},"y"]}"#,
             r#"{"logs":"l"}"#,
             r#"{"common":1}"#,
+            r#"{"common":{"logs":[{"message":"m"}]},"logs":[]}"#,
+            r#"{"common":[{"message":"m"}],"logs":[]}"#,
         ] {
             assert_eq!(post("/log/v1", &[], body).lines(), [body]);
         }
+        let nothing = r#"{"common":{"attributes":{"service":"env0-audits"},"timestamp":1},"logs":[]}"#;
+        assert_eq!(post("/log/v1", &[], nothing).lines(), [""; 0]);
         let named = r#"{"common":{"service":"env0-audits"},"logs":{}}"#;
         assert_eq!(post("/log/v1", &[], named).stored(), [(AUDITS, named.to_owned())]);
     }

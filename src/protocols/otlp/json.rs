@@ -18,6 +18,11 @@ const LIBRARY: &[&str] = &["instrumentationLibrary", "instrumentation_library"];
 const LOG_RECORDS: &[&str] = &["logRecords", "log_records"];
 const LIBRARY_RECORDS: &[&str] = &["logRecords", "log_records", "logs"];
 const SCHEMA_URL: &[&str] = &["schemaUrl", "schema_url"];
+const ATTRIBUTES: &[&str] = &["attributes"];
+const DROPPED: &[&str] = &["droppedAttributesCount", "dropped_attributes_count"];
+/// The members of a resource, and of a scope.
+const OF_RESOURCE: [&[&str]; 3] = [ATTRIBUTES, DROPPED, &["entityRefs", "entity_refs"]];
+const OF_SCOPE: [&[&str]; 4] = [&["name"], &["version"], ATTRIBUTES, DROPPED];
 
 /// What the outermost object is, and where one that isn't should have gone.
 const HOLDER: &str = "the request, which is OTLP on this path (plain events go to /v1/logs/env0-deployments)";
@@ -41,6 +46,7 @@ fn logs_of_resource(body: &[u8], resource_logs: &RawValue, writer: &mut LineWrit
     let said = resource.and_then(said);
     let heads =
         Heads { resource: text(resource, writer)?, resource_url: text(resource_url, writer)?, ..Heads::default() };
+    let before = writer.records();
     for (names, scope_logs, scope, records) in
         [(SCOPE_LOGS, scope_logs, &["scope"][..], LOG_RECORDS), (LIBRARY_LOGS, library_logs, LIBRARY, LIBRARY_RECORDS)]
     {
@@ -49,12 +55,36 @@ fn logs_of_resource(body: &[u8], resource_logs: &RawValue, writer: &mut LineWrit
             let [scope, scope_url, records] =
                 only_members(body, scope_logs, [scope, SCHEMA_URL, records], writer.records(), &holder)?;
             let heads = Heads { scope: text(scope, writer)?, scope_url: text(scope_url, writer)?, ..heads };
+            let before = writer.records();
             each_object(body, records, LOG_RECORDS, writer, |record, writer| {
                 store(said, &heads, writer, |out| out.write_all(record.get().as_bytes()))
-            })
+            })?;
+            match writer.records() == before {
+                true => holds_only(body, scope, OF_SCOPE, writer, "a `scope` without records"),
+                false => Ok(()),
+            }
         })?;
     }
-    Ok(())
+    match writer.records() == before {
+        true => holds_only(body, resource, OF_RESOURCE, writer, "a `resource` without records"),
+        false => Ok(()),
+    }
+}
+
+/// Refuses another member than `names` in `part`. Records store all that stands beside them; without one it would be lost.
+fn holds_only<const N: usize>(
+    body: &[u8],
+    part: Option<&RawValue>,
+    names: [&[&str]; N],
+    writer: &LineWriter,
+    holder: &str,
+) -> Result<(), BodyError> {
+    let Some(part) = part else { return Ok(()) };
+    if !part.get().starts_with('{') {
+        let reason = format!("{holder} must be an object");
+        return Err(BodyError::invalid(body, part.get().as_bytes(), writer.records(), reason));
+    }
+    only_members(body, part, names, writer.records(), holder).map(drop)
 }
 
 /// A part that every record repeats; it must be within the limit of an event.

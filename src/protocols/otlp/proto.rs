@@ -8,7 +8,7 @@ use crate::protocols;
 use crate::protocols::body::{BodyError, LineWriter};
 use crate::protocols::otlp::line::{Heads, store};
 use crate::protocols::protobuf::{
-    Fault, Field, Kind, NOT_KNOWN, OF_ANOTHER_TYPE, Schema, TWICE, Wire, fields, often, once,
+    Fault, Field, Kind, NOT_KNOWN, OF_ANOTHER_TYPE, Schema, TWICE, UNKNOWN_FIELDS, Wire, fields, often, once,
 };
 
 /// `google.rpc.Status`, without details.
@@ -129,10 +129,14 @@ fn logs_of_resource(body: &[u8], resource_logs: &[u8], writer: &mut LineWriter) 
     let said = head.of.and_then(said);
     let (resource, resource_url) = to_json(body, &head, &RESOURCE, writer)?;
     let heads = Heads { resource: resource.as_deref(), resource_url: resource_url.as_deref(), ..Heads::default() };
+    let before = writer.records();
     for scope_logs in parts(resource_logs, older) {
         logs_of_scope(body, scope_logs, said, &heads, writer)?;
     }
-    Ok(())
+    match writer.records() == before {
+        true => holds_nothing_unknown(body, head.of, heads.resource, &RESOURCE, writer),
+        false => Ok(()),
+    }
 }
 
 fn logs_of_scope(
@@ -145,12 +149,36 @@ fn logs_of_scope(
     let head = head(scope_logs, None, "ScopeLogs").map_err(|fault| fault.within(body, writer.records()))?;
     let (scope, scope_url) = to_json(body, &head, &SCOPE, writer)?;
     let heads = Heads { scope: scope.as_deref(), scope_url: scope_url.as_deref(), ..*heads };
+    let before = writer.records();
     for record in parts(scope_logs, None) {
         writer.check_len(record)?;
         LOG_RECORD.judge(record).map_err(|fault| fault.within(body, writer.records()))?;
         store(said, &heads, writer, |out| LOG_RECORD.write(record, out))?;
     }
-    Ok(())
+    match writer.records() == before {
+        true => holds_nothing_unknown(body, head.of, heads.scope, &SCOPE, writer),
+        false => Ok(()),
+    }
+}
+
+/// Refuses unknown fields, at any depth, of the resource or scope `part`, which is `json`. Records store all that stands
+/// beside them; without one it would be lost.
+fn holds_nothing_unknown(
+    body: &[u8],
+    part: Option<&[u8]>,
+    json: Option<&[u8]>,
+    schema: &Schema,
+    writer: &LineWriter,
+) -> Result<(), BodyError> {
+    // Within a text the first quote would have a backslash before it, and the second one, too.
+    let unknown = format!("\"{UNKNOWN_FIELDS}\":");
+    match (part, json.and_then(|json| memchr::memmem::find(json, unknown.as_bytes()))) {
+        (Some(part), Some(_)) => {
+            let reason = format!("protobuf: {} without records has a field that is not known", schema.name);
+            Err(BodyError::invalid(body, part, writer.records(), reason))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// What the records of a `ResourceLogs` or `ScopeLogs` have in common.
