@@ -158,12 +158,17 @@ async fn a_log_type_whose_folder_cannot_be_read_holds_up_no_other() {
     let first = AuditMemory::beginning(DateTime::UNIX_EPOCH);
     drop(Place::open(world.spool(), LogType::Audits, "o", shared, first).await.unwrap());
     let audits = world.spool().folder(LogType::Audits).dir.clone();
+    let (refuses, is_refused) = std::sync::mpsc::channel();
     world.disk.rule(move |op, path: &Path| match op == Op::List && path == audits {
-        true => Effect::Fail(Errno::IO),
+        true => {
+            let _ = refuses.send(());
+            Effect::Fail(Errno::IO)
+        }
         false => Effect::Pass,
     });
     let settled = begin(world.spool());
     tokio::time::timeout(LONG, settled[TYPE].wait()).await.expect("the other type is settled");
+    is_refused.recv_timeout(LONG).expect("the folder is asked for");
     assert!(settled[LogType::Audits].get().is_none());
     world.disk.heal();
     tokio::time::timeout(LONG, settled[LogType::Audits].wait()).await.expect("settled after the disk works again");

@@ -1,6 +1,7 @@
 //! Errors of the disk while the daemon runs lead to refusals, never to a loss, and pass by themselves.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
@@ -416,6 +417,9 @@ fn a_batch_of_which_nothing_is_left_is_counted_as_quarantined_and_holds_nothing_
     world.open().unwrap();
     world.append(2).unwrap();
     world.end();
+    let is_opened = |(op, path): &&(Op, PathBuf)| *op == Op::Open && path.to_string_lossy().ends_with(".open");
+    let opened = move |world: &World| world.disk.trace().iter().filter(is_opened).count();
+    let before = opened(&world);
     // The start reads it, and the sealer can't.
     let mut read = false;
     world.disk.rule(move |op, path| {
@@ -426,6 +430,7 @@ fn a_batch_of_which_nothing_is_left_is_counted_as_quarantined_and_holds_nothing_
     });
     world.open_without_settling().unwrap();
     let open = world.file(".open");
+    world.wait_until("the sealer has tried", |world| opened(world) > before + 1);
     world.disk.take(&open);
     world.disk.heal();
     world.wait_until("it is given up", |world| world.folder().status("").events_quarantined == 2);

@@ -7,12 +7,14 @@
 //! There are two file systems: the spool's, and one that [`FaultDisk::mount_over`] puts over it. Paths lead to the one
 //! that is mounted; an open file stays where it is.
 
+mod rule;
 mod tree;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use self::rule::Rule;
 use self::tree::{Bytes, Change, Tree};
 use crate::spool::disk::{Disk, DiskFile, FileId};
 
@@ -64,22 +66,6 @@ pub(crate) enum Effect {
 
 pub(crate) use rustix::io::Errno;
 
-type Judge = dyn FnMut(Op, &Path) -> Effect + Send;
-
-/// What becomes of the calls of a disk.
-struct Rule {
-    judge: Box<Judge>,
-    /// Whether a call did not pass.
-    has_struck: bool,
-}
-
-impl Drop for Rule {
-    /// A test whose fault never came would prove nothing.
-    fn drop(&mut self) {
-        assert!(self.has_struck || std::thread::panicking(), "no call came that the test's rule is for");
-    }
-}
-
 /// The file system. Clones share it.
 #[derive(Clone)]
 pub(crate) struct FaultDisk(Arc<Mutex<State>>);
@@ -110,48 +96,6 @@ impl FaultDisk {
         self.0.lock().unwrap()
     }
 
-    /// Judges every call from now on. Panics at its end if every call has passed.
-    pub(crate) fn rule(&self, rule: impl FnMut(Op, &Path) -> Effect + Send + 'static) {
-        self.set_rule(Some(Rule { judge: Box::new(rule), has_struck: false }));
-    }
-
-    /// Judges every call from now on; it may be that all pass.
-    pub(crate) fn rule_that_may_not_strike(&self, rule: impl FnMut(Op, &Path) -> Effect + Send + 'static) {
-        self.set_rule(Some(Rule { judge: Box::new(rule), has_struck: true }));
-    }
-
-    fn set_rule(&self, rule: Option<Rule>) {
-        // The one before may panic, which must not poison the lock.
-        let before = std::mem::replace(&mut self.state().rule, rule);
-        drop(before);
-    }
-
-    /// The call after `calls` more has this effect; the others pass. There may be fewer calls.
-    pub(crate) fn at_call(&self, calls: u64, effect: impl Fn() -> Effect + Send + 'static) {
-        let mut left = calls;
-        self.rule_that_may_not_strike(move |_, _| {
-            left = left.wrapping_sub(1);
-            if left == u64::MAX { effect() } else { Effect::Pass }
-        });
-    }
-
-    /// Every call of `op` on a path that contains `part` fails with `errno` until [`FaultDisk::heal`].
-    pub(crate) fn fail(&self, op: Op, part: &'static str, errno: Errno) {
-        self.rule(move |asked, path| {
-            if asked == op && path.to_string_lossy().contains(part) { Effect::Fail(errno) } else { Effect::Pass }
-        });
-    }
-
-    /// The next call of `op` on a path that contains `part` fails with `errno`.
-    pub(crate) fn fail_once(&self, op: Op, part: &'static str, errno: Errno) {
-        let mut done = false;
-        self.rule(move |asked, path| {
-            let hit = !done && asked == op && path.to_string_lossy().contains(part);
-            done |= hit;
-            if hit { Effect::Fail(errno) } else { Effect::Pass }
-        });
-    }
-
     /// Puts another file system over the spool's, or takes the spool's own away: paths lead to one that has these
     /// folders and no file.
     pub(crate) fn mount_over(&self, folders: &[&Path]) {
@@ -169,11 +113,6 @@ impl FaultDisk {
     /// Names of the files on the file system that was mounted over the spool's.
     pub(crate) fn names_over(&self) -> Vec<PathBuf> {
         self.state().trees[1].names.keys().cloned().collect()
-    }
-
-    /// From now on every call passes.
-    pub(crate) fn heal(&self) {
-        self.set_rule(None);
     }
 
     /// Whether this life has ended.
@@ -267,11 +206,7 @@ impl FaultDisk {
     ) -> io::Result<T> {
         let state = &mut *self.state();
         state.trace.push((op, path.to_owned()));
-        let effect = state.rule.as_mut().map_or(Effect::Pass, |rule| {
-            let effect = (rule.judge)(op, path);
-            rule.has_struck |= !matches!(effect, Effect::Pass);
-            effect
-        });
+        let effect = state.rule.as_mut().map_or(Effect::Pass, |rule| rule.judge(op, path));
         match effect {
             Effect::Apply(errno) => {
                 state.damaged |= matches!(op, Op::Open | Op::Read);

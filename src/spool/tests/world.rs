@@ -465,17 +465,23 @@ impl World {
     /// With a CloudWatch lane that sends nothing, every object's bytes are a copy, or were given up and counted.
     fn check_copies(&self) {
         let Some(copies) = self.spool().copies() else { return };
-        let mut missing = 0;
-        for object in self.bucket.values() {
-            let Some(name) = &object.name else { continue };
-            let name = SealedName { stage: Stage::Sent, ..*name };
-            match self.disk.bytes(&self.copies_dir().join(name.to_string())) {
-                Some(bytes) => assert!(bytes == object.body, "{name} is not what S3 has"),
-                None => missing += name.records,
+        let start = Instant::now();
+        loop {
+            let objects = self.bucket.values().filter_map(|object| Some((object.name?, &object.body)));
+            let kept = |name: &SealedName, body: &[u8]| {
+                let name = SealedName { stage: Stage::Sent, ..*name };
+                let bytes = self.disk.bytes(&self.copies_dir().join(name.to_string()));
+                bytes.inspect(|bytes| assert!(bytes == body, "{name} is not what S3 has")).is_some()
+            };
+            let missing: u64 = objects.filter(|(name, body)| !kept(name, body)).map(|(name, _)| name.records).sum();
+            // A file is gone before it is counted.
+            let given_up = self.copies_given_up + copies.skipped_events(self.log_type);
+            if missing <= given_up {
+                return;
             }
+            assert!(start.elapsed() < DEADLINE, "{missing} events are no copies, and {given_up} were given up");
+            std::thread::yield_now();
         }
-        let given_up = self.copies_given_up + copies.skipped_events(self.log_type);
-        assert!(missing <= given_up, "{missing} events are no copies, and {given_up} were given up");
     }
 
     /// How many acknowledged events are in no object.
