@@ -2,6 +2,7 @@
 //! below the requests. Knows no event.
 
 mod connections;
+mod date;
 pub mod descriptors;
 mod framing;
 pub mod listener;

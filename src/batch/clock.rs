@@ -14,8 +14,8 @@ pub fn now() -> DateTime<Utc> {
     at(SystemTime::now())
 }
 
-/// Why no daemon can run with this machine's clock; `None` where one can. The HTTP library formats the date for every
-/// connection, and panics for a date that HTTP can't express: before 1970 and from the year 9999 on.
+/// Why no daemon should start with this machine's clock; `None` where one can. No token and no certificate is valid then,
+/// and keys would not say when a batch was made. A daemon that runs goes on.
 pub fn clock_problem() -> Option<&'static str> {
     (!is_usable(SystemTime::now())).then_some("this machine's clock is before 1970 or beyond 9998")
 }

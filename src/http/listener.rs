@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use axum::http::header::{CONNECTION, CONTENT_TYPE};
+use axum::http::header::{CONNECTION, CONTENT_TYPE, DATE};
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode};
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 
 pub use super::connections::Guest;
 use super::connections::{Layer, Member, READ_MOST_BYTES, Registry, network_of};
+use super::date::date;
 use super::framing::{FramingGuard, HEADERS_MAX, REFUSED_METHOD};
 use super::refusals::{Fault, Refusals, Refused};
 use super::site::Site;
@@ -200,6 +201,9 @@ where
                 connection.turned_away.store(true, Ordering::Relaxed);
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
+            if let Some(date) = date() {
+                answer.headers_mut().insert(DATE, date);
+            }
             turn_is_over.store(!connection.is_at_work(), Ordering::Relaxed);
             member.may_close();
             if head_bytes > HEAD_USUAL_BYTES {
@@ -213,6 +217,7 @@ where
             // A client that has closed its sending half still waits for the answer. Without this, a read that waits for
             // the end of the stream would also hold a buffer.
             .half_close(true)
+            .auto_date_header(false)
             .max_buf_size(READ_MOST_BYTES)
             .max_headers(HEADERS_MAX)
             .serve_connection(TokioIo::new(stream), service)
