@@ -21,6 +21,7 @@ use crate::pull::settle::{self, Settled};
 use crate::s3::S3;
 use crate::spool::manifest::{Destination, LockError};
 use crate::spool::{self, OpenError, Spool};
+use crate::volume;
 
 /// A failure to start or to run, with the process's exit code.
 #[derive(Debug)]
@@ -54,6 +55,7 @@ impl Failure {
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Failure {
         let exit_code = match &error {
+            OpenError::Create { reason, .. } if volume::is_of_the_disk(reason) => exit_code::IO,
             OpenError::Create { .. } | OpenError::Lock(LockError::Held { .. } | LockError::Io { .. }) => {
                 exit_code::CANT_CREATE
             }

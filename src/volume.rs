@@ -56,6 +56,7 @@ pub fn remedy(path: &Path, error: &io::Error) -> String {
                 .to_owned()
         }
         InvalidInput => "move away what has the name; a start makes the folder".to_owned(),
+        _ if is_of_the_disk(error) => "the disk failed (`dmesg` tells why): mend or replace it, then start again".to_owned(),
         _ => {
             let owned = nearest_existing(path).and_then(|path| Some((path.metadata().ok()?.uid(), path)));
             let owned = owned.map(|(owner, path)| format!("{} belongs to uid {owner}; ", path.display()));
@@ -65,6 +66,11 @@ pub fn remedy(path: &Path, error: &io::Error) -> String {
             )
         }
     }
+}
+
+/// Whether the disk itself failed, so that no right and no path would help.
+pub fn is_of_the_disk(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 struct Mount<'a> {
