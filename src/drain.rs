@@ -67,16 +67,18 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
         return Err(Failure::new(exit_code::IO, error));
     };
     let configured = assembly::spool_settings(&config).destination;
+    let starts_as_it_is = options.to_configured || accepted == configured;
     let destination = match options.to_configured {
         true => to_configured(&config, accepted, options.yes, &mut show)?,
         false => {
             to_accepted(&mut config, &accepted, options.to_manifest)?;
-            // With the configured region, where the bucket is the configured one.
-            Destination { region: config.aws_region.clone(), ..accepted }
+            accepted
         }
     };
-    let starts_as_it_is = destination.is_same_place(&configured);
     show(&format!("draining {} to {destination}", config.spool_dir.display()));
+    if config.aws_region != destination.region {
+        show(&format!("the bucket is asked in the region that is configured now, {}", config.aws_region));
+    }
 
     let network = Network::new(&config.network).map_err(|error| Failure::new(exit_code::CONFIG, error))?;
     let signing_key = config.signing_key_file.as_deref().map(SigningKey::from_pem_file).transpose();
@@ -192,7 +194,7 @@ fn to_configured(
     let _lock = Lock::take(dir).map_err(OpenError::from)?;
     let (batches, sending) = spool::count_batches(&OsDisk, dir)?;
     // An empty spool goes over to the configured place by itself, and begins new chains.
-    if accepted.is_same_place(&configured) || batches == 0 {
+    if accepted == configured || batches == 0 {
         return Ok(configured);
     }
     let already = match sending {

@@ -289,8 +289,7 @@ pub fn count_in_folder(disk: &dyn Disk, folder: &Path) -> io::Result<(usize, usi
     Ok((batches, sending))
 }
 
-/// Reads the manifest, or writes the first one. A spool without batches takes on a new destination, any spool the
-/// right region of its bucket.
+/// Reads the manifest, or writes the first one. A spool without batches takes on a new destination.
 fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, ByType<Names>), OpenError> {
     let dir = &settings.dir;
     let dirs = ByType::new(|log_type| dir.join(log_type.as_str()));
@@ -300,13 +299,6 @@ fn adopt_manifest(settings: &Settings, disk: &dyn Disk) -> Result<(Manifest, ByT
     let batches = |names: &ByType<Names>| names.values().map(Names::batches).sum::<usize>();
     let was_elsewhere = match Manifest::read(disk, dir)? {
         Some(manifest) if manifest.destination == settings.destination => return Ok((manifest, names)),
-        Some(manifest) if manifest.destination.is_same_place(&settings.destination) => {
-            let (from, destination) = (&manifest.destination.region, settings.destination.clone());
-            tracing::info!(%from, to = %destination.region, "the bucket's region is corrected");
-            let manifest = Manifest { destination, ..manifest };
-            manifest.write(disk, dir)?;
-            return Ok((manifest, names));
-        }
         Some(manifest) if batches(&names) > 0 => {
             return Err(OpenError::OtherDestination {
                 batches: batches(&names),

@@ -359,8 +359,8 @@ fn manifest(config: &Config) -> Step {
             return Step::fail(NAME, IO, error.to_string(), "see config/README.md#it-does-not-start");
         }
     };
-    match found.is_same_place(&configured) {
-        true => Step::ok(NAME, format!("the spool belongs to {configured}; {batches} batches wait")),
+    match found == configured {
+        true => Step::ok(NAME, format!("the spool belongs to {found}; {batches} batches wait")),
         false if batches == 0 => Step::ok(NAME, format!("the spool is empty, and will belong to {configured}")),
         false => Step::fail(
             NAME,

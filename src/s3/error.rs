@@ -176,7 +176,7 @@ impl PutErrorKind {
                  waits: stop the daemon, run `env0-s3-logs drain --to-configured`; see config/README.md#not-uploading"
             }
             PutErrorKind::WrongRegion => {
-                "set ENV0_S3_LOG_AWS_REGION to the bucket's region, and restart the daemon, which then sends what waits; \
+                "set ENV0_S3_LOG_AWS_REGION to the bucket's region, run `env0-s3-logs drain` once, and start again; \
                  see config/README.md#not-uploading"
             }
             PutErrorKind::ClockSkew => "set this machine's clock right; see config/README.md#not-uploading",

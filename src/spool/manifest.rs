@@ -22,7 +22,7 @@ const MANIFEST_MAX_BYTES: u64 = 64 * 1024;
 /// The format that this version writes, and the newest that it reads.
 pub const FORMAT: u32 = 1;
 
-/// Where a spool's objects go. A spool never changes it while it holds a batch, but for the region.
+/// Where a spool's objects go. A spool never changes it while it holds a batch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Destination {
     /// `AWS_ENDPOINT_URL_S3`, empty for AWS itself.
@@ -33,14 +33,6 @@ pub struct Destination {
     pub region: String,
     /// The key prefix, empty for none.
     pub path: String,
-}
-
-impl Destination {
-    /// Whether it is the same place. A bucket has one region, so another one only corrects a mistake.
-    pub fn is_same_place(&self, other: &Destination) -> bool {
-        let Destination { endpoint, bucket, region: _, path } = self;
-        (endpoint, bucket, path) == (&other.endpoint, &other.bucket, &other.path)
-    }
 }
 
 impl std::fmt::Display for Destination {

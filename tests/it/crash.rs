@@ -156,3 +156,25 @@ fn a_drain_goes_to_no_endpoint_that_only_the_spool_names() {
     let finished = setup.run("drain --to-manifest");
     assert_eq!((finished.code, aws.s3.line_count()), (Some(0), 5), "{finished:?}");
 }
+
+#[test]
+fn events_accepted_under_a_wrong_region_are_drained_to_the_right_one() {
+    let aws = LocalAws::start();
+    aws.s3.inject(Fault::permanent_redirect("eu-west-1"));
+    let wrong = Setup::new(&aws).set("ENV0_S3_LOG_AWS_REGION", "us-west-2");
+    let books = Books::default();
+    let mut daemon = wrong.start();
+    let ids = books.ids(5);
+    assert_eq!(daemon.post(DEPLOYMENTS, Books::body(&ids)).accepted(), 5);
+    books.acknowledge(ids);
+    wait_until("S3 refuses the region", || aws.s3.put_count() > 0);
+    daemon.terminate();
+    aws.s3.heal();
+    let right = wrong.set("ENV0_S3_LOG_AWS_REGION", "eu-west-1");
+    assert_eq!(right.run("run").code, Some(78));
+    assert_eq!(right.run("drain").code, Some(0));
+    let signed = aws.s3.objects()[0].headers["authorization"].to_str().unwrap().to_owned();
+    assert!(signed.contains("/eu-west-1/s3/"), "{signed}");
+    let _daemon = right.start();
+    books.balance(&aws, &right);
+}

@@ -150,40 +150,6 @@ fn drain_without_a_token_says_how_to_give_one_and_ends() {
     assert_eq!((finished.code, aws.s3.line_count()), (Some(0), 6), "{finished:?}");
 }
 
-#[test]
-fn events_accepted_under_a_wrong_region_go_to_the_right_one_after_a_restart_or_a_drain() {
-    for command in ["run", "drain"] {
-        wrong_region(command);
-    }
-}
-
-fn wrong_region(command: &str) {
-    let aws = LocalAws::start();
-    aws.s3.inject(Fault::permanent_redirect("eu-west-1"));
-    let wrong = Setup::new(&aws).set("ENV0_S3_LOG_AWS_REGION", "us-west-2");
-    let books = Books::default();
-    let mut daemon = wrong.start();
-    let ids = books.ids(5);
-    assert_eq!(daemon.post(DEPLOYMENTS, Books::body(&ids)).accepted(), 5);
-    books.acknowledge(ids);
-    wait_until("S3 refuses the region", || aws.s3.put_count() > 0);
-    daemon.terminate();
-    aws.s3.heal();
-    let right = wrong.set("ENV0_S3_LOG_AWS_REGION", "eu-west-1");
-    let before = manifest(&right)["chains"].clone();
-    let checked = right.run("check --offline");
-    assert_eq!(checked.code, Some(0), "{}", checked.stdout);
-    if command == "drain" {
-        assert_eq!(right.run("drain").code, Some(0));
-    }
-    let _daemon = right.start();
-    wait_until("all are in the bucket", || aws.s3.line_count() == 5);
-    assert_eq!(manifest(&right)["chains"], before, "the chain of a bucket goes on");
-    let signed = aws.s3.objects()[0].headers["authorization"].to_str().unwrap().to_owned();
-    assert!(signed.contains("/eu-west-1/s3/"), "{signed}");
-    books.balance(&aws, &right);
-}
-
 /// The file of a batch of audits that a killed daemon has left.
 fn left_batch(aws: &LocalAws, setup: &Setup) -> PathBuf {
     aws.sts.set_down();

@@ -195,18 +195,21 @@ fn a_pull_of_audits_alone_reads_no_record_and_says_so_with_the_way_out() {
 }
 
 #[test]
-fn a_wrong_region_of_a_pull_is_mended_by_the_variable_and_a_restart_alone() {
+fn a_wrong_region_of_a_pull_is_mended_by_what_drain_says() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let setup = with_record(&aws, &env0, &aws.issuer.token());
     aws.s3.inject(Fault::permanent_redirect("eu-west-1"));
     let wrong = setup.set("ENV0_S3_LOG_AWS_REGION", "us-west-2");
     let daemon = wrong.start();
-    let remedy = "set ENV0_S3_LOG_AWS_REGION to the bucket's region, and restart the daemon";
+    let remedy = "set ENV0_S3_LOG_AWS_REGION to the bucket's region, run `env0-s3-logs drain` once";
     wait_until("the log says it", || daemon.log().text().contains(remedy));
     drop(daemon);
     aws.s3.heal();
     let right = wrong.set("ENV0_S3_LOG_AWS_REGION", "eu-west-1");
     let drained = right.run("drain");
+    assert_eq!(drained.code, Some(69), "{drained:?}");
+    assert!(drained.stderr.contains("run `env0-s3-logs drain --to-configured`, which ends as this one"), "{drained:?}");
+    let drained = right.run("drain --to-configured --yes");
     assert_eq!(drained.code, Some(69), "{drained:?}");
     assert!(drained.stderr.contains("or start the daemon: it takes one from a deployment's record"), "{drained:?}");
     let _daemon = right.start();
