@@ -188,7 +188,7 @@ impl Api {
     }
 
     /// Requests `path`, whose segments are encoded here. Repeats the request where that can help. What nobody reads of the
-    /// answer's records is left out ([`thin`]).
+    /// answer's records is left out (`thin.rs`).
     pub async fn get(&self, endpoint: Endpoint, path: &[&str], query: &[(&str, &str)]) -> Result<Answer, ApiError> {
         let (answer, _) = self.get_up_to(ANSWER_MAX_BYTES, endpoint, path, query).await?;
         Ok(answer)
