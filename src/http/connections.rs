@@ -42,12 +42,13 @@ pub(super) struct Registry {
     left: Notify,
     /// Connections end with the answer that is under way.
     pub(super) is_closing: AtomicBool,
-    memory: Memory,
+    /// What its connections keep.
+    pub(super) memory: Memory,
     /// Strangers whose ClientHello has come.
     greeted: AtomicUsize,
     /// Signatures of tokens are checked one at a time, so strangers never keep more than one thread from its other work.
     signatures: Arc<Semaphore>,
-    /// TLS handshakes are computed one at a time, likewise.
+    /// TLS handshakes are computed one at a time, so strangers' leave a processor for requests.
     handshakes: Arc<Semaphore>,
     /// What was refused below the requests.
     pub(super) refusals: Refusals,
@@ -70,7 +71,7 @@ struct Source {
     heads_bytes: AtomicUsize,
     /// One of its signatures at a time waits in the line of [`Registry::signatures`].
     signatures: Arc<Semaphore>,
-    /// Likewise.
+    /// One of its handshakes at a time waits in the line of [`Registry::handshakes`].
     handshakes: Arc<Semaphore>,
 }
 
@@ -84,7 +85,8 @@ pub(super) struct Connection {
     stranger: AtomicBool,
     /// One of [`Registry::moments`], or [`AT_WORK`].
     without_request_since: AtomicU64,
-    kept: Kept,
+    /// What it keeps of [`Registry::memory`].
+    pub(super) kept: Kept,
     /// When its ClientHello was whole.
     greeted: OnceLock<Instant>,
     /// Milliseconds from `since` to the begin of a body that is not whole yet; [`NO_BODY`] for none.
@@ -267,21 +269,6 @@ impl Registry {
 
     fn moment(&self) -> u64 {
         self.moments.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// See [`Memory::read_max_bytes`].
-    pub(super) fn read_max_bytes(&self) -> usize {
-        self.memory.read_max_bytes()
-    }
-
-    /// See [`Memory::reads_into`].
-    pub(super) fn reads_into(&self, connection: &Connection, bytes: usize) {
-        self.memory.reads_into(&connection.kept, bytes);
-    }
-
-    /// See [`Memory::has_too_large_a_buffer`].
-    pub(super) fn has_too_large_a_buffer(&self, connection: &Connection) -> bool {
-        self.memory.has_too_large_a_buffer(&connection.kept)
     }
 
     /// Closes the connection that is missed least; false when all are at work on a request whose body has come.

@@ -194,7 +194,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for FramingGuard<S> {
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buffer.filled().len();
-        this.registry.reads_into(&this.connection, buffer.capacity());
+        this.registry.memory.reads_into(&this.connection.kept, buffer.capacity());
         loop {
             if !this.passing.is_empty() {
                 this.pass(buffer);
@@ -207,7 +207,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for FramingGuard<S> {
                 Some(End::BrokenBody) => return Poll::Ready(Err(malformed_body())),
                 None => {}
             }
-            this.stream.set_limit(this.registry.read_max_bytes() as u64);
+            this.stream.set_limit(this.registry.memory.read_max_bytes() as u64);
             match Pin::new(&mut this.stream).poll_read(context, buffer) {
                 // A body has time-outs of its own (`receive.rs`).
                 Poll::Pending if this.framing == Framing::Head => {

@@ -180,9 +180,9 @@ where
                 refused.into()
             }),
         };
-        let head_bytes = head_bytes(&request);
-        if head_bytes > HEAD_USUAL_BYTES {
-            registry.keep(connection, Layer::Request, head_bytes);
+        let large_head = large_head_bytes(&request);
+        if let Some(bytes) = large_head {
+            registry.keep(connection, Layer::Request, bytes);
         }
         let handler = &handler;
         // The handler's future is made where it stays: it is large, and each move of it is a copy.
@@ -197,7 +197,7 @@ where
             let guesses = answer.status() == StatusCode::UNAUTHORIZED
                 && connection.is_stranger()
                 && refusals.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSALS_MAX;
-            if guesses || registry.has_too_large_a_buffer(connection) {
+            if guesses || registry.memory.has_too_large_a_buffer(&connection.kept) {
                 connection.turned_away.store(true, Ordering::Relaxed);
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -206,7 +206,7 @@ where
             }
             turn_is_over.store(!connection.is_at_work(), Ordering::Relaxed);
             member.may_close();
-            if head_bytes > HEAD_USUAL_BYTES {
+            if large_head.is_some() {
                 registry.keep(connection, Layer::Request, 0);
             }
             Ok::<_, Infallible>(answer)
@@ -253,12 +253,12 @@ where
 }
 
 /// About what a request's head takes in memory: its bytes as they came, its headers' names and values once more, and
-/// what each header has beside them.
-fn head_bytes(request: &Request<Incoming>) -> usize {
+/// what each header has beside them. `None` where that is no more than [`HEAD_USUAL_BYTES`].
+fn large_head_bytes(request: &Request<Incoming>) -> Option<usize> {
     const HEADER_BYTES: usize = 128;
     let headers = request.headers().iter().map(|(name, value)| 2 * (name.as_str().len() + value.len()) + HEADER_BYTES);
     let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
-    headers.sum::<usize>() + 2 * target
+    Some(headers.sum::<usize>() + 2 * target).filter(|bytes| *bytes > HEAD_USUAL_BYTES)
 }
 
 fn is_guards_own(method: &Method) -> bool {

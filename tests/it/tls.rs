@@ -346,7 +346,7 @@ fn large_heads_and_half_records_of_known_senders_take_a_few_mebibytes_in_all() {
     assert_eq!(post(&mut authority.connect(&daemon, None), "{}").unwrap(), 200);
     assert!(daemon.metric("connections_refused_total{reason=\"limit\"}").unwrap() > 0.0);
     let grown = memory_bytes(&daemon, "VmRSS").saturating_sub(before);
-    // 24 KiB for each connection, and 4 MiB for what is larger than usual.
+    // 24 KiB for each connection, and 4 MiB for larger heads and pieces of TLS.
     assert!(grown < waiting.len() * 24 * 1024 + 4 * 1024 * 1024, "{} KiB more in memory", grown / 1024);
 }
 

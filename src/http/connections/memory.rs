@@ -27,8 +27,8 @@ pub(in crate::http) enum Layer {
     Request,
 }
 
-/// Of all connections of a listener.
-pub(super) struct Memory {
+/// What all connections of a listener keep.
+pub(in crate::http) struct Memory {
     /// Each connection's share of [`READS_BYTES`].
     read_max_bytes: AtomicUsize,
     /// See [`LARGE_BUFFERS_MAX_BYTES`].
@@ -37,9 +37,9 @@ pub(super) struct Memory {
     pub(super) heads_bytes: AtomicUsize,
 }
 
-/// Of one connection.
+/// What one connection keeps.
 #[derive(Default)]
-pub(super) struct Kept {
+pub(in crate::http) struct Kept {
     /// The most that hyper has given it to read into, beyond [`USUAL_BUFFER_BYTES`].
     large_buffer_bytes: AtomicUsize,
     /// Bytes by [`Layer`].
@@ -76,12 +76,12 @@ impl Memory {
     }
 
     /// No read takes more at the time: hyper's buffer of a connection grows with what its reads bring.
-    pub(super) fn read_max_bytes(&self) -> usize {
+    pub(in crate::http) fn read_max_bytes(&self) -> usize {
         self.read_max_bytes.load(Ordering::Relaxed)
     }
 
     /// A connection reads into a buffer of so many bytes.
-    pub(super) fn reads_into(&self, kept: &Kept, bytes: usize) {
+    pub(in crate::http) fn reads_into(&self, kept: &Kept, bytes: usize) {
         let large = bytes.saturating_sub(USUAL_BUFFER_BYTES);
         let before = kept.large_buffer_bytes.load(Ordering::Relaxed);
         if large > before {
@@ -91,7 +91,7 @@ impl Memory {
     }
 
     /// Whether a connection should end with its answer, because the buffers of too many have become large.
-    pub(super) fn has_too_large_a_buffer(&self, kept: &Kept) -> bool {
+    pub(in crate::http) fn has_too_large_a_buffer(&self, kept: &Kept) -> bool {
         kept.large_buffer_bytes.load(Ordering::Relaxed) > 0
             && self.large_buffers_bytes.load(Ordering::Relaxed) > LARGE_BUFFERS_MAX_BYTES
     }

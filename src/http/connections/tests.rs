@@ -37,13 +37,13 @@ fn closed(registry: &Registry, members: &mut Vec<Member>) -> Option<u64> {
 fn connections_share_what_their_reads_may_bring_and_each_has_a_least_and_a_most() {
     let registry = registry(10_000);
     let mut members = vec![from(&registry, 1)];
-    assert_eq!(registry.read_max_bytes(), READ_MOST_BYTES - 1);
+    assert_eq!(registry.memory.read_max_bytes(), READ_MOST_BYTES - 1);
     members.resize_with(256, || from(&registry, 1));
-    assert_eq!(registry.read_max_bytes(), 16 * 1024 - 1);
+    assert_eq!(registry.memory.read_max_bytes(), 16 * 1024 - 1);
     members.resize_with(4096, || from(&registry, 1));
-    assert_eq!(registry.read_max_bytes(), READ_LEAST_BYTES - 1);
+    assert_eq!(registry.memory.read_max_bytes(), READ_LEAST_BYTES - 1);
     members.truncate(1);
-    assert_eq!(registry.read_max_bytes(), READ_MOST_BYTES - 1);
+    assert_eq!(registry.memory.read_max_bytes(), READ_MOST_BYTES - 1);
 }
 
 #[tokio::test(start_paused = true)]

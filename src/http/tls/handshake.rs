@@ -54,11 +54,11 @@ impl Tls {
         let woken = Arc::new(Woken(Notify::new()));
         loop {
             let turn = member.handshake_turn().await;
-            // Beside the runtime: with a key of RSA of 4,096 bits a handshake takes milliseconds, in which requests go on.
+            // This runs beside the runtime: with an RSA key of 4,096 bits it takes milliseconds, and requests go on.
             let waker = Waker::from(woken.clone());
             let step = tokio::task::spawn_blocking(move || {
                 let outcome = rest.as_mut().poll(&mut Context::from_waker(&waker));
-                // Here, because this goes on where the connection is closed for another one.
+                // The turn ends here, because the computation goes on when the connection is closed for another one.
                 drop(turn);
                 (rest, outcome)
             });

@@ -71,7 +71,8 @@ fn logs_of_resource(body: &[u8], resource_logs: &RawValue, writer: &mut LineWrit
     }
 }
 
-/// Refuses another member than `names` in `part`. Records store all that stands beside them; without one it would be lost.
+/// Refuses another member than `names` in `part`. Each record stores what stands beside it; without a record it would
+/// be lost.
 fn holds_only<const N: usize>(
     body: &[u8],
     part: Option<&RawValue>,

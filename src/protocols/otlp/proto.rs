@@ -161,8 +161,8 @@ fn logs_of_scope(
     }
 }
 
-/// Refuses unknown fields, at any depth, of the resource or scope `part`, which is `json`. Records store all that stands
-/// beside them; without one it would be lost.
+/// Refuses unknown fields, at any depth, of the resource or scope `part`, which is `json`. Each record stores
+/// what stands beside it; without a record it would be lost.
 fn holds_nothing_unknown(
     body: &[u8],
     part: Option<&[u8]>,
