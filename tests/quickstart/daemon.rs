@@ -20,6 +20,13 @@ pub(crate) const BATCH_MAX_AGE: &str = "2s";
 /// How long the daemon may take to listen.
 const START_DEADLINE: Duration = Duration::from_secs(20);
 
+/// A line for a shell that starts a daemon of the reader's own, whose spool has this name among temporary files.
+pub(crate) fn command(mut environment: Environment, spool: &str) -> Result<String> {
+    environment.push(("ENV0_S3_LOG_SPOOL_DIR", std::env::temp_dir().join(spool).display().to_string()));
+    let variables: Vec<_> = environment.into_iter().map(|(name, value)| format!("{name}='{value}'")).collect();
+    Ok(format!("env {} '{}' {ARGUMENT}", variables.join(" "), std::env::current_exe()?.display()))
+}
+
 /// A running daemon; killed, and its spool removed, when dropped.
 pub(crate) struct Daemon {
     child: Child,

@@ -167,6 +167,17 @@ async fn start_for_pushes(aws: &LocalAws) -> Result<Daemon> {
     Ok(daemon)
 }
 
+/// The variables of another daemon that takes events: what the README's steps for a push say, and places on this machine.
+fn variables_to_push_to(aws: &LocalAws) -> Environment {
+    let mut environment = aws.environment_without_token();
+    environment.extend([
+        ("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", ORGANIZATION.into()),
+        ("ENV0_S3_LOG_ADMIN_ADDR", "127.0.0.1:9091".into()),
+        ("ENV0_S3_LOG_BATCH_MAX_AGE", daemon::BATCH_MAX_AGE.into()),
+    ]);
+    environment
+}
+
 fn line_count(objects: &[Delivered]) -> usize {
     objects.iter().map(|object| object.body.lines().count()).sum()
 }
@@ -288,9 +299,21 @@ async fn stay_up(aws: &LocalAws, env0: &LocalEnv0, mut puller: Daemon, mut daemo
         aws.s3.url()
     ))?;
     say(
-        "\n    Pull with a daemon of your own (its page is http://127.0.0.1:9090/; it warns that two now pull the same):",
+        "\n    Pull with a daemon of your own. (`quickstart daemon` is env0-s3-logs. Its page is http://127.0.0.1:9090/; it warns",
     )?;
-    note(&pull::command(aws, env0)?)?;
+    say("    that two now pull the same.)")?;
+    note(&daemon::command(pull::variables_of_another(aws, env0), "env0-s3-logs-trial-pull")?)?;
+    say("\n    Or push to one of your own (its page is http://127.0.0.1:9091/):")?;
+    note(&daemon::command(variables_to_push_to(aws), "env0-s3-logs-trial-push")?)?;
+    say(
+        "\n    In another terminal take what env0 gives a deployment, hand it over (204), and send an event with it (200):",
+    )?;
+    note(&format!("ENV0_OIDC_TOKEN=\"$(curl -sS {})\"", aws.issuer.serve_token(&aws.issuer.token())))?;
+    note("curl -i -X PUT -d \"$ENV0_OIDC_TOKEN\" http://127.0.0.1:8080/v1/oidc-token")?;
+    note(
+        "curl -i -d '{\"message\":\"pushed\"}' -H \"Authorization: Bearer $ENV0_OIDC_TOKEN\" \
+         http://127.0.0.1:8080/v1/logs/env0-deployments",
+    )?;
     let status = tokio::select! {
         status = puller.ended() => status?,
         status = daemon.ended() => status?,

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use chrono::Utc;
 
-use crate::daemon::{ARGUMENT, BATCH_MAX_AGE, Daemon, Environment};
+use crate::daemon::{BATCH_MAX_AGE, Daemon, Environment};
 use crate::local_aws::LocalAws;
 use crate::local_env0::LocalEnv0;
 use crate::local_env0::audits::event;
@@ -22,17 +22,15 @@ const ALL_THAT_YOU_SET: [&str; 5] = [
 const AUDIT_EVENTS: usize = 12;
 const LOG_LINES: usize = 40;
 
-/// A line for a shell that starts another daemon which pulls. It says how far back, because nobody deploys any more.
-pub(crate) fn command(aws: &LocalAws, env0: &LocalEnv0) -> Result<String> {
+/// The variables of another daemon which pulls. They say how far back, because nobody deploys any more.
+pub(crate) fn variables_of_another(aws: &LocalAws, env0: &LocalEnv0) -> Environment {
     let mut environment = aws.environment_without_token();
     environment.extend(env0.environment());
     environment.extend([
         ("ENV0_S3_LOG_PULL_FROM", Utc::now().date_naive().pred_opt().unwrap_or_default().to_string()),
-        ("ENV0_S3_LOG_SPOOL_DIR", std::env::temp_dir().join("env0-s3-logs-trial").display().to_string()),
         ("ENV0_S3_LOG_BATCH_MAX_AGE", BATCH_MAX_AGE.into()),
     ]);
-    let variables: Vec<_> = environment.into_iter().map(|(name, value)| format!("{name}='{value}'")).collect();
-    Ok(format!("env {} '{}' {ARGUMENT}", variables.join(" "), std::env::current_exe()?.display()))
+    environment
 }
 
 /// Starts the daemon, and has somebody deploy. Also how many events the daemon is to bring to the bucket.
