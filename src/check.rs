@@ -46,10 +46,19 @@ pub async fn run(loaded: Result<Loaded, ConfigErrors>, options: CheckOptions) ->
         let pulled = pull::steps(&config, daemon.as_ref()).await;
         match Network::new(&config.network) {
             Ok(network) => {
-                let (tokens, problems) = credentials::own_tokens(&config, &network).await;
+                let (tokens, mut problems) = credentials::own_tokens(&config, &network).await;
+                let of_file = credentials::token_file_problem(&config);
+                problems.retain(|problem| of_file.as_ref() != Some(problem));
                 let newest = tokens.into_iter().max_by_key(|token| token.expires_at);
                 let pull_fails = pulled.steps.iter().any(|step| step.verdict == Verdict::Fail);
-                let own = online::Own { network, newest, problems, of_record: pulled.token, pull_fails };
+                let own = online::Own {
+                    network,
+                    newest,
+                    problems,
+                    file_fails: of_file.is_some(),
+                    of_record: pulled.token,
+                    pull_fails,
+                };
                 steps.extend(online::steps(&config, &own, daemon.as_ref(), options.write).await);
                 steps.extend(cloudwatch::steps(&config, &own, daemon.as_ref(), options.write).await);
             }

@@ -15,11 +15,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 pub use effective::{CloudWatch, Config, KeyFiles, LogFormat, Network, Pull, Purpose, Setting, Source, TlsFiles};
-pub use files::{file_error, secret_of_file};
+pub use files::{file_error, oidc_token, oidc_token_of_file};
 use reader::Reader;
 pub use slips::token_not_meant;
 pub use values::aws::bucket_name;
-pub use values::{INGEST_TOKEN_MIN_CHARS, distinct, is_env0_id};
+pub use values::{INGEST_TOKEN_MIN_CHARS, distinct, ingest_token, is_env0_id};
 pub use variables::{Need, PREFIX, VARIABLES, Variable, example_env, help_text, markdown_table};
 
 /// A configuration that can be used.

@@ -31,6 +31,7 @@ pub use role::{Role, Service};
 use session::Clock;
 pub use session::Session;
 use sources::Sources;
+pub use sources::token_file_problem;
 use status::{Phase, refusal_causes};
 pub use status::{ways_to_a_token, without_a_token};
 use sts::Sts;
@@ -383,7 +384,12 @@ impl Inner {
         // The bucket's credentials read the same sources, and say it.
         let says_it = self.role.service == Service::S3;
         if says_it && state.source_problems != problems && !problems.is_empty() {
-            tracing::warn!("a configured source gives no OIDC token: {}", problems.join("; "));
+            let now = (self.clock)();
+            let kept = match state.candidates.in_order(now, true).is_empty() {
+                true => "it is read again at each exchange",
+                false => "the tokens at hand stay in use, and it is read again at the next exchange",
+            };
+            tracing::warn!("a configured source gives no OIDC token: {}; {kept}", problems.join("; "));
         }
         state.source_problems = problems;
     }

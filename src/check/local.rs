@@ -13,6 +13,7 @@ use crate::admin::client;
 use crate::assembly::{Files, spool_settings};
 use crate::batch::{self, LogType, SpoolName};
 use crate::config::{Config, ConfigErrors, Loaded};
+use crate::credentials;
 use crate::exit_code::{CANT_BIND, CANT_CREATE, CONFIG, IO, UNAVAILABLE};
 use crate::http::listener;
 use crate::ingest::{came_both_ways, opened_beside_a_pull};
@@ -181,9 +182,15 @@ pub(super) fn files(config: &Config) -> Vec<Step> {
         tls.and_then(|tls| tls.client_ca.as_ref()),
         config.signing_key_file.as_ref(),
         config.network.ca_file.as_ref(),
+        config.oidc_token_file.as_ref(),
     ];
     let remedy = "mount the file, let this user read it, or fix its format";
-    match (Files::read(config), named.into_iter().flatten().count()) {
+    let read = match (Files::read(config), credentials::token_file_problem(config)) {
+        (read, None) => read,
+        (Ok(_), Some(problem)) => Err(vec![problem]),
+        (Err(errors), Some(problem)) => Err(errors.into_iter().chain([problem]).collect()),
+    };
+    match (read, named.into_iter().flatten().count()) {
         (Err(errors), _) => errors.into_iter().map(|error| Step::fail(NAME, CONFIG, error, remedy)).collect(),
         (Ok(Files { tls: Some(tls), .. }), _) if tls.ended().is_some() => {
             let ended = tls.ended().unwrap_or_default();

@@ -35,8 +35,10 @@ pub(super) struct Own {
     pub(super) network: Network,
     /// The token of the configuration's own sources that ends last.
     pub(super) newest: Option<OidcToken>,
-    /// Why another source has none.
+    /// Why another source has none, but for the token's file: that is told by the step `files`.
     pub(super) problems: Vec<String>,
+    /// Whether the token's file can't be used.
+    pub(super) file_fails: bool,
     /// The token that the pull would take from a deployment's record, or the step that says why it wouldn't.
     pub(super) of_record: Option<Result<OidcToken, Step>>,
     /// Whether env0's API could not be asked for records.
@@ -57,7 +59,7 @@ impl Own {
 }
 
 pub(super) async fn steps(config: &Config, own: &Own, daemon: Option<&Status>, write: bool) -> Vec<Step> {
-    let Own { network, problems, of_record, pull_fails, .. } = own;
+    let Own { network, problems, file_fails, of_record, pull_fails, .. } = own;
     let mut steps = vec![issuer(config, network).await];
     match (own.token(daemon, write), daemon) {
         (Some(token), Some(status)) if has_ended(token) && holds_session(status) => {
@@ -80,6 +82,9 @@ pub(super) async fn steps(config: &Config, own: &Own, daemon: Option<&Status>, w
                     "token",
                     "none is configured; whether the pull brings one can be told once the requests to env0's API succeed",
                 ),
+                _ if problems.is_empty() && *file_fails => {
+                    Step::skipped("token", "none, until the file of the step files is mended")
+                }
                 _ => no_token(config, problems),
             };
             let skipped = |name| Step::skipped(name, "there is no token");
@@ -351,8 +356,7 @@ fn of_kind(config: &Config, name: &'static str, kind: PutErrorKind, message: &st
 /// There is no token, and no daemon that might have one.
 fn no_token(config: &Config, problems: &[String]) -> Step {
     if !problems.is_empty() {
-        let remedy = "mend what this line names: a file must be there, hold a token and let this user read it; a URL must answer \
-                      with one; see config/README.md#no-token";
+        let remedy = "mend what this line names: a URL must answer with a token; see config/README.md#no-token";
         return Step::fail("token", CONFIG, problems.join("; "), remedy);
     }
     let by_hand = match config.takes_hand_overs() {

@@ -1,26 +1,70 @@
 //! Files that variables name.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use secrecy::SecretString;
 
-use super::{slips, values, variables};
+use super::effective::KeyFiles;
+use super::values::{self, Parsed};
+use super::{slips, variables};
 use crate::small_file;
 
-/// The secret that a file holds, without the space around it.
+/// The value that a file holds in place of a variable, held to the variable's own rules, which `parse` has.
 ///
 /// # Errors
 /// What is wrong with the file; never what it holds.
-pub fn secret_of_file(path: &Path) -> Result<SecretString, String> {
+pub(super) fn value_of_file(path: &Path, parse: impl Fn(&str) -> Parsed<String>) -> Result<SecretString, String> {
     let content = small_file::read_text(path)
         .map_err(|error| format!("can't be read ({error}); expected a file that this user may read"))?;
-    let judged = match content.trim() {
-        "" => return Err("holds nothing".to_owned()),
-        text if text.lines().nth(1).is_some() => Err("one line, the secret alone,".to_owned()),
-        text => slips::not_meant(text).map_or_else(|| values::text(text), Err),
-    };
-    judged.map(SecretString::from).map_err(|expected| format!("expected {expected} in that file"))
+    if bare(&content).is_empty() {
+        return Err("holds nothing".to_owned());
+    }
+    value_in(&content, parse).map_err(|expected| format!("expected {expected} (in that file)"))
+}
+
+/// The value in a text that is no variable's.
+fn value_in(text: &str, parse: impl Fn(&str) -> Parsed<String>) -> Parsed<SecretString> {
+    slips::not_meant(bare(text)).map_or_else(|| parse(bare(text)), Err).map(SecretString::from)
+}
+
+/// A byte order mark at the beginning is the file's, and not the value's.
+fn bare(text: &str) -> &str {
+    text.trim_start_matches('\u{feff}').trim()
+}
+
+/// An OIDC token that a URL has answered with, held to the rules of `ENV0_OIDC_TOKEN`.
+///
+/// # Errors
+/// What was expected instead.
+pub fn oidc_token(text: &str) -> Parsed<SecretString> {
+    value_in(text, values::oidc_token)
+}
+
+/// The OIDC token in the file that `variable` names, held to the rules of `ENV0_OIDC_TOKEN`.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn oidc_token_of_file(variable: &str, path: &Path) -> Result<SecretString, String> {
+    value_of_file(path, values::oidc_token).map_err(|problem| file_error(variable, path, problem))
+}
+
+impl KeyFiles {
+    /// The API key's id and secret, as far as they are in files.
+    ///
+    /// # Errors
+    /// What is wrong with one of the files.
+    pub fn read(&self) -> Result<[Option<SecretString>; 2], String> {
+        let read = |variable, file: &Option<PathBuf>, parse: fn(&str) -> Parsed<String>| {
+            let read =
+                |path: &PathBuf| value_of_file(path, parse).map_err(|problem| file_error(variable, path, problem));
+            file.as_ref().map(read).transpose()
+        };
+        Ok([
+            read("ENV0_API_KEY_ID_FILE", &self.id, values::key_id)?,
+            read("ENV0_API_KEY_SECRET_FILE", &self.secret, values::text)?,
+        ])
+    }
 }
 
 /// What is wrong with the file that `variable` names, in the words of every error of a configuration.

@@ -22,7 +22,6 @@ use super::values::{self, Parsed, aws};
 use super::variables::{self, PREFIX, VARIABLES, Variable};
 
 use crate::batch::{Codec, LogType};
-use crate::small_file;
 
 const REDACTED: &str = "[redacted]";
 /// A longer value is cut in an error: it is a mistake, and one line stays one line.
@@ -136,7 +135,7 @@ impl Reader {
         parse: impl Fn(&str) -> Parsed<T>,
     ) -> Option<T> {
         let given = given?;
-        // `known` has judged values of variables; this one may come from a file.
+        // `known` has refused these already, and the value counts for nothing.
         let parsed = slips::not_meant(&given).map_or_else(|| parse(&given), Err);
         match parsed {
             Ok(value) => Some(value),
@@ -381,15 +380,7 @@ impl Reader {
     fn token_url_of_file(&mut self, file: Option<String>) -> Option<SecretString> {
         const NAME: &str = "ENV0_S3_LOG_OIDC_TOKEN_URL_FILE";
         let file = self.path(NAME, file)?;
-        match small_file::read_text(&file) {
-            Ok(content) => self.secret(NAME, Some(content.trim().to_owned()), |url| {
-                values::secret_url(url).map_err(|expected| format!("{expected} in that file"))
-            }),
-            Err(error) => {
-                self.refuse(NAME, &format!("can't be read ({error}); expected a file that holds a URL"));
-                None
-            }
-        }
+        files::value_of_file(&file, values::secret_url).map_err(|problem| self.refuse(NAME, &problem)).ok()
     }
 
     fn tls(&mut self, cert: Option<PathBuf>, key: Option<PathBuf>, client_ca: Option<PathBuf>) -> Option<TlsFiles> {

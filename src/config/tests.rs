@@ -1,5 +1,6 @@
 mod advice;
 mod cloudwatch;
+mod files;
 mod pull;
 mod table;
 
@@ -302,17 +303,6 @@ fn what_looks_odd_but_can_be_meant_is_accepted() {
         ("NO_PROXY", "*"),
     ] {
         assert!(with(&[(name, value)]).is_ok(), "{name}={value}");
-    }
-}
-
-#[test]
-fn a_secret_file_is_held_to_the_rules_of_its_variable() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("url");
-    for content in ["\u{feff}https://tokens.example.com/", "\"https://tokens.example.com/\"", "https://${HOST}/"] {
-        std::fs::write(&path, content).unwrap();
-        let error = refused(&[("ENV0_S3_LOG_OIDC_TOKEN_URL_FILE", path.to_str().unwrap())]);
-        assert!(error.contains("expected a value"), "{error}");
     }
 }
 

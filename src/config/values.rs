@@ -26,6 +26,9 @@ fn check<T>(holds: bool, value: T, expected: &str) -> Parsed<T> {
 
 /// A value that is taken as it is.
 pub(super) fn text(value: &str) -> Parsed<String> {
+    if value.lines().nth(1).is_some() {
+        return Err("one line alone".to_owned());
+    }
     check(!value.chars().any(char::is_control), value.to_owned(), "text without control characters")
 }
 
@@ -42,9 +45,10 @@ pub(super) fn own_folder(value: &str) -> Parsed<String> {
     check(!value.trim_matches('/').is_empty(), path(value)?, "a folder for this daemon alone, not the root")
 }
 
-/// A token as STS takes it, mostly a JWT: one word, sent as it is.
+/// A token as STS takes it, mostly a JWT: one word of printable ASCII, sent as it is.
 pub(super) fn oidc_token(value: &str) -> Parsed<String> {
-    check(!value.contains(char::is_whitespace), text(value)?, "the token alone, without \"Bearer\" or white space")
+    let holds = value.bytes().all(|byte| byte.is_ascii_graphic());
+    check(holds, value.to_owned(), "the token alone, one word of printable ASCII without \"Bearer\" before it")
 }
 
 /// `true`/`false`, `1`/`0`, `yes`/`no`, `on`/`off`, in any case.
@@ -232,7 +236,10 @@ pub fn distinct(mut ids: Vec<String>) -> Vec<String> {
 }
 
 /// A static token: it travels in a header, so it is printable ASCII without spaces.
-pub(super) fn ingest_token(value: &str) -> Parsed<String> {
+///
+/// # Errors
+/// What was expected.
+pub fn ingest_token(value: &str) -> Parsed<String> {
     if let Some(expected) = token_not_meant(value) {
         return Err(expected);
     }
@@ -243,6 +250,10 @@ pub(super) fn ingest_token(value: &str) -> Parsed<String> {
 
 /// An absolute `http` or `https` URL. A name and password in it are refused, unless `userinfo_allowed`.
 fn http_url(value: &str, userinfo_allowed: bool) -> Parsed<Url> {
+    // A URL's parser drops line breaks and escapes spaces: another address than the one that was written.
+    if value.contains(|character: char| character.is_whitespace() || character.is_control()) {
+        return Err("a URL alone, without white space or control characters in it".to_owned());
+    }
     let url = Url::parse(value).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     let url = url.ok_or("an http:// or https:// URL")?;
     let userinfo = !url.username().is_empty() || url.password().is_some();

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use secrecy::zeroize::Zeroizing;
 use secrecy::{ExposeSecret, SecretString};
+use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio::task::JoinHandle;
 
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::network::Network;
 use crate::oidc::{OidcToken, Source};
-use crate::small_file;
 
 /// Largest answer that a token is read from: many times the longest token that STS takes.
 const MAX_BYTES: usize = 64 * 1024;
@@ -40,64 +40,60 @@ impl Sources {
         let mut tokens = Vec::new();
         let mut problems = Vec::new();
         if let Some((variable, path)) = &self.file {
-            match self.read_file(path).await {
+            match self.read_file(variable, path).await {
                 Ok(token) => tokens.push(token),
-                Err(reason) => problems.push(format!("{variable}={path:?}: {reason}")),
+                Err(problem) => problems.push(problem),
             }
         }
         if let Some(url) = &self.url {
-            match self.network.fetch(url.expose_secret(), MAX_BYTES).await.map(|body| token_in(&Zeroizing::new(body))) {
-                Ok(Some(token)) => tokens.push(token),
-                Ok(None) => problems.push("ENV0_S3_LOG_OIDC_TOKEN_URL: no token in the answer".to_owned()),
-                Err(error) => problems.push(format!("ENV0_S3_LOG_OIDC_TOKEN_URL: {error}")),
+            let answer = self.network.fetch(url.expose_secret(), MAX_BYTES).await.map_err(|error| error.to_string());
+            match answer.and_then(|body| token_in(&Zeroizing::new(body))) {
+                Ok(token) => tokens.push(token),
+                Err(problem) => problems.push(format!("ENV0_S3_LOG_OIDC_TOKEN_URL: {problem}")),
             }
         }
         (tokens, problems)
     }
 
     /// Reads the file on a thread that may wait for the disk: the runtime's threads take events meanwhile.
-    async fn read_file(&self, path: &Path) -> Result<OidcToken, String> {
+    async fn read_file(&self, variable: &'static str, path: &Path) -> Result<OidcToken, String> {
         let mut reading = self.reading.lock().await;
-        let path = path.to_owned();
-        let read = reading.get_or_insert_with(|| {
-            tokio::task::spawn_blocking(move || {
-                let text = small_file::read_text(&path).map_err(|error| error.to_string())?;
-                in_file(&text).map_err(str::to_owned)
-            })
-        });
+        let of_disk = path.to_owned();
+        let read = reading.get_or_insert_with(|| tokio::task::spawn_blocking(move || in_file(variable, &of_disk)));
+        let problem = |problem: String| config::file_error(variable, path, problem);
         let Ok(token) = tokio::time::timeout(FILE_PATIENCE, read).await else {
-            return Err(format!("the disk has not given it within {} s", FILE_PATIENCE.as_secs()));
+            return Err(problem(format!("the disk has not given it within {} s", FILE_PATIENCE.as_secs())));
         };
         *reading = None;
-        token.unwrap_or_else(|error| Err(error.to_string()))
+        token.unwrap_or_else(|error| Err(problem(error.to_string())))
     }
 }
 
-/// The file is held to the rules of the variable: quotes and names that nobody replaced are no part of a token.
-fn in_file(text: &str) -> Result<OidcToken, &'static str> {
-    let text = text.trim_start_matches('\u{feff}').trim();
-    if text.starts_with(['"', '\'']) || text.ends_with(['"', '\'']) {
-        return Err("there are quotes around the token: take them away");
-    }
-    if text.contains("${") {
-        return Err("there is a ${…} in it, which nothing has replaced by its value");
-    }
-    OidcToken::own(text, Source::File).ok_or(match text {
-        "" => "the file holds no token",
-        _ => "the file holds no token, which is one word without \"Bearer\" before it",
-    })
+/// Why the configured file gives no token now; `check` asks it without a source.
+pub fn token_file_problem(config: &Config) -> Option<String> {
+    in_file(config.oidc_token_file_variable, config.oidc_token_file.as_deref()?).err()
 }
 
-/// Raw, or JSON with `token`, `value`, `access_token` or `id_token`.
-fn token_in(body: &[u8]) -> Option<OidcToken> {
-    let text = std::str::from_utf8(body).ok()?.trim();
-    if let Ok(serde_json::Value::Object(fields)) = serde_json::from_str(text) {
-        let named =
-            ["token", "value", "access_token", "id_token"].into_iter().find_map(|name| fields.get(name)?.as_str());
-        return OidcToken::own(named?, Source::Url);
-    }
-    let raw = serde_json::from_str::<String>(text);
-    OidcToken::own(raw.as_deref().unwrap_or(text), Source::Url)
+fn in_file(variable: &str, path: &Path) -> Result<OidcToken, String> {
+    let token = config::oidc_token_of_file(variable, path)?;
+    OidcToken::own(token.expose_secret(), Source::File)
+        .ok_or_else(|| config::file_error(variable, path, "holds no token"))
+}
+
+/// Raw, or JSON with `token`, `value`, `access_token` or `id_token`; held to the rules of `ENV0_OIDC_TOKEN`.
+fn token_in(body: &[u8]) -> Result<OidcToken, String> {
+    let none = || "no token in the answer".to_owned();
+    let text = std::str::from_utf8(body).map_err(|_| none())?.trim();
+    let raw = match serde_json::from_str(text) {
+        Ok(Value::Object(fields)) => ["token", "value", "access_token", "id_token"]
+            .into_iter()
+            .find_map(|name| fields.get(name)?.as_str().map(str::to_owned))
+            .ok_or_else(none)?,
+        Ok(Value::String(text)) => text,
+        _ => text.to_owned(),
+    };
+    let token = config::oidc_token(&raw).map_err(|expected| format!("expected {expected} (in the answer)"))?;
+    OidcToken::own(token.expose_secret(), Source::Url).ok_or_else(none)
 }
 
 #[cfg(test)]
@@ -121,28 +117,48 @@ mod tests {
 
     #[test]
     fn an_answer_without_a_token_is_not_taken_for_one() {
-        let forms: [&[u8]; 6] = [b"<p>no token here</p>", b"", b" \n", b"{}", b"{\"token\": 1}", b"\xff\xfe"];
+        let forms: [&[u8]; 7] =
+            [b"<p>no token here</p>", b"", b" \n", b"{}", b"{\"token\": 1}", b"[\"a.b.c\"]", b"\xff\xfe"];
         for form in forms {
-            assert!(token_in(form).is_none(), "{}", String::from_utf8_lossy(form));
+            assert!(token_in(form).is_err(), "{}", String::from_utf8_lossy(form));
         }
     }
 
+    /// What nobody can have meant as an OIDC token, with what is said of it.
+    const NOT_MEANT: [(&str, &str); 8] = [
+        ("{\"token\":\"a.b.c\"}", "expected a value alone, not the JSON that it was delivered in"),
+        ("\"a.b.c\"", "expected a value without quotes around it"),
+        ("'a.b.c'", "expected a value without quotes around it"),
+        ("${ENV0_OIDC_TOKEN}", "expected a value in which every ${NAME}"),
+        ("ENV0_OIDC_TOKEN=a.b.c", "expected a value without the variable's name before it"),
+        ("Bearer a.b.c", "without \"Bearer\" before it"),
+        ("a.b.c\na.b.d", "the token alone, one word"),
+        ("a.b.\u{fc}", "printable ASCII"),
+    ];
+
     #[test]
-    fn a_file_is_held_to_the_rules_of_the_variable() {
-        for text in ["raw.token", "\u{feff}raw.token\r\n", " raw.token "] {
-            assert_eq!(in_file(text).unwrap().expose(), "raw.token", "{text:?}");
+    fn a_token_is_held_to_the_same_rules_in_variable_file_and_answer() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        for text in ["a.b.c", "\u{feff}a.b.c\r\n", " a.b.c "] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(in_file("ENV0_OIDC_TOKEN_FILE", &path).unwrap().expose(), "a.b.c", "{text:?}");
         }
-        for (text, expected) in [
-            ("\"raw.token\"", "quotes"),
-            ("'raw.token'", "quotes"),
-            ("${ENV0_OIDC_TOKEN}", "${…}"),
-            ("", "no token"),
-            ("two words", "no token"),
-            ("Bearer raw.token", "without \"Bearer\""),
-        ] {
-            let reason = in_file(text).unwrap_err();
-            assert!(reason.contains(expected), "{text}: {reason}");
+        for (text, expected) in NOT_MEANT {
+            std::fs::write(&path, format!("{text}\n")).unwrap();
+            let of_file = in_file("ENV0_OIDC_TOKEN_FILE", &path).unwrap_err();
+            let place = format!("ENV0_OIDC_TOKEN_FILE={path:?}: expected ");
+            assert!(of_file.starts_with(&place) && of_file.contains(" (in that file); example: "), "{of_file}");
+            let vars = [("ENV0_OIDC_TOKEN".into(), text.into())];
+            let errors = Config::from_vars(vars, config::Purpose::Drain).unwrap_err().errors;
+            let of_variable = errors.into_iter().find(|error| error.starts_with("ENV0_OIDC_TOKEN=")).unwrap();
+            let of_answer = token_in(serde_json::json!({ "token": text }).to_string().as_bytes()).unwrap_err();
+            for said in [of_file, of_variable, of_answer] {
+                assert!(said.contains(expected) && !said.contains("a.b."), "{text:?}: {said}");
+            }
         }
+        std::fs::write(&path, " \n").unwrap();
+        assert!(in_file("ENV0_OIDC_TOKEN_FILE", &path).unwrap_err().contains("holds nothing"));
     }
 
     #[tokio::test]

@@ -288,7 +288,7 @@ async fn the_token_file_is_read_at_each_exchange_and_trimmed() {
     let credentials = start(&Config { oidc_token_file: Some(path.clone()), ..config(&server.url()) });
     until("the state", || credentials.status().state == "waits for an OIDC token").await;
     let waits_for = credentials.status().waits_for.unwrap();
-    assert!(waits_for.contains(": No such file"), "{waits_for}");
+    assert!(waits_for.contains("(No such file"), "{waits_for}");
 
     std::fs::write(&path, format!("  {old}\n")).unwrap();
     let session = soon(credentials.wait_session()).await;

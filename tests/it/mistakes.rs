@@ -202,7 +202,7 @@ fn a_token_file_that_is_not_there_is_named_by_its_path() {
     let setup = Setup::new(&aws).unset("ENV0_OIDC_TOKEN").set("ENV0_S3_LOG_OIDC_TOKEN_FILE", "/nowhere/token");
     let checked = setup.run("check");
     assert_says(&checked.stdout, &["ENV0_S3_LOG_OIDC_TOKEN_FILE=\"/nowhere/token\""]);
-    assert_says(next(&checked), &["Next: token: mend what this line names"]);
+    assert_says(next(&checked), &["Next: files: mount the file"]);
 }
 
 #[test]
@@ -217,9 +217,39 @@ fn what_is_no_token_is_told_by_its_place_and_is_shown_no_trust_policy() {
     assert_says(&checked.stdout, &[&format!("what {place} holds is not an OIDC token, which begins with eyJ")]);
     assert!(!checked.stdout.contains("fits a trust policy"), "{}", checked.stdout);
     std::fs::write(&file, format!("Bearer {}", aws.issuer.token())).unwrap();
-    assert_says(&setup.run("check").stdout, &[&place, "one word without \"Bearer\" before it"]);
+    assert_says(&setup.run("check").stdout, &[&place, "without \"Bearer\" before it"]);
     std::fs::write(&file, aws.issuer.token()).unwrap();
     assert_says(&setup.run("check").stdout, &["it fits a trust policy with"]);
+}
+
+#[test]
+fn a_token_file_that_can_not_be_meant_fails_a_check_that_asks_nobody() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).unset("ENV0_OIDC_TOKEN");
+    let file = setup.folder().join("token");
+    let setup = setup.set("ENV0_S3_LOG_OIDC_TOKEN_FILE", file.display().to_string());
+    let token = aws.issuer.token();
+    for (text, expected) in [
+        (format!("{{\"token\":\"{token}\"}}"), "not the JSON that it was delivered in (in that file)"),
+        (format!("\"{token}\""), "without quotes around it"),
+        (format!("Bearer {token}"), "without \"Bearer\" before it"),
+        ("${ENV0_OIDC_TOKEN}".to_owned(), "every ${NAME} or template has been filled in"),
+        (format!("{token}\n{token}\n"), "the token alone, one word"),
+        (String::new(), "holds nothing"),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        for command in ["check --offline", "check"] {
+            let checked = setup.run(command);
+            assert_eq!(checked.code, Some(78), "{expected}: {}", checked.stdout);
+            let place = format!("[fail] files         ENV0_S3_LOG_OIDC_TOKEN_FILE={file:?}: ");
+            assert_says(&checked.stdout, &[&place, expected]);
+            assert_eq!(checked.stdout.matches(expected).count(), 1, "told once: {}", checked.stdout);
+            assert!(!checked.stdout.contains(&token), "{}", checked.stdout);
+        }
+    }
+    assert!(aws.sts.exchanges().is_empty(), "nothing of it goes to STS");
+    std::fs::write(&file, token).unwrap();
+    assert_eq!(setup.run("check --offline").code, Some(0));
 }
 
 #[test]

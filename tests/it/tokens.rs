@@ -363,6 +363,32 @@ fn a_token_file_that_is_replaced_is_used_from_the_next_exchange_on() {
 }
 
 #[test]
+fn a_token_file_that_breaks_leaves_the_token_before_in_use_and_is_told() {
+    let aws = LocalAws::start();
+    aws.sts.set_session_lifetime(std::time::Duration::from_secs(3));
+    let setup = setup(&aws);
+    let file = setup.folder().join("token");
+    let setup = setup.set("ENV0_S3_LOG_OIDC_TOKEN_FILE", file.to_str().unwrap());
+    let token = aws.issuer.token();
+    std::fs::write(&file, &token).unwrap();
+    let daemon = setup.start();
+    wait_until("the token is exchanged", || !aws.sts.exchanges().is_empty());
+    std::fs::write(&file, format!("{{\"token\":\"{token}\"}}")).unwrap();
+    wait_until("the log tells the file", || daemon.log().count("WARN", "not the JSON that it was delivered in") > 0);
+    let told = daemon.log().text();
+    for part in [file.to_str().unwrap(), "the tokens at hand stay in use", "read again at the next exchange"] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    assert!(!told.contains(&token), "{told}");
+    let before = aws.sts.exchanges().len();
+    wait_until("two more sessions", || aws.sts.exchanges().len() > before + 1);
+    assert!(aws.sts.exchanges().iter().all(|exchange| exchange.token == token), "no other text goes to STS");
+    assert_eq!(daemon.post(DEPLOYMENTS, event("after")).accepted(), 1);
+    wait_until_delivered(&setup);
+    assert_eq!(daemon.log().count("WARN", "gives no OIDC token"), 1, "told once");
+}
+
+#[test]
 fn two_daemons_behind_one_name_both_deliver_after_a_couriers_round() {
     let aws = LocalAws::start();
     let setups = [setup(&aws), setup(&aws)];

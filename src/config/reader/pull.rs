@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::Reader;
 use crate::config::effective::{KeyFiles, Pull};
-use crate::config::files::secret_of_file;
+use crate::config::files::value_of_file;
 use crate::config::values;
 
 impl Reader {
@@ -21,11 +21,7 @@ impl Reader {
         if given.is_some() {
             return self.secret(name, given, parse);
         }
-        let secret = secret_of_file(&file?).and_then(|secret| match parse(secret.expose_secret()) {
-            Ok(_) => Ok(secret),
-            Err(expected) => Err(format!("expected {expected} in that file")),
-        });
-        secret.map_err(|problem| self.refuse(file_name, &problem)).ok()
+        value_of_file(&file?, parse).map_err(|problem| self.refuse(file_name, &problem)).ok()
     }
 
     /// What is pulled. `key` is the key's id and its secret.

@@ -67,7 +67,7 @@ fn an_api_key_with_its_other_half_in_the_same_value_is_refused_and_not_shown() {
         assert!(error.contains("the API key's id alone") && !error.contains("canary"), "{error}");
     }
     for (content, expected) in [
-        ("key-1\ncanary-secret\n", "one line, the secret alone, in that file"),
+        ("key-1\ncanary-secret\n", "expected one line alone (in that file)"),
         ("ENV0_API_KEY_SECRET=canary-secret\n", "without the variable's name before it"),
         ("\"canary-secret\"\n", "without quotes"),
     ] {

@@ -131,13 +131,9 @@ fn parse(number: usize, line: &str) -> Result<StaticToken, String> {
     let token = words.next().unwrap_or_default();
     let log_type = words.next().map(str::parse::<LogType>).transpose();
     // The line, too: quotes and JSON may be around a token and its type together.
-    let not_meant = config::token_not_meant(line).or_else(|| config::token_not_meant(token));
+    let not_meant = config::token_not_meant(line).or_else(|| config::ingest_token(token).err());
     let fault = if let Some(expected) = not_meant {
         Some(format!("it should be {expected}"))
-    } else if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        Some("a character that no header can carry: a token is printable ASCII".to_owned())
-    } else if token.len() < INGEST_TOKEN_MIN_CHARS {
-        Some(format!("the token is shorter than {INGEST_TOKEN_MIN_CHARS} characters"))
     } else if words.next().is_some() {
         Some("more than a token and a log type".to_owned())
     } else {

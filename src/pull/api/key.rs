@@ -1,6 +1,5 @@
 //! The API key, and its files, which are read again when they may have changed.
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use secrecy::{ExposeSecret, SecretString};
@@ -32,10 +31,9 @@ impl KeyHolder {
     /// Reads the files again. True if they hold another key; if one can't be read, the old key stays in use.
     pub(super) fn reload(&self) -> bool {
         let old = self.key();
-        let read = |file: Option<&Path>| file.map(config::secret_of_file).transpose();
-        let (id, secret) = match (read(self.files.id.as_deref()), read(self.files.secret.as_deref())) {
-            (Ok(id), Ok(secret)) => (id, secret),
-            (Err(error), _) | (_, Err(error)) => {
+        let [id, secret] = match self.files.read() {
+            Ok(read) => read,
+            Err(error) => {
                 tracing::error!("the API key stays what it was, because a file of it can't be used: {error}");
                 return false;
             }

@@ -139,7 +139,7 @@ fn a_byte_order_mark_is_no_part_of_a_token() {
 fn a_line_that_cannot_be_meant_is_told_without_its_words() {
     for (text, expected) in [
         ("\n# nothing\n", "no token in it"),
-        ("good-good-good-good\nsecret-short", "line 2: the token is shorter than 16 characters"),
+        ("good-good-good-good\nsecret-short", "line 2: it should be 16 or more printable ASCII characters"),
         ("secret-secret-secret env0-other", "line 1: not a log type after the token, which is env0-deployments"),
         ("\"secret-secret-secret\"", "line 1: it should be a value without quotes"),
         ("'secret-secret-secret env0-audits'", "line 1: it should be a value without quotes"),
@@ -153,7 +153,7 @@ fn a_line_that_cannot_be_meant_is_told_without_its_words() {
         ("{\"secret\": \"secret-secret-secret\"}", "line 1: it should be a value alone, not the JSON"),
         ("change-me-0123456789abcdef env0-audits", "line 1: it should be a value of your own"),
         ("good-good-good-good\nsecret-secret-secret\\n", "line 2: it should be a value without a written-out"),
-        ("secret-secret-s\u{fc}cret", "line 1: a character that no header can carry"),
+        ("secret-secret-s\u{fc}cret", "line 1: it should be 16 or more printable ASCII characters"),
         ("good-good-good-good\n\u{feff}secret-secret-secret", "line 2: it should be a value without a byte order mark"),
         ("secret-secret-secret env0-audits more", "line 1: more than a token and a log type"),
     ] {
