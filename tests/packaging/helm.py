@@ -21,7 +21,7 @@ import yaml
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHART = ROOT / "config" / "helm" / "env0-s3-logs"
 PLAIN = ROOT / "config" / "kubernetes"
-SCHEMA = CHART / "values.schema.json"
+SCHEMA = CHART / "files" / "values.schema.json"
 BINARY = pathlib.Path(os.environ.get("BINARY", ROOT / "target" / "release" / "env0-s3-logs"))
 NAMESPACE = "env0-agent"
 
@@ -139,6 +139,8 @@ class Chart(unittest.TestCase):
         cls.rendered = []
         for choice in itertools.product(*CHOICES):
             values = merged({"config": CONFIG}, *choice)
+            if "tls" in values and not ("ingestTokensSecret" in values or ORGANIZATION.keys() <= values["config"].keys()):
+                continue
             cls.rendered.append((values, list(yaml.safe_load_all(template(values)))))
         values = merged({"config": CONFIG, "ingestTokensSecret": "tokens"}, {"audits": AUDITS})
         for extra in ({}, {"tls": {"secretName": "tls"}}):
@@ -270,8 +272,7 @@ class Chart(unittest.TestCase):
         good = {"config": CONFIG, "ingestTokensSecret": "tokens"}
         audits = lambda **more: merged(good, {"audits": AUDITS}, {"audits": more})
         for values, word in (
-            (merged(good, {"replica": 2}), "replica"),
-            (merged(good, {"config": {"ENV0_S3_LOG_BUKET": "x"}}), "ENV0_S3_LOG_BUKET"),
+            (merged(good, {"replica": 2}), "did you mean replicas?"),
             (merged(good, {"config": {"ENV0_S3_LOG_INGEST_TOKEN": "a-secret-0123456789"}}), "ENV0_S3_LOG_INGEST_TOKEN"),
             (merged(good, {"config": {"ENV0_S3_LOG_UPLOAD_CONCURRENCY": 4.5}}), "ENV0_S3_LOG_UPLOAD_CONCURRENCY"),
             (
@@ -288,7 +289,6 @@ class Chart(unittest.TestCase):
             (merged(good, {"resources": {"limits": {"memory": "64Mi"}}}), "resources.limits.memory=64Mi"),
             ({"config": CONFIG, "apiKeySecret": "key", "resources": {"limits": {"memory": "64Mi"}}}, "may need 77 MiB"),
             ({"ingestTokensSecret": "tokens", "config": {"ENV0_S3_LOG_AWS_REGION": "x"}}, "ENV0_S3_LOG_ROLE_ARN"),
-            (merged(good, {"image": {"digest": "abc"}}), "digest"),
             ({"config": CONFIG}, "apiKeySecret"),
             (merged(good, {"image": {"repository": ""}}), "image.repository: needed"),
             (merged(good, {"config": {"ENV0_S3_LOG_AWS_REGION": "Ireland"}}), "ENV0_S3_LOG_AWS_REGION=Ireland: expected a region's code"),
@@ -304,9 +304,7 @@ class Chart(unittest.TestCase):
             (merged(good, {"storage": {"size": "10G"}}), "ENV0_S3_LOG_SPOOL_MAX_BYTES=10GiB"),
             (merged(good, {"config": {"ENV0_S3_LOG_SPOOL_MAX_BYTES": "17gib"}}), "storage.size=16Gi"),
             (merged(good, {"config": {"ENV0_S3_LOG_SPOOL_MAX_BYTES": "20000000000"}}), "storage.size=16Gi"),
-            (merged(good, {"tls": {"certManager": {"enabled": True}}}), "issuer"),
             (merged(good, {"drain": ["spool-env0-s3-logs-push-1"]}), "podToken"),
-            (audits(allowedCidrs=[]), "allowedCidrs"),
             (audits(allowedCidrs=["0.0.0.0/0"]), "not /0, which is everybody"),
             (audits(allowedCidrs=["192.0.2.7"]), "for one address is 192.0.2.7/32"),
             (audits(allowedCidrs=["2001:db8::1"]), "2001:db8::1/128"),
@@ -319,6 +317,51 @@ class Chart(unittest.TestCase):
             outcome = helm("template", "env0-s3-logs", CHART, values=values)
             self.assertNotEqual(outcome.returncode, 0, values)
             self.assertIn(word, outcome.stderr)
+
+    def test_a_value_of_another_form_is_refused_in_a_sentence_that_says_the_form(self):
+        good = {"config": CONFIG, "ingestTokensSecret": "tokens"}
+        config = lambda **more: {"config": more}
+        for change, said in (
+            ({"apikeySecret": "k"}, "apikeySecret: no such value; did you mean apiKeySecret?"),
+            ({"drian": []}, "drian: no such value; did you mean drain?"),
+            ({"tls": {"secretnam": "k"}}, "tls.secretnam: no such value; did you mean tls.secretName?"),
+            ({"foo": "x"}, "foo: no such value; expected one of affinity, apiKeySecret, "),
+            ({"ENV0_S3_LOG_BUCKET_NAME": "x"}, "expected config.ENV0_S3_LOG_BUCKET_NAME"),
+            (config(ENV0_S3_LOG_BATCH_MAX_AEG="1m"), "did you mean ENV0_S3_LOG_BATCH_MAX_AGE?"),
+            (config(BUCKET_PATH="x"), "config.BUCKET_PATH: the daemon has no such variable; did you mean ENV0_S3_LOG_BUCKET_PATH?"),
+            (config(FOO="x"), "config.FOO: the daemon has no such variable; README.md#variables lists them"),
+            (config(ENV0_API_KEY_SECRT="x"), "If ENV0_API_KEY_SECRET was meant: the API key is a Secret."),
+            (config(ENV0_S3_LOG_PULL=["x"]), "config.ENV0_S3_LOG_PULL: expected text, a whole number, or true or false"),
+            ({"config": "x"}, "config=x: expected a map of the daemon's variables"),
+            ({"storage": {"size": "10GB"}}, "storage.size=10GB: expected a size as Kubernetes writes it, such as 16Gi"),
+            ({"storage": {"className": True}}, "expected text: in quotes, or with --set-string storage.className=true"),
+            ({"drain": "claim-0"}, "drain=claim-0: expected a list: drain: [claim-0] in a file, --set 'drain={claim-0}'"),
+            ({"podToken": True}, "podToken=true: expected podToken.enabled=true"),
+            ({"podToken": {"enabled": "true"}}, "podToken.enabled=true: expected true or false, without quotes around it"),
+            ({"podToken": {"expirationSeconds": 60}}, "podToken.expirationSeconds=60: expected a whole number of seconds, 600"),
+            ({"image": "registry.example.com/x"}, "expected a map of digest, pullPolicy, repository, tag"),
+            ({"image": {"digest": "abc"}}, "image.digest=abc: expected sha256: and 64 digits"),
+            ({"image": {"pullPolicy": "always"}}, "image.pullPolicy=always: expected Always or IfNotPresent or Never"),
+            ({"imagePullSecrets": ["registry"]}, "imagePullSecrets[0]=registry: expected a map, such as {name: my-registry}"),
+            ({"networkPolicy": {"egress": {"ports": [0]}}}, "networkPolicy.egress.ports[0]=0: expected a port from 1 to 65535"),
+            ({"replicas": 1.5}, "replicas=1.5: expected a whole number of pods"),
+            ({"apiKeySecret": "a-secret-0123456789-CANARY"}, "apiKeySecret: expected the name of a Secret"),
+            (merged({"audits": AUDITS}, {"audits": {"allowedCidrs": []}}), "env0's are on https://docs.envzero.com/"),
+            ({"tls": {"certManager": {"enabled": True}}}, "tls.certManager.issuer: needed with tls.certManager.enabled=true"),
+            ({"ingestTokensSecret": "", "apiKeySecret": "key", "tls": {"secretName": "foo"}}, "tls.secretName: no pod takes events"),
+        ):
+            # As a file of values has it: `image` as text would be filled in else.
+            values = merged({"image": {"repository": "env0-s3-logs"}}, good, {k: v for k, v in change.items() if isinstance(v, dict)})
+            values |= {key: value for key, value in change.items() if not isinstance(value, dict)}
+            outcome = subprocess.run(
+                ["helm", "template", "env0-s3-logs", CHART, "-f", "-"],
+                input=json.dumps(values), capture_output=True, text=True, timeout=60,
+            )
+            with self.subTest(said):
+                self.assertNotEqual(outcome.returncode, 0)
+                self.assertIn(said, outcome.stderr)
+                self.assertNotIn("CANARY", outcome.stderr)
+                self.assertNotIn("error calling include", outcome.stderr)
 
     def test_a_value_is_refused_here_where_the_daemon_refuses_it_and_taken_where_it_takes_it(self):
         longest, shortest = ("12h", "43200", "43201", "2d"), ("900s", "15m", "14m", "0")

@@ -1,5 +1,6 @@
 {{- /* What the chart refuses, and in which words. A pod with such values would not start, or not do what was meant. */ -}}
 {{- define "judge" -}}
+{{- include "judgeShape" . }}
 {{- $config := include "config" . | fromYaml }}
 {{- range $name, $instead := include "notConfig" . | fromYaml }}
 {{- if hasKey $config $name }}
@@ -25,6 +26,12 @@
 {{- end }}
 {{- if not (or (include "push" .) .Values.apiKeySecret .Values.drain) }}
 {{- fail "nobody could send and nothing is pulled: set apiKeySecret (pull), ingestTokensSecret (push), or config.ENV0_S3_LOG_OIDC_ORGANIZATION_ID (push with env0's tokens), and replicas above 0 to push" }}
+{{- end }}
+{{- if and (include "tlsSecret" .) (not (include "push" .)) (not (and .Values.apiKeySecret (include "trusts" .))) }}
+{{- fail (printf "%s: no pod takes events, so there is no port that a certificate could be for; leave it out, or let senders in: ingestTokensSecret, or config.ENV0_S3_LOG_OIDC_ORGANIZATION_ID" (ternary "tls.certManager" "tls.secretName" .Values.tls.certManager.enabled)) }}
+{{- end }}
+{{- if and .Values.tls.certManager.enabled (not .Values.tls.certManager.issuer) }}
+{{- fail (printf "tls.certManager.issuer: needed with tls.certManager.enabled=true; expected the name of a %s" .Values.tls.certManager.issuerKind) }}
 {{- end }}
 {{- $spool := index $config "ENV0_S3_LOG_SPOOL_MAX_BYTES" | default "10GiB" }}
 {{- if and (or (include "push" .) .Values.apiKeySecret) (le (include "bytes" .Values.storage.size | int64) (include "bytes" $spool | int64)) }}
