@@ -417,15 +417,7 @@ impl Folder {
     /// The path leads elsewhere, see [`Home::confirm`]: the folders are missing there, but nobody removed them.
     pub(super) fn restore(&self) -> io::Result<bool> {
         let mut restored = self.home.confirm()?;
-        let (disk, quarantine) = (&self.home.disk, self.home.quarantine_dir());
-        let mut missing = false;
-        for folder in [&self.dir, &quarantine] {
-            missing |= disk.identify(folder)?.is_none();
-        }
-        if missing {
-            disk.create_dir(&self.dir)?;
-            disk.create_dir(&quarantine)?;
-            disk.sync_dir(&self.home.dir)?;
+        if self.home.make_again([&self.dir, &self.home.quarantine_dir()])? {
             if let Some(sent) = self.head().sent {
                 self.create_head(sent)?;
             }

@@ -1,9 +1,9 @@
 //! What the log types' folders share: the spool's folder with its lock and manifest, and the spare file.
 //!
 //! The spool's path may lead elsewhere while the daemon runs: its volume is unmounted, or another one is mounted over
-//! it. Renames then answer "no such file", and new files go to another disk. So the daemon remembers folder and lock by
-//! device and inode. It compares them (`Home::confirm`) before it concludes anything from a missing name, and before an
-//! event in a new file counts as safe.
+//! it. Renames then answer "no such file", and new files go to another disk. Each folder in it may lead elsewhere, too.
+//! So the daemon remembers the folders and the lock by device and inode. It compares them (`Home::confirm`) before it
+//! concludes anything from a missing name, and before an event in a new file counts as safe.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -46,6 +46,8 @@ pub(super) struct Home {
 /// How the spool's folder is told from any other that its path may lead to.
 struct Identity {
     folder: FileId,
+    /// Those of [`folders`]; `None` for one that this daemon has just made, which the next look knows.
+    inner: [Option<FileId>; 3],
     /// None once the spool is closed.
     lock: Option<Lock>,
 }
@@ -63,7 +65,11 @@ impl Home {
         copies: Option<Arc<Copies>>,
     ) -> io::Result<Home> {
         let folder = identify_folder(&*disk, &dir)?;
-        let identity = Mutex::new(Identity { folder, lock: Some(lock) });
+        let mut inner = [None; 3];
+        for (own, path) in inner.iter_mut().zip(folders(&dir)) {
+            *own = disk.identify(&path)?;
+        }
+        let identity = Mutex::new(Identity { folder, inner, lock: Some(lock) });
         Ok(Home { dir, disk, manifest, copies, identity, is_away: AtomicBool::new(false), mounts: AtomicU64::new(0) })
     }
 
@@ -104,17 +110,19 @@ impl Home {
     }
 
     fn look(&self) -> io::Result<bool> {
-        let Identity { folder, lock } = &mut *self.identity();
+        let Identity { folder, inner, lock } = &mut *self.identity();
         let Some(lock) = lock else { return Ok(false) };
         let found = identify_folder(&*self.disk, &self.dir);
         if found.as_ref().is_ok_and(|found| found == folder) && lock.is_in_place(&self.dir) {
-            // Something may be mounted over one of the folders in it.
-            folders(&self.dir).iter().try_for_each(|path| {
-                let judged = judge_folder(&*self.disk, path, folder.device);
-                judged.or_else(|elsewhere| match identify_folder(&*self.disk, path) {
-                    // A file in a folder's place stops that log type, not the other.
-                    Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
-                    _ => Err(elsewhere),
+            // Something may be mounted over one of the folders in it, or put in its place.
+            inner.iter_mut().zip(folders(&self.dir)).try_for_each(|(own, path)| {
+                let judged = judge_folder(&*self.disk, &path, folder.device);
+                judged.and_then(|found| judge_own(own, found, &path)).or_else(|elsewhere| {
+                    match identify_folder(&*self.disk, &path) {
+                        // A file in a folder's place stops that log type, not the other.
+                        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
+                        _ => Err(elsewhere),
+                    }
                 })
             })?;
             return Ok(false);
@@ -122,7 +130,7 @@ impl Home {
         if lock.is_mounted_anew(&self.dir) && self.is_ours_by_its_manifest() {
             // Nobody else has it, or this fails.
             let taken = Lock::take(&self.dir).map_err(io::Error::other)?;
-            *folder = identify_folder(&*self.disk, &self.dir)?;
+            (*folder, *inner) = (identify_folder(&*self.disk, &self.dir)?, [None; 3]);
             *lock = taken;
             self.mounts.fetch_add(1, Ordering::Release);
             tracing::warn!(spool.dir = %self.dir.display(), "the spool's volume was lost and is mounted anew; the daemon goes on with what is there");
@@ -146,7 +154,7 @@ impl Home {
             let taken = Lock::take(&self.dir).map_err(io::Error::other)?;
             match Manifest::read(&*self.disk, &self.dir).map_err(io::Error::other)? {
                 Some(manifest) if manifest.instance != self.manifest.instance => return Err(self.another_daemons()),
-                _ => *lock = taken,
+                _ => (*lock, *inner) = (taken, [None; 3]),
             }
         }
         if Manifest::read(&*self.disk, &self.dir).map_err(io::Error::other)?.is_none() {
@@ -157,6 +165,27 @@ impl Home {
         *folder = identify_folder(&*self.disk, &self.dir)?;
         tracing::error!(spool.dir = %self.dir.display(), "the spool's lock was removed while the daemon runs; it is taken again");
         Ok(true)
+    }
+
+    /// Makes those of `paths`, which are among [`folders`], that are missing, durably. True where one was missing.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub(super) fn make_again(&self, paths: [&Path; 2]) -> io::Result<bool> {
+        // No other thread takes a folder that is half made for a stranger's.
+        let inner = &mut self.identity().inner;
+        let mut is_missing = false;
+        for (own, path) in inner.iter_mut().zip(folders(&self.dir)) {
+            if paths.contains(&&*path) && self.disk.identify(&path)?.is_none() {
+                *own = None;
+                is_missing = true;
+                self.disk.create_dir(&path)?;
+            }
+        }
+        if is_missing {
+            self.disk.sync_dir(&self.dir)?;
+        }
+        Ok(is_missing)
     }
 
     fn is_ours_by_its_manifest(&self) -> bool {
@@ -241,15 +270,16 @@ impl Home {
 /// One of them is a link, no folder, or on another file system than the spool.
 pub fn judge_folders(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
     let device = identify_folder(disk, dir)?.device;
-    all_folders(dir).try_for_each(|path| judge_folder(disk, &path, device))
+    all_folders(dir).try_for_each(|path| judge_folder(disk, &path, device).map(drop))
 }
 
-/// Checks one of the folders within a spool that is on `device`.
-fn judge_folder(disk: &dyn Disk, path: &Path, device: u64) -> io::Result<()> {
-    let wrong = match disk.identify(path)? {
-        None => return Ok(()),
-        Some(found) if found.is_folder && found.device == device => return Ok(()),
-        Some(found) if found.is_folder => "is on another file system than the spool",
+/// Checks one of the folders within a spool that is on `device`; returns what it is, `None` where it is missing.
+fn judge_folder(disk: &dyn Disk, path: &Path, device: u64) -> io::Result<Option<FileId>> {
+    let found = disk.identify(path)?;
+    let wrong = match found {
+        None => return Ok(None),
+        Some(id) if id.is_folder && id.device == device => return Ok(found),
+        Some(id) if id.is_folder => "is on another file system than the spool",
         Some(_) => "is a link or no folder",
     };
     let path = path.display();
@@ -257,6 +287,20 @@ fn judge_folder(disk: &dyn Disk, path: &Path, device: u64) -> io::Result<()> {
         io::ErrorKind::InvalidInput,
         format!("{path} {wrong}; a spool is one folder on one file system, and no link in it is followed"),
     ))
+}
+
+/// Checks that a folder which was found under `path` is the daemon's own. One that is missing may come back or be made
+/// again.
+fn judge_own(own: &mut Option<FileId>, found: Option<FileId>, path: &Path) -> io::Result<()> {
+    let Some(found) = found else { return Ok(()) };
+    if found == *own.get_or_insert(found) {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(io::Error::other(format!(
+        "{path} is another folder than before: something is mounted over it, or was put in its place; take that away, \
+         and all goes on by itself (where the old folder is lost, remove the new one, too)"
+    )))
 }
 
 /// The folders that a spool has or may have.

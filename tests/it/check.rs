@@ -8,7 +8,7 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection};
 use serde_json::{Value, json};
 
-use crate::disk::Tmpfs;
+use crate::disk::Mounted;
 use crate::harness::{DEPLOYMENTS, Finished, Setup, event, wait_until, wait_until_delivered};
 use crate::local_aws::sts::StsError;
 use crate::local_aws::{BUCKET, Fault, LocalAws, Operation};
@@ -330,7 +330,7 @@ fn a_disk_with_little_room_is_a_failure_even_where_it_forgets() {
     let aws = LocalAws::start();
     let setup = setup(&aws);
     let folder = setup.folder().join("small");
-    let _tmpfs = Tmpfs::mount(&folder, "3m");
+    let _tmpfs = Mounted::tmpfs(&folder, "3m");
     let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.to_str().unwrap());
     assert_has(&failure(&setup.run("check --offline --json"), "disk", DISK), &["MiB are free", "enlarge the disk"]);
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::disk::Tmpfs;
+use crate::disk::Mounted;
 use crate::harness::{AUDITS, Books, DEPLOYMENTS, Daemon, Setup, event, field, wait_until, wait_until_delivered};
 use crate::local_aws::{LocalAws, LogsFault};
 
@@ -229,7 +229,7 @@ fn a_disk_that_copies_fill_refuses_no_event() {
     let aws = LocalAws::start();
     let setup = setup(&aws).set("ENV0_S3_LOG_BATCH_MAX_BYTES", "256KiB");
     let folder = setup.folder().join("small");
-    let _tmpfs = Tmpfs::mount(&folder, "6m");
+    let _tmpfs = Mounted::tmpfs(&folder, "6m");
     let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.join("spool").to_str().unwrap());
     let daemon = setup.start();
     let books = Books::default();
@@ -250,7 +250,7 @@ fn copies_far_smaller_than_an_event_make_way_for_it_on_a_full_disk() {
     let aws = LocalAws::start();
     let setup = setup(&aws).set("ENV0_S3_LOG_BATCH_MAX_BYTES", "4KiB");
     let folder = setup.folder().join("small");
-    let _tmpfs = Tmpfs::mount(&folder, "5m");
+    let _tmpfs = Mounted::tmpfs(&folder, "5m");
     let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.join("spool").to_str().unwrap());
     let daemon = setup.start();
     let books = Books::default();

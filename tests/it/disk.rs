@@ -9,21 +9,25 @@ use crate::harness::{AUDITS, Answer, Books, DEPLOYMENTS, Daemon, Raw, Setup, TOK
 use crate::local_aws::{Fault, LocalAws};
 use crate::machine::Machine;
 
-/// A small file system in memory, unmounted when dropped.
-pub(crate) struct Tmpfs(PathBuf);
+/// A mount, taken away when dropped.
+pub(crate) struct Mounted(PathBuf);
 
-impl Tmpfs {
+impl Mounted {
     /// Takes root: a test that calls this is ignored where the build script did not set `may_mount`.
-    pub(crate) fn mount(folder: &Path, size: &str) -> Tmpfs {
+    fn over(folder: &Path, what: &[&str]) -> Mounted {
         std::fs::create_dir_all(folder).unwrap();
-        let arguments = ["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "tmpfs"];
-        let output = Command::new("mount").args(arguments).arg(folder).output().unwrap();
+        let output = Command::new("mount").args(what).arg(folder).output().unwrap();
         assert!(output.status.success(), "mount: {}", String::from_utf8_lossy(&output.stderr));
-        Tmpfs(folder.to_owned())
+        Mounted(folder.to_owned())
+    }
+
+    /// A small file system in memory.
+    pub(crate) fn tmpfs(folder: &Path, size: &str) -> Mounted {
+        Mounted::over(folder, &["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "tmpfs"])
     }
 }
 
-impl Drop for Tmpfs {
+impl Drop for Mounted {
     fn drop(&mut self) {
         // Lazily: a daemon that a failed test left may still hold a file.
         let _ = Command::new("umount").arg("-l").arg(&self.0).output();
@@ -96,35 +100,89 @@ fn on_a_frozen_disk_what_was_begun_is_waited_for_and_the_rest_refused_for_good()
     assert_eq!(stored_events(&aws), books.acknowledged(), "{}", daemon.log().text());
 }
 
+/// Something that lies over a folder until it is taken away.
+type Cover = Box<dyn std::any::Any>;
+
+/// A folder of the same file system in the place of `folder`, until dropped: the two change places at once.
+struct Swapped {
+    folder: PathBuf,
+    other: PathBuf,
+}
+
+impl Swapped {
+    fn with(folder: &Path, other: &Path) -> Swapped {
+        std::fs::create_dir(other).unwrap();
+        let swapped = Swapped { folder: folder.to_owned(), other: other.to_owned() };
+        swapped.change_places();
+        swapped
+    }
+
+    fn change_places(&self) {
+        let (here, exchange) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
+        rustix::fs::renameat_with(here, &self.folder, here, &self.other, exchange).unwrap();
+    }
+}
+
+impl Drop for Swapped {
+    fn drop(&mut self) {
+        self.change_places();
+        let written = std::fs::read_dir(&self.other).unwrap().count();
+        assert!(written == 0 || std::thread::panicking(), "nothing is written there");
+    }
+}
+
+#[test]
+fn a_folder_in_the_place_of_a_log_types_folder_gets_no_event_and_costs_none() {
+    no_event_goes_to_what_lies_over("is another folder than before", |folder, other| {
+        Box::new(Swapped::with(folder, other))
+    });
+}
+
+#[test]
+#[cfg_attr(not(may_mount), ignore = "mounts a folder over another, which takes root")]
+fn a_folder_mounted_over_a_log_types_folder_gets_no_event_and_costs_none() {
+    no_event_goes_to_what_lies_over("is another folder than before", |folder, other| {
+        std::fs::create_dir(other).unwrap();
+        Box::new(Mounted::over(folder, &["--bind", other.to_str().unwrap()]))
+    });
+}
+
 #[test]
 #[cfg_attr(not(may_mount), ignore = "mounts a file system, which takes root")]
 fn what_is_mounted_over_a_log_types_folder_gets_no_event_and_costs_none() {
-    let aws = LocalAws::start();
-    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "100ms");
-    let (mut daemon, books) = (setup.start(), Books::default());
-    aws.s3.inject(Fault::internal_error());
-    send_until_taken(&daemon, &books, AUDITS, 5);
-    wait_until("it was tried", || aws.s3.put_count() > 0);
-    let over = Tmpfs::mount(&setup.spool().join("env0-audits"), "3m");
-    wait_until("events are refused", || {
-        let ids = books.ids(1);
-        let taken = is_taken_or_temporary(&daemon.post(AUDITS, Books::body(&ids)));
-        if taken {
-            books.acknowledge(ids);
-        }
-        !taken
-    });
-    let ready = daemon.admin_get("/readyz?verbose").unwrap();
-    assert!(ready.status == 503 && ready.text().contains("another file system"), "{}", ready.text());
-    let tries = aws.s3.put_count();
-    aws.s3.heal();
-    wait_until("the waiting batch was looked for", || daemon.log().text().contains("another file system"));
-    drop(over);
-    send_until_taken(&daemon, &books, AUDITS, 5);
-    wait_until("the rest was sent", || aws.s3.put_count() > tries);
-    assert_eq!(daemon.terminate().code(), Some(0));
-    books.balance(&aws, &setup);
-    assert_eq!(stored_events(&aws), books.acknowledged(), "{}", daemon.log().text());
+    no_event_goes_to_what_lies_over("another file system", |folder, _| Box::new(Mounted::tmpfs(folder, "3m")));
+}
+
+fn no_event_goes_to_what_lies_over(words: &str, cover: fn(&Path, &Path) -> Cover) {
+    // Whether the batch waits for S3 or is still open.
+    for max_age in ["100ms", "1h"] {
+        let aws = LocalAws::start();
+        let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", max_age);
+        let (mut daemon, books) = (setup.start(), Books::default());
+        aws.s3.inject(Fault::internal_error());
+        send_until_taken(&daemon, &books, AUDITS, 5);
+        wait_until("it was tried", || max_age == "1h" || aws.s3.put_count() > 0);
+        let over = cover(&setup.spool().join("env0-audits"), &setup.folder().join("other"));
+        wait_until("events are refused", || {
+            let ids = books.ids(1);
+            let taken = is_taken_or_temporary(&daemon.post(AUDITS, Books::body(&ids)));
+            if taken {
+                books.acknowledge(ids);
+            }
+            !taken
+        });
+        let ready = daemon.admin_get("/readyz?verbose").unwrap();
+        assert!(ready.status == 503 && ready.text().contains(words), "{}", ready.text());
+        let tries = aws.s3.put_count();
+        aws.s3.heal();
+        wait_until("the waiting batch was looked for", || daemon.log().text().contains(words));
+        drop(over);
+        send_until_taken(&daemon, &books, AUDITS, 5);
+        wait_until("the rest was sent", || max_age == "1h" || aws.s3.put_count() > tries);
+        assert_eq!(daemon.terminate().code(), Some(0));
+        books.balance(&aws, &setup);
+        assert_eq!(stored_events(&aws), books.acknowledged(), "{max_age}, {}", daemon.log().text());
+    }
 }
 
 /// Whether a thread of the daemon waits for a disk, in state `D`, which stands behind the thread's name.
@@ -173,7 +231,7 @@ fn a_full_disk_answers_503_and_recovers_by_itself_and_what_came_in_goes_out() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_BYTES", "256KiB");
     let folder = setup.folder().join("small");
-    let _tmpfs = Tmpfs::mount(&folder, "3m");
+    let _tmpfs = Mounted::tmpfs(&folder, "3m");
     let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.join("spool").to_str().unwrap());
     aws.s3.hold_puts();
     let (daemon, books) = (setup.start(), Books::default());
@@ -194,7 +252,7 @@ fn a_disk_that_somebody_else_fills_is_used_again_and_a_kill_loses_nothing() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws);
     let folder = setup.folder().join("small");
-    let _tmpfs = Tmpfs::mount(&folder, "3m");
+    let _tmpfs = Mounted::tmpfs(&folder, "3m");
     let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.join("spool").to_str().unwrap());
     let (daemon, books) = (setup.start(), Books::default());
     send_until_taken(&daemon, &books, DEPLOYMENTS, 10);
@@ -215,7 +273,7 @@ fn a_full_disk_is_not_ready_before_an_event_meets_it_and_is_ready_again_by_itsel
     let aws = LocalAws::start();
     let setup = Setup::new(&aws);
     let folder = setup.folder().join("small");
-    let _tmpfs = Tmpfs::mount(&folder, "3m");
+    let _tmpfs = Mounted::tmpfs(&folder, "3m");
     let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.join("spool").to_str().unwrap());
     let daemon = setup.start();
     let ballast = folder.join("ballast");

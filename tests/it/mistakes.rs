@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::disk::Tmpfs;
+use crate::disk::Mounted;
 use crate::harness::{AUDITS, DEPLOYMENTS, Finished, Setup, TOKEN, Upload, event, wait_until};
 use crate::local_aws::issuer::ORGANIZATION;
 use crate::local_aws::{Fault, LocalAws, Operation};
@@ -161,7 +161,7 @@ fn a_full_and_a_read_only_disk_and_a_file_in_the_spools_place_are_told_apart() {
     assert_says(&setup.run("run").stderr, &[file.to_str().unwrap(), "a file has that name"]);
 
     let folder = setup.folder().join("small");
-    let _tmpfs = Tmpfs::mount(&folder, "1m");
+    let _tmpfs = Mounted::tmpfs(&folder, "1m");
     let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.to_str().unwrap());
     std::fs::write(folder.join("filler"), vec![0; 1 << 20]).unwrap();
     let checked = setup.run("check --offline");
