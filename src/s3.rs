@@ -1,6 +1,7 @@
 //! The bucket: one PUT an attempt, and what its failure means. The only file that names `aws_sdk_s3`.
 
 mod answer;
+mod checksums;
 mod condition;
 mod error;
 pub mod read;
@@ -209,14 +210,26 @@ impl S3 {
         let secrets = session.secrets();
         let call = Call { operation: "PutObject", bucket: &inner.bucket, secrets: &secrets };
         let error = match sent {
-            Ok(Ok(_)) => match seen.answer.as_ref().map(|answer| answer.confirms(&put.sha256)) {
-                Some(Ok(())) if seen.sent_bytes < put.bytes => {
-                    PutError::unconfirmed(NotConfirmed::TooEarly, &seen, &call)
+            Ok(Ok(_)) => {
+                let answer = seen.answer.clone().unwrap_or_default();
+                match answer.confirms(&put.sha256) {
+                    Ok(()) if seen.sent_bytes < put.bytes => {
+                        PutError::unconfirmed(NotConfirmed::TooEarly, &seen, &call)
+                    }
+                    Ok(()) => match answer.other_checksums.are_of(put.file.clone()).await {
+                        Ok(true) => return Ok(()),
+                        Ok(false) => PutError::unconfirmed(NotConfirmed::OtherChecksum, &seen, &call),
+                        Err(error) => {
+                            let message = format!(
+                                "the file can't be read again, to compare it with the checksum in S3's answer: {error}"
+                            );
+                            let error = PutError::before(PutErrorKind::FileUnreadable, message);
+                            PutError { may_have_arrived: true, ..error }
+                        }
+                    },
+                    Err(reason) => PutError::unconfirmed(reason, &seen, &call),
                 }
-                Some(Ok(())) => return Ok(()),
-                Some(Err(reason)) => PutError::unconfirmed(reason, &seen, &call),
-                None => PutError::unconfirmed(NotConfirmed::NotTheStore, &seen, &call),
-            },
+            }
             Ok(Err(error)) => match (&error, seen.answer.as_ref().map(|answer| answer.confirms(&put.sha256))) {
                 // The SDK takes headers that contradict each other for a refusal, but the status is a success.
                 (SdkError::ServiceError(_), Some(Err(NotConfirmed::OtherChecksum))) => {

@@ -16,6 +16,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use memchr::memmem;
 
+use super::checksums::Checksums;
 use super::sent::Sent;
 use crate::batch::Sha256;
 use crate::network::server;
@@ -40,6 +41,9 @@ pub(super) struct Answer {
     has_request_id: bool,
     /// Each `x-amz-checksum-sha256`, as sent.
     checksums: Vec<String>,
+    pub(super) other_checksums: Checksums,
+    /// The checksum is one of an object that was made in parts.
+    is_composite: bool,
     /// `x-amz-bucket-region`, as sent.
     pub(super) region: Option<String>,
     /// As sent.
@@ -94,6 +98,8 @@ impl Answer {
             has_e_tag: header("etag").is_some_and(is_s3s_e_tag),
             has_request_id: header("x-amz-request-id").is_some(),
             checksums: response.headers().get_all("x-amz-checksum-sha256").map(str::to_owned).collect(),
+            other_checksums: Checksums::of(response),
+            is_composite: header("x-amz-checksum-type").is_some_and(|kind| kind.eq_ignore_ascii_case("COMPOSITE")),
             region: header("x-amz-bucket-region").map(str::to_owned),
             retry_after: header("retry-after").map(str::to_owned),
             names_the_condition: names(CONDITION_HEADER),
@@ -120,10 +126,13 @@ impl Answer {
         self.status == 200 && !self.is_html && (self.is_xml || self.has_request_id)
     }
 
-    /// Whether it confirms that the store has exactly the bytes with this hash. Only then may their file go.
+    /// Whether it confirms that the store has exactly the bytes with this hash. Only then, and where its other checksums
+    /// are those of the file's bytes, may their file go.
     pub(super) fn confirms(&self, sha256: &Sha256) -> Result<(), NotConfirmed> {
         let ours = STANDARD.encode(sha256.0);
-        if self.checksums.iter().any(|checksum| checksum.trim() != ours) {
+        // No PUT of ours is made in parts; whatever the type says, our own hash is that of our bytes.
+        let is_in_parts = self.is_composite && self.checksums.is_empty();
+        if is_in_parts || self.checksums.iter().any(|checksum| checksum.trim() != ours) {
             return Err(NotConfirmed::OtherChecksum);
         }
         let is_marked = self.has_request_id || self.has_e_tag || !self.checksums.is_empty();

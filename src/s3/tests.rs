@@ -13,6 +13,7 @@ use crate::testing::{
     Issuer, Seen, Server, answer, config, nobody, s3_error, s3_ok, soon, sts_session, sts_that_gives_sessions,
 };
 
+mod checksums;
 mod early;
 mod region;
 

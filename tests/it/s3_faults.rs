@@ -251,6 +251,8 @@ fn what_s3_did_not_answer_delivers_nothing_and_renames_nothing() {
         Fault::foreign(204, "").header("x-amz-request-id", "LOCALFAULT"),
         Fault::foreign(302, "").header("location", "http://127.0.0.1:9/login"),
         Fault::other_checksum(),
+        Fault::bare_answer(200).header("x-amz-checksum-crc32", "AAAAAA=="),
+        Fault::bare_answer(200).header("x-amz-checksum-crc64nvme", "AAAAAAAAAAA="),
         Fault::foreign(403, PAGE),
         Fault::foreign(407, ""),
         Fault::foreign(412, ""),
