@@ -137,6 +137,8 @@ mod tests {
             (r#"{"streams":[{"stream":{},"values":[],"entries":[]}]}"#, 0, 37),
             (r#"{"streams":[{"stream":{},"values":[],"values":[]}]}"#, 0, 37),
             (r#"{"streams":[],"more":[]}"#, 0, 14),
+            (r#"{"streams":[{"stream":{"a":"b","c":{"values":[["1","x"]]}},"values":[]}]}"#, 0, 35),
+            (r#"{"streams":[{"values":[],"stream":{"a":["x"]}}]}"#, 0, 39),
             ("[1]", 0, 1),
         ] {
             let sent = post("/loki/api/v1/push", &[("content-type", "application/json")], body);
@@ -175,6 +177,24 @@ mod tests {
         }
         let without_type = post("/loki/api/v1/push", &[], push("{}"));
         assert_eq!(without_type.lines(), [line("{}")]);
+    }
+
+    #[test]
+    fn loki_labels_of_a_stream_without_entries_are_refused_where_they_are_none() {
+        let push =
+            |labels: &str| post("/loki/api/v1/push", &[PROTOBUF_TYPE], snappy(&field(1, &field(1, labels.as_bytes()))));
+        for labels in [r#"{app="env0"}"#, "{}", "", r#"{a="x",a="y"}"#] {
+            assert_eq!(push(labels).lines(), [""; 0], "{labels}");
+        }
+        let many = (0..2000).map(|index| format!("l{index}=\"x\",")).collect::<String>();
+        assert_eq!(push(&format!("{{{many}}}")).lines(), [""; 0]);
+        for labels in [r#"{app=env0}"#, "a line of text", r#"{a="x"} more"#, &format!("{{{many} more")] {
+            let error = push(labels).parse_with(&LIMITS).unwrap_err().to_string();
+            let place = "event 0, byte ";
+            assert!(error.starts_with(place) && error.contains("a part of the labels is no label"), "{error}");
+        }
+        let json = r#"{"streams":[{"stream":{"app":"env0"},"values":[]}]}"#;
+        assert_eq!(post("/loki/api/v1/push", &[JSON_TYPE], json).lines(), [""; 0]);
     }
 
     #[test]

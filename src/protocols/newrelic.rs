@@ -127,10 +127,15 @@ fn detailed(
     Ok(())
 }
 
-/// Whether a `common` has only members that the detailed form gives it.
+/// Whether a `common` has only what the detailed form gives it: a time, and attributes that are no lists or objects.
 fn says_what_logs_share(common: &RawValue) -> bool {
-    let is_known = |key| matches!(body::text_of(key).as_deref(), Some("attributes" | "timestamp"));
-    common.get().starts_with('{') && Members::of(common).all(|(key, _)| is_known(key))
+    let is_plain = |value: &RawValue| !value.get().starts_with(['{', '[']);
+    let is_known = |key, value: &RawValue| match body::text_of(key).as_deref() {
+        Some("attributes") => value.get().starts_with('{') && Members::of(value).all(|(_, value)| is_plain(value)),
+        Some("timestamp") => is_plain(value),
+        _ => false,
+    };
+    common.get().starts_with('{') && Members::of(common).all(|(key, value)| is_known(key, value))
 }
 
 /// The log type that a log or a `common` names, itself or in its attributes.
@@ -209,6 +214,11 @@ mod tests {
             r#"{"common":1}"#,
             r#"{"common":{"logs":[{"message":"m"}]},"logs":[]}"#,
             r#"{"common":[{"message":"m"}],"logs":[]}"#,
+            r#"{"common":{"attributes":[{"message":"m"}]},"logs":[]}"#,
+            r#"{"common":{"attributes":{"logs":[{"message":"m"}]}},"logs":[]}"#,
+            r#"{"common":{"attributes":{"a":{"message":"m"}}},"logs":[]}"#,
+            r#"{"common":{"timestamp":{"message":"m"}},"logs":[]}"#,
+            r#"{"common":{"attributes":"m"},"logs":[]}"#,
         ] {
             assert_eq!(post("/log/v1", &[], body).lines(), [body]);
         }

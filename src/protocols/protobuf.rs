@@ -1,6 +1,8 @@
 //! Reads protobuf field by field from the wire and writes messages as JSON. No message is decoded into memory, because
 //! two bytes on the wire would become hundreds, and a body may have millions of messages.
 
+mod json;
+
 use std::io::{self, Write};
 
 use base64::Engine;
@@ -44,6 +46,12 @@ pub(super) struct Fault<'a> {
 impl<'a> Fault<'a> {
     pub(super) fn new(at: &'a [u8], reason: impl ToString) -> Self {
         Fault { at, reason: reason.to_string() }
+    }
+
+    /// The same fault, told of what stands beside records where there is none. Each record stores what stands beside
+    /// it; without one it would be lost.
+    pub(super) fn without_records(self) -> Self {
+        Fault { reason: format!("{}, and no record is there to be stored with it", self.reason), ..self }
     }
 
     /// A fault of a field: `holder` does not have it, has it only once, or has it with another type.
@@ -186,17 +194,27 @@ impl Schema {
     /// Refuses a message that can't be read, or that has a field twice of which decoders
     /// take the last and drop the first.
     pub(super) fn judge<'a>(&self, message: &'a [u8]) -> Result<(), Fault<'a>> {
-        self.judge_at(message, 0)
+        self.judge_at(message, 0, false)
     }
 
-    fn judge_at<'a>(&self, message: &'a [u8], depth: u32) -> Result<(), Fault<'a>> {
+    /// Refuses also a message with a field that is not known, at any depth.
+    pub(super) fn judge_whole<'a>(&self, message: &'a [u8]) -> Result<(), Fault<'a>> {
+        self.judge_at(message, 0, true)
+    }
+
+    fn judge_at<'a>(&self, message: &'a [u8], depth: u32, all_known: bool) -> Result<(), Fault<'a>> {
         if depth > DEPTH_MAX {
             return Err(Fault::new(message, format!("protobuf: more than {DEPTH_MAX} messages within each other")));
         }
         let mut present = 0_u32;
         for field in fields(message) {
             let field = field?;
-            let Some((index, known)) = self.known(field.number) else { continue };
+            let Some((index, known)) = self.known(field.number) else {
+                match all_known {
+                    true => return Err(Fault::of_field(&field, NOT_KNOWN, self.name)),
+                    false => continue,
+                }
+            };
             if !known.kind.is_of(field.value) {
                 return Err(Fault::of_field(&field, OF_ANOTHER_TYPE, self.name));
             }
@@ -206,7 +224,7 @@ impl Schema {
             }
             present |= 1 << index;
             if let (Kind::Message(schema), Wire::Bytes(message)) = (known.kind, field.value) {
-                schema.judge_at(message, depth + 1)?;
+                schema.judge_at(message, depth + 1, all_known)?;
             }
         }
         Ok(())

@@ -31,7 +31,7 @@ impl<'a> Iterator for Members<'a> {
             return None;
         }
         let (key, rest) = rest.split_at(redact::string_len(rest.as_bytes()));
-        let (value, rest) = split_value(next_token(rest).strip_prefix(':')?)?;
+        let (value, rest) = first_value(next_token(rest).strip_prefix(':')?)?;
         self.0 = rest;
         Some((key, value))
     }
@@ -55,19 +55,19 @@ impl<'a> Iterator for Elements<'a> {
         if rest.is_empty() || rest.starts_with(']') {
             return None;
         }
-        let (value, rest) = split_value(rest)?;
+        let (value, rest) = first_value(rest)?;
         self.0 = rest;
         Some(value)
     }
 }
 
 /// The rest after the white space and the comma before a member or element.
-fn next_token(rest: &str) -> &str {
+pub fn next_token(rest: &str) -> &str {
     rest.trim_start_matches([' ', '\t', '\n', '\r', ','])
 }
 
 /// The value that `rest` begins with, and the rest after it.
-fn split_value(rest: &str) -> Option<(&RawValue, &str)> {
+pub fn first_value(rest: &str) -> Option<(&RawValue, &str)> {
     let mut values = serde_json::Deserializer::from_str(rest).into_iter();
     let value = values.next()?.ok()?;
     Some((value, &rest[values.byte_offset()..]))
@@ -121,7 +121,7 @@ pub fn only_members<'a, const N: usize>(
 }
 
 /// A member's name for a refusal. Only short words are repeated: anything else may be a value of the sender's.
-fn printable(name: Option<&str>) -> Cow<'static, str> {
+pub fn printable(name: Option<&str>) -> Cow<'static, str> {
     let is_plain = |name: &&str| {
         name.len() <= NAME_MAX_BYTES && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
     };

@@ -39,6 +39,12 @@ fn push_stream(body: &[u8], stream: &RawValue, tenant: Option<&str>, writer: &mu
     if !values.get().starts_with('[') {
         return Err(invalid(body, values, writer, "`values` must be an array"));
     }
+    // Each entry stores the labels. Without one, what is no label would be lost.
+    if Elements::of(values).next().is_none()
+        && let Some((_, odd)) = Members::of(labels).find(|(_, value)| !is_text(value))
+    {
+        return Err(invalid(body, odd, writer, "a label must be a text in a stream without entries"));
+    }
     for entry in Elements::of(values) {
         let mut fields = Elements::of(entry);
         let (timestamp, line) = (fields.next().filter(is_text), fields.next().filter(is_text));

@@ -40,7 +40,13 @@ pub(super) fn push(push: &[u8], tenant: Option<&str>, writer: &mut LineWriter) -
         let head = stream_head(stream).map_err(within)?;
         let labels = read_labels(head.labels, writer)?;
         let said = labels.said.or_else(|| protocols::log_type_of(tenant?));
-        for entry in fields(stream).flatten().filter(|field| field.number == STREAM_ENTRIES) {
+        let entries = || fields(stream).flatten().filter(|field| field.number == STREAM_ENTRIES);
+        // Each entry stores the text. Without one it would be lost.
+        if labels.are_odd && entries().next().is_none() {
+            let reason = "protobuf: a part of the labels is no label, in a stream without entries";
+            return Err(Fault::new(head.labels, reason).within(push, writer.records()));
+        }
+        for entry in entries() {
             let within = |fault: Fault<'_>| fault.within(push, writer.records());
             let entry = bytes(&entry, "StreamAdapter").map_err(within)?;
             writer.check_len(entry)?;
@@ -81,13 +87,15 @@ fn stream_head(stream: &[u8]) -> Result<StreamHead<'_>, Fault<'_>> {
 struct StoredLabels {
     json: Vec<u8>,
     said: Option<LogType>,
+    /// Whether a part of the text is no label.
+    are_odd: bool,
 }
 
 /// Writes `"labels":{…}`. Where a part of the text is no label, a name is there twice, or there are more than
 /// [`NAMES_MAX`], `labelsText` has the text as it was sent beside them.
 fn read_labels(text: &[u8], writer: &mut LineWriter) -> Result<StoredLabels, BodyError> {
     writer.check_len(text)?;
-    let mut said = None;
+    let (mut said, mut are_odd) = (None, false);
     let json = writer.part(|out| {
         let as_text = String::from_utf8_lossy(text);
         let mut labels = Labels::of(&as_text);
@@ -102,13 +110,16 @@ fn read_labels(text: &[u8], writer: &mut LineWriter) -> Result<StoredLabels, Bod
             names.push(name);
         }
         out.write_all(b"}")?;
-        if labels.next().is_some() || labels.is_odd || has_twice(&mut names) {
+        let has_more = labels.next().is_some();
+        labels.by_ref().for_each(drop);
+        are_odd = labels.is_odd;
+        if has_more || are_odd || has_twice(&mut names) {
             out.write_all(br#","labelsText":"#)?;
             out.text(text)?;
         }
         Ok(())
     })?;
-    Ok(StoredLabels { json, said })
+    Ok(StoredLabels { json, said, are_odd })
 }
 
 fn has_twice(names: &mut [Cow<'_, [u8]>]) -> bool {

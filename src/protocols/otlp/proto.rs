@@ -8,7 +8,7 @@ use crate::protocols;
 use crate::protocols::body::{BodyError, LineWriter};
 use crate::protocols::otlp::line::{Heads, store};
 use crate::protocols::protobuf::{
-    Fault, Field, Kind, NOT_KNOWN, OF_ANOTHER_TYPE, Schema, TWICE, UNKNOWN_FIELDS, Wire, fields, often, once,
+    Fault, Field, Kind, NOT_KNOWN, OF_ANOTHER_TYPE, Schema, TWICE, Wire, fields, often, once,
 };
 
 /// `google.rpc.Status`, without details.
@@ -31,7 +31,7 @@ const LOGS_SCHEMA_URL: u32 = 3;
 /// the same on the wire as `scope_logs`, which replaced it.
 const RESOURCE_LOGS_OLDER_PARTS: u32 = 1000;
 
-static RESOURCE: Schema = Schema {
+pub(super) static RESOURCE: Schema = Schema {
     name: "Resource",
     fields: &[
         often(1, "attributes", Kind::Message(&KEY_VALUE)),
@@ -52,7 +52,7 @@ static ENTITY_REF: Schema = Schema {
     is_one_of: false,
 };
 
-static SCOPE: Schema = Schema {
+pub(super) static SCOPE: Schema = Schema {
     name: "InstrumentationScope",
     fields: &[
         once(1, "name", Kind::Text),
@@ -134,7 +134,7 @@ fn logs_of_resource(body: &[u8], resource_logs: &[u8], writer: &mut LineWriter) 
         logs_of_scope(body, scope_logs, said, &heads, writer)?;
     }
     match writer.records() == before {
-        true => holds_nothing_unknown(body, head.of, heads.resource, &RESOURCE, writer),
+        true => judge_without_records(body, head.of, &RESOURCE, writer),
         false => Ok(()),
     }
 }
@@ -156,29 +156,19 @@ fn logs_of_scope(
         store(said, &heads, writer, |out| LOG_RECORD.write(record, out))?;
     }
     match writer.records() == before {
-        true => holds_nothing_unknown(body, head.of, heads.scope, &SCOPE, writer),
+        true => judge_without_records(body, head.of, &SCOPE, writer),
         false => Ok(()),
     }
 }
 
-/// Refuses unknown fields, at any depth, of the resource or scope `part`, which is `json`. Each record stores
-/// what stands beside it; without a record it would be lost.
-fn holds_nothing_unknown(
+fn judge_without_records(
     body: &[u8],
     part: Option<&[u8]>,
-    json: Option<&[u8]>,
     schema: &Schema,
     writer: &LineWriter,
 ) -> Result<(), BodyError> {
-    // Within a text the first quote would have a backslash before it, and the second one, too.
-    let unknown = format!("\"{UNKNOWN_FIELDS}\":");
-    match (part, json.and_then(|json| memchr::memmem::find(json, unknown.as_bytes()))) {
-        (Some(part), Some(_)) => {
-            let reason = format!("protobuf: {} without records has a field that is not known", schema.name);
-            Err(BodyError::invalid(body, part, writer.records(), reason))
-        }
-        _ => Ok(()),
-    }
+    let judged = part.map_or(Ok(()), |part| schema.judge_whole(part));
+    judged.map_err(|fault| fault.without_records().within(body, writer.records()))
 }
 
 /// What the records of a `ResourceLogs` or `ScopeLogs` have in common.
@@ -259,5 +249,30 @@ fn message_of(value: Wire<'_>) -> Option<&[u8]> {
     match value {
         Wire::Bytes(message) => Some(message),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::protocols::tests::*;
+
+    #[test]
+    fn otlp_protobuf_heads_without_records_are_refused_at_the_field_that_is_not_known() {
+        let named = [field(1, b"service.name"), field(2, &field(1, b"env0-audits"))].concat();
+        let understood = field(1, &field(1, &field(1, &named)));
+        assert_eq!(post("/v1/logs", &[PROTOBUF_TYPE], understood).lines(), [""; 0]);
+        let unknown = [0xfa, 0x01, 1, b'x']; // field 31
+        let value = field(1, &field(2, &unknown));
+        for (body, at, holder) in [
+            (field(1, &field(1, &unknown)), 4, "Resource"),
+            (field(1, &[field(1, &field(1, &unknown)), field(2, b"")].concat()), 6, "KeyValue"),
+            (field(1, &[field(2, &field(2, b"")), field(2, &field(1, &unknown))].concat()), 10, "InstrumentationScope"),
+            (field(1, &field(1, &value)), 8, "AnyValue"),
+        ] {
+            let error = post("/v1/logs", &[PROTOBUF_TYPE], body).parse_with(&LIMITS).unwrap_err().to_string();
+            let expected =
+                format!("byte {at}: protobuf: field 31 is not a known one of {holder}, and no record is there");
+            assert!(error.contains(&expected), "{error}");
+        }
     }
 }
