@@ -320,3 +320,23 @@ fn the_documents_show_events_as_they_are_stored() {
         assert!(readme.contains(&format!("`{line}`")), "config/README.md does not show {line}");
     }
 }
+
+#[test]
+fn json_over_several_lines_is_one_event_where_all_of_a_body_is_json_and_else_lines_are() {
+    for uri in ["/services/collector/raw", "/receiver/v1/http/s", "/?token=t"] {
+        for (body, events) in [
+            ("{\"a\":\n1}", &["{\"a\":1}"][..]),
+            ("[{\"a\":\n1},\n{\"b\":2}]", &["{\"a\":1}", "{\"b\":2}"]),
+            ("{\"a\":\n1}\ntext\n{\"b\":2}", &["\"{\\\"a\\\":\"", "\"1}\"", "\"text\"", "{\"b\":2}"]),
+        ] {
+            let lines = post(uri, &[], body).lines();
+            assert_eq!(lines.len(), events.len(), "{uri} {body}: {lines:?}");
+            assert!(lines.iter().zip(events).all(|(line, event)| line.contains(event)), "{uri} {body}: {lines:?}");
+        }
+    }
+    let broken = "{\"a\":\n1}\ntext";
+    assert_eq!(post("/?token=t", &[], broken).refused_body().status, 400, "Logz.io has no line that is an object");
+    for uri in ["/services/collector/raw", "/receiver/v1/http/s"] {
+        assert_eq!(post(uri, &[], broken).lines().len(), 3, "{uri}");
+    }
+}
