@@ -5,6 +5,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use super::{Given, Reader};
+use crate::config::values::aws;
 use crate::config::{Config, values, variables};
 
 /// Most events are longer.
@@ -107,6 +108,9 @@ impl Reader {
                 config.aws_region
             ));
         }
+        if config.endpoint_url_s3.is_some() {
+            self.advise_of_a_store_elsewhere(config);
+        }
         let is_pattern = |entry: &&String| *entry != "*" && entry.contains(['*', ';', '?', '|']);
         if let Some(entry) = config.network.no_proxy.iter().find(is_pattern) {
             self.warnings.push(format!(
@@ -127,6 +131,26 @@ impl Reader {
                  trace or off, or a list of filters such as warn,env0_s3_logs=debug"
                     .to_owned(),
             );
+        }
+    }
+
+    /// Warns of values that AWS would refuse, and that another store may have.
+    fn advise_of_a_store_elsewhere(&mut self, config: &Config) {
+        let store = self.endpoint_variable("AWS_ENDPOINT_URL_S3");
+        if let Some(class) = config.storage_class.as_deref().filter(|class| aws::storage_class(class).is_err()) {
+            let nearest = aws::nearest_storage_class(class);
+            self.warnings.push(format!(
+                "ENV0_S3_LOG_STORAGE_CLASS={class} is no class of S3's (nearest is {nearest}): right only if the store of \
+                 {store} has a class of that name"
+            ));
+        }
+        if let Some((owner, digits)) =
+            config.expected_bucket_owner.as_deref().and_then(|owner| Some((owner, aws::digits_of_account(owner)?)))
+        {
+            self.warnings.push(format!(
+                "ENV0_S3_LOG_EXPECTED_BUCKET_OWNER={owner} is no account of AWS's, which would be {digits}: right only if \
+                 the store of {store} writes it so"
+            ));
         }
     }
 }

@@ -54,7 +54,7 @@ impl Reader {
     }
 
     /// The variable that the address of a service came from: its own or the common one.
-    fn endpoint_variable(&self, specific: &'static str) -> &'static str {
+    pub(super) fn endpoint_variable(&self, specific: &'static str) -> &'static str {
         if self.is_given(specific) { specific } else { "AWS_ENDPOINT_URL" }
     }
 

@@ -175,6 +175,28 @@ fn regions_and_storage_classes_of_other_stores_have_names_of_their_own() {
 }
 
 #[test]
+fn a_class_an_owner_and_a_key_that_aws_refuses_are_told_what_was_near() {
+    let [s3, common] = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"].map(|name| (name, "https://store.example"));
+    let dashes = ("ENV0_S3_LOG_EXPECTED_BUCKET_OWNER", "1111-2222-3333");
+    for (given, near) in [
+        (("ENV0_S3_LOG_STORAGE_CLASS", "glacier"), "nearest is GLACIER"),
+        (("ENV0_S3_LOG_STORAGE_CLASS", "STANDARD-IA"), "nearest is STANDARD_IA"),
+        (dashes, "111122223333"),
+    ] {
+        assert!(refused(&[given]).contains(near), "{given:?}");
+        for elsewhere in [s3, common] {
+            let warnings = with(&[given, elsewhere]).unwrap().warnings;
+            let said = warnings.len() == 1 && warnings[0].starts_with(given.0) && warnings[0].contains(near);
+            assert!(said && warnings[0].contains(&format!("the store of {} ", elsewhere.0)), "{warnings:?}");
+        }
+    }
+    assert!(refused(&[("ENV0_S3_LOG_SSE_KMS_KEY_ID", "mykey")]).contains("such as alias/mykey"));
+    for given in [("ENV0_S3_LOG_STORAGE_CLASS", "GLACIER"), ("ENV0_S3_LOG_EXPECTED_BUCKET_OWNER", "tenant-1$user")] {
+        assert_eq!(with(&[given, s3]).unwrap().warnings, [""; 0], "{given:?}");
+    }
+}
+
+#[test]
 fn names_of_roles_and_buckets_are_held_to_awss_rules_at_aws_alone() {
     let ceph = ("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::tenant1:role/S3Access");
     let minio = ("ENV0_S3_LOG_ROLE_ARN", "arn:minio:iam:::role/idmp-env0");

@@ -19,6 +19,18 @@ const OBJECT_TAGS_MAX: usize = 10;
 const TAG_NAME_MAX_CHARS: usize = 128;
 const TAG_VALUE_MAX_CHARS: usize = 256;
 
+const STORAGE_CLASSES: [&str; 9] = [
+    "STANDARD",
+    "STANDARD_IA",
+    "ONEZONE_IA",
+    "INTELLIGENT_TIERING",
+    "GLACIER_IR",
+    "GLACIER",
+    "DEEP_ARCHIVE",
+    "REDUCED_REDUNDANCY",
+    "EXPRESS_ONEZONE",
+];
+
 /// `arn:<partition>:iam::<account>:role/<path and name>`. The account may be empty: stores other than AWS have none.
 pub(in crate::config) fn role_arn(value: &str) -> Parsed<String> {
     let fields: Vec<_> = value.splitn(6, ':').collect();
@@ -130,18 +142,14 @@ pub(in crate::config) fn names_bucket(endpoint: &str, bucket: &str) -> bool {
 
 /// `x-amz-storage-class` of AWS, which refuses every PUT with another.
 pub(in crate::config) fn storage_class(value: &str) -> Parsed<String> {
-    const KNOWN: [&str; 9] = [
-        "STANDARD",
-        "STANDARD_IA",
-        "ONEZONE_IA",
-        "INTELLIGENT_TIERING",
-        "GLACIER_IR",
-        "GLACIER",
-        "DEEP_ARCHIVE",
-        "REDUCED_REDUNDANCY",
-        "EXPRESS_ONEZONE",
-    ];
-    check(KNOWN.contains(&value), value.to_owned(), &format!("one of {}", KNOWN.join(", ")))
+    let nearest = nearest_storage_class(value);
+    check(nearest == value, value.to_owned(), &format!("one of {}; nearest is {nearest}", STORAGE_CLASSES.join(", ")))
+}
+
+/// The class of AWS that `value` most likely was to be.
+pub(in crate::config) fn nearest_storage_class(value: &str) -> &'static str {
+    let written = value.to_ascii_uppercase();
+    STORAGE_CLASSES.into_iter().min_by_key(|known| strsim::levenshtein(&written, known)).unwrap_or_default()
 }
 
 /// `x-amz-storage-class` of another store, which may have classes of its own.
@@ -156,7 +164,7 @@ pub(in crate::config) fn kms_key_id(value: &str) -> Parsed<String> {
     if is_uuid || ["arn:", "alias/", "mrk-"].iter().any(|beginning| value.starts_with(beginning)) {
         return kms_key_id_elsewhere(value);
     }
-    Err("a KMS key's id (a UUID), its ARN, or alias/<name>".to_owned())
+    Err(format!("a KMS key's id (a UUID, or mrk-…), its ARN, or alias/ and its alias, such as alias/{value}"))
 }
 
 /// A key of another store's, which has names of its own.
@@ -168,7 +176,14 @@ pub(in crate::config) fn kms_key_id_elsewhere(value: &str) -> Parsed<String> {
 /// An AWS account's number.
 pub(in crate::config) fn account_id(value: &str) -> Parsed<String> {
     let holds = value.len() == 12 && value.bytes().all(|byte| byte.is_ascii_digit());
-    check(holds, value.to_owned(), "an AWS account's 12 digits")
+    let digits = digits_of_account(value).map(|digits| format!(", without dashes or spaces: {digits}"));
+    check(holds, value.to_owned(), &format!("an AWS account's 12 digits{}", digits.unwrap_or_default()))
+}
+
+/// An account's number as AWS's pages show it (`1111-2222-3333`), without what sets its digits apart.
+pub(in crate::config) fn digits_of_account(value: &str) -> Option<String> {
+    let digits: String = value.chars().filter(|character| !matches!(character, '-' | ' ')).collect();
+    (digits != value && account_id(&digits).is_ok()).then_some(digits)
 }
 
 /// The owner of a bucket of a store other than AWS, as Ceph's `tenant1$user` or the canonical id of a user.
