@@ -21,7 +21,6 @@ use crate::pull::settle::{self, Settled};
 use crate::s3::S3;
 use crate::spool::manifest::{Destination, LockError};
 use crate::spool::{self, OpenError, Spool};
-use crate::volume;
 
 /// A failure to start or to run, with the process's exit code.
 #[derive(Debug)]
@@ -55,10 +54,10 @@ impl Failure {
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Failure {
         let exit_code = match &error {
-            OpenError::Create { reason, .. } if volume::is_of_the_disk(reason) => exit_code::IO,
-            OpenError::Create { .. } | OpenError::Lock(LockError::Held { .. } | LockError::Io { .. }) => {
-                exit_code::CANT_CREATE
+            OpenError::Create { reason, .. } | OpenError::Lock(LockError::Io { reason, .. }) => {
+                spool::exit_code_of(reason)
             }
+            OpenError::Lock(LockError::Held { .. }) => exit_code::CANT_CREATE,
             OpenError::OtherDestination { .. } => exit_code::CONFIG,
             OpenError::Manifest(spool::manifest::ManifestError::Newer { .. }) => exit_code::CONFIG,
             OpenError::Lock(LockError::Unsupported { .. }) | OpenError::Manifest(_) | OpenError::Recovery { .. } => {

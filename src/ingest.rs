@@ -36,7 +36,7 @@ use crate::ingest::route::{Route, route};
 use crate::ingest::token_bodies::TokenBodies;
 use crate::protocols::body::{BodyError, Limits, Lines};
 use crate::protocols::{self, Answer, BadCredentials, Decoding, Encoding, Protocol, Refusal, by_type, empty_answer};
-use crate::spool::{AppendError, Spool};
+use crate::spool::{AppendError, Spool, named};
 
 /// A body whose lines may become this large, so one of 1 MiB as a rule, is scanned where it can't hold up other
 /// requests.
@@ -467,7 +467,12 @@ fn not_taken(error: AppendError) -> Refusal {
         AppendError::Full { .. } => RETRY_FULL_SECONDS,
         AppendError::Disk(_) | AppendError::Closed => RETRY_DISK_SECONDS,
     };
-    Refusal::Unavailable { reason: error.to_string(), retry_after_seconds }
+    let reason = match &error {
+        // A sender need not know where the spool is.
+        AppendError::Disk(error) => format!("the spool's disk: {}", named::unnamed(error)),
+        error => error.to_string(),
+    };
+    Refusal::Unavailable { reason, retry_after_seconds }
 }
 
 /// Reads in the background what is left of a body that was refused, so that its sender reads the answer. A client that

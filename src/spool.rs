@@ -20,6 +20,7 @@ pub mod folder;
 pub mod gate;
 pub mod home;
 pub mod manifest;
+pub mod named;
 mod names;
 pub mod recovery;
 mod sealed_batches;
@@ -47,9 +48,12 @@ use crate::spool::gate::Gate;
 use crate::spool::home::Home;
 pub(crate) use crate::spool::manifest::LOCK;
 use crate::spool::manifest::{Lock, Manifest, ManifestError};
+use crate::spool::named::Named;
 use crate::spool::names::{Names, visit_batches};
 pub use crate::spool::sealed_batches::SealedBatches;
-pub use crate::spool::terms::{AppendError, Batch, LeftBehind, OpenError, PULL, QUARANTINE, Receipt, Settings};
+pub use crate::spool::terms::{
+    AppendError, Batch, LeftBehind, OpenError, PULL, QUARANTINE, Receipt, Settings, exit_code_of,
+};
 use crate::spool::usage::{Room, Usage};
 use crate::spool::writer::Writer;
 
@@ -81,6 +85,7 @@ impl Spool {
     /// Blocks while it lists the folders and reads the `.open` files.
     pub fn open(settings: &Settings, disk: Arc<dyn Disk>) -> Result<(Spool, ByType<SealedBatches>), OpenError> {
         let dir = &settings.dir;
+        let disk: Arc<dyn Disk> = Arc::new(Named(disk));
         let create = |reason| OpenError::Create { path: dir.clone(), reason };
         disk.create_dir(dir).map_err(create)?;
         let lock = Lock::take(dir)?;

@@ -70,7 +70,8 @@ pub fn remedy(path: &Path, error: &io::Error) -> String {
 
 /// Whether the disk itself failed, so that no right and no path would help.
 pub fn is_of_the_disk(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+    let inner = || std::error::Error::source(error)?.downcast_ref::<io::Error>()?.raw_os_error();
+    error.raw_os_error().or_else(inner) == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 struct Mount<'a> {

@@ -1,10 +1,9 @@
 //! The steps that ask nobody but this machine.
 
-use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::Access;
 
@@ -19,7 +18,8 @@ use crate::http::listener;
 use crate::ingest::{came_both_ways, opened_beside_a_pull};
 use crate::spool::disk::{Disk, OsDisk};
 use crate::spool::manifest::{Lock, Manifest, ManifestError};
-use crate::spool::{self, home};
+use crate::spool::named::Named;
+use crate::spool::{self, exit_code_of, home};
 use crate::status::{Status, Timestamp};
 use crate::volume;
 
@@ -211,10 +211,10 @@ fn spool_dir(dir: &Path) -> Step {
     const NAME: &str = "spool";
     let fail = |path: &Path, error: &io::Error| {
         let detail = format!("{} can't be used: {error}", path.display());
-        Step::fail(NAME, CANT_CREATE, detail, volume::remedy(path, error))
+        Step::fail(NAME, exit_code_of(error), detail, volume::remedy(path, error))
     };
     if dir.is_dir() {
-        if let Err(error) = home::judge_folders(&OsDisk, dir) {
+        if let Err(error) = home::judge_folders(&named_disk(), dir) {
             return fail(dir, &error);
         }
         if let Err((path, error)) = judge_rights(dir) {
@@ -254,7 +254,7 @@ fn judge_rights(dir: &Path) -> Result<(), (PathBuf, io::Error)> {
     for folder in home::all_folders(dir) {
         allows(folder.clone(), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)?;
         let mut judged = Ok(());
-        let visited = OsDisk.visit(&folder, &mut |name, _| {
+        let visited = named_disk().visit(&folder, &mut |name, _| {
             if judged.is_ok() && name.parse::<SpoolName>().is_ok() {
                 judged = allows(folder.join(name), Access::READ_OK | Access::WRITE_OK);
             }
@@ -267,6 +267,11 @@ fn judge_rights(dir: &Path) -> Result<(), (PathBuf, io::Error)> {
     Ok(())
 }
 
+/// The file system, whose errors name the call.
+fn named_disk() -> Named {
+    Named(Arc::new(OsDisk))
+}
+
 /// A small file that is removed when this value is dropped.
 pub(super) struct Probe(PathBuf);
 
@@ -274,11 +279,11 @@ impl Probe {
     pub(super) fn write(dir: &Path, bytes: &[u8]) -> io::Result<Probe> {
         let path = dir.join(format!("check-{}.tmp", std::process::id()));
         // Whatever has this name is removed, so that nothing is written through a link.
-        OsDisk.remove(&path)?;
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+        named_disk().remove(&path)?;
+        let mut file = named_disk().create(&path)?;
         let probe = Probe(path);
-        file.write_all(bytes)?;
-        file.sync_all()?;
+        file.write_at(bytes, 0)?;
+        file.sync()?;
         Ok(probe)
     }
 
@@ -338,7 +343,7 @@ fn lock(config: &Config, daemon: Option<&Status>) -> Step {
         ),
         Err(error) => {
             let detail = format!("the lock of {} can't be read: {error}", dir.display());
-            Step::fail(NAME, CANT_CREATE, detail, volume::remedy(dir, &error))
+            Step::fail(NAME, exit_code_of(&error), detail, volume::remedy(dir, &error))
         }
     }
 }

@@ -173,10 +173,10 @@ pub enum LockError {
         /// The process id of the other daemon, or `unknown`.
         holder: String,
     },
-    /// The lock's file can't be made.
-    #[error("{path}: {reason}; {remedy}", path = path.display(), remedy = volume::remedy(path, reason))]
+    /// The lock's file, or the spool's folder, can't be opened.
+    #[error("open {path}: {reason}; {remedy}", path = path.display(), remedy = volume::remedy(path, reason))]
     Io {
-        /// The lock's file.
+        /// The file or the folder.
         path: PathBuf,
         /// The system's.
         reason: io::Error,

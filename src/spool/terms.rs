@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::batch::{BatchName, Codec, LogType, SealedName, Stage};
+use crate::exit_code;
 use crate::spool::manifest::{Destination, LockError, ManifestError};
 use crate::volume;
 
@@ -104,6 +105,12 @@ pub enum AppendError {
     /// The spool is closed, or was closed before these events' turn.
     #[error("shutting down")]
     Closed,
+}
+
+/// The exit code of a process that can't use a spool's folder or lock: an error of the disk itself says nothing of who
+/// may write there.
+pub fn exit_code_of(error: &io::Error) -> u8 {
+    if volume::is_of_the_disk(error) { exit_code::IO } else { exit_code::CANT_CREATE }
 }
 
 /// Why a spool can't be used.

@@ -17,6 +17,7 @@ use crate::machine::Machine;
 const UNAVAILABLE: Option<i32> = Some(69);
 const DISK: Option<i32> = Some(74);
 const CANT_CREATE: Option<i32> = Some(73);
+const IO: Option<i32> = Some(74);
 const DENIED: Option<i32> = Some(77);
 const CONFIGURATION: Option<i32> = Some(78);
 
@@ -178,6 +179,28 @@ fn what_keeps_a_start_from_its_spool_is_found_by_check_with_the_same_code() {
         assert_has(&failure(&checked, name, code), &[part]);
         let run = setup.run("run");
         assert_eq!(run.code, code, "{}", run.stderr);
+    }
+}
+
+#[test]
+#[cfg_attr(not(may_mount_images), ignore = "mounts a file system in a file, which takes root and a loop device")]
+fn a_disk_that_fails_is_told_by_check_and_by_run_alike_with_the_call() {
+    let aws = LocalAws::start();
+    let folder = tempfile::tempdir().unwrap();
+    let machine = Machine::start(folder.path(), "ext4");
+    let setup = machine.setup(setup(&aws));
+    // Before the spool is made, and with one.
+    for _ in 0..2 {
+        machine.fail_fsyncs(rustix::io::Errno::IO);
+        let checked = setup.run("check --offline --json");
+        let parts = ["fsync ", ".tmp: Input/output error", "the disk failed"];
+        assert_has(&failure(&checked, "spool", IO), &parts);
+        let run = setup.run("run");
+        assert_eq!(run.code, IO, "{}", run.stderr);
+        assert!(run.stderr.contains("fsync ") && run.stderr.contains("the disk failed"), "{}", run.stderr);
+        machine.heal();
+        assert_eq!(step(&setup.run("check --offline --json"), "spool")["verdict"], "ok");
+        setup.start().kill();
     }
 }
 

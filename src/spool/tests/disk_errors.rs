@@ -11,6 +11,7 @@ use super::world::{Fate, TYPE, World, line};
 use crate::batch::{Codec, LogType, Stage};
 use crate::spool::AppendError;
 use crate::spool::disk::READ_BUFFER_BYTES;
+use crate::spool::named::unnamed;
 
 fn sealed() -> World {
     let mut world = World::opened();
@@ -41,7 +42,7 @@ fn a_write_that_fails_leaves_nothing_and_the_next_one_is_taken() {
         world.disk.fail_once(Op::Write, ".open", errno);
         let refusal = world.append(3).unwrap_err();
         let cause = std::error::Error::source(&refusal).and_then(|cause| cause.downcast_ref::<Arc<io::Error>>());
-        assert_eq!(cause.and_then(|cause| cause.raw_os_error()), Some(errno.raw_os_error()), "{refusal}");
+        assert_eq!(cause.and_then(|cause| unnamed(cause).raw_os_error()), Some(errno.raw_os_error()), "{refusal}");
         let open = world.disk.bytes(&file);
         assert!(errno == Errno::FBIG || open == Some((line(0) + &line(1)).into_bytes()), "{errno}: {open:?}");
         append_again(&mut world);
@@ -467,4 +468,27 @@ fn while_a_delivery_waits_for_the_disk_the_status_is_told() {
     delivery.join().unwrap().unwrap();
     world.disk.heal();
     world.append(1).unwrap();
+}
+
+#[test]
+fn a_start_that_the_disk_fails_names_the_call_and_the_path() {
+    let log_type = TYPE.as_str();
+    for (op, place, call) in [
+        (Op::CreateDir, "quarantine", "mkdir"),
+        (Op::Identify, "quarantine", "stat"),
+        (Op::SyncDir, log_type, "fsync"),
+        (Op::List, log_type, "list"),
+        (Op::Open, "manifest.json", "open"),
+        (Op::Read, "manifest.json", "read"),
+        (Op::Sync, ".open", "fsync"),
+    ] {
+        let mut world = World::opened();
+        world.append(1).unwrap();
+        world.crash_without_opening(Cut::Kill);
+        world.disk.fail(op, place, Errno::IO);
+        let refusal = world.open().unwrap_err().to_string();
+        let named = refusal.split(&format!("{call} {}", world.settings.dir.display())).nth(1);
+        assert!(named.is_some_and(|rest| rest.contains(&format!("{place}: Input/output error"))), "{call}: {refusal}");
+        assert!(refusal.contains("the disk failed"), "{refusal}");
+    }
 }

@@ -12,6 +12,7 @@ use super::fault_disk::{Effect, Errno, Op};
 use super::world::{DEADLINE, TYPE, World};
 use crate::batch::SpoolName;
 use crate::spool::AppendError;
+use crate::spool::named::unnamed;
 use crate::spool::terms::SealReason;
 use crate::status::{ChainHead, Timestamp};
 
@@ -156,7 +157,7 @@ fn a_disk_is_tried_without_an_event_until_it_works_again() {
     let is_probe = |(op, path): &(Op, PathBuf)| *op == Op::Write && path.ends_with("probe.tmp");
     world.wait_until("the disk is tried", |world| world.disk.trace().iter().any(is_probe));
     let error = world.spool().failing(TYPE).unwrap();
-    assert_eq!(error.raw_os_error(), Some(Errno::NOSPC.raw_os_error()));
+    assert_eq!(unnamed(&error).raw_os_error(), Some(Errno::NOSPC.raw_os_error()));
     world.disk.heal();
     world.wait_until("the status says so", |world| world.spool().failing(TYPE).is_none());
 }
