@@ -401,8 +401,8 @@ impl Audits {
         let mut line = stored(event, ID_AND_TIME, &self.limits);
         line.replaced = piece.replaced_in(event);
         let [id, timestamp] = members(json_of(line.json()), ID_AND_TIME);
-        let other = || line.other_limits(&self.limits).map(|limits| stored(event, ID_AND_TIME, &limits));
-        let mark = Mark::new(&[], id, line.json()).or(&[], other);
+        let others = line.other_limits(&self.limits).map(|limits| stored(event, ID_AND_TIME, &limits));
+        let mark = Mark::new(&[], id, line.json()).or(&[], &line, others);
         let (at, oddity) = match timestamp.and_then(millis) {
             Some(at) => (window.contains(&at).then_some(at)?, None),
             // An event without a time is remembered until its window is no longer asked for.

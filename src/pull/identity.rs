@@ -53,8 +53,9 @@ pub(super) struct Mark {
     bytes: Identity,
     /// Whether its line is the event as it was sent. Another one would differ under other settings, so its bytes tell nothing.
     is_whole: bool,
-    /// Of an event without an id: from the line that the other value of `ENV0_S3_LOG_REDACT` makes of it.
-    otherwise: Option<Identity>,
+    /// Of an event without an id: from the lines that other values of `ENV0_S3_LOG_REDACT` and
+    /// `ENV0_S3_LOG_MAX_EVENT_BYTES` make of it.
+    otherwise: [Option<Identity>; 3],
 }
 
 impl Mark {
@@ -63,22 +64,35 @@ impl Mark {
         let bytes = Identity::new(scope, None, line);
         let id = id.map_or(bytes, |id| Identity::new(scope, Some(id), line));
         let is_whole = ALTERED.iter().all(|sign| memchr::memmem::find(line, sign).is_none());
-        Mark { id, bytes, is_whole, otherwise: None }
+        Mark { id, bytes, is_whole, otherwise: [None; 3] }
     }
 
-    /// The same for an event that may have been stored as another line, too, by the other value of `ENV0_S3_LOG_REDACT`: `other`
-    /// makes that line. Only an event without an id is known by it.
-    pub(super) fn or(self, scope: &[&str], other: impl FnOnce() -> Option<Line>) -> Mark {
+    /// The same for an event, stored as `line`, that may have been stored as one of the lines `others`, too, by other
+    /// settings. Only an event without an id is known by them. One that was cut is the one with its whole bytes, which
+    /// the first of `others` has: its line depends on `ENV0_S3_LOG_MAX_EVENT_BYTES`.
+    pub(super) fn or(mut self, scope: &[&str], line: &Line, others: impl Iterator<Item = Line>) -> Mark {
         if self.id != self.bytes {
             return self;
         }
-        let otherwise = other().map(|line| Identity::new(scope, None, line.json()));
-        Mark { otherwise: otherwise.filter(|otherwise| *otherwise != self.bytes), ..self }
+        for (otherwise, other) in self.otherwise.iter_mut().zip(others) {
+            *otherwise = Some(Identity::new(scope, None, other.json()));
+        }
+        if line.cut
+            && let Some(whole) = self.otherwise[0].replace(self.bytes)
+        {
+            (self.id, self.bytes) = (whole, whole);
+        }
+        self
     }
 
-    /// Whether it may be that of an event without an id that was stored as a line with this identity.
-    pub(super) fn is_of_line(&self, line: Identity) -> bool {
-        self.bytes == line || self.otherwise == Some(line)
+    /// The identity that an event without an id has by its bytes.
+    pub(super) fn of_bytes(&self) -> Identity {
+        self.bytes
+    }
+
+    /// Whether it may be that of an event without an id that was taken with this identity.
+    pub(super) fn may_be(&self, bytes: Identity) -> bool {
+        self.bytes == bytes || self.otherwise.contains(&Some(bytes))
     }
 
     /// A part of the bytes' hash: two different events have the same with a chance of 1 to 65,535. 0 where the line is not
@@ -158,7 +172,7 @@ impl Taken {
         match self.get(&mark.id).map(|entry| entry >> TIME_BITS) {
             Some(print) if print == 0 || mark.print() == 0 || print == mark.print() => Known::Yes,
             _ if self.get(&mark.bytes).is_some() => Known::Yes,
-            _ if mark.otherwise.is_some_and(|otherwise| self.get(&otherwise).is_some()) => Known::Yes,
+            _ if mark.otherwise.iter().flatten().any(|otherwise| self.get(otherwise).is_some()) => Known::Yes,
             Some(_) => Known::Other,
             None => Known::No,
         }
@@ -329,14 +343,16 @@ mod tests {
             // As an earlier version has written it, and as a start finds it in the spool.
             let mut taken = Taken::default();
             taken.insert(Mark::new(&["d"], None, before.as_bytes()), 1);
-            let mark = Mark::new(&["d"], None, now.as_bytes()).or(&["d"], || Some(line(before)));
-            let [other, elsewhere] = [(&["d"], another), (&["e"], before)]
-                .map(|(scope, before)| Mark::new(scope, None, now.as_bytes()).or(scope, || Some(line(before))));
+            let mark = Mark::new(&["d"], None, now.as_bytes()).or(&["d"], &line(now), std::iter::once(line(before)));
+            let [other, elsewhere] = [(&["d"], another), (&["e"], before)].map(|(scope, before)| {
+                Mark::new(scope, None, now.as_bytes()).or(scope, &line(now), std::iter::once(line(before)))
+            });
             assert_eq!([mark, other, elsewhere].map(|mark| taken.knows(&mark)), [Known::Yes, Known::No, Known::No]);
             let first = Identity::new(&["d"], None, before.as_bytes());
-            assert!(mark.is_of_line(first) && !other.is_of_line(first));
+            assert!(mark.may_be(first) && !other.may_be(first));
         }
-        Mark::new(&[], Some(raw("7")), b"").or(&[], || panic!("no other line is made of it"));
+        let none = std::iter::from_fn(|| panic!("no other line is made of it"));
+        Mark::new(&[], Some(raw("7")), b"").or(&[], &line(sent), none);
     }
 
     #[test]

@@ -30,9 +30,14 @@ impl Line {
         &self.bytes[..self.bytes.len() - 1]
     }
 
-    /// `limits` with the other value of `ENV0_S3_LOG_REDACT`, where that may make another line of the same event.
-    pub(super) fn other_limits(&self, limits: &Limits) -> Option<Limits> {
-        (self.redacted > 0 || !limits.redact).then_some(Limits { redact: !limits.redact, ..*limits })
+    /// The limits that may make another line of the same event: without one for its length where it was cut, which is the
+    /// first then, and each with the other value of `ENV0_S3_LOG_REDACT`, too.
+    pub(super) fn other_limits(&self, limits: &Limits) -> impl Iterator<Item = Limits> + use<> {
+        let whole = self.cut.then_some(Limits { max_event_bytes: usize::MAX, ..*limits });
+        let redact = (self.redacted > 0 || !limits.redact).then_some(!limits.redact);
+        let others = [Some(*limits), whole].into_iter().flatten();
+        let others = others.filter_map(move |limits| Some(Limits { redact: redact?, ..limits }));
+        whole.into_iter().chain(others)
     }
 }
 

@@ -123,6 +123,32 @@ fn events_without_an_id_come_once_although_their_secret_is_no_longer_redacted() 
 }
 
 #[test]
+fn events_without_an_id_come_once_whatever_length_they_are_cut_to() {
+    const HOLDER: &str = "\"customEnv0EnvironmentVariables\":{\"oidcToken\":\"canary\"}";
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let long = "x".repeat(100_000);
+    let event = event_without_id(1, Utc::now() - TimeDelta::seconds(1));
+    let json = event.json.replace("\"ratio\"", &format!("{HOLDER},\"text\":\"{long}\",\"ratio\""));
+    env0.world().audits = vec![Event { json, ..event }].into();
+    // By its first event a step's log is known again after a retry.
+    let page = format!("{{\"events\":[{{\"message\":\"{long}\"}},{{\"message\":\"b\"}}],\"hasMoreLogs\":false}}");
+    env0.break_down("/deployments/d-1/steps/tf%3Aapply/log", Fault::Json(page.leak()));
+    env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "tf:apply", 1)])];
+    let mut setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1)).unset("ENV0_S3_LOG_PULL");
+    for (start, (limit, redact)) in
+        [("64KiB", "on"), ("1MiB", "on"), ("16KiB", "off"), ("1MiB", "on")].into_iter().enumerate()
+    {
+        setup = setup.set("ENV0_S3_LOG_MAX_EVENT_BYTES", limit).set("ENV0_S3_LOG_REDACT", redact);
+        env0.world().environments[0].deployments[0].steps[0].retries = start;
+        let daemon = setup.start();
+        wait_until("what there is is stored", || aws.s3.line_count() >= 3);
+        a_round_later(&daemon, 2);
+        assert_eq!(aws.s3.line_count(), 3, "{limit}, {redact}");
+        daemon.kill();
+    }
+}
+
+#[test]
 fn a_pull_asks_env0_through_the_configured_proxy() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     env0.world().audits = vec![event(1, Utc::now() - TimeDelta::minutes(1))].into();

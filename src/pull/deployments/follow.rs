@@ -19,7 +19,7 @@ use crate::pull::deployments::memory::{Following, Step, Steps};
 use crate::pull::deployments::records::{ID_MAX_BYTES, LONG_ID, LogPage, StepRecord, last_attempts};
 use crate::pull::deployments::source::Source;
 use crate::pull::files::{Parts, PlaceError};
-use crate::pull::identity::{Identity, Known, Mark, SAME_ID};
+use crate::pull::identity::{Known, Mark, SAME_ID};
 use crate::pull::report::Report;
 
 /// With so many bytes of new lines a page is written to the spool as far as it was read.
@@ -277,10 +277,10 @@ impl Follow {
         let events: Vec<&RawValue> = piece.parse()?;
         let Some(first) = events.first() else { return Ok(Retry::Silent) };
         let event = self.source.event(first, &step.name, &self.limits);
-        let other = || self.source.other_line(first, &step.name, &event.line, &self.limits);
-        let first = Mark::new(&[], None, event.line.json()).or(&[], other);
+        let others = self.source.other_lines(first, &step.name, &event.line, &self.limits);
+        let first = Mark::new(&[], None, event.line.json()).or(&[], &event.line, others);
         let read = self.state.steps.entry(step.name.clone()).or_default();
-        if read.first.is_some_and(|known| !first.is_of_line(known)) {
+        if read.first.is_some_and(|known| !first.may_be(known)) {
             *read = Step::restarted();
         }
         (read.ended, read.read_after_end) = (false, None);
@@ -383,10 +383,11 @@ impl Follow {
             let mut event = self.source.event(sent, &step.name, &self.limits);
             event.line.replaced = piece.replaced_in(sent);
             let line = &event.line;
-            read.first.get_or_insert_with(|| Identity::new(&[], None, line.json()));
+            let others = || self.source.other_lines(sent, &step.name, line, &self.limits);
+            let first = || Mark::new(&[], None, line.json()).or(&[], line, others()).of_bytes();
+            read.first.get_or_insert_with(first);
             let scope = [&*self.source.deployment, &*step.name];
-            let other = || self.source.other_line(sent, &step.name, line, &self.limits);
-            let mark = read.mark(scope, event.id(), line.json()).or(&scope, other);
+            let mark = read.mark(scope, event.id(), line.json()).or(&scope, line, others());
             let time = event.timestamp.map(RawValue::get);
             page.ends_with(mark, time);
             let oddity = match read.take(mark, time) {

@@ -86,9 +86,15 @@ impl Source {
         Event { line, id, timestamp }
     }
 
-    /// The line of an event whose line is `line`, where the other value of `ENV0_S3_LOG_REDACT` may make another one of it.
-    pub(super) fn other_line(&self, event: &RawValue, step: &str, line: &Line, limits: &Limits) -> Option<Line> {
-        line.other_limits(limits).map(|limits| self.event(event, step, &limits).line)
+    /// The other lines of an event whose line is `line`, see [`Line::other_limits`].
+    pub(super) fn other_lines(
+        &self,
+        event: &RawValue,
+        step: &str,
+        line: &Line,
+        limits: &Limits,
+    ) -> impl Iterator<Item = Line> {
+        line.other_limits(limits).map(move |limits| self.event(event, step, &limits).line)
     }
 
     /// The line that says how the deployment ended; `outcome` are its members from `status` on.
