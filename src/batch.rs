@@ -320,6 +320,16 @@ fn parse_spool_name(text: &str) -> Option<SpoolName> {
     (fields.next().is_none() && (may_be_empty || sequence > 0 && records > 0)).then_some(SpoolName::Sealed(sealed))
 }
 
+/// `1 batch`, `2 batches`, `0 events`.
+pub fn counted<N: std::fmt::Display + PartialEq + From<u8>>(number: N, thing: &str) -> String {
+    let ending = match number == N::from(1) {
+        true => "",
+        false if thing.ends_with("ch") => "es",
+        false => "s",
+    };
+    format!("{number} {thing}{ending}")
+}
+
 /// An object's key: `[<bucketPath>/]<logType>/<yyyy>/<mm>/<dd>/<HH:mm:ss>_<5chars>.log[.gz|.zst]`, UTC.
 ///
 /// `bucket_path` is trimmed and checked by the configuration: no `/` at its ends, no empty segment.
@@ -443,5 +453,11 @@ mod tests {
     fn suffixes_are_drawn_from_all_62_characters() {
         let seen: std::collections::HashSet<u8> = (0..2000).flat_map(|_| Suffix::random().0).collect();
         assert_eq!(seen.len(), 62);
+    }
+
+    #[test]
+    fn one_thing_is_counted_without_an_ending() {
+        assert_eq!([0, 1, 2].map(|number: usize| counted(number, "batch")), ["0 batches", "1 batch", "2 batches"]);
+        assert_eq!([1, 5].map(|number: u64| counted(number, "event")), ["1 event", "5 events"]);
     }
 }

@@ -14,6 +14,7 @@ use crate::config::{self, Config, ConfigErrors, Loaded, Purpose};
 use crate::drain::{self, DrainOptions};
 use crate::ingest::opened_beside_a_pull;
 use crate::network::Network;
+use crate::spool::home;
 use crate::verify::{self, VerifyOptions};
 use crate::{daemon, exit_code, telemetry, volume};
 
@@ -114,8 +115,9 @@ fn run() -> u8 {
         }
     };
     let weaknesses = volume::weaknesses(&loaded.config.spool_dir);
+    let others = home::files_of_others(&loaded.config.spool_dir);
     let both_ways = opened_beside_a_pull(&loaded.config);
-    for warning in loaded.unknown.iter().chain(&loaded.warnings).chain(&both_ways).chain(&weaknesses) {
+    for warning in loaded.unknown.iter().chain(&loaded.warnings).chain(&both_ways).chain(&weaknesses).chain(&others) {
         tracing::warn!("{warning}");
     }
     match in_runtime(daemon::run(loaded.config, files)) {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::assembly::{self, Failure};
-use crate::batch::LogType;
+use crate::batch::{LogType, counted};
 use crate::chain::SigningKey;
 use crate::cloudwatch::lane::Lanes;
 use crate::config::{self, Config};
@@ -114,26 +114,31 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
                 }
             };
             let error = anyhow::anyhow!(
-                "drain waits for {} and nothing is configured that could bring one; set ENV0_OIDC_TOKEN, ENV0_S3_LOG_OIDC_TOKEN_FILE or ENV0_S3_LOG_OIDC_TOKEN_URL (drain has no listener that takes one, and doesn't pull){or}; {batches} batches with {events} events are still in the spool, and safe there",
+                "drain waits for {} and nothing is configured that could bring one; set ENV0_OIDC_TOKEN, ENV0_S3_LOG_OIDC_TOKEN_FILE or ENV0_S3_LOG_OIDC_TOKEN_URL (drain has no listener that takes one, and doesn't pull){or}; {} in the spool, and safe there",
                 status.waits_for.unwrap_or_default(),
+                still(batches, events),
             );
             return Err(Failure::new(exit_code::UNAVAILABLE, error));
         }
         if now >= next_show {
             next_show = now + PROGRESS_INTERVAL;
             let waits_for = status.waits_for.map(|what| format!("; waiting for {what}")).unwrap_or_default();
-            show(&format!("{batches} batches, {events} events, {bytes} bytes left{waits_for}"));
+            let (batches, events) = (counted(batches, "batch"), counted(events, "event"));
+            show(&format!("{batches}, {events}, {bytes} bytes left{waits_for}"));
         }
         if deadline.is_some_and(|deadline| now >= deadline) {
             flusher.drain(now + LAST_ATTEMPTS).await;
             let Left { batches, events, .. } = left(&spool);
-            let error = anyhow::anyhow!(
-                "the time is over; {batches} batches with {events} events are still in the spool, and safe there"
-            );
+            let error = anyhow::anyhow!("the time is over; {} in the spool, and safe there", still(batches, events));
             return Err(Failure::new(exit_code::UNAVAILABLE, error));
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// What the error of a drain that ends early says of the spool.
+fn still(batches: u64, events: u64) -> String {
+    format!("{} with {} still", counted(batches, "batch"), counted(events, "event"))
 }
 
 /// Sends what CloudWatch doesn't have yet, as far as it takes it: all of it is in S3.
@@ -141,7 +146,7 @@ async fn drain_cloudwatch(mut lanes: Lanes, deadline: Option<Instant>, show: &mu
     let left = |lanes: &Lanes| lanes.watched().status().types.iter().map(|of_type| of_type.batches).sum::<u64>();
     match left(&lanes) {
         0 => return,
-        batches => show(&format!("all is in S3; {batches} batches are on their way to CloudWatch, too")),
+        batches => show(&format!("all is in S3; {} on the way to CloudWatch, too", counted(batches, "batch"))),
     }
     match deadline {
         Some(deadline) => drop(tokio::time::timeout_at(deadline, lanes.drain()).await),
@@ -150,7 +155,8 @@ async fn drain_cloudwatch(mut lanes: Lanes, deadline: Option<Instant>, show: &mu
     match left(&lanes) {
         0 => {}
         batches => show(&format!(
-            "{batches} batches did not get to CloudWatch; they are in S3, and the next daemon on this spool sends them"
+            "{} did not get to CloudWatch; S3 has all of it, and the next daemon on this spool sends the rest",
+            counted(batches, "batch")
         )),
     }
 }
@@ -200,12 +206,14 @@ fn to_configured(
     let already = match sending {
         0 => String::new(),
         _ => format!(
-            " {sending} of them were being sent when the daemon ended: the old place may have them already, and then both places have them."
+            " The upload of {} had begun when the daemon ended: the old place may have it already, and then both places have it.",
+            counted(sending, "batch")
         ),
     };
     let question = format!(
-        "{} holds {batches} batches that were accepted for {accepted}. They and all that comes later will go to {configured}.{already}",
-        dir.display()
+        "{} holds {} accepted for {accepted}. That and all that comes later will go to {configured}.{already}",
+        dir.display(),
+        counted(batches, "batch")
     );
     if !yes && !agreed(&question, show)? {
         let error = anyhow::anyhow!("not agreed; nothing was changed or sent");
@@ -244,10 +252,13 @@ async fn emptied(spool: &Spool, mut show: impl FnMut(&str)) -> Result<(), Failur
             return Ok(());
         }
         (0, _) => anyhow::anyhow!(
-            "all that could be read is sent; {quarantined} files are in quarantine and were not, see config/README.md#quarantined"
+            "all that could be read is sent; quarantine has {}, and that was not, see config/README.md#quarantined",
+            counted(quarantined, "file")
         ),
         _ => anyhow::anyhow!(
-            "{batches} batches lie in the folders that were not there at the start, and {quarantined} files are in quarantine; run drain again"
+            "the folders hold {} that came after the start, and quarantine has {}; run drain again",
+            counted(batches, "batch"),
+            counted(quarantined, "file")
         ),
     };
     Err(Failure::new(exit_code::IO, error))

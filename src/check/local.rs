@@ -10,7 +10,7 @@ use rustix::fs::Access;
 use super::report::{DAEMON, PULL_ALONE, Step};
 use crate::admin::client;
 use crate::assembly::{Files, spool_settings};
-use crate::batch::{self, LogType, SpoolName};
+use crate::batch::{self, LogType, SpoolName, counted};
 use crate::config::{Config, ConfigErrors, Loaded};
 use crate::credentials;
 use crate::exit_code::{CANT_BIND, CANT_CREATE, CONFIG, IO, UNAVAILABLE};
@@ -227,7 +227,10 @@ fn spool_dir(dir: &Path) -> Step {
         return fail(&existing, &io::ErrorKind::NotADirectory.into());
     }
     match Probe::write(&existing, b"probe\n").map(Probe::try_what_a_spool_needs) {
-        Ok(Ok(())) if dir.is_dir() => Step::ok(NAME, format!("{} can be written to", dir.display())),
+        Ok(Ok(())) if dir.is_dir() => match home::files_of_others(dir) {
+            None => Step::ok(NAME, format!("{} can be written to", dir.display())),
+            Some(others) => Step::warn(NAME, others, "name a folder of the daemon's own"),
+        },
         Ok(Ok(())) => Step::ok(NAME, format!("{} will be made at the first start", dir.display())),
         Ok(Err((call, error))) => Step::fail(
             NAME,
@@ -372,12 +375,15 @@ fn manifest(config: &Config) -> Step {
         }
     };
     match found == configured {
-        true => Step::ok(NAME, format!("the spool belongs to {found}; {batches} batches wait")),
+        true => Step::ok(NAME, format!("the spool belongs to {found}; in it: {}", counted(batches, "batch"))),
         false if batches == 0 => Step::ok(NAME, format!("the spool is empty, and will belong to {configured}")),
         false => Step::fail(
             NAME,
             CONFIG,
-            format!("the spool holds {batches} batches for {found}, and the configuration says {configured}"),
+            format!(
+                "the spool holds {} for {found}, and the configuration says {configured}",
+                counted(batches, "batch")
+            ),
             format!(
                 "run `env0-s3-logs drain --spool {}` first (with --to-configured if the old place was a mistake), or set the variables back",
                 dir.display()
@@ -387,7 +393,7 @@ fn manifest(config: &Config) -> Step {
 }
 
 /// How many batches a start would find. A folder that isn't there has none: a start makes it.
-fn batches_in(dir: &Path) -> usize {
+pub(super) fn batches_in(dir: &Path) -> usize {
     let counted = LogType::ALL.iter().map(|log_type| spool::count_in_folder(&OsDisk, &dir.join(log_type.as_str())));
     counted.map(|counted| counted.unwrap_or_default().0).sum()
 }

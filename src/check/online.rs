@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::beside::{daemon_token, holds_session, last_put, of_daemon, region_told, wrong_region};
-use super::local::Probe;
+use super::local::{Probe, batches_in};
 use super::report::{BUCKET, Step};
 use crate::batch::{LogType, Sha256};
 use crate::config::Config;
@@ -348,6 +348,9 @@ fn of_kind(config: &Config, name: &'static str, kind: PutErrorKind, message: &st
     };
     let remedy = match kind {
         Timeout | Unreachable => way_out(&config.network, message, "S3"),
+        NoSuchBucket if batches_in(&config.spool_dir) == 0 => {
+            "make the bucket, or set ENV0_S3_LOG_BUCKET_NAME right; see config/README.md#not-uploading".to_owned()
+        }
         _ => kind.remedy().to_owned(),
     };
     Step::fail(name, exit_code, message, remedy)

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::beside::{found_words, pulls};
 use super::report::{PULL_ALONE, Step};
-use crate::batch::LogType;
+use crate::batch::{LogType, counted};
 use crate::config::{self, Config};
 use crate::credentials::ways_to_a_token;
 use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
@@ -265,9 +265,11 @@ fn judge(round: &Round, organization: &str, interval: Duration) -> Step {
     let (count, seconds) = (environments.len(), interval.as_secs().max(1));
     let a_minute = (*requests as u64 * 60).div_ceil(seconds);
     let detail = format!(
-        "{organization}: {count} environments in {requests} requests of {} ms in all, every {seconds} s: {a_minute} of the \
+        "{organization}: {} in {} of {} ms in all, every {seconds} s: {a_minute} of the \
          {LIMIT_A_MINUTE} requests a minute that env0 allows for this list; beside it each environment's deployments \
          once an hour ({} requests a minute), and two requests for each deployment that runs",
+        counted(count, "environment"),
+        counted(*requests, "request"),
         took.as_millis(),
         count.div_ceil(60),
     );

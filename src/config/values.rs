@@ -130,10 +130,21 @@ pub(super) fn duration(least: Duration, most: Duration) -> impl Fn(&str) -> Pars
             "d" => number.checked_mul(86_400).map(Duration::from_secs),
             _ => None,
         });
-        parsed
-            .filter(|parsed| (least..=most).contains(parsed))
-            .ok_or_else(|| format!("a duration from {least:?} to {most:?}, such as 90s, 5m or 3600 (seconds)"))
+        parsed.filter(|parsed| (least..=most).contains(parsed)).ok_or_else(|| {
+            let least = if least.is_zero() { "0s".to_owned() } else { format!("{least:?}") };
+            let meant = number_and_unit(value).and_then(|(number, unit)| Some(format!("{number}{}", unit_of(unit)?)));
+            let meant = meant.map(|meant| format!("; here {meant}")).unwrap_or_default();
+            format!("a duration from {least} to {most:?}, such as 90s, 5m or 3600 (seconds){meant}")
+        })
     }
+}
+
+/// The unit that a word for it stands for: `m` for `min` and `minutes`.
+fn unit_of(word: &str) -> Option<char> {
+    let word = word.to_ascii_lowercase();
+    let words = ["seconds", "minutes", "hours", "hrs", "days"];
+    let found = words.iter().find(|long| word.len() > 1 && long.starts_with(word.trim_end_matches('s')))?;
+    found.chars().next()
 }
 
 /// `IP:port`.

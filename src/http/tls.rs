@@ -17,6 +17,10 @@ use crate::config::{self, TlsFiles};
 use crate::{metric_table, pem};
 use clients::OfFewCertificates;
 
+/// `openssl x509 -req` makes one of version 1 where it is given no extension.
+const OLD_VERSION: &str = "it is an X.509 certificate of version 1, which names no host: make one of version 3, for instance \
+     by `openssl x509 -req` with `-extfile FILE`, in FILE the line subjectAltName=DNS:HOST";
+
 /// The files of certificate, key or client CA can't be used; at start only, later the ones before stay.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", config::file_error(variable, path, format_args!("{reason}; expected {}", expected(variable))))]
@@ -133,6 +137,8 @@ fn load(files: &TlsFiles) -> Result<Made, TlsError> {
             let reason = format!("the key in {KEY}={} is another certificate's", files.key.display());
             refuse(CERT, &files.cert, reason)
         }
+        // webpki's error is behind `dyn Error`, and its crate no dependency of this one.
+        error if format!("{error:?}").contains("UnsupportedCertVersion") => refuse(CERT, &files.cert, OLD_VERSION),
         error => refuse(CERT, &files.cert, error),
     })?;
     metrics::gauge!(metric_table::TLS_EXPIRY_TIMESTAMP_SECONDS).set(ends.map_or(0.0, |ends| ends.timestamp() as f64));

@@ -172,8 +172,8 @@ impl PutErrorKind {
                 "allow the role kms:GenerateDataKey on the key, and see that the key is enabled; see config/README.md#not-uploading"
             }
             PutErrorKind::NoSuchBucket => {
-                "make the bucket; or, if its name is a mistake, set ENV0_S3_LOG_BUCKET_NAME right and send there what \
-                 waits: stop the daemon, run `env0-s3-logs drain --to-configured`; see config/README.md#not-uploading"
+                "make the bucket; or, if its name is a mistake, set ENV0_S3_LOG_BUCKET_NAME right, and where events wait already \
+                 stop the daemon and send them there (`env0-s3-logs drain --to-configured`); see config/README.md#not-uploading"
             }
             PutErrorKind::WrongRegion => {
                 "set ENV0_S3_LOG_AWS_REGION to the bucket's region, run `env0-s3-logs drain` once, and start again; \

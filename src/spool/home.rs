@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::batch::LogType;
 use crate::spool::copies::{self, Copies};
 use crate::spool::disk::{Disk, FileId};
-use crate::spool::manifest::{Lock, Manifest};
+use crate::spool::manifest::{LOCK, Lock, MANIFEST, Manifest};
 use crate::spool::terms::{PULL, QUARANTINE};
 
 /// Removed when the disk is full, so that a rename gets the blocks that it may need.
@@ -306,6 +306,30 @@ fn judge_own(own: &mut Option<FileId>, found: Option<FileId>, path: &Path) -> io
 /// The folders that a spool has or may have.
 pub fn all_folders(dir: &Path) -> impl Iterator<Item = PathBuf> {
     folders(dir).into_iter().chain([dir.join(PULL)]).chain(copies::folders(dir))
+}
+
+/// A sentence, where the spool's folder holds what no daemon puts there; it names two of them.
+pub fn files_of_others(dir: &Path) -> Option<String> {
+    let own_folders: Vec<_> = all_folders(dir).collect();
+    let is_own = |name: &str| {
+        [LOCK, MANIFEST, SPARE_FILE, "lost+found"].contains(&name)
+            || name.starts_with('.')
+            || name.ends_with(".tmp")
+            || own_folders.iter().any(|folder| folder.starts_with(dir.join(name)))
+    };
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut others: Vec<_> = names.filter(|name| !is_own(name)).collect();
+    others.sort();
+    let first: Vec<_> = others.iter().take(2).map(|name| name.escape_debug().to_string()).collect();
+    let more = if others.len() > 2 { format!(" and {} more", others.len() - 2) } else { String::new() };
+    (!others.is_empty()).then(|| {
+        format!(
+            "ENV0_S3_LOG_SPOOL_DIR={} also holds files that no daemon made: {}{more}; the spool should be a folder of its own",
+            dir.display(),
+            first.join(", ")
+        )
+    })
 }
 
 /// The folders that every spool has: one for each log type, and the quarantine.

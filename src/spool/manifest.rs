@@ -8,13 +8,13 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::batch::{ByType, LogType};
+use crate::batch::{ByType, LogType, counted};
 use crate::spool::disk::{self, Disk};
 use crate::volume;
 
 /// File names in the spool's folder.
 pub(crate) const LOCK: &str = "lock";
-const MANIFEST: &str = "manifest.json";
+pub(super) const MANIFEST: &str = "manifest.json";
 
 /// Far more than a manifest has: a larger file is not one.
 const MANIFEST_MAX_BYTES: u64 = 64 * 1024;
@@ -76,7 +76,7 @@ pub enum ManifestError {
         reason: String,
     },
     /// There are batches, and no manifest says where they belong.
-    #[error("{path} holds {batches} batches and no manifest.json that says for which bucket; put it back, or move the batches away", path = path.display())]
+    #[error("{path} holds {counted} and no manifest.json that says for which bucket; put it back, or move what it holds away", path = path.display(), counted = counted(*batches, "batch"))]
     Missing {
         /// The spool.
         path: PathBuf,

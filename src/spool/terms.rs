@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::batch::{BatchName, Codec, LogType, SealedName, Stage};
+use crate::batch::{BatchName, Codec, LogType, SealedName, Stage, counted};
 use crate::exit_code;
 use crate::spool::manifest::{Destination, LockError, ManifestError};
 use crate::volume;
@@ -132,7 +132,8 @@ pub enum OpenError {
     Manifest(#[from] ManifestError),
     /// The spool holds batches for another place.
     #[error(
-        "the spool holds {batches} batches for {holds}, but the configuration says {configured}; run `env0-s3-logs drain`, which sends them where they belong, or `env0-s3-logs drain --to-configured`, which sends them to the configured place (after a mistake in the bucket's name), or restore the old settings, or choose another ENV0_S3_LOG_SPOOL_DIR"
+        "the spool holds {} for {holds}, but the configuration says {configured}; run `env0-s3-logs drain`, which sends them where they belong, or `env0-s3-logs drain --to-configured`, which sends them to the configured place (after a mistake in the bucket's name), or restore the old settings, or choose another ENV0_S3_LOG_SPOOL_DIR",
+        counted(*batches, "batch")
     )]
     OtherDestination {
         /// How many it holds.

@@ -171,7 +171,7 @@ fn what_keeps_a_start_from_its_spool_is_found_by_check_with_the_same_code() {
     std::os::unix::fs::symlink(dangling.folder().join("nowhere"), dangling.spool()).unwrap();
     let never_made = setup(&aws).set("ENV0_S3_LOG_SPOOL_DIR", "/proc/spool");
     for (setup, name, code, part) in [
-        (without_manifest, "manifest", DISK, "1 batches and no manifest.json"),
+        (without_manifest, "manifest", DISK, "1 batch and no manifest.json"),
         (dangling, "spool", CANT_CREATE, "not a directory"),
         (never_made, "spool", CANT_CREATE, "/proc"),
     ] {
@@ -227,8 +227,12 @@ fn a_bucket_s_name_that_the_store_does_not_take_is_a_mistake_in_the_configuratio
     for message in ["The specified bucket is not valid.", ""] {
         aws.s3.inject(Fault::answer(400, "InvalidBucketName", message).on(Operation::GetBucketLocation));
         let refused = setup.run("check --json");
-        let parts =
-            ["InvalidBucketName", "ENV0_S3_LOG_BUCKET_NAME is My_Bucket", "3 to 63 of a-z", "drain --to-configured"];
+        let parts = [
+            "InvalidBucketName",
+            "ENV0_S3_LOG_BUCKET_NAME is My_Bucket",
+            "3 to 63 of a-z",
+            "set ENV0_S3_LOG_BUCKET_NAME right",
+        ];
         assert_has(&failure(&refused, "bucket", CONFIGURATION), &parts);
         aws.s3.heal();
     }

@@ -131,7 +131,7 @@ fn a_drain_that_leaves_a_file_in_quarantine_says_so_and_fails() {
     std::fs::write(setup.spool().join("quarantine/env0-deployments_notes.txt"), "hello").unwrap();
     let finished = setup.run("drain");
     assert_eq!(finished.code, Some(74), "{finished:?}");
-    assert!(finished.stderr.contains("1 files are in quarantine"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("quarantine has 1 file"), "{}", finished.stderr);
     books.balance(&aws, &setup);
 }
 

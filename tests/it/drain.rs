@@ -109,8 +109,8 @@ fn what_the_old_place_may_have_already_is_told_before_it_goes_to_another() {
     let setup = setup.set("ENV0_S3_LOG_BUCKET_PATH", "new");
     let finished = setup.run("drain --to-configured");
     assert_eq!(finished.code, Some(64), "{finished:?}");
-    assert!(finished.stderr.contains("1 of them were being sent"), "{}", finished.stderr);
-    assert!(finished.stderr.contains("may have them already"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("The upload of 1 batch had begun"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("may have it already"), "{}", finished.stderr);
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn a_link_in_a_batchs_place_is_quarantined_and_its_number_is_not_given_out_again
     symlink(&moved, &batch).unwrap();
     let drained = setup.run("drain");
     assert_eq!(drained.code, Some(74), "{drained:?}");
-    assert!(drained.stderr.contains("1 files are in quarantine"), "{drained:?}");
+    assert!(drained.stderr.contains("quarantine has 1 file"), "{drained:?}");
     assert!(moved.exists() && aws.s3.line_count() == 0, "no link is followed");
     let daemon = setup.start();
     daemon.post(AUDITS, event("later"));

@@ -447,3 +447,80 @@ fn verify_names_the_day_it_wants_the_bucket_and_the_host() {
     let asked = format!("ListObjectsV2 of the bucket {} at {nobody} failed", crate::local_aws::BUCKET);
     assert_says(&away, &[&asked, "nothing answers"]);
 }
+
+#[test]
+fn a_bucket_that_is_not_there_sends_nobody_to_a_drain_of_an_empty_spool() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BUCKET_NAME", "acme-env0-log");
+    let checked = setup.run("check");
+    assert_says(next(&checked), &["Next: bucket: make the bucket, or set ENV0_S3_LOG_BUCKET_NAME right"]);
+    assert!(!checked.stdout.contains("drain"), "{}", checked.stdout);
+    let daemon = setup.start();
+    assert_eq!(daemon.post(DEPLOYMENTS, event("1")).status, 200);
+    wait_until("the log says it", || daemon.log().count("WARN", "where events wait already stop the daemon") > 0);
+    daemon.kill();
+    assert_says(&setup.run("check").stdout, &["Next: bucket: make the bucket; or", "drain --to-configured"]);
+}
+
+#[test]
+fn a_certificate_of_version_1_is_told_how_one_of_version_3_is_made() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let (cert, key) = (setup.folder().join("cert.pem"), setup.folder().join("key.pem"));
+    std::fs::write(
+        &cert,
+        format!("-----BEGIN CERTIFICATE-----\n{CERTIFICATE_OF_VERSION_1}\n-----END CERTIFICATE-----\n"),
+    )
+    .unwrap();
+    let any = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(&key, any.signing_key.serialize_pem()).unwrap();
+    let setup = setup.set("ENV0_S3_LOG_TLS_CERT_FILE", cert.to_str().unwrap());
+    let checked = setup.set("ENV0_S3_LOG_TLS_KEY_FILE", key.to_str().unwrap()).run("check --offline");
+    assert_says(&checked.stdout, &["of version 1", "make one of version 3", "subjectAltName=DNS:"]);
+    assert!(!checked.stdout.contains("UnsupportedCertVersion"), "{}", checked.stdout);
+}
+
+#[test]
+fn single_quotes_in_json_and_a_word_for_a_unit_are_told_what_is_written_instead() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let daemon = setup.start();
+    for body in ["{'message':'hello'}", r#"{"message":'hello'}"#] {
+        let answer = daemon.post(DEPLOYMENTS, body);
+        assert_eq!(answer.status, 400);
+        assert_says(&answer.text(), &["event 0, byte ", "JSON has double quotes"]);
+    }
+    assert!(!daemon.post(DEPLOYMENTS, "{1}").text().contains("quotes"));
+    drop(daemon);
+    for (written, meant) in [("5min", "5m"), ("5minutes", "5m"), ("2hrs", "2h"), ("10secs", "10s"), ("1day", "1d")] {
+        assert_says(
+            &setup.run(&format!("drain --timeout {written}")).stderr,
+            &["from 0s to", &format!("; here {meant}")],
+        );
+    }
+    assert!(!setup.run("drain --timeout 5x").stderr.contains("here"));
+}
+
+#[test]
+fn a_spool_among_the_files_of_others_is_warned_of_with_two_of_their_names() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let daemon = setup.start();
+    assert_eq!(daemon.log().count("WARN", "no daemon made"), 0, "{}", daemon.log().text());
+    daemon.kill();
+    assert_says(&setup.run("check --offline").stdout, &["[ok]   spool"]);
+    for name in ["notes.txt", "backup", "zebra", ".hidden", "lost+found"] {
+        std::fs::write(setup.spool().join(name), "").unwrap();
+    }
+    let said = "also holds files that no daemon made: backup, notes.txt and 1 more";
+    assert_says(&setup.run("check --offline").stdout, &["[warn] spool", said]);
+    assert_eq!(setup.start().log().count("WARN", said), 1);
+}
+
+/// What `openssl x509 -req` makes without extensions.
+const CERTIFICATE_OF_VERSION_1: &str = "MIIBEzCBuwIUcKp1BH7N/ZgV6CdScrEcVBw7TqcwCgYIKoZIzj0EAwIwDDEKMAgG\
+    A1UEAwwBaDAgFw0yNjExMzAwOTE1MTNaGA8yMTI2MTEwNjA5MTUxM1owDDEKMAgG\
+    A1UEAwwBaDBZMBMGByqGSM49AgEGCCqGSM49AwEHA0IABMwNnMeEa0MLt8lnR2P/\
+    jaycBbnDCyEgjq77v0tcFp3AaaKkpigCQYTurhaq1ThtIhcomRmr0tEIo1EgMaqk\
+    ZYQwCgYIKoZIzj0EAwIDRwAwRAIgan1fyc2bO4Q6vAgfHwKtFnndMVrgWfpFVf9i\
+    8H/BZn8CICPuhWuChwpVs1iG8/3I0ESskoGsNcgf90pBZC6RcMkq";

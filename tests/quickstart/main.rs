@@ -187,7 +187,8 @@ fn show_objects(objects: &[Delivered]) -> Result<()> {
     for object in objects {
         say(&format!("\n    {}", show::bold(&object.key)))?;
         let records = object.metadata.get("env0-records").map_or("?", String::as_str);
-        note(&format!("  {} bytes, {records} events, in a single PUT", thousands(object.body.len())))?;
+        let events = if records == "1" { "event" } else { "events" };
+        note(&format!("  {} bytes, {records} {events}, in a single PUT", thousands(object.body.len())))?;
         for text in object.body.lines().take(2) {
             note(&format!("  {}", show::shortened(text)))?;
         }

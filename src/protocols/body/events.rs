@@ -146,7 +146,10 @@ impl<'a> Events<'a> {
             Err(not_utf8) if not_utf8.valid_up_to() <= at => Err(self.invalid(not_utf8.valid_up_to(), NOT_UTF8)),
             _ => {
                 let reason = error.to_string();
-                Err(self.invalid(at, reason.split(" at line ").next().unwrap_or_default()))
+                let reason = reason.split(" at line ").next().unwrap_or_default();
+                let is_single = json.get(at) == Some(&b'\'');
+                Err(self
+                    .invalid(at, &format!("{reason}{}", if is_single { "; JSON has double quotes (\")" } else { "" })))
             }
         }
     }
