@@ -49,7 +49,7 @@ pub(crate) async fn start(aws: &LocalAws, env0: &LocalEnv0) -> Result<(Daemon, u
     line("admin", &daemon.admin)?;
     say("\n    Nobody can push to it: with an API key alone there is no ingest listener.")?;
 
-    let mut deployment = Deployment::running("deployment-1", "tf:apply", LOG_LINES).ended();
+    let mut deployment = Deployment::running("deployment-1", "tf:apply", LOG_LINES).ended_at(Utc::now());
     // env0 documents this field of a record. In Kubernetes the pod's own token does as well.
     deployment.oidc_token = Some(aws.issuer.token());
     let environment =
