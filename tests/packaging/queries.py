@@ -67,6 +67,13 @@ EVENTS = {
         [{"common": {"timestamp": START * 1000 + 8000}, "logs": [{"message": "new relic, detailed"}]}],
         8,
     ),
+    # The end of a pulled deployment.
+    "SUCCESS": (
+        "/v1/logs/env0-deployments",
+        BEARER,
+        {"eventId": "d-1-finished", "status": "SUCCESS", "finishedAt": "2026-11-22T21:00:10.75Z"},
+        10.75,
+    ),
     "audit": ("/v1/logs/env0-audits", BEARER, {"timestamp": "2026-11-22T21:00:00Z", "actionName": "audit"}, 0),
 }
 
