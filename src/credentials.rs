@@ -27,6 +27,7 @@ pub use candidates::Offer;
 use candidates::{Candidates, refresh_at};
 use failure::{Cause, Failure};
 use meters::Meters;
+use role::STEP_DOWN;
 pub use role::{Role, Service};
 use session::Clock;
 pub use session::Session;
@@ -36,8 +37,6 @@ use status::{Phase, refusal_causes};
 pub use status::{ways_to_a_token, without_a_token};
 use sts::Sts;
 
-/// Every role allows sessions of this length. It is asked for where a role doesn't allow the configured one.
-const STEP_DOWN: Duration = Duration::from_secs(3600);
 /// A 403 without a reason may still mean a bad session: one that is this old is replaced to find out, at most once in this
 /// time.
 const SUSPECT_AGE: TimeDelta = TimeDelta::minutes(5);
@@ -251,7 +250,7 @@ impl Credentials {
             Phase::NoToken => (Some(no_token(&state, now)), Some(self.0.without_a_token.clone())),
             Phase::Refused => (
                 Some("a token or a trust policy that STS accepts".to_owned()),
-                Some(refusal_causes(self.0.role.service)),
+                Some(refusal_causes(&self.0.role, state.duration)),
             ),
             Phase::Unreachable => (Some("STS to answer".to_owned()), told()),
         };

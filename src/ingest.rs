@@ -73,6 +73,8 @@ pub struct Ingest {
     /// The memory for the lines that are built of them, until they are durable.
     lines: Memory,
     tokens: TokenBodies,
+    /// See [`Config::takes_hand_overs`].
+    takes_hand_overs: bool,
     /// See [`SCANS_AT_ONCE`].
     scans: Arc<Semaphore>,
     audit_scans: Arc<Semaphore>,
@@ -114,6 +116,7 @@ impl Ingest {
                 max_waiting,
             ),
             tokens: TokenBodies::default(),
+            takes_hand_overs: config.takes_hand_overs(),
             scans: Arc::new(Semaphore::new(SCANS_AT_ONCE)),
             audit_scans: Arc::new(Semaphore::new(1)),
             limits: Limits {
@@ -218,7 +221,10 @@ impl Ingest {
             refusal = place.given_up() => Err(refusal),
         };
         taken.map_err(|refusal| match refusal {
-            Refusal::Unauthorized(_) => Refusal::Unauthorized(BadCredentials::NoOidcToken),
+            Refusal::Unauthorized(_) => Refusal::Unauthorized(match self.takes_hand_overs {
+                true => BadCredentials::NoOidcToken,
+                false => BadCredentials::NoHandOvers,
+            }),
             other => other,
         })
     }

@@ -177,11 +177,7 @@ fn refusal_remedy(code: &str, words: &str, asked: &Question<'_>) -> String {
             asked.role.service.duration_variable()
         )
     } else {
-        format!(
-            "{}; for this token: aud {audience}, provider {issuer}, role {}, {asked_seconds} s",
-            refusal_causes(asked.role.service),
-            asked.role.arn
-        )
+        format!("{}; for this token: aud {audience}, provider {issuer}", refusal_causes(asked.role, asked.duration))
     }
 }
 

@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use crate::config::{CloudWatch, Config};
 
+/// Every role allows sessions of this length. It is asked for where a role doesn't allow the configured one.
+pub(super) const STEP_DOWN: Duration = Duration::from_secs(3600);
+
 /// A role, and how long its sessions are asked for.
 #[derive(Debug, Clone)]
 pub struct Role {

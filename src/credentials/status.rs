@@ -1,16 +1,23 @@
 //! The words for every state of the credentials.
 
-use super::role::Service;
+use std::time::Duration;
+
+use super::role::{Role, STEP_DOWN};
 use crate::batch::LogType;
 use crate::config::Config;
 
-/// Why STS may refuse a token for a role of `service`.
-pub(super) fn refusal_causes(service: Service) -> String {
+/// Why STS may refuse a token for `role`, asked for a session of `asked`.
+pub(super) fn refusal_causes(role: &Role, asked: Duration) -> String {
+    // Each role allows sessions of an hour.
+    let longer = match asked > STEP_DOWN {
+        true => format!("; the role's maximum session is shorter than {}", role.service.duration_variable()),
+        false => String::new(),
+    };
     format!(
-        "likely causes, in this order: the role's maximum session is shorter than {}; the role's trust policy lacks \
-         sts:TagSession; its sub or aud condition doesn't match the token; the account has no OIDC provider for the \
-         issuer; there is no such role; see config/README.md#no-token",
-        service.duration_variable()
+        "likely causes, in this order: there is no role {}, or the sub or aud condition of its trust policy doesn't let this \
+         token in; the trust policy lacks sts:TagSession; the account has no OIDC provider for the issuer{longer}; see \
+         config/README.md#no-token",
+        role.arn
     )
 }
 

@@ -91,6 +91,8 @@ pub enum BadCredentials {
     },
     /// What was handed over is no OIDC token that is let in.
     NoOidcToken,
+    /// No OIDC token is let in, whatever it is.
+    NoHandOvers,
 }
 
 impl fmt::Display for BadCredentials {
@@ -107,6 +109,10 @@ impl fmt::Display for BadCredentials {
             BadCredentials::NoOidcToken => {
                 "no OIDC token that is let in: send the ENV0_OIDC_TOKEN of a deployment, as the body or as Authorization: \
                  Bearer <token>; the daemon's log and /status say why one was refused"
+            }
+            BadCredentials::NoHandOvers => {
+                "this daemon lets no OIDC token in, because neither ENV0_S3_LOG_OIDC_ORGANIZATION_ID nor \
+                 ENV0_S3_LOG_OIDC_SUBJECT is set for it: set the first to the id of your env0 organization"
             }
             BadCredentials::Missing | BadCredentials::Incomplete | BadCredentials::Unknown => {
                 "no valid credentials: send an ingest token (the value of ENV0_S3_LOG_INGEST_TOKEN, or a line of \

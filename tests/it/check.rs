@@ -270,7 +270,7 @@ fn a_refusal_of_sts_names_its_code_and_the_causes_with_the_trust_policys_lines()
     let text = failure(&finished, "sts", DENIED);
     assert_has(
         &text,
-        &["maximum session", "sts:TagSession", ":sub\": \"", ":aud\": \"hoMiq9PdkRh9LUvVpH4wIErWg50VSG1b\""],
+        &["there is no role", "sts:TagSession", ":sub\": \"", ":aud\": \"hoMiq9PdkRh9LUvVpH4wIErWg50VSG1b\""],
     );
     let failed = step(&finished, "sts");
     assert_eq!(failed["code"], "AccessDenied");

@@ -255,11 +255,26 @@ fn a_token_file_that_can_not_be_meant_fails_a_check_that_asks_nobody() {
 #[test]
 fn a_token_that_is_handed_over_and_is_none_is_not_asked_to_be_an_ingest_token() {
     let aws = LocalAws::start();
-    let daemon = Setup::new(&aws).start();
+    let daemon = crate::tokens::setup(&aws).start();
     let answer = daemon.send(Upload::new("PUT", "/v1/oidc-token").body(TOKEN));
     assert_eq!(answer.status, 401);
     assert_says(&answer.text(), &["ENV0_OIDC_TOKEN of a deployment", "/status"]);
     assert!(!answer.text().contains("ingest token"), "{}", answer.text());
+}
+
+#[test]
+fn a_hand_over_to_a_daemon_that_lets_no_oidc_token_in_is_told_what_to_set() {
+    let aws = LocalAws::start();
+    let daemon = Setup::new(&aws).start();
+    for body in [aws.issuer.token().as_str(), TOKEN, "no token"] {
+        let answer = daemon.send(Upload::new("PUT", "/v1/oidc-token").body(body));
+        assert_eq!(answer.status, 401);
+        let told = ["neither ENV0_S3_LOG_OIDC_ORGANIZATION_ID nor ENV0_S3_LOG_OIDC_SUBJECT is set"];
+        assert_says(&answer.text(), &told);
+    }
+    let daemon = crate::tokens::setup(&aws).start();
+    let answer = daemon.send(Upload::new("PUT", "/v1/oidc-token").body("no token"));
+    assert!(answer.status == 401 && !answer.text().contains("is set for it"), "{}", answer.text());
 }
 
 #[test]
