@@ -3,6 +3,7 @@
 //! One JSON object a line: what the daemon answered (`accepted`, `object`, `line`), and where the client
 //! kept them the `events` that it had sent, in their order: objects, or text lines as strings.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Take};
@@ -14,6 +15,14 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::report::{PENDING_FOR, ReceiptCounts};
+
+/// A line is held in memory while it is read. A request of the default limit, 16 MiB, fits with all its events, though
+/// quotes and line ends in text take a byte more here.
+const LINE_MAX_BYTES: u64 = 32 << 20;
+/// No key of S3's is longer.
+const KEY_MAX_BYTES: usize = 1024;
+/// How much of the reason why a line is no receipt is told: it may repeat the line.
+const REASON_MAX_CHARS: usize = 200;
 
 /// A receipts file that can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -38,13 +47,15 @@ pub enum ReceiptsError {
     },
 }
 
+/// The numbers are read later: an error about a text in their place would repeat all of it.
 #[derive(Deserialize)]
 struct ReceiptLine<'a> {
-    accepted: u64,
-    #[serde(default)]
-    object: Option<String>,
-    #[serde(default)]
-    line: Option<u64>,
+    #[serde(borrow)]
+    accepted: &'a RawValue,
+    #[serde(default, borrow)]
+    object: Option<Cow<'a, str>>,
+    #[serde(default, borrow)]
+    line: Option<&'a RawValue>,
     #[serde(default, borrow)]
     events: Option<&'a RawValue>,
 }
@@ -83,12 +94,25 @@ impl Receipts {
         let (mut text, mut offset) = (Vec::new(), 0);
         for line in 1.. {
             text.clear();
-            let length = reader.read_until(b'\n', &mut text).map_err(io)?;
+            let length = reader.by_ref().take(LINE_MAX_BYTES + 1).read_until(b'\n', &mut text).map_err(io)?;
             if length == 0 {
                 break;
             }
+            let wrong = |reason: String| {
+                let reason = reason.chars().take(REASON_MAX_CHARS).collect();
+                ReceiptsError::Line { path: path.to_owned(), line, reason }
+            };
+            if length as u64 > LINE_MAX_BYTES {
+                let reason = format!(
+                    "it is longer than {LINE_MAX_BYTES} bytes, the most that a line may have: keep one receipt a line, \
+                     and leave out the `events` of one with too many"
+                );
+                return Err(wrong(reason));
+            }
             if !text.trim_ascii().is_empty() {
-                let wrong = |reason: String| ReceiptsError::Line { path: path.to_owned(), line, reason };
+                if text.trim_ascii_start()[0] != b'{' {
+                    return Err(wrong("not a JSON object".to_owned()));
+                }
                 let parsed: ReceiptLine<'_> =
                     serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
                 let events = parsed.events.map(|events| {
@@ -105,14 +129,18 @@ impl Receipts {
     }
 
     fn add(&mut self, file: usize, line: &ReceiptLine<'_>, events: Option<Range<u64>>) -> Result<(), &'static str> {
-        let accepted = line.accepted;
+        let accepted = line.accepted.get().parse().map_err(|_| "`accepted` is not a whole number")?;
         if accepted == 0 {
             return Ok(());
         }
         let key = line.object.as_ref().ok_or("`object` is missing")?;
-        let first = line.line.ok_or("`line` is missing")?;
+        if key.len() > KEY_MAX_BYTES {
+            return Err("`object` is longer than a key can be");
+        }
+        let first = line.line.ok_or("`line` is missing")?.get();
+        let first = first.parse().map_err(|_| "`line` is not a whole number")?;
         let receipt = Receipt { file, first, accepted, events };
-        self.by_key.entry(key.clone()).or_default().push(self.receipts.len());
+        self.by_key.entry(key.clone().into_owned()).or_default().push(self.receipts.len());
         self.receipts.push(receipt);
         Ok(())
     }

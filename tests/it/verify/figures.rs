@@ -118,6 +118,18 @@ fn receipts(bucket: &MadeUp) -> tempfile::NamedTempFile {
     file
 }
 
+/// The variables of a verification of the bucket at `url`.
+fn environment(url: &str) -> [(&'static str, String); 6] {
+    [
+        ("ENV0_S3_LOG_BUCKET_NAME", "made-up".to_owned()),
+        ("ENV0_S3_LOG_AWS_REGION", "eu-west-1".to_owned()),
+        ("ENV0_S3_LOG_FORCE_PATH_STYLE", "true".to_owned()),
+        ("AWS_ENDPOINT_URL_S3", url.to_owned()),
+        ("AWS_ACCESS_KEY_ID", "any".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "any".to_owned()),
+    ]
+}
+
 /// Has the bucket verified and tells its peak of memory; prints what it took.
 fn verify(bucket: MadeUp) -> u64 {
     verify_with(&[], bucket)
@@ -131,17 +143,15 @@ fn verify_with(arguments: &[&str], bucket: MadeUp) -> u64 {
         let bucket = bucket.clone();
         async move { Ok(bucket.answer(&request)) }
     }));
-    let environment = [
-        ("ENV0_S3_LOG_BUCKET_NAME", "made-up".to_owned()),
-        ("ENV0_S3_LOG_AWS_REGION", "eu-west-1".to_owned()),
-        ("ENV0_S3_LOG_FORCE_PATH_STYLE", "true".to_owned()),
-        ("AWS_ENDPOINT_URL_S3", format!("http://{address}")),
-        ("AWS_ACCESS_KEY_ID", "any".to_owned()),
-        ("AWS_SECRET_ACCESS_KEY", "any".to_owned()),
-    ];
     let started = Instant::now();
     let mut process = Command::new(binary());
-    process.arg("verify").args(arguments).env_clear().envs(environment).stdout(Stdio::piped()).stdin(Stdio::null());
+    process
+        .arg("verify")
+        .args(arguments)
+        .env_clear()
+        .envs(environment(&format!("http://{address}")))
+        .stdout(Stdio::piped())
+        .stdin(Stdio::null());
     let mut process = process.spawn().unwrap();
     let status = format!("/proc/{}/status", process.id());
     let mut peak_kib = 0;
@@ -173,6 +183,46 @@ fn memory_stays_bounded_with_receipts_that_hold_all_events() {
     let receipts = receipts(&bucket);
     let peak_kib = verify_with(&["--receipts", receipts.path().to_str().unwrap()], bucket);
     assert!(peak_kib < MEMORY_MAX_KIB, "{peak_kib} KiB");
+}
+
+#[test]
+fn a_line_of_a_receipts_file_has_a_bound_whatever_is_in_it() {
+    const MIB: usize = 1 << 20;
+    let line = |before: &str, filler: u8, bytes: usize, after: &str| {
+        let filler = vec![filler; bytes - before.len() - after.len()];
+        [before.as_bytes(), &filler, after.as_bytes()].concat()
+    };
+    let endless = "line 2: it is longer than 33554432 bytes";
+    for (line, said) in [
+        (line("", b'a', 300 * MIB, ""), endless),
+        (line("{\"accepted\":1,\"object\":\"", 0, 100 * MIB, "\"}"), endless),
+        (line("{\"accepted\":\"", b'a', 32 * MIB, "\"}"), "`accepted` is not a whole number"),
+        (line("\"", b'a', 32 * MIB, "\""), "line 2: not a JSON object"),
+        (line("{\"accepted\":1,\"line\":0,\"object\":\"\\n", b'a', 32 * MIB, "\"}"), "longer than a key can be"),
+        (line("{\"accepted\":1,\"object\":\"a\",\"events\":", b'[', 32 * MIB, ""), "line 2: "),
+    ] {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"{\"accepted\":0}\n").unwrap();
+        file.write_all(&line).unwrap();
+        let (told, peak_kib) = refused_receipts(file.path().to_str().unwrap());
+        assert!(told.contains(said) && told.len() < 1_000, "{told:.1000}");
+        assert!(peak_kib < MEMORY_MAX_KIB, "{said}: {peak_kib} KiB");
+    }
+}
+
+/// What is said of a receipts file that can't be used, and the peak of memory.
+fn refused_receipts(file: &str) -> (String, u64) {
+    // Its parent is told the peak. /proc tells it only while the process runs, which is not long here.
+    const MEASURE: &str = "import os, sys\n\
+        process = os.spawnv(os.P_NOWAIT, sys.argv[1], sys.argv[1:])\n\
+        _, status, used = os.wait4(process, 0)\n\
+        print(os.waitstatus_to_exitcode(status), used.ru_maxrss)";
+    let mut command = Command::new("python3");
+    command.args(["-c", MEASURE]).arg(binary()).args(["verify", "--receipts", file]);
+    let output = command.env_clear().envs(environment("http://127.0.0.1:9")).output().unwrap();
+    let measured = String::from_utf8(output.stdout).unwrap();
+    let peak_kib = measured.trim().strip_prefix("64 ").unwrap_or_else(|| panic!("{measured}"));
+    (String::from_utf8_lossy(&output.stderr).into_owned(), peak_kib.parse().unwrap())
 }
 
 /// `DAEMON_BINARY=target/release/env0-s3-logs cargo test --test it -- --ignored --nocapture figures`
