@@ -267,11 +267,11 @@ fn judge(round: &Round, organization: &str, interval: Duration) -> Step {
     let detail = format!(
         "{organization}: {} in {} of {} ms in all, every {seconds} s: {a_minute} of the \
          {LIMIT_A_MINUTE} requests a minute that env0 allows for this list; beside it each environment's deployments \
-         once an hour ({} requests a minute), and two requests for each deployment that runs",
+         once an hour ({} a minute), and two requests for each deployment that runs",
         counted(count, "environment"),
         counted(*requests, "request"),
         took.as_millis(),
-        count.div_ceil(60),
+        counted(count.div_ceil(60), "request"),
     );
     if a_minute >= LIMIT_A_MINUTE {
         return Step::warn(ENVIRONMENTS, detail, "it is over env0's limit: raise ENV0_S3_LOG_PULL_INTERVAL");

@@ -418,7 +418,9 @@ fn check_tries_the_key_and_each_permission_and_says_what_env0_forwards_by_itself
     let finished = setup.run("check");
     assert_eq!(finished.code, Some(0), "{finished:?}");
     let env0_forwards = "env0 forwards by itself, too: S3";
-    for said in [KEY.0, "readable, and still empty", "1 environment in 1 request of", env0_forwards] {
+    for said in
+        [KEY.0, "readable, and still empty", "1 environment in 1 request of", "(1 request a minute)", env0_forwards]
+    {
         assert!(finished.stdout.contains(said), "{said}: {finished:?}");
     }
     env0.break_down(AUDIT_EVENTS, Fault::Status(403, "{}", None));

@@ -325,6 +325,7 @@ class Chart(unittest.TestCase):
             ({"apikeySecret": "k"}, "apikeySecret: no such value; did you mean apiKeySecret?"),
             ({"drian": []}, "drian: no such value; did you mean drain?"),
             ({"tls": {"secretnam": "k"}}, "tls.secretnam: no such value; did you mean tls.secretName?"),
+            ({"storage": {"class": "gp3"}}, "storage.class: no such value; did you mean storage.className?"),
             ({"foo": "x"}, "foo: no such value; expected one of affinity, apiKeySecret, "),
             ({"ENV0_S3_LOG_BUCKET_NAME": "x"}, "expected config.ENV0_S3_LOG_BUCKET_NAME"),
             (config(ENV0_S3_LOG_BATCH_MAX_AEG="1m"), "did you mean ENV0_S3_LOG_BATCH_MAX_AGE?"),

@@ -106,10 +106,10 @@ ENV0_S3_LOG_EXPECTED_BUCKET_OWNER:
   words: an AWS account's 12 digits, in quotes (with --set-string on the command line)
 ENV0_S3_LOG_STORAGE_CLASS:
   pattern: '^(STANDARD|STANDARD_IA|ONEZONE_IA|INTELLIGENT_TIERING|GLACIER_IR|GLACIER|DEEP_ARCHIVE|REDUCED_REDUNDANCY|EXPRESS_ONEZONE)$'
-  words: a storage class of S3's, such as STANDARD_IA
+  words: a storage class of S3's in capitals (STANDARD_IA, INTELLIGENT_TIERING, GLACIER_IR and so on)
 ENV0_S3_LOG_SSE_KMS_KEY_ID:
   pattern: '^(arn:|alias/|mrk-|[0-9a-fA-F-]{36}$)'
-  words: a KMS key's id (a UUID), its ARN, or alias/<name>
+  words: a KMS key's id (a UUID, or mrk-…), its ARN, or alias/ and its alias
 {{- end }}
 {{- if not (and $s3 $sts) }}
 ENV0_S3_LOG_AWS_REGION:

@@ -90,7 +90,7 @@ values.yaml, but in a validator's words: here each refusal says what was expecte
 {{- fail (printf "config.%s: the daemon has no such variable; did you mean %s?" .name $near) }}
 {{- end }}
 
-{{- /* The one of `names` that `name` most likely was to be: one that ends in it, else the one with the fewest letters to change;
+{{- /* The one of `names` that `name` most likely was to be: one that begins with it or ends in it, else the one with the fewest letters to change;
 nothing where these would be more than a third of them. */ -}}
 {{- define "nearest" -}}
 {{- $name := lower .name }}
@@ -98,7 +98,7 @@ nothing where these would be more than a third of them. */ -}}
 {{- $least := max 2 (div (len $name) 3) | add1 }}
 {{- range $known := .names }}
 {{- $distance := 0 }}
-{{- if not (hasSuffix (printf "_%s" $name) (lower $known)) }}
+{{- if not (or (hasPrefix $name (lower $known)) (hasSuffix (printf "_%s" $name) (lower $known))) }}
 {{- $distance = include "distance" (list $name (lower $known)) | int64 }}
 {{- end }}
 {{- if lt $distance $least }}{{ $nearest = $known }}{{ $least = $distance }}{{ end }}
