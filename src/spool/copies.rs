@@ -182,7 +182,7 @@ impl Copies {
         Copies { shared, arrived: Default::default() }
     }
 
-    /// From now on a file counts as removed only if `confirm` then finds that the spool's path leads to the spool.
+    /// From now on a file is removed only while `confirm` finds that the spool's path leads to the spool.
     pub(super) fn confirm_by(&self, confirm: impl Fn() -> io::Result<()> + Send + Sync + 'static) {
         // This never fails, because it is set once, at the start.
         let _ = self.shared.confirm.set(Box::new(confirm));
@@ -403,9 +403,12 @@ impl Shared {
     }
 
     fn remove(&self, doomed: Doomed) -> io::Result<()> {
+        let confirm = || self.confirm.get().map_or(Ok(()), |confirm| confirm());
+        // While the path leads elsewhere, a file that is missing there would look as if it were removed. It may be back
+        // by the second look, or go away after the first.
+        confirm()?;
         self.disk.remove(&self.path(&doomed.copy))?;
-        // While the path leads elsewhere, a file that is missing there would look as if it were removed.
-        self.confirm.get().map_or(Ok(()), |confirm| confirm())?;
+        confirm()?;
         if let Some(reason) = doomed.reason {
             self.count(&doomed.copy, reason);
         }
