@@ -108,8 +108,7 @@ impl fmt::Display for BadCredentials {
             }
             BadCredentials::NoOidcToken => {
                 "no OIDC token that is let in: send the ENV0_OIDC_TOKEN of a deployment, as the body or as Authorization: \
-                 Bearer <token>, of an organization that the daemon's ENV0_S3_LOG_OIDC_ORGANIZATION_ID names; the daemon's \
-                 log and /status say why one was refused"
+                 Bearer <token>; the daemon's log and /status say why one was refused"
             }
             BadCredentials::NoHandOvers => {
                 "this daemon lets no OIDC token in, because neither ENV0_S3_LOG_OIDC_ORGANIZATION_ID nor \
