@@ -100,8 +100,9 @@ impl Raw {
 
     /// Connects from another address of this machine, `127.0.0.<host>` or one behind it, as another sender.
     pub(crate) fn connect_from(host: u16, to: SocketAddr) -> std::io::Result<Raw> {
-        use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
-        let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with};
+        // Daemons that other tests start meanwhile must not inherit it.
+        let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
         let [high, low] = host.to_be_bytes();
         bind(&socket, &SocketAddr::from(([127, 0, high, low], 0)))?;
         connect(&socket, &to)?;
