@@ -19,7 +19,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::refusals::{Fault, Refusals, Refused};
-use memory::{Kept, Memory};
+use memory::{Kept, KeptOfSource, Memory, Party};
 pub(super) use memory::{Layer, READ_MOST_BYTES};
 
 /// A stranger has so long to show who it is, and a body to show how fast it comes, before it is closed for others.
@@ -48,8 +48,10 @@ pub(super) struct Registry {
     greeted: AtomicUsize,
     /// Signatures of tokens are checked one at a time, so strangers never keep more than one thread from its other work.
     signatures: Arc<Semaphore>,
-    /// TLS handshakes are computed one at a time, so strangers' leave a processor for requests.
+    /// TLS handshakes are computed one at a time, so strangers' leave a processor for requests. They wait in a line for each
+    /// [`Step`]; the first of both lines take turns.
     handshakes: Arc<Semaphore>,
+    handshake_lines: [Arc<Semaphore>; 2],
     /// What was refused below the requests.
     pub(super) refusals: Refusals,
 }
@@ -67,12 +69,11 @@ struct Open {
 struct Source {
     connections: AtomicUsize,
     strangers: AtomicUsize,
-    /// Its part of [`HEADS_MAX_BYTES`].
-    heads_bytes: AtomicUsize,
+    kept: KeptOfSource,
     /// One of its signatures at a time waits in the line of [`Registry::signatures`].
     signatures: Arc<Semaphore>,
-    /// One of its handshakes at a time waits in the line of [`Registry::handshakes`].
-    handshakes: Arc<Semaphore>,
+    /// One of its handshakes at a time waits in each line of [`Registry::handshake_lines`].
+    handshakes: [Arc<Semaphore>; 2],
 }
 
 /// One connection.
@@ -131,6 +132,11 @@ impl Connection {
         }
     }
 
+    /// Bytes of a TLS record that has not wholly come: what TLS still keeps when it has passed something on.
+    pub(super) fn record_bytes(&self) -> usize {
+        self.kept.record_bytes.load(Ordering::Relaxed)
+    }
+
     /// Bytes that it keeps in `layer`.
     pub(super) fn keeps(&self, layer: Layer) -> usize {
         self.kept.in_layer(layer)
@@ -175,9 +181,10 @@ enum Missed {
     Idle(Reverse<usize>, u64),
     /// So many bytes a second of a body.
     Slow(u64),
-    /// As `Stranger`.
+    /// At the address with the most strangers, the last one that came; where each address has one, the first that came. So
+    /// the first connections of a sender that opens several get their time.
     FreshStranger(Reverse<usize>, u64),
-    /// As `Stranger`, in the middle of a TLS handshake.
+    /// As `FreshStranger`, in the middle of a TLS handshake.
     Greeted(Reverse<usize>, u64),
 }
 
@@ -192,8 +199,9 @@ impl Registry {
             is_closing: AtomicBool::new(false),
             memory: Memory::new(),
             greeted: AtomicUsize::new(0),
-            signatures: Arc::new(Semaphore::new(1)),
-            handshakes: Arc::new(Semaphore::new(1)),
+            signatures: one_at_a_time(),
+            handshakes: one_at_a_time(),
+            handshake_lines: [one_at_a_time(), one_at_a_time()],
             refusals,
         })
     }
@@ -229,9 +237,9 @@ impl Registry {
             Arc::new(Source {
                 connections: AtomicUsize::new(0),
                 strangers: AtomicUsize::new(0),
-                heads_bytes: AtomicUsize::new(0),
-                signatures: Arc::new(Semaphore::new(1)),
-                handshakes: Arc::new(Semaphore::new(1)),
+                kept: KeptOfSource::default(),
+                signatures: one_at_a_time(),
+                handshakes: [one_at_a_time(), one_at_a_time()],
             })
         };
         let source = open.sources.entry(network_of(client)).or_insert_with(new).clone();
@@ -259,12 +267,16 @@ impl Registry {
         Member { registry: self.clone(), id, connection }
     }
 
-    /// It is let in, or gone.
-    fn is_no_stranger(&self, connection: &Connection) {
+    /// It is let in, closed or gone. False where it was no stranger any more.
+    fn is_no_stranger(&self, connection: &Connection) -> bool {
+        if !connection.stranger.swap(false, Ordering::Relaxed) {
+            return false;
+        }
         connection.source.strangers.fetch_sub(1, Ordering::Relaxed);
         if connection.greeted.get().is_some() {
             self.greeted.fetch_sub(1, Ordering::Relaxed);
         }
+        true
     }
 
     fn moment(&self) -> u64 {
@@ -287,12 +299,11 @@ impl Registry {
             let strangers = source.strangers.load(Ordering::Relaxed);
             let greeted = connection.greeted.get();
             let had_its_time = now.duration_since(*greeted.unwrap_or(&connection.since)) >= FRESH;
-            let missed = match had_its_time || strangers > self.max / CROWD_PART {
-                true => Missed::Stranger,
-                false if greeted.is_some() && few_greeted => Missed::Greeted,
-                false => Missed::FreshStranger,
-            };
-            Some(missed(Reverse(strangers), moment))
+            if had_its_time || strangers > self.max / CROWD_PART {
+                return Some(Missed::Stranger(Reverse(strangers), moment));
+            }
+            let missed = if greeted.is_some() && few_greeted { Missed::Greeted } else { Missed::FreshStranger };
+            Some(missed(Reverse(strangers), if strangers > 1 { u64::MAX - moment } else { moment }))
         })
     }
 
@@ -306,6 +317,8 @@ impl Registry {
         let Some(connection) = least.map(|(_, connection)| connection.clone()) else { return false };
         connection.closing.store(true, Ordering::SeqCst);
         open.closing += 1;
+        // Its address has one less at once: or of the first burst all would go that a sender has.
+        self.is_no_stranger(&connection);
         drop(open);
         self.refusals.count(Refused::Limit, connection.client, &"");
         connection.close();
@@ -313,15 +326,20 @@ impl Registry {
         true
     }
 
-    /// What `connection` keeps in `layer` has grown or ended: it is `bytes` now. Beyond [`HEADS_MAX_BYTES`], of the address
-    /// that keeps the most, the connection that keeps the most is closed, whether it is a stranger's or not; but none with
-    /// a request that was let in and whose body has come.
+    /// What `connection` keeps in `layer` has grown or ended: it is `bytes` now. Where that is too much for all of its party,
+    /// strangers or senders, the one of them is closed that has kept something for the longest time, one of a crowd first;
+    /// but none with a request that was let in and whose body has come.
     pub(super) fn keep(&self, connection: &Connection, layer: Layer, bytes: usize) {
-        if !self.memory.keep(&connection.kept, &connection.source.heads_bytes, layer, bytes) {
+        let of_source = &connection.source.kept;
+        let too_much = self.memory.keep(&connection.kept, of_source, layer, bytes, || self.moment());
+        self.close_oldest(too_much);
+    }
+
+    /// Closes the oldest of a party that keeps too much.
+    fn close_oldest(&self, too_much: Option<Party>) {
+        if let Some(party) = too_much {
             self.close_least(|connection| {
-                let of_source = connection.source.heads_bytes.load(Ordering::Relaxed);
-                let kept = connection.kept.of_heads();
-                (kept > 0 && !connection.has_come()).then_some((Reverse(of_source), Reverse(kept)))
+                connection.kept.age(party, &connection.source.kept).filter(|_| !connection.has_come())
             });
         }
     }
@@ -353,14 +371,17 @@ pub(super) struct Member {
 impl Member {
     /// Its ClientHello is whole.
     pub(super) fn has_greeted(&self) {
-        if self.connection.greeted.set(Instant::now()).is_ok() {
+        // Not while it is closed for another one, which ends its part of the count.
+        let _open = self.registry.open();
+        if self.connection.is_stranger() && self.connection.greeted.set(Instant::now()).is_ok() {
             self.registry.greeted.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Waits until it is the turn of this connection's address to have its TLS handshake computed.
-    pub(super) async fn handshake_turn(&self) -> Turn {
-        turn(&self.connection.source.handshakes, &self.registry.handshakes).await
+    /// Waits until it is the turn of this connection's address to have this step of its TLS handshake computed.
+    pub(super) async fn handshake_turn(&self, step: Step) -> Turn {
+        let (of_source, line) = (&self.connection.source.handshakes, &self.registry.handshake_lines);
+        turn([&of_source[step as usize], &line[step as usize], &self.registry.handshakes]).await
     }
 
     /// It has no request that is let in, so it may be closed for others, after all that have been without one for longer.
@@ -375,9 +396,7 @@ impl Drop for Member {
         self.registry.keeps_no_heads(connection);
         self.registry.memory.leave(&connection.kept);
         let mut open = self.registry.open();
-        if connection.is_stranger() {
-            self.registry.is_no_stranger(connection);
-        }
+        self.registry.is_no_stranger(connection);
         if connection.source.connections.fetch_sub(1, Ordering::Relaxed) == 1 {
             open.sources.remove(&network_of(connection.client));
         }
@@ -401,14 +420,15 @@ impl Guest {
     pub fn let_in(&self) {
         let connection = &self.connection;
         connection.without_request_since.store(AT_WORK, Ordering::Relaxed);
-        if connection.is_stranger() && connection.stranger.swap(false, Ordering::Relaxed) {
-            self.registry.is_no_stranger(connection);
+        if connection.is_stranger() && self.registry.is_no_stranger(connection) {
+            let too_much = self.registry.memory.is_senders(&connection.kept, &connection.source.kept);
+            self.registry.close_oldest(too_much);
         }
     }
 
     /// Waits until it is the turn of this connection's address to have the signature of a token checked.
     pub async fn signature_turn(&self) -> Turn {
-        turn(&self.connection.source.signatures, &self.registry.signatures).await
+        turn([&self.connection.source.signatures, &self.registry.signatures]).await
     }
 
     /// A connection for tests of what takes one.
@@ -420,17 +440,30 @@ impl Guest {
     }
 }
 
-/// The turn of one address; it ends on drop.
-pub struct Turn {
-    _of_all: Option<OwnedSemaphorePermit>,
-    _of_source: Option<OwnedSemaphorePermit>,
+/// A step of a TLS handshake.
+#[derive(Clone, Copy)]
+pub(super) enum Step {
+    /// The answer to the client's hello, with the server's signature.
+    First,
+    /// All that comes behind it: cheap, but for a client that says hello twice.
+    Later,
 }
 
-/// Waits for the turn. An address waits for one of each other address at most, however many that one has waiting.
-async fn turn(of_source: &Arc<Semaphore>, of_all: &Arc<Semaphore>) -> Turn {
-    let of_source = of_source.clone().acquire_owned().await;
-    let of_all = of_all.clone().acquire_owned().await;
-    Turn { _of_all: of_all.ok(), _of_source: of_source.ok() }
+/// The turn of one address; it ends on drop.
+pub struct Turn(#[expect(dead_code, reason = "given back on drop")] Vec<OwnedSemaphorePermit>);
+
+fn one_at_a_time() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(1))
+}
+
+/// Waits for the turn, first in the line of the address, then in those of all. So an address waits for one of each other
+/// address at most, however many that one has waiting.
+async fn turn<const N: usize>(lines: [&Arc<Semaphore>; N]) -> Turn {
+    let mut permits = Vec::with_capacity(N);
+    for line in lines {
+        permits.extend(line.clone().acquire_owned().await);
+    }
+    Turn(permits)
 }
 
 #[cfg(test)]

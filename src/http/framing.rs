@@ -109,7 +109,7 @@ impl<S: AsyncRead> FramingGuard<S> {
     fn follow(&mut self, buffer: &mut ReadBuf<'_>, before: usize) {
         let now = Instant::now();
         if self.connection.keeps(Layer::Tls) > 0 {
-            self.registry.keep(&self.connection, Layer::Tls, 0);
+            self.registry.keep(&self.connection, Layer::Tls, self.connection.record_bytes());
         }
         let begun = !self.unfinished.is_empty();
         let read = buffer.filled().len() - before;

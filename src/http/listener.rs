@@ -12,7 +12,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use axum::http::header::{CONNECTION, CONTENT_TYPE, DATE};
-use axum::http::{HeaderValue, Method, Request, Response, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
@@ -49,8 +49,6 @@ pub fn refused(variable: &str, address: SocketAddr, error: &io::Error) -> (Strin
 /// A connection that has had so many 401s, and no request of which was let in, ends with the last of them: whoever
 /// guesses or forges tokens pays for a new connection each time. A sender that mistook its token comes back.
 const REFUSALS_MAX: usize = 8;
-/// Heads that take less count for nothing: each connection may have one. An OIDC token and a proxy's headers take 8 KiB.
-const HEAD_USUAL_BYTES: usize = 12 * 1024;
 /// After an accept that failed, for instance for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -180,10 +178,7 @@ where
                 refused.into()
             }),
         };
-        let large_head = large_head_bytes(&request);
-        if let Some(bytes) = large_head {
-            registry.keep(connection, Layer::Request, bytes);
-        }
+        registry.keep(connection, Layer::Request, head_bytes(request.uri(), request.headers()));
         let handler = &handler;
         // The handler's future is made where it stays: it is large, and each move of it is a copy.
         async move {
@@ -206,9 +201,7 @@ where
             }
             turn_is_over.store(!connection.is_at_work(), Ordering::Relaxed);
             member.may_close();
-            if large_head.is_some() {
-                registry.keep(connection, Layer::Request, 0);
-            }
+            registry.keep(connection, Layer::Request, 0);
             Ok::<_, Infallible>(answer)
         }
     });
@@ -252,13 +245,14 @@ where
     }
 }
 
-/// About what a request's head takes in memory: its bytes as they came, its headers' names and values once more, and
-/// what each header has beside them. `None` where that is no more than [`HEAD_USUAL_BYTES`].
-fn large_head_bytes(request: &Request<Incoming>) -> Option<usize> {
-    const HEADER_BYTES: usize = 128;
-    let headers = request.headers().iter().map(|(name, value)| 2 * (name.as_str().len() + value.len()) + HEADER_BYTES);
-    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
-    Some(headers.sum::<usize>() + 2 * target).filter(|bytes| *bytes > HEAD_USUAL_BYTES)
+/// About what a request's head takes in memory: the table of its headers, which has room for a third more of them, and a
+/// power of two; their names, which are kept twice; their values, and the target.
+fn head_bytes(uri: &Uri, headers: &HeaderMap) -> usize {
+    const PLACE_BYTES: usize = 82;
+    let places = (headers.len() + headers.len() / 3).next_power_of_two();
+    let texts = headers.iter().map(|(name, value)| 2 * name.as_str().len() + value.len());
+    let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
+    PLACE_BYTES * places + texts.sum::<usize>() + target
 }
 
 fn is_guards_own(method: &Method) -> bool {

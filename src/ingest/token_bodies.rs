@@ -19,8 +19,8 @@ use crate::protocols::Refusal;
 
 /// A longer body is no token: the longest has 20,000 bytes, and there may be white space around it.
 const MAX_BYTES: usize = 20 * 1024;
-/// What all of them may have, until they are judged: [`UNCHARGED_BYTES`] for each of the usual 1,024 connections.
-const ALL_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// What all of them may have, until they are judged.
+const ALL_MAX_BYTES: usize = 2 * 1024 * 1024;
 /// From the head to the last byte.
 const TIME: Duration = Duration::from_secs(10);
 
@@ -170,8 +170,8 @@ mod tests {
     #[test]
     fn beyond_the_bound_the_first_of_the_address_that_has_the_most_is_given_up() {
         let all = TokenBodies::default();
-        let here = places(&all, [1, 2, 2, 2].into_iter().chain(4..=203));
-        assert_eq!(given_up(&here), [] as [usize; 0], "204 fit");
+        let here = places(&all, [1, 2, 2, 2].into_iter().chain(4..=101));
+        assert_eq!(given_up(&here), [] as [usize; 0], "102 fit");
         let mut newer = Vec::new();
         // Of 2 until it has one as the others do; then of all.
         for (address, first) in [(204, 1), (205, 2), (206, 0)] {
@@ -185,7 +185,7 @@ mod tests {
     fn what_is_dropped_makes_room() {
         let all = TokenBodies::default();
         for _ in 0..3 {
-            let here = places(&all, std::iter::repeat_n(1, 204));
+            let here = places(&all, std::iter::repeat_n(1, 102));
             assert_eq!(given_up(&here), [] as [usize; 0]);
         }
         assert_eq!(all.lock().bytes, 0);

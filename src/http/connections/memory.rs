@@ -1,6 +1,8 @@
 //! What connections keep in memory beside the bodies of their requests.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::cmp::Reverse;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// The most bytes that one read of every open connection may bring together.
 const READS_BYTES: usize = 4 * 1024 * 1024;
@@ -12,19 +14,50 @@ pub(in crate::http) const READ_MOST_BYTES: usize = 64 * 1024;
 /// idle. It keeps what large bodies made of it: with more, connections that sent some end with their answer.
 const USUAL_BUFFER_BYTES: usize = 8 * 1024;
 const LARGE_BUFFERS_MAX_BYTES: usize = 8 * 1024 * 1024;
-/// Heads and pieces of TLS, all connections together. Almost every honest one comes whole, in one read, and is no larger
-/// than usual: it counts for nothing.
-pub(super) const HEADS_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Heads and pieces of TLS that are larger than usual ([`Layer::usual_bytes`]), all connections of a [`Party`] together.
+/// Senders have more, because each piece of TLS of a large body counts until it is whole.
+pub(super) const HEADS_MAX_BYTES: [usize; 2] = [2 * 1024 * 1024, 4 * 1024 * 1024];
+/// An address that keeps more than this part of it is a crowd: what it keeps goes first, however fresh it is.
+const CROWD_PART: usize = 8;
+
+/// Neither takes the memory of the other.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Party {
+    /// Connections of which no request has been let in yet.
+    Strangers,
+    /// All others.
+    Senders,
+}
 
 /// What keeps bytes that are no body's.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::http) enum Layer {
-    /// A piece of TLS that has not wholly come.
+    /// What TLS has read since there was something to pass on: a handshake, or pieces of a record.
     Tls,
     /// A head that has not wholly come.
     Head,
     /// The head of the request that is served.
     Request,
+}
+
+impl Layer {
+    const ALL: [Layer; 3] = [Layer::Tls, Layer::Head, Layer::Request];
+
+    /// So many bytes count for nothing: each connection may have them. So no stranger, whatever others keep, is closed for
+    /// a hello, a head or an audit event of 1 KB.
+    fn usual_bytes(self) -> usize {
+        match self {
+            // rustls reads into 4 KiB, whatever comes.
+            Layer::Tls | Layer::Head => 4 * 1024,
+            // An OIDC token and a proxy's headers take 6 KiB.
+            Layer::Request => 8 * 1024,
+        }
+    }
+
+    /// How many of `bytes` count.
+    fn counted(self, bytes: usize) -> usize {
+        if bytes > self.usual_bytes() { bytes } else { 0 }
+    }
 }
 
 /// What all connections of a listener keep.
@@ -33,8 +66,8 @@ pub(in crate::http) struct Memory {
     read_max_bytes: AtomicUsize,
     /// See [`LARGE_BUFFERS_MAX_BYTES`].
     large_buffers_bytes: AtomicUsize,
-    /// See [`HEADS_MAX_BYTES`].
-    pub(super) heads_bytes: AtomicUsize,
+    /// By [`Party`]; see [`HEADS_MAX_BYTES`]. What [`Kept`] and [`KeptOfSource`] count changes under its lock.
+    heads_bytes: Mutex<[usize; 2]>,
 }
 
 /// What one connection keeps.
@@ -44,7 +77,21 @@ pub(in crate::http) struct Kept {
     large_buffer_bytes: AtomicUsize,
     /// Bytes by [`Layer`].
     heads_bytes: [AtomicUsize; 3],
+    /// Bytes of a TLS record that has not wholly come.
+    pub(in crate::http) record_bytes: AtomicUsize,
+    /// The moment from which on it has kept some of them.
+    heads_since: AtomicU64,
+    /// Whether it counts as a sender.
+    is_sender: AtomicBool,
 }
+
+/// What the connections of one address keep: bytes of heads, by [`Party`].
+#[derive(Default)]
+pub(super) struct KeptOfSource([AtomicUsize; 2]);
+
+/// Who goes first where a party keeps too much: the least of these. Of a crowd, and then of all, whoever has kept something
+/// for the longest time. So a piece that passes within moments stays, unless megabytes come in those moments.
+pub(super) type Oldest = (Reverse<usize>, u64);
 
 impl Kept {
     /// Bytes in `layer`.
@@ -52,9 +99,21 @@ impl Kept {
         self.heads_bytes[layer as usize].load(Ordering::Relaxed)
     }
 
-    /// Bytes in all layers.
-    pub(super) fn of_heads(&self) -> usize {
-        self.heads_bytes.iter().map(|bytes| bytes.load(Ordering::Relaxed)).sum()
+    /// What counts in all layers.
+    fn counted(&self) -> usize {
+        Layer::ALL.into_iter().map(|layer| layer.counted(self.in_layer(layer))).sum()
+    }
+
+    fn party(&self) -> Party {
+        if self.is_sender.load(Ordering::Relaxed) { Party::Senders } else { Party::Strangers }
+    }
+
+    /// When it goes, of those of `party`; `None` where it is none of them, or keeps nothing.
+    pub(super) fn age(&self, party: Party, of_source: &KeptOfSource) -> Option<Oldest> {
+        let of_source = of_source.0[party as usize].load(Ordering::Relaxed);
+        let crowd = if of_source > HEADS_MAX_BYTES[party as usize] / CROWD_PART { of_source } else { 0 };
+        let goes = self.party() == party && self.counted() > 0;
+        goes.then(|| (Reverse(crowd), self.heads_since.load(Ordering::Relaxed)))
     }
 }
 
@@ -63,7 +122,7 @@ impl Memory {
         Memory {
             read_max_bytes: AtomicUsize::new(READ_MOST_BYTES),
             large_buffers_bytes: AtomicUsize::new(0),
-            heads_bytes: AtomicUsize::new(0),
+            heads_bytes: Mutex::default(),
         }
     }
 
@@ -96,18 +155,48 @@ impl Memory {
             && self.large_buffers_bytes.load(Ordering::Relaxed) > LARGE_BUFFERS_MAX_BYTES
     }
 
-    /// A connection of an address that keeps `of_source` has `bytes` in `layer` now; false where all have more than they
-    /// may.
-    pub(super) fn keep(&self, kept: &Kept, of_source: &AtomicUsize, layer: Layer, bytes: usize) -> bool {
-        let before = kept.heads_bytes[layer as usize].swap(bytes, Ordering::Relaxed);
-        if before == bytes {
-            return true;
+    /// A connection of an address that keeps `of_source` has `bytes` in `layer` from this `moment` on. The party that has
+    /// more than it may by now.
+    pub(super) fn keep(
+        &self,
+        kept: &Kept,
+        of_source: &KeptOfSource,
+        layer: Layer,
+        bytes: usize,
+        moment: impl FnOnce() -> u64,
+    ) -> Option<Party> {
+        let place = &kept.heads_bytes[layer as usize];
+        let counted = layer.counted(bytes);
+        // As of almost every request, without a lock that all share.
+        if counted == 0 && layer.counted(place.load(Ordering::Relaxed)) == 0 {
+            place.store(bytes, Ordering::Relaxed);
+            return None;
         }
-        let total = self.heads_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.heads_bytes.fetch_sub(before, Ordering::Relaxed);
-        of_source.fetch_add(bytes, Ordering::Relaxed);
-        of_source.fetch_sub(before, Ordering::Relaxed);
-        bytes <= before || total - before <= HEADS_MAX_BYTES
+        let mut all = self.heads_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        let party = kept.party();
+        if kept.counted() == 0 {
+            kept.heads_since.store(moment(), Ordering::Relaxed);
+        }
+        let before = layer.counted(place.swap(bytes, Ordering::Relaxed));
+        add(party, counted, &mut all, of_source);
+        subtract(party, before, &mut all, of_source);
+        too_much(party, counted.saturating_sub(before), &all)
+    }
+
+    /// A request of a connection was let in: what it keeps is a sender's from now on. The party that has more than it may
+    /// by that.
+    pub(super) fn is_senders(&self, kept: &Kept, of_source: &KeptOfSource) -> Option<Party> {
+        let mut all = self.heads_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.is_sender.store(true, Ordering::Relaxed);
+        let bytes = kept.counted();
+        subtract(Party::Strangers, bytes, &mut all, of_source);
+        add(Party::Senders, bytes, &mut all, of_source);
+        too_much(Party::Senders, bytes, &all)
+    }
+
+    #[cfg(test)]
+    pub(super) fn heads_bytes(&self, party: Party) -> usize {
+        self.heads_bytes.lock().unwrap()[party as usize]
     }
 
     /// A connection that keeps no heads any more is gone.
@@ -115,4 +204,18 @@ impl Memory {
         let large_buffer_bytes = kept.large_buffer_bytes.load(Ordering::Relaxed);
         self.large_buffers_bytes.fetch_sub(large_buffer_bytes, Ordering::Relaxed);
     }
+}
+
+fn too_much(party: Party, more: usize, all: &[usize; 2]) -> Option<Party> {
+    (more > 0 && all[party as usize] > HEADS_MAX_BYTES[party as usize]).then_some(party)
+}
+
+fn add(party: Party, bytes: usize, all: &mut [usize; 2], of_source: &KeptOfSource) {
+    all[party as usize] += bytes;
+    of_source.0[party as usize].fetch_add(bytes, Ordering::Relaxed);
+}
+
+fn subtract(party: Party, bytes: usize, all: &mut [usize; 2], of_source: &KeptOfSource) {
+    all[party as usize] -= bytes;
+    of_source.0[party as usize].fetch_sub(bytes, Ordering::Relaxed);
 }

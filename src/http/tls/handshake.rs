@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
@@ -11,11 +12,11 @@ use rustls::server::Acceptor;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{Accept, LazyConfigAcceptor};
 
 use super::Tls;
-use crate::http::connections::{Connection, Layer, Member, Registry};
+use crate::http::connections::{Connection, Layer, Member, Registry, Step, Turn};
 use crate::http::refusals::Refused;
 
 /// From the accept to the handshake's end.
@@ -28,10 +29,11 @@ impl Tls {
     /// Does the handshake; a failure is counted and said.
     pub(in crate::http) async fn accept(&self, stream: TcpStream, member: &Member) -> Option<TlsStream<Counted>> {
         let Member { registry, connection, .. } = member;
-        let stream = Counted { stream, registry: registry.clone(), connection: connection.clone() };
+        let record = Record::default();
+        let stream = Counted { stream, record, registry: registry.clone(), connection: connection.clone() };
         let refused = match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(stream, member)).await {
             Ok(Ok(stream)) => {
-                registry.keep(connection, Layer::Tls, 0);
+                registry.keep(connection, Layer::Tls, connection.record_bytes());
                 return Some(stream);
             }
             // Left without a word of TLS, as a load balancer's probe does.
@@ -48,28 +50,44 @@ impl Tls {
     async fn handshake(&self, stream: Counted, member: &Member) -> io::Result<TlsStream<Counted>> {
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
         member.has_greeted();
+        let turn = tokio::select! {
+            turn = member.handshake_turn(Step::First) => turn,
+            // So that others don't wait for an answer that nobody takes.
+            () = hello.io.is_gone() => return Err(io::ErrorKind::ConnectionReset.into()),
+        };
         let settings = self.settings();
-        let rest = hello.into_stream_with(settings, |tls| tls.set_buffer_limit(Some(UNREAD_MAX_BYTES)));
-        let mut rest = Box::pin(rest);
         let woken = Arc::new(Woken(Notify::new()));
+        // The server signs here already: with an RSA key of 4,096 bits that takes milliseconds.
+        let rest = || Box::pin(hello.into_stream_with(settings, |tls| tls.set_buffer_limit(Some(UNREAD_MAX_BYTES))));
+        let (mut rest, mut outcome) = computed(turn, rest, &woken).await?;
         loop {
-            let turn = member.handshake_turn().await;
-            // This runs beside the runtime: with an RSA key of 4,096 bits it takes milliseconds, and requests go on.
-            let waker = Waker::from(woken.clone());
-            let step = tokio::task::spawn_blocking(move || {
-                let outcome = rest.as_mut().poll(&mut Context::from_waker(&waker));
-                // The turn ends here, because the computation goes on when the connection is closed for another one.
-                drop(turn);
-                (rest, outcome)
-            });
-            let outcome;
-            (rest, outcome) = step.await.map_err(io::Error::other)?;
             match outcome {
                 Poll::Ready(outcome) => return outcome,
                 Poll::Pending => woken.0.notified().await,
             }
+            let turn = member.handshake_turn(Step::Later).await;
+            (rest, outcome) = computed(turn, || rest, &woken).await?;
         }
     }
+}
+
+type Rest = Pin<Box<Accept<Counted>>>;
+
+/// Computes as much of a handshake as can be now, beside the runtime, so that requests go on.
+async fn computed(
+    turn: Turn,
+    rest: impl FnOnce() -> Rest + Send + 'static,
+    woken: &Arc<Woken>,
+) -> io::Result<(Rest, Poll<io::Result<TlsStream<Counted>>>)> {
+    let waker = Waker::from(woken.clone());
+    let step = tokio::task::spawn_blocking(move || {
+        let mut rest = rest();
+        let outcome = rest.as_mut().poll(&mut Context::from_waker(&waker));
+        // The turn ends here, because the computation goes on when the connection is closed for another one.
+        drop(turn);
+        (rest, outcome)
+    });
+    step.await.map_err(io::Error::other)
 }
 
 /// The client has sent more of its handshake, or has taken more.
@@ -99,11 +117,56 @@ fn lacks_certificate(error: &io::Error) -> bool {
     matches!(error, Some(NoCertificatesPresented | InvalidCertificate(_) | Other(_)))
 }
 
-/// A stream whose bytes count as unfinished until they have become a piece of TLS, which the framing guard sees.
+/// A TLS record that has not wholly come (RFC 8446, 5.1: five bytes, the last two of which are the length of the rest).
+#[derive(Default)]
+struct Record {
+    bytes: usize,
+    length: [u8; 2],
+}
+
+impl Record {
+    const HEADER_BYTES: usize = 5;
+
+    /// Goes on by what was read.
+    fn follow(&mut self, mut read: &[u8]) {
+        while let Some((first, others)) = read.split_first() {
+            if self.bytes < Self::HEADER_BYTES {
+                self.length = [self.length[1], *first];
+                self.bytes += 1;
+                read = others;
+            } else {
+                let more = self.left().min(read.len());
+                self.bytes += more;
+                read = &read[more..];
+            }
+            if self.bytes >= Self::HEADER_BYTES && self.left() == 0 {
+                self.bytes = 0;
+            }
+        }
+    }
+
+    /// How many bytes are to come, once the header has.
+    fn left(&self) -> usize {
+        Self::HEADER_BYTES + usize::from(u16::from_be_bytes(self.length)) - self.bytes
+    }
+}
+
+/// A stream whose bytes count as unfinished until TLS has passed something on, which the framing guard sees.
 pub(in crate::http) struct Counted {
     stream: TcpStream,
+    record: Record,
     registry: Arc<Registry>,
     connection: Arc<Connection>,
+}
+
+impl Counted {
+    /// Waits until the client is gone; for ever where it has sent something that nobody has read.
+    async fn is_gone(&self) {
+        match self.stream.peek(&mut [0]).await {
+            Ok(0) | Err(_) => {}
+            Ok(_) => std::future::pending().await,
+        }
+    }
 }
 
 /// A handshake may go on for a moment when its connection is gone.
@@ -123,6 +186,8 @@ impl AsyncRead for Counted {
         let outcome = Pin::new(&mut self.stream).poll_read(context, buffer);
         let read = buffer.filled().len() - before;
         if read > 0 {
+            self.record.follow(&buffer.filled()[before..]);
+            self.connection.kept.record_bytes.store(self.record.bytes, Ordering::Relaxed);
             let bytes = self.connection.keeps(Layer::Tls) + read;
             self.registry.keep(&self.connection, Layer::Tls, bytes);
         }
@@ -153,5 +218,20 @@ impl AsyncWrite for Counted {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_records_only_the_one_that_has_not_wholly_come_is_counted_however_they_are_cut() {
+        let records = [&[0x17, 3, 3, 0, 0][..], &[0x17, 3, 3, 1, 2], &[7; 258], &[0x16, 3, 1, 0, 9, 1, 2]].concat();
+        for piece in 1..records.len() {
+            let mut record = Record::default();
+            records.chunks(piece).for_each(|piece| record.follow(piece));
+            assert_eq!(record.bytes, 7, "in pieces of {piece}");
+        }
     }
 }
