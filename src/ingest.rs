@@ -11,15 +11,15 @@ pub mod receive;
 pub mod route;
 mod token_bodies;
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING};
 use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, Uri};
-use bytes::Bytes;
-use http_body_util::BodyExt;
-use hyper::body::{Body as _, Incoming};
+use futures_util::FutureExt;
+use hyper::body::Incoming;
 use tokio::sync::{Semaphore, SetOnce};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -35,7 +35,9 @@ use crate::ingest::receive::{Received, Terms};
 use crate::ingest::route::{Route, route};
 use crate::ingest::token_bodies::TokenBodies;
 use crate::protocols::body::{BodyError, Limits, Lines};
-use crate::protocols::{self, Answer, BadCredentials, Decoding, Encoding, Protocol, Refusal, by_type, empty_answer};
+use crate::protocols::{
+    self, Answer, BadCredentials, Decoding, Encoding, Head, Protocol, Refusal, by_type, empty_answer,
+};
 use crate::spool::{AppendError, Spool, named};
 
 /// A body whose lines may become this large, so one of 1 MiB as a rule, is scanned where it can't hold up other
@@ -44,16 +46,13 @@ const SCAN_ASIDE_LINES_BYTES: usize = 4 * 1024 * 1024;
 /// So many of those are scanned at once, and one more of audit events. More threads would not be faster, and each keeps
 /// some of the memory that it has used.
 const SCANS_AT_ONCE: usize = 2;
-/// A body that nobody wants is read and forgotten up to here, so that its sender reads the answer
-/// instead of a reset.
-const LINGER_MAX_BYTES: usize = 64 * 1024 * 1024;
-const LINGER_TIME: Duration = Duration::from_secs(30);
 /// At most one connection in this many may wait for memory.
 const MAX_WAITING_PART: usize = 4;
 /// The lines of almost every request take at most this many times its body, and a bit more for small ones.
 const USUAL_GROWTH: usize = 4;
 const USUAL_LINES_LEAST_BYTES: usize = 16 * 1024;
-/// All lines of one request may take at most this many times the largest body.
+/// All lines of one request may take at most this many times the largest body, less a quarter: with it, 42 senders of the
+/// worst bodies on one side and 900 slow ones on the other took 134 MiB of the 128 that there are.
 const MAX_GROWTH: usize = 2;
 
 const RETRY_FULL_SECONDS: u64 = 10;
@@ -95,7 +94,7 @@ pub struct Ingest {
 impl Ingest {
     /// Ingest before its first request.
     pub fn new(config: &Config, spool: Spool, authenticator: Authenticator) -> Arc<Ingest> {
-        let max_lines_bytes = config.max_inflight_bytes.max(config.max_body_bytes.saturating_mul(MAX_GROWTH));
+        let max_lines_bytes = config.max_inflight_bytes.max(config.max_body_bytes.saturating_mul(MAX_GROWTH)) / 4 * 3;
         // So connections are left for requests that need little memory.
         let max_waiting = (config.max_connections / MAX_WAITING_PART).max(1);
         let largest_event = config.max_event_bytes;
@@ -194,30 +193,32 @@ impl Ingest {
         log_type: &mut Option<LogType>,
     ) -> Result<Taken, Refusal> {
         let (head, mut body) = request.into_parts();
+        let mut head = Head { uri: head.uri, headers: head.headers };
+        let expects = head.headers.contains_key(EXPECT);
         let taken = match route {
             Route::Question { answer, .. } => Ok(Taken::Answered(answer)),
             Route::Refused { refusal, .. } => Err(refusal),
             Route::OidcToken => {
                 // Few requests are one, and its future is larger than that of all others.
-                let taken = Box::pin(self.take_token(&head.headers, &mut body, guest)).await;
+                let taken = Box::pin(self.take_token(head, &mut body, guest)).await;
                 taken.map(|()| Taken::Answered(empty_answer(StatusCode::NO_CONTENT)))
             }
             Route::Events { protocol, log_type: named } => {
-                let sender = Sender { protocol, named, decided: named, uri: &head.uri, headers: &head.headers };
-                self.take_events(&sender, &mut body, guest, log_type).await
+                *log_type = named;
+                self.take_events(protocol, &mut head, &mut body, guest, log_type).await
             }
         };
-        linger(body, &head.headers);
+        receive::linger(body, expects);
         taken
     }
 
     /// `PUT /v1/oidc-token`. Never depends on the spool.
-    async fn take_token(&self, headers: &HeaderMap, body: &mut Incoming, guest: &Guest) -> Result<(), Refusal> {
+    async fn take_token(&self, head: Head, body: &mut Incoming, guest: &Guest) -> Result<(), Refusal> {
         let place = self.tokens.place(guest.network());
         let body = place.read(body, &self.stop_bodies);
         let taken = tokio::select! {
             biased;
-            taken = self.authenticator.hand_over_request(guest, headers, body) => taken,
+            taken = self.authenticator.hand_over_request(guest, head, body) => taken,
             refusal = place.given_up() => Err(refusal),
         };
         taken.map_err(|refusal| match refusal {
@@ -232,14 +233,14 @@ impl Ingest {
     /// `log_type` tells the meters what the events are, as soon as that is known.
     async fn take_events(
         &self,
-        sender: &Sender<'_>,
+        protocol: &'static dyn Protocol,
+        head: &mut Head,
         body: &mut Incoming,
         guest: &Guest,
         log_type: &mut Option<LogType>,
     ) -> Result<Taken, Refusal> {
-        let Sender { protocol, named, uri, headers, .. } = *sender;
-        *log_type = named;
-        let carried = protocol.token(uri, headers);
+        let (named, headers) = (*log_type, &head.headers);
+        let carried = protocol.token(&head.uri, headers);
         let identity = self.authenticator.authenticate(guest, headers, carried.as_deref(), named).await;
         if headers.contains_key(OIDC_TOKEN_HEADER) {
             self.authenticator.hand_over_beside(guest, headers, identity.is_ok()).await;
@@ -247,14 +248,21 @@ impl Ingest {
         let identity = identity?;
         let decided = identity.log_type().or(named);
         *log_type = decided;
-        let sender = &Sender { decided, ..*sender };
-        let encoding = self.judge_head(&identity, sender)?;
+        let encoding = self.judge_head(&identity, named, &Sender { protocol, decided, head })?;
         guest.let_in();
 
         let share = Share::of(identity, decided);
         let (limit, variable) = (self.max_body_bytes, self.max_body_variable);
         let terms = Terms { limit, variable, memory: &self.bodies, share, stop: &self.stop_bodies };
-        let mut received = receive::read(body, encoding, &terms).await?;
+        let mut reading = pin!(receive::read(body, encoding, &terms));
+        let mut received = match reading.as_mut().now_or_never() {
+            Some(received) => received?,
+            // A thousand bodies that come slowly would keep 20 MiB of heads.
+            None => {
+                head.shrink();
+                reading.await?
+            }
+        };
         // Some senders compress twice and say so once.
         let encoding = Encoding::by_magic(&received.bytes);
         if encoding != Encoding::Identity {
@@ -263,7 +271,7 @@ impl Ingest {
                 return Err(Refusal::BrokenBody { reason: "it is compressed more than twice".to_owned() });
             }
         }
-        let (lines, held) = self.parse(sender, share, received).await?;
+        let (lines, held) = self.parse(&Sender { protocol, decided, head }, share, received).await?;
         *log_type = Some(main_type(&lines));
         self.both_ways.look(identity, protocol, &lines);
         Ok(Taken::Events(lines, held))
@@ -271,8 +279,14 @@ impl Ingest {
 
     /// What the head alone can be refused for, before any memory is taken. Where it doesn't tell the
     /// log type, a spool that would take one of them is no reason.
-    fn judge_head(&self, identity: &Identity, sender: &Sender<'_>) -> Result<Encoding, Refusal> {
-        if let (Some(named), Some(may_write)) = (sender.named, identity.log_type())
+    fn judge_head(
+        &self,
+        identity: &Identity,
+        named: Option<LogType>,
+        sender: &Sender<'_>,
+    ) -> Result<Encoding, Refusal> {
+        let headers = &sender.head.headers;
+        if let (Some(named), Some(may_write)) = (named, identity.log_type())
             && named != may_write
         {
             auth::count_wrong_type();
@@ -281,12 +295,12 @@ impl Ingest {
         if self.draining.load(Ordering::Relaxed) {
             return Err(receive::draining());
         }
-        let length = sender.headers.get(CONTENT_LENGTH);
-        if length.is_none() && !sender.headers.contains_key(TRANSFER_ENCODING) {
+        let length = headers.get(CONTENT_LENGTH);
+        if length.is_none() && !headers.contains_key(TRANSFER_ENCODING) {
             return Err(Refusal::LengthRequired);
         }
-        sender.protocol.judge_media_type(sender.headers)?;
-        let encoding = sender.protocol.encoding(sender.headers)?;
+        sender.protocol.judge_media_type(headers)?;
+        let encoding = sender.protocol.encoding(headers)?;
         let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if length.is_some_and(|length| length > self.max_body_bytes as u64) {
             return Err(Refusal::TooLarge { limit: self.max_body_bytes, variable: self.max_body_variable });
@@ -307,8 +321,9 @@ impl Ingest {
     /// The request's events. All that is built of its body is charged first. Few grow more than usual on their way to
     /// lines; those are parsed again, with room for the most that is allowed.
     async fn parse(&self, sender: &Sender<'_>, share: Share, body: Received) -> Result<(ByType<Lines>, Held), Refusal> {
-        let decoding = Decoding::of(sender.headers, &body.bytes)?;
-        let unpacked = protocols::unpacked_bytes(sender.protocol, sender.headers, &body.bytes, decoding);
+        let headers = &sender.head.headers;
+        let decoding = Decoding::of(headers, &body.bytes)?;
+        let unpacked = protocols::unpacked_bytes(sender.protocol, headers, &body.bytes, decoding);
         let unpacked = unpacked.min(self.max_body_bytes);
         let length = body.bytes.len().max(unpacked);
         let most = self.limits.max_lines_bytes.saturating_sub(unpacked);
@@ -345,7 +360,7 @@ impl Ingest {
         body: &Arc<Received>,
         mut charge: Charge,
     ) -> Result<(ByType<Lines>, Held), Refusal> {
-        let Sender { protocol, decided, uri, headers, .. } = *sender;
+        let Sender { protocol, decided, head: Head { uri, headers } } = *sender;
         let (body, default_type) = (Arc::clone(body), self.default_type);
         let scan = move |uri: &Uri, headers: &HeaderMap| {
             let parts = protocol.events(uri, headers, body.bytes.clone(), decoding, crate::batch::now, &limits)?;
@@ -425,7 +440,7 @@ pub async fn answer_once_started(
         Some(ingest) => ingest.handle(request, guest).await,
         None => {
             let (head, body) = request.into_parts();
-            linger(body, &head.headers);
+            receive::linger(body, head.headers.contains_key(EXPECT));
             let protocol = route(&head.method, head.uri.path(), &head.headers).protocol();
             let reason = "starting: the spool is being recovered".to_owned();
             let refusal = Refusal::Unavailable { reason, retry_after_seconds: RETRY_STARTING_SECONDS };
@@ -438,12 +453,9 @@ pub async fn answer_once_started(
 #[derive(Clone, Copy)]
 struct Sender<'a> {
     protocol: &'static dyn Protocol,
-    /// The log type in the path.
-    named: Option<LogType>,
     /// The log type that the credentials decide, or else the path.
     decided: Option<LogType>,
-    uri: &'a Uri,
-    headers: &'a HeaderMap,
+    head: &'a Head,
 }
 
 fn main_type(lines: &ByType<Lines>) -> LogType {
@@ -479,23 +491,6 @@ fn not_taken(error: AppendError) -> Refusal {
         error => error.to_string(),
     };
     Refusal::Unavailable { reason, retry_after_seconds }
-}
-
-/// Reads in the background what is left of a body that was refused, so that its sender reads the answer. A client that
-/// waits for `100 Continue` sends no body.
-fn linger(mut body: Incoming, headers: &HeaderMap) {
-    if body.is_end_stream() || headers.contains_key(EXPECT) {
-        return;
-    }
-    tokio::spawn(tokio::time::timeout(LINGER_TIME, async move {
-        let mut left = LINGER_MAX_BYTES;
-        while let Some(Ok(frame)) = body.frame().await {
-            match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
-                Some(rest) => left = rest,
-                None => return,
-            }
-        }
-    }));
 }
 
 #[cfg(test)]

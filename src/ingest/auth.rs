@@ -22,6 +22,7 @@ use crate::credentials::{Credentials, Offer};
 use crate::http::listener::Guest;
 use crate::metric_table;
 use crate::oidc::{OidcToken, Verifier, VerifyError, looks_like_jwt};
+use crate::protocols::Head;
 use token_file::{StaticToken, TokenFile};
 pub use token_file::{TokenFileError, token_file_problem, token_file_types};
 
@@ -273,16 +274,20 @@ impl Authenticator {
     pub async fn hand_over_request<E: From<AuthError>>(
         &self,
         guest: &Guest,
-        headers: &HeaderMap,
+        head: Head,
         body: impl Future<Output = Result<Option<Bytes>, E>>,
     ) -> Result<(), E> {
-        let presented = token_of(headers);
+        let presented = token_of(&head.headers).map(|token| token.map(|token| SecretString::from(token.as_ref())));
+        // A thousand strangers whose tokens come slowly would keep 20 MiB of heads.
+        drop(head);
         let outcome = match &presented {
             Err(error @ AuthError::Malformed(_)) => Err(error.clone()),
-            Ok(Some(token)) if looks_like_jwt(token) => self.hand_over(guest, token).await,
+            Ok(Some(token)) if looks_like_jwt(token.expose_secret()) => {
+                self.hand_over(guest, token.expose_secret()).await
+            }
             _ => match body.await? {
                 None => Err(AuthError::Invalid),
-                Some(body) if body.trim_ascii().is_empty() && presented == Ok(None) => Err(AuthError::Missing),
+                Some(body) if body.trim_ascii().is_empty() && matches!(presented, Ok(None)) => Err(AuthError::Missing),
                 // A token is ASCII: anything else is none.
                 Some(body) => self.hand_over(guest, std::str::from_utf8(&body).unwrap_or_default()).await,
             },

@@ -28,6 +28,10 @@ const AUDITS_PATIENCE: Duration = Duration::from_secs(2);
 const DEMAND_INTERVAL: Duration = Duration::from_millis(250);
 /// A smaller body is not charged: a connection is counted as if it always had one.
 pub const UNCHARGED_BYTES: usize = 4 * 1024;
+/// A body that nobody wants is read and forgotten up to here, so that its sender reads the answer
+/// instead of a reset.
+const LINGER_MAX_BYTES: usize = 64 * 1024 * 1024;
+const LINGER_TIME: Duration = Duration::from_secs(30);
 /// Most bodies inflate to at most this many times their size.
 const USUAL_INFLATION: usize = 16;
 
@@ -279,6 +283,23 @@ impl Clock {
 /// The refusal of requests that come while the daemon ends.
 pub fn draining() -> Refusal {
     Refusal::Unavailable { reason: "shutting down".to_owned(), retry_after_seconds: 5 }
+}
+
+/// Reads in the background what is left of a body that was refused, so that its sender reads the answer. A client that
+/// waits for `100 Continue` sends no body: it `expects`.
+pub(super) fn linger(mut body: Incoming, expects: bool) {
+    if body.is_end_stream() || expects {
+        return;
+    }
+    tokio::spawn(tokio::time::timeout(LINGER_TIME, async move {
+        let mut left = LINGER_MAX_BYTES;
+        while let Some(Ok(frame)) = body.frame().await {
+            match left.checked_sub(frame.data_ref().map_or(0, Bytes::len)) {
+                Some(rest) => left = rest,
+                None => return,
+            }
+        }
+    }));
 }
 
 #[cfg(test)]

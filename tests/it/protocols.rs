@@ -9,7 +9,7 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
 use crate::harness::books::check_bucket;
-use crate::harness::{Answer, DEPLOYMENTS, Daemon, Setup, TOKEN, Upload, wait_until_delivered};
+use crate::harness::{Answer, DEPLOYMENTS, Daemon, Raw, Setup, TOKEN, Upload, wait_until_delivered};
 use crate::local_aws::{Fault, LocalAws};
 
 /// May write `env0-audits` only.
@@ -265,6 +265,49 @@ fn text_in_a_declared_charset_is_decoded_or_refused_and_nothing_is_replaced() {
     assert_eq!(lines.iter().filter(|line| line.contains("cañon applied")).count(), 4, "{lines:?}");
     let replaced = listener.daemon.metric("replaced_bytes_total{type=\"env0-deployments\"}");
     assert_eq!(replaced.unwrap_or_default(), 0.0);
+    listener.finish();
+}
+
+#[test]
+fn what_a_head_says_of_events_holds_however_late_their_body_comes() {
+    let listener = Listener::new();
+    let sumo = "X-Sumo-Name: n\r\nX-Sumo-Host: h\r\nX-Sumo-Category: c\r\nX-Sumo-Fields: f=1\r\n\
+                X-Sumo-Dimensions: d=1\r\nX-Sumo-Metadata: m=1\r\nContent-Type: text/plain; charset=ISO-8859-1\r\n";
+    let loki = "X-Scope-OrgID: tenant\r\nContent-Type: application/json\r\n";
+    let lines = r#"{"streams":[{"stream":{"a":"b"},"values":[["1700000000000000000","in loki"]]}]}"#;
+    let requests: [(&str, &str, &[u8]); 3] = [
+        ("/receiver/v1/http/not-needed", sumo, b"ca\xf1on"),
+        ("/loki/api/v1/push", loki, lines.as_bytes()),
+        ("/services/collector/raw?source=s&sourcetype=t%20u", "", b"in splunk"),
+    ];
+    for (path, headers, body) in requests {
+        let mut raw = Raw::connect(listener.daemon.listen).unwrap();
+        let length = body.len();
+        raw.write(format!(
+            "POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nExpect: 100-continue\r\n\
+             Content-Length: {length}\r\n{headers}\r\n"
+        ))
+        .unwrap();
+        // The daemon waits for the body from here on.
+        assert_eq!(raw.answer().unwrap().unwrap().status, 100, "{path}");
+        raw.write(body).unwrap();
+        let answer = raw.answer().unwrap().unwrap();
+        assert!(matches!(answer.status, 200 | 204), "{path}: {} {}", answer.status, answer.text());
+    }
+    let sumo = listener.stored("ca\u{f1}on").1;
+    for (name, value) in [
+        ("_sourceName", "n"),
+        ("_sourceHost", "h"),
+        ("_sourceCategory", "c"),
+        ("_fields", "f=1"),
+        ("_dimensions", "d=1"),
+        ("_metadata", "m=1"),
+    ] {
+        assert_eq!(sumo[name], value, "{sumo}");
+    }
+    assert!(listener.stored("in loki").1.to_string().contains("tenant"));
+    let splunk = listener.stored("in splunk").1;
+    assert_eq!((&splunk["source"], &splunk["sourcetype"]), (&json!("s"), &json!("t u")), "{splunk}");
     listener.finish();
 }
 

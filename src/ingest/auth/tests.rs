@@ -13,6 +13,10 @@ fn guest() -> Guest {
     Guest::anybody()
 }
 
+fn head(headers: &HeaderMap) -> Head {
+    Head { uri: axum::http::Uri::default(), headers: headers.clone() }
+}
+
 struct Case {
     server: Server,
     issuer: Issuer,
@@ -174,17 +178,17 @@ async fn a_hand_over_takes_the_token_from_the_header_or_the_body() {
     let none = HeaderMap::new();
     let with_body = async |headers: &HeaderMap, body: &str| {
         let body = Bytes::copy_from_slice(body.as_bytes());
-        case.auth.hand_over_request(&guest(), headers, async { Ok::<_, AuthError>(Some(body)) }).await
+        case.auth.hand_over_request(&guest(), head(headers), async { Ok::<_, AuthError>(Some(body)) }).await
     };
     let never = std::future::pending::<Result<Option<Bytes>, AuthError>>();
-    assert_eq!(case.auth.hand_over_request(&guest(), &bearer, never).await, Ok(()), "no body is waited for");
+    assert_eq!(case.auth.hand_over_request(&guest(), head(&bearer), never).await, Ok(()), "no body is waited for");
     assert_eq!(with_body(&none, &format!("{token}\n")).await, Ok(()));
     assert_eq!(with_body(&own, &token).await, Ok(()));
     assert_eq!(with_body(&none, " ").await, Err(AuthError::Missing));
     assert_eq!(with_body(&none, "\u{fffd}").await, Err(AuthError::Invalid));
     assert_eq!(with_body(&own, "").await, Err(AuthError::Invalid), "a static token is none to hand over");
     let too_long = async { Ok::<_, AuthError>(None) };
-    assert_eq!(case.auth.hand_over_request(&guest(), &none, too_long).await, Err(AuthError::Invalid));
+    assert_eq!(case.auth.hand_over_request(&guest(), head(&none), too_long).await, Err(AuthError::Invalid));
     assert_eq!(case.tokens(), 1);
 }
 

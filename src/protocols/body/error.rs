@@ -37,7 +37,7 @@ pub enum BodyError {
     },
     /// 413
     #[error(
-        "the events take more than {limit_bytes} bytes as lines of JSON, the larger of \
+        "the events take more than {limit_bytes} bytes as lines of JSON, three quarters of the larger of \
          ENV0_S3_LOG_MAX_INFLIGHT_BYTES and twice ENV0_S3_LOG_MAX_BODY_BYTES; send fewer in one request"
     )]
     LinesTooLarge {
