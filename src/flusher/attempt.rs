@@ -90,7 +90,13 @@ async fn send(shared: &Shared, folder: &Arc<Folder>, waiting: &mut Waiting) -> R
             on_disk(folder, batch, Folder::rename).await.map_err(Failure::Disk)?;
             waiting.known.needs_new_name = false;
         }
-        on_disk(folder, batch, |folder, batch| folder.set_stage(batch, Stage::Sending)).await.map_err(Failure::Disk)?;
+        // A copy of the folder in its place has the file, too. Sent from there, it would stay in the folder under its old
+        // name, and the next start would send it again.
+        let begun = |folder: &Folder, batch: &mut Batch| {
+            folder.confirm()?;
+            folder.set_stage(batch, Stage::Sending)
+        };
+        on_disk(folder, batch, begun).await.map_err(Failure::Disk)?;
         let started = Instant::now();
         let outcome = shared.s3.put(&put(shared, folder, batch, &gaps)).await;
         let ended = (&outcome).into();

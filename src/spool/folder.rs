@@ -277,6 +277,11 @@ impl Folder {
         let _ = self.sealed.send(batch);
     }
 
+    /// Makes sure that what is read and renamed here is the spool's; see [`Home::confirm`].
+    pub fn confirm(&self) -> io::Result<()> {
+        self.home.confirm().map(drop)
+    }
+
     /// Renames a batch's file to a stage, durably. Repeated after an error, it does what is left to do.
     pub fn set_stage(&self, batch: &mut Batch, stage: Stage) -> io::Result<()> {
         self.rename_to(batch, SealedName { stage, ..batch.name })

@@ -185,6 +185,45 @@ fn no_event_goes_to_what_lies_over(words: &str, cover: fn(&Path, &Path) -> Cover
     }
 }
 
+#[test]
+fn no_batch_is_sent_from_a_copy_of_its_folder_and_again_from_the_folder() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "100ms");
+    let (mut daemon, books) = (setup.start(), Books::default());
+    aws.s3.inject(Fault::slow_down());
+    send_until_taken(&daemon, &books, AUDITS, 5);
+    let (folder, copy) = (setup.spool().join("env0-audits"), setup.folder().join("copy"));
+    let names = |folder: &Path| -> Vec<_> {
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    wait_until("it was refused", || {
+        aws.s3.put_count() > 0 && names(&folder).iter().any(|name| name.ends_with(".sealed"))
+    });
+    std::fs::create_dir(&copy).unwrap();
+    for name in names(&folder) {
+        std::fs::copy(folder.join(&name), copy.join(&name)).unwrap();
+    }
+    let swapped = Swapped { folder, other: copy };
+    swapped.change_places();
+    let tries = aws.s3.put_count();
+    aws.s3.heal();
+    wait_until("the batch is held up", || {
+        daemon.log().text().contains("is another folder than before") || aws.s3.put_count() > tries + 1
+    });
+    assert_eq!(aws.s3.lines(), [""; 0], "{}", daemon.log().text());
+    swapped.change_places();
+    std::fs::remove_dir_all(&swapped.other).unwrap();
+    std::mem::forget(swapped);
+    wait_until("it is sent", || aws.s3.lines().len() == 5);
+    for _ in 0..2 {
+        assert_eq!(daemon.terminate().code(), Some(0));
+        daemon = setup.start();
+    }
+    assert_eq!(daemon.terminate().code(), Some(0));
+    books.balance(&aws, &setup);
+    assert_eq!(aws.s3.lines().len(), 5, "{}", daemon.log().text());
+}
+
 /// Whether a thread of the daemon waits for a disk, in state `D`, which stands behind the thread's name.
 fn waits_for_a_disk(daemon: &Daemon) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{}/task", daemon.process_id())).unwrap();
