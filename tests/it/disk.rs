@@ -14,7 +14,7 @@ pub(crate) struct Mounted(PathBuf);
 
 impl Mounted {
     /// Takes root: a test that calls this is ignored where the build script did not set `may_mount`.
-    fn over(folder: &Path, what: &[&str]) -> Mounted {
+    pub(crate) fn over(folder: &Path, what: &[&str]) -> Mounted {
         std::fs::create_dir_all(folder).unwrap();
         let output = Command::new("mount").args(what).arg(folder).output().unwrap();
         assert!(output.status.success(), "mount: {}", String::from_utf8_lossy(&output.stderr));
@@ -100,130 +100,6 @@ fn on_a_frozen_disk_what_was_begun_is_waited_for_and_the_rest_refused_for_good()
     assert_eq!(stored_events(&aws), books.acknowledged(), "{}", daemon.log().text());
 }
 
-/// Something that lies over a folder until it is taken away.
-type Cover = Box<dyn std::any::Any>;
-
-/// A folder of the same file system in the place of `folder`, until dropped: the two change places at once.
-struct Swapped {
-    folder: PathBuf,
-    other: PathBuf,
-}
-
-impl Swapped {
-    fn with(folder: &Path, other: &Path) -> Swapped {
-        std::fs::create_dir(other).unwrap();
-        let swapped = Swapped { folder: folder.to_owned(), other: other.to_owned() };
-        swapped.change_places();
-        swapped
-    }
-
-    fn change_places(&self) {
-        let (here, exchange) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
-        rustix::fs::renameat_with(here, &self.folder, here, &self.other, exchange).unwrap();
-    }
-}
-
-impl Drop for Swapped {
-    fn drop(&mut self) {
-        self.change_places();
-        let written = std::fs::read_dir(&self.other).unwrap().count();
-        assert!(written == 0 || std::thread::panicking(), "nothing is written there");
-    }
-}
-
-#[test]
-fn a_folder_in_the_place_of_a_log_types_folder_gets_no_event_and_costs_none() {
-    no_event_goes_to_what_lies_over("is another folder than before", |folder, other| {
-        Box::new(Swapped::with(folder, other))
-    });
-}
-
-#[test]
-#[cfg_attr(not(may_mount), ignore = "mounts a folder over another, which takes root")]
-fn a_folder_mounted_over_a_log_types_folder_gets_no_event_and_costs_none() {
-    no_event_goes_to_what_lies_over("is another folder than before", |folder, other| {
-        std::fs::create_dir(other).unwrap();
-        Box::new(Mounted::over(folder, &["--bind", other.to_str().unwrap()]))
-    });
-}
-
-#[test]
-#[cfg_attr(not(may_mount), ignore = "mounts a file system, which takes root")]
-fn what_is_mounted_over_a_log_types_folder_gets_no_event_and_costs_none() {
-    no_event_goes_to_what_lies_over("another file system", |folder, _| Box::new(Mounted::tmpfs(folder, "3m")));
-}
-
-fn no_event_goes_to_what_lies_over(words: &str, cover: fn(&Path, &Path) -> Cover) {
-    // Whether the batch waits for S3 or is still open.
-    for max_age in ["100ms", "1h"] {
-        let aws = LocalAws::start();
-        let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", max_age);
-        let (mut daemon, books) = (setup.start(), Books::default());
-        aws.s3.inject(Fault::internal_error());
-        send_until_taken(&daemon, &books, AUDITS, 5);
-        wait_until("it was tried", || max_age == "1h" || aws.s3.put_count() > 0);
-        let over = cover(&setup.spool().join("env0-audits"), &setup.folder().join("other"));
-        wait_until("events are refused", || {
-            let ids = books.ids(1);
-            let taken = is_taken_or_temporary(&daemon.post(AUDITS, Books::body(&ids)));
-            if taken {
-                books.acknowledge(ids);
-            }
-            !taken
-        });
-        let ready = daemon.admin_get("/readyz?verbose").unwrap();
-        assert!(ready.status == 503 && ready.text().contains(words), "{}", ready.text());
-        let tries = aws.s3.put_count();
-        aws.s3.heal();
-        wait_until("the waiting batch was looked for", || daemon.log().text().contains(words));
-        drop(over);
-        send_until_taken(&daemon, &books, AUDITS, 5);
-        wait_until("the rest was sent", || max_age == "1h" || aws.s3.put_count() > tries);
-        assert_eq!(daemon.terminate().code(), Some(0));
-        books.balance(&aws, &setup);
-        assert_eq!(stored_events(&aws), books.acknowledged(), "{max_age}, {}", daemon.log().text());
-    }
-}
-
-#[test]
-fn no_batch_is_sent_from_a_copy_of_its_folder_and_again_from_the_folder() {
-    let aws = LocalAws::start();
-    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "100ms");
-    let (mut daemon, books) = (setup.start(), Books::default());
-    aws.s3.inject(Fault::slow_down());
-    send_until_taken(&daemon, &books, AUDITS, 5);
-    let (folder, copy) = (setup.spool().join("env0-audits"), setup.folder().join("copy"));
-    let names = |folder: &Path| -> Vec<_> {
-        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
-    };
-    wait_until("it was refused", || {
-        aws.s3.put_count() > 0 && names(&folder).iter().any(|name| name.ends_with(".sealed"))
-    });
-    std::fs::create_dir(&copy).unwrap();
-    for name in names(&folder) {
-        std::fs::copy(folder.join(&name), copy.join(&name)).unwrap();
-    }
-    let swapped = Swapped { folder, other: copy };
-    swapped.change_places();
-    let tries = aws.s3.put_count();
-    aws.s3.heal();
-    wait_until("the batch is held up", || {
-        daemon.log().text().contains("is another folder than before") || aws.s3.put_count() > tries + 1
-    });
-    assert_eq!(aws.s3.lines(), [""; 0], "{}", daemon.log().text());
-    swapped.change_places();
-    std::fs::remove_dir_all(&swapped.other).unwrap();
-    std::mem::forget(swapped);
-    wait_until("it is sent", || aws.s3.lines().len() == 5);
-    for _ in 0..2 {
-        assert_eq!(daemon.terminate().code(), Some(0));
-        daemon = setup.start();
-    }
-    assert_eq!(daemon.terminate().code(), Some(0));
-    books.balance(&aws, &setup);
-    assert_eq!(aws.s3.lines().len(), 5, "{}", daemon.log().text());
-}
-
 /// Whether a thread of the daemon waits for a disk, in state `D`, which stands behind the thread's name.
 fn waits_for_a_disk(daemon: &Daemon) -> bool {
     let threads = std::fs::read_dir(format!("/proc/{}/task", daemon.process_id())).unwrap();
@@ -232,7 +108,7 @@ fn waits_for_a_disk(daemon: &Daemon) -> bool {
 }
 
 /// Sends events until they are acknowledged, as a shipper does; the refusals on the way.
-fn send_until_taken(daemon: &Daemon, books: &Books, path: &str, count: usize) -> usize {
+pub(crate) fn send_until_taken(daemon: &Daemon, books: &Books, path: &str, count: usize) -> usize {
     let ids = books.ids(count);
     let mut refused = 0;
     wait_until("the events are taken", || {
@@ -244,7 +120,7 @@ fn send_until_taken(daemon: &Daemon, books: &Books, path: &str, count: usize) ->
     refused
 }
 
-fn is_taken_or_temporary(answer: &Answer) -> bool {
+pub(crate) fn is_taken_or_temporary(answer: &Answer) -> bool {
     if answer.status != 200 {
         assert_eq!(answer.status, 503, "{}", answer.text());
         assert!(answer.header("retry-after").is_some());
@@ -397,7 +273,7 @@ fn a_folder_that_is_removed_is_made_again_and_the_chain_goes_on() {
 }
 
 /// How many events the objects say that they hold, compressed or not.
-fn stored_events(aws: &LocalAws) -> usize {
+pub(crate) fn stored_events(aws: &LocalAws) -> usize {
     aws.s3.objects().iter().map(|object| object.metadata["env0-records"].parse::<usize>().unwrap()).sum()
 }
 

@@ -19,6 +19,7 @@ mod cloudwatch_answers;
 mod configuration;
 mod crash;
 mod disk;
+mod disk_elsewhere;
 mod documents;
 mod drain;
 mod floors;
