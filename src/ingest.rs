@@ -51,8 +51,8 @@ const MAX_WAITING_PART: usize = 4;
 /// The lines of almost every request take at most this many times its body, and a bit more for small ones.
 const USUAL_GROWTH: usize = 4;
 const USUAL_LINES_LEAST_BYTES: usize = 16 * 1024;
-/// All lines of one request may take at most this many times the largest body, less a quarter: with it, 42 senders of the
-/// worst bodies on one side and 900 slow ones on the other took 134 MiB of the 128 that there are.
+/// All lines of one request may take three quarters of this many times the largest body. While they could take all of it,
+/// 42 senders of the worst bodies and 900 slow ones together took 134 MiB, and 128 are promised.
 const MAX_GROWTH: usize = 2;
 
 const RETRY_FULL_SECONDS: u64 = 10;

@@ -4,6 +4,8 @@ use std::cmp::Reverse;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::CROWD_PART;
+
 /// The most bytes that one read of every open connection may bring together.
 const READS_BYTES: usize = 4 * 1024 * 1024;
 /// The least that one connection's read may bring, however many there are.
@@ -17,8 +19,6 @@ const LARGE_BUFFERS_MAX_BYTES: usize = 8 * 1024 * 1024;
 /// Heads and pieces of TLS that are larger than usual ([`Layer::usual_bytes`]), all connections of a [`Party`] together.
 /// Senders have more, because each piece of TLS of a large body counts until it is whole.
 pub(super) const HEADS_MAX_BYTES: [usize; 2] = [2 * 1024 * 1024, 4 * 1024 * 1024];
-/// An address that keeps more than this part of it is a crowd: what it keeps goes first, however fresh it is.
-const CROWD_PART: usize = 8;
 
 /// Neither takes the memory of the other.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub(super) enum Party {
 }
 
 /// What keeps bytes that are no body's.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(in crate::http) enum Layer {
     /// What TLS has read since there was something to pass on: a handshake, or pieces of a record.
     Tls,

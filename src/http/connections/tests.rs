@@ -47,7 +47,7 @@ fn connections_share_what_their_reads_may_bring_and_each_has_a_least_and_a_most(
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_address_with_the_most_strangers_loses_one_first_and_its_oldest() {
+async fn in_a_crowd_the_oldest_stranger_goes_and_else_the_newest_of_the_largest_address() {
     let registry = registry(40);
     let honest = from(&registry, 1);
     let mut crowd: Vec<_> = (0..6).map(|_| from(&registry, 2)).collect();
