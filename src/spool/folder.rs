@@ -277,7 +277,7 @@ impl Folder {
         let _ = self.sealed.send(batch);
     }
 
-    /// Makes sure that what is read and renamed here is the spool's; see [`Home::confirm`].
+    /// Makes sure that what is read and renamed here is the spool's; see `Home::confirm`.
     pub fn confirm(&self) -> io::Result<()> {
         self.home.confirm().map(drop)
     }
