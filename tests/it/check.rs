@@ -12,40 +12,38 @@ use crate::disk::Mounted;
 use crate::harness::{DEPLOYMENTS, Finished, Setup, event, wait_until, wait_until_delivered};
 use crate::local_aws::sts::StsError;
 use crate::local_aws::{BUCKET, Fault, LocalAws, Operation};
-use crate::machine::Machine;
 
-const UNAVAILABLE: Option<i32> = Some(69);
-const DISK: Option<i32> = Some(74);
-const CANT_CREATE: Option<i32> = Some(73);
-const IO: Option<i32> = Some(74);
+pub(crate) const UNAVAILABLE: Option<i32> = Some(69);
+pub(crate) const CANT_CREATE: Option<i32> = Some(73);
+pub(crate) const IO: Option<i32> = Some(74);
 const DENIED: Option<i32> = Some(77);
 const CONFIGURATION: Option<i32> = Some(78);
 
-fn setup(aws: &LocalAws) -> Setup {
+pub(crate) fn setup(aws: &LocalAws) -> Setup {
     Setup::new(aws).set("ENV0_S3_LOG_ADMIN_ADDR", format!("127.0.0.1:{}", free_port()))
 }
 
 /// For listeners whose address has to be known before they start.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// The step `name` of a report.
-fn step(finished: &Finished, name: &str) -> Value {
+pub(crate) fn step(finished: &Finished, name: &str) -> Value {
     let report: Value = serde_json::from_str(&finished.stdout).unwrap_or_else(|_| panic!("{finished:?}"));
     let steps = report["steps"].as_array().unwrap();
     steps.iter().find(|step| step["name"] == name).unwrap_or_else(|| panic!("no {name} in {report}")).clone()
 }
 
 /// Asserts that `name` is the first step that fails, and returns its detail and remedy.
-fn failure(finished: &Finished, name: &str, code: Option<i32>) -> String {
+pub(crate) fn failure(finished: &Finished, name: &str, code: Option<i32>) -> String {
     let failed = step(finished, name);
     assert_eq!((failed["verdict"].as_str(), finished.code), (Some("fail"), code), "{}", finished.stdout);
     format!("{} -> {}", failed["detail"].as_str().unwrap(), failed["remedy"].as_str().unwrap())
 }
 
 #[track_caller]
-fn assert_has(text: &str, parts: &[&str]) {
+pub(crate) fn assert_has(text: &str, parts: &[&str]) {
     for part in parts {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
@@ -65,45 +63,6 @@ fn a_good_configuration_passes_every_step_with_the_two_statement_policy() {
     assert!(!setup.spool().exists(), "a check makes no spool");
     let again = setup.run("check --write --json");
     assert_eq!(step(&again, "write")["verdict"], "ok", "an object that is there already doesn't hinder it");
-}
-
-#[test]
-fn check_and_run_call_an_address_in_use_by_the_same_exit_code() {
-    let aws = LocalAws::start();
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let setup = setup(&aws).set("ENV0_S3_LOG_LISTEN_ADDR", taken.local_addr().unwrap().to_string());
-    let finished = setup.run("check --offline --json");
-    assert_has(&failure(&finished, "addresses", Some(71)), &["ENV0_S3_LOG_LISTEN_ADDR", "in use"]);
-    let run = setup.run("run");
-    assert_eq!(run.code, Some(71), "{}", run.stderr);
-}
-
-#[test]
-fn check_and_run_call_a_spool_that_another_process_holds_by_the_same_exit_code() {
-    let aws = LocalAws::start();
-    let setup = setup(&aws);
-    let daemon = setup.start();
-    // Nobody answers at this address, so the holder is not the daemon that is asked for.
-    let setup = setup.set("ENV0_S3_LOG_ADMIN_ADDR", format!("127.0.0.1:{}", free_port()));
-    let finished = setup.run("check --json");
-    let holder = format!("process {} uses the spool", daemon.process_id());
-    assert_has(&failure(&finished, "lock", CANT_CREATE), &[&holder, "ENV0_S3_LOG_ADMIN_ADDR=127.0.0.1:"]);
-    assert_has(setup.run("check").stdout.lines().last().unwrap(), &["Next: lock: "]);
-    let run = setup.run("run");
-    assert_eq!(run.code, CANT_CREATE, "{}", run.stderr);
-    // Where another daemon answers, its spool is another one.
-    let other = Setup::new(&aws).start();
-    let setup = setup.set("ENV0_S3_LOG_ADMIN_ADDR", other.admin.to_string());
-    assert_has(&failure(&setup.run("check --json"), "lock", CANT_CREATE), &[&holder]);
-}
-
-#[test]
-fn an_address_of_another_machine_has_its_own_remedy_in_check_and_at_a_start() {
-    let aws = LocalAws::start();
-    let setup = Setup::new(&aws).set("ENV0_S3_LOG_LISTEN_ADDR", "192.0.2.1:8080");
-    let remedy = "choose an address that this machine has";
-    assert_has(&failure(&setup.run("check --offline --json"), "addresses", Some(71)), &[remedy]);
-    assert_has(&setup.run("run").stderr, &["192.0.2.1:8080", remedy]);
 }
 
 #[test]
@@ -156,68 +115,6 @@ fn a_spool_of_another_bucket_is_a_failure_while_it_holds_a_batch() {
     let setup = setup.set("ENV0_S3_LOG_BUCKET_NAME", "another-bucket");
     let finished = setup.run("check --offline --json");
     assert_has(&failure(&finished, "manifest", CONFIGURATION), &[BUCKET, "another-bucket", "drain"]);
-}
-
-#[test]
-fn what_keeps_a_start_from_its_spool_is_found_by_check_with_the_same_code() {
-    let aws = LocalAws::start();
-    aws.sts.set_down();
-    let without_manifest = setup(&aws);
-    let daemon = without_manifest.start();
-    daemon.post(DEPLOYMENTS, event("kept"));
-    daemon.kill();
-    std::fs::remove_file(without_manifest.spool().join("manifest.json")).unwrap();
-    let dangling = setup(&aws);
-    std::os::unix::fs::symlink(dangling.folder().join("nowhere"), dangling.spool()).unwrap();
-    let never_made = setup(&aws).set("ENV0_S3_LOG_SPOOL_DIR", "/proc/spool");
-    for (setup, name, code, part) in [
-        (without_manifest, "manifest", DISK, "1 batch and no manifest.json"),
-        (dangling, "spool", CANT_CREATE, "not a directory"),
-        (never_made, "spool", CANT_CREATE, "/proc"),
-    ] {
-        let checked = setup.run("check --offline --json");
-        assert_has(&failure(&checked, name, code), &[part]);
-        let run = setup.run("run");
-        assert_eq!(run.code, code, "{}", run.stderr);
-    }
-}
-
-#[test]
-#[cfg_attr(not(may_mount_images), ignore = "mounts a file system in a file, which takes root and a loop device")]
-fn a_disk_that_fails_is_told_by_check_and_by_run_alike_with_the_call() {
-    let aws = LocalAws::start();
-    let folder = tempfile::tempdir().unwrap();
-    let machine = Machine::start(folder.path(), "ext4");
-    let setup = machine.setup(setup(&aws));
-    // Before the spool is made, and with one.
-    for _ in 0..2 {
-        machine.fail_fsyncs(rustix::io::Errno::IO);
-        let checked = setup.run("check --offline --json");
-        let parts = ["fsync ", ".tmp: Input/output error", "the disk failed"];
-        assert_has(&failure(&checked, "spool", IO), &parts);
-        let run = setup.run("run");
-        assert_eq!(run.code, IO, "{}", run.stderr);
-        assert!(run.stderr.contains("fsync ") && run.stderr.contains("the disk failed"), "{}", run.stderr);
-        machine.heal();
-        assert_eq!(step(&setup.run("check --offline --json"), "spool")["verdict"], "ok");
-        setup.start().kill();
-    }
-}
-
-#[test]
-#[cfg_attr(not(may_mount_images), ignore = "mounts a file system in a file, which takes root and a loop device")]
-fn a_clock_that_nothing_can_run_with_is_refused_by_check_and_by_run_alike() {
-    const BEYOND_9998: i64 = 8_000 * 365 * 86_400;
-    let aws = LocalAws::start();
-    let folder = tempfile::tempdir().unwrap();
-    let machine = Machine::start(folder.path(), "ext4");
-    let setup = machine.setup(setup(&aws));
-    assert_eq!(step(&setup.run("check --offline --json"), "clock")["verdict"], "ok");
-    machine.set_clock(BEYOND_9998);
-    let checked = setup.run("check --offline --json");
-    assert_has(&failure(&checked, "clock", UNAVAILABLE), &["beyond 9998", "set this machine's clock right"]);
-    let run = setup.run("run");
-    assert_eq!(run.code, UNAVAILABLE, "{}", run.stderr);
 }
 
 #[test]
@@ -359,7 +256,7 @@ fn a_disk_with_little_room_is_a_failure_even_where_it_forgets() {
     let folder = setup.folder().join("small");
     let _tmpfs = Mounted::tmpfs(&folder, "3m");
     let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.to_str().unwrap());
-    assert_has(&failure(&setup.run("check --offline --json"), "disk", DISK), &["MiB are free", "enlarge the disk"]);
+    assert_has(&failure(&setup.run("check --offline --json"), "disk", IO), &["MiB are free", "enlarge the disk"]);
 }
 
 #[test]
@@ -475,49 +372,4 @@ fn a_token_of_its_own_that_has_ended_is_a_warning_beside_a_daemon_with_a_session
     assert_has(step(&finished, "sts")["detail"].as_str().unwrap(), &["the running daemon holds a session"]);
     daemon.kill();
     assert_has(&failure(&setup.run("check --json"), "token", DENIED), &["ended at"]);
-}
-
-#[test]
-fn what_can_hardly_be_meant_is_said_by_check_and_by_run_alike() {
-    let aws = LocalAws::start();
-    let setup = setup(&aws).set("AWS_PROFILE", "mine").set("RUST_LOG", "debg").set("ALL_PROXY", "http://u:p@proxy:1");
-    let checked = setup.run("check --offline").stdout;
-    let daemon = setup.start();
-    for words in ["not read by this daemon: ALL_PROXY", "AWS_PROFILE", "RUST_LOG sets no level"] {
-        assert!(checked.contains(words), "{words}: {checked}");
-        assert_eq!(daemon.log().count("WARN", words), 1, "{words}: {}", daemon.log().text());
-    }
-    assert!(!checked.contains("u:p@") && !daemon.log().text().contains("u:p@"));
-}
-
-#[test]
-fn two_listeners_on_one_port_are_refused_by_check_and_by_run_alike() {
-    let aws = LocalAws::start();
-    let setup = setup(&aws).set("ENV0_S3_LOG_LISTEN_ADDR", "[::]:18181").set("ENV0_S3_LOG_ADMIN_ADDR", "0.0.0.0:18181");
-    for command in ["check --offline", "run"] {
-        let finished = setup.run(command);
-        assert_eq!(finished.code, Some(78), "{command}: {}", finished.stderr);
-        assert!(format!("{}{}", finished.stdout, finished.stderr).contains("the port of ENV0_S3_LOG_LISTEN_ADDR"));
-    }
-}
-
-#[test]
-fn a_folder_of_the_spool_that_is_a_link_is_refused_by_check_and_by_run_alike() {
-    let aws = LocalAws::start();
-    for (folder, is_link) in [("env0-audits", true), ("quarantine", true), ("pull", true), ("env0-deployments", false)]
-    {
-        let setup = setup(&aws);
-        let elsewhere = setup.folder().join("elsewhere");
-        std::fs::create_dir_all(&elsewhere).unwrap();
-        std::fs::create_dir_all(setup.spool()).unwrap();
-        match is_link {
-            true => std::os::unix::fs::symlink(&elsewhere, setup.spool().join(folder)).unwrap(),
-            false => std::fs::write(setup.spool().join(folder), "").unwrap(),
-        }
-        let checked = setup.run("check --offline --json");
-        assert_has(&failure(&checked, "spool", CANT_CREATE), &[folder, "is a link or no folder"]);
-        let run = setup.run("run");
-        assert_eq!(run.code, CANT_CREATE, "{}", run.stderr);
-        assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0, "nothing is written through a link");
-    }
 }
