@@ -300,7 +300,7 @@ def main():
         check_existing_bucket(client, port, existing)
         make_stack(
             client, "all", BucketName="all-of-it", Subject=SUBJECT, ProviderArn=PROVIDER, ObjectLockDays="30",
-            RetentionDays="400", ProjectId="one", KmsKeyArn="arn:aws:kms:us-east-1:111122223333:key/k",
+            RetentionDays="400", ProjectId="0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9", KmsKeyArn="arn:aws:kms:us-east-1:111122223333:key/k",
             Auditor="true",
         )
         check_auditor(client, port)

@@ -67,6 +67,10 @@ says "the README's first command: quickstart.py"
 cargo build --quiet --locked --example quickstart
 python tests/packaging/quickstart.py "${CARGO_TARGET_DIR:-target}/debug/examples/quickstart"
 
+says "the AWS set-up's values: aws_values.py"
+command -v terraform >/dev/null || says "SKIPPED: Terraform's own judgement of them, as it is not installed"
+python tests/packaging/aws_values.py
+
 says "the AWS set-up, made in moto: aws.py"
 python tests/packaging/aws.py
 

@@ -1,6 +1,11 @@
 variable "bucket_name" {
   description = "Name of the bucket"
   type        = string
+
+  validation {
+    condition     = can(regex("^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$", var.bucket_name))
+    error_message = "bucket_name must be a bucket's name alone, such as my-env0-logs: 3 to 63 small letters, digits, points and hyphens."
+  }
 }
 
 variable "create_bucket" {
@@ -12,48 +17,88 @@ variable "create_bucket" {
 variable "subject" {
   description = "Whose tokens may assume the role: the sub of your env0 organization, as env0 shows it on its OIDC credential form; or, with a cluster's issuer, system:serviceaccount:<namespace>:<service account>"
   type        = string
+
+  validation {
+    condition     = can(regex("^(system:serviceaccount:[a-z0-9-]+:[a-z0-9.-]+|[A-Za-z0-9._-]+[|@][A-Za-z0-9._|@+=:/~-]+)$", var.subject))
+    error_message = "subject must be the sub of your env0 organization, such as auth0|0123456789abcdef01234567 (no organization's or project's id); or, with a cluster's issuer, system:serviceaccount:<namespace>:<service account>."
+  }
 }
 
 variable "issuer" {
   description = "The token issuer's URL without https://; env0's ends in a slash. For a pod's own token, the cluster's issuer"
   type        = string
   default     = "login.app.env0.com/"
+
+  validation {
+    condition     = can(regex("^[A-Za-z0-9.-]+(/[A-Za-z0-9._~%/-]*)?$", var.issuer)) && var.issuer != "login.app.env0.com"
+    error_message = "issuer must be the issuer's URL without https:// in front; env0's is login.app.env0.com/ with the slash at its end."
+  }
 }
 
 variable "audiences" {
   description = "What tokens are made out to. The default takes both forms of env0's tokens; a pod's own needs sts.amazonaws.com alone"
   type        = list(string)
   default     = ["hoMiq9PdkRh9LUvVpH4wIErWg50VSG1b", "sts.amazonaws.com"]
+
+  validation {
+    condition     = length(var.audiences) > 0 && alltrue([for audience in var.audiences : can(regex("^[A-Za-z0-9._~:/@+=-]+$", audience))])
+    error_message = "audiences must be a list of one or more, such as [\"sts.amazonaws.com\"], each by itself and without spaces."
+  }
 }
 
 variable "provider_arn" {
   description = "ARN of the issuer's OpenID Connect provider, where this account has it already; null to make it"
   type        = string
   default     = null
+
+  validation {
+    condition     = var.provider_arn == null || can(regex("^arn:aws[a-z-]*:iam::[0-9]{12}:oidc-provider/[A-Za-z0-9._~%/-]+$", var.provider_arn))
+    error_message = "provider_arn must be a provider's ARN, such as arn:aws:iam::111122223333:oidc-provider/login.app.env0.com/; null (leave it out) makes the provider."
+  }
 }
 
 variable "project_id" {
   description = "The one env0 project whose deployments may assume the role; null for every project"
   type        = string
   default     = null
+
+  validation {
+    condition     = var.project_id == null || can(regex("^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", var.project_id))
+    error_message = "project_id must be an env0 project's id, such as 0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9, not its name; null (leave it out) takes every project."
+  }
 }
 
 variable "retention_days" {
   description = "Objects of the bucket that is made are deleted after so many days; null keeps them for ever"
   type        = number
   default     = null
+
+  validation {
+    condition     = coalesce(var.retention_days, 1) >= 1 && coalesce(var.retention_days, 1) <= 2147483647
+    error_message = "retention_days must be a number of days from 1 to 2147483647; null (leave it out) keeps objects for ever."
+  }
 }
 
 variable "object_lock_days" {
   description = "For so many days nobody can change or delete an object of the bucket that is made (compliance mode); null turns Object Lock off"
   type        = number
   default     = null
+
+  validation {
+    condition     = coalesce(var.object_lock_days, 1) >= 1 && coalesce(var.object_lock_days, 1) <= 36500
+    error_message = "object_lock_days must be a number of days from 1 to 36500; null (leave it out) turns Object Lock off."
+  }
 }
 
 variable "kms_key_arn" {
   description = "ARN of the KMS key that encrypts the objects, also where the bucket is there already; null for S3's own keys"
   type        = string
   default     = null
+
+  validation {
+    condition     = var.kms_key_arn == null || can(regex("^arn:aws[a-z-]*:kms:[a-z0-9-]+:[0-9]{12}:key/[A-Za-z0-9-]+$", var.kms_key_arn))
+    error_message = "kms_key_arn must be the key's own ARN, such as arn:aws:kms:us-east-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab, not an alias: a policy on an alias gives no right to its key; null (leave it out) takes S3's own keys."
+  }
 }
 
 variable "cloudwatch" {
@@ -66,6 +111,11 @@ variable "log_group_prefix" {
   description = "In front of the log groups' names, env0-deployments and env0-audits"
   type        = string
   default     = ""
+
+  validation {
+    condition     = can(regex("^[A-Za-z0-9._/#-]*$", var.log_group_prefix))
+    error_message = "log_group_prefix must be letters, digits, points, underscores, hyphens, / and # alone."
+  }
 }
 
 variable "auditor" {
