@@ -19,12 +19,13 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::full_jitter;
+use crate::batch::Sha256;
 use crate::config::Config;
 use crate::network::Network;
 use crate::oidc::{OidcToken, Source};
 use crate::status::{CredentialsStatus, ExchangeTrouble, Timestamp, TokenStatus};
 pub use candidates::Offer;
-use candidates::{Candidates, refresh_at};
+use candidates::{Candidates, MAX_TOKENS, refresh_at};
 use failure::{Cause, Failure};
 use meters::Meters;
 use role::STEP_DOWN;
@@ -334,18 +335,15 @@ impl Inner {
     /// Asks STS about each token in turn, until one is taken or STS can't be asked.
     async fn exchange_any(&self) {
         self.read_sources().await;
-        let (tokens, whole) = {
+        let whole = {
             let mut state = self.lock();
             let now = Instant::now();
-            let whole = now >= state.not_before;
             (state.offered, state.last_round) = (false, now);
-            (state.candidates.in_order((self.clock)(), whole), whole)
+            now >= state.not_before
         };
-        if tokens.is_empty() && !whole {
-            return;
-        }
-        let mut phase = Phase::NoToken;
-        for token in tokens {
+        let (mut phase, mut asked) = (Phase::NoToken, Vec::new());
+        while let Some(token) = self.next(whole, &asked) {
+            asked.push(token.digest());
             match self.exchange(&token).await {
                 Ok(session) => return self.hold(session, &token),
                 Err(failure) => {
@@ -360,6 +358,9 @@ impl Inner {
                 }
             }
         }
+        if asked.is_empty() && !whole {
+            return;
+        }
         let mut state = self.lock();
         if whole {
             state.failures = state.failures.saturating_add(1);
@@ -371,6 +372,14 @@ impl Inner {
             state.phase = phase;
             self.log(&state);
         }
+    }
+
+    /// The token to ask about in a round behind those that it has `asked` about. Looked for anew each time: one that came
+    /// meanwhile, and may be good, need not wait for all that STS has refused before.
+    fn next(&self, whole: bool, asked: &[Sha256]) -> Option<OidcToken> {
+        let state = self.lock();
+        let mut tokens = state.candidates.in_order((self.clock)(), whole).into_iter();
+        tokens.find(|token| !asked.contains(&token.digest())).filter(|_| asked.len() < MAX_TOKENS).cloned()
     }
 
     /// What fails is told with the state, and once in the log.
@@ -443,7 +452,7 @@ impl Inner {
         if refused { &self.meters.refused } else { &self.meters.failed }.increment(1);
         let mut state = self.lock();
         if refused {
-            state.candidates.refused(token);
+            state.candidates.refused(token, (self.clock)());
         }
         if let Some(earlier) = &state.last_error {
             told.since = earlier.since;

@@ -4,13 +4,19 @@
 #![warn(clippy::arithmetic_side_effects)]
 
 use std::cmp::Reverse;
+use std::collections::VecDeque;
+use std::net::IpAddr;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use crate::oidc::OidcToken;
+use crate::batch::Sha256;
+use crate::oidc::{OidcToken, Source};
 
 /// More would not help: they are all of one organization, and the newest is the best.
 pub(super) const MAX_TOKENS: usize = 16;
+/// Tokens that STS has refused are known again, so that who hands them over again takes no place of those that STS has
+/// not judged. Of more than so many the first are forgotten.
+const REFUSALS_MAX: usize = 1024;
 /// A token is still shown to STS this long after its end, as our clock may be ahead.
 const EXPIRY_LEEWAY: TimeDelta = TimeDelta::seconds(60);
 /// Sessions of at least [`LONG_SESSION`] are replaced this long before their end, shorter ones after two thirds.
@@ -20,10 +26,14 @@ const LONG_SESSION: TimeDelta = TimeDelta::minutes(15);
 const LAST_EXCHANGE_AHEAD: TimeDelta = TimeDelta::minutes(2);
 
 #[derive(Default)]
-pub(super) struct Candidates(Vec<Candidate>);
+pub(super) struct Candidates {
+    at_hand: Vec<Candidate>,
+    refusals: VecDeque<Refusal>,
+}
 
 struct Candidate {
     token: OidcToken,
+    kind: Kind,
     /// STS refused it the last time.
     set_aside: bool,
     /// The source that it came from holds another one by now.
@@ -32,6 +42,16 @@ struct Candidate {
     has_given: bool,
 }
 
+/// That STS refused a token, until the token ends.
+struct Refusal {
+    digest: Sha256,
+    origin: Origin,
+    end: DateTime<Utc>,
+}
+
+/// Who brings a token. Those of which STS has refused the fewest are asked about first.
+type Origin = (Source, Option<IpAddr>);
+
 /// What became of a token that was handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Offer {
@@ -39,7 +59,7 @@ pub enum Offer {
     Accepted,
     /// It is at hand already.
     Known,
-    /// It is at hand already, and STS has refused it: it is tried again when there is no session without it.
+    /// STS has refused it: it is tried again, after all others, while it is at hand and there is no session.
     SetAside,
     /// It was not taken: those at hand end later, and STS has not judged them yet.
     NoRoom,
@@ -50,87 +70,121 @@ impl Candidates {
     /// own is tried before the one that its source had until now.
     pub(super) fn add(&mut self, token: OidcToken, now: DateTime<Utc>) -> Offer {
         let source = token.source;
-        for candidate in self.0.iter_mut().filter(|candidate| candidate.token.source == source) {
+        for candidate in self.at_hand.iter_mut().filter(|candidate| candidate.token.source == source) {
             candidate.replaced = source.is_configured() && !candidate.token.same(&token);
         }
-        self.0.retain(|candidate| !candidate.replaced || candidate.has_given);
-        if let Some(known) = self.0.iter().find(|candidate| candidate.token.same(&token)) {
+        self.at_hand.retain(|candidate| !candidate.replaced || candidate.has_given);
+        if let Some(known) = self.at_hand.iter().find(|candidate| candidate.token.same(&token)) {
             return if known.set_aside { Offer::SetAside } else { Offer::Known };
         }
-        self.0.retain(|candidate| !expired(&candidate.token, now));
-        self.0.push(Candidate { token: token.clone(), set_aside: false, replaced: false, has_given: false });
-        while self.0.len() > MAX_TOKENS {
+        self.at_hand.retain(|candidate| !expired(&candidate.token, now));
+        let set_aside = self.refusals.iter().any(|refusal| refusal.digest == token.digest());
+        let kind = kind(&token);
+        self.at_hand.push(Candidate { token: token.clone(), kind, set_aside, replaced: false, has_given: false });
+        while self.at_hand.len() > MAX_TOKENS {
             self.drop_one();
         }
-        self.0.sort_by_key(Candidate::rank);
-        if self.0.iter().any(|candidate| candidate.token.same(&token)) { Offer::Accepted } else { Offer::NoRoom }
+        match self.at_hand.iter().any(|candidate| candidate.token.same(&token)) {
+            _ if set_aside => Offer::SetAside,
+            true => Offer::Accepted,
+            false => Offer::NoRoom,
+        }
     }
 
-    /// Drops a refused one, else one of the largest group with the same subject and audience, so that a flood can't
-    /// push out another subject's only token. In the group, the one that ends first goes. The operator's own stay, and
-    /// the one that gave the last session.
+    /// Drops a refused one, else one of those who bring the most that is useless, or the most, else one of the largest group
+    /// with the same subject and audience: so that no flood can push out another's only token. In the group, the one that
+    /// ends first goes. The operator's own stay, and the one that gave the last session.
     fn drop_one(&mut self) {
-        let kinds: Vec<_> = self.0.iter().map(|candidate| kind(&candidate.token)).collect();
-        let alike = |index: &usize| kinds.iter().filter(|kind| **kind == kinds[*index]).count();
-        let may_go = |index: &usize| !self.0[*index].token.source.is_configured() && !self.0[*index].has_given;
-        let end = |index: &usize| Reverse(self.0[*index].token.expires_at.unwrap_or(DateTime::<Utc>::MAX_UTC));
-        let worst =
-            (0..self.0.len()).filter(may_go).max_by_key(|index| (self.0[*index].set_aside, alike(index), end(index)));
-        self.0.remove(worst.unwrap_or_default());
+        let how_many =
+            |is_alike: &dyn Fn(&Candidate) -> bool| self.at_hand.iter().filter(|other| is_alike(other)).count();
+        let may_go =
+            |(_, candidate): &(usize, &Candidate)| !candidate.token.source.is_configured() && !candidate.has_given;
+        let worst = self.at_hand.iter().enumerate().filter(may_go).max_by_key(|(_, candidate)| {
+            let origin = origin(&candidate.token);
+            let of_origin = how_many(&|other| self::origin(&other.token) == origin);
+            let of_kind = how_many(&|other| other.kind == candidate.kind);
+            (candidate.set_aside, self.refused_of(origin), of_origin, of_kind, Reverse(end(&candidate.token)))
+        });
+        let worst = worst.map(|(index, _)| index);
+        self.at_hand.remove(worst.unwrap_or_default());
     }
 
-    /// Those that have not expired, the newest first; those that their source has replaced come later, and the ones
-    /// that STS refused last, or not at all where `with_refused` is false.
-    pub(super) fn in_order(&self, now: DateTime<Utc>, with_refused: bool) -> Vec<OidcToken> {
+    /// How many tokens of `origin` STS has refused.
+    fn refused_of(&self, origin: Origin) -> usize {
+        self.refusals.iter().filter(|refusal| refusal.origin == origin).count()
+    }
+
+    /// Those that have not expired: of those who brought the least that STS refused first, and of those the newest; those
+    /// that their source has replaced come later, and the ones that STS refused last, or not at all where `with_refused` is
+    /// false.
+    pub(super) fn in_order(&self, now: DateTime<Utc>, with_refused: bool) -> Vec<&OidcToken> {
         let usable = |candidate: &&Candidate| !expired(&candidate.token, now) && (with_refused || !candidate.set_aside);
-        let mut usable: Vec<_> = self.0.iter().filter(usable).collect();
-        usable.sort_by_key(|candidate| candidate.rank());
-        usable.into_iter().map(|candidate| candidate.token.clone()).collect()
+        let mut usable: Vec<_> = self.at_hand.iter().filter(usable).collect();
+        usable.sort_by_cached_key(|candidate| self.rank(candidate));
+        usable.into_iter().map(|candidate| &candidate.token).collect()
+    }
+
+    fn rank(&self, candidate: &Candidate) -> (bool, bool, usize, Reverse<DateTime<Utc>>) {
+        let refused = self.refused_of(origin(&candidate.token));
+        (candidate.set_aside, candidate.replaced, refused, Reverse(end(&candidate.token)))
     }
 
     /// STS refused a token.
-    pub(super) fn refused(&mut self, token: &OidcToken) {
-        for candidate in self.0.iter_mut().filter(|candidate| candidate.token.same(token)) {
+    pub(super) fn refused(&mut self, token: &OidcToken, now: DateTime<Utc>) {
+        for candidate in self.at_hand.iter_mut().filter(|candidate| candidate.token.same(token)) {
             candidate.set_aside = true;
+        }
+        self.refusals.retain(|refusal| refusal.digest != token.digest() && !is_over(refusal.end, now));
+        self.refusals.push_back(Refusal { digest: token.digest(), origin: origin(token), end: end(token) });
+        if self.refusals.len() > REFUSALS_MAX {
+            self.refusals.pop_front();
         }
     }
 
     /// A token gave a session: those that were kept only because they had given one before may go.
     pub(super) fn gave_a_session(&mut self, token: &OidcToken) {
-        for candidate in &mut self.0 {
+        self.refusals.retain(|refusal| refusal.digest != token.digest());
+        for candidate in &mut self.at_hand {
             candidate.has_given = candidate.token.same(token);
             candidate.set_aside &= !candidate.has_given;
         }
-        self.0.retain(|candidate| !candidate.replaced || candidate.has_given);
+        self.at_hand.retain(|candidate| !candidate.replaced || candidate.has_given);
     }
 
     /// The latest end among the tokens that STS didn't refuse.
     pub(super) fn last_expiry(&self) -> Option<DateTime<Utc>> {
-        let good = self.0.iter().filter(|candidate| !candidate.set_aside);
+        let good = self.at_hand.iter().filter(|candidate| !candidate.set_aside);
         good.filter_map(|candidate| candidate.token.expires_at).max()
     }
 
     /// Every token, and whether STS refused it.
     pub(super) fn all(&self) -> impl Iterator<Item = (&OidcToken, bool)> {
-        self.0.iter().map(|candidate| (&candidate.token, candidate.set_aside))
+        self.at_hand.iter().map(|candidate| (&candidate.token, candidate.set_aside))
     }
 }
 
-impl Candidate {
-    fn rank(&self) -> (bool, bool, Reverse<DateTime<Utc>>) {
-        let end = self.token.expires_at.unwrap_or(DateTime::<Utc>::MAX_UTC);
-        (self.set_aside, self.replaced, Reverse(end))
-    }
+fn origin(token: &OidcToken) -> Origin {
+    (token.source, token.client)
 }
 
-/// What STS judges a token by, as far as tokens of one deployment differ from those of another.
-fn kind(token: &OidcToken) -> (Option<String>, Vec<String>) {
+fn end(token: &OidcToken) -> DateTime<Utc> {
+    token.expires_at.unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
+
+/// What STS judges a token by, as far as tokens of one deployment differ from those of another: subject and audience.
+type Kind = (Option<String>, Vec<String>);
+
+fn kind(token: &OidcToken) -> Kind {
     let claims = token.claims();
     (claims.subject, claims.audience)
 }
 
 fn expired(token: &OidcToken, now: DateTime<Utc>) -> bool {
-    token.expires_at.is_some_and(|end| now.signed_duration_since(end) > EXPIRY_LEEWAY)
+    is_over(end(token), now)
+}
+
+fn is_over(end: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+    now.signed_duration_since(end) > EXPIRY_LEEWAY
 }
 
 /// When a session that lasts from `obtained` to `expires` is to be replaced, where the last token
@@ -188,8 +242,8 @@ mod tests {
             assert_eq!(candidates.add(tokens.ending(minutes, Source::HandOver), at(0)), Offer::Accepted);
         }
         assert_eq!(ends(&candidates, at(0)), [60, 40, 20]);
-        let newest = candidates.in_order(at(0), true).remove(0);
-        candidates.refused(&newest);
+        let newest = candidates.in_order(at(0), true)[0].clone();
+        candidates.refused(&newest, at(0));
         assert_eq!(ends(&candidates, at(0)), [40, 20, 60]);
         assert_eq!(candidates.in_order(at(0), false).len(), 2);
         assert_eq!(candidates.last_expiry(), Some(at(40)), "a refused token promises nothing");
@@ -214,8 +268,8 @@ mod tests {
         for minutes in 1..=16 {
             candidates.add(tokens.ending(minutes * 10, Source::HandOver), at(0));
         }
-        let newest = candidates.in_order(at(0), true).remove(0);
-        candidates.refused(&newest);
+        let newest = candidates.in_order(at(0), true)[0].clone();
+        candidates.refused(&newest, at(0));
         candidates.add(tokens.ending(200, Source::HandOver), at(0));
         assert_eq!(ends(&candidates, at(0))[..2], [200, 150]);
         assert_eq!(candidates.all().count(), MAX_TOKENS);
@@ -240,7 +294,7 @@ mod tests {
             candidates.add(tokens.ending(100 + minutes, Source::HandOver), at(0));
         }
         assert!(ends(&candidates, at(0)).contains(&30));
-        let newer = candidates.in_order(at(0), true).remove(0);
+        let newer = candidates.in_order(at(0), true)[0].clone();
         candidates.gave_a_session(&newer);
         candidates.add(tokens.ending(200, Source::HandOver), at(0));
         assert!(!ends(&candidates, at(0)).contains(&30), "another one has given a session since");
@@ -255,6 +309,49 @@ mod tests {
         }
         assert_eq!(ends(&candidates, at(0)).last(), Some(&30));
         assert_eq!(candidates.all().count(), MAX_TOKENS);
+    }
+
+    #[test]
+    fn no_address_pushes_out_the_only_token_of_another_and_the_refused_ones_turn_comes_last() {
+        let (tokens, mut candidates) = (Tokens::new(), Candidates::default());
+        let from = |host: u8, mut token: OidcToken| {
+            token.client = Some([192, 0, 2, host].into());
+            token
+        };
+        let good = from(1, tokens.ending(30, Source::HandOver));
+        assert_eq!(candidates.add(good.clone(), at(0)), Offer::Accepted);
+        for minutes in 1..=40 {
+            candidates.add(from(2, tokens.ending(100 + minutes, Source::HandOver)), at(0));
+        }
+        assert_eq!(ends(&candidates, at(0)).first(), Some(&140));
+        let newest = candidates.in_order(at(0), true)[0].clone();
+        candidates.refused(&newest, at(0));
+        assert_eq!(ends(&candidates, at(0)).first(), Some(&30));
+        for host in 3..=40 {
+            let token = from(host, tokens.ending(200 + i64::from(host), Source::HandOver));
+            candidates.add(token.clone(), at(0));
+            candidates.refused(&token, at(0));
+        }
+        assert!(ends(&candidates, at(0)).contains(&30));
+    }
+
+    #[test]
+    fn a_refusal_is_remembered_until_the_token_ends_and_for_a_thousand_of_them() {
+        let (tokens, mut candidates) = (Tokens::new(), Candidates::default());
+        let refused = tokens.ending(30, Source::HandOver);
+        candidates.refused(&refused, at(0));
+        assert_eq!(candidates.add(refused.clone(), at(0)), Offer::SetAside);
+        assert_eq!(candidates.last_expiry(), None, "it was refused before");
+        for minutes in 0..2000 {
+            let mut other = OidcToken::own(&format!("token-{minutes}"), Source::HandOver).unwrap();
+            other.expires_at = Some(at(60));
+            candidates.refused(&other, at(0));
+        }
+        assert_eq!(candidates.refusals.len(), REFUSALS_MAX);
+        candidates.refused(&refused, at(62));
+        assert_eq!(candidates.refusals.len(), 1, "all others have ended");
+        candidates.gave_a_session(&refused);
+        assert!(candidates.refusals.is_empty());
     }
 
     #[test]
@@ -284,9 +381,9 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(candidates.add(tokens.ending(50, Source::HandOver), at(0)), Offer::NoRoom);
         }
-        let newest = candidates.in_order(at(0), true).remove(0);
+        let newest = candidates.in_order(at(0), true)[0].clone();
         assert_eq!(candidates.add(newest.clone(), at(0)), Offer::Known);
-        candidates.refused(&newest);
+        candidates.refused(&newest, at(0));
         assert_eq!(candidates.add(newest, at(0)), Offer::SetAside);
         assert_eq!(candidates.add(tokens.ending(50, Source::HandOver), at(0)), Offer::Accepted);
     }

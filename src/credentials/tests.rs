@@ -1,6 +1,7 @@
 mod beside;
 mod calendar;
 mod days;
+mod refusals;
 
 use std::sync::RwLock;
 

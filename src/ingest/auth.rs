@@ -234,20 +234,24 @@ impl Authenticator {
     pub async fn hand_over(&self, guest: &Guest, token: &str) -> Result<(), AuthError> {
         let verified = self.verify(guest, token).await?;
         match self.offer(verified) {
-            Offer::NoRoom => Err(AuthError::NoRoom),
-            Offer::Accepted | Offer::Known | Offer::SetAside => Ok(()),
+            // With a session, nothing is missed: the token that gave it stays.
+            Offer::NoRoom if self.0.credentials.session().is_none() => Err(AuthError::NoRoom),
+            Offer::NoRoom | Offer::Accepted | Offer::Known | Offer::SetAside => Ok(()),
         }
     }
 
     async fn verify(&self, guest: &Guest, token: &str) -> Result<OidcToken, AuthError> {
         let token = token.trim();
         let (now, turn) = (crate::batch::now(), guest.signature_turn());
-        let verified = match looks_like_jwt(token) {
+        let mut verified = match looks_like_jwt(token) {
             true => self.0.verifier.verify_in_turn(token, now, turn).await.map_err(AuthError::from),
             false => Err(AuthError::Invalid),
         };
-        let outcome = match &verified {
-            Ok(_) => None,
+        let outcome = match &mut verified {
+            Ok(token) => {
+                token.client = Some(guest.network());
+                None
+            }
             Err(AuthError::Unavailable { .. }) => Some("unavailable"),
             Err(_) => Some("refused"),
         };

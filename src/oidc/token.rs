@@ -3,6 +3,8 @@
 // Moments come from elsewhere: every step from one to another is a checked one.
 #![warn(clippy::arithmetic_side_effects)]
 
+use std::net::IpAddr;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
@@ -63,6 +65,8 @@ pub struct OidcToken {
     pub expires_at: Option<DateTime<Utc>>,
     /// Where it came from.
     pub source: Source,
+    /// The address of the client that handed it over; what counts as one.
+    pub client: Option<IpAddr>,
 }
 
 /// What a token says of itself, for the operator's eye: nothing of it was judged.
@@ -96,7 +100,8 @@ impl OidcToken {
     }
 
     pub(super) fn new(text: &str, exp: Option<f64>, source: Source) -> OidcToken {
-        OidcToken { secret: text.into(), digest: Sha256::of(text.as_bytes()), expires_at: exp.map(moment), source }
+        let (secret, digest) = (text.into(), Sha256::of(text.as_bytes()));
+        OidcToken { secret, digest, expires_at: exp.map(moment), source, client: None }
     }
 
     /// Each text is cut and made of one line; all are empty where the token can't be read.
@@ -122,6 +127,11 @@ impl OidcToken {
     /// The token itself, for STS alone.
     pub fn expose(&self) -> &str {
         self.secret.expose_secret()
+    }
+
+    /// Tells it from all others, and gives nothing of it away.
+    pub fn digest(&self) -> Sha256 {
+        self.digest
     }
 
     /// Whether both are the same token, whatever their source.

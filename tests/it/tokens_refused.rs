@@ -137,6 +137,21 @@ fn a_token_that_is_not_kept_is_not_said_to_be_accepted() {
 }
 
 #[test]
+fn with_a_session_a_token_that_ends_before_those_at_hand_is_no_error() {
+    let aws = LocalAws::start();
+    let daemon = setup(&aws).start();
+    assert_eq!(put(&daemon, &aws.issuer.token()).status, 204);
+    wait_until("the first session", || aws.sts.sessions_issued() == 1);
+    for days in 2..22 {
+        assert_eq!(put(&daemon, &aws.issuer.mint(json!({ "exp": now_seconds() + days * DAY_SECONDS }))).status, 204);
+    }
+    let ends_first = aws.issuer.mint(json!({ "exp": now_seconds() + 600 }));
+    let answer = put(&daemon, &ends_first);
+    assert_eq!(answer.status, 204, "{}", answer.text());
+    assert_eq!(daemon.metric("token_handovers_total{outcome=\"no_room\"}"), Some(1.0));
+}
+
+#[test]
 fn a_token_file_that_is_being_written_opens_no_other_type() {
     let typed = "a-typed-token-of-deployments";
     let aws = LocalAws::start();
