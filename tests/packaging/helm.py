@@ -232,7 +232,8 @@ class Chart(unittest.TestCase):
 
     def test_every_service_finds_its_pods_and_a_policy_holds_them(self):
         for _, documents in self.rendered:
-            templates = [s["spec"]["template"]["metadata"]["labels"] for s in kinds(documents, "StatefulSet").values()]
+            own = [*kinds(documents, "StatefulSet").values(), *kinds(documents, "Job").values()]
+            templates = [s["spec"]["template"]["metadata"]["labels"] for s in own]
             selectors = [service["spec"]["selector"] for service in kinds(documents, "Service").values()]
             selectors += [policy["spec"]["podSelector"]["matchLabels"] for policy in kinds(documents, "NetworkPolicy").values()]
             for selector in selectors:
@@ -300,6 +301,16 @@ class Chart(unittest.TestCase):
                 "apiKeySecret and config.ENV0_S3_LOG_PULL=none",
             ),
             (merged(good, {"podToken": {"enabled": True}, "oidcTokenSecret": "oidc"}), "podToken.enabled and oidcTokenSecret"),
+            (
+                merged(good, {"tls": {"secretName": "tls", "certManager": {"enabled": True, "issuer": "ca"}}}),
+                "tls.secretName and tls.certManager.enabled: a port has one certificate",
+            ),
+            (
+                merged(good, {"config": {"HTTPS_PROXY": "http://user:CANARY@proxy.example.com:3128/"}}),
+                "--set 'networkPolicy.egress.ports={443,3128}'",
+            ),
+            (merged(good, {"config": {"HTTP_PROXY": "proxy"}}), "port 80, which config.HTTP_PROXY names"),
+            (merged(good, {"config": {"AWS_ENDPOINT_URL_S3": "https://store.example.com:9000"}}), "port 9000, which config.AWS_ENDPOINT"),
             (merged(good, {"storage": {"size": "10Gi"}}), "storage.size=10Gi"),
             (merged(good, {"storage": {"size": "10G"}}), "ENV0_S3_LOG_SPOOL_MAX_BYTES=10GiB"),
             (merged(good, {"config": {"ENV0_S3_LOG_SPOOL_MAX_BYTES": "17gib"}}), "storage.size=16Gi"),
@@ -317,6 +328,48 @@ class Chart(unittest.TestCase):
             outcome = helm("template", "env0-s3-logs", CHART, values=values)
             self.assertNotEqual(outcome.returncode, 0, values)
             self.assertIn(word, outcome.stderr)
+            self.assertNotIn("CANARY", outcome.stderr)
+
+    def test_all_that_is_wrong_is_told_at_once_and_not_as_if_a_test_had_failed(self):
+        forms = {"foo": 1, "replicas": 1.5, "resources": {"limits": {"memory": "256MB"}}}
+        meanings = {"config": {"ENV0_S3_LOG_AWS_REGION": "Ireland"}, "storage": {"size": "1Gi"}, "image": {"repository": ""}}
+        for wrong, words in (
+            (forms, ("foo: no such value", "replicas=1.5: expected", "resources.limits.memory=256MB: expected a quantity")),
+            (meanings, ("ENV0_S3_LOG_AWS_REGION=Ireland", "storage.size=1Gi", "image.repository: needed", "_ROLE_ARN: needed")),
+        ):
+            outcome = helm("template", "env0-s3-logs", CHART, values=merged({"ingestTokensSecret": "tokens"}, wrong))
+            self.assertNotEqual(outcome.returncode, 0, wrong)
+            for said in words:
+                self.assertIn(said, outcome.stderr)
+            self.assertIn("templates/values/judged.yaml", outcome.stderr)
+
+    def test_a_variable_that_is_null_counts_as_left_out(self):
+        left_out = template({"config": CONFIG | ORGANIZATION}, "--set=ingestTokensSecret=tokens", "--set=config.ENV0_S3_LOG_OIDC_ORGANIZATION_ID=null")
+        self.assertEqual(left_out, template({"config": CONFIG, "ingestTokensSecret": "tokens"}))
+        template({"config": CONFIG, "ingestTokensSecret": "tokens"}, "--set=config.ENV0_S3_LOG_OIDC_ORGANIZATION_ID=null")
+
+    def test_helm_test_is_given_what_all_pods_are_given(self):
+        for values, documents in self.rendered:
+            for _, check in kinds(documents, "Pod").items():
+                (container,) = check["spec"]["containers"]
+                given = {env["name"]: env["value"] for env in container["env"]}
+                mounts = {mount["mountPath"] for mount in container["volumeMounts"]}
+                for stateful_set in kinds(documents, "StatefulSet").values():
+                    (other,) = stateful_set["spec"]["template"]["spec"]["containers"]
+                    self.assertLessEqual({(env["name"], env["value"]) for env in other["env"]}, set(given.items()), values)
+                    self.assertLessEqual({mount["mountPath"] for mount in other["volumeMounts"]}, mounts, values)
+
+    def test_a_drain_job_may_go_where_the_daemon_may_and_nobody_may_come_to_it(self):
+        values = {"config": CONFIG, "oidcTokenSecret": "oidc", "drain": ["claim"], "networkPolicy": {"egress": {"ports": [443, 3128]}}}
+        documents = list(yaml.safe_load_all(template(values)))
+        (job,) = kinds(documents, "Job").values()
+        policies = kinds(documents, "NetworkPolicy")
+        of_job = policies["env0-s3-logs-drain"]["spec"]
+        self.assertLessEqual(of_job["podSelector"]["matchLabels"].items(), job["spec"]["template"]["metadata"]["labels"].items())
+        self.assertEqual((of_job["policyTypes"], of_job.get("ingress")), (["Ingress", "Egress"], None))
+        self.assertEqual(of_job["egress"], policies["env0-s3-logs"]["spec"]["egress"])
+        for service in kinds(documents, "Service").values():
+            self.assertFalse(service["spec"]["selector"].items() <= job["spec"]["template"]["metadata"]["labels"].items())
 
     def test_a_value_of_another_form_is_refused_in_a_sentence_that_says_the_form(self):
         good = {"config": CONFIG, "ingestTokensSecret": "tokens"}
@@ -335,6 +388,7 @@ class Chart(unittest.TestCase):
             (config(ENV0_S3_LOG_PULL=["x"]), "config.ENV0_S3_LOG_PULL: expected text, a whole number, or true or false"),
             ({"config": "x"}, "config=x: expected a map of the daemon's variables"),
             ({"storage": {"size": "10GB"}}, "storage.size=10GB: expected a size as Kubernetes writes it, such as 16Gi"),
+            ({"resources": {"requests": {"memory": "64MiB"}}}, "resources.requests.memory=64MiB: expected a quantity as Kubernetes"),
             ({"storage": {"className": True}}, "expected text: in quotes, or with --set-string storage.className=true"),
             ({"drain": "claim-0"}, "drain=claim-0: expected a list: drain: [claim-0] in a file, --set 'drain={claim-0}'"),
             ({"podToken": True}, "podToken=true: expected podToken.enabled=true"),
@@ -381,7 +435,7 @@ class Chart(unittest.TestCase):
             "ENV0_S3_LOG_PULL": ("env0-audits", "env0-audits, env0-deployments", "ENV0-AUDITS,", "audits", "all", "env0-audits env0-deployments"),
             "ENV0_S3_LOG_PULL_FROM": (
                 "2026-01-01", "2026-01-01T00:00:00Z", "2026-01-01T00:00:00.5+02:00", "01.01.2026", "2026-1-1",
-                "2026-01-01T00:00:00", "yesterday", "30d", "2026-13-01", "1767225600",
+                "2026-01-01T00:00:00", "2099-01-01", "2099-01-01T00:00:00Z", "yesterday", "30d", "2026-13-01", "1767225600",
             ),
             "ENV0_S3_LOG_OIDC_ORGANIZATION_ID": (organization, f"{organization}, {organization}", "acme", organization[:-1]),
             "ENV0_S3_LOG_MAX_CONNECTIONS": ("1", "1024", "0", "1000001", "many", "1k"),
@@ -470,6 +524,18 @@ class Chart(unittest.TestCase):
         self.assertNotIn("has no effect", self.notes(pulls | takes | {"replicas": 3}))
         self.assertIn("This release pulls env0-audits,env0-deployments, and senders", self.notes(pulls | takes))
         self.assertNotIn("twice", self.notes(pulls))
+        self.assertIn("No pod takes events from senders, because replicas=0", self.notes(pulls | takes | {"replicas": 0}))
+        hands = merged(pulls, {"config": ORGANIZATION})
+        self.assertIn("LOG_FORWARDER_URL=http://env0-s3-logs-headless.env0-agent.svc:8080", self.notes(hands | {"replicas": 0}))
+        self.assertIn("LOG_FORWARDER_URL=http://env0-s3-logs.env0-agent.svc:8080", self.notes(hands | takes))
+
+    def test_the_notes_of_a_drain_speak_of_its_job_and_of_no_pod_that_is_not_there(self):
+        drains = {"config": CONFIG, "oidcTokenSecret": "oidc", "drain": ["spool-env0-s3-logs-push-1"]}
+        notes = self.notes(drains)
+        self.assertIn("logs job/drain-spool-env0-s3-logs-push-1-1", notes)
+        for pod in ("pull-0", "push-0", "port-forward"):
+            self.assertNotIn(pod, notes)
+        self.assertIn("env0-s3-logs-push-0", self.notes(drains | {"ingestTokensSecret": "tokens"}))
 
     def test_the_notes_tell_only_of_ways_by_which_a_token_can_come(self):
         by_record, by_hand = "one in the record of a deployment", "has handed its OIDC token over"

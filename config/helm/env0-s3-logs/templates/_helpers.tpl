@@ -7,16 +7,28 @@ app.kubernetes.io/name: env0-s3-logs
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- /* Another name, so that no Service sends anything to a job. */ -}}
+{{- define "drainSelector" -}}
+app.kubernetes.io/name: env0-s3-logs-drain
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "drainJob" -}}
+{{ printf "drain-%s" .claim | trunc 52 | trimSuffix "-" }}-{{ .root.Release.Revision }}
+{{- end }}
+
 {{- define "labels" -}}
 {{ include "selector" . }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/part-of: env0-s3-logs
 {{- end }}
 
-{{- /* `config` as text: in YAML and with --set, 5 is a number and false no text. */ -}}
+{{- /* `config` as text: in YAML and with --set, 5 is a number and false no text. What is null counts as left out. */ -}}
 {{- define "config" -}}
 {{- range $name, $value := .Values.config }}
+{{- if not (kindIs "invalid" $value) }}
 {{ $name }}: {{ if kindIs "float64" $value }}{{ int64 $value | toString | quote }}{{ else }}{{ toString $value | quote }}{{ end }}
+{{- end }}
 {{- end }}
 {{- end }}
 
@@ -41,9 +53,18 @@ app.kubernetes.io/part-of: env0-s3-logs
 {{- end }}
 {{- end }}
 
-{{- /* "true" where the pod opens the port for senders; `component` is push, pull or drain. */ -}}
+{{- /* "true" where the pod opens the port for senders; `component` is push, pull, drain, or check: one that is given what any of
+the release's pods is given. */ -}}
 {{- define "listens" -}}
-{{- if or (eq .component "push") (and (eq .component "pull") (include "trusts" .root)) }}true{{ end }}
+{{- if or (and (has .component (list "push" "check")) (include "push" .root)) (and (include "holdsKey" .) (include "trusts" .root)) }}true{{ end }}
+{{- end }}
+
+{{- define "holdsKey" -}}
+{{- if and (has .component (list "pull" "check")) .root.Values.apiKeySecret }}true{{ end }}
+{{- end }}
+
+{{- define "holdsTokens" -}}
+{{- if and (has .component (list "push" "check")) (include "push" .root) .root.Values.ingestTokensSecret }}true{{ end }}
 {{- end }}
 
 {{- /* "true" where the log type in `type` is pulled. */ -}}
@@ -53,9 +74,8 @@ app.kubernetes.io/part-of: env0-s3-logs
 {{- end }}
 
 {{- define "env" -}}
-{{- $component := .component }}
 {{- range $name, $value := include "config" .root | fromYaml }}
-{{- if not (and (eq $component "push") (hasPrefix "ENV0_S3_LOG_PULL" $name)) }}
+{{- if or (eq $.component "drain") (include "holdsKey" $) (not (hasPrefix "ENV0_S3_LOG_PULL" $name)) }}
 - name: {{ $name }}
   value: {{ $value | quote }}
 {{- end }}
@@ -72,13 +92,13 @@ app.kubernetes.io/part-of: env0-s3-logs
 - name: ENV0_S3_LOG_OIDC_TOKEN_FILE
   value: /run/secrets/oidc/token
 {{- end }}
-{{- if eq .component "pull" }}
+{{- if include "holdsKey" . }}
 - name: ENV0_API_KEY_ID_FILE
   value: /run/secrets/env0-api-key/id
 - name: ENV0_API_KEY_SECRET_FILE
   value: /run/secrets/env0-api-key/secret
 {{- end }}
-{{- if and (eq .component "push") .root.Values.ingestTokensSecret }}
+{{- if include "holdsTokens" . }}
 - name: ENV0_S3_LOG_INGEST_TOKEN_FILE
   value: /run/secrets/ingest/tokens
 {{- end }}
@@ -99,12 +119,12 @@ app.kubernetes.io/part-of: env0-s3-logs
   mountPath: /run/secrets/oidc
   readOnly: true
 {{- end }}
-{{- if eq .component "pull" }}
+{{- if include "holdsKey" . }}
 - name: env0-api-key
   mountPath: /run/secrets/env0-api-key
   readOnly: true
 {{- end }}
-{{- if and (eq .component "push") .root.Values.ingestTokensSecret }}
+{{- if include "holdsTokens" . }}
 - name: ingest
   mountPath: /run/secrets/ingest
   readOnly: true
@@ -135,13 +155,13 @@ app.kubernetes.io/part-of: env0-s3-logs
     secretName: {{ .root.Values.oidcTokenSecret }}
     defaultMode: 0440
 {{- end }}
-{{- if eq .component "pull" }}
+{{- if include "holdsKey" . }}
 - name: env0-api-key
   secret:
     secretName: {{ .root.Values.apiKeySecret }}
     defaultMode: 0440
 {{- end }}
-{{- if and (eq .component "push") .root.Values.ingestTokensSecret }}
+{{- if include "holdsTokens" . }}
 - name: ingest
   secret:
     secretName: {{ .root.Values.ingestTokensSecret }}
@@ -209,4 +229,28 @@ securityContext:
       - ALL
 volumeMounts:
   {{- include "volumeMounts" . | trim | nindent 2 }}
+{{- end }}
+
+{{- define "egress" -}}
+- ports:
+    - port: 53
+      protocol: UDP
+    - port: 53
+      protocol: TCP
+# AWS, env0 and the token issuer, by names that a policy can't hold.
+- to:
+    - ipBlock:
+        cidr: 0.0.0.0/0
+        except:
+          - 169.254.0.0/16
+    - ipBlock:
+        cidr: ::/0
+        except:
+          - fe80::/10
+          - fd00:ec2::/32
+  ports:
+    {{- range .Values.networkPolicy.egress.ports }}
+    - port: {{ int . }}
+      protocol: TCP
+    {{- end }}
 {{- end }}

@@ -1,62 +1,136 @@
-{{- /* What the chart refuses, and in which words. A pod with such values would not start, or not do what was meant. */ -}}
+{{- /* What the chart refuses, and in which words. A pod with such values would not start, or not do what was meant. Each part prints
+its refusals, one a line, so that all are told at once; what a value means is judged when all have the right form. */ -}}
 {{- define "judge" -}}
-{{- include "judgeShape" . }}
+{{- $refused := include "judgeShape" . | trim }}
+{{- if not $refused }}{{ $refused = include "judgeMeaning" . | trim }}{{ end }}
+{{- if contains "\n" $refused }}
+{{- fail (printf "these values are refused:\n  %s" (replace "\n" "\n  " $refused)) }}
+{{- else if $refused }}
+{{- fail $refused }}
+{{- end }}
+{{- end }}
+
+{{- define "judgeMeaning" -}}
 {{- $config := include "config" . | fromYaml }}
 {{- range $name, $instead := include "notConfig" . | fromYaml }}
 {{- if hasKey $config $name }}
-{{- fail (printf "config.%s: %s" $name $instead) }}
+{{- println (printf "config.%s: %s" $name $instead) }}
 {{- end }}
-{{- end }}
-{{- if and .Values.podToken.enabled .Values.oidcTokenSecret }}
-{{- fail "podToken.enabled and oidcTokenSecret: a pod has one token for AWS; set one of the two" }}
 {{- end }}
 {{- range list "ENV0_S3_LOG_ROLE_ARN" "ENV0_S3_LOG_BUCKET_NAME" "ENV0_S3_LOG_AWS_REGION" }}
-{{- $_ := required (printf "config.%s: needed; the Terraform module and the CloudFormation template in config/aws put it out" .) (index $config .) }}
+{{- if not (index $config .) }}
+{{- println (printf "config.%s: needed; the Terraform module and the CloudFormation template in config/aws put it out" .) }}
+{{- end }}
 {{- end }}
 {{- include "judgeImage" . }}
 {{- range $name, $form := merge (include "ofAws" $config | fromYaml) (include "forms" . | fromYaml) }}
 {{- $value := index $config $name | default "" | trim }}
 {{- if and $value (not (regexMatch $form.pattern $value)) }}
-{{- fail (printf "config.%s=%s: expected %s" $name $value $form.words) }}
+{{- println (printf "config.%s=%s: expected %s" $name $value $form.words) }}
 {{- end }}
 {{- end }}
 {{- include "judgeRanges" $config }}
+{{- include "judgeTogether" . }}
+{{- include "judgeAudits" . }}
+{{- include "judgePorts" . }}
+{{- include "judgeMemory" . }}
+{{- end }}
+
+{{- /* What two values say together. */ -}}
+{{- define "judgeTogether" -}}
+{{- $config := include "config" . | fromYaml }}
+{{- if and .Values.podToken.enabled .Values.oidcTokenSecret }}
+{{- println "podToken.enabled and oidcTokenSecret: a pod has one token for AWS; set one of the two" }}
+{{- end }}
+{{- if and .Values.tls.certManager.enabled .Values.tls.secretName }}
+{{- println "tls.secretName and tls.certManager.enabled: a port has one certificate; set one of the two" }}
+{{- end }}
+{{- if and .Values.drain (not (or .Values.podToken.enabled .Values.oidcTokenSecret)) }}
+{{- println "drain: the job needs a token of its own: set podToken.enabled or oidcTokenSecret" }}
+{{- end }}
 {{- if and .Values.apiKeySecret (eq (index $config "ENV0_S3_LOG_PULL" | default "" | trim | lower) "none") }}
-{{- fail "apiKeySecret and config.ENV0_S3_LOG_PULL=none: the pod that pulls would have nothing to pull, and would not start; leave one of the two out" }}
+{{- println "apiKeySecret and config.ENV0_S3_LOG_PULL=none: the pod that pulls would have nothing to pull, and would not start; leave one of the two out" }}
 {{- end }}
 {{- if not (or (include "push" .) .Values.apiKeySecret .Values.drain) }}
-{{- fail "nobody could send and nothing is pulled: set apiKeySecret (pull), ingestTokensSecret (push), or config.ENV0_S3_LOG_OIDC_ORGANIZATION_ID (push with env0's tokens), and replicas above 0 to push" }}
+{{- println "nobody could send and nothing is pulled: set apiKeySecret (pull), ingestTokensSecret (push), or config.ENV0_S3_LOG_OIDC_ORGANIZATION_ID (push with env0's tokens), and replicas above 0 to push" }}
 {{- end }}
 {{- if and (include "tlsSecret" .) (not (include "push" .)) (not (and .Values.apiKeySecret (include "trusts" .))) }}
-{{- fail (printf "%s: no pod takes events, so there is no port that a certificate could be for; leave it out, or let senders in: ingestTokensSecret, or config.ENV0_S3_LOG_OIDC_ORGANIZATION_ID" (ternary "tls.certManager" "tls.secretName" .Values.tls.certManager.enabled)) }}
+{{- println (printf "%s: no pod takes events, so there is no port that a certificate could be for; leave it out, or let senders in: ingestTokensSecret, or config.ENV0_S3_LOG_OIDC_ORGANIZATION_ID" (ternary "tls.certManager" "tls.secretName" .Values.tls.certManager.enabled)) }}
 {{- end }}
 {{- if and .Values.tls.certManager.enabled (not .Values.tls.certManager.issuer) }}
-{{- fail (printf "tls.certManager.issuer: needed with tls.certManager.enabled=true; expected the name of a %s" .Values.tls.certManager.issuerKind) }}
+{{- println (printf "tls.certManager.issuer: needed with tls.certManager.enabled=true; expected the name of a %s" .Values.tls.certManager.issuerKind) }}
 {{- end }}
 {{- $spool := index $config "ENV0_S3_LOG_SPOOL_MAX_BYTES" | default "10GiB" }}
 {{- if and (or (include "push" .) .Values.apiKeySecret) (le (include "bytes" .Values.storage.size | int64) (include "bytes" $spool | int64)) }}
-{{- fail (printf "storage.size=%s: the volume would be full before the spool is, and a full disk refuses events; make it larger than config.ENV0_S3_LOG_SPOOL_MAX_BYTES=%s, or set that one lower" .Values.storage.size $spool) }}
+{{- println (printf "storage.size=%s: the volume would be full before the spool is, and a full disk refuses events; make it larger than config.ENV0_S3_LOG_SPOOL_MAX_BYTES=%s, or set that one lower" .Values.storage.size $spool) }}
 {{- end }}
-{{- include "judgeMemory" . }}
+{{- end }}
+
+{{- define "judgeAudits" -}}
+{{- if .Values.audits.enabled }}
+{{- if not (and (include "push" .) .Values.ingestTokensSecret) }}
+{{- println "audits: env0's service sends a static token: set ingestTokensSecret, and replicas above 0" }}
+{{- end }}
+{{- $nginx := eq .Values.audits.controller "ingress-nginx" }}
+{{- if and $nginx (not .Values.audits.tlsSecretName) }}
+{{- println "audits.tlsSecretName: the Secret of the host's certificate is needed with ingress-nginx" }}
+{{- end }}
+{{- if not .Values.audits.host }}
+{{- println "audits.host: needed; expected the name by which env0 reaches this door, such as env0-audits.example.com" }}
+{{- end }}
+{{- if not .Values.audits.allowedCidrs }}
+{{- println "audits.allowedCidrs: needed; expected the networks that may come in, such as 192.0.2.0/24: env0's are on https://docs.envzero.com/guides/overview/security-overview/ip-addresses" }}
+{{- end }}
+{{- range .Values.audits.allowedCidrs }}
+{{- if not (contains "/" .) }}
+{{- println (printf "audits.allowedCidrs: %s is an address; expected a network, which for one address is %s/%d" . . (ternary 128 32 (contains ":" .))) }}
+{{- else if not (regexMatch "^[0-9a-fA-F:.]+/([1-9]|[1-9][0-9]|1[0-2][0-9])$" .) }}
+{{- println (printf "audits.allowedCidrs: %s; expected a network such as 192.0.2.0/24, and not /0, which is everybody" .) }}
+{{- end }}
+{{- end }}
+{{- range .Values.audits.from }}
+{{- if not (or $nginx .ipBlock) }}
+{{- println "audits.from: the AWS controller's load balancer sends from addresses, not from pods: give ipBlocks of its subnets" }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* Ports of servers that `config` names, which the NetworkPolicy would shut out. Behind a proxy only the proxy is asked. */ -}}
+{{- define "judgePorts" -}}
+{{- $config := include "config" . | fromYaml }}
+{{- $open := list }}
+{{- range .Values.networkPolicy.egress.ports }}{{ $open = append $open (int .) }}{{ end }}
+{{- $asked := list "HTTPS_PROXY" "HTTP_PROXY" }}
+{{- if not (or (index $config "HTTPS_PROXY") (index $config "HTTP_PROXY")) }}
+{{- $asked = list "AWS_ENDPOINT_URL" "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS" "AWS_ENDPOINT_URL_S3" "AWS_ENDPOINT_URL_STS" "ENV0_S3_LOG_API_URL" "ENV0_S3_LOG_OIDC_ISSUER" }}
+{{- end }}
+{{- if and .Values.networkPolicy.enabled .Values.networkPolicy.egress.enabled }}
+{{- range $name := $asked }}
+{{- $url := index $config $name | default "" | trim | lower }}
+{{- $host := regexReplaceAll "^.*@" (regexReplaceAll "/.*$" (regexReplaceAll "^[a-z]+://" $url "") "") "" }}
+{{- $port := regexFind ":[0-9]+$" $host | trimPrefix ":" | default (ternary "443" "80" (hasPrefix "https://" $url)) | int }}
+{{- if and $url (not (has $port $open)) }}
+{{- println (printf "networkPolicy.egress.ports=%v: the NetworkPolicy would keep the pods from port %d, which config.%s names; expected %v: --set 'networkPolicy.egress.ports={%s}'" $open $port $name (append $open $port) (append $open $port | join ",")) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "judgeImage" -}}
 {{- with .Values.image }}
 {{- if not .repository }}
-{{- fail "image.repository: needed; no image is published yet, so build and push one (README.md#install), and name it here: --set image.repository=registry.example.com/env0-s3-logs" }}
-{{- end }}
-{{- if contains "@" .repository }}
-{{- fail (printf "image.repository=%s: the digest is a value of its own; expected image.repository=%s and image.digest=%s" .repository (splitList "@" .repository | first) (splitList "@" .repository | last)) }}
-{{- end }}
-{{- if contains "://" .repository }}
-{{- fail (printf "image.repository=%s: expected the name without %s://" .repository (splitList "://" .repository | first)) }}
-{{- end }}
+{{- println "image.repository: needed; no image is published yet, so build and push one (README.md#install), and name it here: --set image.repository=registry.example.com/env0-s3-logs" }}
+{{- else if contains "@" .repository }}
+{{- println (printf "image.repository=%s: the digest is a value of its own; expected image.repository=%s and image.digest=%s" .repository (splitList "@" .repository | first) (splitList "@" .repository | last)) }}
+{{- else if contains "://" .repository }}
+{{- println (printf "image.repository=%s: expected the name without %s://" .repository (splitList "://" .repository | first)) }}
 {{- /* A colon before a slash is a registry's port. */ -}}
-{{- if regexMatch ":[^/]*$" .repository }}
-{{- fail (printf "image.repository=%s: the tag is a value of its own; expected image.repository=%s and image.tag=%s" .repository (regexReplaceAll ":[^/:]*$" .repository "") (splitList ":" .repository | last)) }}
+{{- else if regexMatch ":[^/]*$" .repository }}
+{{- println (printf "image.repository=%s: the tag is a value of its own; expected image.repository=%s and image.tag=%s" .repository (regexReplaceAll ":[^/:]*$" .repository "") (splitList ":" .repository | last)) }}
 {{- end }}
 {{- if not (kindIs "string" .tag) }}
-{{- fail (printf "image.tag=%v: a number loses its last zeros; expected text: image.tag: \"1.10\" in a file, --set-string image.tag=1.10 on the command line" .tag) }}
+{{- println (printf "image.tag=%v: a number loses its last zeros; expected text: image.tag: \"1.10\" in a file, --set-string image.tag=1.10 on the command line" .tag) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -178,23 +252,28 @@ ENV0_CLOUDWATCH_SESSION_DURATION: {least: 900000, most: 43200000, words: from 90
 {{- $units := dict "ms" 1 "" 1000 "s" 1000 "m" 60000 "h" 3600000 "d" 86400000 }}
 {{- range $name, $range := include "durations" . | fromYaml }}
 {{- $value := index $ $name | default "" | trim }}
-{{- if $value }}
+{{- if regexMatch "(?i)^[0-9]+ *(ms|s|m|h|d)?$" $value }}
 {{- $time := mul (regexFind "^[0-9]+" $value | int64) (get $units (regexReplaceAll "^[0-9]+ *" $value "" | lower)) }}
 {{- if or (lt $time (int64 $range.least)) (gt $time (int64 $range.most)) }}
-{{- fail (printf "config.%s=%s: expected a duration %s" $name $value $range.words) }}
+{{- println (printf "config.%s=%s: expected a duration %s" $name $value $range.words) }}
 {{- end }}
 {{- end }}
 {{- end }}
 {{- range $name, $most := dict "ENV0_S3_LOG_MAX_CONNECTIONS" 1000000 "ENV0_S3_LOG_UPLOAD_CONCURRENCY" 64 }}
 {{- $value := index $ $name | default "" | trim }}
-{{- if and $value (or (lt (int64 $value) 1) (gt (int64 $value) (int64 $most))) }}
-{{- fail (printf "config.%s=%s: expected a whole number from 1 to %d" $name $value $most) }}
+{{- if and (regexMatch "^[+]?[0-9]+$" $value) (or (lt (int64 $value) 1) (gt (int64 $value) (int64 $most))) }}
+{{- println (printf "config.%s=%s: expected a whole number from 1 to %d" $name $value $most) }}
+{{- end }}
+{{- end }}
+{{- with index $ "ENV0_S3_LOG_PULL_FROM" | default "" | trim }}
+{{- if gt ((toDate "2006-1-2" (regexFind "^[0-9]+-[0-9]+-[0-9]+" .)).Unix | int64) (add (now | unixEpoch) 86400) }}
+{{- println (printf "config.ENV0_S3_LOG_PULL_FROM=%s: expected a time that is not still to come" .) }}
 {{- end }}
 {{- end }}
 {{- range list "BATCH_MAX_BYTES" "MAX_BODY_BYTES" "MAX_EVENT_BYTES" "MAX_INFLIGHT_BYTES" }}
 {{- $value := index $ (printf "ENV0_S3_LOG_%s" .) | default "1" }}
 {{- if gt (include "bytes" $value | int64) 5368709120 }}
-{{- fail (printf "config.ENV0_S3_LOG_%s=%s: expected a size of at most 5GiB" . $value) }}
+{{- println (printf "config.ENV0_S3_LOG_%s=%s: expected a size of at most 5GiB" . $value) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -215,7 +294,7 @@ ENV0_CLOUDWATCH_SESSION_DURATION: {least: 900000, most: 43200000, words: from 90
 {{- $pull := ternary (add $base 54525952 (ternary $ingest 0 (eq "true" (include "trusts" .)))) 0 (ne "" .Values.apiKeySecret) }}
 {{- $need := max $push $pull }}
 {{- if lt (int64 $limit) (int64 $need) }}
-{{- fail (printf "resources.limits.memory=%v: the daemon may need %d MiB, and Kubernetes ends it at its limit; raise the limit, or lower config.ENV0_S3_LOG_MAX_INFLIGHT_BYTES (or MAX_BODY_BYTES, MAX_CONNECTIONS): see config/README.md#http" .Values.resources.limits.memory (div $need 1048576 | add 1)) }}
+{{- println (printf "resources.limits.memory=%v: the daemon may need %d MiB, and Kubernetes ends it at its limit; raise the limit, or lower config.ENV0_S3_LOG_MAX_INFLIGHT_BYTES (or MAX_BODY_BYTES, MAX_CONNECTIONS): see config/README.md#http" .Values.resources.limits.memory (div $need 1048576 | add 1)) }}
 {{- end }}
 {{- end }}
 {{- end }}

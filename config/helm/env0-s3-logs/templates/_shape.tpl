@@ -16,9 +16,9 @@ values.yaml, but in a validator's words: here each refusal says what was expecte
 {{- if and (ne $kind "invalid") (or $shape.type $shape.enum) }}
 {{- if and $shape.type (not (has $type $types)) (not (and (has "number" $types) (eq $type "integer"))) }}
 {{- include "refuseType" (dict "path" .path "is" $is "type" $type "value" .value "shape" $shape) }}
-{{- end }}
-{{- if and $shape.enum (not (has .value $shape.enum)) }}
-{{- fail (printf "%s: expected %s" $is (join " or " $shape.enum)) }}
+{{- $type = "other" }}
+{{- else if and $shape.enum (not (has .value $shape.enum)) }}
+{{- println (printf "%s: expected %s" $is (join " or " $shape.enum)) }}
 {{- end }}
 {{- $short := and (eq $type "string") (lt (len (toString .value)) (int ($shape.minLength | default 0))) }}
 {{- $other := and (eq $type "string") $shape.pattern (not (regexMatch ($shape.pattern | default "") (toString .value))) }}
@@ -26,7 +26,7 @@ values.yaml, but in a validator's words: here each refusal says what was expecte
 {{- $small := and (eq $type "integer") (hasKey $shape "minimum") (lt (float64 .value) (float64 $shape.minimum)) }}
 {{- $large := and (eq $type "integer") (hasKey $shape "maximum") (gt (float64 .value) (float64 $shape.maximum)) }}
 {{- if or $short $other $few $small $large }}
-{{- fail (printf "%s: expected %s" $is $shape.description) }}
+{{- println (printf "%s: expected %s" $is $shape.description) }}
 {{- end }}
 {{- end }}
 {{- if and (eq $type "array") $shape.items }}
@@ -47,13 +47,14 @@ values.yaml, but in a validator's words: here each refusal says what was expecte
 {{- include "judgeValue" (dict "path" $path "value" $inner "shape" $shape.additionalProperties) }}
 {{- else if kindIs "bool" $shape.additionalProperties }}
 {{- $all := keys $properties | sortAlpha }}
+{{- $near := include "nearest" (dict "name" $name "names" $all) }}
 {{- if regexMatch "^(ENV0|AWS)_" $name }}
-{{- fail (printf "%s: the daemon's variables stand in `config`: expected config.%s" $path $name) }}
+{{- println (printf "%s: the daemon's variables stand in `config`: expected config.%s" $path $name) }}
+{{- else if $near }}
+{{- println (printf "%s: no such value; did you mean %s?" $path (list $.path $near | compact | join ".")) }}
+{{- else }}
+{{- println (printf "%s: no such value; expected one of %s" $path (join ", " $all)) }}
 {{- end }}
-{{- with include "nearest" (dict "name" $name "names" $all) }}
-{{- fail (printf "%s: no such value; did you mean %s?" $path (list $.path . | compact | join ".")) }}
-{{- end }}
-{{- fail (printf "%s: no such value; expected one of %s" $path (join ", " $all)) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -75,19 +76,20 @@ values.yaml, but in a validator's words: here each refusal says what was expecte
 {{- else if .shape.properties }}
 {{- $words = printf "a map of %s" (keys .shape.properties | sortAlpha | join ", ") }}
 {{- end }}
-{{- fail (printf "%s: expected %s" .is $words) }}
+{{- println (printf "%s: expected %s" .is $words) }}
 {{- end }}
 
 {{- /* A name in `config` that the daemon doesn't know. */ -}}
 {{- define "refuseVariable" -}}
 {{- $near := include "nearest" . }}
+{{- $instead := get (include "notConfig" . | fromYaml) $near }}
 {{- if not $near }}
-{{- fail (printf "config.%s: the daemon has no such variable; README.md#variables lists them" .name) }}
+{{- println (printf "config.%s: the daemon has no such variable; README.md#variables lists them" .name) }}
+{{- else if $instead }}
+{{- println (printf "config.%s: the daemon has no such variable. If %s was meant: %s" .name $near $instead) }}
+{{- else }}
+{{- println (printf "config.%s: the daemon has no such variable; did you mean %s?" .name $near) }}
 {{- end }}
-{{- with get (include "notConfig" . | fromYaml) $near }}
-{{- fail (printf "config.%s: the daemon has no such variable. If %s was meant: %s" $.name $near .) }}
-{{- end }}
-{{- fail (printf "config.%s: the daemon has no such variable; did you mean %s?" .name $near) }}
 {{- end }}
 
 {{- /* The one of `names` that `name` most likely was to be: one that begins with it or ends in it, else the one with the fewest letters to change;
