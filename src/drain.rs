@@ -19,6 +19,7 @@ use crate::exit_code;
 use crate::network::Network;
 use crate::spool::disk::OsDisk;
 use crate::spool::manifest::{Destination, Lock, Manifest};
+use crate::spool::named::Named;
 use crate::spool::{self, LeftBehind, OpenError, Spool};
 
 /// How often the progress is shown.
@@ -58,7 +59,7 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
     if let Some(spool) = options.spool {
         config.spool_dir = spool;
     }
-    let manifest = Manifest::read(&OsDisk, &config.spool_dir).map_err(OpenError::from)?;
+    let manifest = Manifest::read(&Named(Arc::new(OsDisk)), &config.spool_dir).map_err(OpenError::from)?;
     let Some(Manifest { destination: accepted, .. }) = manifest else {
         let error = anyhow::anyhow!(
             "{} is not a spool: it has no manifest.json; name the folder that a daemon had as its ENV0_S3_LOG_SPOOL_DIR, in that variable or with --spool",

@@ -38,7 +38,8 @@ use crate::protocols::body::{BodyError, Limits, Lines};
 use crate::protocols::{
     self, Answer, BadCredentials, Decoding, Encoding, Head, Protocol, Refusal, by_type, empty_answer,
 };
-use crate::spool::{AppendError, Spool, named};
+use crate::spool::{AppendError, Spool};
+use crate::volume;
 
 /// A body whose lines may become this large, so one of 1 MiB as a rule, is scanned where it can't hold up other
 /// requests.
@@ -487,7 +488,7 @@ fn not_taken(error: AppendError) -> Refusal {
     };
     let reason = match &error {
         // A sender need not know where the spool is.
-        AppendError::Disk(error) => format!("the spool's disk: {}", named::unnamed(error)),
+        AppendError::Disk(error) => format!("the spool's disk: {}", volume::unnamed(error)),
         error => error.to_string(),
     };
     Refusal::Unavailable { reason, retry_after_seconds }

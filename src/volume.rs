@@ -1,8 +1,11 @@
 //! The file system that a folder is on: what is left of it, and whether it outlives the machine.
 
+use std::fmt;
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
 
 /// What the file system of a folder has left for this user, in bytes; `None` when it can't be asked.
 pub fn available_bytes(dir: &Path) -> Option<u64> {
@@ -28,37 +31,132 @@ pub fn weaknesses(dir: &Path) -> Vec<String> {
     words.iter().map(|words| format!("{dir} is on {words}")).chain(open.map(|words| format!("{dir} {words}"))).collect()
 }
 
-/// `dir`, or the nearest folder above it that exists. A link that leads nowhere exists: no folder can be made of it.
+/// `dir`, or the nearest folder above it that exists. A link that leads nowhere exists: no folder can be made of it. What
+/// can't be looked at exists, too, because only "no such file" says that it doesn't.
 pub fn nearest_existing(dir: &Path) -> Option<PathBuf> {
     let absolute = std::path::absolute(dir).ok()?;
-    absolute.ancestors().find(|ancestor| ancestor.symlink_metadata().is_ok()).map(Path::to_path_buf)
+    let is_missing = |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory);
+    absolute
+        .ancestors()
+        .find(|path| !path.symlink_metadata().is_err_and(|error| is_missing(&error)))
+        .map(Path::to_path_buf)
 }
+
+/// What an error says of a spool. Remedies and exit codes follow from this alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The disk is full, or a quota is used up.
+    Full,
+    /// The file system takes no writes.
+    ReadOnly,
+    /// Something else has the place of the spool, or of a folder or a file in it.
+    Place,
+    /// This user can't get there, or may not write there.
+    Rights,
+    /// The process or the machine has none left of what it may use.
+    Exhausted,
+    /// The file system can't do what a spool needs.
+    Lacking,
+    /// The disk failed, or the server that a file system is on.
+    Disk,
+}
+
+impl Cause {
+    /// The cause of an error. One of the system's that no other cause has is the disk's: a disk that fails has many of
+    /// them (EIO, EUCLEAN, EBADMSG, ESTALE, EREMOTEIO, ENODATA), and no right and no path would help.
+    pub fn of(error: &io::Error) -> Cause {
+        use io::ErrorKind::*;
+        let errno = errno(error);
+        match error.kind() {
+            StorageFull | QuotaExceeded => Cause::Full,
+            ReadOnlyFilesystem => Cause::ReadOnly,
+            AlreadyExists | NotADirectory | IsADirectory | DirectoryNotEmpty => Cause::Place,
+            PermissionDenied => Cause::Rights,
+            // Without a number of the system's, the daemon itself has found what it doesn't want.
+            NotFound if errno.is_some() => Cause::Rights,
+            _ => match errno {
+                None | Some(Errno::LOOP) => Cause::Place,
+                Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM | Errno::AGAIN | Errno::FBIG) => Cause::Exhausted,
+                Some(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::NAMETOOLONG | Errno::NOLCK) => {
+                    Cause::Lacking
+                }
+                Some(_) => Cause::Disk,
+            },
+        }
+    }
+}
+
+#[derive(Debug)]
+struct FailedCall {
+    call: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl fmt::Display for FailedCall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.call, self.path.display(), self.source)
+    }
+}
+
+impl std::error::Error for FailedCall {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.source)
+    }
+}
+
+/// For `map_err`. An error that names its call already keeps that one.
+pub fn name(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> io::Error {
+    move |source| match source.get_ref() {
+        Some(error) if error.is::<FailedCall>() => source,
+        _ => io::Error::new(source.kind(), FailedCall { call, path: path.to_owned(), source }),
+    }
+}
+
+/// The system's own error in one that names the call, for those who may not know of the spool's paths.
+pub fn unnamed(error: &io::Error) -> &io::Error {
+    let failed = error.get_ref().and_then(|error| error.downcast_ref::<FailedCall>());
+    failed.map_or(error, |failed| &failed.source)
+}
+
+/// The system's number of an error, also of one that names the call that failed.
+pub fn errno(error: &io::Error) -> Option<Errno> {
+    unnamed(error).raw_os_error().map(Errno::from_raw_os_error)
+}
+
+/// The remedy where a file system can't do what a spool needs.
+pub const ON_A_DISK: &str = "put ENV0_S3_LOG_SPOOL_DIR on a local file system (NFS: with its lock service)";
 
 /// What to do when the system refused, with `error`, what a spool needs of `path`.
 pub fn remedy(path: &Path, error: &io::Error) -> String {
-    use io::ErrorKind::*;
-    let uid = rustix::process::geteuid().as_raw();
-    match error.kind() {
-        StorageFull | QuotaExceeded => {
+    use io::ErrorKind::{AlreadyExists, NotADirectory};
+    match Cause::of(error) {
+        Cause::Full => {
             "free or enlarge the disk (`df -h` and `df -i` tell what is full); a running daemon goes on by itself"
                 .to_owned()
         }
-        ReadOnlyFilesystem => {
+        Cause::ReadOnly => {
             "mount the file system so that it can be written to; where it turned read-only by itself, `dmesg` tells why"
                 .to_owned()
         }
-        AlreadyExists | NotADirectory if path.is_symlink() => {
+        Cause::Place if !matches!(error.kind(), AlreadyExists | NotADirectory) => {
+            "move away what has the name; a start makes what is missing".to_owned()
+        }
+        Cause::Place if path.is_symlink() => {
             "it is a link that leads nowhere: make or mount the folder that it names, or name another folder in ENV0_S3_LOG_SPOOL_DIR"
                 .to_owned()
         }
-        AlreadyExists | NotADirectory => {
+        Cause::Place => {
             "ENV0_S3_LOG_SPOOL_DIR must be a folder, and a file has that name: move the file away, or name another folder"
                 .to_owned()
         }
-        InvalidInput => "move away what has the name; a start makes the folder".to_owned(),
-        _ if is_of_the_disk(error) => "the disk failed (`dmesg` tells why): mend or replace it, then start again".to_owned(),
-        _ => {
-            let owned = nearest_existing(path).and_then(|path| Some((path.metadata().ok()?.uid(), path)));
+        Cause::Exhausted => "raise what the daemon may use (`ulimit -n` and `-f`, memory), then start again".to_owned(),
+        Cause::Lacking => ON_A_DISK.to_owned(),
+        Cause::Disk => "the disk failed (`dmesg` tells why): mend or replace it, then start again".to_owned(),
+        Cause::Rights => {
+            let uid = rustix::process::geteuid().as_raw();
+            let path = std::path::absolute(path).unwrap_or_default();
+            let owned = path.ancestors().find_map(|path| Some((path.metadata().ok()?.uid(), path)));
             let owned = owned.map(|(owner, path)| format!("{} belongs to uid {owner}; ", path.display()));
             format!(
                 "{}ENV0_S3_LOG_SPOOL_DIR must be a folder that uid {uid} may write to (chown; Kubernetes: fsGroup; systemd: StateDirectory)",
@@ -66,12 +164,6 @@ pub fn remedy(path: &Path, error: &io::Error) -> String {
             )
         }
     }
-}
-
-/// Whether the disk itself failed, so that no right and no path would help.
-pub fn is_of_the_disk(error: &io::Error) -> bool {
-    let inner = || std::error::Error::source(error)?.downcast_ref::<io::Error>()?.raw_os_error();
-    error.raw_os_error().or_else(inner) == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 struct Mount<'a> {
@@ -221,6 +313,28 @@ mod tests {
         let ext4 = "3 1 8:1 / /s rw - ext4 /dev/sda1 rw";
         assert!(told(ext4, Ext4 { has_no_journal: true, ..Ext4::default() }).contains("without a journal"));
         assert!(told(ext4, Ext4 { has_fast_commit: true, ..Ext4::default() }).contains("fast_commit"));
+    }
+
+    #[test]
+    fn an_error_has_one_cause_whether_or_not_it_names_its_call() {
+        for (errnos, cause) in [
+            (&[Errno::NOSPC, Errno::DQUOT][..], Cause::Full),
+            (&[Errno::ROFS], Cause::ReadOnly),
+            (&[Errno::EXIST, Errno::NOTDIR, Errno::ISDIR, Errno::LOOP], Cause::Place),
+            (&[Errno::ACCESS, Errno::PERM, Errno::NOENT], Cause::Rights),
+            (&[Errno::MFILE, Errno::NFILE, Errno::NOMEM], Cause::Exhausted),
+            (&[Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP, Errno::NAMETOOLONG, Errno::NOLCK], Cause::Lacking),
+            (&[Errno::IO, Errno::UCLEAN, Errno::STALE, Errno::REMOTEIO, Errno::BADMSG, Errno::NODATA], Cause::Disk),
+            (&[Errno::NXIO, Errno::NODEV, Errno::TIMEDOUT, Errno::NOTCONN, Errno::SHUTDOWN], Cause::Disk),
+        ] {
+            for errno in errnos {
+                for error in [io::Error::from(*errno), name("fsync", Path::new("/s"))((*errno).into())] {
+                    assert_eq!(Cause::of(&error), cause, "{error}");
+                }
+            }
+        }
+        let found = io::Error::new(io::ErrorKind::InvalidInput, "/s/x is a link");
+        assert_eq!(Cause::of(&found), Cause::Place, "the daemon's own words, not the system's EINVAL");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::Access;
+use rustix::io::Errno;
 
 use super::report::{DAEMON, PULL_ALONE, Step};
 use crate::admin::client;
@@ -21,7 +22,7 @@ use crate::spool::manifest::{Lock, Manifest, ManifestError};
 use crate::spool::named::Named;
 use crate::spool::{self, exit_code_of, home};
 use crate::status::{Status, Timestamp};
-use crate::volume;
+use crate::volume::{self, Cause, name};
 
 /// The section on events that come both ways.
 const ABOUT_BOTH_WAYS: &str = "see config/README.md#pulling-from-env0s-api";
@@ -213,7 +214,12 @@ fn spool_dir(dir: &Path) -> Step {
         let detail = format!("{} can't be used: {error}", path.display());
         Step::fail(NAME, exit_code_of(error), detail, volume::remedy(path, error))
     };
-    if dir.is_dir() {
+    let is_there = match dir.metadata() {
+        Ok(found) => found.is_dir(),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => false,
+        Err(error) => return fail(dir, &name("stat", dir)(error)),
+    };
+    if is_there {
         if let Err(error) = home::judge_folders(&named_disk(), dir) {
             return fail(dir, &error);
         }
@@ -227,7 +233,7 @@ fn spool_dir(dir: &Path) -> Step {
         return fail(&existing, &io::ErrorKind::NotADirectory.into());
     }
     match Probe::write(&existing, b"probe\n").map(Probe::try_what_a_spool_needs) {
-        Ok(Ok(())) if dir.is_dir() => match home::files_of_others(dir) {
+        Ok(Ok(())) if is_there => match home::files_of_others(dir) {
             None => Step::ok(NAME, format!("{} can be written to", dir.display())),
             Some(others) => Step::warn(NAME, others, "name a folder of the daemon's own"),
         },
@@ -236,7 +242,10 @@ fn spool_dir(dir: &Path) -> Step {
             NAME,
             IO,
             format!("the file system of {} can't do what a spool needs: {call}: {error}", existing.display()),
-            "put ENV0_S3_LOG_SPOOL_DIR on a local file system (NFS: with its lock service)",
+            match Cause::of(&error) {
+                Cause::Disk => volume::remedy(dir, &error),
+                _ => volume::ON_A_DISK.to_owned(),
+            },
         ),
         Err(error) => fail(&existing, &error),
     }
@@ -250,8 +259,8 @@ fn spool_dir(dir: &Path) -> Step {
 fn judge_rights(dir: &Path) -> Result<(), (PathBuf, io::Error)> {
     let allows = |path: PathBuf, access| match rustix::fs::access(&path, access) {
         // A start makes what is missing, and a running daemon removes what it has sent.
-        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-        Err(error) => Err((path, error.into())),
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(error) => Err((path.clone(), name("access", &path)(error.into()))),
     };
     allows(Lock::path(dir), Access::READ_OK | Access::WRITE_OK)?;
     for folder in home::all_folders(dir) {
@@ -305,7 +314,8 @@ impl Probe {
         OsDisk.rename(&self.0, &long).map_err(|error| ("rename to a name of 251 bytes", error))?;
         self.0 = long;
         let folder = self.0.parent().unwrap_or(Path::new("."));
-        OsDisk.sync_dir(folder).map_err(|error| ("fsync of a folder", error))
+        OsDisk.sync_dir(folder).map_err(|error| ("fsync of a folder", error))?;
+        named_disk().remove(&self.0).map_err(|error| ("removal of a file", error))
     }
 }
 
@@ -314,7 +324,7 @@ const NAME_BYTES: usize = 251;
 
 impl Drop for Probe {
     fn drop(&mut self) {
-        // Should it stay, a spool ignores it.
+        // Where it was not removed already. Should it stay, a spool ignores it.
         let _ = std::fs::remove_file(&self.0);
     }
 }
@@ -324,7 +334,7 @@ fn lock(config: &Config, daemon: Option<&Status>) -> Step {
     const NAME: &str = "lock";
     let dir = &config.spool_dir;
     // The instance, too: the same folder can be reached by more than one path.
-    let instance = || Manifest::read(&OsDisk, dir).ok().flatten().map(|manifest| manifest.instance);
+    let instance = || Manifest::read(&named_disk(), dir).ok().flatten().map(|manifest| manifest.instance);
     let is_its_spool = |status: &Status| {
         status.spool.dir == dir.display().to_string() || instance().is_some_and(|instance| instance == status.instance)
     };
@@ -356,8 +366,11 @@ fn manifest(config: &Config) -> Step {
     const NAME: &str = "manifest";
     let dir = &config.spool_dir;
     let configured = spool_settings(config).destination;
-    let batches = batches_in(dir);
-    let found = match Manifest::read(&OsDisk, dir) {
+    let batches = match batches_in(dir) {
+        Ok(batches) => batches,
+        Err(error) => return Step::fail(NAME, IO, error.to_string(), volume::remedy(dir, &error)),
+    };
+    let found = match Manifest::read(&named_disk(), dir) {
         Ok(None) if batches == 0 => return Step::ok(NAME, "the spool is new"),
         Ok(None) => {
             let missing = ManifestError::Missing { path: dir.clone(), batches };
@@ -367,8 +380,8 @@ fn manifest(config: &Config) -> Step {
         Err(error @ ManifestError::Newer { .. }) => {
             return Step::fail(NAME, CONFIG, error.to_string(), "run the newer version again");
         }
-        Err(error @ ManifestError::Io { .. }) => {
-            return Step::fail(NAME, IO, error.to_string(), "see the step spool");
+        Err(ManifestError::Io { path, reason }) => {
+            return Step::fail(NAME, IO, format!("{}: {reason}", path.display()), volume::remedy(&path, &reason));
         }
         Err(error) => {
             return Step::fail(NAME, IO, error.to_string(), "see config/README.md#it-does-not-start");
@@ -393,9 +406,13 @@ fn manifest(config: &Config) -> Step {
 }
 
 /// How many batches a start would find. A folder that isn't there has none: a start makes it.
-pub(super) fn batches_in(dir: &Path) -> usize {
-    let counted = LogType::ALL.iter().map(|log_type| spool::count_in_folder(&OsDisk, &dir.join(log_type.as_str())));
-    counted.map(|counted| counted.unwrap_or_default().0).sum()
+pub(super) fn batches_in(dir: &Path) -> io::Result<usize> {
+    let counted =
+        LogType::ALL.iter().map(|log_type| match spool::count_in_folder(&named_disk(), &dir.join(log_type.as_str())) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            counted => counted.map(|(batches, _)| batches),
+        });
+    counted.sum()
 }
 
 fn disk(config: &Config) -> Step {

@@ -348,7 +348,7 @@ fn of_kind(config: &Config, name: &'static str, kind: PutErrorKind, message: &st
     };
     let remedy = match kind {
         Timeout | Unreachable => way_out(&config.network, message, "S3"),
-        NoSuchBucket if batches_in(&config.spool_dir) == 0 => {
+        NoSuchBucket if batches_in(&config.spool_dir).is_ok_and(|batches| batches == 0) => {
             "make the bucket, or set ENV0_S3_LOG_BUCKET_NAME right; see config/README.md#not-uploading".to_owned()
         }
         _ => kind.remedy().to_owned(),

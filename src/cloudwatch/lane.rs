@@ -29,6 +29,7 @@ use crate::credentials::Credentials;
 use crate::spool::Spool;
 use crate::spool::copies::{BatchCopy, Copies, GivenUp};
 use crate::status::{CloudWatchStatus, CloudWatchTypeStatus, Timestamp, Trouble};
+use crate::volume;
 
 /// CloudWatch takes no event that is older than 14 days; a call may take a while.
 const TOO_OLD: TimeDelta = TimeDelta::days(13);
@@ -380,7 +381,7 @@ fn not_ahead_of(now: DateTime<Utc>, started: DateTime<Utc>, passed: Duration) ->
 /// nothing of a file.
 fn is_the_files(error: &io::Error) -> bool {
     const PASSES: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::STALE];
-    !PASSES.iter().any(|passes| Some(passes.raw_os_error()) == error.raw_os_error())
+    !volume::errno(error).is_some_and(|errno| PASSES.contains(&errno))
 }
 
 /// Runs what blocks away from the lanes' thread.

@@ -462,7 +462,7 @@ fn visit(disk: &dyn Disk, folder: &Path, log_type: LogType, mut each: impl FnMut
 pub(super) fn discard(disk: &dyn Disk, spool: &Path) {
     for log_type in LogType::ALL {
         let folder = folder(spool, log_type);
-        if !matches!(disk.identify(&folder), Ok(Some(_))) {
+        if matches!(disk.identify(&folder), Ok(None)) {
             continue;
         }
         let mut copies = Vec::new();

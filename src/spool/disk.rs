@@ -11,6 +11,8 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
+use crate::volume::name;
+
 /// The mode of every file that the daemon makes: events are for its own user alone.
 const FILE_MODE: u32 = 0o600;
 const FOLDER_MODE: u32 = 0o700;
@@ -100,7 +102,15 @@ pub struct OsDisk;
 
 impl Disk for OsDisk {
     fn create_dir(&self, path: &Path) -> io::Result<()> {
-        fs::DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(path)
+        match fs::DirBuilder::new().recursive(true).mode(FOLDER_MODE).create(path) {
+            // Also where the folder that has the name can't be looked at.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match fs::metadata(path) {
+                Ok(found) if found.is_dir() => Ok(()),
+                Err(looked) if looked.kind() != io::ErrorKind::NotFound => Err(name("stat", path)(looked)),
+                _ => Err(error),
+            },
+            made => made,
+        }
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn DiskFile>> {

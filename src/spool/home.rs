@@ -137,6 +137,11 @@ impl Home {
             return Ok(true);
         }
         if !lock.is_removed()? {
+            // Where the disk can't even tell what is there, nothing says that the path leads elsewhere.
+            found
+                .map(drop)
+                .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })?;
+            self.disk.identify(&Lock::path(&self.dir))?;
             return Err(io::Error::other(format!(
                 "{} does not lead to the spool any more: its volume is away, or something else was put in its place; \
                  all goes on by itself once it is back (where a copy of the volume is mounted in its place, restart \

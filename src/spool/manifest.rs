@@ -9,8 +9,8 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{ByType, LogType, counted};
-use crate::spool::disk::{self, Disk};
-use crate::volume;
+use crate::spool::disk::{self, Disk, OsDisk};
+use crate::volume::{self, name};
 
 /// File names in the spool's folder.
 pub(crate) const LOCK: &str = "lock";
@@ -108,9 +108,15 @@ impl Manifest {
         let path = spool.join(MANIFEST);
         match disk::read(disk, &path, MANIFEST_MAX_BYTES) {
             Ok(bytes) => Self::parse(path, &bytes).map(Some),
+            Err(reason) if reason.kind() == io::ErrorKind::FileTooLarge => {
+                Err(ManifestError::Malformed { path, reason: reason.to_string() })
+            }
             // Only a missing file means a new spool: where an unreadable one did, batches would be numbered from 1 again.
-            Err(_) if matches!(disk.identify(&path), Ok(None)) => Ok(None),
-            Err(reason) => Err(ManifestError::Io { path, reason }),
+            Err(reason) => match disk.identify(&path) {
+                Ok(None) => Ok(None),
+                Ok(Some(_)) => Err(ManifestError::Io { path, reason }),
+                Err(reason) => Err(ManifestError::Io { path, reason }),
+            },
         }
     }
 
@@ -205,15 +211,17 @@ impl Lock {
     pub fn holder(spool: &Path) -> io::Result<Option<String>> {
         let path = Self::path(spool);
         let mut file = match disk::open_regular(OpenOptions::new().read(true), &path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(&path).is_err() => {
-                return Ok(None);
-            }
-            opened => opened?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match OsDisk.identify(&path) {
+                Ok(None) => return Ok(None),
+                Ok(Some(_)) => return Err(name("open", &path)(error)),
+                Err(error) => return Err(name("stat", &path)(error)),
+            },
+            opened => opened.map_err(name("open", &path))?,
         };
         match file.try_lock_shared() {
             Ok(()) => Ok(None),
             Err(TryLockError::WouldBlock) => Ok(Some(holder_in(&mut file))),
-            Err(TryLockError::Error(error)) => Err(error),
+            Err(TryLockError::Error(error)) => Err(name("flock", &path)(error)),
         }
     }
 
@@ -267,7 +275,8 @@ impl Lock {
 
     /// Whether the locked file was removed. While its volume is unmounted it was not, though its path finds nothing.
     pub(super) fn is_removed(&self) -> io::Result<bool> {
-        Ok(self.file.metadata()?.nlink() == 0)
+        let locked = self.file.metadata().map_err(name("stat", Path::new(LOCK)))?;
+        Ok(locked.nlink() == 0)
     }
 
     /// Whether `spool` has the locked folder and file on another device, while the place that is locked takes no fsync

@@ -1,44 +1,14 @@
 //! Errors that name the call and the path that failed: the system's own words name neither.
 
-use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::spool::disk::{Disk, DiskFile, FileId};
+use crate::volume::name;
 
 /// A file system whose errors name call and path. Their kinds are the system's.
 pub struct Named(pub Arc<dyn Disk>);
-
-#[derive(Debug)]
-struct FailedCall {
-    call: &'static str,
-    path: PathBuf,
-    source: io::Error,
-}
-
-impl fmt::Display for FailedCall {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}: {}", self.call, self.path.display(), self.source)
-    }
-}
-
-impl std::error::Error for FailedCall {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.source)
-    }
-}
-
-/// For `map_err`.
-fn name(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> io::Error {
-    move |source| io::Error::new(source.kind(), FailedCall { call, path: path.to_owned(), source })
-}
-
-/// The system's own error in one that names the call, for those who may not know of the spool's paths.
-pub fn unnamed(error: &io::Error) -> &io::Error {
-    let failed = error.get_ref().and_then(|error| error.downcast_ref::<FailedCall>());
-    failed.map_or(error, |failed| &failed.source)
-}
 
 impl Named {
     fn file(

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::batch::{BatchName, Codec, LogType, SealedName, Stage, counted};
 use crate::exit_code;
 use crate::spool::manifest::{Destination, LockError, ManifestError};
-use crate::volume;
+use crate::volume::{self, Cause};
 
 /// The folder of files that can't be read or are not what their name says. The daemon never removes any of them.
 pub const QUARANTINE: &str = "quarantine";
@@ -107,10 +107,13 @@ pub enum AppendError {
     Closed,
 }
 
-/// The exit code of a process that can't use a spool's folder or lock: an error of the disk itself says nothing of who
-/// may write there.
+/// The exit code of a process that can't use a spool's folder or lock: an error of the disk or the file system says
+/// nothing of who may write there.
 pub fn exit_code_of(error: &io::Error) -> u8 {
-    if volume::is_of_the_disk(error) { exit_code::IO } else { exit_code::CANT_CREATE }
+    match Cause::of(error) {
+        Cause::Disk | Cause::Lacking => exit_code::IO,
+        Cause::Full | Cause::ReadOnly | Cause::Place | Cause::Rights | Cause::Exhausted => exit_code::CANT_CREATE,
+    }
 }
 
 /// Why a spool can't be used.

@@ -1,7 +1,8 @@
-/* Preloaded into a daemon: its wall clock is off, and its fsyncs fail, as the control file says. */
+/* Preloaded into a daemon: its wall clock is off, and its fsyncs, looks and removals fail, as the control file says. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <fnmatch.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -12,6 +13,9 @@
 struct control {
     int64_t clock_seconds;
     int64_t fsync_errno;
+    /* Of stat and unlink, for paths of this pattern. */
+    int64_t path_errno;
+    char paths[40];
 };
 
 static const struct control untouched;
@@ -54,4 +58,24 @@ int fsync(int file)
 int fdatasync(int file)
 {
     return sync_or_fail(SYS_fdatasync, file);
+}
+
+static int path_fails(const char *path)
+{
+    if (!control->path_errno || !path || fnmatch((const char *)control->paths, path, 0) != 0)
+        return 0;
+    errno = (int)control->path_errno;
+    return 1;
+}
+
+/* Under a name of its own, because glibc declares `statx` with its own types. */
+int look(int folder, const char *path, int flags, unsigned mask, void *found)
+{
+    return path_fails(path) ? -1 : syscall(SYS_statx, folder, path, flags, mask, found);
+}
+__asm__(".globl statx\n.set statx, look\n.type statx, @function\n");
+
+int unlink(const char *path)
+{
+    return path_fails(path) ? -1 : syscall(SYS_unlink, path);
 }

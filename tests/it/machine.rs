@@ -1,5 +1,5 @@
 //! The machine under a daemon and its faults: a file system of its own, a clock, system calls, limits. All of it is
-//! real but the clock and the failing fsync, which a preloaded library fakes.
+//! real but the clock and calls that fail, which a preloaded library fakes.
 
 use std::cell::{Cell, RefCell};
 use std::os::unix::fs::FileExt;
@@ -36,7 +36,7 @@ impl Machine {
     /// the build script did not set `may_mount_images`.
     pub(crate) fn start(folder: &Path, kind: &str) -> Machine {
         let control = std::fs::File::create(folder.join("control")).unwrap();
-        control.set_len(16).unwrap();
+        control.set_len(64).unwrap();
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/machine.c");
         run("cc", &["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o", path(&folder.join("machine.so")), source]);
         let machine = Machine {
@@ -154,6 +154,12 @@ impl Machine {
         self.set(8, i64::from(error.raw_os_error()));
     }
 
+    /// No file or folder whose path has this pattern of a shell can be looked at or removed.
+    pub(crate) fn fail_paths(&self, pattern: &str, error: Errno) {
+        self.control.write_all_at(format!("{pattern}\0").as_bytes(), 24).unwrap();
+        self.set(16, i64::from(error.raw_os_error()));
+    }
+
     /// Seconds from the true time to the daemon's.
     pub(crate) fn set_clock(&self, seconds: i64) {
         self.set(0, seconds);
@@ -167,6 +173,7 @@ impl Machine {
     pub(crate) fn heal(&self) {
         self.set_clock(0);
         self.set(8, 0);
+        self.set(16, 0);
         self.bring_volume_back();
         if self.is_covered.take() {
             run("umount", &["-l", path(&self.disk())]);

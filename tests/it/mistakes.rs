@@ -118,7 +118,7 @@ fn a_folder_or_file_of_another_user_in_the_spool_is_told_before_a_start() {
         let checked = setup.run("check --offline");
         let path_text = path.display().to_string();
         assert_says(next(&checked), &["Next: spool: ", &format!("{path_text} belongs to uid 0")]);
-        assert_says(&checked.stdout, &[&format!("{path_text} can't be used: Permission denied")]);
+        assert_says(&checked.stdout, &[&format!("{path_text} can't be used: access {path_text}: Permission denied")]);
         own(&path, STRANGER);
     }
     let checked = setup.run("check --offline");

@@ -98,13 +98,19 @@ impl Folder {
     pub(in crate::spool) fn move_to_quarantine(&self, from: &Path, name: &str) -> io::Result<PathBuf> {
         let first = self.quarantine_path(name);
         let numbered = (1..TAKEN_NAMES_MAX).map(|number| self.quarantine_path(&format!("{name}.{number}")));
-        let is_free = |path: &PathBuf| matches!(self.home.disk.identify(path), Ok(None));
-        let to = std::iter::once(first.clone()).chain(numbered).find(is_free).ok_or(io::ErrorKind::AlreadyExists)?;
+        let mut names = std::iter::once(first.clone()).chain(numbered);
+        let is_free = |path: &PathBuf| self.home.disk.identify(path).map(|found| found.is_none());
+        let to = loop {
+            let to = names.next().ok_or(io::ErrorKind::AlreadyExists)?;
+            if is_free(&to)? {
+                break to;
+            }
+        };
         self.with_remedy(|| {
             let aside = match self.home.disk.rename(from, &to) {
                 // An earlier try may have renamed it already.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    if is_free(&first) {
+                    if is_free(&first)? {
                         self.home.disk.create(&first)?;
                     }
                     first.clone()

@@ -11,7 +11,7 @@ use super::world::{Fate, TYPE, World, line};
 use crate::batch::{Codec, LogType, Stage};
 use crate::spool::AppendError;
 use crate::spool::disk::READ_BUFFER_BYTES;
-use crate::spool::named::unnamed;
+use crate::volume::unnamed;
 
 fn sealed() -> World {
     let mut world = World::opened();

@@ -89,6 +89,43 @@ fn a_batch_that_is_whole_is_put_back_from_quarantine() {
 }
 
 #[test]
+fn a_disk_that_can_not_tell_where_the_path_leads_is_told_by_its_own_error() {
+    let mut world = sealed();
+    for place in ["/.", "/lock"] {
+        world.disk.rule(move |op, path| {
+            let fails = op == Op::Identify && path.to_string_lossy().ends_with(place);
+            if fails { Effect::Fail(Errno::IO) } else { Effect::Pass }
+        });
+        // The lock is asked for only where the folder is another one.
+        if place == "/lock" {
+            mount_over(&world, &mounted_over(&world)[0]);
+        }
+        let refusal = world.append(1).unwrap_err().to_string();
+        world.disk.heal();
+        world.disk.unmount();
+        let told = refusal.contains(&format!("stat {}{place}: Input/output error", world.settings.dir.display()));
+        assert!(told && !refusal.contains("does not lead"), "{refusal}");
+        world.wait_until("events are taken again", |world| world.append(1).is_ok());
+        world.seal();
+    }
+    world.deliver_all();
+    assert_eq!((world.missing(), world.quarantine()), (0, Vec::new()));
+}
+
+#[test]
+fn a_name_in_quarantine_that_can_not_be_looked_at_is_not_taken_for_one_that_is_taken() {
+    let mut world = sealed();
+    world.disk.flip_bit(&world.file(".sealed"));
+    let batch = world.waiting.remove(0);
+    world.disk.fail(Op::Identify, "quarantine/env0-", Errno::IO);
+    let error = world.folder().quarantine(&batch).unwrap_err().to_string();
+    assert!(error.contains("stat ") && error.contains("Input/output error"), "{error}");
+    world.disk.heal();
+    assert_eq!(world.folder().quarantine(&batch).ok(), Some(true));
+    assert_eq!(world.quarantine().len(), 1);
+}
+
+#[test]
 fn while_the_path_leads_elsewhere_nothing_is_written_and_then_all_goes_on() {
     for index in 0..2 {
         let mut world = sealed();

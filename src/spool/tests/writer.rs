@@ -12,9 +12,9 @@ use super::fault_disk::{Effect, Errno, Op};
 use super::world::{DEADLINE, TYPE, World};
 use crate::batch::SpoolName;
 use crate::spool::AppendError;
-use crate::spool::named::unnamed;
 use crate::spool::terms::SealReason;
 use crate::status::{ChainHead, Timestamp};
+use crate::volume::unnamed;
 
 /// Stops the thread at its next fsync of an open batch, until the second channel's sender is dropped.
 fn stall_fsyncs(world: &World) -> (mpsc::Receiver<()>, mpsc::Sender<()>) {
