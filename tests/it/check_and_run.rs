@@ -2,6 +2,8 @@
 
 use std::net::TcpListener;
 
+use rustix::io::Errno;
+
 use crate::check::{CANT_CREATE, IO, UNAVAILABLE, assert_has, failure, free_port, setup, step};
 use crate::harness::{DEPLOYMENTS, Setup, event};
 use crate::local_aws::LocalAws;
@@ -77,19 +79,65 @@ fn a_disk_that_fails_is_told_by_check_and_by_run_alike_with_the_call() {
     let folder = tempfile::tempdir().unwrap();
     let machine = Machine::start(folder.path(), "ext4");
     let setup = machine.setup(setup(&aws));
+    let failed = (Errno::IO, "Input/output error", "the disk failed");
+    let can_not = (Errno::INVAL, "Invalid argument", "put ENV0_S3_LOG_SPOOL_DIR on a local file system");
     // Before the spool is made, and with one.
-    for _ in 0..2 {
-        machine.fail_fsyncs(rustix::io::Errno::IO);
+    for (errno, words, remedy) in [failed, can_not, failed, can_not] {
+        machine.fail_fsyncs(errno);
         let checked = setup.run("check --offline --json");
-        let parts = ["fsync ", ".tmp: Input/output error", "the disk failed"];
+        let parts = ["fsync ", &format!(".tmp: {words}"), remedy];
         assert_has(&failure(&checked, "spool", IO), &parts);
         let run = setup.run("run");
         assert_eq!(run.code, IO, "{}", run.stderr);
-        assert!(run.stderr.contains("fsync ") && run.stderr.contains("the disk failed"), "{}", run.stderr);
+        assert!(run.stderr.contains("fsync ") && run.stderr.contains(remedy), "{}", run.stderr);
         machine.heal();
         assert_eq!(step(&setup.run("check --offline --json"), "spool")["verdict"], "ok");
         setup.start().kill();
     }
+}
+
+#[test]
+#[cfg_attr(not(may_mount_images), ignore = "mounts a file system in a file, which takes root and a loop device")]
+fn what_can_not_be_looked_at_is_the_disks_fault_and_never_a_missing_or_wrong_file() {
+    let aws = LocalAws::start();
+    let folder = tempfile::tempdir().unwrap();
+    let machine = Machine::start(folder.path(), "ext4");
+    let setup = machine.setup(setup(&aws));
+    let fails = |end: &str, name: &str, call: &str, error: Errno| {
+        machine.fail_paths(&format!("*{end}"), error);
+        let checked = setup.run("check --offline --json");
+        assert_has(&failure(&checked, name, IO), &[&format!("{call} "), end, "the disk failed"]);
+        let run = setup.run("run");
+        machine.heal();
+        assert_eq!(run.code, IO, "{end}: {}", run.stderr);
+        let told = run.stderr.contains(&format!("{call} ")) && run.stderr.contains("the disk failed");
+        assert!(told && !run.stderr.contains("No such file"), "{end}: {}", run.stderr);
+    };
+    std::fs::create_dir(folder.path().join("disk/spool")).unwrap();
+    fails("/manifest.json", "manifest", "stat", Errno::IO);
+    for error in [Errno::IO, Errno::UCLEAN, Errno::STALE, Errno::REMOTEIO] {
+        fails("/spool", "spool", "stat", error);
+    }
+    setup.start().kill();
+    fails("/spool", "spool", "stat", Errno::IO);
+    fails("/env0-audits", "spool", "stat", Errno::IO);
+}
+
+#[test]
+#[cfg_attr(not(may_mount_images), ignore = "mounts a file system in a file, which takes root and a loop device")]
+fn a_file_that_check_can_not_remove_again_is_told() {
+    let aws = LocalAws::start();
+    let folder = tempfile::tempdir().unwrap();
+    let machine = Machine::start(folder.path(), "ext4");
+    let setup = machine.setup(setup(&aws));
+    // Not the name that it is made under, which is removed before, too.
+    machine.fail_paths("*/check-0000*.tmp", Errno::IO);
+    let checked = setup.run("check --offline --json");
+    machine.heal();
+    assert_has(
+        &failure(&checked, "spool", IO),
+        &["removal of a file: remove ", ".tmp: Input/output error", "the disk failed"],
+    );
 }
 
 #[test]
