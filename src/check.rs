@@ -48,7 +48,7 @@ pub async fn run(loaded: Result<Loaded, ConfigErrors>, options: CheckOptions) ->
             Ok(network) => {
                 let (tokens, mut problems) = credentials::own_tokens(&config, &network).await;
                 let of_file = credentials::token_file_problem(&config);
-                problems.retain(|problem| of_file.as_ref() != Some(problem));
+                problems.retain(|problem| of_file.as_ref() != Some(&problem.words));
                 let newest = tokens.into_iter().max_by_key(|token| token.expires_at);
                 let pull_fails = pulled.steps.iter().any(|step| step.verdict == Verdict::Fail);
                 let own = online::Own {

@@ -33,7 +33,7 @@ pub use role::{Role, Service};
 use session::Clock;
 pub use session::Session;
 use sources::Sources;
-pub use sources::token_file_problem;
+pub use sources::{SourceProblem, token_file_problem};
 use status::{Phase, refusal_causes};
 pub use status::{ways_to_a_token, without_a_token};
 use sts::Sts;
@@ -73,7 +73,7 @@ struct State {
     /// Since when no session can be had.
     outage_since: Option<DateTime<Utc>>,
     last_error: Option<ExchangeTrouble>,
-    source_problems: Vec<String>,
+    source_problems: Vec<SourceProblem>,
     duration: Duration,
     sessions: u64,
     failures: u32,
@@ -278,8 +278,8 @@ impl Credentials {
     }
 }
 
-/// The tokens that the configuration's own sources hold now, and a sentence for each source that has none.
-pub async fn own_tokens(config: &Config, network: &Network) -> (Vec<OidcToken>, Vec<String>) {
+/// The tokens that the configuration's own sources hold now, and why each other source has none.
+pub async fn own_tokens(config: &Config, network: &Network) -> (Vec<OidcToken>, Vec<SourceProblem>) {
     let (mut tokens, problems) = Sources::new(config, network).read().await;
     tokens.extend(
         config.oidc_token.as_ref().and_then(|token| OidcToken::own(token.expose_secret(), Source::Environment)),
@@ -293,7 +293,7 @@ fn no_token(state: &State, now: DateTime<Utc>) -> String {
         let (source, end) = (token.source.as_str(), token.expires_at.filter(|end| *end <= now)?);
         Some(format!(" (the last one at hand, from the {source}, ended at {})", Timestamp(end)))
     });
-    let problems = state.source_problems.iter().map(|problem| format!("; {problem}")).collect::<String>();
+    let problems = state.source_problems.iter().map(|problem| format!("; {}", problem.words)).collect::<String>();
     format!("an OIDC token{}{problems}", ended.unwrap_or_default())
 }
 
@@ -397,7 +397,8 @@ impl Inner {
                 true => "it is read again at each exchange",
                 false => "the tokens at hand stay in use, and it is read again at the next exchange",
             };
-            tracing::warn!("a configured source gives no OIDC token: {}; {kept}", problems.join("; "));
+            let words: Vec<_> = problems.iter().map(|problem| problem.words.as_str()).collect();
+            tracing::warn!("a configured source gives no OIDC token: {}; {kept}", words.join("; "));
         }
         state.source_problems = problems;
     }

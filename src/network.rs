@@ -19,6 +19,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::small_file::BOM;
 use crate::{config, pem};
 pub use answers::{ANSWER_MAX_BYTES, retry_after};
 pub use foreign::{FOREIGN_NAME_MAX_CHARS, FOREIGN_WORDS_MAX_CHARS, foreign_name, foreign_words};
@@ -91,6 +92,17 @@ pub enum FetchError {
         /// The limit.
         max_bytes: usize,
     },
+}
+
+impl FetchError {
+    /// Whether a later request may bring what this one didn't: nobody could be asked, or the server itself failed.
+    pub fn is_unavailable(&self) -> bool {
+        match self {
+            FetchError::Unreachable { .. } => true,
+            FetchError::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
+            FetchError::TooLarge { .. } => false,
+        }
+    }
 }
 
 impl Network {
@@ -177,7 +189,8 @@ impl Network {
         &self.proxies
     }
 
-    /// GETs a document of at most `max_bytes`. Redirects are followed on the same host only.
+    /// GETs a document of at most `max_bytes`; returns it without a byte order mark at its beginning. Redirects are
+    /// followed on the same host only.
     pub async fn fetch(&self, url: &str, max_bytes: usize) -> Result<Vec<u8>, FetchError> {
         let unreachable = |error: reqwest::Error| FetchError::Unreachable {
             server: server(url),
@@ -193,6 +206,9 @@ impl Network {
                 return Err(FetchError::TooLarge { server: server(url), max_bytes });
             }
             body.extend_from_slice(&chunk);
+        }
+        if body.starts_with(BOM) {
+            body.drain(..BOM.len());
         }
         Ok(body)
     }

@@ -11,10 +11,12 @@ use secrecy::zeroize::Zeroizing;
 
 /// What a file of secrets or a key may hold, in bytes.
 pub const MAX_BYTES: usize = 1024 * 1024;
+/// The byte order mark of UTF-8. At the beginning of a file or a document it is an editor's, and no part of what is said.
+pub const BOM: &[u8] = b"\xef\xbb\xbf";
 /// How long a pipe is waited for.
 const PIPE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// All that a file of at most [`MAX_BYTES`] holds.
+/// All that a file of at most [`MAX_BYTES`] holds, without a byte order mark at its beginning.
 ///
 /// A wrong path may name a device or a log file that never ends, or a pipe that nobody writes to. Without the bounds
 /// the daemon would read until its memory is used up, or wait for ever.
@@ -52,6 +54,9 @@ pub fn read_up_to(path: &Path, max_bytes: usize) -> Result<Zeroizing<Vec<u8>>> {
     }
     if bytes.len() > max_bytes {
         return Err(Error::new(ErrorKind::FileTooLarge, format!("it has more than {max_bytes} bytes")));
+    }
+    if bytes.starts_with(BOM) {
+        bytes.drain(..BOM.len());
     }
     Ok(bytes)
 }

@@ -12,7 +12,7 @@ use super::local::{Probe, batches_in};
 use super::report::{BUCKET, Step};
 use crate::batch::{LogType, Sha256};
 use crate::config::Config;
-use crate::credentials::{Credentials, Role, ways_to_a_token};
+use crate::credentials::{Credentials, Role, SourceProblem, ways_to_a_token};
 use crate::exit_code::{CONFIG, DENIED, IO, UNAVAILABLE};
 use crate::network::{Network, way_out};
 use crate::oidc::{OidcToken, ShownClaims, Source};
@@ -36,7 +36,7 @@ pub(super) struct Own {
     /// The token of the configuration's own sources that ends last.
     pub(super) newest: Option<OidcToken>,
     /// Why another source has none, but for the token's file: that is told by the step `files`.
-    pub(super) problems: Vec<String>,
+    pub(super) problems: Vec<SourceProblem>,
     /// Whether the token's file can't be used.
     pub(super) file_fails: bool,
     /// The token that the pull would take from a deployment's record, or the step that says why it wouldn't.
@@ -357,10 +357,20 @@ fn of_kind(config: &Config, name: &'static str, kind: PutErrorKind, message: &st
 }
 
 /// There is no token, and no daemon that might have one.
-fn no_token(config: &Config, problems: &[String]) -> Step {
+fn no_token(config: &Config, problems: &[SourceProblem]) -> Step {
     if !problems.is_empty() {
+        let words: Vec<_> = problems.iter().map(|problem| problem.words.as_str()).collect();
+        let words = words.join("; ");
+        if problems.iter().all(|problem| problem.is_unavailable) {
+            let server = "the server of ENV0_S3_LOG_OIDC_TOKEN_URL";
+            let remedy = match words.contains("HTTP status") {
+                true => format!("see why {server} fails; the daemon asks it again at each exchange"),
+                false => way_out(&config.network, &words, server),
+            };
+            return Step::fail("token", UNAVAILABLE, words, remedy);
+        }
         let remedy = "mend what this line names: a URL must answer with a token; see config/README.md#no-token";
-        return Step::fail("token", CONFIG, problems.join("; "), remedy);
+        return Step::fail("token", CONFIG, words, remedy);
     }
     let by_hand = match config.takes_hand_overs() {
         true => "no daemon runs that was handed one",

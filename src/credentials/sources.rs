@@ -19,6 +19,15 @@ const MAX_BYTES: usize = 64 * 1024;
 /// How long a round waits for the token's file. A disk that does not answer is still waited for in the next round.
 const FILE_PATIENCE: Duration = Duration::from_secs(10);
 
+/// Why a source gives no token now; a sentence, never with a secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceProblem {
+    /// The sentence.
+    pub words: String,
+    /// Whether nothing is wrong with the configuration: the service that the source names can't be had at the moment.
+    pub is_unavailable: bool,
+}
+
 pub(super) struct Sources {
     /// With the variable that names it.
     file: Option<(&'static str, PathBuf)>,
@@ -35,21 +44,27 @@ impl Sources {
         Sources { file, reading: Mutex::default(), url, network: network.clone() }
     }
 
-    /// The tokens found, and a sentence for each source that has none now; never with the URL.
-    pub(super) async fn read(&self) -> (Vec<OidcToken>, Vec<String>) {
+    /// The tokens found, and why each other source has none now; never with the URL.
+    pub(super) async fn read(&self) -> (Vec<OidcToken>, Vec<SourceProblem>) {
         let mut tokens = Vec::new();
         let mut problems = Vec::new();
         if let Some((variable, path)) = &self.file {
             match self.read_file(variable, path).await {
                 Ok(token) => tokens.push(token),
-                Err(problem) => problems.push(problem),
+                Err(words) => problems.push(SourceProblem { words, is_unavailable: false }),
             }
         }
         if let Some(url) = &self.url {
-            let answer = self.network.fetch(url.expose_secret(), MAX_BYTES).await.map_err(|error| error.to_string());
-            match answer.and_then(|body| token_in(&Zeroizing::new(body))) {
+            let found = match self.network.fetch(url.expose_secret(), MAX_BYTES).await {
+                Ok(body) => token_in(&Zeroizing::new(body)).map_err(|words| (words, false)),
+                Err(error) => Err((error.to_string(), error.is_unavailable())),
+            };
+            match found {
                 Ok(token) => tokens.push(token),
-                Err(problem) => problems.push(format!("ENV0_S3_LOG_OIDC_TOKEN_URL: {problem}")),
+                Err((words, is_unavailable)) => {
+                    let words = format!("ENV0_S3_LOG_OIDC_TOKEN_URL: {words}");
+                    problems.push(SourceProblem { words, is_unavailable });
+                }
             }
         }
         (tokens, problems)

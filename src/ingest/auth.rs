@@ -241,7 +241,8 @@ impl Authenticator {
     }
 
     async fn verify(&self, guest: &Guest, token: &str) -> Result<OidcToken, AuthError> {
-        let token = token.trim();
+        // A body may be a file with a byte order mark.
+        let token = token.trim_start_matches('\u{feff}').trim();
         let (now, turn) = (crate::batch::now(), guest.signature_turn());
         let mut verified = match looks_like_jwt(token) {
             true => self.0.verifier.verify_in_turn(token, now, turn).await.map_err(AuthError::from),

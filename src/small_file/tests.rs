@@ -48,3 +48,16 @@ fn bytes_that_are_no_text_are_refused_where_text_is_asked_for() {
     std::fs::write(&path, [0xff, b'x']).unwrap();
     assert_eq!(read_text(&path).unwrap_err().to_string(), "it is not UTF-8");
 }
+
+#[test]
+fn a_byte_order_mark_is_no_part_of_what_a_file_holds() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    for (written, held) in [("\u{feff}value", "value"), ("\u{feff}", ""), ("value\u{feff}", "value\u{feff}")] {
+        std::fs::write(&path, written).unwrap();
+        assert_eq!(*read_text(&path).unwrap(), held);
+    }
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(&path, format!("\u{feff}{}", made.cert.pem())).unwrap();
+    assert_eq!(crate::pem::all::<rustls::pki_types::CertificateDer<'_>>(&path).unwrap().len(), 1);
+}

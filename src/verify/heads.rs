@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::batch::{LogType, Sha256};
 use crate::chain::ChainEntry;
+use crate::small_file::BOM;
 
 /// A chain's head that existed for certain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +64,8 @@ pub enum HeadsError {
 pub(super) fn read(path: &Path) -> Result<Vec<KnownHead>, HeadsError> {
     let text = std::fs::read(path).map_err(|source| HeadsError::Io { path: path.to_owned(), source })?;
     let mut heads = Vec::new();
-    for document in serde_json::Deserializer::from_slice(&text).into_iter::<Value>() {
+    let text = text.strip_prefix(BOM).unwrap_or(&text);
+    for document in serde_json::Deserializer::from_slice(text).into_iter::<Value>() {
         let document = document.map_err(|source| HeadsError::Json { path: path.to_owned(), source })?;
         collect(&document, Around::default(), &mut heads);
     }

@@ -373,3 +373,39 @@ fn a_token_of_its_own_that_has_ended_is_a_warning_beside_a_daemon_with_a_session
     daemon.kill();
     assert_has(&failure(&setup.run("check --json"), "token", DENIED), &["ended at"]);
 }
+
+/// The URL of a server that answers each request so.
+fn always(status: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/token", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let _ = stream.read(&mut [0; 4096]);
+            let head = format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            let _ = stream.write_all(head.as_bytes());
+        }
+    });
+    url
+}
+
+#[test]
+fn a_token_url_that_can_not_be_had_now_is_told_from_one_that_has_no_token() {
+    let aws = LocalAws::start();
+    let closed = format!("http://127.0.0.1:{}/token", free_port());
+    let token_is = |url: &str| setup(&aws).unset("ENV0_OIDC_TOKEN").set("ENV0_S3_LOG_OIDC_TOKEN_URL", url);
+    let fails = "see why the server of ENV0_S3_LOG_OIDC_TOKEN_URL fails";
+    for (url, code, part) in [
+        (closed, UNAVAILABLE, "nothing answers"),
+        (always("500 Internal Server Error"), UNAVAILABLE, fails),
+        (always("503 Service Unavailable"), UNAVAILABLE, fails),
+        (always("429 Too Many Requests"), UNAVAILABLE, fails),
+        (always("404 Not Found"), CONFIGURATION, "a URL must answer with a token"),
+        (always("200 OK"), CONFIGURATION, "a URL must answer with a token"),
+    ] {
+        assert_has(&failure(&token_is(&url).run("check --json"), "token", code), &["ENV0_S3_LOG_OIDC_TOKEN_URL", part]);
+    }
+    let served = format!("\u{feff}{{\"token\":\"{}\"}}", aws.issuer.token());
+    let checked = token_is(&aws.issuer.serve_token(&served)).run("check --json");
+    assert_eq!(step(&checked, "token")["verdict"], "ok", "{}", checked.stdout);
+}

@@ -37,11 +37,12 @@ pub(crate) fn tokens(daemon: &Daemon) -> Vec<Value> {
 #[test]
 fn each_way_of_handing_over_delivers() {
     type Way = fn(&str) -> Upload;
-    let ways: [(&str, Way, u16); 5] = [
+    let ways: [(&str, Way, u16); 6] = [
         ("bearer", |token| Upload::post(DEPLOYMENTS).bearer(token).body(event("by bearer")), 200),
         ("header", |token| Upload::post(AUDITS).bearer(TOKEN).header("X-Env0-Oidc-Token", token).body(event("x")), 200),
         ("PUT, Authorization", |token| Upload::new("PUT", OIDC_TOKEN).bearer(token), 204),
         ("PUT, body", |token| Upload::new("PUT", OIDC_TOKEN).body(format!("{token}\n")), 204),
+        ("PUT, body of a file", |token| Upload::new("PUT", OIDC_TOKEN).body(format!("\u{feff}{token}\r\n")), 204),
         ("PUT, body beside a static token", |token| Upload::new("PUT", OIDC_TOKEN).bearer(TOKEN).body(token), 204),
     ];
     for (name, way, status) in ways {

@@ -16,7 +16,6 @@ use crate::http::watched::{Change, Watched};
 use crate::small_file;
 
 const VARIABLE: &str = "ENV0_S3_LOG_INGEST_TOKEN_FILE";
-const BYTE_ORDER_MARK: char = '\u{feff}';
 /// At start, a file without its last line break that was written more recently may have more to come.
 const WRITTEN_AFTER: Duration = Duration::from_secs(1);
 const LOOKS_AT_START: u32 = 5;
@@ -106,8 +105,7 @@ fn load(path: &Path, change: Change) -> Result<StaticTokens, TokenFileError> {
             "its last line has no line break at the end, as if it were still being written: add one".to_owned(),
         ));
     }
-    let lines = text.trim_start_matches(BYTE_ORDER_MARK).lines();
-    let lines = lines.enumerate().map(|(index, line)| (index + 1, line.trim()));
+    let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
     let lines = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
     let mut tokens: Vec<StaticToken> = Vec::new();
     let mut types = HashMap::new();
