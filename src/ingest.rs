@@ -223,10 +223,9 @@ impl Ingest {
             refusal = place.given_up() => Err(refusal),
         };
         taken.map_err(|refusal| match refusal {
-            Refusal::Unauthorized(_) => Refusal::Unauthorized(match self.takes_hand_overs {
-                true => BadCredentials::NoOidcToken,
-                false => BadCredentials::NoHandOvers,
-            }),
+            Refusal::Unauthorized(_) if !self.takes_hand_overs => Refusal::Unauthorized(BadCredentials::NoHandOvers),
+            Refusal::Unauthorized(BadCredentials::Missing) => Refusal::Unauthorized(BadCredentials::EmptyHandOver),
+            Refusal::Unauthorized(_) => Refusal::Unauthorized(BadCredentials::NoOidcToken),
             other => other,
         })
     }

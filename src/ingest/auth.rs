@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::credentials::{Credentials, Offer};
 use crate::http::listener::Guest;
 use crate::metric_table;
-use crate::oidc::{OidcToken, Verifier, VerifyError, looks_like_jwt};
+use crate::oidc::{OidcToken, Reason, Verifier, VerifyError, looks_like_jwt};
 use crate::protocols::Head;
 use token_file::{StaticToken, TokenFile};
 pub use token_file::{TokenFileError, token_file_problem, token_file_types};
@@ -244,10 +244,7 @@ impl Authenticator {
         // A body may be a file with a byte order mark.
         let token = token.trim_start_matches('\u{feff}').trim();
         let (now, turn) = (crate::batch::now(), guest.signature_turn());
-        let mut verified = match looks_like_jwt(token) {
-            true => self.0.verifier.verify_in_turn(token, now, turn).await.map_err(AuthError::from),
-            false => Err(AuthError::Invalid),
-        };
+        let mut verified = self.0.verifier.verify_in_turn(token, now, turn).await.map_err(AuthError::from);
         let outcome = match &mut verified {
             Ok(token) => {
                 token.client = Some(guest.network());
@@ -291,8 +288,14 @@ impl Authenticator {
                 self.hand_over(guest, token.expose_secret()).await
             }
             _ => match body.await? {
-                None => Err(AuthError::Invalid),
-                Some(body) if body.trim_ascii().is_empty() && matches!(presented, Ok(None)) => Err(AuthError::Missing),
+                None => {
+                    self.0.verifier.refused(Reason::TooLong);
+                    Err(AuthError::Invalid)
+                }
+                Some(body) if body.trim_ascii().is_empty() => {
+                    self.0.verifier.refused(Reason::Empty);
+                    Err(if matches!(presented, Ok(None)) { AuthError::Missing } else { AuthError::Invalid })
+                }
                 // A token is ASCII: anything else is none.
                 Some(body) => self.hand_over(guest, std::str::from_utf8(&body).unwrap_or_default()).await,
             },

@@ -42,6 +42,7 @@ impl From<Reason> for Refusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)] // `words` says it.
 pub enum Reason {
+    Empty,
     TooLong,
     NotAJwt,
     Algorithm,
@@ -62,6 +63,7 @@ impl Reason {
     /// As `/status` names it.
     pub fn label(self) -> &'static str {
         match self {
+            Reason::Empty => "empty",
             Reason::TooLong => "too_long",
             Reason::NotAJwt => "not_a_jwt",
             Reason::Algorithm => "algorithm",
@@ -82,6 +84,7 @@ impl Reason {
     /// Continues "a token is refused: ".
     pub fn words(self) -> &'static str {
         match self {
+            Reason::Empty => "it is empty",
             Reason::TooLong => "it is longer than any token",
             Reason::NotAJwt => "it is not a signed JWT",
             Reason::Algorithm => "it is not signed by RS256 or ES256",
@@ -103,6 +106,9 @@ impl Reason {
 
     fn remedy(self) -> &'static str {
         match self {
+            Reason::Empty => {
+                "see that ENV0_OIDC_TOKEN is set where it is sent from: in env0, turn on \"Enable OIDC during deployments\""
+            }
             Reason::Organization | Reason::NobodyConfigured => {
                 "set ENV0_S3_LOG_OIDC_ORGANIZATION_ID to the env0 organization whose deployments are let in"
             }

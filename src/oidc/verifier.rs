@@ -145,6 +145,11 @@ impl Verifier {
         self.keys.ids_kept()
     }
 
+    /// Counts a token that was refused before it came here, and tells the operator.
+    pub fn refused(&self, reason: Reason) {
+        self.refusals.add(&reason.into(), None);
+    }
+
     /// Judges a token that somebody presents, at the time `now`. A refusal is counted, and told to the operator.
     pub async fn verify(&self, token: &str, now: DateTime<Utc>) -> Result<OidcToken, VerifyError> {
         self.verify_in_turn(token, now, std::future::ready(())).await

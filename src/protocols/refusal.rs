@@ -91,6 +91,8 @@ pub enum BadCredentials {
     },
     /// What was handed over is no OIDC token that is let in.
     NoOidcToken,
+    /// Nothing was handed over.
+    EmptyHandOver,
     /// No OIDC token is let in, whatever it is.
     NoHandOvers,
 }
@@ -109,6 +111,10 @@ impl fmt::Display for BadCredentials {
             BadCredentials::NoOidcToken => {
                 "no OIDC token that is let in: send the ENV0_OIDC_TOKEN of a deployment, as the body or as Authorization: \
                  Bearer <token>; the daemon's log and /status say why one was refused"
+            }
+            BadCredentials::EmptyHandOver => {
+                "no OIDC token: the body is empty; see that ENV0_OIDC_TOKEN is set where it is sent from: in env0, turn on \
+                 \"Enable OIDC during deployments\""
             }
             BadCredentials::NoHandOvers => {
                 "this daemon lets no OIDC token in, because neither ENV0_S3_LOG_OIDC_ORGANIZATION_ID nor \

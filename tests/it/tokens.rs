@@ -10,7 +10,7 @@ use crate::local_aws::issuer::{ORGANIZATION, SUBJECT, Signing, now_seconds};
 use crate::pull_figures::peak_kib;
 
 /// Where a token is handed over without events.
-const OIDC_TOKEN: &str = "/v1/oidc-token";
+pub(crate) const OIDC_TOKEN: &str = "/v1/oidc-token";
 /// A text in every refused request, to look for where it must not be.
 const REFUSED: &str = "refused-and-nowhere-kept";
 pub(crate) const DAY_SECONDS: u64 = 24 * 3600;

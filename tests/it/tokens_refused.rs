@@ -4,10 +4,12 @@ use std::io::Write;
 
 use serde_json::{Value, json};
 
-use crate::harness::{AUDITS, Books, DEPLOYMENTS, Daemon, Setup, event, field, wait_until, wait_until_delivered};
+use crate::harness::{
+    AUDITS, Books, DEPLOYMENTS, Daemon, Setup, Upload, event, field, wait_until, wait_until_delivered,
+};
 use crate::local_aws::LocalAws;
 use crate::local_aws::issuer::{ORGANIZATION, now_seconds};
-use crate::tokens::{DAY_SECONDS, post, put, setup, tokens};
+use crate::tokens::{DAY_SECONDS, OIDC_TOKEN, post, put, setup, tokens};
 
 const OTHER_ORGANIZATION: &str = "11111111-2222-4333-8444-555555555555";
 
@@ -56,6 +58,29 @@ fn check_compares_a_token_at_hand_with_the_configured_organization() {
         assert!(finished.stdout.contains(part), "no {part:?} in {}", finished.stdout);
     }
     assert_eq!(finished.code, Some(0), "STS takes it nevertheless: {}", finished.stdout);
+}
+
+#[test]
+fn what_is_no_token_at_all_is_told_in_log_status_and_answer() {
+    let aws = LocalAws::start();
+    let daemon = setup(&aws).start();
+    let quoted = format!("\"{}\"", aws.issuer.token());
+    for (body, reason, answer) in [
+        ("", "empty", "the body is empty"),
+        ("\n", "empty", "Enable OIDC during deployments"),
+        ("ENV0_OIDC_TOKEN", "not_a_jwt", "no OIDC token that is let in"),
+        (r#"{"token":"eyJ"}"#, "not_a_jwt", "the daemon's log and /status say why"),
+        (&quoted, "not_a_jwt", "send the ENV0_OIDC_TOKEN of a deployment"),
+        (&"x".repeat(21 * 1024), "too_long", "no OIDC token that is let in"),
+    ] {
+        let refused = daemon.send(Upload::new("PUT", OIDC_TOKEN).body(body));
+        assert_eq!(refused.status, 401, "{reason}");
+        assert!(refused.text().contains(answer), "{body:.20}: {}", refused.text());
+        assert!(refused_tokens(&daemon).iter().any(|told| told["reason"] == reason), "{body:.20}: {reason}");
+    }
+    let counts: Vec<_> = refused_tokens(&daemon).iter().map(|told| told["count"].clone()).collect();
+    assert_eq!(counts, [json!(2), json!(1), json!(3)], "empty, too long, no JWT");
+    assert_eq!(daemon.log().count("WARN", "refused an OIDC token"), 3, "once a reason");
 }
 
 #[test]

@@ -292,6 +292,33 @@ class CustomFlows(unittest.TestCase):
                 self.assertIn(f"HTTP {answer}", outcome.stdout, name)
                 self.assertEqual("WARNING" in outcome.stdout, warned, outcome.stdout)
 
+    def test_a_hand_over_that_can_not_be_is_told_with_its_own_remedy(self):
+        with stub(503) as (port, _):
+            pass
+        url = f"http://127.0.0.1:{port}"
+        for variables, said in (
+            ({"ENV0_OIDC_TOKEN": "", "LOG_FORWARDER_URL": url}, "turn on 'Enable OIDC during deployments'"),
+            ({"LOG_FORWARDER_URL": ""}, "LOG_FORWARDER_URL is not set"),
+            ({"LOG_FORWARDER_URL": url}, f"nothing answered at LOG_FORWARDER_URL={url}"),
+            ({"LOG_FORWARDER_URL": "no url"}, "nothing answered at LOG_FORWARDER_URL=no url"),
+        ):
+            for name, script in scripts(yaml.safe_load(read("config/env0.yml"))):
+                if "/v1/oidc-token" in script:
+                    outcome = self.run_step(script, **variables)
+                    self.assertEqual(outcome.returncode, 0, name)
+                    self.assertIn(said, outcome.stdout)
+                    self.assertNotIn("/status", outcome.stdout)
+        ((_, courier),) = scripts(yaml.safe_load(read("config/token-courier/env0.yml")))
+        for variables, said in (
+            ({"ENV0_OIDC_TOKEN": ""}, "turn on 'Enable OIDC during deployments'"),
+            ({"LOG_FORWARDER_HOST": "http://localhost"}, "a name or an address alone, without http://"),
+            ({"LOG_FORWARDER_HOST": "127.0.0.1", "LOG_FORWARDER_PORT": str(port)}, "nothing answered at 127.0.0.1"),
+        ):
+            outcome = self.run_step(courier, **variables)
+            self.assertEqual(outcome.returncode, 1, variables)
+            self.assertIn(said, outcome.stdout)
+            self.assertNotIn("/status", outcome.stdout)
+
     def test_the_token_never_stands_on_a_command_line(self):
         for path in ("config/env0.yml", "config/token-courier/env0.yml"):
             for _, script in scripts(yaml.safe_load(read(path))):
