@@ -7,7 +7,7 @@ pub(crate) mod delivery;
 mod meters;
 mod queue;
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -57,7 +57,7 @@ impl Flusher {
                 in_flight: JoinSet::new(),
                 failing: 0,
                 objects_confirmed: 0,
-                logged: BTreeSet::new(),
+                logged: HashSet::new(),
                 state: states[log_type].clone(),
                 meters: UploadMeters::new(log_type),
             };
@@ -90,7 +90,7 @@ struct Lane {
     /// Objects that the store has confirmed since the start.
     objects_confirmed: u64,
     /// Kinds of failures that were logged in this outage.
-    logged: BTreeSet<&'static str>,
+    logged: HashSet<PutErrorKind>,
     state: Arc<Mutex<DeliveryStatus>>,
     meters: UploadMeters,
 }
@@ -230,26 +230,26 @@ impl Lane {
 
     /// Puts a failure into the status, and logs it if it is the first of its kind in this outage.
     fn report(&mut self, failure: &Failure) {
-        let (kind, message, remedy) = match failure {
-            Failure::Put(error) => (error.kind.as_str(), error.message.clone(), error.kind.remedy()),
-            Failure::Disk(error) => {
-                ("disk", format!("the spool's disk: {error}"), PutErrorKind::FileUnreadable.remedy())
-            }
+        let (kind, message) = match failure {
+            Failure::Put(error) => (error.kind, error.message.clone()),
+            Failure::Disk(error) => (PutErrorKind::FileUnreadable, format!("the spool's disk: {error}")),
         };
         let (code, request_id) = match failure {
             Failure::Put(error) => (error.code.clone(), error.request_id.clone()),
             Failure::Disk(_) => (None, None),
         };
+        let remedy = kind.remedy();
         // A missing session is logged by the credentials.
-        if self.logged.insert(kind) && kind != PutErrorKind::NoSession.as_str() {
+        if self.logged.insert(kind) && kind != PutErrorKind::NoSession {
             tracing::warn!(
-                log_type = %self.log_type, error.kind = kind, error.code = code, aws.request_id = request_id, remedy,
+                log_type = %self.log_type, error.kind = kind.as_str(), error.code = code, aws.request_id = request_id, remedy,
                 "uploads fail: {message}; events stay in the spool and are tried again"
             );
         }
         let mut state = self.state();
         let before = state.error.take();
-        state.error = Some(Trouble::now(before, message, remedy.to_owned(), code, request_id));
+        let trouble = Trouble::now(before, message, remedy.to_owned(), code, request_id);
+        state.error = Some(Trouble { kind: Some(kind.as_str().to_owned()), ..trouble });
     }
 }
 

@@ -91,6 +91,9 @@ pub struct BucketStatus {
     pub remedy: Option<String>,
     /// S3's own code.
     pub code: Option<String>,
+    /// The kind of the failure, one of those of `upload_failures_total`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
 }
 
 /// The disk's side.
@@ -289,6 +292,9 @@ pub struct Trouble {
     pub code: Option<String>,
     /// For the service's support.
     pub request_id: Option<String>,
+    /// Of an upload: the kind of the failure, by the `error` of `upload_failures_total`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
 }
 
 impl Trouble {
@@ -302,7 +308,7 @@ impl Trouble {
     ) -> Trouble {
         let latest = Timestamp::now();
         let (since, attempts) = before.map_or((latest, 0), |before| (before.since, before.attempts));
-        Trouble { since, latest, attempts: attempts + 1, message, remedy: Some(remedy), code, request_id }
+        Trouble { since, latest, attempts: attempts + 1, message, remedy: Some(remedy), code, request_id, kind: None }
     }
 }
 

@@ -4,6 +4,7 @@ use super::report::{BUCKET, Step, Verdict};
 use crate::config::Config;
 use crate::credentials::{ways_to_a_token, without_a_token};
 use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
+use crate::s3::PutErrorKind;
 use crate::status::{CredentialsStatus, PullStatus, RefusedTokens, Status};
 
 /// Where a bucket is when AWS answers `GetBucketLocation` with nothing.
@@ -66,6 +67,11 @@ pub(super) fn of_daemon(status: &Status, write: bool) -> [Step; 3] {
     [daemon_sts("sts", status.credentials.as_ref()), daemon_bucket(status), last_put]
 }
 
+/// The exit code of what a daemon tells of the kind: the same as of a check that asks S3 itself.
+fn exit_code(kind: Option<&str>) -> u8 {
+    kind.and_then(PutErrorKind::of_label).map_or(UNAVAILABLE, PutErrorKind::exit_code)
+}
+
 /// What the bucket told the running daemon.
 fn daemon_bucket(status: &Status) -> Step {
     let Some(told) = &status.bucket else {
@@ -74,14 +80,7 @@ fn daemon_bucket(status: &Status) -> Step {
     let step = match &told.error {
         None => region_told(&status.destination.bucket, &status.destination.region, told.region.as_deref()),
         Some(error) => {
-            let exit_code = match told.code.as_deref() {
-                Some("NoSuchBucket" | "InvalidBucketName" | "AuthorizationHeaderMalformed" | "PermanentRedirect") => {
-                    CONFIG
-                }
-                Some(code) if code.contains("Denied") => DENIED,
-                _ => UNAVAILABLE,
-            };
-            Step::fail(BUCKET, exit_code, error, told.remedy.clone().unwrap_or_default())
+            Step::fail(BUCKET, exit_code(told.kind.as_deref()), error, told.remedy.clone().unwrap_or_default())
         }
     };
     let detail = format!("the running daemon asked at {}: {}", told.checked_at, step.detail);
@@ -119,10 +118,9 @@ pub(super) fn last_put(daemon: Option<&Status>) -> Step {
     let failing = status.types.iter().find_map(|of| Some((of.log_type, of.delivery.error.as_ref()?)));
     if let Some((log_type, error)) = failing {
         let detail = format!("the running daemon can't write {log_type} since {}: {}", error.since, error.message);
-        let denied = error.code.as_deref().is_some_and(|code| code.contains("Denied"));
-        let exit_code = if denied { DENIED } else { UNAVAILABLE };
         let remedy = error.remedy.clone().unwrap_or_else(|| "see the page of the admin listener".to_owned());
-        return Step::fail(NAME, exit_code, detail, remedy).of_service(error.code.clone(), error.request_id.clone());
+        return Step::fail(NAME, exit_code(error.kind.as_deref()), detail, remedy)
+            .of_service(error.code.clone(), error.request_id.clone());
     }
     let objects = status.types.iter().flat_map(|of| &of.delivery.last_objects);
     match objects.max_by_key(|object| object.uploaded_at) {

@@ -339,13 +339,6 @@ async fn write_object(config: &Config, s3: &S3) -> Step {
 /// A failure at S3.
 fn of_kind(config: &Config, name: &'static str, kind: PutErrorKind, message: &str) -> Step {
     use PutErrorKind::*;
-    let exit_code = match kind {
-        Denied | KmsDenied | SessionRejected | NoSession | ClockSkew => DENIED,
-        NoSuchBucket | WrongRegion => CONFIG,
-        FileUnreadable => IO,
-        Timeout | Unreachable | Throttled | ServerError | Conflict | NameTaken | NameTakenUnproven
-        | ChecksumRefused | ProxyRefused | NotS3 | Other => UNAVAILABLE,
-    };
     let remedy = match kind {
         Timeout | Unreachable => way_out(&config.network, message, "S3"),
         NoSuchBucket if batches_in(&config.spool_dir).is_ok_and(|batches| batches == 0) => {
@@ -353,7 +346,7 @@ fn of_kind(config: &Config, name: &'static str, kind: PutErrorKind, message: &st
         }
         _ => kind.remedy().to_owned(),
     };
-    Step::fail(name, exit_code, message, remedy)
+    Step::fail(name, kind.exit_code(), message, remedy)
 }
 
 /// There is no token, and no daemon that might have one.

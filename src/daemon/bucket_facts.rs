@@ -61,7 +61,8 @@ impl BucketFacts {
 /// The answer, and the kind of what is wrong with it.
 async fn ask(destination: &DestinationStatus, s3: &S3) -> (BucketStatus, Option<PutErrorKind>) {
     let answer = s3.bucket_region().await;
-    let nothing = BucketStatus { region: None, checked_at: Timestamp::now(), error: None, remedy: None, code: None };
+    let nothing =
+        BucketStatus { region: None, checked_at: Timestamp::now(), error: None, remedy: None, code: None, kind: None };
     match answer {
         Ok(BucketRegion::Known(region)) => {
             let wrong = (region != destination.region).then_some(PutErrorKind::WrongRegion);
@@ -70,7 +71,8 @@ async fn ask(destination: &DestinationStatus, s3: &S3) -> (BucketStatus, Option<
         Ok(BucketRegion::NotTold) => (nothing, None),
         Err(error) => {
             let remedy = Some(s3.locate_remedy(&error));
-            (BucketStatus { remedy, code: error.code, error: Some(error.message), ..nothing }, Some(error.kind))
+            let kind = Some(error.kind.as_str().to_owned());
+            (BucketStatus { remedy, code: error.code, error: Some(error.message), kind, ..nothing }, Some(error.kind))
         }
     }
 }

@@ -5,6 +5,7 @@ mod names;
 mod outage;
 mod shutdown;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 

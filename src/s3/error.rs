@@ -10,6 +10,7 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use super::answer::{Answer, NotConfirmed, Watched};
 use crate::config;
+use crate::exit_code::{CONFIG, DENIED, IO, UNAVAILABLE};
 use crate::network::{broken_words, causes, chain, foreign_name, foreign_words, never_connected, retry_after};
 
 /// Why an attempt failed, and what is known after it.
@@ -133,6 +134,23 @@ impl PutErrorKind {
             PutErrorKind::ProxyRefused => "proxy_refused",
             PutErrorKind::NotS3 => "not_s3",
             PutErrorKind::Other => "other",
+        }
+    }
+
+    /// The kind that a label names.
+    pub fn of_label(label: &str) -> Option<PutErrorKind> {
+        PutErrorKind::ALL.into_iter().find(|kind| kind.as_str() == label)
+    }
+
+    /// The exit code of a check that finds it.
+    pub fn exit_code(self) -> u8 {
+        use PutErrorKind::*;
+        match self {
+            Denied | KmsDenied | SessionRejected | NoSession | ClockSkew => DENIED,
+            NoSuchBucket | WrongRegion => CONFIG,
+            FileUnreadable => IO,
+            Timeout | Unreachable | Throttled | ServerError | Conflict | NameTaken | NameTakenUnproven
+            | ChecksumRefused | ProxyRefused | NotS3 | Other => UNAVAILABLE,
         }
     }
 

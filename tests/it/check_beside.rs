@@ -116,6 +116,31 @@ fn a_check_that_is_to_write_and_has_no_token_tells_the_daemons_last_put() {
     wait_until("its object is named", || wrote().is_some_and(|line| line.contains("the running daemon wrote")));
 }
 
+#[test]
+fn an_answer_that_the_daemon_was_given_ends_a_check_as_one_of_its_own_would() {
+    let aws = LocalAws::start();
+    for (fault, code) in [
+        (Fault::request_time_too_skewed(), 77),
+        (Fault::kms_denied(), 77),
+        (Fault::no_such_bucket(), 78),
+        (Fault::permanent_redirect("ap-southeast-2"), 78),
+        (Fault::bad_digest(), 69),
+    ] {
+        aws.s3.inject(fault.clone().on(Operation::PutObject));
+        let own = Setup::new(&aws).run("check --write --json");
+        assert_eq!(own.code, Some(code), "{}", own.stdout);
+        let (daemon, check) = beside(Setup::new(&aws));
+        aws.s3.inject(fault.on(Operation::PutObject).times(1_000));
+        assert_eq!(daemon.post(DEPLOYMENTS, event("1")).status, 200);
+        let failed = |of: &Value| !of["error"].is_null();
+        wait_until("the upload fails", || status(&daemon)["types"].as_array().unwrap().iter().any(failed));
+        let told = check.run("check --json");
+        assert_eq!(told.code, Some(code), "{}", told.stdout);
+        daemon.kill();
+        aws.s3.heal();
+    }
+}
+
 /// The line of a step that may not be so yet.
 fn line_of(finished: &Finished, start: &str) -> Option<String> {
     finished.stdout.lines().find(|line| line.starts_with(start)).map(str::to_owned)
