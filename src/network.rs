@@ -45,10 +45,11 @@ pub struct Network {
 pub enum NetworkError {
     /// The file of `AWS_CA_BUNDLE` or `SSL_CERT_FILE`.
     #[error(
-        "AWS_CA_BUNDLE or SSL_CERT_FILE={path:?}: {reason}; expected a file of PEM certificates; \
-         example: AWS_CA_BUNDLE=/etc/ssl/private-ca.pem"
+        "{variable}={path:?}: {reason}; expected a file of PEM certificates; example: {variable}=/etc/ssl/private-ca.pem"
     )]
     CaFile {
+        /// Which of the two.
+        variable: &'static str,
         /// The file as configured.
         path: PathBuf,
         /// What is wrong with it.
@@ -299,8 +300,8 @@ fn roots(config: &config::Network) -> Result<Vec<CertificateDer<'static>>, Netwo
     // The AWS connector takes a root that doesn't parse for a bug and panics.
     let is_root = |root: &CertificateDer<'static>| RootCertStore::empty().add(root.clone()).is_ok();
     let mut roots: Vec<_> = rustls_native_certs::load_native_certs().certs.into_iter().filter(is_root).collect();
-    if let Some(path) = &config.ca_file {
-        let unusable = |reason: String| NetworkError::CaFile { path: path.clone(), reason };
+    if let Some((variable, path)) = &config.ca_file {
+        let unusable = |reason: String| NetworkError::CaFile { variable, path: path.clone(), reason };
         let own: Vec<CertificateDer<'static>> = pem::all(path).map_err(unusable)?;
         let own: Vec<_> = own.into_iter().filter(is_root).collect();
         if own.is_empty() {

@@ -182,7 +182,7 @@ pub(super) fn files(config: &Config) -> Vec<Step> {
         tls.map(|tls| &tls.key),
         tls.and_then(|tls| tls.client_ca.as_ref()),
         config.signing_key_file.as_ref(),
-        config.network.ca_file.as_ref(),
+        config.network.ca_file.as_ref().map(|(_, path)| path),
         config.oidc_token_file.as_ref(),
     ];
     let remedy = "mount the file, let this user read it, or fix its format";

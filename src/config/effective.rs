@@ -176,8 +176,8 @@ pub struct Network {
     pub http_proxy: Option<SecretString>,
     /// Entries of `NO_PROXY`, without scheme, port and path; `*` is every host.
     pub no_proxy: Vec<String>,
-    /// From `AWS_CA_BUNDLE`, else `SSL_CERT_FILE`.
-    pub ca_file: Option<PathBuf>,
+    /// The file of `AWS_CA_BUNDLE`, else of `SSL_CERT_FILE`, beside the variable's name.
+    pub ca_file: Option<(&'static str, PathBuf)>,
 }
 
 /// TLS on the ingest listener; all PEM.

@@ -49,6 +49,8 @@ pub(super) struct Reader {
     shown: BTreeMap<&'static str, String>,
     /// Variables that have an error already: the first one names the cause.
     refused: BTreeSet<&'static str>,
+    /// Variables that were given in lower case.
+    lower_case: BTreeSet<&'static str>,
 }
 
 impl Reader {
@@ -62,9 +64,11 @@ impl Reader {
             let name = name.to_string_lossy();
             let canonical = PROXIES.into_iter().find(|proxy| proxy.to_ascii_lowercase() == name).unwrap_or(&name);
             let Some(variable) = variables::find(canonical) else {
-                if variables::own_prefix(&name).is_some() {
-                    self.unknown.push(unknown(&name));
-                } else if let Some(value) = value.to_str().map(str::trim).filter(|value| !value.is_empty())
+                let is_set = !value.to_string_lossy().trim().is_empty();
+                if let Some(meant) = variables::slip(&name).filter(|_| is_set) {
+                    self.unknown.push(unknown(&name, meant));
+                } else if let Some(value) = value.to_str().map(str::trim)
+                    && is_set
                     && unread::is_known(&name)
                 {
                     foreign.push((name.into_owned(), value.to_owned()));
@@ -76,6 +80,9 @@ impl Reader {
                 continue;
             };
             let value = value.trim();
+            if !value.is_empty() && canonical != name {
+                self.lower_case.insert(variable.name);
+            }
             if !value.is_empty() && given.insert(variable.name, value.to_owned()).is_some_and(|first| first != value) {
                 self.warnings.push(format!("{canonical} is set to another value than {name}, which counts"));
             }
@@ -124,6 +131,7 @@ impl Reader {
         let cut = |value: &String| value.chars().take(SHOWN_VALUE_MAX_CHARS).collect::<String>();
         let value = self.shown.get(name).map(|value| format!("={}", quoted(&cut(value)))).unwrap_or_default();
         let example = variables::find(name).map(example).unwrap_or_default();
+        let name = if self.lower_case.contains(name) { name.to_lowercase() } else { name.to_owned() };
         self.errors.push(format!("{name}{value}: {problem}; example: {example}"));
     }
 
@@ -362,7 +370,8 @@ impl Reader {
                 ca_file: {
                     let bundle = self.path("AWS_CA_BUNDLE", shared.aws_ca_bundle);
                     let cert_file = self.path("SSL_CERT_FILE", shared.ssl_cert_file);
-                    bundle.or(cert_file)
+                    let named = |name| move |path| (name, path);
+                    bundle.map(named("AWS_CA_BUNDLE")).or(cert_file.map(named("SSL_CERT_FILE")))
                 },
             },
         };
@@ -399,9 +408,8 @@ impl Reader {
     }
 }
 
-fn unknown(name: &str) -> String {
-    let nearest = variables::nearest(name);
-    format!("{}: unknown variable; did you mean {nearest}? --help tells all of them", name.escape_debug())
+fn unknown(name: &str, meant: &str) -> String {
+    format!("{}: unknown variable; did you mean {meant}? --help tells all of them", name.escape_debug())
 }
 
 fn example(variable: &Variable) -> String {

@@ -101,12 +101,20 @@ fn an_unknown_variable_is_named_with_the_nearest_known_one_even_beside_errors() 
         ("ENV0_CLOUDWATCH_ROLE", "ENV0_CLOUDWATCH_ROLE_ARN"),
         ("ENV0_CLOUDWATCH_LOG_GROUP_PREFIX", "ENV0_CLOUDWATCH_LOG_GROUP_NAME_PREFIX"),
         ("ENV0_CLOUDWATCH_REGION", "ENV0_CLOUDWATCH_AWS_REGION"),
+        ("ENV0_API_KEY_SECERT", "ENV0_API_KEY_SECRET"),
+        ("ENV0_OIDC_TOKENS", "ENV0_OIDC_TOKEN"),
+        ("S3_LOG_BUCKET_NAME", "ENV0_S3_LOG_BUCKET_NAME"),
+        ("env0_s3_log_bucket_path", "ENV0_S3_LOG_BUCKET_PATH"),
+        ("ENV0_S3_LOG_bucket_path", "ENV0_S3_LOG_BUCKET_PATH"),
+        ("Env0_Oidc_Token", "ENV0_OIDC_TOKEN"),
     ] {
         let told = &with(&[(unknown, "1")]).unwrap().unknown[0];
         assert!(told.starts_with(&format!("{unknown}: unknown variable; did you mean {nearest}?")), "{told}");
     }
     let told = &with(&[("ENV0_S3_LOG_SOMETHING_ELSE_ENTIRELY", "1")]).unwrap().unknown[0];
     assert!(told.contains("did you mean ENV0_"), "{told}");
+    let empty = with(&[("ENV0_S3_LOG_BUCKET", " ")]).unwrap();
+    assert!(empty.unknown.is_empty(), "an empty value counts as not set");
     let errors = read(&[("ENV0_S3_LOG_BUCKET", "logs")]).expect_err("accepted");
     assert!(errors.to_string().contains("warning: ENV0_S3_LOG_BUCKET: unknown variable"));
 }

@@ -264,13 +264,22 @@ pub(super) fn find(name: &str) -> Option<&'static Variable> {
 /// The prefix that makes `name` a variable of the daemon's: one with it that isn't in the table is a slip, such as
 /// `ENV0_S3_LOGS_BUCKET_NAME`.
 pub(super) fn own_prefix(name: &str) -> Option<&'static str> {
-    [PREFIX, CLOUDWATCH_PREFIX, "ENV0_S3_"].into_iter().find(|prefix| name.starts_with(prefix))
+    const PREFIXES: [&str; 5] = [PREFIX, CLOUDWATCH_PREFIX, "ENV0_S3_", "ENV0_API_KEY_", "ENV0_OIDC_TOKEN"];
+    PREFIXES.into_iter().find(|prefix| name.starts_with(prefix))
+}
+
+/// The known variable that somebody who set `name` most likely meant, where `name` is a slip: one of the daemon's
+/// prefixes and an unknown end, or a known name in other letter case or without its `ENV0_`.
+pub(super) fn slip(name: &str) -> Option<&'static str> {
+    let upper = name.to_ascii_uppercase();
+    let without_env0 = VARIABLES.iter().find(|known| known.name.strip_prefix("ENV0_") == Some(&upper));
+    without_env0.map(|known| known.name).or_else(|| own_prefix(&upper).map(|_| nearest(&upper)))
 }
 
 /// The known variable that somebody who set `name` most likely meant. A name that was cut short comes
 /// first, then one of the same prefix with the same words in its name or in its meaning, then one of
 /// another prefix; else letters decide.
-pub(super) fn nearest(name: &str) -> &'static str {
+fn nearest(name: &str) -> &'static str {
     let prefix = own_prefix(name);
     let words = &name[prefix.map_or(0, str::len)..];
     let spoken = words.replace('_', " ").to_lowercase();

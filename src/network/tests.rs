@@ -73,7 +73,9 @@ async fn a_private_authority_is_trusted_by_every_client_once_it_is_named() {
     assert!(get(&stranger, &url).await.is_err());
     assert!(server.seen().is_empty());
 
-    let network = Network::new(&config::Network { ca_file: Some(ca_file), ..config::Network::default() }).unwrap();
+    let network =
+        Network::new(&config::Network { ca_file: Some(("AWS_CA_BUNDLE", ca_file)), ..config::Network::default() })
+            .unwrap();
     assert_eq!(network.fetch(&url, 1024).await.unwrap(), b"private");
     assert_eq!(get(&network, &url).await, Ok(200));
 }
@@ -89,7 +91,7 @@ async fn https_goes_through_its_proxy_with_the_credentials_of_its_url() {
         let config = config::Network {
             https_proxy: Some(https_proxy.into()),
             http_proxy: Some(nobody().await.into()),
-            ca_file: Some(ca_file.clone()),
+            ca_file: Some(("AWS_CA_BUNDLE", ca_file.clone())),
             no_proxy: Vec::new(),
         };
         let network = Network::new(&config).unwrap();
@@ -142,7 +144,8 @@ fn what_cannot_be_used_is_told_without_the_proxys_password() {
     let directory = tempfile::tempdir().unwrap();
     let ca_file = directory.path().join("ca.pem");
     let refused = |config: config::Network| Network::new(&config).err().unwrap().to_string();
-    let with_ca = || config::Network { ca_file: Some(ca_file.clone()), ..config::Network::default() };
+    let with_ca =
+        || config::Network { ca_file: Some(("AWS_CA_BUNDLE", ca_file.clone())), ..config::Network::default() };
     assert!(refused(with_ca()).contains("ca.pem"));
     for text in ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
         std::fs::write(&ca_file, text).unwrap();
