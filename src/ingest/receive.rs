@@ -18,10 +18,10 @@ use crate::protocols::{Encoding, Refusal};
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest time for all of the body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(300);
-/// The least average rate of a body, after its first seconds.
-const LEAST: Pace = Pace { first: Duration::from_secs(30), bytes_per_second: 1024 };
-/// The least rate of a body that has a turn in memory for which others wait.
-const LEAST_IN_DEMAND: Pace = Pace { first: Duration::from_secs(10), bytes_per_second: 64 * 1024 };
+/// The least average rate of a body that has a turn in memory for which others wait, and how long it has before that
+/// counts.
+const LEAST_BYTES_PER_SECOND: u64 = 64 * 1024;
+const FIRST_TIME: Duration = Duration::from_secs(10);
 /// How long a body may keep a turn in memory for which audit events wait.
 const AUDITS_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a body that has a turn is looked at.
@@ -220,17 +220,9 @@ fn broken(reason: impl ToString) -> Refusal {
     Refusal::BrokenBody { reason: format!("its Content-Encoding is broken: {}", reason.to_string()) }
 }
 
-/// How fast a body must come.
-struct Pace {
-    first: Duration,
-    bytes_per_second: u64,
-}
-
-impl Pace {
-    /// When a body of which `bytes` came since `since` is too slow.
-    fn due(&self, since: Instant, bytes: usize) -> Instant {
-        since + self.first + Duration::from_millis(bytes as u64 * 1000 / self.bytes_per_second)
-    }
+/// When a body of which `bytes` came since `since` is too slow for those who wait for its memory.
+fn due(since: Instant, bytes: usize) -> Instant {
+    since + FIRST_TIME + Duration::from_millis(bytes as u64 * 1000 / LEAST_BYTES_PER_SECOND)
 }
 
 /// Watches over the time that a body takes.
@@ -255,11 +247,11 @@ impl Clock {
     ) -> Result<NextFrame, Refusal> {
         let now = Instant::now();
         let begun = *self.begun.get_or_insert(now);
-        let end = (now + STALL_TIMEOUT).min(begun + BODY_TIMEOUT).min(LEAST.due(begun, sent));
+        let end = (now + STALL_TIMEOUT).min(begun + BODY_TIMEOUT);
         let (mut look, mut due, mut due_for_audits) = (end, end, end);
         if has_turn {
             let (since, before) = *self.turn.get_or_insert((now, sent));
-            due = LEAST_IN_DEMAND.due(since, sent - before);
+            due = self::due(since, sent - before);
             due_for_audits = if terms.share == Share::Audits { due } else { since + AUDITS_PATIENCE };
             look = end.min(due.min(due_for_audits).max(now + DEMAND_INTERVAL));
         }
@@ -428,7 +420,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_trickles_is_given_up_after_30_s() {
-        assert_eq!(given_up_after(b"x", Duration::from_secs(1)).await, 30);
+    async fn a_body_that_trickles_is_given_up_after_5_minutes() {
+        assert_eq!(given_up_after(b"x", Duration::from_secs(25)).await, 300);
     }
 }

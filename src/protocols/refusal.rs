@@ -39,8 +39,8 @@ pub enum Refusal {
     },
     /// 408
     #[error(
-        "the body did not arrive in time: at most 30 s without a byte, 5 minutes in all, at least 1 KiB a second after \
-         30 s, and 64 KiB a second after 10 s while others wait for memory"
+        "the body did not arrive in time: at most 30 s without a byte, 5 minutes in all, and at least 64 KiB a second after \
+         10 s while others wait for memory"
     )]
     BodyTimeout,
     /// 411: neither a length nor chunks, so that nothing says where a body ends.
