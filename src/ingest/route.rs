@@ -4,8 +4,10 @@ use axum::http::{HeaderMap, Method};
 
 use crate::batch::LogType;
 use crate::protocols::native::Native;
-use crate::protocols::paths::{Endpoint, Takes, endpoint, tidy};
+use crate::protocols::paths::{Endpoint, Takes, endpoint, tidy, without_repeat};
 use crate::protocols::{Answer, Protocol, Refusal, splunk};
+
+const OIDC_TOKEN: &str = "/v1/oidc-token";
 
 /// Where a request goes.
 pub enum Route {
@@ -50,7 +52,7 @@ impl Route {
 pub fn route(method: &Method, path: &str, headers: &HeaderMap) -> Route {
     let path = &*tidy(path);
     let wrong_method = |protocol, allowed| Route::Refused { protocol, refusal: Refusal::WrongMethod { allowed } };
-    if path == "/v1/oidc-token" {
+    if path == OIDC_TOKEN || without_repeat(path) == Some(OIDC_TOKEN) {
         return if method == Method::PUT { Route::OidcToken } else { wrong_method(&Native, "PUT") };
     }
     let Some(Endpoint { protocol, log_type, takes }) = endpoint(path, headers) else {

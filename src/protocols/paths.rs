@@ -65,12 +65,20 @@ impl Takes {
 /// client that can't name one otherwise is given such a path. Of the headers only OTLP's `Content-Type` matters, which
 /// decides the encoding of its answer.
 pub fn endpoint(path: &str, headers: &HeaderMap) -> Option<Endpoint> {
-    let (rest, log_type) = split_log_type(path);
-    let found = known(rest, headers).or_else(|| appended(rest, headers, APPENDED_MAX - 1))?;
-    match (log_type, found.log_type) {
-        (Some(_), Some(_)) => None,
-        _ => Some(Endpoint { log_type: log_type.or(found.log_type), ..found }),
-    }
+    [Some(path), without_repeat(path)].into_iter().flatten().find_map(|path| {
+        let (rest, log_type) = split_log_type(path);
+        let found = known(rest, headers).or_else(|| appended(rest, headers, APPENDED_MAX - 1))?;
+        match (log_type, found.log_type) {
+            (Some(_), Some(_)) => None,
+            _ => Some(Endpoint { log_type: log_type.or(found.log_type), ..found }),
+        }
+    })
+}
+
+/// A path without the last of its segments, where the same ones stand before them: `/services/collector/event/event`.
+pub fn without_repeat(path: &str) -> Option<&str> {
+    let ends = path.rmatch_indices('/').take(SEGMENTS_MAX + 1);
+    ends.map(|(at, _)| path.split_at(at)).find_map(|(given, end)| given.ends_with(end).then_some(given))
 }
 
 fn known(path: &str, headers: &HeaderMap) -> Option<Endpoint> {

@@ -53,6 +53,15 @@ fn paths_lead_to_protocols_and_may_begin_with_a_log_type() {
         assert_eq!(events(&format!("/env0-audits{path}")), prefixed, "{path}");
     }
     assert_eq!(events("/env0-deployments"), Some(("logzio", DEPLOYMENTS)));
+    for (doubled, name, log_type) in [
+        ("/services/collector/event/event", "splunk", None),
+        ("/services/collector/raw/raw", "splunk", None),
+        ("/v1/logs/env0-audits/env0-audits", "native", AUDITS),
+        ("/env0-audits/env0-audits", "logzio", AUDITS),
+        ("/env0-audits/loki/api/v1/push/env0-audits/loki/api/v1/push", "loki", AUDITS),
+    ] {
+        assert_eq!(events(doubled), Some((name, log_type)), "{doubled}");
+    }
     for path in [
         "/v1/logs/env0-audit",
         "/env0-audits/v1/logs/env0-deployments",
@@ -63,7 +72,8 @@ fn paths_lead_to_protocols_and_may_begin_with_a_log_type() {
         "/services",
         "/v1/logs/env0-audits/v1/logs/env0-deployments",
         "/loki/api/v1/push/v1/logs",
-        "/log/v1/log/v1/log/v1/log/v1/log/v1",
+        "/log/v1/log/v1/log/v1/log/v1/log/v1/log/v1",
+        "/services/collector/event/event/event",
         "*",
     ] {
         let Route::Refused { refusal, protocol } = route_of(&Method::POST, path) else { panic!("{path} is known") };
@@ -75,7 +85,7 @@ fn paths_lead_to_protocols_and_may_begin_with_a_log_type() {
 fn a_token_is_handed_over_at_one_path_and_nowhere_behind_the_audits_prefix() {
     // The prefix is all that the Helm chart opens to the internet, and not every load balancer resolves `..`.
     let takes_tokens = |path: &str| matches!(route_of(&Method::PUT, path), Route::OidcToken);
-    assert!(takes_tokens("/v1/oidc-token"));
+    assert!(takes_tokens("/v1/oidc-token") && takes_tokens("/v1/oidc-token/v1/oidc-token"));
     for path in ["v1/oidc-token", "/v1/oidc-token/", "../v1/oidc-token", "%2e%2e/v1/oidc-token", "..%2fv1/oidc-token"] {
         assert!(!takes_tokens(&format!("/env0-audits/{path}")), "{path}");
     }
