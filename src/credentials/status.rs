@@ -9,13 +9,13 @@ use crate::config::Config;
 /// Why STS may refuse a token for `role`, asked for a session of `asked`.
 pub(super) fn refusal_causes(role: &Role, asked: Duration) -> String {
     // Each role allows sessions of an hour.
-    let longer = match asked > STEP_DOWN {
-        true => format!("; the role's maximum session is shorter than {}", role.service.duration_variable()),
+    let duration = match asked > STEP_DOWN {
+        true => format!("the role's maximum session is shorter than {}; ", role.service.duration_variable()),
         false => String::new(),
     };
     format!(
-        "likely causes, in this order: there is no role {}, or the sub or aud condition of its trust policy doesn't let this \
-         token in; the trust policy lacks sts:TagSession; the account has no OIDC provider for the issuer{longer}; see \
+        "likely causes, in this order: {duration}the role's trust policy lacks sts:TagSession; its sub or aud condition \
+         doesn't let this token in, or there is no role {}; the account has no OIDC provider for the issuer; see \
          config/README.md#no-token",
         role.arn
     )

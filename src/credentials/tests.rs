@@ -146,7 +146,7 @@ async fn a_refusal_names_code_request_and_the_likely_causes_in_order() {
         (Some("InvalidIdentityToken"), Some("sts-request"))
     );
     assert_eq!(error.message, "Value '[removed]' has no provider");
-    let causes = ["there is no role", "sub or aud", "sts:TagSession", "OIDC provider"];
+    let causes = ["sts:TagSession", "sub or aud", "there is no role", "OIDC provider"];
     let places: Vec<_> = causes.iter().map(|cause| status.remedy.as_ref().unwrap().find(cause).expect(cause)).collect();
     assert!(places.is_sorted());
     let shown = serde_json::to_string(&status).unwrap();

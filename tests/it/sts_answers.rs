@@ -87,7 +87,11 @@ fn what_sts_says_leads_to_the_remedy_for_it() {
         (
             StsError::not_authorized(),
             DENIED,
-            &["in this order: there is no role", ROLE_ARN, "aud hoMiq9PdkRh9LUvVpH4wIErWg50VSG1b"],
+            &[
+                "in this order: the role's trust policy lacks sts:TagSession; ",
+                ROLE_ARN,
+                "aud hoMiq9PdkRh9LUvVpH4wIErWg50VSG1b",
+            ],
         ),
         (StsError::new(404, "NoSuchEntity", "no"), DENIED, &["there is no role", ROLE_ARN, "ENV0_S3_LOG_ROLE_ARN"]),
     ];
@@ -104,16 +108,17 @@ fn what_sts_says_leads_to_the_remedy_for_it() {
 }
 
 #[test]
-fn the_length_of_a_session_is_named_last_and_only_where_it_can_be_the_cause() {
+fn the_length_of_a_session_is_named_first_and_only_where_it_can_be_the_cause() {
     let aws = LocalAws::start();
     aws.sts.fail_all(StsError::not_authorized());
-    let begin = format!("in this order: there is no role {ROLE_ARN}, or the sub or aud condition of its trust policy");
+    let longer = "the role's maximum session is shorter than ENV0_S3_LOG_SESSION_DURATION; ";
     for (seconds, is_named) in [("900", false), ("3600", false), ("3601", true)] {
         let (_, words) = check(&Setup::new(&aws).set("ENV0_S3_LOG_SESSION_DURATION", seconds));
-        assert_has(&words, &[&begin, "config/README.md#no-token"]);
-        let named = words.find("maximum session is shorter than ENV0_S3_LOG_SESSION_DURATION");
-        assert_eq!(named.is_some(), is_named, "{seconds}: {words}");
-        assert!(named.is_none_or(|named| named > words.find("no OIDC provider").unwrap()), "{words}");
+        let first = if is_named { longer } else { "" };
+        let begin =
+            format!("in this order: {first}the role's trust policy lacks sts:TagSession; its sub or aud condition");
+        assert_has(&words, &[&begin, ROLE_ARN, "config/README.md#no-token"]);
+        assert_eq!(words.contains(longer), is_named, "{seconds}: {words}");
     }
 }
 
