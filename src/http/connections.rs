@@ -145,13 +145,18 @@ impl Connection {
 
     /// It is never cut off: a request was let in, and its body has come.
     fn has_come(&self) -> bool {
-        self.is_at_work() && self.body_since.load(Ordering::Relaxed) == NO_BODY
+        self.is_at_work() && !self.is_in_body()
+    }
+
+    /// A body has begun of which more is to come.
+    pub(super) fn is_in_body(&self) -> bool {
+        self.body_since.load(Ordering::Relaxed) != NO_BODY
     }
 
     /// A body has begun of which more is to come, and now it has so many bytes.
     pub(super) fn body_has(&self, bytes: u64, now: Instant) {
         self.body_bytes.store(bytes, Ordering::Relaxed);
-        if self.body_since.load(Ordering::Relaxed) == NO_BODY {
+        if !self.is_in_body() {
             let since = u64::try_from(now.duration_since(self.since).as_millis()).unwrap_or_default();
             self.body_since.store(since, Ordering::Relaxed);
         }
@@ -159,7 +164,7 @@ impl Connection {
 
     /// Nothing more is to come of a body.
     pub(super) fn body_is_whole(&self) {
-        if self.body_since.load(Ordering::Relaxed) != NO_BODY {
+        if self.is_in_body() {
             self.body_since.store(NO_BODY, Ordering::Relaxed);
         }
     }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use axum::http::header::{CONNECTION, CONTENT_TYPE, DATE};
+use axum::http::header::{CONNECTION, CONTENT_TYPE, DATE, EXPECT};
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
@@ -179,6 +179,7 @@ where
             }),
         };
         registry.keep(connection, Layer::Request, head_bytes(request.uri(), request.headers()));
+        let asks_first = connection.is_in_body() && request.headers().contains_key(EXPECT);
         let handler = &handler;
         // The handler's future is made where it stays: it is large, and each move of it is a copy.
         async move {
@@ -192,7 +193,9 @@ where
             let guesses = answer.status() == StatusCode::UNAUTHORIZED
                 && connection.is_stranger()
                 && refusals.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSALS_MAX;
-            if guesses || registry.memory.has_too_large_a_buffer(&connection.kept) {
+            // Nobody has told it to send its body, so hyper ends the connection.
+            let is_not_asked_for = asks_first && connection.is_in_body();
+            if guesses || is_not_asked_for || registry.memory.has_too_large_a_buffer(&connection.kept) {
                 connection.turned_away.store(true, Ordering::Relaxed);
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }

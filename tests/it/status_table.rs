@@ -244,7 +244,7 @@ fn status_413_for_a_body_that_inflates_over_the_limit() {
 }
 
 #[test]
-fn a_refusal_on_the_headers_comes_before_100_continue() {
+fn a_refusal_on_the_headers_comes_before_100_continue_and_says_that_it_closes() {
     let table = Table::new();
     let head = |authorization: &str, length: usize| {
         format!(
@@ -255,14 +255,20 @@ fn a_refusal_on_the_headers_comes_before_100_continue() {
     for (status, head) in [(401, head("wrong-token-of-some-length", 10)), (413, head(TOKEN, 10_000_000))] {
         let mut raw = Raw::connect(table.daemon.listen).unwrap();
         raw.write(head).unwrap();
-        table.check_refusal(status, &raw.answer().unwrap().unwrap());
+        let answer = raw.answer().unwrap().unwrap();
+        table.check_refusal(status, &answer);
+        assert_eq!(answer.header("connection"), Some("close"), "{status}");
+        assert!(raw.is_closed(), "{status}");
     }
     let body = event("continued");
     let mut raw = Raw::connect(table.daemon.listen).unwrap();
-    raw.write(head(TOKEN, body.len())).unwrap();
-    assert_eq!(raw.answer().unwrap().unwrap().status, 100);
-    raw.write(body).unwrap();
-    assert_eq!(raw.answer().unwrap().unwrap().accepted(), 1);
+    for _ in 0..2 {
+        raw.write(head(TOKEN, body.len())).unwrap();
+        assert_eq!(raw.answer().unwrap().unwrap().status, 100);
+        raw.write(&body).unwrap();
+        let answer = raw.answer().unwrap().unwrap();
+        assert_eq!((answer.accepted(), answer.header("connection")), (1, None), "the connection stays");
+    }
     table.finish();
 }
 
