@@ -34,8 +34,10 @@ use crate::telemetry::{self, report_suppressed};
 use history::History;
 use shared::Shared;
 
-/// Probes, a scraper and a few pages. Apart from the connections of ingest, so that nobody there keeps a probe out.
-const CONNECTIONS_MAX: usize = 64;
+/// Probes, a scraper and a few pages. Apart from the connections of ingest, so that nobody there keeps a probe out. At the
+/// limit the oldest is closed: so many that a probe whose request comes a moment behind its connection is answered,
+/// though hundreds of others connect in that moment.
+const CONNECTIONS_MAX: usize = 256;
 /// How often gathered metrics and counts of repeated log lines are worked off.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 const PAGE: &str = include_str!("admin/status.html");

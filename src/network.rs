@@ -21,7 +21,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::small_file::BOM;
 use crate::{config, pem};
-pub use answers::{ANSWER_MAX_BYTES, retry_after};
+pub use answers::{ANSWER_MAX_BYTES, cut_off, retry_after};
 pub use foreign::{FOREIGN_NAME_MAX_CHARS, FOREIGN_WORDS_MAX_CHARS, foreign_name, foreign_words};
 
 /// To DNS answer, TCP and TLS connection, together.
@@ -233,7 +233,11 @@ pub fn way_out(proxies: &config::Network, words: &str, service: &str) -> String 
     let words = words.to_lowercase();
     let has = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
     let proxied = proxies.https_proxy.is_some() || proxies.http_proxy.is_some();
-    if has(&["proxy", "tunnel"]) {
+    if has(&["cut off"]) {
+        format!(
+            "an answer began and broke off: look at the proxies and firewalls on the way to {service}; it is asked again"
+        )
+    } else if has(&["proxy", "tunnel"]) {
         format!(
             "the proxy does not let {service} be reached: look at HTTPS_PROXY, HTTP_PROXY and NO_PROXY, and at the proxy"
         )

@@ -26,6 +26,7 @@ use hyper_util::rt::TokioIo;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use crate::config::{Config, Purpose};
@@ -127,6 +128,24 @@ pub(crate) fn answer(status: u16, body: impl Into<Bytes>) -> Response<Bytes> {
 pub(crate) async fn nobody() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     format!("http://{}", listener.local_addr().unwrap())
+}
+
+/// Somebody who sends `part` of an answer to each request, and then no more.
+pub(crate) async fn breaks_off(part: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                stream.read_buf(&mut Vec::with_capacity(4096)).await.unwrap();
+                stream.write_all(part.as_bytes()).await.unwrap();
+                stream.shutdown().await.unwrap();
+                let _ = stream.read_to_end(&mut Vec::new()).await;
+            });
+        }
+    });
+    url
 }
 
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -243,6 +243,29 @@ async fn idle_connections_never_keep_a_probe_waiting_and_the_oldest_is_closed_fo
     serving.await.unwrap();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_probe_whose_request_comes_later_is_answered_though_two_hundred_connect_in_between() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = CancellationToken::new();
+    let serving = tokio::spawn(health(&Arc::default()).serve(listener, Vec::new(), stop.clone()));
+    let answered = tokio::task::spawn_blocking(move || {
+        use std::io::{Read, Write};
+        let mut probe = std::net::TcpStream::connect(address).unwrap();
+        let _strangers: Vec<_> = (0..200).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        // All of them have been taken when one that came behind them is answered.
+        crate::admin::client::healthy(address).unwrap();
+        probe.write_all(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        probe.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    let answer = answered.await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    stop.cancel();
+    serving.await.unwrap();
+}
+
 /// Who asks while an answer is made gets the next one, and so do all others who ask meanwhile.
 #[tokio::test]
 async fn many_who_ask_at_once_share_an_answer_that_is_made_beside_the_probes() {

@@ -9,7 +9,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use crate::config;
-use crate::network::{broken_words, foreign_name, foreign_words, retry_after, way_out};
+use crate::network::{broken_words, cut_off, foreign_name, foreign_words, retry_after, way_out};
 
 /// Why a request failed. Displays as what happened and what to do about it.
 #[derive(Debug, Clone)]
@@ -164,6 +164,10 @@ impl LogsError {
             return LogsError::unanswered(kind, &broken_words(error, call.secrets), call);
         };
         let status = response.status().as_u16();
+        if let Some(words) = cut_off(error, call.secrets) {
+            let unanswered = LogsError::unanswered(LogsErrorKind::Unreachable, &words, call);
+            return LogsError { status: Some(status), ..unanswered };
+        }
         let header = |name| response.headers().get(name);
         let request_id = error.request_id().and_then(|id| foreign_name(id, call.secrets));
         // Anything in between can answer with JSON. CloudWatch's says what type of error it is.

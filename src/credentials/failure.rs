@@ -9,7 +9,7 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use super::role::{Role, Service};
 use super::status::refusal_causes;
-use crate::network::{Network, broken_words, foreign_name, foreign_words, way_out};
+use crate::network::{Network, broken_words, cut_off, foreign_name, foreign_words, way_out};
 use crate::oidc::OidcToken;
 use crate::status::{ExchangeTrouble, Timestamp};
 
@@ -66,6 +66,10 @@ impl Failure {
             let remedy = way_out(asked.network.proxies(), &words, "STS");
             return Failure::out_of_reach(format!("{server}: {words}"), remedy);
         };
+        if let Some(words) = cut_off(error, &secrets) {
+            let remedy = way_out(asked.network.proxies(), &words, "STS");
+            return Failure::out_of_reach(format!("{server}: {words}"), remedy);
+        }
         let status = response.status().as_u16();
         if status == 407 {
             let remedy =

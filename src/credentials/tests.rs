@@ -9,7 +9,7 @@ use axum::http::Response;
 use bytes::Bytes;
 
 use super::*;
-use crate::testing::{Issuer, Seen, Server, answer, config, nobody, soon, sts_error, sts_session, until};
+use crate::testing::{Issuer, Seen, Server, answer, breaks_off, config, nobody, soon, sts_error, sts_session, until};
 
 /// STS, as far as it matters: answers an exchange by what `judge` says of the request.
 async fn sts(judge: impl Fn(&Seen) -> Response<Bytes> + Send + Sync + 'static) -> Server {
@@ -249,6 +249,17 @@ async fn an_answer_that_is_not_sts_is_no_refusal() {
     let server = sts(|_| answer(403, "<html>Access denied by the proxy</html>")).await;
     let credentials = start(&Config { oidc_token: Some("token".into()), ..config(&server.url()) });
     until("the state", || credentials.status().state == "STS is out of reach").await;
+}
+
+#[tokio::test]
+async fn an_answer_of_sts_that_breaks_off_is_told_as_one() {
+    let half = "HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nContent-Length: 1000\r\n\r\n<AssumeRole";
+    let url = breaks_off(half).await;
+    let credentials = start(&Config { oidc_token: Some("token".into()), ..config(&url) });
+    until("the failure", || credentials.status().last_error.is_some()).await;
+    let told = credentials.status().last_error.unwrap();
+    assert!(told.message.contains("HTTP 200, but the answer was cut off: "), "{}", told.message);
+    assert!(told.remedy.contains("broke off"), "{}", told.remedy);
 }
 
 #[tokio::test]

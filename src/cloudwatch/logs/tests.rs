@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::config::{CloudWatch, Config};
 use crate::credentials::Role;
-use crate::testing::{Seen, Server, answer, config, nobody, soon, sts_that_gives_sessions};
+use crate::testing::{Seen, Server, answer, breaks_off, config, nobody, soon, sts_that_gives_sessions};
 
 const EVENTS: LogType = LogType::Deployments;
 
@@ -204,6 +204,16 @@ async fn a_200_of_somebody_else_confirms_nothing() {
         let refusal = refused_by(move |_| answer(200, body)).await;
         assert_eq!(refusal.kind, LogsErrorKind::NotCloudWatch, "{body}");
     }
+}
+
+#[tokio::test]
+async fn a_200_that_breaks_off_is_told_as_one_and_confirms_nothing() {
+    let half = "HTTP/1.1 200 OK\r\nContent-Type: application/x-amz-json-1.1\r\nContent-Length: 100\r\n\r\n{\"rej";
+    let (logs, _sts) = logs_at(&breaks_off(half).await).await;
+    let error = logs.put(EVENTS, &events()).await.unwrap_err();
+    assert_eq!((error.kind, error.status), (LogsErrorKind::Unreachable, Some(200)), "{error}");
+    assert!(error.message.contains("HTTP 200, but the answer was cut off: "), "{error}");
+    assert!(error.remedy.contains("broke off"), "{error}");
 }
 
 #[tokio::test]
