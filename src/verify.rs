@@ -85,7 +85,8 @@ pub struct VerifyOptions {
     pub resume: Option<PathBuf>,
 }
 
-/// Verifies the bucket and writes the report to stdout. Takes at most some 100 MiB, whatever the bucket's size.
+/// Verifies the bucket and writes the report to stdout. Takes at most some 100 MiB, whatever the bucket's size, with a
+/// million receipts.
 ///
 /// Returns the exit code: 0 when all holds, 1 when something fails or there is nothing to judge, 2 when nothing but
 /// `pending` is open.
@@ -131,7 +132,7 @@ async fn report(options: &VerifyOptions, config: &Config, network: &Network) -> 
         let window = |key: &str| opened_in_window(options, &config.bucket_path, key);
         let counts = walk.ledger.finish(&walk.receipts, now, window, |key, failure| {
             report.findings.add(receipt_finding(&config.bucket_path, key, failure));
-        });
+        })?;
         report.receipts = Some(counts);
     }
     Ok(report)

@@ -3,18 +3,24 @@
 //! One JSON object a line: what the daemon answered (`accepted`, `object`, `line`), and where the client
 //! kept them the `events` that it had sent, in their order: objects, or text lines as strings.
 
+mod events;
+
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Take};
+use std::io::{self, BufRead, BufReader, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::report::{PENDING_FOR, ReceiptCounts};
+use self::events::{SentEvents, stands_for};
+use super::report::{FINDINGS_MAX_PER_KIND, PENDING_FOR, ReceiptCounts};
+use crate::batch::Sha256;
+use crate::small_file::BOM;
 
 /// A line is held in memory while it is read. A request of the default limit, 16 MiB, fits with all its events, though
 /// quotes and line ends in text take a byte more here.
@@ -60,78 +66,42 @@ struct ReceiptLine<'a> {
     events: Option<&'a RawValue>,
 }
 
-/// One acknowledgement. Its events stay in the file, and are read from there beside its object, one at a time: many
-/// objects are read at once, and each may have megabytes of them.
-#[derive(Debug, Clone)]
+/// One acknowledgement. There may be millions, so only what judges it is kept. Its key and its events stay in the file:
+/// events are read from there beside its object, one at a time, and the keys again at the end.
+#[derive(Debug, Clone, Copy)]
 struct Receipt {
-    file: usize,
+    key: Fingerprint,
     first: u64,
     accepted: u64,
-    /// Where in the file the elements of its `events` are, in bytes.
-    events: Option<Range<u64>>,
+    /// Where in the file the elements of its `events` begin, in bytes; 0 without `events`.
+    events_at: u64,
+    events_bytes: u32,
+    /// From 0, over all files.
+    number: u32,
 }
 
-/// All receipts, by the key that they name.
-#[derive(Debug, Default)]
-pub(super) struct Receipts {
-    files: Vec<PathBuf>,
-    receipts: Vec<Receipt>,
-    by_key: HashMap<String, Vec<usize>>,
+/// The beginning of a key's SHA-256: no two keys have the same one.
+type Fingerprint = [u8; 16];
+
+fn fingerprint(key: &str) -> Fingerprint {
+    let mut fingerprint = Fingerprint::default();
+    fingerprint.copy_from_slice(&Sha256::of(key.as_bytes()).0[..16]);
+    fingerprint
 }
 
-impl Receipts {
-    pub(super) fn read(files: &[PathBuf]) -> Result<Receipts, ReceiptsError> {
-        let mut receipts = Receipts { files: files.to_vec(), ..Receipts::default() };
-        for (index, path) in files.iter().enumerate() {
-            receipts.read_file(index, path)?;
-        }
-        Ok(receipts)
-    }
-
-    fn read_file(&mut self, file: usize, path: &Path) -> Result<(), ReceiptsError> {
-        let io = |source| ReceiptsError::Io { path: path.to_owned(), source };
-        let mut reader = BufReader::new(File::open(path).map_err(io)?);
-        let (mut text, mut offset) = (Vec::new(), 0);
-        for line in 1.. {
-            text.clear();
-            let length = reader.by_ref().take(LINE_MAX_BYTES + 1).read_until(b'\n', &mut text).map_err(io)?;
-            if length == 0 {
-                break;
-            }
-            let wrong = |reason: String| {
-                let reason = reason.chars().take(REASON_MAX_CHARS).collect();
-                ReceiptsError::Line { path: path.to_owned(), line, reason }
-            };
-            if length as u64 > LINE_MAX_BYTES {
-                let reason = format!(
-                    "it is longer than {LINE_MAX_BYTES} bytes, the most that a line may have: keep one receipt a line, \
-                     and leave out the `events` of one with too many"
-                );
-                return Err(wrong(reason));
-            }
-            if !text.trim_ascii().is_empty() {
-                if text.trim_ascii_start()[0] != b'{' {
-                    return Err(wrong("not a JSON object".to_owned()));
-                }
-                let parsed: ReceiptLine<'_> =
-                    serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))?;
-                let events = parsed.events.map(|events| {
-                    let start = offset + (events.get().as_ptr() as usize - text.as_ptr() as usize) as u64;
-                    let elements = start + 1..start + events.get().len() as u64 - 1;
-                    events.get().starts_with('[').then_some(elements).ok_or("`events` is not an array")
-                });
-                let added = events.transpose().and_then(|events| self.add(file, &parsed, events));
-                added.map_err(|reason| wrong(reason.to_owned()))?;
-            }
-            offset += length as u64;
-        }
-        Ok(())
-    }
-
-    fn add(&mut self, file: usize, line: &ReceiptLine<'_>, events: Option<Range<u64>>) -> Result<(), &'static str> {
+impl Receipt {
+    fn of(line: &ReceiptLine<'_>, number: u32, text: &[u8], offset: u64) -> Result<Option<Receipt>, &'static str> {
         let accepted = line.accepted.get().parse().map_err(|_| "`accepted` is not a whole number")?;
+        let (events_at, events_bytes) = match line.events.map(RawValue::get) {
+            None => (0, 0),
+            Some(events) if events.starts_with('[') => {
+                let at = offset + (events.as_ptr() as usize - text.as_ptr() as usize) as u64 + 1;
+                (at, u32::try_from(events.len() - 2).unwrap_or(u32::MAX))
+            }
+            Some(_) => return Err("`events` is not an array"),
+        };
         if accepted == 0 {
-            return Ok(());
+            return Ok(None);
         }
         let key = line.object.as_ref().ok_or("`object` is missing")?;
         if key.len() > KEY_MAX_BYTES {
@@ -139,10 +109,83 @@ impl Receipts {
         }
         let first = line.line.ok_or("`line` is missing")?.get();
         let first = first.parse().map_err(|_| "`line` is not a whole number")?;
-        let receipt = Receipt { file, first, accepted, events };
-        self.by_key.entry(key.clone().into_owned()).or_default().push(self.receipts.len());
-        self.receipts.push(receipt);
-        Ok(())
+        Ok(Some(Receipt { key: fingerprint(key), first, accepted, events_at, events_bytes, number }))
+    }
+
+    /// Where in the file the elements of its `events` are, in bytes.
+    fn events(&self) -> Option<Range<u64>> {
+        (self.events_at > 0).then(|| self.events_at..self.events_at + u64::from(self.events_bytes))
+    }
+}
+
+/// Hands each receipt of a file to `take`, with its key, until that returns false. `first` is the first one's number.
+fn read_file(path: &Path, first: u32, mut take: impl FnMut(Receipt, &str) -> bool) -> Result<(), ReceiptsError> {
+    let io = |source| ReceiptsError::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(io)?;
+    if !file.metadata().map_err(io)?.is_file() {
+        return Err(io(io::Error::other("no file that can be read twice; save the receipts in a file")));
+    }
+    let mut reader = BufReader::new(file);
+    let (mut text, mut offset, mut number) = (Vec::new(), 0, first);
+    for line in 1.. {
+        text.clear();
+        let length = reader.by_ref().take(LINE_MAX_BYTES + 1).read_until(b'\n', &mut text).map_err(io)?;
+        if length == 0 {
+            break;
+        }
+        let wrong = |reason: String| {
+            let reason = reason.chars().take(REASON_MAX_CHARS).collect();
+            ReceiptsError::Line { path: path.to_owned(), line, reason }
+        };
+        if length as u64 > LINE_MAX_BYTES {
+            let reason = format!(
+                "it is longer than {LINE_MAX_BYTES} bytes, the most that a line may have: keep one receipt a line, \
+                 and leave out the `events` of one with too many"
+            );
+            return Err(wrong(reason));
+        }
+        let json = text.strip_prefix(BOM).filter(|_| line == 1).unwrap_or(&text);
+        if !json.trim_ascii().is_empty() {
+            if json.trim_ascii_start()[0] != b'{' {
+                return Err(wrong("not a JSON object".to_owned()));
+            }
+            let parsed: ReceiptLine<'_> = serde_json::from_slice(json).map_err(|error| wrong(error.to_string()))?;
+            let receipt = Receipt::of(&parsed, number, &text, offset).map_err(|reason| wrong(reason.to_owned()))?;
+            if let (Some(receipt), Some(key)) = (receipt, &parsed.object) {
+                if !take(receipt, key) {
+                    break;
+                }
+                number =
+                    number.checked_add(1).ok_or_else(|| wrong("one receipt more than can be judged".to_owned()))?;
+            }
+        }
+        offset += length as u64;
+    }
+    Ok(())
+}
+
+/// All receipts.
+#[derive(Debug, Default)]
+pub(super) struct Receipts {
+    /// With the number of its first receipt.
+    files: Vec<(Arc<Path>, u32)>,
+    /// By the fingerprints of their keys.
+    receipts: Vec<Receipt>,
+}
+
+impl Receipts {
+    pub(super) fn read(files: &[PathBuf]) -> Result<Receipts, ReceiptsError> {
+        let mut all = Receipts::default();
+        for path in files {
+            let first = u32::try_from(all.receipts.len()).unwrap_or(u32::MAX);
+            all.files.push((path.as_path().into(), first));
+            read_file(path, first, |receipt, _| {
+                all.receipts.push(receipt);
+                true
+            })?;
+        }
+        all.receipts.sort_unstable_by_key(|receipt| (receipt.key, receipt.number));
+        Ok(all)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -151,37 +194,41 @@ impl Receipts {
 
     /// Whether judging an object takes its lines, not only their number.
     pub(super) fn want_lines_of(&self, keys: &[String]) -> bool {
-        self.indexes(keys).any(|index| self.receipts[index].events.is_some())
+        self.of(keys).any(|receipt| receipt.events().is_some())
     }
 
     /// The checks for an object that stands at the first of `keys` and was acknowledged under any of them.
     pub(super) fn checks(&self, keys: &[String]) -> Vec<Check> {
-        let check = |index: usize| {
-            let receipt = self.receipts[index].clone();
-            Check { index, path: self.files[receipt.file].clone(), receipt, events: None, wrong: None }
+        let check = |receipt: &Receipt| {
+            let file = self.files.partition_point(|(_, first)| *first <= receipt.number) - 1;
+            Check { receipt: *receipt, path: self.files[file].0.clone(), events: None, wrong: None }
         };
-        self.indexes(keys).map(check).collect()
+        self.of(keys).map(check).collect()
     }
 
-    fn indexes<'a>(&'a self, keys: &'a [String]) -> impl Iterator<Item = usize> + 'a {
-        keys.iter().filter_map(|key| self.by_key.get(key)).flatten().copied()
+    fn of<'a>(&'a self, keys: &'a [String]) -> impl Iterator<Item = &'a Receipt> {
+        keys.iter().flat_map(|key| {
+            let key = fingerprint(key);
+            let start = self.receipts.partition_point(|receipt| receipt.key < key);
+            self.receipts[start..].iter().take_while(move |receipt| receipt.key == key)
+        })
     }
 }
 
 /// One receipt, held against the lines of an object as they go by.
 pub(super) struct Check {
-    index: usize,
     receipt: Receipt,
-    path: PathBuf,
+    path: Arc<Path>,
     /// Opened when its first line comes, closed after its last.
-    events: Option<SentEvents>,
+    events: Option<Box<SentEvents>>,
     wrong: Option<String>,
 }
 
 /// What became of a receipt at one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Outcome {
-    pub(super) index: usize,
+    /// The receipt's.
+    pub(super) number: u32,
     /// Why it does not hold there; none where it does.
     pub(super) wrong: Option<String>,
 }
@@ -189,8 +236,9 @@ pub(super) struct Outcome {
 impl Check {
     /// How long the line with this index, from 0, can be, in bytes, where it is one of the receipt's events.
     pub(super) fn wants(&self, line: u64) -> Option<u64> {
-        let Receipt { first, accepted, ref events, .. } = self.receipt;
-        let events = events.as_ref().filter(|_| self.wrong.is_none() && line >= first && line - first < accepted)?;
+        let Receipt { first, accepted, .. } = self.receipt;
+        let events =
+            self.receipt.events().filter(|_| self.wrong.is_none() && line >= first && line - first < accepted)?;
         Some(events.end - events.start)
     }
 
@@ -213,9 +261,9 @@ impl Check {
 
     /// Why a stored line is not the event at this position; none where it is.
     fn compare(&mut self, position: u64, stored: &[u8]) -> io::Result<Option<String>> {
-        let Receipt { first, accepted, ref events, .. } = self.receipt;
-        if let (0, Some(range)) = (position, events) {
-            self.events = Some(SentEvents::open(&self.path, range)?);
+        let Receipt { first, accepted, .. } = self.receipt;
+        if let (0, Some(range)) = (position, self.receipt.events()) {
+            self.events = Some(Box::new(SentEvents::open(&self.path, &range)?));
         }
         let Some(events) = &mut self.events else { return Ok(None) };
         let Some(sent) = events.next()? else {
@@ -237,104 +285,25 @@ impl Check {
         let short = short.then(|| {
             format!("lines {first} to {} are not there: it has {records}", first.saturating_add(accepted) - 1)
         });
-        Outcome { index: self.index, wrong: short.or(self.wrong) }
+        Outcome { number: self.receipt.number, wrong: short.or(self.wrong) }
     }
 }
 
-/// The elements of a JSON array in a file, which was read once and found to be JSON.
-struct SentEvents(Take<BufReader<File>>);
-
-impl SentEvents {
-    /// `elements` is what stands between the brackets, in bytes.
-    fn open(path: &Path, elements: &Range<u64>) -> io::Result<SentEvents> {
-        let mut file = File::open(path)?;
-        file.seek(SeekFrom::Start(elements.start))?;
-        Ok(SentEvents(BufReader::new(file).take(elements.end - elements.start)))
-    }
-
-    /// The next element, without space around it; none after the last.
-    fn next(&mut self) -> io::Result<Option<String>> {
-        let mut element = Vec::new();
-        let (mut depth, mut in_string, mut escaped) = (0_u64, false, false);
-        for byte in self.0.by_ref().bytes() {
-            let byte = byte?;
-            match byte {
-                b',' if depth == 0 && !in_string => break,
-                b'{' | b'[' if !in_string => depth += 1,
-                b'}' | b']' if !in_string => depth = depth.saturating_sub(1),
-                b'"' if !escaped => in_string = !in_string,
-                _ => {}
-            }
-            escaped = in_string && !escaped && byte == b'\\';
-            element.push(byte);
-        }
-        let element = String::from_utf8(element).map_err(io::Error::other)?;
-        Ok(Some(element.trim().to_owned()).filter(|element| !element.is_empty()))
-    }
-}
-
-/// Whether a stored line is the event that was sent: the same JSON text but for the space between its
-/// tokens and redacted values, or a text line in its envelope.
-fn stands_for(sent: &str, stored: &[u8]) -> bool {
-    let Ok(stored) = std::str::from_utf8(stored) else { return false };
-    if !sent.starts_with('"') {
-        return same_json(sent, stored);
-    }
-    #[derive(Deserialize)]
-    struct Envelope {
-        message: String,
-    }
-    let Ok(text) = serde_json::from_str::<String>(sent) else { return false };
-    let message = serde_json::from_str::<Envelope>(stored).map(|envelope| envelope.message);
-    same_json(&text, stored) || message.is_ok_and(|message| message == text)
-}
-
-fn same_json(sent: &str, stored: &str) -> bool {
-    const REDACTED: &str = "\"[redacted]\"";
-    let (sent, stored) = (without_space(sent), without_space(stored));
-    let mut rest = sent.as_str();
-    for (index, part) in stored.split(REDACTED).enumerate() {
-        if index > 0 {
-            let Some(length) = string_length(rest) else { return false };
-            rest = &rest[length..];
-        }
-        let Some(after) = rest.strip_prefix(part) else { return false };
-        rest = after;
-    }
-    rest.is_empty()
-}
-
-/// JSON text without the space between tokens.
-fn without_space(text: &str) -> String {
-    let mut compact = String::with_capacity(text.len());
-    let (mut in_string, mut escaped) = (false, false);
-    for character in text.chars() {
-        if in_string || !matches!(character, ' ' | '\t' | '\n' | '\r') {
-            compact.push(character);
-        }
-        if !escaped && character == '"' {
-            in_string = !in_string;
-        }
-        escaped = in_string && !escaped && character == '\\';
-    }
-    compact
-}
-
-/// Length of the JSON string that `text` starts with, quotes included, in bytes.
-fn string_length(text: &str) -> Option<usize> {
-    let mut escaped = false;
-    let end = text.strip_prefix('"')?.bytes().position(|byte| {
-        let closing = byte == b'"' && !escaped;
-        escaped = byte == b'\\' && !escaped;
-        closing
-    });
-    end.map(|end| end + 2)
+/// What became of a receipt at the objects so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// None had its key.
+    Missing,
+    Wrong,
+    Held,
 }
 
 /// What became of every receipt, over all objects: one that holds at any of its objects holds.
 pub(super) struct Ledger {
-    held: Vec<bool>,
-    wrong: HashMap<usize, String>,
+    /// By number.
+    standings: Vec<Standing>,
+    /// Why receipts don't hold, by number: of the first ones, because no report tells of more.
+    wrong: BTreeMap<u32, String>,
 }
 
 /// How a receipt ended that does not hold.
@@ -349,17 +318,26 @@ pub(super) enum Failure<'a> {
 
 impl Ledger {
     pub(super) fn new(receipts: &Receipts) -> Ledger {
-        Ledger { held: vec![false; receipts.receipts.len()], wrong: HashMap::new() }
+        Ledger { standings: vec![Standing::Missing; receipts.receipts.len()], wrong: BTreeMap::new() }
     }
 
-    pub(super) fn note(&mut self, Outcome { index, wrong }: Outcome) {
+    pub(super) fn note(&mut self, Outcome { number, wrong }: Outcome) {
+        let standing = &mut self.standings[number as usize];
         match wrong {
-            None => self.held[index] = true,
-            Some(wrong) => drop(self.wrong.insert(index, wrong)),
+            None => *standing = Standing::Held,
+            Some(_) if *standing == Standing::Held => {}
+            Some(wrong) => {
+                *standing = Standing::Wrong;
+                self.wrong.insert(number, wrong);
+                if self.wrong.len() > FINDINGS_MAX_PER_KIND as usize {
+                    self.wrong.pop_last();
+                }
+            }
         }
     }
 
-    /// Counts every receipt and hands each that does not hold to `fail`, with its key.
+    /// Counts every receipt and hands each that does not hold to `fail`, with its key. Reads the files again for the
+    /// keys.
     ///
     /// `opened` tells when the batch of a key was opened, none for a key outside of what was judged.
     pub(super) fn finish(
@@ -368,72 +346,43 @@ impl Ledger {
         now: DateTime<Utc>,
         opened: impl Fn(&str) -> Option<DateTime<Utc>>,
         mut fail: impl FnMut(&str, Failure<'_>),
-    ) -> ReceiptCounts {
+    ) -> Result<ReceiptCounts, ReceiptsError> {
         let mut counts = ReceiptCounts::default();
-        let mut keys: Vec<_> = receipts.by_key.iter().collect();
-        keys.sort();
-        for (key, indexes) in keys {
-            let opened = opened(key);
-            for index in indexes {
-                let wrong = self.wrong.get(index);
-                match opened {
-                    _ if self.held[*index] => counts.held += 1,
-                    None => counts.not_judged += 1,
-                    Some(opened) if wrong.is_none() && now - opened < PENDING_FOR => {
+        let ends = receipts.files.iter().skip(1).map(|(_, first)| *first as usize).chain([self.standings.len()]);
+        for ((path, first), end) in receipts.files.iter().zip(ends) {
+            let all = &self.standings[*first as usize..end];
+            if all.iter().all(|standing| *standing == Standing::Held) {
+                counts.held += all.len() as u64;
+                continue;
+            }
+            let mut left = all.iter();
+            read_file(path, *first, |receipt, key| {
+                // A client may have kept more meanwhile.
+                let Some(standing) = left.next() else { return false };
+                match (standing, opened(key)) {
+                    (Standing::Held, _) => counts.held += 1,
+                    (_, None) => counts.not_judged += 1,
+                    (Standing::Missing, Some(opened)) if now - opened < PENDING_FOR => {
                         counts.pending += 1;
                         fail(key, Failure::Pending);
                     }
-                    Some(_) => {
+                    (Standing::Missing, Some(_)) => {
                         counts.failed += 1;
-                        fail(key, wrong.map_or(Failure::Missing, |wrong| Failure::Wrong(wrong)));
+                        fail(key, Failure::Missing);
+                    }
+                    (Standing::Wrong, Some(_)) => {
+                        counts.failed += 1;
+                        let wrong = self.wrong.get(&receipt.number).map_or("its lines are others", String::as_str);
+                        fail(key, Failure::Wrong(wrong));
                     }
                 }
+                true
+            })?;
+            if left.next().is_some() {
+                let source = io::Error::other("it has fewer receipts than when it was read first");
+                return Err(ReceiptsError::Io { path: path.to_path_buf(), source });
             }
         }
-        counts
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sent_events_are_read_one_at_a_time() {
-        let array = r#"[ {"a":"x, \"]} \\","b":[1,{"c":2}]} , "text, \"t\\" ,[],{}]"#;
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), format!("before{array}after")).unwrap();
-        let elements = 7..5 + array.len() as u64;
-        let mut events = SentEvents::open(file.path(), &elements).unwrap();
-        let elements: Vec<String> = std::iter::from_fn(|| events.next().unwrap()).collect();
-        let expected: Vec<Box<RawValue>> = serde_json::from_str(array).unwrap();
-        assert_eq!(elements, expected.iter().map(|element| element.get()).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn an_event_stands_for_itself_whatever_the_space_between_its_tokens() {
-        assert!(stands_for(r#"{ "a" : "b \" c" }"#, br#"{"a":"b \" c"}"#));
-        assert!(stands_for(r#"{"a":1.0,"a":2}"#, br#"{"a":1.0,"a":2}"#));
-        for other in [r#"{"a":1.00,"a":2}"#, r#"{"a":1.0}"#, r#"{"a":1.0,"a":2,"b":3}"#, "{}", ""] {
-            assert!(!stands_for(r#"{"a":1.0,"a":2}"#, other.as_bytes()), "{other}");
-        }
-        assert!(!stands_for(r#"{"a":"b c"}"#, br#"{"a":"bc"}"#));
-    }
-
-    #[test]
-    fn a_redacted_value_stands_for_any_string_and_nothing_else() {
-        let sent = r#"{"customEnv0EnvironmentVariables":{"oidcToken":"e\"y","x":1},"b":2}"#;
-        let stored = sent.replace(r#""e\"y""#, r#""[redacted]""#);
-        assert!(stands_for(sent, stored.as_bytes()));
-        assert!(!stands_for(sent, stored.replace("\"b\":2", "\"b\":3").as_bytes()));
-        assert!(!stands_for(&sent.replace(r#""e\"y""#, "7"), stored.as_bytes()));
-    }
-
-    #[test]
-    fn a_text_line_stands_in_its_envelope() {
-        let stored = br#"{"timestamp":"2026-11-22T21:04:05.000Z","message":"two \"words\""}"#;
-        assert!(stands_for(r#""two \"words\"""#, stored));
-        assert!(!stands_for(r#""two words""#, stored));
-        assert!(stands_for(r#""{\"a\":1}""#, br#"{"a":1}"#));
+        Ok(counts)
     }
 }

@@ -12,7 +12,7 @@ use crate::exit_code;
 use super::ranges::{Range, show};
 
 /// Findings of one kind that are kept in full; the rest is only counted, so that memory stays bounded.
-const FINDINGS_MAX_PER_KIND: u64 = 1_000;
+pub(super) const FINDINGS_MAX_PER_KIND: u64 = 1_000;
 
 /// What is missing is `pending` while it is younger: the daemon may still be trying to deliver it.
 pub(super) const PENDING_FOR: TimeDelta = TimeDelta::hours(1);

@@ -389,6 +389,20 @@ fn receipts_show_what_is_not_where_it_was_acknowledged() {
 }
 
 #[test]
+fn heads_and_receipts_may_have_a_byte_order_mark_and_receipts_are_read_twice() {
+    let vault = vault();
+    for name in ["heads", "receipts"] {
+        let text = std::fs::read_to_string(vault.file(name)).unwrap();
+        std::fs::write(vault.file(&format!("marked-{name}")), format!("\u{feff}{text}")).unwrap();
+    }
+    let verdict = vault.verify(&format!("{KEYS} --heads marked-heads --receipts marked-receipts"));
+    verdict.is(0, &[]);
+    assert!(verdict.report["receipts"]["held"].as_u64().unwrap() > 20, "{:#}", verdict.report);
+    let finished = vault.run(&format!("{KEYS} --receipts /dev/stdin"));
+    assert!(finished.code == Some(64) && finished.stderr.contains("save the receipts in a file"), "{finished:?}");
+}
+
+#[test]
 fn a_verification_that_was_cut_off_goes_on_where_it_stood() {
     let vault = vault();
     vault.aws.s3.inject(Fault::access_denied().on(Operation::GetObject).where_key_has(&vault.object(&vault.b, 4).key));

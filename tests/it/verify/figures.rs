@@ -137,13 +137,23 @@ fn verify(bucket: MadeUp) -> u64 {
 
 fn verify_with(arguments: &[&str], bucket: MadeUp) -> u64 {
     let (objects, bytes) = (bucket.objects, bucket.objects * bucket.filler.len() as u64);
+    let started = Instant::now();
+    let (code, lines, peak_kib) = measured(arguments, Arc::new(bucket));
+    let seconds = started.elapsed().as_secs_f64();
+    assert_eq!(code, Some(0), "{lines:?}");
+    assert!(lines[0].ends_with(&format!("complete from 1 to {objects}")), "{lines:?}");
+    let megabytes_per_second = bytes as f64 / 1e6 / seconds;
+    eprintln!("{objects} objects, {bytes} bytes: {seconds:.1} s, {megabytes_per_second:.0} MB/s, peak {peak_kib} KiB");
+    peak_kib
+}
+
+/// Has the bucket verified; returns exit code, what was printed, and the peak of memory.
+fn measured(arguments: &[&str], bucket: Arc<MadeUp>) -> (Option<i32>, Vec<String>, u64) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let bucket = Arc::new(bucket);
     let address = runtime.block_on(http::serve(move |request| {
         let bucket = bucket.clone();
         async move { Ok(bucket.answer(&request)) }
     }));
-    let started = Instant::now();
     let mut process = Command::new(binary());
     process
         .arg("verify")
@@ -153,6 +163,9 @@ fn verify_with(arguments: &[&str], bucket: MadeUp) -> u64 {
         .stdout(Stdio::piped())
         .stdin(Stdio::null());
     let mut process = process.spawn().unwrap();
+    // A long report fills the pipe.
+    let printed = BufReader::new(process.stdout.take().unwrap());
+    let printed = std::thread::spawn(|| printed.lines().map_while(Result::ok).collect());
     let status = format!("/proc/{}/status", process.id());
     let mut peak_kib = 0;
     let code = wait_for("the verification ends", || {
@@ -162,13 +175,7 @@ fn verify_with(arguments: &[&str], bucket: MadeUp) -> u64 {
         peak_kib = peak.unwrap_or(peak_kib);
         process.try_wait().unwrap()
     });
-    let seconds = started.elapsed().as_secs_f64();
-    let lines: Vec<_> = BufReader::new(process.stdout.take().unwrap()).lines().map_while(Result::ok).collect();
-    assert!(code.success(), "{lines:?}");
-    assert!(lines[0].ends_with(&format!("complete from 1 to {objects}")), "{lines:?}");
-    let megabytes_per_second = bytes as f64 / 1e6 / seconds;
-    eprintln!("{objects} objects, {bytes} bytes: {seconds:.1} s, {megabytes_per_second:.0} MB/s, peak {peak_kib} KiB");
-    peak_kib
+    (code.code(), printed.join().unwrap(), peak_kib)
 }
 
 #[test]
@@ -208,6 +215,26 @@ fn a_line_of_a_receipts_file_has_a_bound_whatever_is_in_it() {
         assert!(told.contains(said) && told.len() < 1_000, "{told:.1000}");
         assert!(peak_kib < MEMORY_MAX_KIB, "{said}: {peak_kib} KiB");
     }
+}
+
+#[test]
+fn memory_stays_bounded_with_receipts_by_the_million() {
+    const RECEIPTS: u64 = 1_000_000;
+    let mut file = std::io::BufWriter::new(tempfile::NamedTempFile::new().unwrap());
+    for number in 1..=RECEIPTS {
+        // Half of them name an object that has no such line, the others one that is missing.
+        let (object, line) = if number % 2 == 0 { (number % 1000 + 1, 5) } else { (number + 1000, 0) };
+        writeln!(file, "{{\"accepted\":1,\"object\":\"{}\",\"line\":{line}}}", MadeUp::key(object)).unwrap();
+    }
+    let file = file.into_inner().unwrap();
+    let (code, lines, peak_kib) =
+        measured(&["--receipts", file.path().to_str().unwrap()], Arc::new(MadeUp::new(1000, 0)));
+    let counted = format!("receipts: 0 held, {RECEIPTS} failed, 0 pending, 0 outside the window");
+    assert!(code == Some(1) && lines.contains(&counted), "{code:?} {lines:?}");
+    let told = |part: &str| lines.iter().any(|line| line.contains(part));
+    assert!(told("lines 5 to 5 are not there: it has 1") && told("neither it nor an object renamed"), "{lines:?}");
+    eprintln!("{RECEIPTS} receipts: peak {peak_kib} KiB");
+    assert!(peak_kib < MEMORY_MAX_KIB, "{peak_kib} KiB");
 }
 
 /// What is said of a receipts file that can't be used, and the peak of memory.
