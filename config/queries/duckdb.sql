@@ -1,4 +1,4 @@
--- The stored lines of all senders in one table: FROM events('logs/*/*/*/*/*.log*').
+-- The stored lines of all senders in one table: FROM events('logs/**/*.log*').
 -- Columns: event_time (TIMESTAMP, UTC), log_type, message, line (the stored JSON), key (the file). Plain, gzip and zstd.
 -- `event_time` is the event's own time. An event without one, or with one that can't be read, has its object's time instead:
 -- when the batch's first event was received.

@@ -26,6 +26,7 @@ from live import BINARY, ROOT, TOKEN, free_port, wait_until_ready
 
 BUCKET, SUBJECT, REGION = "my-env0-logs", "auth0|0123456789abcdef01234567", "us-east-1"
 PROVIDER = "arn:aws:iam::111122223333:oidc-provider/login.app.env0.com/"
+BOUNDARY = "arn:aws:iam::123456789012:policy/boundary"
 DEADLINE_SECONDS = 60
 TEMPLATE = ROOT / "config" / "aws" / "cloudformation.yaml"
 EVENT = b'{"message":"made by the template"}\n'
@@ -263,6 +264,7 @@ def check_terraform():
         check(f'"{action}"' in text, f"the module's trust policy lacks {action}")
     check('"${var.issuer}:aud" = var.audiences' in text, "the module's trust policy judges no audience")
     check('"${var.issuer}:sub" = var.subject' in text, "the module's trust policy judges no subject")
+    check(re.search(r"permissions_boundary += var.permissions_boundary_arn\n", text), "the module's role has no boundary")
     for resource in re.findall(r'resource "aws_s3_\w+" "logs" \{\n(.*)', text):
         check("= var.create_bucket " in resource, f"made beside a bucket that is there already: {resource}")
     defaults = (ROOT / "config" / "aws" / "terraform" / "variables.tf").read_text()
@@ -298,11 +300,14 @@ def main():
         existing = pathlib.Path(folder) / "existing"
         existing.mkdir()
         check_existing_bucket(client, port, existing)
-        make_stack(
+        everything = make_stack(
             client, "all", BucketName="all-of-it", Subject=SUBJECT, ProviderArn=PROVIDER, ObjectLockDays="30",
             RetentionDays="400", ProjectId="0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9", KmsKeyArn="arn:aws:kms:us-east-1:111122223333:key/k",
-            Auditor="true",
+            Auditor="true", PermissionsBoundaryArn=BOUNDARY,
         )
+        role = client("iam").get_role(RoleName=everything["ENV0_S3_LOG_ROLE_ARN"].rsplit("/", 1)[1])["Role"]
+        bound = role.get("PermissionsBoundary", {}).get("PermissionsBoundaryArn")
+        check(bound == BOUNDARY, f"the role's permissions boundary is {bound}")
         check_auditor(client, port)
     print("  the template was made, and the daemon delivered with its outputs")
 

@@ -52,6 +52,10 @@ VALUES = {
         [None, KEY, KEY.replace(KEY.rsplit("/")[-1], "mrk-1234abcd12ab34cd56ef1234567890ab")],
         ["alias/logs", KEY.replace("key/", "alias/"), KEY.rsplit("/")[-1], "arn:aws:kms:eu-west-1::key/logs"],
     ),
+    ("permissions_boundary_arn", "PermissionsBoundaryArn"): (
+        [None, "arn:aws:iam::111122223333:policy/team/boundary", "arn:aws:iam::aws:policy/PowerUserAccess"],
+        ["boundary", "arn:aws:iam::111122223333:role/boundary", "arn:aws:iam::111122223333:policy/"],
+    ),
     ("log_group_prefix", "LogGroupPrefix"): (["", "team/", "/env0/prod-1_#."], ["team/*", "my team/", "team:"]),
 }
 

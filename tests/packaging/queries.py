@@ -164,7 +164,7 @@ def check_order(rows, started, ended, way):
 def duckdb_rows(folder):
     sql = ROOT / "config" / "queries" / "duckdb.sql"
     query = """SELECT strftime(event_time, '%Y-%m-%dT%H:%M:%S.%fZ') AS time, message, log_type, line::VARCHAR AS line, key
-        FROM events('logs/*/*/*/*/*.log*') ORDER BY event_time"""
+        FROM events('logs/**/*.log*') ORDER BY event_time"""
     rows = json.loads(run(f'duckdb -init {sql} -json -c "{query}"', folder))
     for row in rows:
         wanted = "env0-audits" if row["message"] == "audit" else "env0-deployments"

@@ -137,8 +137,9 @@ resource "aws_iam_openid_connect_provider" "issuer" {
 }
 
 resource "aws_iam_role" "logs" {
-  name_prefix = "env0-s3-logs-"
-  description = "env0-s3-logs writes log objects with it"
+  name_prefix          = "env0-s3-logs-"
+  description          = "env0-s3-logs writes log objects with it"
+  permissions_boundary = var.permissions_boundary_arn
 
   assume_role_policy = jsonencode({
     Version = "2012-10-17"

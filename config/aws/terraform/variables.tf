@@ -101,6 +101,17 @@ variable "kms_key_arn" {
   }
 }
 
+variable "permissions_boundary_arn" {
+  description = "ARN of the policy that bounds the role, where your account asks for one; null for none"
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.permissions_boundary_arn == null || can(regex("^arn:aws[a-z-]*:iam::([0-9]{12}|aws):policy/[A-Za-z0-9+=,.@_/-]+$", var.permissions_boundary_arn))
+    error_message = "permissions_boundary_arn must be a policy's ARN, such as arn:aws:iam::111122223333:policy/boundary; null (leave it out) for none."
+  }
+}
+
 variable "cloudwatch" {
   description = "Whether the role may also write to CloudWatch Logs, in this region"
   type        = bool

@@ -42,6 +42,22 @@ its refusals, one a line, so that all are told at once; what a value means is ju
 {{- if and .Values.podToken.enabled .Values.oidcTokenSecret }}
 {{- println "podToken.enabled and oidcTokenSecret: a pod has one token for AWS; set one of the two" }}
 {{- end }}
+{{- if hasKey .Values.serviceAccount.annotations "eks.amazonaws.com/role-arn" }}
+{{- println "serviceAccount.annotations: the daemon doesn't use IRSA; leave eks.amazonaws.com/role-arn out, and set podToken.enabled=true, which mounts the same kind of token, and config.ENV0_S3_LOG_ROLE_ARN to the role" }}
+{{- end }}
+{{- $own := list "spool" "oidc" "env0-api-key" "ingest" "tls" }}
+{{- $volumes := $own }}
+{{- range .Values.extraVolumes }}
+{{- $volumes = append $volumes .name }}
+{{- if has .name $own }}
+{{- println (printf "extraVolumes: the chart has a volume %s of its own; take another name" .name) }}
+{{- end }}
+{{- end }}
+{{- range .Values.extraVolumeMounts }}
+{{- if not (has .name $volumes) }}
+{{- println (printf "extraVolumeMounts: extraVolumes has no volume %v; write the same name in both" .name) }}
+{{- end }}
+{{- end }}
 {{- if and .Values.tls.certManager.enabled .Values.tls.secretName }}
 {{- println "tls.secretName and tls.certManager.enabled: a port has one certificate; set one of the two" }}
 {{- end }}
