@@ -19,14 +19,11 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::refusals::{Fault, Refusals, Refused};
-use memory::{Kept, KeptOfSource, Memory, Party};
+use memory::{CROWD_PART, Kept, KeptOfSource, Memory, Party};
 pub(super) use memory::{Layer, READ_MOST_BYTES};
 
 /// A stranger has so long to show who it is, and a body to show how fast it comes, before it is closed for others.
 const FRESH: Duration = Duration::from_secs(1);
-/// An address with more than this part of all connections, or of what a party may keep, is a crowd: its strangers, and what
-/// it keeps, go first, however fresh they are.
-const CROWD_PART: usize = 8;
 /// Handshakes of TLS that have begun in earnest are spared while they are at most this part of all connections.
 const GREETED_PART: usize = 4;
 /// Connections that are closed and not gone yet: their tasks still have their descriptors. Beyond it, nobody new comes in.

@@ -4,8 +4,9 @@ use std::cmp::Reverse;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::CROWD_PART;
-
+/// An address with more than this part of all connections, or of what a party may keep, is a crowd: its strangers, and what
+/// it keeps, go first, however fresh they are.
+pub(super) const CROWD_PART: usize = 8;
 /// The most bytes that one read of every open connection may bring together.
 const READS_BYTES: usize = 4 * 1024 * 1024;
 /// The least that one connection's read may bring, however many there are.
