@@ -1,8 +1,12 @@
 use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::admin::client;
+use crate::admin::{Health, client};
+use crate::assembly::spool_settings;
 use crate::network::Network;
+use crate::telemetry::metrics::Exporter;
 use crate::testing::hanging_disk::{HangingDisk, Op};
 use crate::testing::{self, until};
 
