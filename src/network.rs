@@ -14,6 +14,8 @@ use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
 use aws_smithy_runtime_api::client::http::{
     HttpConnectorSettings, SharedHttpClient, SharedHttpConnector, http_client_fn,
 };
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::result::SdkError;
 use base64::Engine;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
@@ -21,7 +23,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::small_file::BOM;
 use crate::{config, pem};
-pub use answers::{ANSWER_MAX_BYTES, cut_off, retry_after};
+pub use answers::{ANSWER_MAX_BYTES, retry_after};
 pub use foreign::{FOREIGN_NAME_MAX_CHARS, FOREIGN_WORDS_MAX_CHARS, foreign_name, foreign_words};
 
 /// To DNS answer, TCP and TLS connection, together.
@@ -355,6 +357,18 @@ pub fn broken_words(error: &(dyn Error + 'static), secrets: &[&str]) -> String {
     } else {
         foreign_words(&causes(error), secrets)
     }
+}
+
+/// What is wrong with an answer that began and was not wholly read: what it says is not known then.
+pub fn cut_off<E>(error: &SdkError<E, HttpResponse>, secrets: &[&str]) -> Option<String>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let response = error.raw_response()?;
+    // The SDK puts the bytes there when it has read them all.
+    let is_whole = response.body().bytes().is_some();
+    let status = response.status().as_u16();
+    (!is_whole).then(|| format!("HTTP {status}, but the answer was cut off: {}", broken_words(error, secrets)))
 }
 
 /// Whether `error` says that no connection was made: name, TCP, proxy or TLS failed, so no byte of

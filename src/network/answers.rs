@@ -7,13 +7,11 @@ use std::time::Duration;
 
 use aws_smithy_runtime_api::client::http::{HttpConnector, HttpConnectorFuture, SharedHttpConnector};
 use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
-use aws_smithy_runtime_api::client::result::{ConnectorError, SdkError};
+use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_types::body::SdkBody;
 use chrono::{DateTime, TimeDelta, Utc};
 use http_body_util::Limited;
 use tokio::sync::Notify;
-
-use super::broken_words;
 
 /// The most bytes of an answer. The largest that the daemon asks for, a session of STS, has some 3 KB.
 pub const ANSWER_MAX_BYTES: usize = 64 * 1024;
@@ -66,18 +64,6 @@ impl HttpConnector for Bounded {
             })
         })
     }
-}
-
-/// What is wrong with an answer that began and was not wholly read: what it says is not known then.
-pub fn cut_off<E>(error: &SdkError<E, HttpResponse>, secrets: &[&str]) -> Option<String>
-where
-    E: std::error::Error + Send + Sync + 'static,
-{
-    let response = error.raw_response()?;
-    // The SDK puts the bytes there when it has read them all.
-    let is_whole = response.body().bytes().is_some();
-    let status = response.status().as_u16();
-    (!is_whole).then(|| format!("HTTP {status}, but the answer was cut off: {}", broken_words(error, secrets)))
 }
 
 /// The request, and what is told when it has had too many informational answers.
