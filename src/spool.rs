@@ -252,9 +252,13 @@ impl Spool {
         self.inner.home.with_room(operation)
     }
 
-    /// Whether the spool's path leads to the spool. Where it doesn't, a missing file means nothing.
-    pub fn is_in_place(&self) -> bool {
-        self.inner.home.confirm().is_ok()
+    /// Makes sure that the spool's path leads to the spool, and each folder's to that folder. Where it doesn't, a missing
+    /// file means nothing, and nothing may be written. Blocks.
+    ///
+    /// # Errors
+    /// It doesn't; a volume or a folder may come back.
+    pub fn confirm(&self) -> io::Result<()> {
+        self.inner.home.confirm().map(drop)
     }
 
     /// Reads a copy from its start. Blocks, as reading does.

@@ -201,7 +201,7 @@ impl Lane {
             let Err(error) = self.read_and_send(copy).await? else { return Ok(()) };
             self.check_waits(copy)?;
             // Where the spool's path leads elsewhere, nothing is wrong with a file that is missing there.
-            reads += u32::from(is_the_files(&error) && self.shared.spool.is_in_place());
+            reads += u32::from(is_the_files(&error) && self.shared.spool.confirm().is_ok());
             if reads >= READS_MAX {
                 tracing::debug!(log_type = %self.log_type, batch.name = %copy.name.batch, %error, "a batch that CloudWatch was to have can't be read");
                 self.shared.copies.give_up(copy, GivenUp::Unreadable);

@@ -85,7 +85,7 @@ pub(super) fn write<T: Serialize>(spool: &Spool, name: &str, value: &T, max_byte
     })
 }
 
-/// A link in the folder's place would lead what is written, and what is read, elsewhere.
+/// A link or another folder in the folder's place would lead what is written, and what is read, elsewhere.
 fn judge_folder(spool: &Spool) -> Result<(), PlaceError> {
     let path = spool.dir().join(FOLDER);
     let source = match spool.disk().identify(&path) {
@@ -93,7 +93,10 @@ fn judge_folder(spool: &Spool) -> Result<(), PlaceError> {
             io::ErrorKind::NotADirectory,
             "it is a link or no folder, and no link in the spool is followed",
         ),
-        Ok(_) => return Ok(()),
+        Ok(_) => match spool.confirm() {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        },
         Err(error) => error,
     };
     Err(PlaceError::Disk { path, source })

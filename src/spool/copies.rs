@@ -260,6 +260,7 @@ impl Copies {
         let to = self.path(copy);
         match disk.rename(from, &to) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.shared.confirm()?;
                 self.shared.make_folders()?;
                 disk.rename(from, &to)?;
             }
@@ -336,6 +337,10 @@ impl Shared {
         path(&self.spool, copy)
     }
 
+    fn confirm(&self) -> io::Result<()> {
+        self.confirm.get().map_or(Ok(()), |confirm| confirm())
+    }
+
     fn make_folders(&self) -> io::Result<()> {
         for folder in &folders(&self.spool) {
             self.disk.create_dir(folder)?;
@@ -403,12 +408,11 @@ impl Shared {
     }
 
     fn remove(&self, doomed: Doomed) -> io::Result<()> {
-        let confirm = || self.confirm.get().map_or(Ok(()), |confirm| confirm());
         // While the path leads elsewhere, a file that is missing there would look as if it were removed. It may be back
         // by the second look, or go away after the first.
-        confirm()?;
+        self.confirm()?;
         self.disk.remove(&self.path(&doomed.copy))?;
-        confirm()?;
+        self.confirm()?;
         if let Some(reason) = doomed.reason {
             self.count(&doomed.copy, reason);
         }

@@ -5,7 +5,9 @@
 //! So the daemon remembers the folders and the lock by device and inode. It compares them (`Home::confirm`) before it
 //! concludes anything from a missing name, and before an event in a new file counts as safe.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -46,10 +48,62 @@ pub(super) struct Home {
 /// How the spool's folder is told from any other that its path may lead to.
 struct Identity {
     folder: FileId,
-    /// Those of [`folders`]; `None` for one that this daemon has just made, which the next look knows.
-    inner: [Option<FileId>; 3],
+    /// Those of [`all_folders`].
+    inner: Vec<Inner>,
     /// None once the spool is closed.
     lock: Option<Lock>,
+}
+
+/// A folder in the spool, as it was when the daemon made it or found it.
+struct Inner {
+    path: PathBuf,
+    /// `None` for one that is missing, or that this daemon has just made, which the next look knows.
+    own: Option<FileId>,
+    /// The folder itself: it tells whether a folder that is missing was removed.
+    held: Option<File>,
+    /// Whether others than [`Home::make_again`] make it, where it was removed.
+    is_remade: bool,
+}
+
+/// The folders in a spool, of which none is known yet.
+fn inner(dir: &Path) -> Vec<Inner> {
+    let all = all_folders(dir).enumerate();
+    all.map(|(index, path)| Inner { path, own: None, held: None, is_remade: index >= folders(dir).len() }).collect()
+}
+
+impl Inner {
+    /// Checks that a folder which was found under the path is the daemon's own. One that was removed may come back or be
+    /// made again. One that was moved away is not: its files would be given up, and come back with it.
+    fn judge(&mut self, found: Option<FileId>) -> io::Result<()> {
+        let path = self.path.display();
+        match (found, self.own) {
+            (Some(found), None) => self.know(found),
+            (Some(found), Some(own)) if found == own => Ok(()),
+            (Some(found), Some(_)) if self.is_remade && self.is_removed() => self.know(found),
+            (Some(_), Some(_)) => Err(io::Error::other(format!(
+                "{path} is another folder than before: something is mounted over it, or was put in its place; take that \
+                 away, and all goes on by itself (where the old folder is lost, remove the new one, too)"
+            ))),
+            (None, Some(_)) if !self.is_removed() => Err(io::Error::other(format!(
+                "{path} was moved away; put it back, and all goes on by itself (where it is not wanted any more, remove \
+                 it where it is now)"
+            ))),
+            (None, _) => Ok(()),
+        }
+    }
+
+    fn know(&mut self, found: FileId) -> io::Result<()> {
+        let is_it =
+            |file: &File| file.metadata().is_ok_and(|file| (file.dev(), file.ino()) == (found.device, found.inode));
+        self.held = File::open(&self.path).ok().filter(is_it);
+        self.own = Some(found);
+        Ok(())
+    }
+
+    /// Whether the folder was removed, as far as the system can tell.
+    fn is_removed(&self) -> bool {
+        !self.held.as_ref().is_some_and(|held| held.metadata().is_ok_and(|folder| folder.nlink() > 0))
+    }
 }
 
 impl Home {
@@ -65,9 +119,10 @@ impl Home {
         copies: Option<Arc<Copies>>,
     ) -> io::Result<Home> {
         let folder = identify_folder(&*disk, &dir)?;
-        let mut inner = [None; 3];
-        for (own, path) in inner.iter_mut().zip(folders(&dir)) {
-            *own = disk.identify(&path)?;
+        let mut inner = inner(&dir);
+        for folder in &mut inner {
+            let found = disk.identify(&folder.path)?;
+            folder.judge(found)?;
         }
         let identity = Mutex::new(Identity { folder, inner, lock: Some(lock) });
         Ok(Home { dir, disk, manifest, copies, identity, is_away: AtomicBool::new(false), mounts: AtomicU64::new(0) })
@@ -110,15 +165,15 @@ impl Home {
     }
 
     fn look(&self) -> io::Result<bool> {
-        let Identity { folder, inner, lock } = &mut *self.identity();
+        let Identity { folder, inner: own, lock } = &mut *self.identity();
         let Some(lock) = lock else { return Ok(false) };
         let found = identify_folder(&*self.disk, &self.dir);
         if found.as_ref().is_ok_and(|found| found == folder) && lock.is_in_place(&self.dir) {
             // Something may be mounted over one of the folders in it, or put in its place.
-            inner.iter_mut().zip(folders(&self.dir)).try_for_each(|(own, path)| {
-                let judged = judge_folder(&*self.disk, &path, folder.device);
-                judged.and_then(|found| judge_own(own, found, &path)).or_else(|elsewhere| {
-                    match identify_folder(&*self.disk, &path) {
+            own.iter_mut().try_for_each(|own| {
+                let judged = judge_folder(&*self.disk, &own.path, folder.device);
+                judged.and_then(|found| own.judge(found)).or_else(|elsewhere| {
+                    match identify_folder(&*self.disk, &own.path) {
                         // A file in a folder's place stops that log type, not the other.
                         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
                         _ => Err(elsewhere),
@@ -130,7 +185,7 @@ impl Home {
         if lock.is_mounted_anew(&self.dir) && self.is_ours_by_its_manifest() {
             // Nobody else has it, or this fails.
             let taken = Lock::take(&self.dir).map_err(io::Error::other)?;
-            (*folder, *inner) = (identify_folder(&*self.disk, &self.dir)?, [None; 3]);
+            (*folder, *own) = (identify_folder(&*self.disk, &self.dir)?, inner(&self.dir));
             *lock = taken;
             self.mounts.fetch_add(1, Ordering::Release);
             tracing::warn!(spool.dir = %self.dir.display(), "the spool's volume was lost and is mounted anew; the daemon goes on with what is there");
@@ -159,7 +214,7 @@ impl Home {
             let taken = Lock::take(&self.dir).map_err(io::Error::other)?;
             match Manifest::read(&*self.disk, &self.dir).map_err(io::Error::other)? {
                 Some(manifest) if manifest.instance != self.manifest.instance => return Err(self.another_daemons()),
-                _ => (*lock, *inner) = (taken, [None; 3]),
+                _ => (*lock, *own) = (taken, inner(&self.dir)),
             }
         }
         if Manifest::read(&*self.disk, &self.dir).map_err(io::Error::other)?.is_none() {
@@ -180,11 +235,12 @@ impl Home {
         // No other thread takes a folder that is half made for a stranger's.
         let inner = &mut self.identity().inner;
         let mut is_missing = false;
-        for (own, path) in inner.iter_mut().zip(folders(&self.dir)) {
-            if paths.contains(&&*path) && self.disk.identify(&path)?.is_none() {
-                *own = None;
+        for folder in inner.iter_mut().filter(|folder| paths.contains(&&*folder.path)) {
+            if self.disk.identify(&folder.path)?.is_none() {
+                folder.judge(None)?;
+                folder.own = None;
                 is_missing = true;
-                self.disk.create_dir(&path)?;
+                self.disk.create_dir(&folder.path)?;
             }
         }
         if is_missing {
@@ -292,20 +348,6 @@ fn judge_folder(disk: &dyn Disk, path: &Path, device: u64) -> io::Result<Option<
         io::ErrorKind::InvalidInput,
         format!("{path} {wrong}; a spool is one folder on one file system, and no link in it is followed"),
     ))
-}
-
-/// Checks that a folder which was found under `path` is the daemon's own. One that is missing may come back or be made
-/// again.
-fn judge_own(own: &mut Option<FileId>, found: Option<FileId>, path: &Path) -> io::Result<()> {
-    let Some(found) = found else { return Ok(()) };
-    if found == *own.get_or_insert(found) {
-        return Ok(());
-    }
-    let path = path.display();
-    Err(io::Error::other(format!(
-        "{path} is another folder than before: something is mounted over it, or was put in its place; take that away, \
-         and all goes on by itself (where the old folder is lost, remove the new one, too)"
-    )))
 }
 
 /// The folders that a spool has or may have.

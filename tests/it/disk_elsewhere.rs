@@ -38,6 +38,27 @@ impl Drop for Swapped {
     }
 }
 
+/// A folder that has another name until this is dropped.
+struct Moved {
+    folder: PathBuf,
+    away: PathBuf,
+}
+
+impl Drop for Moved {
+    fn drop(&mut self) {
+        assert!(!self.folder.exists() || std::thread::panicking(), "it is not made again");
+        std::fs::rename(&self.away, &self.folder).unwrap();
+    }
+}
+
+#[test]
+fn a_log_types_folder_that_is_moved_away_costs_no_event_and_doubles_none() {
+    no_event_goes_to_what_lies_over("was moved away", |folder, other| {
+        std::fs::rename(folder, other).unwrap();
+        Box::new(Moved { folder: folder.to_owned(), away: other.to_owned() })
+    });
+}
+
 #[test]
 fn a_folder_in_the_place_of_a_log_types_folder_gets_no_event_and_costs_none() {
     no_event_goes_to_what_lies_over("is another folder than before", |folder, other| {

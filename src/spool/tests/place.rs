@@ -228,6 +228,53 @@ fn a_spool_that_is_moved_away_is_not_made_anew_and_goes_on_when_it_is_back() {
 }
 
 #[test]
+fn a_folder_of_the_spool_that_is_moved_away_is_not_made_anew_and_goes_on_when_it_is_back() {
+    let (home, dir, spool) = real();
+    fs::create_dir_all(dir.join("cloudwatch").join(TYPE.as_str())).unwrap();
+    fs::create_dir(dir.join(PULL)).unwrap();
+    let away = home.path().join("away");
+    for folder in [TYPE.as_str(), QUARANTINE, PULL, "cloudwatch"].map(|name| dir.join(name)) {
+        // The open batch may be sealed meanwhile, and the next event begins a file.
+        append(&spool).unwrap();
+        spool.confirm().unwrap();
+        fs::rename(&folder, &away).unwrap();
+        let error = spool.confirm().unwrap_err().to_string();
+        assert!(error.contains("was moved away") && error.contains(folder.to_str().unwrap()), "{error}");
+        spool.seal();
+        assert!(matches!(append(&spool), Err(AppendError::Disk(_))));
+        assert!(!folder.exists(), "{}", folder.display());
+        fs::rename(&away, &folder).unwrap();
+        wait_until("events are taken again", || append(&spool).is_ok());
+        spool.seal();
+    }
+    let is_open = |name: &std::ffi::OsString| name.to_string_lossy().ends_with(".open");
+    wait_until("all is sealed", || !names(&dir.join(TYPE.as_str())).iter().any(is_open));
+}
+
+#[test]
+fn another_folder_in_the_place_of_the_pulls_or_the_copies_is_told() {
+    let (home, dir, spool) = real();
+    for folder in [PULL, "cloudwatch"].map(|name| dir.join(name)) {
+        let [away, other] = ["away", "other"].map(|name| home.path().join(name));
+        fs::create_dir(&folder).unwrap();
+        spool.confirm().unwrap();
+        fs::create_dir(&other).unwrap();
+        fs::rename(&folder, &away).unwrap();
+        fs::rename(&other, &folder).unwrap();
+        let error = spool.confirm().unwrap_err().to_string();
+        assert!(error.contains("another folder than before"), "{error}");
+        assert!(append(&spool).is_err());
+        fs::remove_dir(&folder).unwrap();
+        fs::rename(&away, &folder).unwrap();
+        wait_until("events are taken again", || append(&spool).is_ok());
+        // Removed and made again is no other folder.
+        fs::remove_dir(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        spool.confirm().unwrap();
+    }
+}
+
+#[test]
 fn a_lock_that_is_removed_lets_no_second_daemon_in_and_is_made_again() {
     let (_home, dir, spool) = real();
     fs::remove_file(dir.join("lock")).unwrap();
