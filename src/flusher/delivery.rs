@@ -9,6 +9,9 @@
 //!    object was stored under the new key: the batch stays `.sending`, and the next `412` means that it was.
 //! 2. A broken connection, then the store's `412`. The first attempt may have stored the object before its answer was
 //!    lost, so the object under the key is the batch's own: it is delivered. A new suffix would store it twice.
+//! 3. The checksum of other bytes, then the store's `412`. The store has said that what it keeps under the key is not the
+//!    batch, whatever was sent before: as in 1, the batch takes a new suffix. If only the checksum was wrong, it is
+//!    stored twice, and not lost.
 //!
 //! Two cases break the promise "exactly once":
 //!
@@ -86,6 +89,13 @@ impl From<&Result<(), PutError>> for Ended {
     }
 }
 
+impl Ended {
+    /// Whether the store answered that what it keeps under the key is not the batch.
+    fn keeps_other_bytes(self) -> bool {
+        matches!(self, Ended::Failed { kind: PutErrorKind::ChecksumRefused, may_have_arrived: true })
+    }
+}
+
 impl Known {
     /// What is known of a batch that comes from the spool; see [`Batch::may_have_arrived`](crate::spool::Batch).
     pub(crate) fn found(may_have_arrived: bool) -> Known {
@@ -104,6 +114,7 @@ impl Known {
                 let counts = self.unproven_412s == 0 || self.object_since;
                 Known { unproven_412s: self.unproven_412s + u32::from(counts), object_since: false, renames: 0, ..self }
             }
+            (_, ended) if ended.keeps_other_bytes() => Known::default(),
             (_, Ended::Failed { may_have_arrived, .. }) => {
                 Known { answer_lost: self.answer_lost || may_have_arrived, renames: 0, ..self }
             }
@@ -125,7 +136,10 @@ pub(crate) fn decide(known: Known, ended: Ended) -> Next {
         PutErrorKind::NameTaken if known.renames < RENAMES_MAX => Next::NewName,
         PutErrorKind::NameTakenUnproven if proven => Next::NewName,
         _ => Next::Wait {
-            stage: if may_be_ours || may_have_arrived { Stage::Sending } else { Stage::Sealed },
+            stage: match may_be_ours || may_have_arrived {
+                true if !ended.keeps_other_bytes() => Stage::Sending,
+                _ => Stage::Sealed,
+            },
             check_file: matches!(kind, PutErrorKind::ChecksumRefused | PutErrorKind::FileUnreadable),
         },
     }
@@ -175,6 +189,19 @@ mod tests {
         assert_eq!(told(new, &[UNPROVEN; 3], true), [SENDING, SENDING, Next::NewName], "nothing of ours was stored");
         assert_eq!(told(new, &[UNPROVEN, LOST, UNPROVEN, UNPROVEN], true)[3], Next::DeliveredBefore);
         assert_eq!(told(new, &[UNPROVEN, TAKEN], true)[1], Next::DeliveredBefore);
+    }
+
+    #[test]
+    fn what_the_store_keeps_with_other_bytes_is_never_taken_for_the_batch() {
+        const OTHER: Ended = Ended::Failed { kind: PutErrorKind::ChecksumRefused, may_have_arrived: true };
+        const REFUSED: Ended = Ended::Failed { kind: PutErrorKind::ChecksumRefused, may_have_arrived: false };
+        let doubted = |stage| Next::Wait { stage, check_file: true };
+        let (sealed, sending) = (doubted(Stage::Sealed), doubted(Stage::Sending));
+        assert_eq!(told(Known::default(), &[OTHER, TAKEN], false), [sealed, Next::NewName]);
+        assert_eq!(told(Known::found(true), &[OTHER, TAKEN], false), [sealed, Next::NewName]);
+        assert_eq!(told(Known::default(), &[OTHER, LOST, TAKEN], false), [sealed, SENDING, Next::DeliveredBefore]);
+        // A body that did not arrive as it was sent says nothing of an earlier one.
+        assert_eq!(told(Known::found(true), &[REFUSED, TAKEN], false), [sending, Next::DeliveredBefore]);
     }
 
     #[test]
