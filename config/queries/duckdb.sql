@@ -1,5 +1,6 @@
 -- The stored lines of all senders in one table: FROM events('logs/**/*.log*').
--- Columns: event_time (TIMESTAMP, UTC), log_type, message, line (the stored JSON), key (the file). Plain, gzip and zstd.
+-- Columns: event_time (TIMESTAMP, UTC), log_type, message, line (the stored JSON), key (the file), position (where the line stood
+-- among those that were read: lines of one time keep their order by it). Plain, gzip and zstd.
 -- `event_time` is the event's own time. An event without one, or with one that can't be read, has its object's time instead:
 -- when the batch's first event was received.
 
@@ -14,7 +15,8 @@ WITH stored AS (
             '(env0-deployments|env0-audits)/(\d{4}/\d\d/\d\d)/(\d\d:\d\d:\d\d)_[^/]*$',
             ['log_type', 'day', 'time']
         ) AS named,
-        json AS line
+        json AS line,
+        row_number() OVER () AS position
     FROM read_ndjson_objects(files, filename = true)
 ),
 said AS (
@@ -64,5 +66,6 @@ SELECT
         line::VARCHAR
     ) AS message,
     line,
-    key
+    key,
+    position
 FROM counted;

@@ -77,6 +77,9 @@ EVENTS = {
     "audit": ("/v1/logs/env0-audits", BEARER, {"timestamp": "2026-11-22T21:00:00Z", "actionName": "audit"}, 0),
 }
 
+# Text without times, in one request: all lines have the same time, and only their order in the object tells them apart.
+PLAN = [f"plan line {number:03}" for number in reversed(range(200))]
+
 
 def check(holds, words):
     if not holds:
@@ -100,11 +103,14 @@ def fill(port, folder, compression):
             headers = {"Content-Type": "text/plain" if isinstance(body, str) else "application/json", **headers}
             request = urllib.request.Request(f"http://127.0.0.1:{ingest}{path}", data=data, headers=headers)
             urllib.request.urlopen(request, timeout=10).close()
+        url = f"http://127.0.0.1:{ingest}/v1/logs/env0-deployments"
+        request = urllib.request.Request(url, data="\n".join(PLAN).encode(), headers=BEARER | {"Content-Type": "text/plain"})
+        urllib.request.urlopen(request, timeout=10).close()
 
         def uploaded():
             metrics = get(admin, "/metrics")[1].decode()
             counts = re.findall(r"^env0_s3_logs_events_uploaded_total\{.*\} (\d+)", metrics, re.M)
-            return sum(map(int, counts)) == len(EVENTS)
+            return sum(map(int, counts)) == len(EVENTS) + len(PLAN)
 
         wait_for(f"every event of {compression}", uploaded)
 
@@ -144,6 +150,9 @@ def utc(moment):
 
 def check_order(rows, started, ended, way):
     """Rows are (time or "", message); every event is there once for each compression, at its time, and they are sorted."""
+    plan = [message for _, message in rows if message in PLAN]
+    check(plan == PLAN * len(COMPRESSIONS), f"{way} shuffles lines of the same time: {plan}")
+    rows = [row for row in rows if row[1] not in PLAN]
     found = {}
     for time, message in rows:
         found.setdefault(message, []).append(time)
@@ -164,7 +173,7 @@ def check_order(rows, started, ended, way):
 def duckdb_rows(folder):
     sql = ROOT / "config" / "queries" / "duckdb.sql"
     query = """SELECT strftime(event_time, '%Y-%m-%dT%H:%M:%S.%fZ') AS time, message, log_type, line::VARCHAR AS line, key
-        FROM events('logs/**/*.log*') ORDER BY event_time"""
+        FROM events('logs/**/*.log*') ORDER BY event_time, position"""
     rows = json.loads(run(f'duckdb -init {sql} -json -c "{query}"', folder))
     for row in rows:
         wanted = "env0-audits" if row["message"] == "audit" else "env0-deployments"
