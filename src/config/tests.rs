@@ -253,6 +253,7 @@ fn a_value_that_nobody_can_have_meant_is_refused_for_every_variable() {
             format!("\"{example}\""),
             format!("'{example}'"),
             format!("\u{feff}{example}"),
+            format!("“{example}”"),
             format!("{example}${{NAME}}"),
             "${NAME:-default}".to_owned(),
             "$(NAME)".to_owned(),

@@ -31,6 +31,8 @@ pub const UNCHARGED_BYTES: usize = 4 * 1024;
 /// A body that nobody wants is read and forgotten up to here, so that its sender reads the answer
 /// instead of a reset.
 const LINGER_MAX_BYTES: usize = 64 * 1024 * 1024;
+/// Why a stream is broken that has begun and not ended when the body ends.
+const NOT_WHOLE: &str = "it ends early, or something is left behind its end";
 const LINGER_TIME: Duration = Duration::from_secs(30);
 /// Most bodies inflate to at most this many times their size.
 const USUAL_INFLATION: usize = 16;
@@ -82,7 +84,7 @@ impl Received {
             Charge::after(self.waited())
         };
         Box::pin(inflate(&mut inflater, &self.bytes, &mut buffer, terms)).await?;
-        if inflater.is_whole() { Ok(buffer.finish()) } else { Err(broken("it ends early")) }
+        if inflater.is_whole() { Ok(buffer.finish()) } else { Err(broken(NOT_WHOLE)) }
     }
 }
 
@@ -133,7 +135,7 @@ pub async fn read(body: &mut Incoming, encoding: Encoding, terms: &Terms<'_>) ->
         }
     }
     if sent > 0 && inflater.is_some_and(|inflater| !inflater.is_whole()) {
-        return Err(broken("it ends early"));
+        return Err(broken(NOT_WHOLE));
     }
     Ok(if first.is_empty() { buffer.finish() } else { Received { bytes: first, charge: buffer.charge } })
 }

@@ -15,7 +15,7 @@ use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
-use crate::protocols::body::{self, BodyError, Limits, LineWriter};
+use crate::protocols::body::{self, BodyError, Events, Limits, LineWriter};
 use crate::protocols::{
     self, Accepted, Answer, Encoding, Part, Protocol, Refusal, TEXT, empty_answer, header_values, judge_media_type,
 };
@@ -80,7 +80,8 @@ impl Protocol for Loki {
 
 /// Unpacks the snappy block; refuses one that declares more bytes than a body may have.
 fn decompress(body: &[u8], limits: &Limits) -> Result<Vec<u8>, BodyError> {
-    let invalid = |error| BodyError::invalid(body, body, 0, error);
+    let hint = if Events::sniff(body) { "; JSON needs `Content-Type: application/json`" } else { "" };
+    let invalid = |error| BodyError::invalid(body, body, 0, format!("{error}{hint}"));
     match snap::raw::decompress_len(body) {
         Ok(len) if len <= limits.max_body_bytes => snap::raw::Decoder::new().decompress_vec(body).map_err(invalid),
         Ok(_) | Err(snap::Error::TooBig { .. }) => Err(BodyError::TooLarge { limit_bytes: limits.max_body_bytes }),
@@ -265,5 +266,7 @@ mod tests {
         {
             assert_eq!(post("/loki/api/v1/push", &[PROTOBUF_TYPE], body.to_vec()).refused_body().status, 400);
         }
+        let untold = post("/loki/api/v1/push", &[("content-type", "text/csv")], r#"{"streams":[]}"#).refused_body();
+        assert!(untold.text().contains("JSON needs `Content-Type: application/json`"), "{}", untold.text());
     }
 }
