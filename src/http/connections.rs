@@ -6,6 +6,7 @@
 //! is never cut off.
 
 mod memory;
+mod turns;
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -14,13 +15,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::refusals::{Fault, Refusals, Refused};
 use memory::{CROWD_PART, Kept, KeptOfSource, Memory, Party};
 pub(super) use memory::{Layer, READ_MOST_BYTES};
+pub(super) use turns::{Standing, Step, Turn};
+use turns::{Standings, one_at_a_time, turn};
 
 /// A stranger has so long to show who it is, and a body to show how fast it comes, before it is closed for others.
 const FRESH: Duration = Duration::from_secs(1);
@@ -50,6 +53,9 @@ pub(super) struct Registry {
     /// [`Step`]; the first of both lines take turns.
     handshakes: Arc<Semaphore>,
     handshake_lines: [Arc<Semaphore>; 2],
+    /// Before both lines, one at a time: of all addresses that are not trusted; and before that, of the suspect ones.
+    untrusted_handshakes: Arc<Semaphore>,
+    suspect_handshakes: Arc<Semaphore>,
     /// What was refused below the requests.
     pub(super) refusals: Refusals,
 }
@@ -61,6 +67,7 @@ struct Open {
     /// How many of the connections are closed and not gone yet.
     closing: usize,
     sources: HashMap<IpAddr, Arc<Source>>,
+    standings: Standings,
 }
 
 /// An address that connections come from.
@@ -88,12 +95,14 @@ pub(super) struct Connection {
     pub(super) kept: Kept,
     /// When its ClientHello was whole.
     greeted: OnceLock<Instant>,
+    /// Valid credentials have come on it, be it only a token that was handed over.
+    is_trusted: AtomicBool,
     /// Milliseconds from `since` to the begin of a body that is not whole yet; [`NO_BODY`] for none.
     body_since: AtomicU64,
     body_bytes: AtomicU64,
     /// What its last request is refused for, before it is one.
     pub(super) refused: OnceLock<Fault>,
-    /// It ends with an answer behind which more requests may have come.
+    /// It ends with an answer behind which more may have come: requests, or the rest of a broken body.
     pub(super) turned_away: AtomicBool,
     /// Set before the next connection is accepted.
     task: OnceLock<AbortHandle>,
@@ -205,6 +214,8 @@ impl Registry {
             signatures: one_at_a_time(),
             handshakes: one_at_a_time(),
             handshake_lines: [one_at_a_time(), one_at_a_time()],
+            untrusted_handshakes: one_at_a_time(),
+            suspect_handshakes: one_at_a_time(),
             refusals,
         })
     }
@@ -256,6 +267,7 @@ impl Registry {
             without_request_since: AtomicU64::new(self.moment()),
             kept: Kept::default(),
             greeted: OnceLock::new(),
+            is_trusted: AtomicBool::new(false),
             body_since: AtomicU64::new(NO_BODY),
             body_bytes: AtomicU64::new(0),
             refused: OnceLock::new(),
@@ -372,19 +384,26 @@ pub(super) struct Member {
 }
 
 impl Member {
-    /// Its ClientHello is whole.
-    pub(super) fn has_greeted(&self) {
+    /// Its ClientHello is whole. What is known of its address.
+    pub(super) fn has_greeted(&self) -> Standing {
         // Not while it is closed for another one, which ends its part of the count.
-        let _open = self.registry.open();
+        let open = self.registry.open();
         if self.connection.is_stranger() && self.connection.greeted.set(Instant::now()).is_ok() {
             self.registry.greeted.fetch_add(1, Ordering::Relaxed);
         }
+        open.standings.of(network_of(self.connection.client))
     }
 
-    /// Waits until it is the turn of this connection's address to have this step of its TLS handshake computed.
-    pub(super) async fn handshake_turn(&self, step: Step) -> Turn {
-        let (of_source, line) = (&self.connection.source.handshakes, &self.registry.handshake_lines);
-        turn([&of_source[step as usize], &line[step as usize], &self.registry.handshakes]).await
+    /// Waits until it is the turn of this connection's address to have this step of its TLS handshake computed: behind all
+    /// addresses that have a better `standing`, but for the one of each standing that is first.
+    pub(super) async fn handshake_turn(&self, step: Step, standing: Standing) -> Turn {
+        let Registry { handshake_lines, untrusted_handshakes, suspect_handshakes, handshakes, .. } = &*self.registry;
+        let (of_source, line) = (&self.connection.source.handshakes[step as usize], &handshake_lines[step as usize]);
+        match standing {
+            Standing::Trusted => turn(&[of_source, line, handshakes]).await,
+            Standing::Unknown => turn(&[of_source, untrusted_handshakes, line, handshakes]).await,
+            Standing::Suspect => turn(&[of_source, suspect_handshakes, untrusted_handshakes, line, handshakes]).await,
+        }
     }
 
     /// It has no request that is let in, so it may be closed for others, after all that have been without one for longer.
@@ -399,7 +418,11 @@ impl Drop for Member {
         self.registry.keeps_no_heads(connection);
         self.registry.memory.leave(&connection.kept);
         let mut open = self.registry.open();
-        self.registry.is_no_stranger(connection);
+        // One that was closed for another is none any more.
+        let showed_nothing = self.registry.is_no_stranger(connection) && !connection.is_trusted.load(Ordering::Relaxed);
+        if showed_nothing && connection.greeted.get().is_some() {
+            open.standings.suspect(network_of(connection.client));
+        }
         if connection.source.connections.fetch_sub(1, Ordering::Relaxed) == 1 {
             open.sources.remove(&network_of(connection.client));
         }
@@ -424,14 +447,23 @@ impl Guest {
         let connection = &self.connection;
         connection.without_request_since.store(AT_WORK, Ordering::Relaxed);
         if connection.is_stranger() && self.registry.is_no_stranger(connection) {
+            self.is_trusted();
             let too_much = self.registry.memory.is_senders(&connection.kept, &connection.source.kept);
             self.registry.close_oldest(too_much);
         }
     }
 
+    /// Valid credentials have come on it: its address is no suspect.
+    pub fn is_trusted(&self) {
+        let connection = &self.connection;
+        if connection.greeted.get().is_some() && !connection.is_trusted.swap(true, Ordering::Relaxed) {
+            self.registry.open().standings.trust(network_of(connection.client));
+        }
+    }
+
     /// Waits until it is the turn of this connection's address to have the signature of a token checked.
     pub async fn signature_turn(&self) -> Turn {
-        turn([&self.connection.source.signatures, &self.registry.signatures]).await
+        turn(&[&self.connection.source.signatures, &self.registry.signatures]).await
     }
 
     /// A connection for tests of what takes one.
@@ -441,32 +473,6 @@ impl Guest {
         let connection = registry.enter(Ipv6Addr::LOCALHOST.into()).connection.clone();
         Guest { registry, connection }
     }
-}
-
-/// A step of a TLS handshake.
-#[derive(Clone, Copy)]
-pub(super) enum Step {
-    /// The answer to the client's hello, with the server's signature.
-    First,
-    /// All that comes behind it: cheap, but for a client that says hello twice.
-    Later,
-}
-
-/// The turn of one address; it ends on drop.
-pub struct Turn(#[expect(dead_code, reason = "given back on drop")] Vec<OwnedSemaphorePermit>);
-
-fn one_at_a_time() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(1))
-}
-
-/// Waits for the turn, first in the line of the address, then in those of all. So an address waits for one of each other
-/// address at most, however many that one has waiting.
-async fn turn<const N: usize>(lines: [&Arc<Semaphore>; N]) -> Turn {
-    let mut permits = Vec::with_capacity(N);
-    for line in lines {
-        permits.extend(line.clone().acquire_owned().await);
-    }
-    Turn(permits)
 }
 
 #[cfg(test)]

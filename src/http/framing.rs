@@ -140,6 +140,7 @@ impl<S: AsyncRead> FramingGuard<S> {
             Rest::Refused(fault) => self.refuse(fault),
             Rest::BrokenBody => {
                 self.end = Some(End::BrokenBody);
+                self.connection.turned_away.store(true, Ordering::Relaxed);
                 self.registry.refusals.count(Refused::Malformed, self.connection.client, &"in a chunked body");
             }
         }

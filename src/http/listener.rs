@@ -193,9 +193,10 @@ where
             let guesses = answer.status() == StatusCode::UNAUTHORIZED
                 && connection.is_stranger()
                 && refusals.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSALS_MAX;
-            // Nobody has told it to send its body, so hyper ends the connection.
+            // hyper ends the connection behind a body that is broken, and where nobody has told the client to send one.
+            let is_broken = answer.status().is_client_error() && connection.turned_away.load(Ordering::Relaxed);
             let is_not_asked_for = asks_first && connection.is_in_body();
-            if guesses || is_not_asked_for || registry.memory.has_too_large_a_buffer(&connection.kept) {
+            if guesses || is_broken || is_not_asked_for || registry.memory.has_too_large_a_buffer(&connection.kept) {
                 connection.turned_away.store(true, Ordering::Relaxed);
                 answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }

@@ -247,6 +247,7 @@ impl Authenticator {
         let mut verified = self.0.verifier.verify_in_turn(token, now, turn).await.map_err(AuthError::from);
         let outcome = match &mut verified {
             Ok(token) => {
+                guest.is_trusted();
                 token.client = Some(guest.network());
                 None
             }

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ingest::inflate::Inflater;
 use crate::ingest::memory::{Charge, Memory, Share, in_use};
+use crate::network::chain;
 use crate::protocols::body::shrunk;
 use crate::protocols::{Encoding, Refusal};
 
@@ -105,7 +106,7 @@ pub async fn read(body: &mut Incoming, encoding: Encoding, terms: &Terms<'_>) ->
             None => clock.next_frame(body, sent, buffer.charge.has_turn(), terms).await?,
         };
         let Some(frame) = frame else { break };
-        let frame = frame.map_err(|error| Refusal::BrokenBody { reason: error.to_string() })?;
+        let frame = frame.map_err(|error| Refusal::BrokenBody { reason: cause(&error) })?;
         let Ok(data) = frame.into_data() else { continue };
         sent += data.len();
         if sent > terms.limit {
@@ -216,6 +217,11 @@ impl Buffer {
         self.charge.shrink_to(if bytes <= UNCHARGED_BYTES { 0 } else { bytes });
         Received { bytes: body.into(), charge: self.charge }
     }
+}
+
+/// In the words of what stands below the HTTP library.
+fn cause(error: &(dyn std::error::Error + 'static)) -> String {
+    chain(error).last().map(ToString::to_string).unwrap_or_default()
 }
 
 fn broken(reason: impl ToString) -> Refusal {

@@ -20,6 +20,8 @@ fn is_refused(name: &str, request: &str) {
     let answer = raw.answer().unwrap().unwrap_or_else(|| panic!("{name}: closed without an answer"));
     assert_eq!(answer.status, 400, "{name}: {}", answer.text());
     assert!(answer.json()["error"].as_str().is_some_and(|words| words.len() > 20), "{name}: {}", answer.text());
+    assert_eq!(answer.header("connection"), Some("close"), "{name}");
+    assert!(!answer.text().contains("from connection"), "{name}: a library's words: {}", answer.text());
     assert!(raw.is_closed(), "{name}: the connection stays open");
     assert!(!setup.spool_holds(REFUSED), "{name}: something of it is in the spool");
 

@@ -71,7 +71,9 @@ async fn a_handshake_that_has_begun_is_spared_for_a_second_while_few_have() {
     members[0].has_greeted();
     assert_eq!(closed(&registry, &mut members), Some(2), "the first one is spared");
     members.truncate(11);
-    members[1..].iter().for_each(Member::has_greeted);
+    for member in &members[1..] {
+        member.has_greeted();
+    }
     assert_eq!(closed(&registry, &mut members), Some(1), "of many, the oldest");
     assert_eq!(closed(&registry, &mut members), Some(3), "one by one");
     let_in(&members.remove(0));
@@ -87,7 +89,9 @@ async fn of_several_handshakes_of_a_sender_one_goes_on_however_many_others_begin
     let registry = registry(40);
     let mut others: Vec<_> = (1..=12).map(|host| from(&registry, host)).collect();
     let sender: Vec<_> = (0..4).map(|_| from(&registry, 100)).collect();
-    others.iter().chain(&sender).for_each(Member::has_greeted);
+    for member in others.iter().chain(&sender) {
+        member.has_greeted();
+    }
     // None of the closed ones is gone yet.
     (0..6).for_each(|_| assert!(registry.close_one()));
     assert_eq!(closing(&sender), [1, 2, 3], "as soon as it has one, as the others have, the first of all goes");
@@ -241,6 +245,54 @@ fn all_addresses_of_an_ipv6_network_are_one() {
     assert_eq!(network_of(one), network_of(other));
     assert_ne!(network_of(one), network_of(far));
     assert_eq!(network_of("::ffff:10.0.0.1".parse().unwrap()), IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
+}
+
+#[tokio::test]
+async fn a_handshake_waits_for_one_address_of_each_worse_standing_however_many_wait() {
+    let registry = registry(100);
+    let begin = |host: u8| {
+        let member = from(&registry, host);
+        let standing = member.has_greeted();
+        (host, member, standing)
+    };
+    // They begin handshakes and leave. The one at 9 does, too, but hands a token over on another connection.
+    (1..=9).for_each(|host| drop(begin(host)));
+    guest(&begin(9).1).is_trusted();
+    drop(begin(9));
+    let begun: Vec<_> = [1, 2, 3, 10, 11, 12, 4, 5, 6, 9].map(begin).into();
+    let done = Mutex::new(Vec::new());
+    let all = begun.iter().map(async |(host, member, standing)| {
+        let _turn = member.handshake_turn(Step::First, *standing).await;
+        tokio::task::yield_now().await;
+        done.lock().unwrap().push(*host);
+    });
+    futures_util::future::join_all(all).await;
+    let done = done.into_inner().unwrap();
+    let place = |host: u8| done.iter().position(|other| *other == host).unwrap();
+    assert!(place(9) <= 2, "{done:?}");
+    assert!(place(12) <= 6, "{done:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_is_a_suspect_for_a_minute_and_not_where_it_was_closed_for_others() {
+    let registry = registry(2);
+    let standing = || from(&registry, 1).has_greeted();
+    drop(from(&registry, 1));
+    let closed_one = from(&registry, 1);
+    assert_eq!(closed_one.has_greeted(), Standing::Unknown, "the one before had begun no TLS");
+    assert!(registry.close_one());
+    drop(closed_one);
+    assert_eq!(standing(), Standing::Unknown);
+    assert_eq!(standing(), Standing::Suspect);
+    tokio::time::advance(Duration::from_secs(61)).await;
+    assert_eq!(standing(), Standing::Unknown);
+    let honest = from(&registry, 1);
+    honest.has_greeted();
+    let_in(&honest);
+    drop(honest);
+    assert_eq!([standing(), standing()], [Standing::Trusted; 2]);
+    tokio::time::advance(Duration::from_secs(3601)).await;
+    assert_eq!(standing(), Standing::Unknown);
 }
 
 #[tokio::test]

@@ -16,13 +16,16 @@ use tokio_rustls::server::TlsStream;
 use tokio_rustls::{Accept, LazyConfigAcceptor};
 
 use super::Tls;
-use crate::http::connections::{Connection, Layer, Member, Registry, Step, Turn};
+use crate::http::connections::{Connection, Layer, Member, Registry, Standing, Step, Turn};
 use crate::http::refusals::Refused;
 
 /// From the accept to the handshake's end.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What TLS keeps of an answer that the client does not read.
 const UNREAD_MAX_BYTES: usize = 16 * 1024;
+/// A client's part behind its hello comes in one or two pieces, with certificates in a few more. Who sends it in crumbs has
+/// each further step computed behind those of all others.
+const LATER_STEPS_MAX: usize = 4;
 const NO_TLS: &str = "what came is no TLS, but plain HTTP perhaps: use https://";
 
 impl Tls {
@@ -49,9 +52,9 @@ impl Tls {
 
     async fn handshake(&self, stream: Counted, member: &Member) -> io::Result<TlsStream<Counted>> {
         let hello = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-        member.has_greeted();
+        let mut standing = member.has_greeted();
         let turn = tokio::select! {
-            turn = member.handshake_turn(Step::First) => turn,
+            turn = member.handshake_turn(Step::First, standing) => turn,
             // So that others don't wait for an answer that nobody takes.
             () = hello.io.is_gone() => return Err(io::ErrorKind::ConnectionReset.into()),
         };
@@ -60,12 +63,17 @@ impl Tls {
         // The server signs here already: with an RSA key of 4,096 bits that takes milliseconds.
         let rest = || Box::pin(hello.into_stream_with(settings, |tls| tls.set_buffer_limit(Some(UNREAD_MAX_BYTES))));
         let (mut rest, mut outcome) = computed(turn, rest, &woken).await?;
+        let mut later_steps = 0;
         loop {
             match outcome {
                 Poll::Ready(outcome) => return outcome,
                 Poll::Pending => woken.0.notified().await,
             }
-            let turn = member.handshake_turn(Step::Later).await;
+            later_steps += 1;
+            if later_steps > LATER_STEPS_MAX {
+                standing = Standing::Suspect;
+            }
+            let turn = member.handshake_turn(Step::Later, standing).await;
             (rest, outcome) = computed(turn, || rest, &woken).await?;
         }
     }
