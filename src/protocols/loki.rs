@@ -266,7 +266,7 @@ mod tests {
         {
             assert_eq!(post("/loki/api/v1/push", &[PROTOBUF_TYPE], body.to_vec()).refused_body().status, 400);
         }
-        let untold = post("/loki/api/v1/push", &[("content-type", "text/csv")], r#"{"streams":[]}"#).refused_body();
-        assert!(untold.text().contains("JSON needs `Content-Type: application/json`"), "{}", untold.text());
+        let wrongly_told = post("/loki/api/v1/push", &[PROTOBUF_TYPE], r#"{"streams":[]}"#).refused_body();
+        assert!(wrongly_told.text().contains("JSON needs `Content-Type: application/json`"), "{}", wrongly_told.text());
     }
 }
