@@ -248,7 +248,7 @@ impl Ingest {
         let identity = identity?;
         let decided = identity.log_type().or(named);
         *log_type = decided;
-        let encoding = self.judge_head(&identity, named, &Sender { protocol, decided, head })?;
+        let encoding = self.judge_head(guest, &identity, named, &Sender { protocol, decided, head })?;
         guest.let_in();
 
         let share = Share::of(identity, decided);
@@ -281,6 +281,7 @@ impl Ingest {
     /// log type, a spool that would take one of them is no reason.
     fn judge_head(
         &self,
+        guest: &Guest,
         identity: &Identity,
         named: Option<LogType>,
         sender: &Sender<'_>,
@@ -289,7 +290,7 @@ impl Ingest {
         if let (Some(named), Some(may_write)) = (named, identity.log_type())
             && named != may_write
         {
-            auth::count_wrong_type();
+            self.authenticator.refuse_wrong_type(guest);
             return Err(Refusal::Unauthorized(BadCredentials::WrongType { may_write }));
         }
         if self.draining.load(Ordering::Relaxed) {

@@ -42,7 +42,8 @@ pub(super) fn daemon_token(config: &Config, status: &Status) -> Step {
 fn refused_words(refused: &RefusedTokens) -> String {
     let RefusedTokens { count, last, message, found, configured, .. } = refused;
     let found = found_words(found.as_deref(), configured.as_deref());
-    format!("it refused {count} tokens, the last at {last}: {message}{found}")
+    let tokens = if *count == 1 { "token" } else { "tokens" };
+    format!("it refused {count} {tokens}, the last at {last}: {message}{found}")
 }
 
 /// What follows the reason why a token is refused: what it has, and what the configuration wants instead.

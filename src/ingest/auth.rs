@@ -3,8 +3,9 @@
 mod token_file;
 
 use std::borrow::Cow;
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::http::header::AUTHORIZATION;
@@ -35,6 +36,8 @@ const BESIDE_PATIENCE: Duration = Duration::from_secs(1);
 /// all others.
 const BESIDE_MAX: usize = 16;
 const BESIDE_STRANGERS_MAX: usize = 4;
+/// A reason that was not seen for so long is told again when it is seen again.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 /// Label of `auth_failures_total`.
 const WRONG_TYPE: &str = "wrong_type";
 
@@ -104,6 +107,20 @@ impl AuthError {
             AuthError::Unavailable { .. } | AuthError::NoRoom => "unavailable",
         }
     }
+
+    /// What the operator is told of it.
+    fn for_log(&self) -> &'static str {
+        match self {
+            AuthError::Missing => "there were none",
+            AuthError::Incomplete => "Authorization was one word, where a scheme and a token are two (Bearer <token>)",
+            AuthError::Invalid => {
+                "their token is none of ENV0_S3_LOG_INGEST_TOKEN and ENV0_S3_LOG_INGEST_TOKEN_FILE (of an OIDC token \
+                 another line says why)"
+            }
+            AuthError::Malformed(why) => why,
+            AuthError::Unavailable { .. } | AuthError::NoRoom => "they can't be judged now",
+        }
+    }
 }
 
 impl From<VerifyError> for AuthError {
@@ -127,6 +144,26 @@ struct Inner {
     credentials: Credentials,
     beside: Arc<Semaphore>,
     beside_strangers: Arc<Semaphore>,
+    told: Told,
+}
+
+/// When the log was last told of each reason, so that it says it once in a while.
+#[derive(Default)]
+struct Told(Mutex<BTreeMap<&'static str, Instant>>);
+
+impl Told {
+    fn tell(&self, reason: &'static str, words: &str, guest: &Guest) {
+        let now = Instant::now();
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(reason, now);
+        if last.is_none_or(|last| now.duration_since(last) >= FORGOTTEN_AFTER) {
+            tracing::warn!(
+                client.address = %guest.network(),
+                reason,
+                "refused the credentials of a request for events: {words}; more of them are only counted, in {}",
+                metric_table::AUTH_FAILURES
+            );
+        }
+    }
 }
 
 impl Authenticator {
@@ -148,7 +185,14 @@ impl Authenticator {
             credentials,
             beside: Arc::new(Semaphore::new(BESIDE_MAX)),
             beside_strangers: Arc::new(Semaphore::new(BESIDE_STRANGERS_MAX)),
+            told: Told::default(),
         })))
+    }
+
+    /// Counts good credentials that may not write the log type of their request, and tells of them.
+    pub fn refuse_wrong_type(&self, guest: &Guest) {
+        auth_failures(WRONG_TYPE).increment(1);
+        self.0.told.tell(WRONG_TYPE, "they are good, and may not write the log type that the request names", guest);
     }
 
     /// Looks whether the token file changed, and reads it then. Waits for the disk.
@@ -185,7 +229,13 @@ impl Authenticator {
                 ) if !self.0.required => Ok(Identity::Anonymous),
                 judged => judged,
             };
-        identity.inspect_err(count_failure)
+        identity.inspect_err(|error| {
+            count_failure(error);
+            // The issuer's failures have their own line.
+            if !matches!(error, AuthError::Unavailable { .. } | AuthError::NoRoom) {
+                self.0.told.tell(error.reason(), error.for_log(), guest);
+            }
+        })
     }
 
     async fn judge_all(
@@ -337,11 +387,6 @@ impl Authenticator {
             if fits { found.or(Some(token.log_type)) } else { found }
         })
     }
-}
-
-/// Counts good credentials that may not write the log type of their request.
-pub fn count_wrong_type() {
-    auth_failures(WRONG_TYPE).increment(1);
 }
 
 fn count_failure(error: &AuthError) {

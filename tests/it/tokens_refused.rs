@@ -109,6 +109,24 @@ fn refusals_for_different_reasons_are_counted_apart() {
 }
 
 #[test]
+fn refused_credentials_of_events_are_told_once_for_each_reason() {
+    let aws = LocalAws::start();
+    let daemon = setup(&aws).set("ENV0_S3_LOG_INGEST_TOKEN", "a-token-that-is-known").start();
+    let post = |upload: Upload| daemon.send(upload.body(event("refused"))).status;
+    for _ in 0..3 {
+        assert_eq!(post(Upload::post(DEPLOYMENTS)), 401);
+        assert_eq!(post(Upload::post(DEPLOYMENTS).bearer("a-token-of-nobody-at-all")), 401);
+        assert_eq!(post(Upload::post(AUDITS).bearer(&aws.issuer.token())), 401);
+    }
+    let log = daemon.log();
+    assert_eq!(log.count("WARN", "refused the credentials of a request for events"), 3, "{}", log.text());
+    for words in ["there were none", "is none of ENV0_S3_LOG_INGEST_TOKEN", "may not write the log type"] {
+        assert_eq!(log.count("WARN", words), 1, "{words}");
+    }
+    assert!(!log.text().contains("a-token-of-nobody"), "no token is in a log");
+}
+
+#[test]
 fn tokens_that_sts_refuses_never_push_out_the_one_that_gave_a_session() {
     let aws = LocalAws::start();
     let setup = setup(&aws);
