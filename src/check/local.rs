@@ -37,18 +37,16 @@ pub(super) fn configuration(loaded: &Result<Loaded, ConfigErrors>) -> Vec<Step> 
         Ok(loaded) => (&[][..], &loaded.unknown, &loaded.warnings),
         Err(ConfigErrors { errors, unknown, warnings, .. }) => (&errors[..], unknown, warnings),
     };
-    let failures = errors.iter().map(|error| {
-        let remedy =
-            format!("do what the line of {} says; `env0-s3-logs --help` tells what each is for", variable(error));
-        Step::fail(NAME, CONFIG, error, remedy)
-    });
+    let failures = errors.iter().map(|error| Step::fail(NAME, CONFIG, error, what_to_set(error)));
     let unknown = unknown.iter().map(|unknown| {
         let remedy = format!("correct the name {}, or unset it", variable(unknown));
         Step::fail(NAME, CONFIG, unknown, remedy)
     });
     let mut steps: Vec<_> = failures.chain(unknown).collect();
-    let remedy = "`env0-s3-logs config` shows what counts";
-    steps.extend(warnings.iter().map(|warning| Step::warn(NAME, warning, remedy)));
+    steps.extend(warnings.iter().map(|warning| match warning.rsplit_once("; ") {
+        Some((detail, remedy)) => Step::warn(NAME, detail, remedy),
+        None => Step::warn(NAME, warning, "unset it, or set what counts instead"),
+    }));
     if steps.is_empty() {
         steps.push(Step::ok(NAME, "every variable is known and valid"));
     }
@@ -58,6 +56,21 @@ pub(super) fn configuration(loaded: &Result<Loaded, ConfigErrors>) -> Vec<Step> 
 /// The variable that a sentence of the configuration's begins with.
 fn variable(sentence: &str) -> &str {
     sentence.split([':', '=', ' ']).next().unwrap_or_default()
+}
+
+/// What an error of the configuration asks for: what it expects, or else what its sentence ends with, or an example.
+fn what_to_set(error: &str) -> String {
+    let name = variable(error);
+    let (problem, example) = error.rsplit_once("; example: ").unwrap_or((error, ""));
+    let example = if example.is_empty() { String::new() } else { format!(", for example {example}") };
+    if let Some((_, expected)) = problem.split_once("expected ").filter(|_| problem.contains(" (in that file)")) {
+        return format!("let the file of {name} hold {}", expected.replace(" (in that file)", ""));
+    }
+    match (problem.split_once("expected "), problem.split_once("; ")) {
+        (Some((_, expected)), _) => format!("set {name} to {expected}{example}"),
+        (None, Some((_, remedy))) => remedy.to_owned(),
+        (None, None) => format!("set {name} right{example}"),
+    }
 }
 
 /// The status of a daemon that runs with this configuration's admin address.
@@ -75,7 +88,7 @@ pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {
     };
     let mut steps = files(config);
     let both_ways = opened_beside_a_pull(config);
-    steps.extend(both_ways.map(|told| Step::warn(PULL_ALONE, told, ABOUT_BOTH_WAYS)));
+    steps.extend(both_ways.map(|told| stored_twice(&told)));
     steps.push(clock());
     steps.push(running);
     steps.extend(daemon.into_iter().flat_map(|status| other_settings(config, status)));
@@ -85,6 +98,12 @@ pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {
     }
     steps.extend([spool_dir(&config.spool_dir), lock(config, daemon), manifest(config), disk(config)]);
     steps
+}
+
+/// A warning of events that come both ways; the remedy is behind the first semicolon.
+fn stored_twice(told: &str) -> Step {
+    let (detail, remedy) = told.split_once("; ").unwrap_or((told, ""));
+    Step::warn(PULL_ALONE, detail, format!("{remedy}; {ABOUT_BOTH_WAYS}"))
 }
 
 /// Whether a daemon can run with this machine's clock.
@@ -131,7 +150,7 @@ fn troubles(status: &Status) -> Vec<Step> {
     for of_type in &status.types {
         let (log_type, spooled) = (of_type.log_type, &of_type.spooled);
         if of_type.pulled_and_sent {
-            steps.push(Step::warn(PULL_ALONE, came_both_ways(log_type), ABOUT_BOTH_WAYS));
+            steps.push(stored_twice(&came_both_ways(log_type)));
         }
         if let Some(since) = spooled.full_since {
             let (used, share) = (spooled.spool_bytes, spooled.share_bytes);

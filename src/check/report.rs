@@ -140,8 +140,8 @@ impl Report {
         };
         let is_to_do = |step: &&Step| match step.verdict {
             Verdict::Skipped => step.remedy.is_some(),
-            // For instance: the daemon that runs has other settings.
-            Verdict::Warn => step.name == DAEMON,
+            // For instance: the daemon that runs has other settings, or stores each event twice.
+            Verdict::Warn => step.name == DAEMON || step.name == PULL_ALONE,
             Verdict::Ok | Verdict::Fail => false,
         };
         let waits = self.steps.iter().find(is_to_do);

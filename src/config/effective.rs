@@ -228,8 +228,10 @@ pub enum Source {
 pub struct Setting {
     /// The variable.
     pub variable: &'static str,
-    /// Its value as it was given; `[redacted]` for a secret, empty when not set.
+    /// The value that counts, in the words in which it was given; `[redacted]` for a secret, empty when not set.
     pub value: String,
     /// Where it came from.
     pub source: Source,
+    /// Where another value counts than was given: what was given, and why it does not count.
+    pub note: Option<String>,
 }

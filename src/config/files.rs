@@ -10,6 +10,9 @@ use super::values::{self, Parsed};
 use super::{slips, variables};
 use crate::small_file;
 
+/// Stands in the words of a content that is wrong, where the path is right.
+pub(super) const IN_FILE: &str = " (in that file)";
+
 /// The value that a file holds in place of a variable, held to the variable's own rules, which `parse` has.
 ///
 /// # Errors
@@ -20,7 +23,10 @@ pub(super) fn value_of_file(path: &Path, parse: impl Fn(&str) -> Parsed<String>)
     if bare(&content).is_empty() {
         return Err("holds nothing".to_owned());
     }
-    value_in(&content, parse).map_err(|expected| format!("expected {expected} (in that file)"))
+    value_in(&content, parse).map_err(|expected| {
+        let expected = expected.strip_suffix(slips::KEPT_IN_VARIABLES).unwrap_or(&expected);
+        format!("expected {expected}{IN_FILE}; printf %s VALUE >FILE writes a value alone")
+    })
 }
 
 /// The value in a text that is no variable's.
@@ -71,7 +77,11 @@ impl KeyFiles {
 pub fn file_error(variable: &str, path: &Path, problem: impl fmt::Display) -> String {
     let example = variables::find(variable).map_or("/path", |variable| variable.example);
     let value = quoted(shown_path(&path.to_string_lossy()));
-    format!("{variable}={value}: {problem}; example: {variable}={example}")
+    let problem = problem.to_string();
+    match problem.contains(IN_FILE) {
+        true => format!("{variable}={value}: {problem}"),
+        false => format!("{variable}={value}: {problem}; example: {variable}={example}"),
+    }
 }
 
 /// What was expected instead of the path of a file, in a variable whose value can also be in a file that another one

@@ -47,6 +47,8 @@ pub(super) struct Reader {
     pub(super) warnings: Vec<String>,
     pub(super) unknown: Vec<String>,
     shown: BTreeMap<&'static str, String>,
+    /// What counts in place of a value, and why.
+    counts: BTreeMap<&'static str, (String, String)>,
     /// Variables that have an error already: the first one names the cause.
     refused: BTreeSet<&'static str>,
     /// Variables that were given in lower case.
@@ -84,7 +86,8 @@ impl Reader {
                 self.lower_case.insert(variable.name);
             }
             if !value.is_empty() && given.insert(variable.name, value.to_owned()).is_some_and(|first| first != value) {
-                self.warnings.push(format!("{canonical} is set to another value than {name}, which counts"));
+                self.warnings
+                    .push(format!("{canonical} is set to another value than {name}, which counts; unset one of them"));
             }
         }
         self.warnings.extend(unread::warning(&foreign, &given, purpose));
@@ -106,7 +109,15 @@ impl Reader {
                 (None, Some(default)) => (default.to_owned(), Source::Default),
                 (None, None) => (String::new(), Source::Unset),
             };
-            Setting { variable: variable.name, value, source }
+            match self.counts.get(variable.name) {
+                Some((counts, why)) if *counts != value => Setting {
+                    variable: variable.name,
+                    value: counts.clone(),
+                    source,
+                    note: Some(format!("says {value}, {why}")),
+                },
+                _ => Setting { variable: variable.name, value, source, note: None },
+            }
         };
         VARIABLES.iter().map(setting).collect()
     }
@@ -119,7 +130,7 @@ impl Reader {
     fn warn_of_idle<const N: usize>(&mut self, names: [&str; N], [first, second]: [&str; 2]) {
         for name in names {
             if self.is_given(name) {
-                self.warnings.push(format!("{name} does nothing without {first} and {second}: set these, or unset it"));
+                self.warnings.push(format!("{name} does nothing without {first} and {second}; set these, or unset it"));
             }
         }
     }
@@ -130,9 +141,12 @@ impl Reader {
         }
         let cut = |value: &String| value.chars().take(SHOWN_VALUE_MAX_CHARS).collect::<String>();
         let value = self.shown.get(name).map(|value| format!("={}", quoted(&cut(value)))).unwrap_or_default();
-        let example = variables::find(name).map(example).unwrap_or_default();
+        let example = match variables::find(name) {
+            Some(variable) if !problem.contains(files::IN_FILE) => format!("; example: {}", example(variable)),
+            _ => String::new(),
+        };
         let name = if self.lower_case.contains(name) { name.to_lowercase() } else { name.to_owned() };
-        self.errors.push(format!("{name}{value}: {problem}; example: {example}"));
+        self.errors.push(format!("{name}{value}: {problem}{example}"));
     }
 
     /// The value of a variable that has no default.

@@ -8,10 +8,13 @@ const QUOTES: [char; 8] = ['"', '\'', '`', '“', '”', '„', '‘', '’'];
 /// Three quarters of the 16 KiB that a request's head may have.
 const TOKEN_MAX_CHARS: usize = 12 * 1024;
 
+/// Why a variable has quotes, which is no reason in a file.
+pub(super) const KEPT_IN_VARIABLES: &str = " (--env-file and Kubernetes keep them as part of it)";
+
 /// What was expected instead of a value that no variable can be meant to have; `None` where it may be meant.
 pub(super) fn not_meant(value: &str) -> Option<String> {
     let expected = if value.starts_with(QUOTES) || value.ends_with(QUOTES) {
-        "a value without quotes around it (--env-file and Kubernetes keep them as part of it)"
+        return Some(format!("a value without quotes around it{KEPT_IN_VARIABLES}"));
     } else if value.starts_with('\u{feff}') {
         "a value without a byte order mark before it (save the file as UTF-8 without BOM)"
     } else if is_unexpanded(value) {

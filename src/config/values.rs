@@ -106,10 +106,27 @@ pub(super) fn size(most: u64) -> impl Fn(&str) -> Parsed<u64> {
             number.checked_mul(factor)
         });
         let limit = if most == u64::MAX { String::new() } else { format!(" of at most {}", show_size(most)) };
-        bytes
-            .filter(|bytes| (1..=most).contains(bytes))
-            .ok_or_else(|| format!("a size{limit}: bytes such as 500000, or with a unit such as 64MiB or 10GiB"))
+        bytes.filter(|bytes| (1..=most).contains(bytes)).ok_or_else(|| {
+            let meant = size_meant(value).map(|meant| format!("; here {meant}")).unwrap_or_default();
+            format!("a size{limit}: bytes such as 500000, or with a unit such as 64MiB or 10GiB{meant}")
+        })
     }
+}
+
+/// What `10G`, `10Gi` and `1.5GiB` are written as here.
+fn size_meant(value: &str) -> Option<String> {
+    let (number, unit) = value.split_at(value.find(|c: char| !c.is_ascii_digit() && c != '.')?);
+    let shift = match unit.trim().to_ascii_lowercase().trim_end_matches("ib").trim_end_matches('i') {
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return None,
+    };
+    let bytes = number.parse::<f64>().ok()? * f64::from(1 << 10).powi(shift / 10);
+    // In whole units of the next smaller kind at least, so that no long number of bytes comes of it.
+    let whole = (1.0..1e15).contains(&bytes) && (bytes / 1024.0).fract() == 0.0;
+    whole.then(|| show_size(bytes as u64))
 }
 
 /// `bytes` in the largest binary unit that leaves a whole number.

@@ -163,7 +163,7 @@ mod tests {
             std::fs::write(&path, format!("{text}\n")).unwrap();
             let of_file = in_file("ENV0_OIDC_TOKEN_FILE", &path).unwrap_err();
             let place = format!("ENV0_OIDC_TOKEN_FILE={path:?}: expected ");
-            assert!(of_file.starts_with(&place) && of_file.contains(" (in that file); example: "), "{of_file}");
+            assert!(of_file.starts_with(&place) && of_file.contains(" (in that file); printf "), "{of_file}");
             let vars = [("ENV0_OIDC_TOKEN".into(), text.into())];
             let errors = Config::from_vars(vars, config::Purpose::Drain).unwrap_err().errors;
             let of_variable = errors.into_iter().find(|error| error.starts_with("ENV0_OIDC_TOKEN=")).unwrap();

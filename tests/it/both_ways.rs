@@ -76,6 +76,8 @@ fn a_pulled_log_type_that_a_sender_sends_is_told_once() {
     assert_eq!((seen("env0-audits"), seen("env0-deployments")), (Some(json!(true)), None));
     let checked = setup.set("ENV0_S3_LOG_ADMIN_ADDR", daemon.admin.to_string()).run("check --offline").stdout;
     assert!(checked.contains("[warn] pull-alone") && checked.contains(DOES), "{checked}");
+    let next = checked.lines().last().unwrap();
+    assert!(next.starts_with("Next: pull-alone: what comes both ways is stored twice: send each"), "{next}");
 }
 
 #[test]

@@ -27,9 +27,12 @@ pub(crate) fn next(finished: &Finished) -> &str {
 fn the_next_line_names_the_variable_that_is_missing_or_misspelled() {
     let aws = LocalAws::start();
     let missing = Setup::new(&aws).unset("ENV0_S3_LOG_BUCKET_NAME").run("check");
-    assert_says(next(&missing), &["Next: configuration: do what the line of ENV0_S3_LOG_BUCKET_NAME says"]);
+    assert_says(
+        next(&missing),
+        &["Next: configuration: set ENV0_S3_LOG_BUCKET_NAME right, for example ENV0_S3_LOG_BUCKET_NAME="],
+    );
     let wrong = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "soon").run("check");
-    assert_says(next(&wrong), &["Next: configuration: do what the line of ENV0_S3_LOG_BATCH_MAX_AGE says"]);
+    assert_says(next(&wrong), &["Next: configuration: set ENV0_S3_LOG_BATCH_MAX_AGE to a duration from"]);
     let unknown = Setup::new(&aws).set("ENV0_S3_LOG_BUCKT_PATH", "x").run("check --offline");
     assert_says(next(&unknown), &["Next: configuration: correct the name ENV0_S3_LOG_BUCKT_PATH"]);
 }
@@ -39,7 +42,10 @@ fn a_start_that_could_get_no_event_tells_both_ways_to_get_some() {
     let aws = LocalAws::start();
     let finished =
         Setup::new(&aws).unset("ENV0_S3_LOG_INGEST_TOKEN").unset("ENV0_S3_LOG_OIDC_ORGANIZATION_ID").run("run");
-    let both = ["to pull, set ENV0_API_KEY_ID and ENV0_API_KEY_SECRET", "to take events, set one of these"];
+    let both = [
+        "to pull, set ENV0_API_KEY_ID and ENV0_API_KEY_SECRET",
+        "to be sent events, set ENV0_S3_LOG_OIDC_ORGANIZATION_ID",
+    ];
     assert_says(&finished.stderr, &both);
     let finished = Setup::new(&aws)
         .unset("ENV0_S3_LOG_INGEST_TOKEN")
@@ -48,7 +54,10 @@ fn a_start_that_could_get_no_event_tells_both_ways_to_get_some() {
         .set("ENV0_API_KEY_SECRET", "secret")
         .set("ENV0_S3_LOG_PULL", "none")
         .run("run");
-    assert_says(&finished.stderr, &["to pull, unset ENV0_S3_LOG_PULL", "to take events, set one of these"]);
+    assert_says(
+        &finished.stderr,
+        &["to pull, unset ENV0_S3_LOG_PULL", "to be sent events, set ENV0_S3_LOG_OIDC_ORGANIZATION_ID"],
+    );
 }
 
 #[test]
@@ -213,6 +222,9 @@ fn pem_files_of_another_kind_are_told_by_what_they_hold() {
     assert_says(&said(&cert, &key), &["[ok]   files"]);
     assert_says(&said(&cert, &other_key), &["is another certificate's", other_key.to_str().unwrap()]);
     assert_says(&said(&cert, &encrypted), &["ENV0_S3_LOG_TLS_KEY_FILE", "encrypted", "openssl pkey"]);
+    // The older form, of `openssl ec -aes128` and `openssl rsa -aes128`.
+    let older = "-----BEGIN EC PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nMIIB\n-----END EC PRIVATE KEY-----\n";
+    assert_says(&said(&cert, &write("older.pem", older)), &["ENV0_S3_LOG_TLS_KEY_FILE", "encrypted", "openssl pkey"]);
     assert_says(&said(&key, &cert), &["it holds PRIVATE KEY alone", "it holds CERTIFICATE alone"]);
     assert_says(&said(&no_pem, &key), &["nothing in PEM"]);
 }

@@ -43,7 +43,7 @@ impl Reader {
         }
     }
 
-    /// Warns of values that can hardly work, and drops a log filter that would silence all
+    /// Warns of values that can hardly work, refuses a region where the role can't be, and drops a log filter that would silence all
     /// lines. `config` has been judged.
     pub(super) fn advise(&mut self, config: &mut Config) {
         let sizes = [
@@ -76,8 +76,8 @@ impl Reader {
         }
         if !config.bucket_name.is_empty() && config.bucket_path.split('/').next() == Some(&*config.bucket_name) {
             self.warnings.push(format!(
-                "ENV0_S3_LOG_BUCKET_PATH={:?} begins with the bucket's name; every key in the bucket will begin \
-                 with it, too",
+                "ENV0_S3_LOG_BUCKET_PATH={:?} begins with the bucket's name, and every key in the bucket will, \
+                 too; leave it out, unless you mean that",
                 config.bucket_path
             ));
         }
@@ -91,11 +91,13 @@ impl Reader {
         let role_partition = config.role_arn.split(':').nth(1).unwrap_or_default();
         let partition = partition_of(&config.aws_region);
         if config.endpoint_url_sts.is_none() && !role_partition.is_empty() && role_partition != partition {
-            self.warnings.push(format!(
-                "ENV0_S3_LOG_ROLE_ARN names a role of {role_partition}, and ENV0_S3_LOG_AWS_REGION={} is of {partition}: \
-                 STS there doesn't know the role",
-                config.aws_region
-            ));
+            self.refuse(
+                "ENV0_S3_LOG_AWS_REGION",
+                &format!(
+                    "a region of {partition}, where STS doesn't know ENV0_S3_LOG_ROLE_ARN, a role of {role_partition}; expected \
+                     a region of {role_partition}, or a role that was made in {partition}"
+                ),
+            );
         }
         // `arn:aws:kms:<region>:…`
         let key_region = config.sse_kms_key_id.as_deref().and_then(|key| key.strip_prefix("arn:")?.split(':').nth(2));
@@ -104,12 +106,20 @@ impl Reader {
         {
             self.warnings.push(format!(
                 "ENV0_S3_LOG_SSE_KMS_KEY_ID is a key in {region}, and ENV0_S3_LOG_AWS_REGION is {}: S3 takes keys of the \
-                 bucket's region only",
+                 bucket's region only; name a key of that region",
                 config.aws_region
             ));
         }
         if config.endpoint_url_s3.is_some() {
             self.advise_of_a_store_elsewhere(config);
+        }
+        if let Some(class @ ("GLACIER" | "DEEP_ARCHIVE")) = config.storage_class.as_deref()
+            && config.endpoint_url_s3.is_none()
+        {
+            self.warnings.push(format!(
+                "ENV0_S3_LOG_STORAGE_CLASS={class}: each object must be restored, in hours, before anybody can read it (queries, \
+                 verify with bodies); choose GLACIER_IR, or a lifecycle rule that moves objects later, unless you mean that"
+            ));
         }
         let is_pattern = |entry: &&String| *entry != "*" && entry.contains(['*', ';', '?', '|']);
         if let Some(entry) = config.network.no_proxy.iter().find(is_pattern) {
@@ -121,7 +131,7 @@ impl Reader {
         if !config.spool_dir.is_absolute() {
             self.warnings.push(format!(
                 "ENV0_S3_LOG_SPOOL_DIR={:?} is not a path in full: the spool is wherever the daemon is started, and \
-                 events that wait in another one stay there",
+                 events that wait in another one stay there; write the path from / on",
                 config.spool_dir
             ));
         }
@@ -141,7 +151,7 @@ impl Reader {
             let nearest = aws::nearest_storage_class(class);
             self.warnings.push(format!(
                 "ENV0_S3_LOG_STORAGE_CLASS={class} is no class of S3's (nearest is {nearest}): right only if the store of \
-                 {store} has a class of that name"
+                 {store} has a class of that name; see its documentation"
             ));
         }
         if let Some((owner, digits)) =
@@ -149,7 +159,7 @@ impl Reader {
         {
             self.warnings.push(format!(
                 "ENV0_S3_LOG_EXPECTED_BUCKET_OWNER={owner} is no account of AWS's, which would be {digits}: right only if \
-                 the store of {store} writes it so"
+                 the store of {store} writes it so; see its documentation"
             ));
         }
     }

@@ -18,18 +18,16 @@ impl Reader {
         if config.ingest_auth_required && !self.lets_senders_in(config) && !means_to_pull {
             // With a key, it is ENV0_S3_LOG_PULL=none that turns the pull off.
             let has_key = ["ENV0_API_KEY_ID", "ENV0_API_KEY_ID_FILE"].iter().any(|name| self.is_given(name));
-            let (why, to_pull) = match has_key {
-                true => (" (ENV0_S3_LOG_PULL is none)", "unset ENV0_S3_LOG_PULL"),
-                false => ("", "set ENV0_API_KEY_ID and ENV0_API_KEY_SECRET, and none of these"),
+            let to_pull = match has_key {
+                true => "unset ENV0_S3_LOG_PULL, which is none",
+                false => "set ENV0_API_KEY_ID and ENV0_API_KEY_SECRET",
             };
             self.refuse(
                 "ENV0_S3_LOG_OIDC_ORGANIZATION_ID",
                 &format!(
-                    "not set, and neither are ENV0_S3_LOG_OIDC_SUBJECT and ENV0_S3_LOG_INGEST_TOKEN, so nobody could send \
-                     (ENV0_S3_LOG_INGEST_AUTH is required), and nothing is pulled{why}; to pull, {to_pull}; to take events, \
-                     set one of these: the organization's id is in env0 under Organization Settings, and is \
-                     ENV0_ORGANIZATION_ID in every deployment; the subject is on the organization's OIDC policy page, or comes \
-                     from GET https://api.env0.com/api-keys/oidc-sub?organizationId=<id>"
+                    "not set, and nothing else brings events, so nobody could send; to pull, {to_pull}; to be sent events, set \
+                     ENV0_S3_LOG_OIDC_ORGANIZATION_ID (the organization's id, from env0's Organization Settings; ENV0_ORGANIZATION_ID \
+                     in every deployment) or ENV0_S3_LOG_INGEST_TOKEN_FILE"
                 ),
             );
         }

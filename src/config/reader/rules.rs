@@ -9,9 +9,15 @@ impl Reader {
     /// Applies them, and refuses what breaks one.
     pub(super) fn judge(&mut self, mut config: Config, purpose: Purpose) -> Config {
         // With an API key and no credentials for senders, no port is opened for events.
+        if !["ENV0_API_KEY_ID", "ENV0_API_KEY_ID_FILE"].iter().any(|name| self.is_given(name)) {
+            self.counts_as("ENV0_S3_LOG_PULL", "none", "and nothing is pulled without an API key");
+        }
         config.ingest = config.pull.is_none() || self.lets_senders_in(&config) || !config.ingest_auth_required;
         if purpose == Purpose::Daemon && config.ingest {
             self.judge_ingest(&config);
+        }
+        if !config.ingest {
+            self.counts_as("ENV0_S3_LOG_LISTEN_ADDR", "", "and nobody may send, so no port is opened");
         }
         if !config.allow_http {
             let clear = |url: Option<&str>| url.is_some_and(values::leaves_the_host_in_clear);
@@ -31,6 +37,7 @@ impl Reader {
             let name = self.endpoint_variable("AWS_ENDPOINT_URL_S3");
             self.refuse(name, "the bucket's name would be in the host twice; expected the endpoint without it");
         }
+        self.judge_paths_of_endpoints(&config);
         if config.compression != Codec::None && config.spool_max_bytes <= config.batch_max_bytes {
             let batch = values::show_size(config.batch_max_bytes);
             self.refuse(
@@ -53,6 +60,34 @@ impl Reader {
         config
     }
 
+    /// A bucket's name behind the host of S3's endpoint is refused, and any other path warned of: few stores have one.
+    fn judge_paths_of_endpoints(&mut self, config: &Config) {
+        for (specific, url) in [
+            ("AWS_ENDPOINT_URL_S3", config.endpoint_url_s3.as_deref()),
+            ("AWS_ENDPOINT_URL_STS", config.endpoint_url_sts.as_deref()),
+        ] {
+            let name = self.endpoint_variable(specific);
+            let path = url.and_then(|url| url.split_once("://")?.1.split_once('/')).map(|(_, path)| path);
+            let Some(first) = path.and_then(|path| path.split('/').find(|part| !part.is_empty())) else { continue };
+            if specific == "AWS_ENDPOINT_URL_S3" && first == config.bucket_name {
+                self.refuse(name, "the bucket's name would be in the path twice; expected the endpoint without it");
+                continue;
+            }
+            let warning = format!(
+                "{name} has a path behind its host, and hardly any service has one; leave it out, unless its documentation has it"
+            );
+            // One variable may be that of both.
+            if !self.refused.contains(name) && !self.warnings.contains(&warning) {
+                self.warnings.push(warning);
+            }
+        }
+    }
+
+    /// Notes for `config` that not the value of `name` counts but `counts`, and why.
+    fn counts_as(&mut self, name: &'static str, counts: &str, why: &str) {
+        self.counts.insert(name, (counts.to_owned(), why.to_owned()));
+    }
+
     /// The variable that the address of a service came from: its own or the common one.
     pub(super) fn endpoint_variable(&self, specific: &'static str) -> &'static str {
         if self.is_given(specific) { specific } else { "AWS_ENDPOINT_URL" }
@@ -60,9 +95,14 @@ impl Reader {
 
     /// The smaller of the two limits; warns where the narrower one was set above the wider one.
     fn at_most(&mut self, (name, value): (&'static str, usize), (wider_name, wider): (&'static str, usize)) -> usize {
-        if value > wider && self.is_given(name) {
-            let [value, wider] = [value, wider].map(|bytes| values::show_size(bytes as u64));
-            self.warnings.push(format!("{name}={value} is above {wider_name}={wider}, and counts as {wider}"));
+        if value > wider {
+            let [shown, wider] = [value, wider].map(|bytes| values::show_size(bytes as u64));
+            self.counts_as(name, &wider, &format!("capped by {wider_name}"));
+            if self.is_given(name) {
+                self.warnings.push(format!(
+                    "{name}={shown} is above {wider_name}={wider}, and counts as {wider}; raise {wider_name}, or lower {name}"
+                ));
+            }
         }
         value.min(wider)
     }

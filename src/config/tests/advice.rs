@@ -53,7 +53,7 @@ fn what_others_read_and_the_daemon_does_not_is_named_once_without_its_value() {
     ];
     assert_eq!(with(&harmless).unwrap().warnings, [""; 0]);
     let both = with(&[("HTTPS_PROXY", "a:1"), ("https_proxy", "b:1")]).unwrap().warnings;
-    assert_eq!(both, ["HTTPS_PROXY is set to another value than https_proxy, which counts"]);
+    assert_eq!(both, ["HTTPS_PROXY is set to another value than https_proxy, which counts; unset one of them"]);
 }
 
 #[test]
@@ -145,7 +145,14 @@ fn a_zone_is_no_region_and_a_storage_class_of_aws_is_one_of_its_own() {
         assert!(refused(&[("ENV0_S3_LOG_AWS_REGION", zone)]).contains("zone"), "{zone}");
     }
     for region in ["us-gov-west-1", "eusc-de-east-1", "nyc3", "fr-par", "default", "us-iad-10"] {
-        assert_eq!(accepted(&[("ENV0_S3_LOG_AWS_REGION", region)]).aws_region, region);
+        let partition = match region {
+            "us-gov-west-1" => "aws-us-gov",
+            "eusc-de-east-1" => "aws-eusc",
+            _ => "aws",
+        };
+        let role = format!("arn:{partition}:iam::111122223333:role/x");
+        let given = [("ENV0_S3_LOG_AWS_REGION", region), ("ENV0_S3_LOG_ROLE_ARN", &*role)];
+        assert_eq!(accepted(&given).aws_region, region);
     }
     let class = ("ENV0_S3_LOG_STORAGE_CLASS", "GLACIERR");
     assert!(refused(&[class]).contains("GLACIER_IR"));
@@ -220,20 +227,59 @@ fn names_of_roles_and_buckets_are_held_to_awss_rules_at_aws_alone() {
 }
 
 #[test]
-fn a_role_of_another_part_of_aws_than_the_region_is_warned_of() {
+fn a_role_of_another_part_of_aws_than_the_region_is_refused() {
     let role = |partition: &str| format!("arn:{partition}:iam::111122223333:role/x");
-    let warned = |partition: &str, region: &str, more: &[(&str, &str)]| {
+    let is_refused = |partition: &str, region: &str, more: &[(&str, &str)]| {
         let role = role(partition);
         let changes = [&[("ENV0_S3_LOG_ROLE_ARN", &*role), ("ENV0_S3_LOG_AWS_REGION", region)], more].concat();
-        let warnings = with(&changes).unwrap().warnings;
-        warnings.iter().any(|warning| warning.starts_with("ENV0_S3_LOG_ROLE_ARN names a role of"))
+        let errors = with(&changes).err().map(|errors| errors.errors).unwrap_or_default();
+        assert!(errors.len() < 2, "{errors:?}");
+        errors.iter().any(|error| error.contains("where STS doesn't know ENV0_S3_LOG_ROLE_ARN, a role of"))
     };
     for (partition, region) in [("aws", "cn-north-1"), ("aws", "us-gov-west-1"), ("aws-cn", "eu-west-1")] {
-        assert!(warned(partition, region, &[]), "{partition} {region}");
-        assert!(!warned(partition, region, &[("AWS_ENDPOINT_URL_STS", "https://sts.example")]), "{partition} {region}");
+        assert!(is_refused(partition, region, &[]), "{partition} {region}");
+        assert!(
+            !is_refused(partition, region, &[("AWS_ENDPOINT_URL_STS", "https://sts.example")]),
+            "{partition} {region}"
+        );
     }
     for (partition, region) in [("aws", "eu-west-1"), ("aws-cn", "cn-north-1"), ("aws-us-gov", "us-gov-west-1")] {
-        assert!(!warned(partition, region, &[]), "{partition} {region}");
+        assert!(!is_refused(partition, region, &[]), "{partition} {region}");
+    }
+}
+
+#[test]
+fn a_path_behind_an_endpoints_host_is_warned_of_and_the_buckets_name_there_refused() {
+    let bucket = ("ENV0_S3_LOG_BUCKET_NAME", "my-logs");
+    for name in ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"] {
+        let error = refused(&[bucket, (name, "http://127.0.0.1:9000/my-logs/")]);
+        assert!(error.starts_with(name) && error.contains("in the path twice"), "{error}");
+        let warnings = with(&[bucket, (name, "http://127.0.0.1:9000/store")]).unwrap().warnings;
+        assert!(warnings.len() == 1 && warnings[0].contains("has a path behind its host"), "{warnings:?}");
+        assert_eq!(with(&[bucket, (name, "http://127.0.0.1:9000/")]).unwrap().warnings, [""; 0]);
+    }
+}
+
+#[test]
+fn an_archive_as_storage_class_is_warned_of_at_aws() {
+    for class in ["GLACIER", "DEEP_ARCHIVE"] {
+        let class = ("ENV0_S3_LOG_STORAGE_CLASS", class);
+        let warnings = with(&[class]).unwrap().warnings;
+        assert!(warnings.len() == 1 && warnings[0].contains("must be restored"), "{warnings:?}");
+    }
+    assert_eq!(with(&[("ENV0_S3_LOG_STORAGE_CLASS", "GLACIER_IR")]).unwrap().warnings, [""; 0]);
+}
+
+#[test]
+fn a_size_in_another_units_words_is_told_in_its_own() {
+    for (given, here) in
+        [("10G", "here 10GiB"), ("10Gi", "here 10GiB"), ("1.5GiB", "here 1536MiB"), ("64m", "here 64MiB")]
+    {
+        let error = refused(&[("ENV0_S3_LOG_SPOOL_MAX_BYTES", given)]);
+        assert!(error.contains(here), "{given}: {error}");
+    }
+    for given in ["10 apples", "1.2345GiB", ".G", "-1GiB", "0G", "G"] {
+        assert!(!refused(&[("ENV0_S3_LOG_SPOOL_MAX_BYTES", given)]).contains("; here "), "{given}");
     }
 }
 
