@@ -14,8 +14,8 @@ use crate::batch::{LogType, Sha256};
 use crate::config::Config;
 use crate::credentials::{Credentials, Role, SourceProblem, ways_to_a_token};
 use crate::exit_code::{CONFIG, DENIED, IO, UNAVAILABLE};
-use crate::network::{Network, way_out};
-use crate::oidc::{OidcToken, ShownClaims, Source};
+use crate::network::{FetchError, Network, way_out};
+use crate::oidc::{OidcToken, ShownClaims, Source, ask_issuer};
 use crate::s3::{BucketRegion, Put, PutErrorKind, S3};
 use crate::spool::disk::OsDisk;
 use crate::spool::manifest::Manifest;
@@ -101,17 +101,27 @@ async fn issuer(config: &Config, network: &Network) -> Step {
         return Step::skipped(NAME, "no sender uses an OIDC token");
     }
     let url = format!("{}/.well-known/openid-configuration", config.oidc_issuer.trim_end_matches('/'));
+    let issuer = &config.oidc_issuer;
     match network.fetch(&url, DISCOVERY_MAX_BYTES).await {
-        Ok(_) => Step::ok(NAME, format!("{} answers", config.oidc_issuer)),
-        Err(error) => {
+        Err(error @ FetchError::Unreachable { .. }) => {
             let words = error.to_string();
-            Step::fail(
-                NAME,
-                UNAVAILABLE,
-                format!("{} can't be asked: {words}", config.oidc_issuer),
-                way_out(&config.network, &words, "the issuer"),
-            )
+            let remedy = way_out(&config.network, &words, "the issuer");
+            return Step::fail(NAME, UNAVAILABLE, format!("{issuer} can't be asked: {words}"), remedy);
         }
+        Err(error) if error.is_unavailable() => {
+            let remedy = "see why the issuer fails, or what answers in its place (a proxy?); the daemon asks it again";
+            return Step::fail(NAME, UNAVAILABLE, format!("{issuer} can't be asked: {error}"), remedy);
+        }
+        _ => {}
+    }
+    match ask_issuer(config, network).await {
+        Ok(()) => Step::ok(NAME, format!("{issuer} answers")),
+        Err(words) => Step::fail(
+            NAME,
+            UNAVAILABLE,
+            format!("what answers at {issuer} is no OIDC issuer, so no token can be verified: {words}"),
+            "set ENV0_S3_LOG_OIDC_ISSUER to the issuer of the tokens, or unset it, which means env0's own",
+        ),
     }
 }
 
@@ -178,8 +188,15 @@ fn own_token(config: &Config, token: &OidcToken, claims: &ShownClaims) -> Step {
         ),
         end => {
             let end = end.map_or("without an end".to_owned(), |end| format!("until {end}"));
-            let detail =
-                format!("from the {source}, {end}; it fits a trust policy with {}", trust_policy_lines(claims));
+            let sources =
+                [config.oidc_token.is_some(), config.oidc_token_file.is_some(), config.oidc_token_url.is_some()];
+            // A daemon keeps all of them, and takes this one first.
+            let of_several = match sources.into_iter().filter(|is_set| *is_set).count() {
+                0 | 1 => "",
+                _ => " (which ends last of those that are configured)",
+            };
+            let lines = trust_policy_lines(claims);
+            let detail = format!("from the {source}{of_several}, {end}; it fits a trust policy with {lines}");
             match other_organizations(config, claims) {
                 None => Step::ok(NAME, detail),
                 Some(other) => Step::warn(
@@ -293,6 +310,16 @@ async fn bucket(config: &Config, s3: &S3) -> Step {
             let expected = error.message.split_once("expecting '").and_then(|(_, rest)| rest.split_once('\''));
             let step = match expected {
                 Some((region, _)) => wrong_region(region, error.message.clone()),
+                None if error.code.as_deref() == Some("AuthorizationHeaderMalformed") => Step::fail(
+                    BUCKET,
+                    CONFIG,
+                    error.message.clone(),
+                    format!(
+                        "set ENV0_S3_LOG_AWS_REGION, which is {:?}, to the name that the store has for its region, such as \
+                         eu-west-1",
+                        config.aws_region
+                    ),
+                ),
                 None if error.kind == PutErrorKind::Denied => Step::fail(
                     BUCKET,
                     DENIED,
@@ -377,9 +404,14 @@ fn no_token(config: &Config, problems: &[SourceProblem]) -> Step {
         Some(_) => "; ENV0_S3_LOG_PULL leaves out env0-deployments, so no deployment's record is read for one",
     };
     let ways = ways_to_a_token(config);
-    let remedy = match config.takes_hand_overs() {
-        true => format!("{ways}; for a hand-over, first start the daemon (env0-s3-logs run)"),
-        false => ways,
-    };
-    Step::fail("token", CONFIG, format!("none is configured, and {by_hand}{by_pull}"), remedy)
+    let detail = format!("none is configured, and {by_hand}{by_pull}");
+    // Nothing is wrong: a daemon starts, and the first deployment brings one.
+    if config.takes_hand_overs() {
+        let remedy = "start the daemon (env0-s3-logs run), let a deployment hand its token over (PUT /v1/oidc-token with \
+                      ENV0_OIDC_TOKEN as bearer token), and run check again: role and bucket are not judged before that; or set \
+                      ENV0_S3_LOG_OIDC_TOKEN_FILE; see \
+                      config/README.md#no-token";
+        return Step { remedy: Some(remedy.to_owned()), ..Step::skipped("token", detail) };
+    }
+    Step::fail("token", CONFIG, detail, ways)
 }

@@ -16,7 +16,7 @@ use crate::config::{self, Config};
 use crate::credentials::ways_to_a_token;
 use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
 use crate::network::{Network, way_out};
-use crate::oidc::{OidcToken, Source, VerifyError};
+use crate::oidc::{OidcToken, Reason, Source, VerifyError};
 use crate::pull::api::pages::PageSize;
 use crate::pull::api::{Api, ApiError, Endpoint, ErrorKind, List};
 use crate::pull::{
@@ -189,9 +189,19 @@ async fn judge_token(
             Ok(token)
         }
         Err(VerifyError::Refused(refusal)) => {
-            let found = found_words(refusal.found.as_deref(), None);
+            let is_issuer = refusal.reason == Reason::Issuer;
+            let configured = is_issuer.then(|| format!("ENV0_S3_LOG_OIDC_ISSUER={}", config.oidc_issuer));
+            let found = found_words(refusal.found.as_deref(), configured.as_deref());
             let detail = format!("the pull refuses the token in the latest deployment's record: {refusal}{found}");
-            Err(Step::fail(NAME, DENIED, detail, format!("bring a token another way: {}", ways_to_a_token(config))))
+            let ways = ways_to_a_token(config);
+            let remedy = match is_issuer {
+                true => format!(
+                    "set ENV0_S3_LOG_OIDC_ISSUER to the token's issuer, or unset it, which means env0's own; or bring a token another \
+                     way: {ways}"
+                ),
+                false => format!("bring a token another way: {ways}"),
+            };
+            Err(Step::fail(NAME, DENIED, detail, remedy))
         }
         Err(VerifyError::Unavailable(words)) => {
             let detail = format!("the token in the latest deployment's record can't be verified: {words}");

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::refusal::{Reason, VerifyError};
 use crate::batch::Sha256;
+use crate::config::Config;
 use crate::network::{FetchError, Network, same_host};
 
 /// Keys are asked for again, at an unknown `kid`, at most this often.
@@ -138,6 +139,15 @@ impl State {
         }
         Err(VerifyError::Refused(Reason::UnknownKey.into()))
     }
+}
+
+/// Asks the configured issuer for its keys, once, as a daemon does before it judges a token.
+///
+/// # Errors
+/// What it lacks, in words.
+pub async fn ask_issuer(config: &Config, network: &Network) -> Result<(), String> {
+    let issuer = Url::parse(&config.oidc_issuer).map_err(|error| error.to_string())?;
+    KeyRing::new(issuer, &config.oidc_issuer, network).0.fetch().await.map(drop)
 }
 
 impl KeyRing {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::disk::Mounted;
 use crate::harness::{DEPLOYMENTS, Finished, Setup, event, wait_until, wait_until_delivered};
+use crate::local_aws::issuer::ORGANIZATION;
 use crate::local_aws::sts::StsError;
 use crate::local_aws::{BUCKET, Fault, LocalAws, Operation};
 
@@ -144,10 +145,46 @@ fn a_server_that_is_no_store_is_not_taken_for_the_bucket() {
 }
 
 #[test]
+fn a_region_that_the_store_does_not_know_is_named_by_its_variable() {
+    let aws = LocalAws::start();
+    let message = "invalid credential region \"Ireland\"";
+    aws.s3.inject(Fault::answer(400, "AuthorizationHeaderMalformed", message).on(Operation::GetBucketLocation));
+    let refused = setup(&aws).run("check --json");
+    assert_has(&failure(&refused, "bucket", CONFIGURATION), &[message, "set ENV0_S3_LOG_AWS_REGION, which is"]);
+}
+
+#[test]
+fn what_answers_and_is_no_issuer_is_told_so_and_its_variable_named() {
+    let aws = LocalAws::start();
+    let store = setup(&aws).environment()["AWS_ENDPOINT_URL_S3"].clone();
+    let setup = setup(&aws).unset("ENV0_OIDC_TOKEN").set("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", ORGANIZATION);
+    let checked = setup.set("ENV0_S3_LOG_OIDC_ISSUER", store).run("check --json");
+    let said = failure(&checked, "issuer", UNAVAILABLE);
+    assert_has(&said, &["is no OIDC issuer", "set ENV0_S3_LOG_OIDC_ISSUER", "unset it"]);
+    assert!(!said.contains("nothing answers"), "{said}");
+}
+
+#[test]
+fn of_two_tokens_that_are_configured_the_one_that_counts_is_told() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let file = setup.folder().join("token");
+    std::fs::write(&file, aws.issuer.token()).unwrap();
+    let words = "which ends last of those that are configured";
+    assert!(!setup.run("check").stdout.contains(words));
+    let checked = setup.set("ENV0_S3_LOG_OIDC_TOKEN_FILE", file.to_str().unwrap()).run("check");
+    assert_has(&checked.stdout, &["[ok]   token ", words]);
+}
+
+#[test]
 fn a_missing_an_expired_and_a_foreign_token_are_told_apart() {
     let aws = LocalAws::start();
-    let missing = setup(&aws).unset("ENV0_OIDC_TOKEN").run("check --json");
-    assert_has(&failure(&missing, "token", CONFIGURATION), &["none is configured", "/v1/oidc-token"]);
+    // Before the first hand-over nothing is wrong.
+    let lets_in = setup(&aws).set("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", ORGANIZATION);
+    let missing = lets_in.unset("ENV0_OIDC_TOKEN").run("check");
+    assert_eq!(missing.code, Some(0), "{}", missing.stdout);
+    assert_has(&missing.stdout, &["[skip] token ", "none is configured"]);
+    assert_has(missing.stdout.lines().last().unwrap(), &["Next: token: start the daemon", "/v1/oidc-token"]);
     let expired = setup(&aws).set("ENV0_OIDC_TOKEN", aws.issuer.expired_token(60)).run("check --json");
     assert_has(&failure(&expired, "token", DENIED), &["ended at"]);
     let foreign = setup(&aws).set("ENV0_S3_LOG_OIDC_ISSUER", "https://login.example.com/").run("check --json");

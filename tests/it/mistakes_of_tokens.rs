@@ -21,7 +21,7 @@ fn a_hand_over_is_advised_only_with_what_lets_it_in() {
 
     let trusting = Setup::new(&aws).unset("ENV0_OIDC_TOKEN").set("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", ORGANIZATION);
     let checked = trusting.run("check").stdout;
-    assert_says(&checked, &["no daemon runs that was handed one", "; or hand one over from an env0 deployment"]);
+    assert_says(&checked, &["no daemon runs that was handed one", "let a deployment hand its token over"]);
     assert!(!checked.contains("lets deployments in"), "{checked}");
     let answer = trusting.start().send(Upload::new("PUT", "/v1/oidc-token").bearer(&aws.issuer.token()));
     assert_eq!(answer.status, 204);
