@@ -27,6 +27,7 @@ use crate::spool::home::is_full;
 use crate::spool::sealer::{self, Closed, Refused};
 use crate::spool::terms::{AppendError, Receipt, SealReason, Settings};
 use crate::spool::usage::Room;
+use crate::volume;
 
 /// Appends up to this size are gathered into one write.
 const GATHER_BYTES: usize = 256 * 1024;
@@ -109,6 +110,7 @@ impl Writer {
             open: None,
             closed: false,
             failing_since: None,
+            refused_bytes: 0,
             key_time_is_ahead: false,
         };
         let busy = clock.clone();
@@ -168,6 +170,8 @@ struct State {
     open: Option<Open>,
     closed: bool,
     failing_since: Option<Instant>,
+    /// The longest append that the failing disk refused.
+    refused_bytes: u64,
     key_time_is_ahead: bool,
 }
 
@@ -406,13 +410,22 @@ impl State {
         }
         let error = Arc::new(error);
         self.folder.set_failing(Some(error.clone()));
-        appends.into_iter().map(|append| append.refused(AppendError::Disk(error.clone()))).collect()
+        let refuse = |append: Append| {
+            self.refused_bytes = self.refused_bytes.max(append.lines.len() as u64);
+            append.refused(AppendError::Disk(error.clone()))
+        };
+        appends.into_iter().map(refuse).collect()
     }
 
-    /// Logs that the disk works again, if it failed.
+    /// Logs that the disk works again, if it failed. Where it has no room for what it refused, it works for small writes alone.
     fn disk_works(&mut self) {
         if let Some(since) = self.failing_since.take() {
             self.folder.set_failing(None);
+            let refused = std::mem::take(&mut self.refused_bytes);
+            if volume::available_bytes(&self.folder.dir).is_some_and(|available| available < refused) {
+                tracing::warn!(log_type = %self.folder.log_type, "the spool's disk is nearly full: it takes small writes, and has refused a larger one; free or enlarge it; see config/README.md#disk-refuses-writes");
+                return;
+            }
             let outage = since.elapsed().as_secs();
             tracing::info!(log_type = %self.folder.log_type, outage.seconds = outage, "the spool's disk takes writes again");
         }

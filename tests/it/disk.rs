@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{AUDITS, Answer, Books, DEPLOYMENTS, Daemon, Raw, Setup, TOKEN, wait_for, wait_until};
+use crate::harness::{AUDITS, Answer, Books, DEPLOYMENTS, Daemon, Raw, Setup, TOKEN, event, wait_for, wait_until};
 use crate::local_aws::{Fault, LocalAws};
 use crate::machine::Machine;
 
@@ -204,6 +204,32 @@ fn a_full_disk_is_not_ready_before_an_event_meets_it_and_is_ready_again_by_itsel
     std::fs::remove_file(&ballast).unwrap();
     wait_until("it is ready again", || ready().status == 200);
     assert_eq!((told("ERROR"), told("INFO")), (2, 2), "one line for each log type");
+}
+
+#[test]
+#[cfg_attr(not(may_mount), ignore = "mounts a file system, which takes root")]
+fn a_disk_that_takes_small_writes_alone_is_not_said_to_work_again() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let folder = setup.folder().join("small");
+    let _tmpfs = Mounted::tmpfs(&folder, "6m");
+    let setup = setup.set("ENV0_S3_LOG_SPOOL_DIR", folder.join("spool").to_str().unwrap());
+    let daemon = setup.start();
+    let ballast = folder.join("ballast");
+    // As much as fits, but for 500 KB.
+    assert!(std::fs::write(&ballast, vec![b'x'; 8 << 20]).is_err());
+    let file = std::fs::File::options().write(true).open(&ballast).unwrap();
+    file.set_len(file.metadata().unwrap().len() - 500_000).unwrap();
+    drop(file);
+    let large = event(&"y".repeat(900_000));
+    for _ in 0..3 {
+        assert_eq!(daemon.post(DEPLOYMENTS, &large).status, 503);
+    }
+    wait_until("a small one is taken", || daemon.post(DEPLOYMENTS, event("small")).status == 200);
+    wait_until("it is told", || daemon.log().count("WARN", "is nearly full: it takes small writes") > 0);
+    assert_eq!(daemon.log().count("INFO", "takes writes again"), 0, "{}", daemon.log().text());
+    std::fs::remove_file(&ballast).unwrap();
+    wait_until("a large one is taken", || daemon.post(DEPLOYMENTS, &large).status == 200);
 }
 
 #[test]
