@@ -22,8 +22,12 @@ use crate::{daemon, exit_code, telemetry, volume};
 static VERSION: LazyLock<String> =
     LazyLock::new(|| format!("{} (revision {})", telemetry::metrics::VERSION, telemetry::metrics::REVISION));
 
+/// Stands below the error of a command that there is not.
+const COMMANDS: &str = "\ncommands: run (the default), check, config, drain, healthcheck, verify; what a running daemon says of itself: \
+                        env0-s3-logs check, or curl -s http://localhost:9090/status";
+
 #[derive(Parser)]
-#[command(name = "env0-s3-logs", version = VERSION.as_str(), about, disable_help_subcommand = true)]
+#[command(name = "env0-s3-logs", version = VERSION.as_str(), about)]
 struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
@@ -64,6 +68,9 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             let code = if error.use_stderr() { exit_code::USAGE } else { exit_code::OK };
             let _ = error.print();
+            if error.kind() == clap::error::ErrorKind::InvalidSubcommand {
+                complain(COMMANDS);
+            }
             return code.into();
         }
     };
@@ -202,6 +209,12 @@ fn healthcheck() -> u8 {
     };
     match client::healthy(address) {
         Ok(()) => exit_code::OK,
+        Err(reason @ client::AskError::Unreachable { .. }) => {
+            complain(format!(
+                "unhealthy: {reason}; asked was the address of ENV0_S3_LOG_ADMIN_ADDR: if the daemon has another, set it here, too"
+            ));
+            exit_code::FAILED
+        }
         Err(reason) => {
             complain(format!("unhealthy: {reason}"));
             exit_code::FAILED

@@ -31,7 +31,7 @@ pub struct Loaded {
     pub settings: Vec<Setting>,
     /// Unknown `ENV0_S3_LOG_*` and `ENV0_CLOUDWATCH_*` variables: each a warning at `run`, a failure at `check`.
     pub unknown: Vec<String>,
-    /// What is allowed, and still worth a line at every start.
+    /// What is allowed, and still worth a line at every start. What to do stands behind the last semicolon.
     pub warnings: Vec<String>,
 }
 
@@ -44,7 +44,8 @@ impl Loaded {
                 Source::Default => "default",
                 Source::Unset => "not set",
             };
-            format!("{}={}  # {source}\n", setting.variable, setting.value)
+            let note = setting.note.as_ref().map(|note| format!(" {note}")).unwrap_or_default();
+            format!("{}={}  # {source}{note}\n", setting.variable, setting.value)
         };
         self.settings.iter().map(line).collect()
     }

@@ -18,7 +18,7 @@ use crate::credentials::{Credentials, without_a_token};
 use crate::exit_code;
 use crate::network::Network;
 use crate::spool::disk::OsDisk;
-use crate::spool::manifest::{Destination, Lock, Manifest};
+use crate::spool::manifest::{Destination, Lock, LockError, Manifest};
 use crate::spool::named::Named;
 use crate::spool::{self, LeftBehind, OpenError, Spool};
 
@@ -86,7 +86,12 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
     let signing_key = signing_key.map_err(|error| Failure::new(exit_code::CONFIG, error))?;
     let settings = spool::Settings { destination, ..assembly::spool_settings(&config) };
     let opened = tokio::task::spawn_blocking(move || Spool::open(&settings, Arc::new(OsDisk))).await;
-    let (spool, sealed) = opened.map_err(|error| Failure::new(exit_code::SOFTWARE, error))??;
+    let opened = opened.map_err(|error| Failure::new(exit_code::SOFTWARE, error))?;
+    let (spool, sealed) = opened.map_err(held_by_a_daemon)?;
+    // Else the log would ask for a token that nothing needs.
+    if config.cloudwatch.is_none() && left(&spool).is_nothing() {
+        return emptied(&spool, show).await;
+    }
     let credentials = Credentials::start(&config, &network, spool.instance(), CancellationToken::new());
     let cloudwatch = assembly::start_cloudwatch(&config, &network, &spool, &credentials, CancellationToken::new())?;
     let (flusher, _) = assembly::start_flusher(&config, &network, &spool, &credentials, signing_key, sealed)?;
@@ -94,14 +99,14 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
     let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
     let mut next_show = Instant::now();
     loop {
-        let Left { batches, events, bytes, waits } = left(&spool);
-        // A file that a crash left open counts as events before it is sealed as a batch, and as neither before it is read.
-        if batches == 0 && events == 0 && !waits {
+        let there = left(&spool);
+        if there.is_nothing() {
             if let Some(lanes) = cloudwatch {
                 drain_cloudwatch(lanes, deadline, &mut show).await;
             }
             return emptied(&spool, show).await;
         }
+        let Left { batches, events, bytes, .. } = there;
         let (now, status) = (Instant::now(), credentials.status());
         let token_can_come = config.oidc_token_file.is_some() || config.oidc_token_url.is_some();
         if !token_can_come && credentials.session().is_none() && status.remedy == Some(without_a_token(&config)) {
@@ -135,6 +140,16 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// Why the spool can't be opened; a daemon that has it is no reason for another folder here.
+fn held_by_a_daemon(error: OpenError) -> Failure {
+    let OpenError::Lock(LockError::Held { spool, holder }) = &error else { return error.into() };
+    let words = anyhow::anyhow!(
+        "the spool {} is in use by process {holder}, which sends what it holds by itself: leave that one running, or stop it first",
+        spool.display()
+    );
+    Failure { error: words, ..Failure::from(error) }
 }
 
 /// What the error of a drain that ends early says of the spool.
@@ -198,7 +213,7 @@ fn to_configured(
     show: &mut impl FnMut(&str),
 ) -> Result<Destination, Failure> {
     let (dir, configured) = (&config.spool_dir, assembly::spool_settings(config).destination);
-    let _lock = Lock::take(dir).map_err(OpenError::from)?;
+    let _lock = Lock::take(dir).map_err(|error| held_by_a_daemon(error.into()))?;
     let (batches, sending) = spool::count_batches(&OsDisk, dir)?;
     // An empty spool goes over to the configured place by itself, and begins new chains.
     if accepted == configured || batches == 0 {
@@ -271,6 +286,13 @@ struct Left {
     bytes: u64,
     /// Whether anything waits, even where nobody knows yet how much it is.
     waits: bool,
+}
+
+impl Left {
+    /// A file that a crash left open counts as events before it is sealed as a batch, and as neither before it is read.
+    fn is_nothing(&self) -> bool {
+        self.batches == 0 && self.events == 0 && !self.waits
+    }
 }
 
 fn left(spool: &Spool) -> Left {

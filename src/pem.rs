@@ -36,15 +36,15 @@ pub fn all<T: PemObject>(path: &Path) -> Result<Vec<T>, String> {
 
 /// `error` in words; where what was looked for is missing, with what the file holds in its place.
 fn reason(path: &Path, text: &[u8], error: &Error) -> String {
-    if !matches!(error, Error::NoItemsFound) {
-        return error.to_string();
-    }
     let text = String::from_utf8_lossy(text);
     if text.contains("ENCRYPTED") {
         return format!(
             "the key in it is encrypted, and the daemon knows no passphrase (`openssl pkey -in {} -out plain.pem` takes it off)",
             path.display()
         );
+    }
+    if !matches!(error, Error::NoItemsFound) {
+        return error.to_string();
     }
     let labels = text.lines().filter_map(|line| line.trim().strip_prefix("-----BEGIN ")?.strip_suffix("-----"));
     let labels: Vec<String> = labels.map(|label| label.chars().take(LABEL_MAX_CHARS).collect()).collect();

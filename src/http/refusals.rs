@@ -105,7 +105,7 @@ impl Refused {
             }
             Refused::CrossSite => "a web page of another site may not ask here",
             Refused::ForeignHost => {
-                "asked by a name that may be anybody's: use the address, localhost, or a name of this network"
+                "asked by a name that may be anybody's: use the address, localhost, or a name that only this network has (x, x.svc, x.internal, x.local)"
             }
         }
     }

@@ -108,7 +108,8 @@ impl<T: Clone> Watched<T> {
     fn renew<E: Display>(&self, seen: &mut Seen, versions: Vec<Option<Version>>, made: Result<T, E>) {
         match made {
             Ok(made) => {
-                tracing::info!("{} changed and was read again", self.name);
+                let changed = if versions == seen.versions { "is as it was" } else { "changed" };
+                tracing::info!("{} {changed} and was read again", self.name);
                 *self.made.lock().unwrap_or_else(PoisonError::into_inner) = made;
                 *seen = Seen { versions, changing: None, failure: None };
             }

@@ -41,8 +41,9 @@ pub enum ReadError {
     Unreadable(String),
     /// There are no credentials to sign with; only a person can mend that.
     #[error(
-        "no AWS credentials were found{cause}; verify takes an auditor's own, from AWS_PROFILE, or AWS_ACCESS_KEY_ID and \
-         AWS_SECRET_ACCESS_KEY, or the machine's role"
+        "no AWS credentials were found{cause}; verify takes an auditor's own, from AWS_PROFILE (a profile that \
+         ~/.aws/config or ~/.aws/credentials has by that name), or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the \
+         machine's role"
     )]
     NoCredentials {
         /// Why the standard chain found none, after a colon; empty where nothing is set at all.

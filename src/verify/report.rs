@@ -327,7 +327,7 @@ impl fmt::Display for Report {
         if self.is_empty() && !self.allow_empty {
             writeln!(
                 f,
-                "no object of the daemon's lies under s3://{}/{} in the days that were asked for: look at \
+                "no object of the daemon's lies under s3://{}/{} in the days that were asked for (all, without --from and --to): look at \
                  ENV0_S3_LOG_BUCKET_PATH, --from, --to and --instance, or allow it with --allow-empty",
                 self.bucket, self.bucket_path
             )?;

@@ -206,3 +206,19 @@ fn a_spool_of_a_newer_version_is_refused_by_drain_as_by_run() {
         assert!(refused.stderr.contains("format 1000"), "{command}: {refused:?}");
     }
 }
+
+#[test]
+fn drain_leaves_a_daemons_spool_to_it_and_of_an_empty_one_asks_for_no_token() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).unset("ENV0_OIDC_TOKEN");
+    let mut daemon = setup.start();
+    let beside = setup.run("drain");
+    assert_eq!(beside.code, Some(73), "{beside:?}");
+    assert!(beside.stderr.contains("leave that one running, or stop it first"), "{beside:?}");
+    assert!(!beside.stderr.contains("ENV0_S3_LOG_SPOOL_DIR"), "{beside:?}");
+    daemon.terminate();
+    let empty = setup.run("drain");
+    assert_eq!(empty.code, Some(0), "{empty:?}");
+    assert!(empty.stdout.contains("the spool is empty"), "{empty:?}");
+    assert!(!format!("{empty:?}").contains("oidc-token"), "{empty:?}");
+}

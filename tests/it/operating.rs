@@ -234,6 +234,21 @@ fn healthcheck_exits_0_while_the_daemon_lives_and_1_without_it() {
     let finished = setup.run("healthcheck");
     assert_eq!(finished.code, Some(1));
     assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
+    assert!(finished.stderr.contains("ENV0_S3_LOG_ADMIN_ADDR"), "{}", finished.stderr);
+}
+
+#[test]
+fn a_command_that_there_is_not_is_answered_with_those_that_there_are() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let finished = setup.run("status");
+    assert_eq!(finished.code, Some(64), "{finished:?}");
+    for words in ["check, config, drain, healthcheck, verify", "/status"] {
+        assert!(finished.stderr.contains(words), "{words}: {}", finished.stderr);
+    }
+    for command in ["help", "help check"] {
+        assert_eq!(setup.run(command).code, Some(0), "{command}");
+    }
 }
 
 #[test]

@@ -65,7 +65,7 @@ impl Rules {
             if self.may_lack_a_signature(opened) {
                 return None;
             }
-            let detail = "written without a signing key, or stripped of its signature".to_owned();
+            let detail = "written without a signing key (of days before the key: --unsigned-before DAY), or stripped of its signature".to_owned();
             return Some(Doubt { kind: Kind::Unsigned, detail });
         };
         let authentic = self.public_keys.iter().any(|key| key.verifies(entry, &signature));
