@@ -36,7 +36,11 @@ pub(super) async fn steps(config: &Config, own: &Own, daemon: Option<&Status>, w
     let logs = |instance: &str| Logs::new(cloudwatch, network, credentials.clone(), instance);
     let (daemons, own) = (logs(&online::instance(config)), logs("check"));
     for log_type in LogType::ALL {
-        steps.push(group(&daemons, log_type).await);
+        // Whether events may be written is told by the running daemon alone, unless one is written here.
+        steps.push(match daemon.and_then(|status| refused_of(status, log_type)) {
+            Some(refused) if !write => refused,
+            _ => group(&daemons, log_type).await,
+        });
         if write {
             steps.push(one_event(&own, log_type).await);
         }
@@ -49,22 +53,28 @@ fn of_daemon(status: &Status) -> Vec<Step> {
     let Some(cloudwatch) = &status.cloudwatch else {
         return vec![Step::skipped(SESSION, "the running daemon sends nothing to CloudWatch Logs")];
     };
-    let group = |of: &CloudWatchTypeStatus| match &of.error {
-        Some(error) => {
-            let denied = error.code.as_deref().is_some_and(|code| code.contains("Denied"));
-            let detail =
-                format!("the running daemon can't write to {} since {}: {}", of.group, error.since, error.message);
-            let remedy = error.remedy.clone().unwrap_or_default();
-            Step::fail(GROUP, if denied { DENIED } else { UNAVAILABLE }, detail, remedy)
-                .of_service(error.code.clone(), error.request_id.clone())
-        }
-        None => match of.last_sent {
+    let group = |of: &CloudWatchTypeStatus| {
+        refused(of).unwrap_or_else(|| match of.last_sent {
             Some(last) => Step::ok(GROUP, format!("the running daemon wrote to {} at {last}", of.group)),
             None => Step::skipped(GROUP, format!("the running daemon has written nothing to {} yet", of.group)),
-        },
+        })
     };
     let session = beside::daemon_sts(SESSION, Some(&cloudwatch.credentials));
     std::iter::once(session).chain(cloudwatch.types.iter().map(group)).collect()
+}
+
+/// Why the running daemon can't write to the log group; nothing where it can.
+fn refused(of: &CloudWatchTypeStatus) -> Option<Step> {
+    let error = of.error.as_ref()?;
+    let denied = error.code.as_deref().is_some_and(|code| code.contains("Denied"));
+    let detail = format!("the running daemon can't write to {} since {}: {}", of.group, error.since, error.message);
+    let remedy = error.remedy.clone().unwrap_or_default();
+    let step = Step::fail(GROUP, if denied { DENIED } else { UNAVAILABLE }, detail, remedy);
+    Some(step.of_service(error.code.clone(), error.request_id.clone()))
+}
+
+fn refused_of(status: &Status, log_type: LogType) -> Option<Step> {
+    status.cloudwatch.as_ref()?.types.iter().find(|of| of.log_type == log_type).and_then(refused)
 }
 
 /// Looks for group and stream without making them.

@@ -38,7 +38,8 @@ pub struct Tls(Arc<Inner>);
 #[derive(Clone)]
 struct Made {
     settings: Arc<ServerConfig>,
-    /// When the certificate ends, where that can be read.
+    /// When the certificate begins and when it ends, where that can be read.
+    begins: Option<DateTime<Utc>>,
     ends: Option<DateTime<Utc>>,
 }
 
@@ -73,12 +74,12 @@ impl Tls {
     }
 
     fn load_again(&self) -> Result<Made, TlsError> {
-        load(&self.0.files).inspect(|made| say_if_ended(&self.0.files, made.ends))
+        load(&self.0.files).inspect(|made| say_if_ended(&self.0.files, made))
     }
 
-    /// Why every client will refuse the certificate that was read last, for the log and for people.
+    /// Why every client will refuse the certificate that was read last, ended or not begun, for the log and for people.
     pub fn ended(&self) -> Option<String> {
-        ended(&self.0.files, self.0.made.current().ends)
+        ended(&self.0.files, &self.0.made.current())
     }
 }
 
@@ -102,23 +103,26 @@ pub fn problems(files: &TlsFiles) -> Vec<TlsError> {
     if apart.is_empty() { load(files).err().into_iter().collect() } else { apart }
 }
 
-fn ended(files: &TlsFiles, ends: Option<DateTime<Utc>>) -> Option<String> {
-    let ends = ends.filter(|ends| *ends < crate::batch::now())?;
-    Some(format!(
-        "{CERT}={}: the certificate ended at {ends}; clients refuse it until it is replaced",
-        files.cert.display()
-    ))
+fn ended(files: &TlsFiles, made: &Made) -> Option<String> {
+    let (now, cert) = (crate::batch::now(), files.cert.display());
+    if let Some(begins) = made.begins.filter(|begins| *begins > now) {
+        return Some(format!(
+            "{CERT}={cert}: the certificate begins at {begins}; clients refuse it until then (is this machine's clock right?)"
+        ));
+    }
+    let ends = made.ends.filter(|ends| *ends < now)?;
+    Some(format!("{CERT}={cert}: the certificate ended at {ends}; clients refuse it until it is replaced"))
 }
 
-fn say_if_ended(files: &TlsFiles, ends: Option<DateTime<Utc>>) {
-    if let Some(ended) = ended(files, ends) {
+fn say_if_ended(files: &TlsFiles, made: &Made) {
+    if let Some(ended) = ended(files, made) {
         tracing::error!("{ended}");
     }
 }
 
 fn load(files: &TlsFiles) -> Result<Made, TlsError> {
     let chain = certificates(CERT, &files.cert)?;
-    let ends = expiry::not_after(&chain[0]);
+    let (begins, ends) = (expiry::not_before(&chain[0]), expiry::not_after(&chain[0]));
     let key = private_key(&files.key)?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -143,7 +147,7 @@ fn load(files: &TlsFiles) -> Result<Made, TlsError> {
     })?;
     metrics::gauge!(metric_table::TLS_EXPIRY_TIMESTAMP_SECONDS).set(ends.map_or(0.0, |ends| ends.timestamp() as f64));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Made { settings: Arc::new(config), ends })
+    Ok(Made { settings: Arc::new(config), begins, ends })
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {

@@ -128,6 +128,15 @@ fn without_a_token_of_its_own_check_tells_how_the_running_daemon_fares() {
     assert_eq!(denied.code, DENIED, "{}", denied.stdout);
     assert_step(&denied, "log-group", "fail", &["can't write to team/env0-", "logs:PutLogEvents on the log group"]);
 
+    let with_a_token = self::setup(&aws).set("ENV0_S3_LOG_ADMIN_ADDR", daemon.admin.to_string()).run("check --json");
+    assert_eq!(with_a_token.code, DENIED, "{}", with_a_token.stdout);
+    assert_step(
+        &with_a_token,
+        "log-group",
+        "fail",
+        &["can't write to team/env0-", "logs:PutLogEvents on the log group"],
+    );
+
     aws.logs.heal();
     wait_until("the events", || status()["types"].as_array().unwrap().iter().all(|of| !of["last_sent"].is_null()));
     assert_step(&beside(), "log-group", "ok", &["the running daemon wrote to team/env0-"]);

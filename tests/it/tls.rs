@@ -198,6 +198,21 @@ fn a_certificate_that_has_ended_is_an_error_at_every_reading_and_fails_check() {
 }
 
 #[test]
+fn a_certificate_that_has_not_begun_is_an_error_at_a_start_and_fails_check() {
+    let aws = LocalAws::start();
+    let (setup, files) = Files::set_in(Setup::new(&aws));
+    let (authority, key) = (Authority::new(), KeyPair::generate().unwrap());
+    let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.not_before = rcgen::date_time_ymd(2090, 1, 1);
+    params.not_after = rcgen::date_time_ymd(4096, 1, 1);
+    files.write((params.signed_by(&key, &authority.0).unwrap().pem(), key.serialize_pem()));
+    let check = setup.run("check --offline");
+    assert_eq!(check.code, Some(78), "{}", check.stdout);
+    assert!(check.stdout.contains("the certificate begins at 2090-01-01"), "{}", check.stdout);
+    assert_eq!(setup.start().log().count("ERROR", "the certificate begins at 2090-01-01"), 1);
+}
+
+#[test]
 fn sighup_reads_the_files_again_and_nothing_ends() {
     let aws = LocalAws::start();
     let (setup, files) = Files::set_in(Setup::new(&aws));

@@ -1,4 +1,4 @@
-//! When a certificate ends: the one field of X.509 that is of interest here.
+//! When a certificate begins and ends: the two fields of X.509 that are of interest here.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 
@@ -7,8 +7,19 @@ const EXPLICIT_VERSION: u8 = 0xa0;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
-/// `notAfter` of a DER certificate (RFC 5280, section 4.1).
+/// `notBefore` of a DER certificate (RFC 5280, section 4.1).
+pub(super) fn not_before(certificate: &[u8]) -> Option<DateTime<Utc>> {
+    time(&mut validity(certificate)?)
+}
+
+/// `notAfter` of a DER certificate.
 pub(super) fn not_after(certificate: &[u8]) -> Option<DateTime<Utc>> {
+    let mut validity = validity(certificate)?;
+    skip(&mut validity)?;
+    time(&mut validity)
+}
+
+fn validity(certificate: &[u8]) -> Option<&[u8]> {
     let (mut certificate, _) = element(certificate, SEQUENCE)?;
     let mut signed = take(&mut certificate, SEQUENCE)?;
     if signed.first() == Some(&EXPLICIT_VERSION) {
@@ -17,10 +28,12 @@ pub(super) fn not_after(certificate: &[u8]) -> Option<DateTime<Utc>> {
     for _serial_algorithm_issuer in 0..3 {
         skip(&mut signed)?;
     }
-    let mut validity = take(&mut signed, SEQUENCE)?;
-    skip(&mut validity)?;
+    take(&mut signed, SEQUENCE)
+}
+
+fn time(validity: &mut &[u8]) -> Option<DateTime<Utc>> {
     let form = *validity.first()?;
-    let text = std::str::from_utf8(take(&mut validity, form)?).ok()?;
+    let text = std::str::from_utf8(take(validity, form)?).ok()?;
     let text = match form {
         // Two digits of the year: 1950 to 2049.
         UTC_TIME if text.get(..2)? < "50" => format!("20{text}"),
