@@ -36,8 +36,8 @@ use shared::Shared;
 
 /// Probes, a scraper and a few pages. Apart from the connections of ingest, so that nobody there keeps a probe out. At the
 /// limit the oldest is closed: so many that a probe whose request comes a moment behind its connection is answered,
-/// though hundreds of others connect in that moment.
-const CONNECTIONS_MAX: usize = 256;
+/// though a hundred others connect in that moment. Each may keep 40 KiB of answers that nobody reads.
+const CONNECTIONS_MAX: usize = 128;
 /// How often gathered metrics and counts of repeated log lines are worked off.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 const PAGE: &str = include_str!("admin/status.html");

@@ -4,7 +4,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// The admin listener, connections that are closed and not gone yet, the runtime, the spool, resolvers,
 /// calls to STS and to the issuer.
-const KEPT: u64 = 384;
+const KEPT: u64 = 256;
 
 /// Raises the soft limit to the hard one; the limit from then on.
 pub fn raise_limit() -> u64 {
@@ -33,7 +33,7 @@ mod tests {
     #[test]
     fn connections_leave_descriptors_for_spool_and_uploads() {
         assert_eq!(connections_within(1_048_576, 1024, 8), 1024);
-        assert_eq!(connections_within(1024, 1024, 8), 1024 - 384 - 16);
+        assert_eq!(connections_within(1024, 1024, 8), 1024 - 256 - 16);
         assert_eq!(connections_within(64, 1024, 8), 16);
         assert_eq!(connections_within(u64::MAX, 1024, 8), 1024);
     }
