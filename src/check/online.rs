@@ -359,6 +359,9 @@ async fn write_object(config: &Config, s3: &S3) -> Step {
     }
     match written {
         Ok(()) => Step::ok(NAME, format!("wrote {}", put.key)),
+        Err(error) if error.kind == PutErrorKind::NameTaken => {
+            Step::ok(NAME, format!("{} is there already, the store says (412), as it says of a first name", put.key))
+        }
         Err(error) => of_kind(config, NAME, error.kind, &error.message).of_service(error.code, error.request_id),
     }
 }

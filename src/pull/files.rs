@@ -75,14 +75,17 @@ pub(super) fn write<T: Serialize>(spool: &Spool, name: &str, value: &T, max_byte
     judge_folder(spool)?;
     let write =
         |out: &mut dyn Write| serde_json::to_writer(Bounded { out, left: max_bytes }, value).map_err(Into::into);
-    let replaced = spool.with_room(|| disk::replace_with(&**spool.disk(), &folder, name, write));
-    replaced.or_else(|error| {
-        if error.kind() == io::ErrorKind::NotFound {
-            // Somebody has removed the folder. It is there at the next try.
-            make_folder(spool)?;
+    match spool.with_room(|| disk::replace_with(&**spool.disk(), &folder, name, write)) {
+        // Another folder may have come meanwhile. What is in that one is lost once the folder is back.
+        Ok(()) => judge_folder(spool),
+        Err(error) => {
+            if error.kind() == io::ErrorKind::NotFound {
+                // Somebody has removed the folder. It is there at the next try.
+                make_folder(spool)?;
+            }
+            Err(PlaceError::Disk { path, source: error })
         }
-        Err(PlaceError::Disk { path, source: error })
-    })
+    }
 }
 
 /// A link or another folder in the folder's place would lead what is written, and what is read, elsewhere.

@@ -411,6 +411,16 @@ fn a_token_of_its_own_that_has_ended_is_a_warning_beside_a_daemon_with_a_session
     assert_has(&failure(&setup.run("check --json"), "token", DENIED), &["ended at"]);
 }
 
+#[test]
+fn a_write_whose_names_are_all_there_already_passes() {
+    let aws = LocalAws::start();
+    aws.s3.inject(Fault::bare_answer(412));
+    let finished = setup(&aws).run("check --write --json");
+    let step = step(&finished, "write");
+    assert_eq!((&step["verdict"], finished.code), (&json!("ok"), Some(0)), "{}", finished.stdout);
+    assert_has(step["detail"].as_str().unwrap(), &["env0-s3-logs-check-", "is there already"]);
+}
+
 /// The URL of a server that answers each request so.
 fn always(status: &'static str) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
