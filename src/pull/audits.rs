@@ -25,7 +25,7 @@ use crate::pull::api::{Answer, Api, EVENTS_IN_REST, Elements, Endpoint, ErrorKin
 use crate::pull::files::PlaceError;
 use crate::pull::identity::{Known, Mark, SAME_ID, Taken};
 use crate::pull::line::{Line, json_of, stored};
-use crate::pull::place::{Memory, Place, Whose};
+use crate::pull::place::{Memory, Owner, Place, Whose};
 use crate::pull::report::Report;
 use crate::pull::round::RoundError;
 
@@ -128,14 +128,15 @@ impl Memory for AuditMemory {
 
     fn found(&mut self, line: &[u8], whose: &Whose<'_>, _: Option<&mut ()>) {
         let [id, timestamp, organization] = members(json_of(line), [ID_AND_TIME[0], ID_AND_TIME[1], "organizationId"]);
-        if whose.is_anothers(organization) {
+        let owner = whose.owner(organization);
+        if owner == Owner::Another {
             return;
         }
         // An event without a time can only be unknown if it is recent, so now is close enough.
         let at = timestamp.and_then(millis).unwrap_or_else(|| crate::batch::now().timestamp_millis());
         if at >= self.from {
-            // Ids of two organizations may be the same. Where the line doesn't say whose it is, its bytes identify it.
-            let id = id.filter(|_| organization.is_some() || whose.is_alone);
+            // Ids of two organizations may be the same. Where the line doesn't say that it is this one's, its bytes identify it.
+            let id = id.filter(|_| owner == Owner::This && (organization.is_some() || whose.is_alone()));
             self.taken.insert(Mark::new(&[], id, line), at);
         }
     }

@@ -41,6 +41,7 @@ pub(super) use crate::pull::deployments::records::EnvironmentRecord;
 use crate::pull::deployments::source::Source;
 use crate::pull::deployments::sweep::Sweep;
 use crate::pull::files::PlaceError;
+use crate::pull::identity::Taken;
 use crate::pull::place::{Change, Place};
 use crate::pull::report::Report;
 use crate::pull::round::RoundError;
@@ -278,6 +279,7 @@ impl Deployments {
             None => {
                 let mut memory = self.place.memory.clone();
                 memory.reached = now;
+                memory.anywhere = Taken::default();
                 self.commit(Bytes::new(), 0, memory).await?;
                 self.report.position(self.place.memory.reached);
                 self.report.looked_at_all(self.place.memory.oldest_look(&environments, now));
@@ -366,6 +368,7 @@ impl Deployments {
             report: self.report.clone(),
             pieces: self.pieces.0.clone(),
             source: Source::new(id, &self.organization, &state),
+            anywhere: self.place.memory.anywhere.clone(),
             durable: state.clone(),
             state,
             listing,

@@ -183,6 +183,10 @@ impl Taken {
         self.get(&mark.id).map(time_of)
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.iter().all(HashMap::is_empty)
+    }
+
     pub(super) fn len(&self) -> usize {
         self.0.iter().map(HashMap::len).sum()
     }

@@ -71,15 +71,35 @@ pub(super) trait Memory: Serialize + DeserializeOwned + Default + Clone + Send +
 /// Whose place a line that was found may belong to.
 pub(super) struct Whose<'a> {
     pub(super) organization: &'a str,
-    /// Whether no other organization of the log type has a place.
-    pub(super) is_alone: bool,
+    /// All that have a place of the log type.
+    pub(super) organizations: &'a [String],
+}
+
+/// Whose a line is, by the `organizationId` that it names. An event may bring any of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// It names this organization, or none.
+    This,
+    /// It names another one that has a place.
+    Another,
+    /// It names one that has no place, so it may be an event of this organization's all the same.
+    Unknown,
 }
 
 impl Whose<'_> {
-    /// Whether a line with this `organizationId` is another organization's.
-    pub(super) fn is_anothers(&self, organization: Option<&RawValue>) -> bool {
-        let id = organization.and_then(|id| serde_json::from_str::<String>(id.get()).ok());
-        id.is_some_and(|id| id != self.organization)
+    /// Whose a line with this `organizationId` is.
+    pub(super) fn owner(&self, organization: Option<&RawValue>) -> Owner {
+        match organization.and_then(|id| serde_json::from_str::<String>(id.get()).ok()) {
+            Some(id) if id == self.organization => Owner::This,
+            Some(id) if self.organizations.contains(&id) => Owner::Another,
+            Some(_) => Owner::Unknown,
+            None => Owner::This,
+        }
+    }
+
+    /// Whether no other organization of the log type has a place.
+    pub(super) fn is_alone(&self) -> bool {
+        self.organizations.len() == 1
     }
 }
 
@@ -429,13 +449,13 @@ impl<M: Memory> Unsettled<M> {
         self.file.batches_from_micros.and_then(DateTime::from_timestamp_micros)
     }
 
-    /// Takes note of a line. `is_alone` is whether no other organization has a place.
+    /// Takes note of a line. `organizations` are all that have a place of the log type.
     ///
     /// # Errors
     /// The disk refuses the part that knows of the line. Where `is_last_try`, the line is passed over instead.
-    pub(super) fn found(&mut self, line: &[u8], is_alone: bool, is_last_try: bool) -> Result<(), PlaceError> {
+    pub(super) fn found(&mut self, line: &[u8], organizations: &[String], is_last_try: bool) -> Result<(), PlaceError> {
         let File { memory, organization, .. } = &mut self.file;
-        let whose = Whose { organization, is_alone };
+        let whose = Whose { organization, organizations };
         let Some(id) = memory.part_of(line, &whose) else {
             memory.found(line, &whose, None);
             return Ok(());

@@ -100,7 +100,7 @@ fn boxed<M: Memory>(place: Option<Unsettled<M>>) -> Option<Box<dyn AnyPlace>> {
 trait AnyPlace {
     fn organization(&self) -> &str;
     fn batches_from(&self) -> Option<DateTime<Utc>>;
-    fn found(&mut self, line: &[u8], is_alone: bool, is_last_try: bool) -> Result<(), PlaceError>;
+    fn found(&mut self, line: &[u8], organizations: &[String], is_last_try: bool) -> Result<(), PlaceError>;
     fn write(&mut self, spool: &Spool, last: Option<DateTime<Utc>>) -> Result<(), PlaceError>;
 }
 
@@ -113,8 +113,8 @@ impl<M: Memory> AnyPlace for Unsettled<M> {
         Unsettled::batches_from(self)
     }
 
-    fn found(&mut self, line: &[u8], is_alone: bool, is_last_try: bool) -> Result<(), PlaceError> {
-        Unsettled::found(self, line, is_alone, is_last_try)
+    fn found(&mut self, line: &[u8], organizations: &[String], is_last_try: bool) -> Result<(), PlaceError> {
+        Unsettled::found(self, line, organizations, is_last_try)
     }
 
     fn write(&mut self, spool: &Spool, last: Option<DateTime<Utc>>) -> Result<(), PlaceError> {
@@ -235,12 +235,12 @@ fn take(
     places: &mut [Box<dyn AnyPlace>],
     is_last_try: bool,
 ) -> Result<(), FileError> {
-    let is_alone = places.len() == 1;
+    let organizations: Vec<String> = places.iter().map(|place| place.organization().to_owned()).collect();
     let path = spool.folder(log_type).dir.join(name.to_string());
     let mut refused = None;
     let mut found = |line: &[u8]| {
         for place in &mut *places {
-            if let Err(error) = place.found(line, is_alone, is_last_try) {
+            if let Err(error) = place.found(line, &organizations, is_last_try) {
                 refused.get_or_insert(error);
             }
         }

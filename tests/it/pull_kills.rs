@@ -6,9 +6,11 @@ use chrono::{TimeDelta, Utc};
 
 use crate::harness::wait_until;
 use crate::local_aws::{self, LocalAws};
-use crate::local_env0::audits::event;
+use crate::local_env0::audits::{Event, event, event_without_id};
+use crate::local_env0::deployments::Deployment;
 use crate::local_env0::{Fault, LocalEnv0};
 use crate::pull_audits::{AUDIT_EVENTS, a_round_later, all_arrive_once, from, setup, trail};
+use crate::pull_deployments::environment;
 
 #[test]
 fn killed_again_and_again_while_it_pulls_every_event_arrives_once() {
@@ -53,7 +55,14 @@ fn a_batch_that_the_place_does_not_know_yet_is_sent_only_after_a_kill_and_once()
     let (folder, aside) = (setup.spool().join("pull"), setup.folder().join("aside"));
     std::fs::rename(&folder, &aside).unwrap();
     std::fs::write(&folder, "").unwrap();
-    env0.world().audits = vec![event(1, Utc::now() - TimeDelta::seconds(1))].into();
+    let at = Utc::now() - TimeDelta::seconds(1);
+    // An event may name another organization than the one that was asked for.
+    let naming = |event: Event| {
+        let json = event.json.replace("\"actorId\"", "\"organizationId\":\"another\",\"actorId\"");
+        Event { json, ..event }
+    };
+    let events = vec![event(1, at), naming(event(2, at)), naming(event_without_id(3, at)), event_without_id(4, at)];
+    env0.world().audits = events.into();
     wait_until("the batch is sealed", || setup.spool_files("env0-audits").iter().any(|name| name.ends_with(".sealed")));
     wait_until("the log says why nothing is sent", || daemon.log().text().contains("the pull from env0 waits"));
     assert_eq!(aws.s3.put_count(), 0);
@@ -103,4 +112,60 @@ fn killed_at_each_step_of_a_pull_each_event_comes_once() {
 fn gunzipped(body: &[u8]) -> Vec<String> {
     let text = std::io::read_to_string(flate2::read::MultiGzDecoder::new(body)).unwrap();
     text.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn events_that_name_another_origin_than_theirs_come_once_although_their_place_is_lost() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let long = format!("\"stepName\":\"mine\",\"text\":\"{}\"", "x".repeat(100_000));
+    let own = [
+        "\"stepName\":\"mine\"",
+        "\"eventId\":\"e-1\",\"stepName\":\"mine\"",
+        "\"stepName\":7",
+        "\"deploymentLogId\":\"another\"",
+        "\"eventId\":\"e-2\",\"deploymentLogId\":null",
+        "\"eventId\":\"e-3\",\"deploymentLogId\":\"d-2\",\"stepName\":\"tf:apply\"",
+        "\"organizationId\":\"another\"",
+        "\"stepName\":\"tf:apply\",\"environmentId\":5",
+        &long,
+        "\"eventId\":\"e-4\"",
+    ];
+    let events = own.iter().enumerate().map(|(number, own)| format!("{{\"mark\":\"log-{number}\",{own}}}"));
+    let page = format!("{{\"events\":[{}],\"hasMoreLogs\":false}}", events.collect::<Vec<_>>().join(","));
+    let log = "/deployments/d-1/steps/tf%3Aapply/log";
+    env0.break_down(log, Fault::Json(page.leak()));
+    let deployment = Deployment::running("d-1", "tf:apply", 0);
+    env0.world().environments = vec![environment("env-1", vec![deployment])];
+    let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
+    let setup = setup.set("ENV0_S3_LOG_PULL", "env0-deployments");
+    let mut setup = setup.set("ENV0_S3_LOG_MAX_EVENT_BYTES", "64KiB").set("ENV0_S3_LOG_PULL_INTERVAL", "30s");
+    // The place is written when the deployment is found, and can't be when the lines of its log have come.
+    env0.world().latency = Duration::from_secs(3);
+    let daemon = setup.start();
+    wait_until("the steps are listed", || env0.asked("/deployments/d-1/steps") == 1);
+    let (folder, aside) = (setup.spool().join("pull"), setup.folder().join("aside"));
+    std::fs::rename(&folder, &aside).unwrap();
+    std::fs::write(&folder, "").unwrap();
+    let is_sealed = || setup.spool_files("env0-deployments").iter().any(|name| name.ends_with(".sealed"));
+    wait_until("its batch is sealed", is_sealed);
+    assert_eq!(aws.s3.put_count(), 0);
+    daemon.kill();
+    std::fs::remove_file(&folder).unwrap();
+    std::fs::rename(&aside, &folder).unwrap();
+
+    env0.world().latency = Duration::ZERO;
+    setup = setup.set("ENV0_S3_LOG_PULL_INTERVAL", "5s");
+    for _ in 0..2 {
+        let daemon = setup.start();
+        a_round_later(&daemon);
+        wait_until("the spool is empty", || daemon.metric("events_spooled{type=\"env0-deployments\"}") == Some(0.0));
+        let lines = aws.s3.lines();
+        for (number, own) in own.iter().enumerate() {
+            let mark = format!("log-{number}\"");
+            // Within the beginning of an event that is cut, its quotes are escaped.
+            let count = lines.iter().filter(|line| line.replace('\\', "").contains(&mark)).count();
+            assert_eq!(count, 1, "{}", own.chars().take(80).collect::<String>());
+        }
+        daemon.kill();
+    }
 }

@@ -92,7 +92,7 @@ fn a_start_counts_no_event_of_another_organization_as_taken() {
     let [id] = members(json_of(&ours), ["id"]);
     for (found, knows_ours) in [(&ours, Known::Yes), (&anothers, Known::No), (&nobodys, Known::No)] {
         let mut memory = AuditMemory::beginning(DateTime::UNIX_EPOCH);
-        memory.found(found, &Whose { organization: "o", is_alone: false }, None);
+        memory.found(found, &Whose { organization: "o", organizations: &["o".into(), "p".into()] }, None);
         assert_eq!(memory.taken.knows(&Mark::new(&[], id, &ours)), knows_ours);
         assert_eq!(memory.taken.len(), usize::from(found != &anothers));
     }

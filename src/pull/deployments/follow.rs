@@ -19,7 +19,7 @@ use crate::pull::deployments::memory::{Following, Step, Steps};
 use crate::pull::deployments::records::{ID_MAX_BYTES, LONG_ID, LogPage, StepRecord, last_attempts};
 use crate::pull::deployments::source::Source;
 use crate::pull::files::{Parts, PlaceError};
-use crate::pull::identity::{Known, Mark, SAME_ID};
+use crate::pull::identity::{Known, Mark, SAME_ID, Taken};
 use crate::pull::report::Report;
 
 /// With so many bytes of new lines a page is written to the spool as far as it was read.
@@ -57,6 +57,8 @@ pub(super) struct Follow {
     pub(super) pieces: mpsc::Sender<Piece>,
     pub(super) source: Source,
     pub(super) state: Following,
+    /// Lines in the spool that may be this deployment's, as the place remembers them.
+    pub(super) anywhere: Taken,
     /// The state that the place holds, in [`Follow::outline`].
     pub(super) durable: Following,
     pub(super) listing: Listing,
@@ -102,6 +104,8 @@ struct Page {
     events: usize,
     /// Whether any of them were new.
     new: bool,
+    /// Whether a start has found one of them in the spool, and the step didn't know it yet.
+    found: bool,
     /// The last events, at most [`PAGE_END_EVENTS`].
     end: VecDeque<Mark>,
     /// The time of the last one.
@@ -306,7 +310,7 @@ impl Follow {
             let read = self.state.steps.entry(step.name.clone()).or_default();
             read.attempt.get_or_insert_with(|| step.attempt());
             let rest = self.take_all(step, &mut pieces, &mut page).await;
-            let Page { lines, records, new, end, last_time, .. } = page;
+            let Page { lines, records, new, found, end, last_time, .. } = page;
             let (next, has_more_logs) = match rest {
                 Ok(Some(rest)) => rest,
                 Ok(None) => return Ok(Reading::Stopped),
@@ -318,7 +322,7 @@ impl Follow {
             };
             let read = self.state.steps.entry(step.name.clone()).or_default();
             let moved = read.go_on(next, end, last_time.as_deref());
-            if (records > 0 || moved) && !self.send(lines.into(), records, false).await {
+            if (records > 0 || moved || found) && !self.send(lines.into(), records, false).await {
                 return Ok(Reading::Stopped);
             }
             any_new |= new;
@@ -384,14 +388,18 @@ impl Follow {
             event.line.replaced = piece.replaced_in(sent);
             let line = &event.line;
             let others = || self.source.other_lines(sent, &step.name, line, &self.limits);
-            let first = || Mark::new(&[], None, line.json()).or(&[], line, others()).of_bytes();
-            read.first.get_or_insert_with(first);
+            let alone = || Mark::new(&[], None, line.json()).or(&[], line, others());
+            read.first.get_or_insert_with(|| alone().of_bytes());
             let scope = [&*self.source.deployment, &*step.name];
             let mark = read.mark(scope, event.id(), line.json()).or(&scope, line, others());
             let time = event.timestamp.map(RawValue::get);
             page.ends_with(mark, time);
             let oddity = match read.take(mark, time) {
                 Known::Yes => continue,
+                _ if event.names_origin && self.anywhere.knows(&alone()) == Known::Yes => {
+                    page.found = true;
+                    continue;
+                }
                 Known::No => piece.oddity_of(sent),
                 Known::Other => Some(SAME_ID),
             };

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::protocols::body::members;
 use crate::pull::deployments::records::EnvironmentRecord;
 use crate::pull::identity::{Identity, Known, Mark, Taken};
 use crate::pull::line::json_of;
-use crate::pull::place::{Memory, Whose};
+use crate::pull::place::{Memory, Owner, Whose};
 
 /// A deployment may appear in the list up to this long after newer ones; milliseconds.
 const LATE_MILLIS: i64 = 3_600_000;
@@ -21,6 +22,8 @@ const GIVEN_UP_MILLIS: i64 = 24 * 3_600_000;
 /// So many events of a deployment are remembered at most: of one page, or of all where env0
 /// gives no cursor. They take 13 MiB.
 const TAKEN_MAX: usize = 400_000;
+/// So many lines of an uncertain origin are remembered at most, in the place. They take 2 MiB there.
+const ANYWHERE_MAX: usize = 50_000;
 /// The members of a line that say which event of which step it is. An event that is cut keeps them.
 pub(super) const EVENT_STEP_DEPLOYMENT: [&str; 4] = ["eventId", "stepName", "deploymentLogId", "timestamp"];
 
@@ -38,6 +41,10 @@ pub(crate) struct DeploymentMemory {
     pub(super) environments: BTreeMap<String, Environment>,
     /// Deployments that are being read, by id.
     pub(super) following: BTreeMap<String, Following>,
+    /// Lines that a start has found and that may come from elsewhere than they say, because their events may have brought
+    /// these members; by their bytes. Here until all that is followed was read once since.
+    #[serde(default, skip_serializing_if = "Taken::is_empty")]
+    pub(super) anywhere: Taken,
 }
 
 /// An environment.
@@ -161,6 +168,24 @@ fn sign_of(timestamp: Option<&str>) -> i64 {
 }
 
 impl Following {
+    /// Members that a line of this `deployment` is given where it lacks them.
+    pub(super) fn members<'a>(
+        &'a self,
+        deployment: &'a str,
+        step: Option<&'a str>,
+        organization: &'a str,
+    ) -> [(&'static str, Option<&'a str>); 7] {
+        [
+            ("deploymentLogId", Some(deployment)),
+            ("stepName", step),
+            ("environmentId", Some(&self.environment_id)),
+            ("environmentName", self.environment_name.as_deref()),
+            ("projectId", self.project_id.as_deref()),
+            ("organizationId", Some(organization)),
+            ("deploymentType", self.kind.as_deref()),
+        ]
+    }
+
     /// Whether so many events are remembered that no further page can be taken.
     pub(super) fn is_full(&self) -> bool {
         self.steps.values().map(|step| step.taken.len()).sum::<usize>() > TAKEN_MAX
@@ -172,6 +197,22 @@ impl DeploymentMemory {
     pub(crate) fn beginning(from: DateTime<Utc>) -> DeploymentMemory {
         let from = from.timestamp_millis();
         DeploymentMemory { began: Some(from), from, reached: from, ..DeploymentMemory::default() }
+    }
+
+    /// Whether a line that was `found` may come from elsewhere than it says: it doesn't end in all the members that a line
+    /// of that step is given.
+    fn may_be_from_anywhere(&self, line: &[u8], found: Option<&Found<'_>>, whose: &Whose<'_>) -> bool {
+        let Some(found) = found else {
+            let [organization] = members(json_of(line), ["organizationId"]);
+            return whose.owner(organization) != Owner::Another;
+        };
+        let Some(following) = self.following.get(&found.deployment) else { return true };
+        if found.is_last_line() {
+            return false;
+        }
+        let given = following.members(&found.deployment, found.step.as_deref(), whose.organization).into_iter();
+        let given = given.filter_map(|(name, value)| Some(format!("\"{name}\":{}", Value::from(value?))));
+        found.step.is_none() || !line.ends_with((given.collect::<Vec<_>>().join(",") + "}").as_bytes())
     }
 
     /// The deployments that are to be read in every round, with their ids.
@@ -238,7 +279,13 @@ impl Memory for DeploymentMemory {
     }
 
     fn found(&mut self, line: &[u8], whose: &Whose<'_>, part: Option<&mut Steps>) {
-        let Some(Found { deployment, step, event, timestamp }) = Found::of(line, whose) else { return };
+        let found = Found::of(line, whose);
+        if self.may_be_from_anywhere(line, found.as_ref(), whose) && self.anywhere.len() < ANYWHERE_MAX {
+            self.anywhere.insert(Mark::new(&[], None, line), 0);
+        }
+        let Some(found) = found else { return };
+        let is_last = found.is_last_line();
+        let Found { deployment, step, event, timestamp } = found;
         match (step, part) {
             (Some(step), Some(steps)) => {
                 let read = steps.entry(step.clone()).or_default();
@@ -248,7 +295,7 @@ impl Memory for DeploymentMemory {
             (Some(_), None) => {}
             (None, _) => {
                 if let Some(following) = self.following.get_mut(&deployment) {
-                    following.finished |= text(event) == Some(finished_id(&deployment));
+                    following.finished |= is_last;
                 }
             }
         }
@@ -271,10 +318,15 @@ impl<'a> Found<'a> {
     fn of(line: &'a [u8], whose: &Whose<'_>) -> Option<Found<'a>> {
         let [event, step, deployment, timestamp] = members(json_of(line), EVENT_STEP_DEPLOYMENT);
         let [organization] = members(json_of(line), ["organizationId"]);
-        if whose.is_anothers(organization) {
+        if whose.owner(organization) != Owner::This {
             return None;
         }
         Some(Found { deployment: text(deployment)?, step: text(step), event, timestamp })
+    }
+
+    /// Whether it says how its deployment ended.
+    fn is_last_line(&self) -> bool {
+        self.step.is_none() && text(self.event) == Some(finished_id(&self.deployment))
     }
 }
 

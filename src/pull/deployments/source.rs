@@ -5,7 +5,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::protocols::body::{Limits, members};
-use crate::pull::deployments::memory::{EVENT_STEP_DEPLOYMENT, Following, finished_id};
+use crate::pull::deployments::memory::{EVENT_STEP_DEPLOYMENT, Following, Steps, finished_id};
 use crate::pull::line::{Line, inner, json_of, stored};
 
 /// Room for what a line is given, in almost every case.
@@ -15,10 +15,7 @@ const MEMBERS_BYTES: usize = 512;
 pub(super) struct Source {
     pub(super) deployment: String,
     organization: String,
-    environment_id: String,
-    environment_name: Option<String>,
-    project_id: Option<String>,
-    kind: Option<String>,
+    following: Following,
 }
 
 /// An event of a step's log.
@@ -26,6 +23,8 @@ pub(super) struct Event<'e> {
     pub(super) line: Line,
     id: Option<&'e RawValue>,
     pub(super) timestamp: Option<&'e RawValue>,
+    /// Whether it brings a member of its own that says where it comes from. A start believes what the line says.
+    pub(super) names_origin: bool,
 }
 
 impl Event<'_> {
@@ -43,25 +42,17 @@ impl Event<'_> {
 
 impl Source {
     pub(super) fn new(deployment: &str, organization: &str, following: &Following) -> Source {
-        let Following { environment_id, environment_name, project_id, kind, .. } = following.clone();
         let (deployment, organization) = (deployment.to_owned(), organization.to_owned());
-        Source { deployment, organization, environment_id, environment_name, project_id, kind }
+        // The steps are not needed, and may be large.
+        let following = Following { steps: Steps::new(), ..following.clone() };
+        Source { deployment, organization, following }
     }
 
-    /// Members that a line is given where it lacks them.
     fn members<'a>(&'a self, step: Option<&'a str>) -> [(&'static str, Option<&'a str>); 7] {
-        [
-            ("deploymentLogId", Some(&self.deployment)),
-            ("stepName", step),
-            ("environmentId", Some(&self.environment_id)),
-            ("environmentName", self.environment_name.as_deref()),
-            ("projectId", self.project_id.as_deref()),
-            ("organizationId", Some(&self.organization)),
-            ("deploymentType", self.kind.as_deref()),
-        ]
+        self.following.members(&self.deployment, step, &self.organization)
     }
 
-    /// The event's own members as they were sent, then those of [`Source::members`] that it lacks.
+    /// The event's own members as they were sent, then those of [`Following::members`] that it lacks.
     pub(super) fn event<'e>(&self, event: &'e RawValue, step: &str, limits: &Limits) -> Event<'e> {
         let inner = inner(event);
         let own = self.members(Some(step));
@@ -83,7 +74,9 @@ impl Source {
             // Members put behind valid ones are valid.
             Err(_) => stored(event, EVENT_STEP_DEPLOYMENT, limits),
         };
-        Event { line, id, timestamp }
+        // Deployment, step and organization.
+        let names_origin = [0, 1, 5].into_iter().any(|number| has[number].is_some());
+        Event { line, id, timestamp, names_origin }
     }
 
     /// The other lines of an event whose line is `line`, see [`Line::other_limits`].
