@@ -16,6 +16,7 @@ use crate::config::{Config, ConfigErrors, Loaded};
 use crate::credentials;
 use crate::exit_code::{CANT_BIND, CANT_CREATE, CONFIG, IO, UNAVAILABLE};
 use crate::http::listener;
+use crate::ingest::auth::characters_to_escape;
 use crate::ingest::{came_both_ways, opened_beside_a_pull};
 use crate::spool::disk::{Disk, OsDisk};
 use crate::spool::manifest::{Lock, Manifest, ManifestError};
@@ -89,6 +90,7 @@ pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {
     let mut steps = files(config);
     let both_ways = opened_beside_a_pull(config);
     steps.extend(both_ways.map(|told| stored_twice(&told)));
+    steps.extend(token_to_escape(config));
     steps.push(clock());
     steps.push(running);
     steps.extend(daemon.into_iter().flat_map(|status| other_settings(config, status)));
@@ -98,6 +100,31 @@ pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {
     }
     steps.extend([spool_dir(&config.spool_dir), lock(config, daemon), manifest(config), disk(config)]);
     steps
+}
+
+/// Which protocols can't carry a static token as it is. It is never shown.
+fn token_to_escape(config: &Config) -> Option<Step> {
+    let found = characters_to_escape(config);
+    let has = |characters: &str| found.iter().any(|found| characters.contains(*found));
+    let protocols = [
+        ("Sumo Logic (in the path)", "/?#%"),
+        ("Logz.io and Splunk HEC's ?token= (in the query)", "&#%"),
+        ("Logz.io (in JSON)", "\"\\"),
+    ];
+    let named: Vec<_> = protocols.into_iter().filter(|(_, them)| has(them)).map(|(name, _)| name).collect();
+    let shown: Vec<_> = found.iter().map(char::to_string).collect();
+    (!named.is_empty()).then(|| {
+        let detail = format!(
+            "a static token has {} in it, which these carry only escaped: {}",
+            shown.join(" "),
+            named.join(", ")
+        );
+        Step::warn(
+            "ingest-token",
+            detail,
+            "nothing where senders use none of these; else a token of letters and digits (openssl rand -hex 32)",
+        )
+    })
 }
 
 /// A warning of events that come both ways; the remedy is behind the first semicolon.

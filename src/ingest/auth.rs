@@ -25,7 +25,7 @@ use crate::metric_table;
 use crate::oidc::{OidcToken, Reason, Verifier, VerifyError, looks_like_jwt};
 use crate::protocols::Head;
 use token_file::{StaticToken, TokenFile};
-pub use token_file::{TokenFileError, token_file_problem, token_file_types};
+pub use token_file::{TokenFileError, characters_to_escape, token_file_problem, token_file_types};
 
 /// Where an OIDC token travels beside other credentials.
 pub const OIDC_TOKEN_HEADER: HeaderName = HeaderName::from_static("x-env0-oidc-token");

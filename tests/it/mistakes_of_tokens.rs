@@ -126,6 +126,24 @@ fn the_path_of_a_file_in_a_secrets_place_is_sent_to_the_variable_for_files() {
 }
 
 #[test]
+fn check_names_the_protocols_that_can_not_carry_a_token_as_it_is() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let file = setup.folder().join("ingest-tokens");
+    let checked = |setup: Setup| setup.run("check --offline").stdout;
+    let with = |token: &str| checked(Setup::new(&aws).set("ENV0_S3_LOG_INGEST_TOKEN", token));
+    assert_says(&with("0123456789/abcdef"), &["[warn] ingest-token", " has / in it", "Sumo Logic"]);
+    assert_says(&with("0123456789&abcdef"), &["[warn] ingest-token", "Logz.io and Splunk HEC"]);
+    for plain in ["0123456789abcdef", "0123456789+abcdef=="] {
+        assert!(!with(plain).contains("ingest-token "), "{plain}");
+    }
+    std::fs::write(&file, "# a/b\n0123456789abcdef\n0123456789#abcdef env0-audits\n").unwrap();
+    let of_file = checked(setup.set("ENV0_S3_LOG_INGEST_TOKEN_FILE", file.to_str().unwrap()));
+    assert_says(&of_file, &["[warn] ingest-token", " has # in it", "Sumo Logic", "Logz.io"]);
+    assert!(!of_file.contains("0123456789"), "{of_file}");
+}
+
+#[test]
 fn a_401_names_the_file_of_tokens_and_what_a_token_may_write() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws);

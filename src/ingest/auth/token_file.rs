@@ -5,10 +5,12 @@
 //! [`Watched`]), and a last line without a line break counts only where the whole file was put in place by a rename,
 //! as Kubernetes does with a Secret, or at start, when there is nothing older to keep.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+
+use secrecy::ExposeSecret;
 
 use crate::batch::{LogType, Sha256};
 use crate::config::{self, Config, INGEST_TOKEN_MIN_CHARS};
@@ -49,6 +51,16 @@ pub fn token_file_problem(config: &Config) -> Option<TokenFileError> {
 pub fn token_file_types(path: &Path) -> Vec<Option<LogType>> {
     let tokens = load(path, Change::Replaced);
     tokens.map(|tokens| tokens.iter().map(|token| token.log_type).collect()).unwrap_or_default()
+}
+
+/// The characters of static tokens that some protocols carry only escaped, because their token is in a URL or in JSON.
+pub fn characters_to_escape(config: &Config) -> BTreeSet<char> {
+    let of_file = config.ingest_token_file.as_deref().and_then(|path| small_file::read_text(path).ok());
+    let of_file = of_file.unwrap_or_default();
+    let lines = of_file.lines().map(str::trim).filter(|line| !line.starts_with('#'));
+    let of_file = lines.filter_map(|line| line.split_whitespace().next());
+    let own = config.ingest_token.as_ref().map(ExposeSecret::expose_secret);
+    own.into_iter().chain(of_file).flat_map(str::chars).filter(|found| "/?#&%\"\\".contains(*found)).collect()
 }
 
 /// A token that an operator gave out. Only its digest is kept.
