@@ -8,6 +8,7 @@ mod inflate;
 pub mod memory;
 mod meters;
 pub mod receive;
+pub mod refused;
 pub mod route;
 mod token_bodies;
 
@@ -32,6 +33,7 @@ pub use crate::ingest::both_ways::{BothWays, came_both_ways, opened_beside_a_pul
 use crate::ingest::memory::{Charge, HOLD, Memory, Share};
 use crate::ingest::meters::IngestMeters;
 use crate::ingest::receive::{Received, Terms};
+use crate::ingest::refused::Refused;
 use crate::ingest::route::{Route, route};
 use crate::ingest::token_bodies::TokenBodies;
 use crate::protocols::body::{BodyError, Limits, Lines};
@@ -87,6 +89,7 @@ pub struct Ingest {
     last_keys: ByType<Mutex<LastKey>>,
     both_ways: BothWays,
     meters: IngestMeters,
+    refused: Refused,
     draining: AtomicBool,
     stop_bodies: CancellationToken,
     requests: TaskTracker,
@@ -132,6 +135,7 @@ impl Ingest {
             last_keys: Default::default(),
             both_ways: BothWays::new(config),
             meters: IngestMeters::new(),
+            refused: Refused::default(),
             draining: AtomicBool::new(false),
             stop_bodies: CancellationToken::new(),
             requests: TaskTracker::new(),
@@ -176,7 +180,10 @@ impl Ingest {
         };
         // Whatever the request was; only the token that it may have carried was taken.
         let outcome = if came_too_late { Err(receive::draining()) } else { outcome };
-        let mut answer = outcome.unwrap_or_else(|refusal| protocol.refused(&refusal));
+        let mut answer = outcome.unwrap_or_else(|refusal| {
+            self.refused.count(refusal.status(), protocol.name(), log_type, &guest);
+            protocol.refused(&refusal)
+        });
         if self.draining.load(Ordering::Relaxed) {
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }

@@ -45,6 +45,9 @@ pub struct Status {
     /// `connections_refused_total`; absent where none was.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub connections_refused_total: BTreeMap<String, u64>,
+    /// How many requests ingest refused for good since the start, by HTTP status; absent where none was.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub requests_refused_total: BTreeMap<String, u64>,
     /// What is pulled from env0's API, one for each log type and organization; absent where nothing is.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pull: Vec<PullStatus>,

@@ -17,6 +17,7 @@ fn status_now() -> Status {
     Status {
         bucket: None,
         connections_refused_total: Default::default(),
+        requests_refused_total: Default::default(),
         version: "0".into(),
         instance: "instance".into(),
         phase: Phase::Running,

@@ -159,10 +159,15 @@ fn other_settings(config: &Config, status: &Status) -> Option<Step> {
 /// What the running daemon says of its spool and of its pulls that is worth a look.
 fn troubles(status: &Status) -> Vec<Step> {
     let mut steps = Vec::new();
-    if !status.connections_refused_total.is_empty() {
-        let reasons = status.connections_refused_total.iter().map(|(reason, total)| format!("{reason} {total}"));
-        let reasons = reasons.collect::<Vec<_>>().join(", ");
-        let detail = format!("it has refused connections since its start, by reason: {reasons}");
+    for (what, by, totals) in [
+        ("connections", "reason", &status.connections_refused_total),
+        ("requests", "HTTP status", &status.requests_refused_total),
+    ] {
+        if totals.is_empty() {
+            continue;
+        }
+        let totals = totals.iter().map(|(reason, total)| format!("{reason} {total}")).collect::<Vec<_>>().join(", ");
+        let detail = format!("it has refused {what} since its start, by {by}: {totals}");
         let remedy =
             "nothing where no sender of yours is missed; else its log names the client and the reason of the first";
         steps.push(Step::warn(DAEMON, detail, remedy));

@@ -12,7 +12,7 @@ use crate::credentials::Credentials;
 use crate::daemon::bucket_facts::BucketFacts;
 use crate::daemon::disk_facts::DiskWatch;
 use crate::http::refusals;
-use crate::ingest::BothWays;
+use crate::ingest::{BothWays, refused};
 use crate::oidc::Verifier;
 use crate::pull::Puller;
 use crate::spool::Spool;
@@ -116,6 +116,7 @@ impl Probe {
             types: LogType::ALL.map(of_type).into(),
             bucket: parts.as_ref().and_then(|parts| parts.bucket.latest()),
             connections_refused_total: refusals::totals(),
+            requests_refused_total: refused::totals(),
             pull: parts.as_ref().and_then(|parts| Some(parts.puller.as_ref()?.status())).unwrap_or_default(),
             cloudwatch: parts.as_ref().and_then(|parts| Some(parts.cloudwatch.as_ref()?.status())),
             credentials: parts.map(|parts| CredentialsStatus {

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 
 use serde_json::Value;
 
-use crate::harness::{DEPLOYMENTS, Daemon, Finished, Setup, event, wait_for, wait_until};
+use crate::harness::{DEPLOYMENTS, Daemon, Finished, Setup, TOKEN, Upload, event, wait_for, wait_until};
 use crate::local_aws::{BUCKET, Fault, LocalAws, Operation};
 
 /// A daemon with a token, and the setup of a check that has none.
@@ -83,6 +83,26 @@ fn refused_connections_are_in_the_status_and_check_warns_of_them() {
     wait_until("it is counted", || status(&daemon)["connections_refused_total"]["malformed"] == 1);
     let finished = check.run("check");
     assert!(line(&finished, "[warn] daemon").contains("malformed 1"), "{}", finished.stdout);
+}
+
+#[test]
+fn refused_requests_are_in_log_and_status_and_check_warns_of_them() {
+    let aws = LocalAws::start();
+    let (daemon, check) = beside(Setup::new(&aws));
+    assert_eq!(status(&daemon).get("requests_refused_total"), None);
+    for _ in 0..3 {
+        assert_eq!(daemon.post(DEPLOYMENTS, "{\"canary\":").status, 400);
+        assert_eq!(daemon.send(Upload::post("/no/such/path").bearer(TOKEN).body("x")).status, 404);
+        assert_eq!(daemon.send(Upload::post(DEPLOYMENTS).bearer("another-canary").body(event("1"))).status, 401);
+    }
+    let expected = serde_json::json!({"400": 3, "401": 3, "404": 3});
+    wait_until("they are counted", || status(&daemon)["requests_refused_total"] == expected);
+    for words in ["its body is broken", "its path is none", "their token is none of ENV0_S3_LOG_INGEST_TOKEN"] {
+        assert_eq!(daemon.log().count("WARN", words), 1, "{words}: {}", daemon.log().text());
+    }
+    assert!(!daemon.log().text().contains("canary"), "{}", daemon.log().text());
+    let finished = check.run("check");
+    assert!(line(&finished, "[warn] daemon").contains("400 3, 401 3, 404 3"), "{}", finished.stdout);
 }
 
 #[test]

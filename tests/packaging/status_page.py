@@ -230,6 +230,21 @@ class StatusPage(unittest.TestCase):
         self.shows(page.locator("#verdict"), "Events flow")
         page.unroute("**/status")
 
+    def test_what_is_refused_is_shown_and_only_where_something_is(self):
+        page, refused = self.open(), {"requests_refused_total": {}, "connections_refused_total": {}}
+
+        def with_refusals(route):
+            answer = route.fetch()
+            route.fulfill(response=answer, json=answer.json() | refused)
+
+        page.route("**/status", with_refusals)
+        self.shows(page.locator("#verdict"), "Events flow")
+        expect(page.locator("#refused")).to_be_hidden(timeout=WITHIN_MS)
+        refused["requests_refused_total"] = {"400": 1234, "413": 1}
+        refused["connections_refused_total"] = {"malformed": 2}
+        for told in ("400 1,234, 413 1", "malformed 2", "The log names client and reason"):
+            self.shows(page.locator("#refused"), told)
+
     def test_cloudwatch_is_a_lane_of_its_own_and_shown_only_where_there_is_one(self):
         page = self.open()
         self.shows(page.locator("#verdict"), "Events flow")

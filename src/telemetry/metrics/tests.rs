@@ -9,6 +9,7 @@ fn status() -> Status {
     Status {
         bucket: None,
         connections_refused_total: Default::default(),
+        requests_refused_total: Default::default(),
         version: VERSION.to_owned(),
         instance: "i".to_owned(),
         phase: Phase::Running,
