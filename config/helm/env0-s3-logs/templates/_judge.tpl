@@ -45,6 +45,18 @@ its refusals, one a line, so that all are told at once; what a value means is ju
 {{- if hasKey .Values.serviceAccount.annotations "eks.amazonaws.com/role-arn" }}
 {{- println "serviceAccount.annotations: the daemon doesn't use IRSA; leave eks.amazonaws.com/role-arn out, and set podToken.enabled=true, which mounts the same kind of token, and config.ENV0_S3_LOG_ROLE_ARN to the role" }}
 {{- end }}
+{{- $arn := index $config "ENV0_S3_LOG_ROLE_ARN" | default "" | trim }}
+{{- $region := index $config "ENV0_S3_LOG_AWS_REGION" | default "" | trim }}
+{{- if and $region (hasPrefix "arn:" $arn) (not (or (index $config "AWS_ENDPOINT_URL") (index $config "AWS_ENDPOINT_URL_STS"))) }}
+{{- $of := "aws" }}
+{{- range $begin, $part := dict "cn-" "aws-cn" "us-gov-" "aws-us-gov" "us-iso-" "aws-iso" "us-isob-" "aws-iso-b" "eusc-" "aws-eusc" }}
+{{- if hasPrefix $begin $region }}{{ $of = $part }}{{ end }}
+{{- end }}
+{{- $roles := regexReplaceAll "^arn:([^:]*).*$" $arn "${1}" }}
+{{- if ne $of $roles }}
+{{- println (printf "config.ENV0_S3_LOG_AWS_REGION=%s: expected a region of %s, where config.ENV0_S3_LOG_ROLE_ARN is from, or a role that was made in %s" $region $roles $of) }}
+{{- end }}
+{{- end }}
 {{- $own := list "spool" "oidc" "env0-api-key" "ingest" "tls" }}
 {{- $volumes := $own }}
 {{- range .Values.extraVolumes }}
