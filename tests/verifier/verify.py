@@ -384,7 +384,7 @@ class Verifier:
             if "env0-renamed-from" in entry.metadata:
                 first = re.sub(r"_[A-Za-z0-9]{5}\.log", f"_{entry.metadata['env0-renamed-from']}.log", key)
                 named.setdefault(first, []).append((entry, lines, archived))
-        for line in itertools.chain.from_iterable(open(name, encoding="utf-8") for name in self.options.receipts):
+        for line in itertools.chain.from_iterable(open(name, encoding="utf-8-sig") for name in self.options.receipts):
             receipt = json.loads(line) if line.strip() else {"accepted": 0}
             if receipt["accepted"]:
                 self.receipt(receipt, line, named.get(receipt["object"], []))
@@ -437,7 +437,7 @@ def decompress(key, body):
 
 def read_heads(name):
     """Heads in `/status` documents and `verify --json` reports, one after the other."""
-    text, decoder, heads = open(name, encoding="utf-8").read().strip(), json.JSONDecoder(), []
+    text, decoder, heads = open(name, encoding="utf-8-sig").read().strip(), json.JSONDecoder(), []
     while text:
         document, end = decoder.raw_decode(text)
         text = text[end:].strip()
