@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 use crate::batch::{BatchName, ByType, LogType, object_key};
 use crate::config::Config;
 use crate::http::listener::Guest;
-use crate::ingest::auth::{AuthError, Authenticator, Identity, OIDC_TOKEN_HEADER};
+use crate::ingest::auth::{Authenticator, Identity, OIDC_TOKEN_HEADER};
 pub use crate::ingest::both_ways::{BothWays, came_both_ways, opened_beside_a_pull};
 use crate::ingest::memory::{Charge, HOLD, Memory, Share};
 use crate::ingest::meters::IngestMeters;
@@ -60,7 +60,6 @@ const MAX_GROWTH: usize = 2;
 
 const RETRY_FULL_SECONDS: u64 = 10;
 const RETRY_DISK_SECONDS: u64 = 5;
-const RETRY_ISSUER_SECONDS: u64 = 5;
 const RETRY_STARTING_SECONDS: u64 = 5;
 
 /// The batch whose key was made last, and the key as a JSON string.
@@ -469,19 +468,6 @@ struct Sender<'a> {
 fn main_type(lines: &ByType<Lines>) -> LogType {
     let most = LogType::ALL.into_iter().max_by_key(|log_type| lines[*log_type].records);
     most.unwrap_or(LogType::Deployments)
-}
-
-impl From<AuthError> for Refusal {
-    fn from(error: AuthError) -> Refusal {
-        match error {
-            AuthError::Missing => Refusal::Unauthorized(BadCredentials::Missing),
-            AuthError::Incomplete => Refusal::Unauthorized(BadCredentials::Incomplete),
-            AuthError::Invalid | AuthError::Malformed(_) => Refusal::Unauthorized(BadCredentials::Unknown),
-            AuthError::Unavailable { .. } | AuthError::NoRoom => {
-                Refusal::Unavailable { reason: error.to_string(), retry_after_seconds: RETRY_ISSUER_SECONDS }
-            }
-        }
-    }
 }
 
 fn not_taken(error: AppendError) -> Refusal {

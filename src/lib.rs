@@ -16,7 +16,7 @@
 //! 1. A `200` means that the events are on disk, fsynced; they reach S3 whatever happens to the
 //!    process, the power, the network, S3 or STS.
 //! 2. From spool to bucket each is written exactly once: a batch has one key from its opening and one
-//!    sequence of bytes from its sealing, before its first PUT. [`flusher`]'s `delivery` tells the one gap.
+//!    sequence of bytes from its sealing, before its first PUT. [`flusher`]'s `delivery` tells the two exceptions.
 //! 3. A full spool is said with `503`; nothing that was accepted is ever dropped.
 //!
 //! Invariants, each held by a test:

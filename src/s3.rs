@@ -1,4 +1,4 @@
-//! The bucket: one PUT an attempt, and what its failure means. The only file that names `aws_sdk_s3`.
+//! The bucket: one PUT an attempt, and what its failure means. The only room that names `aws_sdk_s3`.
 
 mod answer;
 mod checksums;

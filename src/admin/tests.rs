@@ -245,7 +245,7 @@ async fn idle_connections_never_keep_a_probe_waiting_and_the_oldest_is_closed_fo
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_probe_whose_request_comes_later_is_answered_though_a_hundred_connect_in_between() {
+async fn a_probe_with_a_late_request_is_answered_though_a_hundred_connect_meanwhile() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = CancellationToken::new();

@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn no_address_pushes_out_the_only_token_of_another_and_the_refused_ones_turn_comes_last() {
+    fn no_address_pushes_out_anothers_only_token_and_the_refused_ones_come_last() {
         let (tokens, mut candidates) = (Tokens::new(), Candidates::default());
         let from = |host: u8, mut token: OidcToken| {
             token.client = Some([192, 0, 2, host].into());

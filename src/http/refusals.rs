@@ -12,7 +12,7 @@ use crate::metric_table;
 use axum::http::StatusCode;
 use metrics::{Counter, counter};
 
-/// A reason that has not been seen for so long is news when it is seen again.
+/// What has not been met for so long is news when it is met again.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
 /// The most characters of what else is known of a refusal.
@@ -143,7 +143,20 @@ pub(super) struct Refusals {
 
 struct Reason {
     total: Counter,
-    last: Mutex<Option<Instant>>,
+    last: LastMet,
+}
+
+/// When a reason to refuse something was met last, so that the log tells it once in a while.
+#[derive(Default)]
+pub struct LastMet(Mutex<Option<Instant>>);
+
+impl LastMet {
+    /// It is met now. Whether that is news: the first time, and again after ten minutes without it.
+    pub fn is_news(&self) -> bool {
+        let now = Instant::now();
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
+        last.is_none_or(|last| now.duration_since(last) >= FORGOTTEN_AFTER)
+    }
 }
 
 impl Refusals {
@@ -151,7 +164,7 @@ impl Refusals {
     pub(super) fn new(listener: &'static str) -> Refusals {
         let reasons = Refused::ALL.map(|refused| Reason {
             total: counter!(metric_table::CONNECTIONS_REFUSED, "reason" => refused.label()),
-            last: Mutex::default(),
+            last: LastMet::default(),
         });
         Refusals { listener, reasons }
     }
@@ -161,9 +174,7 @@ impl Refusals {
         let reason = &self.reasons[refused as usize];
         reason.total.increment(1);
         TOTALS[refused as usize].fetch_add(1, Relaxed);
-        let now = Instant::now();
-        let last = reason.last.lock().unwrap_or_else(PoisonError::into_inner).replace(now);
-        if last.is_none_or(|last| now.duration_since(last) >= FORGOTTEN_AFTER) {
+        if reason.last.is_news() {
             // A client's certificate may make it long.
             let detail: String = detail.to_string().chars().take(DETAIL_MAX_CHARS).collect();
             tracing::warn!(

@@ -5,7 +5,7 @@ mod token_file;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::http::header::AUTHORIZATION;
@@ -21,9 +21,10 @@ use crate::batch::{LogType, Sha256};
 use crate::config::Config;
 use crate::credentials::{Credentials, Offer};
 use crate::http::listener::Guest;
+use crate::http::refusals::LastMet;
 use crate::metric_table;
 use crate::oidc::{OidcToken, Reason, Verifier, VerifyError, looks_like_jwt};
-use crate::protocols::Head;
+use crate::protocols::{BadCredentials, Head, Refusal};
 use token_file::{StaticToken, TokenFile};
 pub use token_file::{TokenFileError, characters_to_escape, token_file_problem, token_file_types};
 
@@ -36,8 +37,7 @@ const BESIDE_PATIENCE: Duration = Duration::from_secs(1);
 /// all others.
 const BESIDE_MAX: usize = 16;
 const BESIDE_STRANGERS_MAX: usize = 4;
-/// A reason that was not seen for so long is told again when it is seen again.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
+const RETRY_ISSUER_SECONDS: u64 = 5;
 /// Label of `auth_failures_total`.
 const WRONG_TYPE: &str = "wrong_type";
 
@@ -123,6 +123,19 @@ impl AuthError {
     }
 }
 
+impl From<AuthError> for Refusal {
+    fn from(error: AuthError) -> Refusal {
+        match error {
+            AuthError::Missing => Refusal::Unauthorized(BadCredentials::Missing),
+            AuthError::Incomplete => Refusal::Unauthorized(BadCredentials::Incomplete),
+            AuthError::Invalid | AuthError::Malformed(_) => Refusal::Unauthorized(BadCredentials::Unknown),
+            AuthError::Unavailable { .. } | AuthError::NoRoom => {
+                Refusal::Unavailable { reason: error.to_string(), retry_after_seconds: RETRY_ISSUER_SECONDS }
+            }
+        }
+    }
+}
+
 impl From<VerifyError> for AuthError {
     fn from(error: VerifyError) -> AuthError {
         match error {
@@ -149,13 +162,12 @@ struct Inner {
 
 /// When the log was last told of each reason, so that it says it once in a while.
 #[derive(Default)]
-struct Told(Mutex<BTreeMap<&'static str, Instant>>);
+struct Told(Mutex<BTreeMap<&'static str, LastMet>>);
 
 impl Told {
     fn tell(&self, reason: &'static str, words: &str, guest: &Guest) {
-        let now = Instant::now();
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(reason, now);
-        if last.is_none_or(|last| now.duration_since(last) >= FORGOTTEN_AFTER) {
+        let is_news = self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default().is_news();
+        if is_news {
             tracing::warn!(
                 client.address = %guest.network(),
                 reason,

@@ -4,17 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 
 use crate::batch::LogType;
 use crate::http::listener::Guest;
+use crate::http::refusals::LastMet;
 use crate::metric_table;
-
-/// A status that was not answered for so long is news when it is answered again.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
 /// The statuses, and what the log says of each. It has no word of the request's own: a body is nobody's business. Of a 401
 /// the log says more where credentials are judged (`auth.rs`, `oidc/verifier.rs`).
@@ -44,17 +40,15 @@ pub fn totals() -> BTreeMap<String, u64> {
 
 /// When each status was answered last.
 #[derive(Default)]
-pub(super) struct Refused([Mutex<Option<Instant>>; STATUSES.len()]);
+pub(super) struct Refused([LastMet; STATUSES.len()]);
 
 impl Refused {
     /// Counts a refusal; the first one of its status after a while is told.
     pub(super) fn count(&self, status: StatusCode, protocol: &str, log_type: Option<LogType>, guest: &Guest) {
         let Some(index) = STATUSES.iter().position(|(known, _)| *known == status) else { return };
         TOTALS[index].fetch_add(1, Relaxed);
-        let now = Instant::now();
-        let last = self.0[index].lock().unwrap_or_else(PoisonError::into_inner).replace(now);
         if let Some(words) = STATUSES[index].1
-            && last.is_none_or(|last| now.duration_since(last) >= FORGOTTEN_AFTER)
+            && self.0[index].is_news()
         {
             tracing::warn!(
                 client.address = %guest.network(),

@@ -322,7 +322,7 @@ fn the_documents_show_events_as_they_are_stored() {
 }
 
 #[test]
-fn json_over_several_lines_is_one_event_where_all_of_a_body_is_json_and_else_lines_are() {
+fn json_over_several_lines_is_one_event_if_all_of_it_is_json_else_lines_are() {
     for uri in ["/services/collector/raw", "/receiver/v1/http/s", "/?token=t"] {
         for (body, events) in [
             ("{\"a\":\n1}", &["{\"a\":1}"][..]),

@@ -115,7 +115,7 @@ fn gunzipped(body: &[u8]) -> Vec<String> {
 }
 
 #[test]
-fn events_that_name_another_origin_than_theirs_come_once_although_their_place_is_lost() {
+fn events_that_name_another_origin_come_once_although_their_place_is_lost() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let long = format!("\"stepName\":\"mine\",\"text\":\"{}\"", "x".repeat(100_000));
     let own = [

@@ -134,7 +134,7 @@ mod tests {
     use crate::protocols::tests::*;
 
     #[test]
-    fn otlp_heads_without_records_are_refused_where_they_are_not_understood_and_kept_beside_records() {
+    fn otlp_heads_not_understood_are_refused_without_records_and_kept_beside_them() {
         // In a resource, and what is said of it.
         let lost = r#"[{"body":{"stringValue":"LOST"}}]"#;
         let of_resource = [

@@ -113,7 +113,7 @@ fn a_disk_that_can_not_tell_where_the_path_leads_is_told_by_its_own_error() {
 }
 
 #[test]
-fn a_name_in_quarantine_that_can_not_be_looked_at_is_not_taken_for_one_that_is_taken() {
+fn a_name_in_quarantine_that_can_not_be_looked_at_does_not_count_as_taken() {
     let mut world = sealed();
     world.disk.flip_bit(&world.file(".sealed"));
     let batch = world.waiting.remove(0);
@@ -228,7 +228,7 @@ fn a_spool_that_is_moved_away_is_not_made_anew_and_goes_on_when_it_is_back() {
 }
 
 #[test]
-fn a_folder_of_the_spool_that_is_moved_away_is_not_made_anew_and_goes_on_when_it_is_back() {
+fn a_folder_that_is_moved_away_is_not_made_anew_and_goes_on_when_it_is_back() {
     let (home, dir, spool) = real();
     fs::create_dir_all(dir.join("cloudwatch").join(TYPE.as_str())).unwrap();
     fs::create_dir(dir.join(PULL)).unwrap();
