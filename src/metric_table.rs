@@ -54,6 +54,76 @@ macro_rules! metrics {
     };
 }
 
+/// Declares an enum whose variants are all values of a metric's label, each beside its value. `ALL` has them in this
+/// order, so `kind as usize` is an index of it. The compiler refuses an enum that differs from the metric's entry here.
+macro_rules! label_values {
+    ($metric:literal, $label:literal: $(#[$about:meta])* $vis:vis enum $name:ident {
+        $($(#[$meaning:meta])* $variant:ident = $value:literal,)*
+    }) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        $vis enum $name {
+            $($(#[$meaning])* $variant,)*
+        }
+
+        impl $name {
+            /// Every one.
+            $vis const ALL: [$name; [$($value),*].len()] = [$($name::$variant),*];
+
+            /// The label's value.
+            $vis const fn as_str(self) -> &'static str {
+                match self {
+                    $($name::$variant => $value,)*
+                }
+            }
+        }
+
+        const _: () = assert!(
+            crate::metric_table::has_values($metric, $label, &[$($value),*]),
+            concat!($metric, " in metric_table.rs has other values of ", $label, ", or in another order")
+        );
+    };
+}
+pub(crate) use label_values;
+
+/// Whether the metric's label has these values, in this order.
+pub(crate) const fn has_values(metric: &str, label: &str, values: &[&str]) -> bool {
+    let mut at = 0;
+    while at < METRICS.len() {
+        let mut labels = METRICS[at].labels;
+        while let [(name, known), rest @ ..] = labels {
+            if is_same(METRICS[at].name, metric) && is_same(name, label) {
+                return are_same(known, values);
+            }
+            labels = rest;
+        }
+        at += 1;
+    }
+    false
+}
+
+const fn are_same(mut these: &[&str], mut those: &[&str]) -> bool {
+    while let ([this, rest_of_these @ ..], [that, rest_of_those @ ..]) = (these, those) {
+        if !is_same(this, that) {
+            return false;
+        }
+        (these, those) = (rest_of_these, rest_of_those);
+    }
+    these.is_empty() && those.is_empty()
+}
+
+/// `==` of two texts, which the compiler can't do yet.
+const fn is_same(this: &str, that: &str) -> bool {
+    let (mut these, mut those) = (this.as_bytes(), that.as_bytes());
+    while let ([this, rest_of_these @ ..], [that, rest_of_those @ ..]) = (these, those) {
+        if *this != *that {
+            return false;
+        }
+        (these, those) = (rest_of_these, rest_of_those);
+    }
+    these.is_empty() && those.is_empty()
+}
+
 metrics! {
     EVENTS_ACCEPTED: counts("env0_s3_logs_events_accepted_total", BY_TYPE, "Events acknowledged: durable in the spool");
     EVENTS_RECOVERED: counts("env0_s3_logs_events_recovered_total", BY_TYPE, "Events found in the spool at the start");

@@ -9,6 +9,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use crate::config;
+use crate::metric_table;
 use crate::network::{broken_words, cut_off, foreign_name, foreign_words, retry_after, way_out};
 
 /// Why a request failed. Displays as what happened and what to do about it.
@@ -38,79 +39,38 @@ impl fmt::Display for LogsError {
 
 impl std::error::Error for LogsError {}
 
-/// The closed set of failures; the label of `cloudwatch_errors_total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum LogsErrorKind {
-    /// Nothing to sign with: no request was made.
-    NoSession,
-    /// The session has expired, or isn't known to CloudWatch.
-    SessionRejected,
-    /// The role may not do this.
-    Denied,
-    /// Group or stream are not there.
-    Missing,
-    /// The request was signed for another region.
-    WrongRegion,
-    /// Our clock and CloudWatch's differ by too much.
-    ClockSkew,
-    /// CloudWatch doesn't take these events, now or later.
-    Events,
-    /// Too many requests.
-    Throttled,
-    /// No answer in time.
-    Timeout,
-    /// DNS, TCP, TLS, proxy, or a connection that broke.
-    Unreachable,
-    /// Any 5xx, or another request for the same group is under way.
-    ServerError,
-    /// A proxy asks for credentials of its own.
-    ProxyRefused,
-    /// What answered is not CloudWatch, or doesn't show that it is.
-    NotCloudWatch,
-    /// Anything else.
-    Other,
-}
-
-impl LogsErrorKind {
-    /// Every kind.
-    pub const ALL: [LogsErrorKind; 14] = {
-        use LogsErrorKind::*;
-        [
-            NoSession,
-            SessionRejected,
-            Denied,
-            Missing,
-            WrongRegion,
-            ClockSkew,
-            Events,
-            Throttled,
-            Timeout,
-            Unreachable,
-            ServerError,
-            ProxyRefused,
-            NotCloudWatch,
-            Other,
-        ]
-    };
-
-    /// The label in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            LogsErrorKind::NoSession => "no_session",
-            LogsErrorKind::SessionRejected => "session_rejected",
-            LogsErrorKind::Denied => "denied",
-            LogsErrorKind::Missing => "missing",
-            LogsErrorKind::WrongRegion => "wrong_region",
-            LogsErrorKind::ClockSkew => "clock_skew",
-            LogsErrorKind::Events => "events",
-            LogsErrorKind::Throttled => "throttled",
-            LogsErrorKind::Timeout => "timeout",
-            LogsErrorKind::Unreachable => "unreachable",
-            LogsErrorKind::ServerError => "server_error",
-            LogsErrorKind::ProxyRefused => "proxy_refused",
-            LogsErrorKind::NotCloudWatch => "not_cloudwatch",
-            LogsErrorKind::Other => "other",
-        }
+metric_table::label_values! {
+    "env0_s3_logs_cloudwatch_errors_total", "error":
+    /// The closed set of failures.
+    pub enum LogsErrorKind {
+        /// Nothing to sign with: no request was made.
+        NoSession = "no_session",
+        /// The session has expired, or isn't known to CloudWatch.
+        SessionRejected = "session_rejected",
+        /// The role may not do this.
+        Denied = "denied",
+        /// Group or stream are not there.
+        Missing = "missing",
+        /// The request was signed for another region.
+        WrongRegion = "wrong_region",
+        /// Our clock and CloudWatch's differ by too much.
+        ClockSkew = "clock_skew",
+        /// CloudWatch doesn't take these events, now or later.
+        Events = "events",
+        /// Too many requests.
+        Throttled = "throttled",
+        /// No answer in time.
+        Timeout = "timeout",
+        /// DNS, TCP, TLS, proxy, or a connection that broke.
+        Unreachable = "unreachable",
+        /// Any 5xx, or another request for the same group is under way.
+        ServerError = "server_error",
+        /// A proxy asks for credentials of its own.
+        ProxyRefused = "proxy_refused",
+        /// What answered is not CloudWatch, or doesn't show that it is.
+        NotCloudWatch = "not_cloudwatch",
+        /// Anything else.
+        Other = "other",
     }
 }
 

@@ -18,65 +18,36 @@ const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 /// The most characters of what else is known of a refusal.
 const DETAIL_MAX_CHARS: usize = 500;
 
-/// Why a connection, or what came on it, is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refused {
-    /// HTTP that two readers could take for two different requests, or that is none.
-    Malformed,
-    /// No `Host`, or more than one.
-    Host,
-    /// HTTP/2, or another version that is not spoken here.
-    Version,
-    /// A head of more than 16 KiB, or of more than 100 headers.
-    HeadTooLarge,
-    /// A head or a handshake that did not come in time.
-    Slow,
-    /// An answer that the client does not read.
-    Unread,
-    /// TLS that can't be agreed on.
-    Tls,
-    /// The certificate of a client is missing, or of no CA that is trusted.
-    ClientCertificate,
-    /// Closed for another one, at the limit of connections or of memory for what is unfinished.
-    Limit,
-    /// A web page of another site made a browser ask.
-    CrossSite,
-    /// A browser asked by a name that may be anybody's.
-    ForeignHost,
+metric_table::label_values! {
+    "env0_s3_logs_connections_refused_total", "reason":
+    /// Why a connection, or what came on it, is refused.
+    pub(super) enum Refused {
+        /// HTTP that two readers could take for two different requests, or that is none.
+        Malformed = "malformed",
+        /// No `Host`, or more than one.
+        Host = "host",
+        /// HTTP/2, or another version that is not spoken here.
+        Version = "version",
+        /// A head of more than 16 KiB, or of more than 100 headers.
+        HeadTooLarge = "head_too_large",
+        /// A head or a handshake that did not come in time.
+        Slow = "slow",
+        /// An answer that the client does not read.
+        Unread = "unread",
+        /// TLS that can't be agreed on.
+        Tls = "tls",
+        /// The certificate of a client is missing, or of no CA that is trusted.
+        ClientCertificate = "client_certificate",
+        /// Closed for another one, at the limit of connections or of memory for what is unfinished.
+        Limit = "limit",
+        /// A web page of another site made a browser ask.
+        CrossSite = "cross_site",
+        /// A browser asked by a name that may be anybody's.
+        ForeignHost = "foreign_host",
+    }
 }
 
 impl Refused {
-    const ALL: [Refused; 11] = [
-        Refused::Malformed,
-        Refused::Host,
-        Refused::Version,
-        Refused::HeadTooLarge,
-        Refused::Slow,
-        Refused::Unread,
-        Refused::Tls,
-        Refused::ClientCertificate,
-        Refused::Limit,
-        Refused::CrossSite,
-        Refused::ForeignHost,
-    ];
-
-    /// The label `reason` of `connections_refused_total`.
-    fn label(self) -> &'static str {
-        match self {
-            Refused::Malformed => "malformed",
-            Refused::Host => "host",
-            Refused::Version => "version",
-            Refused::HeadTooLarge => "head_too_large",
-            Refused::Slow => "slow",
-            Refused::Unread => "unread",
-            Refused::Tls => "tls",
-            Refused::ClientCertificate => "client_certificate",
-            Refused::Limit => "limit",
-            Refused::CrossSite => "cross_site",
-            Refused::ForeignHost => "foreign_host",
-        }
-    }
-
     /// What it is answered with, where there is an answer.
     pub(super) fn status(self) -> StatusCode {
         match self {
@@ -84,7 +55,12 @@ impl Refused {
             Refused::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Refused::Slow => StatusCode::REQUEST_TIMEOUT,
             Refused::CrossSite | Refused::ForeignHost => StatusCode::FORBIDDEN,
-            _ => StatusCode::BAD_REQUEST,
+            Refused::Malformed
+            | Refused::Host
+            | Refused::Unread
+            | Refused::Tls
+            | Refused::ClientCertificate
+            | Refused::Limit => StatusCode::BAD_REQUEST,
         }
     }
 
@@ -131,7 +107,7 @@ static TOTALS: [AtomicU64; Refused::ALL.len()] = [const { AtomicU64::new(0) }; R
 
 /// How many were refused by all listeners, by reason; reasons that were never met are left out.
 pub fn totals() -> BTreeMap<String, u64> {
-    let totals = Refused::ALL.map(|refused| (refused.label().to_owned(), TOTALS[refused as usize].load(Relaxed)));
+    let totals = Refused::ALL.map(|refused| (refused.as_str().to_owned(), TOTALS[refused as usize].load(Relaxed)));
     totals.into_iter().filter(|(_, total)| *total > 0).collect()
 }
 
@@ -163,7 +139,7 @@ impl Refusals {
     /// No refusals yet, of the listener with this name.
     pub(super) fn new(listener: &'static str) -> Refusals {
         let reasons = Refused::ALL.map(|refused| Reason {
-            total: counter!(metric_table::CONNECTIONS_REFUSED, "reason" => refused.label()),
+            total: counter!(metric_table::CONNECTIONS_REFUSED, "reason" => refused.as_str()),
             last: LastMet::default(),
         });
         Refusals { listener, reasons }
@@ -180,7 +156,7 @@ impl Refusals {
             tracing::warn!(
                 listener = self.listener,
                 client.address = %client,
-                reason = refused.label(),
+                reason = refused.as_str(),
                 detail = %detail,
                 "a connection was refused: {}; more of them are only counted, in env0_s3_logs_connections_refused_total",
                 refused.words()

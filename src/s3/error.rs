@@ -11,6 +11,7 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use super::answer::{Answer, NotConfirmed, Watched};
 use crate::config;
 use crate::exit_code::{CONFIG, DENIED, IO, UNAVAILABLE};
+use crate::metric_table;
 use crate::network::{broken_words, causes, chain, foreign_name, foreign_words, never_connected, retry_after};
 
 /// Why an attempt failed, and what is known after it.
@@ -42,101 +43,52 @@ impl fmt::Display for PutError {
 
 impl std::error::Error for PutError {}
 
-/// The closed set of failures; the label of `upload_failures_total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PutErrorKind {
-    /// Nothing to sign with: no attempt was made.
-    NoSession,
-    /// 412 from the store: an object with this key exists.
-    NameTaken,
-    /// 412, and nothing shows whether the store or something in between sent it.
-    NameTakenUnproven,
-    /// 409: another request for this key is under way.
-    Conflict,
-    /// No answer in time.
-    Timeout,
-    /// DNS, TCP, TLS, proxy, or a connection that broke.
-    Unreachable,
-    /// The session has expired, or isn't known to S3.
-    SessionRejected,
-    /// The store says AccessDenied.
-    Denied,
-    /// The KMS key refuses.
-    KmsDenied,
-    /// There is no such bucket, or none can have that name.
-    NoSuchBucket,
-    /// The bucket is in another region.
-    WrongRegion,
-    /// Our clock and S3's differ by too much.
-    ClockSkew,
-    /// Too many requests.
-    Throttled,
-    /// The body that came in isn't the body that was meant.
-    ChecksumRefused,
-    /// The file can't be read, or hasn't the length it should have.
-    FileUnreadable,
-    /// Any other 5xx, or S3's redirect while a new bucket's name isn't known everywhere.
-    ServerError,
-    /// A proxy asks for credentials of its own.
-    ProxyRefused,
-    /// What answered is not S3, or doesn't show that it is.
-    NotS3,
-    /// Anything else.
-    Other,
+metric_table::label_values! {
+    "env0_s3_logs_upload_failures_total", "error":
+    /// The closed set of failures.
+    pub enum PutErrorKind {
+        /// Nothing to sign with: no attempt was made.
+        NoSession = "no_session",
+        /// 412 from the store: an object with this key exists.
+        NameTaken = "name_taken",
+        /// 412, and nothing shows whether the store or something in between sent it.
+        NameTakenUnproven = "name_taken_unproven",
+        /// 409: another request for this key is under way.
+        Conflict = "conflict",
+        /// No answer in time.
+        Timeout = "timeout",
+        /// DNS, TCP, TLS, proxy, or a connection that broke.
+        Unreachable = "unreachable",
+        /// The session has expired, or isn't known to S3.
+        SessionRejected = "session_rejected",
+        /// The store says AccessDenied.
+        Denied = "denied",
+        /// The KMS key refuses.
+        KmsDenied = "kms_denied",
+        /// There is no such bucket, or none can have that name.
+        NoSuchBucket = "no_such_bucket",
+        /// The bucket is in another region.
+        WrongRegion = "wrong_region",
+        /// Our clock and S3's differ by too much.
+        ClockSkew = "clock_skew",
+        /// Too many requests.
+        Throttled = "throttled",
+        /// The body that came in isn't the body that was meant.
+        ChecksumRefused = "checksum_refused",
+        /// The file can't be read, or hasn't the length it should have.
+        FileUnreadable = "file_unreadable",
+        /// Any other 5xx, or S3's redirect while a new bucket's name isn't known everywhere.
+        ServerError = "server_error",
+        /// A proxy asks for credentials of its own.
+        ProxyRefused = "proxy_refused",
+        /// What answered is not S3, or doesn't show that it is.
+        NotS3 = "not_s3",
+        /// Anything else.
+        Other = "other",
+    }
 }
 
 impl PutErrorKind {
-    /// Every kind.
-    pub const ALL: [PutErrorKind; 19] = {
-        use PutErrorKind::*;
-        [
-            NoSession,
-            NameTaken,
-            NameTakenUnproven,
-            Conflict,
-            Timeout,
-            Unreachable,
-            SessionRejected,
-            Denied,
-            KmsDenied,
-            NoSuchBucket,
-            WrongRegion,
-            ClockSkew,
-            Throttled,
-            ChecksumRefused,
-            FileUnreadable,
-            ServerError,
-            ProxyRefused,
-            NotS3,
-            Other,
-        ]
-    };
-
-    /// The label in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            PutErrorKind::NoSession => "no_session",
-            PutErrorKind::NameTaken => "name_taken",
-            PutErrorKind::NameTakenUnproven => "name_taken_unproven",
-            PutErrorKind::Conflict => "conflict",
-            PutErrorKind::Timeout => "timeout",
-            PutErrorKind::Unreachable => "unreachable",
-            PutErrorKind::SessionRejected => "session_rejected",
-            PutErrorKind::Denied => "denied",
-            PutErrorKind::KmsDenied => "kms_denied",
-            PutErrorKind::NoSuchBucket => "no_such_bucket",
-            PutErrorKind::WrongRegion => "wrong_region",
-            PutErrorKind::ClockSkew => "clock_skew",
-            PutErrorKind::Throttled => "throttled",
-            PutErrorKind::ChecksumRefused => "checksum_refused",
-            PutErrorKind::FileUnreadable => "file_unreadable",
-            PutErrorKind::ServerError => "server_error",
-            PutErrorKind::ProxyRefused => "proxy_refused",
-            PutErrorKind::NotS3 => "not_s3",
-            PutErrorKind::Other => "other",
-        }
-    }
-
     /// The kind that a label names.
     pub fn of_label(label: &str) -> Option<PutErrorKind> {
         PutErrorKind::ALL.into_iter().find(|kind| kind.as_str() == label)

@@ -102,6 +102,17 @@ fn every_section_that_an_error_names_is_there_and_each_failed_upload_names_one()
 }
 
 #[test]
+fn every_kind_of_failed_upload_has_a_row_in_the_operators_page() {
+    let page = std::fs::read_to_string(root().join("config/README.md")).unwrap();
+    let (_, table) = page.split_once("\n| `error` of `upload_failures_total` |").unwrap();
+    let kinds = table.lines().take_while(|line| line.starts_with('|') || line.ends_with('|'));
+    let told: Vec<_> = kinds.filter_map(|line| line.split('|').nth(1)).flat_map(|cell| cell.split('`')).collect();
+    for kind in PutErrorKind::ALL {
+        assert!(told.contains(&kind.as_str()), "config/README.md has no row for {}", kind.as_str());
+    }
+}
+
+#[test]
 fn the_short_pages_stay_short() {
     for (page, most) in SHORT_PAGES {
         let lines = std::fs::read_to_string(root().join(page)).unwrap().lines().count();
