@@ -39,6 +39,18 @@ pub enum Codec {
 }
 
 impl Codec {
+    /// Every codec.
+    pub const ALL: [Codec; 3] = [Codec::None, Codec::Gzip, Codec::Zstd];
+
+    /// The name in the configuration.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Codec::None => "none",
+            Codec::Gzip => "gzip",
+            Codec::Zstd => "zstd",
+        }
+    }
+
     /// What follows `.log` in the key and the suffix in the file name.
     pub fn extension(self) -> &'static str {
         match self {
@@ -296,11 +308,9 @@ fn parse_spool_name(text: &str) -> Option<SpoolName> {
         Some((suffix, first)) => (suffix.parse().ok()?, Some(first.parse().ok()?)),
         None => (suffixes.parse().ok()?, None),
     };
-    let codec = match *fields.peek()? {
-        "gz" => Codec::Gzip,
-        "zst" => Codec::Zstd,
-        _ => Codec::None,
-    };
+    let field = *fields.peek()?;
+    let codec = Codec::ALL.into_iter().find(|codec| codec.extension().strip_prefix('.') == Some(field));
+    let codec = codec.unwrap_or_default();
     if codec != Codec::None {
         fields.next();
     }
@@ -365,7 +375,7 @@ mod tests {
 
     #[test]
     fn every_name_reads_back_as_it_was_written() {
-        for codec in [Codec::None, Codec::Gzip, Codec::Zstd] {
+        for codec in Codec::ALL {
             for batch in [BatchName { codec, ..name() }, BatchName { codec, ..name() }.renamed()] {
                 let open = SpoolName::Open(batch);
                 assert_eq!(open.to_string().parse(), Ok(open));

@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn with_compression_room_for_the_copy_of_one_batch_is_kept() {
-        let limits = [Codec::None, Codec::Gzip, Codec::Zstd].map(|codec| usage(codec).limit_bytes());
+        let limits = Codec::ALL.map(|codec| usage(codec).limit_bytes());
         assert_eq!(limits, [100, 84, 84]);
     }
 }

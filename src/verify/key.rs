@@ -34,8 +34,7 @@ pub(super) fn parse(folder: &str, key: &str) -> Option<KeyParts> {
     let (time, rest) = key.strip_prefix(folder)?.split_at_checked(TIME_BYTES)?;
     let opened = NaiveDateTime::parse_from_str(time, TIME_FORMAT).ok()?;
     let (suffix, ending) = rest.strip_prefix('_')?.split_at_checked(5)?;
-    let codecs = [Codec::None, Codec::Gzip, Codec::Zstd];
-    let codec = codecs.into_iter().find(|codec| ending.strip_prefix(".log") == Some(codec.extension()))?;
+    let codec = Codec::ALL.into_iter().find(|codec| ending.strip_prefix(".log") == Some(codec.extension()))?;
     // chrono reads a second 60, as a leap second; no clock here writes one.
     let exact = opened.nanosecond() == 0 && opened.format(TIME_FORMAT).to_string() == time;
     exact.then_some(KeyParts { opened, suffix: suffix.parse().ok()?, codec })

@@ -291,7 +291,7 @@ impl Job {
 
     fn codec(&self) -> Codec {
         let has_ending = |codec: &Codec| *codec != Codec::None && self.listed.key.ends_with(codec.extension());
-        [Codec::Gzip, Codec::Zstd].into_iter().find(has_ending).unwrap_or_default()
+        Codec::ALL.into_iter().find(has_ending).unwrap_or_default()
     }
 }
 

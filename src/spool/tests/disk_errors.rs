@@ -192,7 +192,7 @@ fn a_delivery_goes_on_when_its_own_rename_meets_a_full_disk() {
 
 #[test]
 fn a_seal_that_fails_is_repeated_and_gives_no_number_twice() {
-    for codec in [Codec::None, Codec::Gzip, Codec::Zstd] {
+    for codec in Codec::ALL {
         for op in [Op::Rename, Op::SyncDir, Op::Remove] {
             let mut world = World::with_codec(codec);
             world.open().unwrap();
@@ -391,7 +391,7 @@ fn after_the_file_size_limit_a_new_file_is_begun() {
 
 #[test]
 fn an_open_batch_whose_file_is_removed_or_replaced_is_sealed_from_the_writers_own() {
-    let codecs = [Codec::None, Codec::Gzip, Codec::Zstd];
+    let codecs = Codec::ALL;
     for (codec, is_replaced) in codecs.into_iter().flat_map(|codec| [(codec, false), (codec, true)]) {
         let mut world = World::with_codec(codec);
         world.open().unwrap();
