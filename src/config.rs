@@ -16,6 +16,7 @@ use std::time::Duration;
 
 pub use effective::{CloudWatch, Config, KeyFiles, LogFormat, Network, Pull, Purpose, Setting, Source, TlsFiles};
 pub use files::{file_error, oidc_token, oidc_token_of_file};
+use given::Given;
 use reader::Reader;
 pub use slips::token_not_meant;
 pub use values::aws::bucket_name;
@@ -94,7 +95,7 @@ impl Config {
                     .to_owned(),
             );
         }
-        let config = read.config(given, purpose);
+        let config = read.config(&given, purpose);
         if read.errors.is_empty() {
             Ok(Loaded { config, settings: read.settings(), unknown: read.unknown, warnings: read.warnings })
         } else {
@@ -119,7 +120,7 @@ pub fn admin_addr_from_env() -> Result<SocketAddr, ConfigErrors> {
     const NAME: &str = "ENV0_S3_LOG_ADMIN_ADDR";
     let mut read = Reader::default();
     let mut given = read.known(std::env::vars_os().filter(|(name, _)| name == NAME), Purpose::Daemon);
-    let mut address = read.value(NAME, given.remove(NAME), values::socket_address);
+    let mut address = read.value(Given { name: NAME, text: given.remove(NAME) }, values::socket_address);
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
     }

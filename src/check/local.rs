@@ -234,7 +234,7 @@ pub(super) fn files(config: &Config) -> Vec<Step> {
         tls.and_then(|tls| tls.client_ca.as_ref()),
         config.signing_key_file.as_ref(),
         config.network.ca_file.as_ref().map(|(_, path)| path),
-        config.oidc_token_file.as_ref(),
+        config.oidc_token_file.as_ref().map(|(_, path)| path),
     ];
     let remedy = "mount the file, let this user read it, or fix its format";
     let read = match (Files::read(config), credentials::token_file_problem(config)) {

@@ -152,7 +152,7 @@ fn own_token(config: &Config, token: &OidcToken, claims: &ShownClaims) -> Step {
     let now = crate::batch::now();
     let (Some(issuer), Some(_)) = (&claims.issuer, &claims.subject) else {
         let place = match (token.source, &config.oidc_token_file) {
-            (Source::File, Some(path)) => format!("{}={path:?}", config.oidc_token_file_variable),
+            (Source::File, Some((variable, path))) => format!("{variable}={path:?}"),
             (Source::Url, _) => "the answer of ENV0_S3_LOG_OIDC_TOKEN_URL".to_owned(),
             _ => "ENV0_OIDC_TOKEN".to_owned(),
         };

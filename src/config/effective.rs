@@ -24,10 +24,8 @@ pub struct Config {
     pub session_duration: Duration,
     /// A token given at start.
     pub oidc_token: Option<SecretString>,
-    /// A file that holds a token; read again at every exchange.
-    pub oidc_token_file: Option<PathBuf>,
-    /// The variable that names [`Config::oidc_token_file`].
-    pub oidc_token_file_variable: &'static str,
+    /// A file that holds a token, beside the variable that names it; read again at every exchange.
+    pub oidc_token_file: Option<(&'static str, PathBuf)>,
     /// A URL that answers with a token; may hold a secret anywhere.
     pub oidc_token_url: Option<SecretString>,
     /// Issuer of handed-over tokens, as it was written.

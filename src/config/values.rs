@@ -20,6 +20,9 @@ pub(super) type Expected = String;
 
 pub(super) type Parsed<T> = Result<T, Expected>;
 
+/// A rule for a text.
+pub(super) type Rule = fn(&str) -> Parsed<String>;
+
 fn check<T>(holds: bool, value: T, expected: &str) -> Parsed<T> {
     if holds { Ok(value) } else { Err(expected.to_owned()) }
 }

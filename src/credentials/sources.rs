@@ -39,7 +39,7 @@ pub(super) struct Sources {
 
 impl Sources {
     pub(super) fn new(config: &Config, network: &Network) -> Sources {
-        let file = config.oidc_token_file.clone().map(|path| (config.oidc_token_file_variable, path));
+        let file = config.oidc_token_file.clone();
         let url = config.oidc_token_url.clone();
         Sources { file, reading: Mutex::default(), url, network: network.clone() }
     }
@@ -86,7 +86,8 @@ impl Sources {
 
 /// Why the configured file gives no token now; `check` asks it without a source.
 pub fn token_file_problem(config: &Config) -> Option<String> {
-    in_file(config.oidc_token_file_variable, config.oidc_token_file.as_deref()?).err()
+    let (variable, path) = config.oidc_token_file.as_ref()?;
+    in_file(variable, path).err()
 }
 
 fn in_file(variable: &str, path: &Path) -> Result<OidcToken, String> {
@@ -181,7 +182,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let pipe = folder.path().join("token");
         rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
-        let config = Config { oidc_token_file: Some(pipe.clone()), ..crate::testing::config("") };
+        let config =
+            Config { oidc_token_file: Some(("ENV0_OIDC_TOKEN_FILE", pipe.clone())), ..crate::testing::config("") };
         let sources = Sources::new(&config, &Network::new(&config.network).unwrap());
         tokio::select! {
             biased;

@@ -297,7 +297,8 @@ async fn the_token_file_is_read_at_each_exchange_and_trimmed() {
     let path = directory.path().join("token");
     let issuer = issuer();
     let (old, new) = (issuer.token(), issuer.sign(&issuer.claims(Utc::now() + TimeDelta::hours(2))));
-    let credentials = start(&Config { oidc_token_file: Some(path.clone()), ..config(&server.url()) });
+    let credentials =
+        start(&Config { oidc_token_file: Some(("ENV0_OIDC_TOKEN_FILE", path.clone())), ..config(&server.url()) });
     until("the state", || credentials.status().state == "waits for an OIDC token").await;
     let waits_for = credentials.status().waits_for.unwrap();
     assert!(waits_for.contains("(No such file"), "{waits_for}");

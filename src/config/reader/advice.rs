@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use super::{Given, Reader};
+use super::{Reader, Texts};
 use crate::config::values::aws;
 use crate::config::{Config, values, variables};
 
@@ -29,7 +29,7 @@ const NEVER_THE_EXAMPLE: [&str; 9] = [
 
 impl Reader {
     /// Warns of variables that still have the example of the documents, by their names.
-    pub(super) fn tell_examples(&mut self, given: &Given) {
+    pub(super) fn tell_examples(&mut self, given: &Texts) {
         let is_example = |name: &str| {
             let example = variables::find(name).map(|variable| variable.example);
             example.is_some() && example == given.get(name).map(String::as_str)

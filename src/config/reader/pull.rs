@@ -5,47 +5,39 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::Reader;
+use super::{Given, HOUR, Reader};
 use crate::config::effective::{KeyFiles, Pull};
-use crate::config::files::value_of_file;
-use crate::config::values;
+use crate::config::values::{self, Rule};
 
 impl Reader {
-    /// The value of `name`, or of the file that `file_name` names.
-    fn secret_or_file(
-        &mut self,
-        (name, given, file_name, file): (&'static str, Option<String>, &'static str, Option<String>),
-    ) -> Option<SecretString> {
-        let file = self.path(file_name, file);
-        let parse = if name == "ENV0_API_KEY_ID" { values::key_id } else { values::text };
-        if given.is_some() {
-            return self.secret(name, given, parse);
+    /// The value of a variable, or of the file that a second one names.
+    fn secret_or_file(&mut self, (given, file): (Given, Given), parse: Rule) -> Option<SecretString> {
+        if given.text.is_none() {
+            return self.secret_of_file(file, parse);
         }
-        value_of_file(&file?, parse).map_err(|problem| self.refuse(file_name, &problem)).ok()
+        // Nobody reads the file, but its path is judged.
+        self.path(file);
+        self.secret(given, parse)
     }
 
     /// What is pulled. `key` is the key's id and its secret.
     pub(super) fn pull(
         &mut self,
-        key: [(&'static str, Option<String>, &'static str, Option<String>); 2],
-        [types, from, interval, organization_ids, api_url]: [Option<String>; 5],
+        [key_id, key_secret]: [(Given, Given); 2],
+        [types, from, interval, organization_ids, api_url]: [Given; 5],
     ) -> Option<Pull> {
-        let [id_file, secret_file] = key.each_ref().map(|(_, given, _, file)| match given {
+        let [id, secret] = [&key_id, &key_secret].map(|(given, file)| match given.text {
             Some(_) => None,
-            None => file.clone().map(PathBuf::from),
+            None => file.text.clone().map(PathBuf::from),
         });
-        let key_files = KeyFiles { id: id_file, secret: secret_file };
-        let [key_id, key_secret] = key.map(|part| self.secret_or_file(part));
-        let types = self.value("ENV0_S3_LOG_PULL", types, values::log_types);
-        let from = self.optional("ENV0_S3_LOG_PULL_FROM", from, values::past_moment);
-        let interval = self.value(
-            "ENV0_S3_LOG_PULL_INTERVAL",
-            interval,
-            values::duration(Duration::from_secs(5), Duration::from_secs(3600)),
-        );
-        let organization_ids =
-            self.optional("ENV0_S3_LOG_PULL_ORGANIZATION_ID", organization_ids, values::ids).unwrap_or_default();
-        let api_url = self.value("ENV0_S3_LOG_API_URL", api_url, values::endpoint_url);
+        let key_files = KeyFiles { id, secret };
+        let key_id = self.secret_or_file(key_id, values::key_id);
+        let key_secret = self.secret_or_file(key_secret, values::text);
+        let types = self.value(types, values::log_types);
+        let from = self.optional(from, values::past_moment);
+        let interval = self.value(interval, values::duration(Duration::from_secs(5), HOUR));
+        let organization_ids = self.optional(organization_ids, values::ids).unwrap_or_default();
+        let api_url = self.value(api_url, values::endpoint_url);
         let is_given = |read: &Self, name| ["", "_FILE"].iter().any(|end| read.is_given(&format!("{name}{end}")));
         match (is_given(self, "ENV0_API_KEY_ID"), is_given(self, "ENV0_API_KEY_SECRET")) {
             (true, false) => self.refuse("ENV0_API_KEY_SECRET", "not set, and needed beside ENV0_API_KEY_ID"),

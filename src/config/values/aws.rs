@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use reqwest::Url;
 
-use super::{Parsed, check};
+use super::{Parsed, Rule, check, duration};
 use crate::batch::LogType;
 
 /// The longest `bucketPath` that leaves room for the rest of the key in S3's 1024 bytes.
@@ -30,6 +31,36 @@ const STORAGE_CLASSES: [&str; 9] = [
     "REDUCED_REDUNDANCY",
     "EXPRESS_ONEZONE",
 ];
+
+/// AWS's rules for names, or looser ones where another store is asked, which need not keep them.
+pub(in crate::config) struct Rules {
+    pub(in crate::config) role_arn: Rule,
+    pub(in crate::config) region: Rule,
+    pub(in crate::config) bucket_name: Rule,
+    pub(in crate::config) kms_key_id: Rule,
+    pub(in crate::config) account_id: Rule,
+    pub(in crate::config) storage_class: Rule,
+}
+
+impl Rules {
+    pub(in crate::config) fn of(s3_is_elsewhere: bool, sts_is_elsewhere: bool) -> Rules {
+        let rule = |is_elsewhere, at_aws: Rule, elsewhere: Rule| if is_elsewhere { elsewhere } else { at_aws };
+        Rules {
+            role_arn: rule(sts_is_elsewhere, role_arn, role_arn_elsewhere),
+            // AWS's own STS is asked in the bucket's region.
+            region: rule(s3_is_elsewhere && sts_is_elsewhere, region, region_elsewhere),
+            bucket_name: rule(s3_is_elsewhere, bucket_name, bucket_name_elsewhere),
+            kms_key_id: rule(s3_is_elsewhere, kms_key_id, kms_key_id_elsewhere),
+            account_id: rule(s3_is_elsewhere, account_id, account_id_elsewhere),
+            storage_class: rule(s3_is_elsewhere, storage_class, storage_class_elsewhere),
+        }
+    }
+}
+
+/// The length of a session, as STS takes it.
+pub(in crate::config) fn session_duration(value: &str) -> Parsed<Duration> {
+    duration(Duration::from_secs(900), Duration::from_secs(43_200))(value)
+}
 
 /// `arn:<partition>:iam::<account>:role/<path and name>`. The account may be empty: stores other than AWS have none.
 pub(in crate::config) fn role_arn(value: &str) -> Parsed<String> {

@@ -54,7 +54,7 @@ async fn the_operators_own_token_reaches_both_roles() {
     std::fs::write(&path, issuer().token()).unwrap();
     let server = sts(|_| sts_session("AKIA1", TimeDelta::hours(1))).await;
     for own in [
-        Config { oidc_token_file: Some(path), ..config(&server.url()) },
+        Config { oidc_token_file: Some(("ENV0_OIDC_TOKEN_FILE", path)), ..config(&server.url()) },
         Config { oidc_token: Some(issuer().token().as_str().into()), ..config(&server.url()) },
     ] {
         let (bucket, cloudwatch) = start_both(&own);
