@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 use crate::batch::{BatchName, ByType, LogType, object_key};
 use crate::config::Config;
 use crate::http::listener::Guest;
-use crate::ingest::auth::{Authenticator, Identity, OIDC_TOKEN_HEADER};
+use crate::ingest::auth::{AuthError, Authenticator, Identity, OIDC_TOKEN_HEADER};
 pub use crate::ingest::both_ways::{BothWays, came_both_ways, opened_beside_a_pull};
 use crate::ingest::memory::{Charge, HOLD, Memory, Share};
 use crate::ingest::meters::IngestMeters;
@@ -221,18 +221,20 @@ impl Ingest {
 
     /// `PUT /v1/oidc-token`. Never depends on the spool.
     async fn take_token(&self, head: Head, body: &mut Incoming, guest: &Guest) -> Result<(), Refusal> {
-        let place = self.tokens.place(guest.network());
-        let body = place.read(body, &self.stop_bodies);
-        let taken = tokio::select! {
+        let seat = self.tokens.seat(guest.network());
+        let body = seat.read(body, &self.stop_bodies);
+        let judged = tokio::select! {
             biased;
-            taken = self.authenticator.hand_over_request(guest, head, body) => taken,
-            refusal = place.given_up() => Err(refusal),
+            judged = self.authenticator.hand_over_request(guest, head, body) => judged,
+            refusal = seat.given_up() => Err(refusal),
         };
-        taken.map_err(|refusal| match refusal {
-            Refusal::Unauthorized(_) if !self.takes_hand_overs => Refusal::Unauthorized(BadCredentials::NoHandOvers),
-            Refusal::Unauthorized(BadCredentials::Missing) => Refusal::Unauthorized(BadCredentials::EmptyHandOver),
-            Refusal::Unauthorized(_) => Refusal::Unauthorized(BadCredentials::NoOidcToken),
-            other => other,
+        judged?.map_err(|error| match error {
+            AuthError::Unavailable { .. } | AuthError::NoRoom => error.into(),
+            _ if !self.takes_hand_overs => Refusal::Unauthorized(BadCredentials::NoHandOvers),
+            AuthError::Missing => Refusal::Unauthorized(BadCredentials::EmptyHandOver),
+            AuthError::Refused(_) | AuthError::Invalid | AuthError::Incomplete | AuthError::Malformed(_) => {
+                Refusal::Unauthorized(BadCredentials::NoOidcToken)
+            }
         })
     }
 

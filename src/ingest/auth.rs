@@ -83,6 +83,9 @@ pub enum AuthError {
     /// 401: wrong ones.
     #[error("wrong credentials")]
     Invalid,
+    /// 401: an OIDC token that breaks this rule.
+    #[error("the OIDC token is refused: {}", .0.words())]
+    Refused(Reason),
     /// 401: they contradict each other.
     #[error("{0}")]
     Malformed(&'static str),
@@ -102,7 +105,7 @@ impl AuthError {
     fn reason(&self) -> &'static str {
         match self {
             AuthError::Missing => "missing",
-            AuthError::Incomplete | AuthError::Invalid => "invalid",
+            AuthError::Incomplete | AuthError::Invalid | AuthError::Refused(_) => "invalid",
             AuthError::Malformed(_) => "malformed",
             AuthError::Unavailable { .. } | AuthError::NoRoom => "unavailable",
         }
@@ -113,7 +116,7 @@ impl AuthError {
         match self {
             AuthError::Missing => "there were none",
             AuthError::Incomplete => "Authorization was one word, where a scheme and a token are two (Bearer <token>)",
-            AuthError::Invalid => {
+            AuthError::Invalid | AuthError::Refused(_) => {
                 "their token is none of ENV0_S3_LOG_INGEST_TOKEN and ENV0_S3_LOG_INGEST_TOKEN_FILE (of an OIDC token \
                  another line says why)"
             }
@@ -128,7 +131,9 @@ impl From<AuthError> for Refusal {
         match error {
             AuthError::Missing => Refusal::Unauthorized(BadCredentials::Missing),
             AuthError::Incomplete => Refusal::Unauthorized(BadCredentials::Incomplete),
-            AuthError::Invalid | AuthError::Malformed(_) => Refusal::Unauthorized(BadCredentials::Unknown),
+            AuthError::Invalid | AuthError::Refused(_) | AuthError::Malformed(_) => {
+                Refusal::Unauthorized(BadCredentials::Unknown)
+            }
             AuthError::Unavailable { .. } | AuthError::NoRoom => {
                 Refusal::Unavailable { reason: error.to_string(), retry_after_seconds: RETRY_ISSUER_SECONDS }
             }
@@ -139,7 +144,7 @@ impl From<AuthError> for Refusal {
 impl From<VerifyError> for AuthError {
     fn from(error: VerifyError) -> AuthError {
         match error {
-            VerifyError::Refused(_) => AuthError::Invalid,
+            VerifyError::Refused(refusal) => AuthError::Refused(refusal.reason),
             VerifyError::Unavailable(reason) => AuthError::Unavailable { reason },
         }
     }
@@ -233,14 +238,11 @@ impl Authenticator {
         named: Option<LogType>,
     ) -> Result<Identity, AuthError> {
         let identity = self.judge_all(guest, headers, carried, named).await;
-        let identity =
-            match identity {
-                Ok(Identity::Oidc)
-                | Err(
-                    AuthError::Missing | AuthError::Incomplete | AuthError::Invalid | AuthError::Unavailable { .. },
-                ) if !self.0.required => Ok(Identity::Anonymous),
-                judged => judged,
-            };
+        let identity = match identity {
+            judged @ (Ok(Identity::Static { .. }) | Err(AuthError::Malformed(_))) => judged,
+            _ if !self.0.required => Ok(Identity::Anonymous),
+            judged => judged,
+        };
         identity.inspect_err(|error| {
             count_failure(error);
             // The issuer's failures have their own line.
@@ -264,7 +266,8 @@ impl Authenticator {
         let mut outcome = Err(AuthError::Missing);
         for token in presented.as_deref().into_iter().chain(carried) {
             match self.judge(guest, token, named).await {
-                Err(AuthError::Invalid) if matches!(outcome, Err(AuthError::Unavailable { .. })) => {}
+                Err(AuthError::Invalid | AuthError::Refused(_))
+                    if matches!(outcome, Err(AuthError::Unavailable { .. })) => {}
                 judged => outcome = judged,
             }
             if outcome.is_ok() {
@@ -335,13 +338,13 @@ impl Authenticator {
     }
 
     /// Hands over the token of a `PUT /v1/oidc-token`: a JWT in `Authorization`, which needs no body;
-    /// else `body`, which is read only then. `None` is one that is too long for a token.
-    pub async fn hand_over_request<E: From<AuthError>>(
+    /// else `body`, which is read only then. `None` is one that is too long for a token. `E` is why a body can't be read.
+    pub async fn hand_over_request<E>(
         &self,
         guest: &Guest,
         head: Head,
         body: impl Future<Output = Result<Option<Bytes>, E>>,
-    ) -> Result<(), E> {
+    ) -> Result<Result<(), AuthError>, E> {
         let presented = token_of(&head.headers).map(|token| token.map(|token| SecretString::from(token.as_ref())));
         // A thousand strangers whose tokens come slowly would keep 20 MiB of heads.
         drop(head);
@@ -353,17 +356,18 @@ impl Authenticator {
             _ => match body.await? {
                 None => {
                     self.0.verifier.refused(Reason::TooLong);
-                    Err(AuthError::Invalid)
+                    Err(AuthError::Refused(Reason::TooLong))
                 }
                 Some(body) if body.trim_ascii().is_empty() => {
                     self.0.verifier.refused(Reason::Empty);
-                    Err(if matches!(presented, Ok(None)) { AuthError::Missing } else { AuthError::Invalid })
+                    let has_none = matches!(presented, Ok(None));
+                    Err(if has_none { AuthError::Missing } else { AuthError::Refused(Reason::Empty) })
                 }
                 // A token is ASCII: anything else is none.
                 Some(body) => self.hand_over(guest, std::str::from_utf8(&body).unwrap_or_default()).await,
             },
         };
-        Ok(outcome.inspect_err(count_failure)?)
+        Ok(outcome.inspect_err(count_failure))
     }
 
     async fn judge(&self, guest: &Guest, token: &str, named: Option<LogType>) -> Result<Identity, AuthError> {

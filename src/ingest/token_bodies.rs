@@ -43,11 +43,11 @@ struct Body {
 }
 
 impl TokenBodies {
-    /// A place for the body of a request that comes from `source`.
-    pub(super) fn place(&self, source: IpAddr) -> Place<'_> {
+    /// A seat for the body of a request that comes from `source`.
+    pub(super) fn seat(&self, source: IpAddr) -> Seat<'_> {
         let mut bodies = self.lock();
         bodies.last_number += 1;
-        Place { all: self, number: bodies.last_number, source, given_up: Arc::default() }
+        Seat { all: self, number: bodies.last_number, source, given_up: Arc::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Bodies> {
@@ -73,15 +73,15 @@ impl Bodies {
     }
 }
 
-/// One body's place among all; what it holds counts until the place is dropped.
-pub(super) struct Place<'a> {
+/// One body's seat among all; what it holds counts until the seat is dropped.
+pub(super) struct Seat<'a> {
     all: &'a TokenBodies,
     number: u64,
     source: IpAddr,
     given_up: Arc<Notify>,
 }
 
-impl Place<'_> {
+impl Seat<'_> {
     /// Reads the token; `None` where it is too long for one.
     ///
     /// # Errors
@@ -140,7 +140,7 @@ impl Place<'_> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Seat<'_> {
     fn drop(&mut self) {
         self.all.lock().remove(self.number);
     }
@@ -156,26 +156,26 @@ mod tests {
 
     use super::*;
 
-    /// Places of these addresses, `127.0.0.<number>`, each with as much as the largest token.
-    fn places<'a>(all: &'a TokenBodies, addresses: impl IntoIterator<Item = u8>) -> Vec<Place<'a>> {
-        let place = |address| all.place([127, 0, 0, address].into());
-        addresses.into_iter().map(place).inspect(|place| place.holds(MAX_BYTES)).collect()
+    /// Seats of these addresses, `127.0.0.<number>`, each with as much as the largest token.
+    fn seats<'a>(all: &'a TokenBodies, addresses: impl IntoIterator<Item = u8>) -> Vec<Seat<'a>> {
+        let seat = |address| all.seat([127, 0, 0, address].into());
+        addresses.into_iter().map(seat).inspect(|seat| seat.holds(MAX_BYTES)).collect()
     }
 
-    fn given_up(places: &[Place<'_>]) -> Vec<usize> {
-        let is_given_up = |number: &usize| places[*number].given_up().now_or_never().is_some();
-        (0..places.len()).filter(is_given_up).collect()
+    fn given_up(seats: &[Seat<'_>]) -> Vec<usize> {
+        let is_given_up = |number: &usize| seats[*number].given_up().now_or_never().is_some();
+        (0..seats.len()).filter(is_given_up).collect()
     }
 
     #[test]
     fn beyond_the_bound_the_first_of_the_address_that_has_the_most_is_given_up() {
         let all = TokenBodies::default();
-        let here = places(&all, [1, 2, 2, 2].into_iter().chain(4..=101));
+        let here = seats(&all, [1, 2, 2, 2].into_iter().chain(4..=101));
         assert_eq!(given_up(&here), [] as [usize; 0], "102 fit");
         let mut newer = Vec::new();
         // Of 2 until it has one as the others do; then of all.
         for (address, first) in [(204, 1), (205, 2), (206, 0)] {
-            newer.extend(places(&all, [address]));
+            newer.extend(seats(&all, [address]));
             assert_eq!(given_up(&here), [first]);
         }
         assert_eq!(given_up(&newer), [] as [usize; 0]);
@@ -185,7 +185,7 @@ mod tests {
     fn what_is_dropped_makes_room() {
         let all = TokenBodies::default();
         for _ in 0..3 {
-            let here = places(&all, std::iter::repeat_n(1, 102));
+            let here = seats(&all, std::iter::repeat_n(1, 102));
             assert_eq!(given_up(&here), [] as [usize; 0]);
         }
         assert_eq!(all.lock().bytes, 0);

@@ -1,3 +1,5 @@
+use std::convert::Infallible;
+
 use axum::http::HeaderValue;
 use axum::http::header::HeaderName;
 use tokio_util::sync::CancellationToken;
@@ -155,8 +157,9 @@ async fn an_oidc_token_that_is_let_in_is_handed_over_and_one_that_is_not_leaves_
     let mut claims = case.issuer.claims(chrono::Utc::now() + chrono::TimeDelta::hours(1));
     claims["organizationId"] = "org-2".into();
     let foreign = case.issuer.sign(&claims);
-    assert_eq!(case.judge(&format!("Bearer {foreign}")).await, Err(AuthError::Invalid));
-    assert_eq!(case.auth.hand_over(&guest(), &foreign).await, Err(AuthError::Invalid));
+    let refused = AuthError::Refused(Reason::Organization);
+    assert_eq!(case.judge(&format!("Bearer {foreign}")).await, Err(refused.clone()));
+    assert_eq!(case.auth.hand_over(&guest(), &foreign).await, Err(refused));
     case.auth.hand_over_beside(&guest(), &headers(&[("x-env0-oidc-token", &foreign)]), true).await;
     assert_eq!(case.tokens(), 0);
 
@@ -178,17 +181,24 @@ async fn a_hand_over_takes_the_token_from_the_header_or_the_body() {
     let none = HeaderMap::new();
     let with_body = async |headers: &HeaderMap, body: &str| {
         let body = Bytes::copy_from_slice(body.as_bytes());
-        case.auth.hand_over_request(&guest(), head(headers), async { Ok::<_, AuthError>(Some(body)) }).await
+        case.auth.hand_over_request(&guest(), head(headers), async { Ok::<_, Infallible>(Some(body)) }).await.unwrap()
     };
-    let never = std::future::pending::<Result<Option<Bytes>, AuthError>>();
-    assert_eq!(case.auth.hand_over_request(&guest(), head(&bearer), never).await, Ok(()), "no body is waited for");
+    let never = std::future::pending::<Result<Option<Bytes>, Infallible>>();
+    assert_eq!(case.auth.hand_over_request(&guest(), head(&bearer), never).await, Ok(Ok(())), "no body is waited for");
     assert_eq!(with_body(&none, &format!("{token}\n")).await, Ok(()));
     assert_eq!(with_body(&own, &token).await, Ok(()));
     assert_eq!(with_body(&none, " ").await, Err(AuthError::Missing));
-    assert_eq!(with_body(&none, "\u{fffd}").await, Err(AuthError::Invalid));
-    assert_eq!(with_body(&own, "").await, Err(AuthError::Invalid), "a static token is none to hand over");
-    let too_long = async { Ok::<_, AuthError>(None) };
-    assert_eq!(case.auth.hand_over_request(&guest(), head(&none), too_long).await, Err(AuthError::Invalid));
+    assert_eq!(with_body(&none, "\u{fffd}").await, Err(AuthError::Refused(Reason::NotAJwt)));
+    assert_eq!(
+        with_body(&own, "").await,
+        Err(AuthError::Refused(Reason::Empty)),
+        "a static token is none to hand over"
+    );
+    let too_long = async { Ok::<_, Infallible>(None) };
+    assert_eq!(
+        case.auth.hand_over_request(&guest(), head(&none), too_long).await,
+        Ok(Err(AuthError::Refused(Reason::TooLong)))
+    );
     assert_eq!(case.tokens(), 1);
 }
 
@@ -235,5 +245,5 @@ async fn without_required_credentials_everybody_is_let_in_but_hand_overs_are_jud
     assert_eq!(case.judge("Bearer wrong").await, Ok(Identity::Anonymous));
     assert_eq!(case.judge(&format!("Bearer {}", case.issuer.token())).await, Ok(Identity::Anonymous));
     until("the hand-over", || case.tokens() == 1).await;
-    assert_eq!(case.auth.hand_over(&guest(), "wrong").await, Err(AuthError::Invalid));
+    assert_eq!(case.auth.hand_over(&guest(), "wrong").await, Err(AuthError::Refused(Reason::NotAJwt)));
 }
