@@ -6,6 +6,7 @@
 //! A deployment is in the durable place before the first of its lines is in the spool.
 
 mod follow;
+mod found;
 mod list;
 mod memory;
 mod records;
@@ -33,14 +34,14 @@ use crate::protocols::body::Limits;
 use crate::pull::ahead::ahead_by;
 use crate::pull::api::{Api, ErrorKind};
 use crate::pull::deployments::follow::{Follow, Listing, Piece};
+use crate::pull::deployments::found::Found;
+use crate::pull::deployments::list::Environments;
 pub(super) use crate::pull::deployments::list::Lists;
-use crate::pull::deployments::list::{Environments, HISTORY_AT_ONCE, Listed};
 pub(super) use crate::pull::deployments::memory::DeploymentMemory;
 use crate::pull::deployments::memory::{Following, Steps};
 pub(super) use crate::pull::deployments::records::EnvironmentRecord;
 use crate::pull::deployments::source::Source;
 use crate::pull::deployments::sweep::Sweep;
-use crate::pull::files::PlaceError;
 use crate::pull::identity::Taken;
 use crate::pull::place::{Change, Place};
 use crate::pull::report::Report;
@@ -48,8 +49,6 @@ use crate::pull::round::RoundError;
 
 /// Deployments whose logs are read at once; as many pages are in memory.
 const FOLLOWED_AT_ONCE: usize = 8;
-/// With this many in the place no other deployment is taken up until some are read.
-const FOLLOWING_MAX: usize = 5000;
 /// So much is brought into the spool at once, and one piece more.
 const GROUP_BYTES: usize = 2 * 1024 * 1024;
 /// Environments whose deployments are listed at once.
@@ -86,61 +85,6 @@ pub(super) struct Deployments {
     reading: JoinSet<Result<(), RoundError>>,
     read: HashMap<tokio::task::Id, String>,
     pieces: (mpsc::Sender<Piece>, mpsc::Receiver<Piece>),
-}
-
-/// What became of the deployments that were listed of an environment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum TakenUp {
-    All,
-    /// Some that had ended are left to the next round.
-    Some,
-    /// So many are followed that there is room only when some of them end.
-    Full,
-}
-
-/// Follows from now on what was listed of `environment`, the oldest first. `room`: how many more ended
-/// deployments may be begun in this round.
-fn take_up(
-    environment: &EnvironmentRecord,
-    listed: VecDeque<Listed>,
-    memory: &mut DeploymentMemory,
-    known: &mut BTreeMap<String, Listing>,
-    room: &mut usize,
-) -> TakenUp {
-    let mut taken_up = TakenUp::All;
-    for Listed { id, kind, created, ended, listing, .. } in listed.into_iter().rev() {
-        let has_ended = listing.has_ended();
-        if !memory.following.contains_key(&id) {
-            if memory.following.len() >= FOLLOWING_MAX {
-                taken_up = TakenUp::Full;
-                continue;
-            }
-            if has_ended && *room == 0 {
-                taken_up = taken_up.max(TakenUp::Some);
-                continue;
-            }
-            // Those that are followed already take no room: a few that fail each time would keep all others out.
-            *room = room.saturating_sub(has_ended.into());
-        }
-        memory.following.entry(id.clone()).or_insert_with(|| Following {
-            environment_id: environment.id.clone(),
-            environment_name: environment.name.clone(),
-            project_id: environment.project_id.clone(),
-            kind,
-            created,
-            read_after_end: ended.filter(|_| has_ended),
-            ..Following::default()
-        });
-        known.insert(id, listing);
-    }
-    taken_up
-}
-
-/// Notes that the list of `environment` doesn't hold those of its followed deployments that are not in `known`.
-fn note_missing(environment: &str, memory: &DeploymentMemory, known: &mut BTreeMap<String, Listing>) {
-    for (id, _) in memory.followed().filter(|(_, following)| following.environment_id == environment) {
-        known.entry(id.clone()).or_insert(Listing::Missing);
-    }
 }
 
 impl Deployments {
@@ -199,72 +143,18 @@ impl Deployments {
                 return Err(error.unwrap_or(RoundError::Stopped));
             }
         };
-        let mut first_error = kept.map(RoundError::from).or(bad.map(RoundError::from));
         environments.extend(self.unlisted(&environments));
         let mut memory = self.place.memory.clone();
         let forgotten = memory.forget_unlisted(&environments, now);
         self.judge_place(&mut memory, now);
+        let first_error = kept.map(RoundError::from).or(bad.map(RoundError::from));
         // Running deployments must not wait for long lists or long logs of ended ones, so each of the two has
         // half of an interval in a round.
         let until = Instant::now() + self.interval / 2;
-        let (mut known, mut tokens, mut more) = (BTreeMap::new(), Vec::new(), false);
-        let mut room = HISTORY_AT_ONCE;
-        let mut due = self.sweep.due(&environments, &self.place.memory, now);
-        if std::mem::take(&mut self.is_first_round) && self.hand_over.credentials.session().is_none() {
-            // Tokens are in memory only. Without one a restart would wait for the next deployment.
-            let newest = Sweep::newest(&environments, &self.place.memory, &due, LOOKS_AT_ONCE);
-            due.extend(newest);
-        }
-        // Several requests run at once; their results come in the order of `due`.
-        let mut looks = FuturesOrdered::new();
-        let mut waiting = due.iter();
-        let mut looked = due.iter();
-        loop {
-            while looks.len() < LOOKS_AT_ONCE
-                && Instant::now() < until
-                && let Some(environment) = waiting.next()
-            {
-                looks.push_back(self.lists.deployments(&environment.id, &self.place.memory));
-            }
-            let look = tokio::select! {
-                () = self.place.stopped() => return Err(RoundError::Stopped),
-                look = looks.next() => look,
-            };
-            let (Some(look), Some(environment)) = (look, looked.next()) else { break };
-            match look {
-                Ok(look) => {
-                    tokens.extend(look.tokens);
-                    let taken_up = take_up(environment, look.deployments, &mut memory, &mut known, &mut room);
-                    let all = taken_up == TakenUp::All && !look.some_left;
-                    // Another round at once finds no room either.
-                    more |= !all && taken_up != TakenUp::Full;
-                    if taken_up == TakenUp::Full {
-                        first_error.get_or_insert(PlaceError::Full { following: FOLLOWING_MAX }.into());
-                    }
-                    match look.bad {
-                        // The environment is listed again in the next round; until then its state is not remembered.
-                        Some(error) => drop(first_error.get_or_insert(error.into())),
-                        None if !all => {}
-                        None => {
-                            note_missing(&environment.id, &memory, &mut known);
-                            memory.listed(&environment.id, &environment.state(), look.newest, now);
-                        }
-                    }
-                }
-                Err(error) if error.kind == ErrorKind::Gone => {
-                    self.report.gone(&environment.id, &error);
-                    note_missing(&environment.id, &memory, &mut known);
-                }
-                Err(error) => drop(first_error.get_or_insert(error.into())),
-            }
-        }
-        more |= waiting.next().is_some();
-        drop(looks);
-        let running: HashSet<&String> = environments.iter().filter_map(|record| record.running.as_ref()).collect();
-        for (id, _) in memory.followed() {
-            let listing = || if running.contains(id) { Listing::Running } else { Listing::Unread };
-            known.entry(id.clone()).or_insert_with(listing);
-        }
+        let due = self.due(&environments, now);
+        let mut found = Found::nothing(memory, first_error);
+        self.look_at(&due, &mut found, now, until).await?;
+        let Found { memory, known, tokens, mut more, mut first_error, .. } = found.with_followed(&environments);
         for token in tokens {
             self.hand_over(&token).await;
         }
@@ -286,6 +176,54 @@ impl Deployments {
                 Ok(false)
             }
         }
+    }
+
+    /// The environments whose deployments are listed in this round.
+    fn due<'e>(&mut self, environments: &'e [EnvironmentRecord], now: i64) -> Vec<&'e EnvironmentRecord> {
+        let mut due = self.sweep.due(environments, &self.place.memory, now);
+        if std::mem::take(&mut self.is_first_round) && self.hand_over.credentials.session().is_none() {
+            // Tokens are in memory only. Without one a restart would wait for the next deployment.
+            let newest = Sweep::newest(environments, &self.place.memory, &due, LOOKS_AT_ONCE);
+            due.extend(newest);
+        }
+        due
+    }
+
+    /// Lists the deployments of those that are due, several at once; no other is begun after `until`.
+    async fn look_at(
+        &self,
+        due: &[&EnvironmentRecord],
+        found: &mut Found,
+        now: i64,
+        until: Instant,
+    ) -> Result<(), RoundError> {
+        // Results come in the order of `due`.
+        let mut looks = FuturesOrdered::new();
+        let mut waiting = due.iter();
+        let mut looked = due.iter();
+        loop {
+            while looks.len() < LOOKS_AT_ONCE
+                && Instant::now() < until
+                && let Some(environment) = waiting.next()
+            {
+                looks.push_back(self.lists.deployments(&environment.id, &self.place.memory));
+            }
+            let look = tokio::select! {
+                () = self.place.stopped() => return Err(RoundError::Stopped),
+                look = looks.next() => look,
+            };
+            let (Some(look), Some(environment)) = (look, looked.next()) else { break };
+            match look {
+                Ok(look) => found.add(environment, look, now),
+                Err(error) if error.kind == ErrorKind::Gone => {
+                    self.report.gone(&environment.id, &error);
+                    found.note_missing(&environment.id);
+                }
+                Err(error) => found.fails(error),
+            }
+        }
+        found.more |= waiting.next().is_some();
+        Ok(())
     }
 
     /// Tells of a place that is ahead of the clock, and sets it back. No environment waits for that: when one was

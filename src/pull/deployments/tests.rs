@@ -11,10 +11,10 @@ use futures_util::FutureExt;
 use tokio_util::sync::CancellationToken;
 
 use super::follow::Listing;
+use super::found::{FOLLOWING_MAX, Found, TakenUp};
 use super::list::Listed;
 use super::memory::{DeploymentMemory, Following, Steps};
 use super::records::EnvironmentRecord;
-use super::{FOLLOWING_MAX, TakenUp};
 use crate::batch::{Codec, LogType};
 use crate::protocols::body::members;
 use crate::pull::files::PlaceError;
@@ -411,17 +411,18 @@ async fn a_place_that_cannot_be_written_gives_its_turn_up_and_keeps_its_own_batc
 fn more_deployments_than_are_followed_wait_for_an_interval_not_another_round() {
     let environment = EnvironmentRecord::unlisted("e".into(), None, None);
     let listed = |id: usize, listing| VecDeque::from([Listed::of(&id.to_string(), listing)]);
-    let (mut memory, mut known) = (DeploymentMemory::beginning(DateTime::UNIX_EPOCH), BTreeMap::new());
-    let mut take_up = |id, listing, room: &mut usize| {
-        super::take_up(&environment, listed(id, listing), &mut memory, &mut known, room)
+    let mut found = Found::nothing(DeploymentMemory::beginning(DateTime::UNIX_EPOCH), None);
+    let mut take_up = |id, listing, room| {
+        found.room = room;
+        found.take_up(&environment, listed(id, listing))
     };
     for id in 0..FOLLOWING_MAX {
-        assert_eq!(take_up(id, Listing::Running, &mut 0), TakenUp::All);
+        assert_eq!(take_up(id, Listing::Running, 0), TakenUp::All);
     }
-    assert_eq!(take_up(FOLLOWING_MAX, Listing::Running, &mut 1), TakenUp::Full);
-    assert_eq!(take_up(FOLLOWING_MAX, Listing::Ended(String::new()), &mut 0), TakenUp::Full);
+    assert_eq!(take_up(FOLLOWING_MAX, Listing::Running, 1), TakenUp::Full);
+    assert_eq!(take_up(FOLLOWING_MAX, Listing::Ended(String::new()), 0), TakenUp::Full);
     // One that is followed takes no room.
-    assert_eq!(take_up(7, Listing::Ended(String::new()), &mut 0), TakenUp::All);
+    assert_eq!(take_up(7, Listing::Ended(String::new()), 0), TakenUp::All);
 }
 
 #[test]
