@@ -280,7 +280,7 @@ fn bind(variable: &str, address: SocketAddr) -> Result<TcpListener, Failure> {
         socket.listen(BACKLOG)
     };
     listen().map_err(|error| {
-        let (what, remedy) = listener::refused(variable, address, &error);
+        let (what, remedy) = listener::cannot_listen(variable, address, &error);
         Failure::new(exit_code::CANT_BIND, anyhow::anyhow!("{what}; {remedy}"))
     })
 }

@@ -213,7 +213,7 @@ fn addresses(config: &Config) -> Step {
         match TcpListener::bind(address) {
             Ok(listener) => listeners.push(listener),
             Err(error) => {
-                let (detail, remedy) = listener::refused(variable, *address, &error);
+                let (detail, remedy) = listener::cannot_listen(variable, *address, &error);
                 return Step::fail(NAME, CANT_BIND, detail, remedy);
             }
         }

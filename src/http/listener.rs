@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
@@ -32,7 +32,7 @@ use super::site::Site;
 use super::tls::Tls;
 
 /// Says that nobody can listen on the address of `variable`, and what to do about it.
-pub fn refused(variable: &str, address: SocketAddr, error: &io::Error) -> (String, &'static str) {
+pub fn cannot_listen(variable: &str, address: SocketAddr, error: &io::Error) -> (String, &'static str) {
     let remedy = match error.kind() {
         io::ErrorKind::AddrInUse => {
             "end the program that listens there (`ss -ltnp` names it), or choose another address"
@@ -48,7 +48,7 @@ pub fn refused(variable: &str, address: SocketAddr, error: &io::Error) -> (Strin
 
 /// A connection that has had so many 401s, and no request of which was let in, ends with the last of them: whoever
 /// guesses or forges tokens pays for a new connection each time. A sender that mistook its token comes back.
-const REFUSALS_MAX: usize = 8;
+const UNAUTHORIZED_MAX: usize = 8;
 /// After an accept that failed, for instance for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -165,47 +165,23 @@ where
 {
     let Member { connection, registry, .. } = member;
     let stream = FramingGuard::new(stream, member);
-    // A client may send hundreds of requests at once. Those that are let in wait for the disk; after each other one, it
-    // is everybody else's turn.
-    let turn_is_over = &AtomicBool::new(false);
-    let refusals = &AtomicUsize::new(0);
+    let requests = &Requests { member, site, turn_is_over: AtomicBool::new(false), unauthorized: AtomicUsize::new(0) };
     let service = service_fn(|request: Request<Incoming>| {
         member.may_close();
-        let refused: Option<Fault> = match connection.refused.get() {
-            Some(fault) if is_guards_own(request.method()) => Some(*fault),
-            _ => site.refusal(request.method(), request.uri(), request.headers()).map(|refused| {
-                registry.refusals.count(refused, connection.client, &"");
-                refused.into()
-            }),
-        };
+        let refused = requests.fault_of(&request);
         registry.keep(connection, Layer::Request, head_bytes(request.uri(), request.headers()));
         let asks_first = connection.is_in_body() && request.headers().contains_key(EXPECT);
         let handler = &handler;
         // The handler's future is made where it stays: it is large, and each move of it is a copy.
         async move {
-            if turn_is_over.load(Ordering::Relaxed) {
+            if requests.turn_is_over.load(Ordering::Relaxed) {
                 tokio::task::yield_now().await;
             }
             let mut answer = match refused {
                 Some(fault) => refusal(fault),
                 None => handler(request, Guest { registry: registry.clone(), connection: connection.clone() }).await,
             };
-            let guesses = answer.status() == StatusCode::UNAUTHORIZED
-                && connection.is_stranger()
-                && refusals.fetch_add(1, Ordering::Relaxed) + 1 >= REFUSALS_MAX;
-            // hyper ends the connection behind a body that is broken, and where nobody has told the client to send one.
-            let is_broken = answer.status().is_client_error() && connection.turned_away.load(Ordering::Relaxed);
-            let is_not_asked_for = asks_first && connection.is_in_body();
-            if guesses || is_broken || is_not_asked_for || registry.memory.has_too_large_a_buffer(&connection.kept) {
-                connection.turned_away.store(true, Ordering::Relaxed);
-                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            if let Some(date) = date() {
-                answer.headers_mut().insert(DATE, date);
-            }
-            turn_is_over.store(!connection.is_at_work(), Ordering::Relaxed);
-            member.may_close();
-            registry.keep(connection, Layer::Request, 0);
+            requests.finish(&mut answer, asks_first);
             Ok::<_, Infallible>(answer)
         }
     });
@@ -219,19 +195,7 @@ where
             .max_headers(HEADERS_MAX)
             .serve_connection(TokioIo::new(stream), service)
     );
-    // Waited for once: the task stays the same, so it is woken. Each look at the token takes locks that all connections
-    // share.
-    let (mut closes, mut is_awaited) = (pin!(closing.cancelled()), false);
-    let ended = poll_fn(|context| {
-        if let Poll::Ready(outcome) = served.as_mut().poll(context) {
-            return Poll::Ready(Some(outcome));
-        }
-        if std::mem::replace(&mut is_awaited, true) && !registry.is_closing.load(Ordering::Acquire) {
-            return Poll::Pending;
-        }
-        closes.as_mut().poll(context).map(|()| None)
-    });
-    let outcome = match ended.await {
+    let outcome = match or_closing(served.as_mut(), &closing, registry).await {
         Some(outcome) => outcome,
         None => {
             served.as_mut().graceful_shutdown();
@@ -247,6 +211,74 @@ where
             registry.refusals.count(Refused::Malformed, connection.client, &error);
         }
     }
+}
+
+/// What the requests of one connection share.
+struct Requests<'a> {
+    member: &'a Member,
+    site: &'a Site,
+    /// A client may send hundreds of requests at once. Those that are let in wait for the disk; after each other one, it
+    /// is everybody else's turn.
+    turn_is_over: AtomicBool,
+    /// How many were answered 401.
+    unauthorized: AtomicUsize,
+}
+
+impl Requests<'_> {
+    /// What a request is refused for before its handler sees it.
+    fn fault_of(&self, request: &Request<Incoming>) -> Option<Fault> {
+        let Member { connection, registry, .. } = self.member;
+        match connection.refused.get() {
+            Some(fault) if is_guards_own(request.method()) => Some(*fault),
+            _ => self.site.refusal(request.method(), request.uri(), request.headers()).map(|refused| {
+                registry.refusals.count(refused, connection.client, &"");
+                refused.into()
+            }),
+        }
+    }
+
+    /// Completes an answer, and decides whether the connection ends with it. `asks_first`: the request waits to be asked
+    /// for its body.
+    fn finish<B>(&self, answer: &mut Response<B>, asks_first: bool) {
+        let Member { connection, registry, .. } = self.member;
+        let guesses = answer.status() == StatusCode::UNAUTHORIZED
+            && connection.is_stranger()
+            && self.unauthorized.fetch_add(1, Ordering::Relaxed) + 1 >= UNAUTHORIZED_MAX;
+        // hyper ends the connection behind a body that is broken, and where nobody has told the client to send one.
+        let is_broken = answer.status().is_client_error() && connection.turned_away.load(Ordering::Relaxed);
+        let is_not_asked_for = asks_first && connection.is_in_body();
+        if guesses || is_broken || is_not_asked_for || registry.memory.has_too_large_a_buffer(&connection.kept) {
+            connection.turned_away.store(true, Ordering::Relaxed);
+            answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let Some(date) = date() {
+            answer.headers_mut().insert(DATE, date);
+        }
+        self.turn_is_over.store(!connection.is_at_work(), Ordering::Relaxed);
+        self.member.may_close();
+        registry.keep(connection, Layer::Request, 0);
+    }
+}
+
+/// How a connection ended; `None` once all are to close, with the connection still to be served.
+async fn or_closing<C: Future>(
+    mut served: Pin<&mut C>,
+    closing: &CancellationToken,
+    registry: &Registry,
+) -> Option<C::Output> {
+    // Waited for once: the task stays the same, so it is woken. Each look at the token takes locks that all connections
+    // share.
+    let (mut closes, mut is_awaited) = (pin!(closing.cancelled()), false);
+    poll_fn(|context| {
+        if let Poll::Ready(outcome) = served.as_mut().poll(context) {
+            return Poll::Ready(Some(outcome));
+        }
+        if std::mem::replace(&mut is_awaited, true) && !registry.is_closing.load(Ordering::Acquire) {
+            return Poll::Pending;
+        }
+        closes.as_mut().poll(context).map(|()| None)
+    })
+    .await
 }
 
 /// About what a request's head takes in memory: the table of its headers, which has room for a third more of them, and a

@@ -57,7 +57,7 @@ struct Identity {
 /// A folder in the spool, as it was when the daemon made it or found it.
 struct Inner {
     path: PathBuf,
-    /// `None` for one that is missing, or that this daemon has just made, which the next look knows.
+    /// `None` for one that is missing, or that this daemon has just made: [`Home::confirm`] knows it then.
     own: Option<FileId>,
     /// The folder itself: it tells whether a folder that is missing was removed.
     held: Option<File>,
@@ -159,36 +159,21 @@ impl Home {
     /// The path, or that of a folder in it, leads elsewhere: nothing may be concluded from the files there, and nothing
     /// written. The caller tries again until the path leads to the spool, because a volume may be mounted again.
     pub(super) fn confirm(&self) -> io::Result<bool> {
-        let confirmed = self.look();
+        let confirmed = self.find_or_restore();
         self.is_away.store(confirmed.is_err(), Ordering::Relaxed);
         confirmed
     }
 
-    fn look(&self) -> io::Result<bool> {
-        let Identity { folder, inner: own, lock } = &mut *self.identity();
-        let Some(lock) = lock else { return Ok(false) };
+    fn find_or_restore(&self) -> io::Result<bool> {
+        let identity = &mut *self.identity();
+        let Some(lock) = &identity.lock else { return Ok(false) };
         let found = identify_folder(&*self.disk, &self.dir);
-        if found.as_ref().is_ok_and(|found| found == folder) && lock.is_in_place(&self.dir) {
-            // Something may be mounted over one of the folders in it, or put in its place.
-            own.iter_mut().try_for_each(|own| {
-                let judged = judge_folder(&*self.disk, &own.path, folder.device);
-                judged.and_then(|found| own.judge(found)).or_else(|elsewhere| {
-                    match identify_folder(&*self.disk, &own.path) {
-                        // A file in a folder's place stops that log type, not the other.
-                        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
-                        _ => Err(elsewhere),
-                    }
-                })
-            })?;
+        if found.as_ref().is_ok_and(|found| *found == identity.folder) && lock.is_in_place(&self.dir) {
+            self.judge_inner(identity)?;
             return Ok(false);
         }
         if lock.is_mounted_anew(&self.dir) && self.is_ours_by_its_manifest() {
-            // Nobody else has it, or this fails.
-            let taken = Lock::take(&self.dir).map_err(io::Error::other)?;
-            (*folder, *own) = (identify_folder(&*self.disk, &self.dir)?, inner(&self.dir));
-            *lock = taken;
-            self.mounts.fetch_add(1, Ordering::Release);
-            tracing::warn!(spool.dir = %self.dir.display(), "the spool's volume was lost and is mounted anew; the daemon goes on with what is there");
+            self.follow_to_new_mount(identity)?;
             return Ok(true);
         }
         if !lock.is_removed()? {
@@ -204,17 +189,51 @@ impl Home {
                 self.dir.display()
             )));
         }
+        self.restore(identity)?;
+        Ok(true)
+    }
+
+    /// Something may be mounted over one of the folders in the spool's, or put in its place.
+    fn judge_inner(&self, Identity { folder, inner, .. }: &mut Identity) -> io::Result<()> {
+        inner.iter_mut().try_for_each(|own| {
+            let judged = judge_folder(&*self.disk, &own.path, folder.device);
+            judged.and_then(|found| own.judge(found)).or_else(|elsewhere| {
+                match identify_folder(&*self.disk, &own.path) {
+                    // A file in a folder's place stops that log type, not the other.
+                    Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
+                    _ => Err(elsewhere),
+                }
+            })
+        })
+    }
+
+    /// Goes on with the same spool, whose volume was lost and is mounted as another device.
+    fn follow_to_new_mount(&self, identity: &mut Identity) -> io::Result<()> {
+        // Nobody else has it, or this fails.
+        let lock = Lock::take(&self.dir).map_err(io::Error::other)?;
+        let folder = identify_folder(&*self.disk, &self.dir)?;
+        *identity = Identity { folder, inner: inner(&self.dir), lock: Some(lock) };
+        self.mounts.fetch_add(1, Ordering::Release);
+        tracing::warn!(spool.dir = %self.dir.display(), "the spool's volume was lost and is mounted anew; the daemon goes on with what is there");
+        Ok(())
+    }
+
+    /// Takes the lock again whose file was removed, alone or with the whole folder, and writes the manifest again.
+    fn restore(&self, identity: &mut Identity) -> io::Result<()> {
         self.disk.create_dir(&self.dir)?;
-        if lock.is_folder(&self.dir) {
-            if lock.is_replaced(&self.dir) {
-                return Err(self.another_daemons());
+        match &mut identity.lock {
+            Some(lock) if lock.is_folder(&self.dir) => {
+                if lock.is_replaced(&self.dir) {
+                    return Err(self.another_daemons());
+                }
+                lock.take_again(&self.dir).map_err(io::Error::other)?;
             }
-            lock.take_again(&self.dir).map_err(io::Error::other)?;
-        } else {
-            let taken = Lock::take(&self.dir).map_err(io::Error::other)?;
-            match Manifest::read(&*self.disk, &self.dir).map_err(io::Error::other)? {
-                Some(manifest) if manifest.instance != self.manifest.instance => return Err(self.another_daemons()),
-                _ => (*lock, *own) = (taken, inner(&self.dir)),
+            lock => {
+                let taken = Lock::take(&self.dir).map_err(io::Error::other)?;
+                match Manifest::read(&*self.disk, &self.dir).map_err(io::Error::other)? {
+                    Some(manifest) if manifest.instance != self.manifest.instance => return Err(self.another_daemons()),
+                    _ => (*lock, identity.inner) = (Some(taken), inner(&self.dir)),
+                }
             }
         }
         if Manifest::read(&*self.disk, &self.dir).map_err(io::Error::other)?.is_none() {
@@ -222,9 +241,9 @@ impl Home {
         }
         sync_above(&*self.disk, &self.dir);
         self.disk.sync_dir(&self.dir)?;
-        *folder = identify_folder(&*self.disk, &self.dir)?;
+        identity.folder = identify_folder(&*self.disk, &self.dir)?;
         tracing::error!(spool.dir = %self.dir.display(), "the spool's lock was removed while the daemon runs; it is taken again");
-        Ok(true)
+        Ok(())
     }
 
     /// Makes those of `paths`, which are among [`folders`], that are missing, durably. True where one was missing.
