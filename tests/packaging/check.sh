@@ -29,9 +29,10 @@ check-jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.y
 check-jsonschema --quiet --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
 check-jsonschema --quiet --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 
-says "the Helm chart and the plain manifests: helm, kubernetes-validate, the daemon itself: helm.py"
+says "the Helm chart and the plain manifests: helm, kubernetes-validate, the daemon itself: helm.py, helm_refusals.py"
 if command -v helm >/dev/null; then
     python tests/packaging/helm.py
+    python tests/packaging/helm_refusals.py
 else
     says "SKIPPED: no helm for this kind of machine"
 fi
