@@ -22,8 +22,8 @@ use tokio::time::Instant;
 use super::refusals::{Fault, Refusals, Refused};
 use memory::{CROWD_PART, Kept, KeptOfSource, Memory, Party};
 pub(super) use memory::{Layer, READ_MOST_BYTES};
+use turns::{Line, Standings, one_at_a_time};
 pub(super) use turns::{Standing, Step, Turn};
-use turns::{Standings, one_at_a_time, turn};
 
 /// A stranger has so long to show who it is, and a body to show how fast it comes, before it is closed for others.
 const FRESH: Duration = Duration::from_secs(1);
@@ -53,9 +53,8 @@ pub(super) struct Registry {
     /// [`Step`]; the first of both lines take turns.
     handshakes: Arc<Semaphore>,
     handshake_lines: [Arc<Semaphore>; 2],
-    /// Before both lines, one at a time: of all addresses that are not trusted; and before that, of the suspect ones.
-    untrusted_handshakes: Arc<Semaphore>,
-    suspect_handshakes: Arc<Semaphore>,
+    /// Before each of them, one at a time: of all addresses that are not trusted.
+    untrusted_handshakes: [Line; 2],
     /// What was refused below the requests.
     pub(super) refusals: Refusals,
 }
@@ -87,8 +86,6 @@ pub(super) struct Connection {
     pub(super) client: IpAddr,
     source: Arc<Source>,
     since: Instant,
-    /// No request of it has been let in yet.
-    stranger: AtomicBool,
     /// One of [`Registry::moments`], or [`AT_WORK`].
     without_request_since: AtomicU64,
     /// What it keeps of [`Registry::memory`].
@@ -117,7 +114,7 @@ const NO_BODY: u64 = u64::MAX;
 impl Connection {
     /// No request of it has been let in yet.
     pub(super) fn is_stranger(&self) -> bool {
-        self.stranger.load(Ordering::Relaxed)
+        !self.kept.is_senders()
     }
 
     /// A request of it was let in, and is not answered yet.
@@ -214,8 +211,7 @@ impl Registry {
             signatures: one_at_a_time(),
             handshakes: one_at_a_time(),
             handshake_lines: [one_at_a_time(), one_at_a_time()],
-            untrusted_handshakes: one_at_a_time(),
-            suspect_handshakes: one_at_a_time(),
+            untrusted_handshakes: Default::default(),
             refusals,
         })
     }
@@ -263,7 +259,6 @@ impl Registry {
             client,
             source,
             since: Instant::now(),
-            stranger: AtomicBool::new(true),
             without_request_since: AtomicU64::new(self.moment()),
             kept: Kept::default(),
             greeted: OnceLock::new(),
@@ -282,16 +277,12 @@ impl Registry {
         Member { registry: self.clone(), id, connection }
     }
 
-    /// It is let in, closed or gone. False where it was no stranger any more.
-    fn is_no_stranger(&self, connection: &Connection) -> bool {
-        if !connection.stranger.swap(false, Ordering::Relaxed) {
-            return false;
-        }
+    /// A stranger that is not closed yet is let in, closed or gone; the lock is held.
+    fn one_stranger_less(&self, connection: &Connection) {
         connection.source.strangers.fetch_sub(1, Ordering::Relaxed);
         if connection.greeted.get().is_some() {
             self.greeted.fetch_sub(1, Ordering::Relaxed);
         }
-        true
     }
 
     fn moment(&self) -> u64 {
@@ -333,7 +324,9 @@ impl Registry {
         connection.closing.store(true, Ordering::SeqCst);
         open.closing += 1;
         // Its address has one less at once: or of the first burst all would go that a sender has.
-        self.is_no_stranger(&connection);
+        if connection.is_stranger() {
+            self.one_stranger_less(&connection);
+        }
         drop(open);
         self.refusals.count(Refused::Limit, connection.client, &"");
         connection.close();
@@ -388,7 +381,8 @@ impl Member {
     pub(super) fn has_greeted(&self) -> Standing {
         // Not while it is closed for another one, which ends its part of the count.
         let open = self.registry.open();
-        if self.connection.is_stranger() && self.connection.greeted.set(Instant::now()).is_ok() {
+        let counts = self.connection.is_stranger() && !self.connection.closing.load(Ordering::Relaxed);
+        if counts && self.connection.greeted.set(Instant::now()).is_ok() {
             self.registry.greeted.fetch_add(1, Ordering::Relaxed);
         }
         open.standings.of(network_of(self.connection.client))
@@ -397,13 +391,16 @@ impl Member {
     /// Waits until it is the turn of this connection's address to have this step of its TLS handshake computed: behind all
     /// addresses that have a better `standing`, but for the one of each standing that is first.
     pub(super) async fn handshake_turn(&self, step: Step, standing: Standing) -> Turn {
-        let Registry { handshake_lines, untrusted_handshakes, suspect_handshakes, handshakes, .. } = &*self.registry;
-        let (of_source, line) = (&self.connection.source.handshakes[step as usize], &handshake_lines[step as usize]);
-        match standing {
-            Standing::Trusted => turn(&[of_source, line, handshakes]).await,
-            Standing::Unknown => turn(&[of_source, untrusted_handshakes, line, handshakes]).await,
-            Standing::Suspect => turn(&[of_source, suspect_handshakes, untrusted_handshakes, line, handshakes]).await,
+        let Registry { handshake_lines, untrusted_handshakes, handshakes, .. } = &*self.registry;
+        let mut turn = Turn::default();
+        // First in the line of its address: so an address waits for one of each other address, however many that one has.
+        turn.wait_in(&self.connection.source.handshakes[step as usize]).await;
+        if standing != Standing::Trusted {
+            turn.wait_for_place(&untrusted_handshakes[step as usize], standing).await;
         }
+        turn.wait_in(&handshake_lines[step as usize]).await;
+        turn.wait_in(handshakes).await;
+        turn
     }
 
     /// It has no request that is let in, so it may be closed for others, after all that have been without one for longer.
@@ -418,16 +415,18 @@ impl Drop for Member {
         self.registry.keeps_no_heads(connection);
         self.registry.memory.leave(&connection.kept);
         let mut open = self.registry.open();
-        // One that was closed for another is none any more.
-        let showed_nothing = self.registry.is_no_stranger(connection) && !connection.is_trusted.load(Ordering::Relaxed);
-        if showed_nothing && connection.greeted.get().is_some() {
-            open.standings.suspect(network_of(connection.client));
+        let is_closing = connection.closing.load(Ordering::Relaxed);
+        if connection.is_stranger() && !is_closing {
+            self.registry.one_stranger_less(connection);
+            if connection.greeted.get().is_some() && !connection.is_trusted.load(Ordering::Relaxed) {
+                open.standings.suspect(network_of(connection.client));
+            }
         }
         if connection.source.connections.fetch_sub(1, Ordering::Relaxed) == 1 {
             open.sources.remove(&network_of(connection.client));
         }
         open.connections.remove(&self.id);
-        open.closing -= usize::from(connection.closing.load(Ordering::Relaxed));
+        open.closing -= usize::from(is_closing);
         self.registry.memory.share_reads(open.connections.len());
         drop(open);
         self.registry.left.notify_waiters();
@@ -446,9 +445,15 @@ impl Guest {
     pub fn let_in(&self) {
         let connection = &self.connection;
         connection.without_request_since.store(AT_WORK, Ordering::Relaxed);
-        if connection.is_stranger() && self.registry.is_no_stranger(connection) {
-            self.is_trusted();
+        if connection.is_stranger() {
+            let open = self.registry.open();
+            if connection.closing.load(Ordering::Relaxed) {
+                return;
+            }
+            self.registry.one_stranger_less(connection);
             let too_much = self.registry.memory.is_senders(&connection.kept, &connection.source.kept);
+            drop(open);
+            self.is_trusted();
             self.registry.close_oldest(too_much);
         }
     }
@@ -463,7 +468,10 @@ impl Guest {
 
     /// Waits until it is the turn of this connection's address to have the signature of a token checked.
     pub async fn signature_turn(&self) -> Turn {
-        turn(&[&self.connection.source.signatures, &self.registry.signatures]).await
+        let mut turn = Turn::default();
+        turn.wait_in(&self.connection.source.signatures).await;
+        turn.wait_in(&self.registry.signatures).await;
+        turn
     }
 
     /// A connection for tests of what takes one.

@@ -82,8 +82,8 @@ pub(in crate::http) struct Kept {
     pub(in crate::http) record_bytes: AtomicUsize,
     /// The moment from which on it has kept some of them.
     heads_since: AtomicU64,
-    /// Whether it counts as a sender.
-    is_sender: AtomicBool,
+    /// See [`Memory::is_senders`].
+    is_senders: AtomicBool,
 }
 
 /// What the connections of one address keep: bytes of heads, by [`Party`].
@@ -106,7 +106,12 @@ impl Kept {
     }
 
     fn party(&self) -> Party {
-        if self.is_sender.load(Ordering::Relaxed) { Party::Senders } else { Party::Strangers }
+        if self.is_senders() { Party::Senders } else { Party::Strangers }
+    }
+
+    /// A request of the connection was let in.
+    pub(super) fn is_senders(&self) -> bool {
+        self.is_senders.load(Ordering::Relaxed)
     }
 
     /// When it goes, of those of `party`; `None` where it is none of them, or keeps nothing.
@@ -188,7 +193,7 @@ impl Memory {
     /// by that.
     pub(super) fn is_senders(&self, kept: &Kept, of_source: &KeptOfSource) -> Option<Party> {
         let mut all = self.heads_bytes.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.is_sender.store(true, Ordering::Relaxed);
+        kept.is_senders.store(true, Ordering::Relaxed);
         let bytes = kept.counted();
         subtract(Party::Strangers, bytes, &mut all, of_source);
         add(Party::Senders, bytes, &mut all, of_source);

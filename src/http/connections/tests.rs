@@ -250,16 +250,27 @@ fn all_addresses_of_an_ipv6_network_are_one() {
 #[tokio::test]
 async fn a_handshake_waits_for_one_address_of_each_worse_standing_however_many_wait() {
     let registry = registry(100);
-    let begin = |host: u8| {
-        let member = from(&registry, host);
-        let standing = member.has_greeted();
-        (host, member, standing)
-    };
+    let begin = |host: u8| begin(&registry, host.into());
     // They begin handshakes and leave. The one at 9 does, too, but hands a token over on another connection.
     (1..=9).for_each(|host| drop(begin(host)));
     guest(&begin(9).1).is_trusted();
     drop(begin(9));
     let begun: Vec<_> = [1, 2, 3, 10, 11, 12, 4, 5, 6, 9].map(begin).into();
+    let done = order(&begun).await;
+    let place = |host: u32| done.iter().position(|other| *other == host).unwrap();
+    assert!(place(9) <= 2, "{done:?}");
+    assert!(place(12) <= 6, "{done:?}");
+}
+
+/// A handshake from one of many addresses.
+fn begin(registry: &Arc<Registry>, host: u32) -> (u32, Member, Standing) {
+    let member = registry.enter(Ipv4Addr::from_bits(0x7f00_0000 + host).into());
+    let standing = member.has_greeted();
+    (host, member, standing)
+}
+
+/// The hosts in the order in which their handshakes had their first step, where all begin at the same time.
+async fn order(begun: &[(u32, Member, Standing)]) -> Vec<u32> {
     let done = Mutex::new(Vec::new());
     let all = begun.iter().map(async |(host, member, standing)| {
         let _turn = member.handshake_turn(Step::First, *standing).await;
@@ -267,10 +278,43 @@ async fn a_handshake_waits_for_one_address_of_each_worse_standing_however_many_w
         done.lock().unwrap().push(*host);
     });
     futures_util::future::join_all(all).await;
-    let done = done.into_inner().unwrap();
-    let place = |host: u8| done.iter().position(|other| *other == host).unwrap();
-    assert!(place(9) <= 2, "{done:?}");
-    assert!(place(12) <= 6, "{done:?}");
+    done.into_inner().unwrap()
+}
+
+#[tokio::test]
+async fn an_address_that_was_never_seen_does_not_wait_for_hundreds_of_its_kind() {
+    let registry = registry(2000);
+    let begin = |host: u32| begin(&registry, host);
+    // Half of them are suspects.
+    (0..400).for_each(|host| drop(begin(host)));
+    let mut begun: Vec<_> = (0..800).map(begin).collect();
+    // It comes when one has its turn.
+    begun.push(begin(1000));
+    let done = order(&begun).await;
+    let place = |host: u32| done.iter().position(|other| *other == host).unwrap();
+    assert!(place(1000) <= 3, "behind {} others", place(1000));
+    assert!(place(0) < 10, "the first of the suspects waits behind {}", place(0));
+    assert!((401..800).all(|host| place(host) < 620), "two of three turns are theirs");
+    assert_eq!(done.len(), 801);
+}
+
+#[tokio::test]
+async fn a_turn_passes_by_those_that_wait_for_it_no_more() {
+    let registry = registry(100);
+    let members = from_everywhere(&registry, 50);
+    let turn = async |member: &Member| member.handshake_turn(Step::First, Standing::Unknown).await;
+    let first = turn(&members[0]).now_or_never().unwrap();
+    let mut waiting: Vec<_> = members[1..].iter().map(|member| Box::pin(turn(member))).collect();
+    for one in &mut waiting {
+        assert!(one.as_mut().now_or_never().is_none());
+    }
+    let stays = waiting.remove(20);
+    // One is given its turn and leaves before it sees it.
+    drop(first);
+    drop(waiting);
+    let second = stays.now_or_never().expect("it is the only one that waits");
+    drop(second);
+    assert!(turn(&members[0]).now_or_never().is_some());
 }
 
 #[tokio::test(start_paused = true)]
@@ -293,6 +337,21 @@ async fn an_address_is_a_suspect_for_a_minute_and_not_where_it_was_closed_for_ot
     assert_eq!([standing(), standing()], [Standing::Trusted; 2]);
     tokio::time::advance(Duration::from_secs(3601)).await;
     assert_eq!(standing(), Standing::Unknown);
+}
+
+#[test]
+fn an_end_of_a_connection_costs_little_where_thousands_are_known() {
+    let mut standings = Standings::default();
+    let address = |number: u32| IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 + number));
+    (0..4096).for_each(|number| standings.trust(address(number)));
+    let since = std::time::Instant::now();
+    (5000..15_000).for_each(|number| standings.suspect(address(number)));
+    let took = since.elapsed();
+    // Some 0.01 s, and hundreds of times as much where each looks at all that are known.
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert_eq!(standings.of(address(7)), Standing::Trusted);
+    assert_eq!(standings.of(address(14_999)), Standing::Suspect);
+    assert_eq!(standings.of(address(15_000)), Standing::Unknown);
 }
 
 #[tokio::test]

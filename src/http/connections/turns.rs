@@ -1,18 +1,18 @@
 //! Turns at what costs processor time before anybody is known: by addresses, and those last that only ever cost.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
 /// An address is suspect for so long after its last connection that began TLS and showed no valid credentials.
 const SUSPECT_TIME: Duration = Duration::from_secs(60);
 /// An address is trusted for so long after its last valid credentials.
 const TRUST_TIME: Duration = Duration::from_secs(3600);
-/// Of more addresses all suspects are forgotten.
+/// Of more addresses of one standing all are forgotten.
 const SEEN_MAX: usize = 4096;
 
 /// A step of a TLS handshake.
@@ -25,20 +25,97 @@ pub(in crate::http) enum Step {
 }
 
 /// The turn of one address; it ends on drop.
-pub struct Turn(#[expect(dead_code, reason = "given back on drop")] Vec<OwnedSemaphorePermit>);
+#[derive(Default)]
+pub struct Turn {
+    permits: Vec<OwnedSemaphorePermit>,
+    place: Option<Place>,
+}
+
+impl Turn {
+    /// Waits in one line more.
+    pub(super) async fn wait_in(&mut self, line: &Arc<Semaphore>) {
+        self.permits.extend(line.clone().acquire_owned().await);
+    }
+
+    /// Waits in the line of those that are not trusted.
+    pub(super) async fn wait_for_place(&mut self, line: &Line, standing: Standing) {
+        self.place = Some(line.place(standing).await);
+    }
+}
 
 pub(super) fn one_at_a_time() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(1))
 }
 
-/// Waits for the turn, first in the line of the address, then in those of all. So an address waits for one of each other
-/// address at most, however many that one has waiting.
-pub(super) async fn turn(lines: &[&Arc<Semaphore>]) -> Turn {
-    let mut permits = Vec::with_capacity(lines.len());
-    for line in lines {
-        permits.extend((*line).clone().acquire_owned().await);
+/// A line with one place at its head, which alternately the one that came last and the one that came first is given. So
+/// where many came at once, who comes behind them does not wait for them all, and the last of them does not wait for ever.
+/// Suspects are given it every third time, where others wait.
+#[derive(Default)]
+pub(super) struct Line(Arc<Mutex<Waiting>>);
+
+#[derive(Default)]
+struct Waiting {
+    is_taken: bool,
+    /// How often the place was given to one who waited.
+    given: usize,
+    others: VecDeque<oneshot::Sender<Place>>,
+    suspects: VecDeque<oneshot::Sender<Place>>,
+}
+
+/// The place at the head of a [`Line`]; on drop it is the next one's.
+struct Place(Arc<Mutex<Waiting>>);
+
+impl Line {
+    async fn place(&self, standing: Standing) -> Place {
+        loop {
+            let (gives, place) = oneshot::channel();
+            {
+                let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                if !std::mem::replace(&mut waiting.is_taken, true) {
+                    return Place(self.0.clone());
+                }
+                let Waiting { others, suspects, .. } = &mut *waiting;
+                let line = if standing == Standing::Suspect { suspects } else { others };
+                // Before it grows, those go that wait no more.
+                if line.len() == line.capacity() {
+                    line.retain(|gives| !gives.is_closed());
+                }
+                line.push_back(gives);
+            }
+            if let Ok(place) = place.await {
+                return place;
+            }
+        }
     }
-    Turn(permits)
+}
+
+impl Waiting {
+    /// Who is next, of those that still wait.
+    fn next(&mut self) -> Option<oneshot::Sender<Place>> {
+        self.given = self.given.wrapping_add(1);
+        let (the_last, of_suspects) = (self.given.is_multiple_of(2), self.given.is_multiple_of(3));
+        let mut lines = [&mut self.others, &mut self.suspects];
+        if of_suspects {
+            lines.reverse();
+        }
+        lines.into_iter().find_map(|line| {
+            let mut all = std::iter::from_fn(|| if the_last { line.pop_back() } else { line.pop_front() });
+            all.find(|gives| !gives.is_closed())
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let next = {
+            let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let next = waiting.next();
+            waiting.is_taken = next.is_some();
+            next
+        };
+        // One that has just given up waiting drops it, which gives it to the next.
+        next.map(|gives| gives.send(Place(self.0.clone())));
+    }
 }
 
 /// What is known of an address: whose handshakes go first.
@@ -51,45 +128,43 @@ pub(in crate::http) enum Standing {
     Suspect,
 }
 
-/// The standing of addresses.
+/// The standing of addresses: when each was last seen so.
 #[derive(Default)]
-pub(super) struct Standings(HashMap<IpAddr, Seen>);
-
-#[derive(Clone, Copy)]
-struct Seen {
-    at: Instant,
-    standing: Standing,
-}
-
-impl Seen {
-    fn standing(&self) -> Standing {
-        let time = if self.standing == Standing::Trusted { TRUST_TIME } else { SUSPECT_TIME };
-        if self.at.elapsed() < time { self.standing } else { Standing::Unknown }
-    }
+pub(super) struct Standings {
+    trusted: HashMap<IpAddr, Instant>,
+    suspects: HashMap<IpAddr, Instant>,
 }
 
 impl Standings {
     /// A connection from `address` has ended, and nobody showed valid credentials on it. Where others did lately, that is
     /// what counts: a load balancer may look whether the port answers.
     pub(super) fn suspect(&mut self, address: IpAddr) {
-        if self.of(address) == Standing::Trusted {
-            return;
+        if self.of(address) != Standing::Trusted {
+            see(&mut self.suspects, address);
         }
-        if self.0.len() >= SEEN_MAX {
-            self.0.retain(|_, seen| seen.standing() == Standing::Trusted);
-        }
-        self.0.insert(address, Seen { at: Instant::now(), standing: Standing::Suspect });
     }
 
     /// Somebody at `address` has shown valid credentials.
     pub(super) fn trust(&mut self, address: IpAddr) {
-        if self.0.len() >= SEEN_MAX {
-            self.0.clear();
-        }
-        self.0.insert(address, Seen { at: Instant::now(), standing: Standing::Trusted });
+        see(&mut self.trusted, address);
     }
 
     pub(super) fn of(&self, address: IpAddr) -> Standing {
-        self.0.get(&address).map_or(Standing::Unknown, Seen::standing)
+        let within = |seen: &HashMap<_, Instant>, time| seen.get(&address).is_some_and(|at| at.elapsed() < time);
+        if within(&self.trusted, TRUST_TIME) {
+            Standing::Trusted
+        } else if within(&self.suspects, SUSPECT_TIME) {
+            Standing::Suspect
+        } else {
+            Standing::Unknown
+        }
     }
+}
+
+fn see(seen: &mut HashMap<IpAddr, Instant>, address: IpAddr) {
+    // All at once, so that most ends of connections cost nothing.
+    if seen.len() >= SEEN_MAX {
+        seen.clear();
+    }
+    seen.insert(address, Instant::now());
 }
