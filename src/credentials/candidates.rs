@@ -5,12 +5,13 @@
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
-use std::net::IpAddr;
+use std::hash::{BuildHasher, RandomState};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::batch::Sha256;
-use crate::oidc::{OidcToken, Source};
+use crate::oidc::OidcToken;
 
 /// More would not help: they are all of one organization, and the newest is the best.
 pub(super) const MAX_TOKENS: usize = 16;
@@ -29,11 +30,12 @@ const LAST_EXCHANGE_AHEAD: TimeDelta = TimeDelta::minutes(2);
 pub(super) struct Candidates {
     at_hand: Vec<Candidate>,
     refusals: VecDeque<Refusal>,
+    hasher: RandomState,
 }
 
 struct Candidate {
     token: OidcToken,
-    kind: Kind,
+    groups: Groups,
     /// STS refused it the last time.
     set_aside: bool,
     /// The source that it came from holds another one by now.
@@ -45,12 +47,15 @@ struct Candidate {
 /// That STS refused a token, until the token ends.
 struct Refusal {
     digest: Sha256,
-    origin: Origin,
+    groups: Groups,
     end: DateTime<Utc>,
 }
 
-/// Who brings a token. Those of which STS has refused the fewest are asked about first.
-type Origin = (Source, Option<IpAddr>);
+/// What a token has in common with others: its project, all that STS judges it by beside its end, the network that it came
+/// from, and the address. Hashes, since refusals are many. STS is asked first about tokens of those groups of which it has
+/// refused the fewest, in this order: so hundreds of useless tokens, each from an address of its own, delay a good one by as
+/// many questions only where they are of as many projects, or come from as many networks.
+type Groups = [u64; 4];
 
 /// What became of a token that was handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,8 +84,8 @@ impl Candidates {
         }
         self.at_hand.retain(|candidate| !expired(&candidate.token, now));
         let set_aside = self.refusals.iter().any(|refusal| refusal.digest == token.digest());
-        let kind = kind(&token);
-        self.at_hand.push(Candidate { token: token.clone(), kind, set_aside, replaced: false, has_given: false });
+        let groups = self.groups(&token);
+        self.at_hand.push(Candidate { token: token.clone(), groups, set_aside, replaced: false, has_given: false });
         while self.at_hand.len() > MAX_TOKENS {
             self.drop_one();
         }
@@ -91,30 +96,38 @@ impl Candidates {
         }
     }
 
-    /// Drops a refused one, else one of those who bring the most that is useless, or the most, else one of the largest group
-    /// with the same subject and audience: so that no flood can push out another's only token. In the group, the one that
-    /// ends first goes. The operator's own stay, and the one that gave the last session.
+    /// Drops a refused one, else one of the groups of which STS has refused the most, else of the largest ones: so that no
+    /// flood can push out another's only token. In the group, the one that ends first goes. The operator's own stay, and the
+    /// one that gave the last session.
     fn drop_one(&mut self) {
-        let how_many =
-            |is_alike: &dyn Fn(&Candidate) -> bool| self.at_hand.iter().filter(|other| is_alike(other)).count();
         let may_go =
             |(_, candidate): &(usize, &Candidate)| !candidate.token.source.is_configured() && !candidate.has_given;
         let worst = self.at_hand.iter().enumerate().filter(may_go).max_by_key(|(_, candidate)| {
-            let origin = origin(&candidate.token);
-            let of_origin = how_many(&|other| self::origin(&other.token) == origin);
-            let of_kind = how_many(&|other| other.kind == candidate.kind);
-            (candidate.set_aside, self.refused_of(origin), of_origin, of_kind, Reverse(end(&candidate.token)))
+            let alike = alike(&candidate.groups, self.at_hand.iter().map(|other| &other.groups));
+            (candidate.set_aside, self.refused_of(&candidate.groups), alike, Reverse(end(&candidate.token)))
         });
         let worst = worst.map(|(index, _)| index);
         self.at_hand.remove(worst.unwrap_or_default());
     }
 
-    /// How many tokens of `origin` STS has refused.
-    fn refused_of(&self, origin: Origin) -> usize {
-        self.refusals.iter().filter(|refusal| refusal.origin == origin).count()
+    /// How many tokens STS has refused of each of the groups.
+    fn refused_of(&self, groups: &Groups) -> [usize; 4] {
+        alike(groups, self.refusals.iter().map(|refusal| &refusal.groups))
     }
 
-    /// Those that have not expired: of those who brought the least that STS refused first, and of those the newest; those
+    fn groups(&self, token: &OidcToken) -> Groups {
+        let source = token.source.as_str();
+        // Nobody else's refusals count for what the operator has configured.
+        if token.source.is_configured() {
+            return [self.hasher.hash_one(source); 4];
+        }
+        let [project, kind] = token.judged_by().map(|parts| self.hasher.hash_one(parts));
+        let [network, address] =
+            [token.client.map(network_of), token.client].map(|from| self.hasher.hash_one((source, from)));
+        [project, kind, network, address]
+    }
+
+    /// Those that have not expired: of the groups of which STS has refused the least first, and of those the newest; those
     /// that their source has replaced come later, and the ones that STS refused last, or not at all where `with_refused` is
     /// false.
     pub(super) fn in_order(&self, now: DateTime<Utc>, with_refused: bool) -> Vec<&OidcToken> {
@@ -124,8 +137,8 @@ impl Candidates {
         usable.into_iter().map(|candidate| &candidate.token).collect()
     }
 
-    fn rank(&self, candidate: &Candidate) -> (bool, bool, usize, Reverse<DateTime<Utc>>) {
-        let refused = self.refused_of(origin(&candidate.token));
+    fn rank(&self, candidate: &Candidate) -> impl Ord + use<> {
+        let refused = self.refused_of(&candidate.groups);
         (candidate.set_aside, candidate.replaced, refused, Reverse(end(&candidate.token)))
     }
 
@@ -135,7 +148,7 @@ impl Candidates {
             candidate.set_aside = true;
         }
         self.refusals.retain(|refusal| refusal.digest != token.digest() && !is_over(refusal.end, now));
-        self.refusals.push_back(Refusal { digest: token.digest(), origin: origin(token), end: end(token) });
+        self.refusals.push_back(Refusal { digest: token.digest(), groups: self.groups(token), end: end(token) });
         if self.refusals.len() > REFUSALS_MAX {
             self.refusals.pop_front();
         }
@@ -163,20 +176,21 @@ impl Candidates {
     }
 }
 
-fn origin(token: &OidcToken) -> Origin {
-    (token.source, token.client)
+/// How many of `others` are of each of the groups.
+fn alike<'a>(groups: &Groups, others: impl Iterator<Item = &'a Groups> + Clone) -> [usize; 4] {
+    std::array::from_fn(|level| others.clone().filter(|other| other[level] == groups[level]).count())
+}
+
+/// The network of an address: its /24, or its /48 of IPv6.
+fn network_of(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(address) => Ipv4Addr::from_bits(address.to_bits() & !0xff).into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 80 << 80).into(),
+    }
 }
 
 fn end(token: &OidcToken) -> DateTime<Utc> {
     token.expires_at.unwrap_or(DateTime::<Utc>::MAX_UTC)
-}
-
-/// What STS judges a token by, as far as tokens of one deployment differ from those of another: subject and audience.
-type Kind = (Option<String>, Vec<String>);
-
-fn kind(token: &OidcToken) -> Kind {
-    let claims = token.claims();
-    (claims.subject, claims.audience)
 }
 
 fn expired(token: &OidcToken, now: DateTime<Utc>) -> bool {

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::batch::Sha256;
 use crate::network::foreign_words;
@@ -122,6 +122,16 @@ impl OidcToken {
             organizations: organizations.collect(),
             issued_at: claims.get("iat").and_then(Value::as_f64).map(moment),
         }
+    }
+
+    /// What STS judges it by, beside its end: first subject, audience and the project among the session's tags, which few
+    /// tokens of an organization differ in; then all of the tags, too.
+    pub fn judged_by(&self) -> [String; 2] {
+        let claims: Map<String, Value> = payload(self.expose()).unwrap_or_default();
+        let tags = &claims.get("https://aws.amazon.com/tags").unwrap_or(&Value::Null)["principal_tags"];
+        let audience = claims.get("azp").or(claims.get("aud"));
+        let project = json!([claims.get("sub"), audience, tags.get("projectId")]);
+        [format!("{project}"), format!("{project}{tags}")]
     }
 
     /// The token itself, for STS alone.

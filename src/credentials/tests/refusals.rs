@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use serde_json::json;
+
 use super::*;
 
 /// STS, which refuses all tokens but `good`, and a daemon's credentials without a session.
@@ -16,7 +18,7 @@ impl Case {
     /// `at_refusal` sees each token that STS refuses, before it is answered.
     async fn begin(at_refusal: impl Fn(&str) + Send + Sync + 'static) -> Case {
         let issuer = issuer();
-        let good = issuer.sign(&issuer.claims(Utc::now() + TimeDelta::hours(1)));
+        let good = of_project(&issuer, "logs", Utc::now() + TimeDelta::hours(1));
         let known = good.clone();
         let sts = sts(move |request| {
             let token = request.field("WebIdentityToken").unwrap();
@@ -33,8 +35,12 @@ impl Case {
 
     /// Tokens that end later than the good one, so that each would be asked about before it.
     fn useless(&self, count: i64) -> Vec<String> {
+        self.useless_of("logs", count)
+    }
+
+    fn useless_of(&self, project: &str, count: i64) -> Vec<String> {
         let end = |index| Utc::now() + TimeDelta::hours(2) + TimeDelta::minutes(index);
-        (0..count).map(|index| self.issuer.sign(&self.issuer.claims(end(index)))).collect()
+        (0..count).map(|index| of_project(&self.issuer, project, end(index))).collect()
     }
 
     /// The next whole round is an hour away.
@@ -46,6 +52,14 @@ impl Case {
     fn asked(&self) -> Vec<String> {
         exchanges(&self.sts, "WebIdentityToken")
     }
+}
+
+fn of_project(issuer: &Issuer, project: &str, end: DateTime<Utc>) -> String {
+    let mut claims = issuer.claims(end);
+    // As env0 does, with another environment for each token.
+    let tags = json!({ "projectId": [project], "environmentId": [end.to_string()] });
+    claims["https://aws.amazon.com/tags"] = json!({ "principal_tags": tags });
+    issuer.sign(&claims)
 }
 
 fn offer(credentials: &Credentials, token: &str, client: &str) -> Offer {
@@ -73,8 +87,9 @@ async fn refused_tokens_that_come_again_are_not_asked_about_and_hold_nobody_up()
     assert_eq!(case.asked(), [useless, vec![case.good]].concat(), "each once");
 }
 
-#[tokio::test]
-async fn a_good_token_waits_for_one_question_about_another_addresses_tokens() {
+/// How many tokens STS was asked about before the good one, which is handed over while STS judges the first of `others`:
+/// tokens with their clients.
+async fn asked_before_the_good_one(others: impl Fn(&Case) -> Vec<(String, String)>) -> usize {
     let credentials = Arc::new(OnceLock::<(Credentials, String)>::new());
     let (hands_over, first) = (credentials.clone(), std::sync::Once::new());
     let case = Case::begin(move |_| {
@@ -84,10 +99,42 @@ async fn a_good_token_waits_for_one_question_about_another_addresses_tokens() {
     .await;
     case.is_long_into_an_outage().await;
     let _ = credentials.set((case.credentials.clone(), case.good.clone()));
-    for token in case.useless(40) {
-        // The good one comes while STS judges the first of these.
-        offer(&case.credentials, &token, "192.0.2.7");
+    for (token, client) in others(&case) {
+        offer(&case.credentials, &token, &client);
     }
     soon(case.credentials.wait_session()).await;
-    assert_eq!(case.asked().iter().position(|token| *token == case.good), Some(1));
+    case.asked().iter().position(|token| *token == case.good).unwrap()
+}
+
+#[tokio::test]
+async fn a_good_token_waits_for_one_question_about_another_addresses_tokens() {
+    let of_one_address = |case: &Case| case.useless(40).into_iter().map(|token| (token, "192.0.2.7".to_owned()));
+    assert_eq!(asked_before_the_good_one(|case| of_one_address(case).collect()).await, 1);
+}
+
+#[tokio::test]
+async fn a_good_token_waits_for_one_question_about_each_network_however_many_its_addresses() {
+    let addresses = |case: &Case| {
+        let tokens = case.useless(300).into_iter().zip(0..);
+        tokens.map(|(token, number)| (token, format!("192.0.{}.{}", number % 2, 1 + number / 2))).collect()
+    };
+    assert!(asked_before_the_good_one(addresses).await <= 2);
+    let addresses = |case: &Case| {
+        let tokens = case.useless(300).into_iter().zip(0..);
+        tokens.map(|(token, number)| (token, format!("2001:db8:{}:{number}::1", number % 2))).collect()
+    };
+    assert!(asked_before_the_good_one(addresses).await <= 2, "of IPv6");
+}
+
+#[tokio::test]
+async fn a_good_token_waits_for_one_question_about_each_project_wherever_its_tokens_come_from() {
+    let projects = |case: &Case| {
+        let tokens = ["one", "other", "third"].map(|project| case.useless_of(project, 100)).concat();
+        tokens
+            .into_iter()
+            .zip(1..)
+            .map(|(token, number)| (token, format!("10.{}.{}.1", number / 200, number % 200)))
+            .collect()
+    };
+    assert!(asked_before_the_good_one(projects).await <= 3);
 }
