@@ -109,7 +109,10 @@ fn strangers_who_send_half_a_token_take_neither_memory_nor_connections_from_othe
     let daemon = setup.start();
     let mut strangers: Vec<Raw> = (0..STRANGERS).map(|_| Raw::connect(daemon.listen).unwrap()).collect();
     for raw in &mut strangers {
-        raw.write(put_head(20_000, "") + &"x".repeat(15_000)).unwrap();
+        raw.write(put_head(20_000, "Expect: 100-continue\r\n")).unwrap();
+        // So that all of them have come before the first guest does, on a slow machine, too.
+        assert_eq!(raw.answer().unwrap().unwrap().status, 100);
+        raw.write("x".repeat(15_000)).unwrap();
     }
     let body = event(&"y".repeat(40_000));
     let head = format!(
@@ -122,10 +125,9 @@ fn strangers_who_send_half_a_token_take_neither_memory_nor_connections_from_othe
     }
     for raw in &mut guests {
         raw.write(&body[100..]).unwrap();
+        // Who has to wait for memory is refused after 5 s, and the strangers' time is over after 10.
         assert_eq!(raw.answer().unwrap().unwrap().accepted(), 1);
     }
-    let refused = daemon.metric("ingest_requests_total{type=\"none\",code=\"503\"}").unwrap();
-    assert_eq!(refused, 0.0, "somebody had to wait for the strangers' time to be over");
     let answers: Vec<_> =
         strangers.iter_mut().filter_map(|raw| raw.answer().ok()?).map(|answer| answer.status).collect();
     assert!(answers.iter().all(|status| *status == 503) && answers.len() >= STRANGERS - GUESTS, "{answers:?}");
