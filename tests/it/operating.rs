@@ -1,6 +1,6 @@
 //! What an operator sees: probes, status, metrics, commands, TLS and compression of the real daemon.
 
-use std::io::Read;
+use std::io::{Read, Write};
 
 use serde_json::Value;
 
@@ -235,6 +235,25 @@ fn healthcheck_exits_0_while_the_daemon_lives_and_1_without_it() {
     assert_eq!(finished.code, Some(1));
     assert_eq!(finished.stderr.lines().count(), 1, "{}", finished.stderr);
     assert!(finished.stderr.contains("ENV0_S3_LOG_ADMIN_ADDR"), "{}", finished.stderr);
+}
+
+#[test]
+fn healthcheck_prints_no_control_character_of_whoever_answers() {
+    let aws = LocalAws::start();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_ADMIN_ADDR", listener.local_addr().unwrap().to_string());
+    let finished = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 1024]).unwrap();
+            stream.write_all(b"HTTP/1.0 500 \x1b[31mred\x07\r\n\r\n\x1b]0;title\x07\nforged line\r\n").unwrap();
+        });
+        setup.run("healthcheck")
+    });
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    let line = finished.stderr.strip_suffix('\n').unwrap();
+    assert!(line.contains("[31mred") && line.contains("forged line"), "{line:?}");
+    assert!(!line.contains(char::is_control), "{line:?}");
 }
 
 #[test]

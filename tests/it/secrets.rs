@@ -1,5 +1,7 @@
 //! Secrets show in no output, and leave no trace behind.
 
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
 use serde_json::json;
 
 use crate::harness::{DEPLOYMENTS, Setup, Upload, binary, event, wait_until, wait_until_delivered};
@@ -128,4 +130,22 @@ fn no_command_that_holds_tokens_leaves_a_core_dump_behind() {
         process.wait().unwrap();
     }
     aws.s3.release_puts();
+}
+
+#[test]
+#[cfg_attr(not(is_root), ignore = "becomes another user, which takes root")]
+fn another_process_of_the_same_user_can_not_read_the_memory() {
+    const USER: u32 = 65_534;
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    std::fs::set_permissions(setup.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    std::fs::create_dir_all(setup.spool()).unwrap();
+    std::os::unix::fs::chown(setup.spool(), Some(USER), Some(USER)).unwrap();
+    let setup = setup.of_user(USER);
+    let daemon = setup.start();
+    // The system gives a process that nobody may look into to root.
+    let owner = |file| std::fs::metadata(format!("/proc/{}/{file}", daemon.process_id())).unwrap().uid();
+    assert_eq!([owner("mem"), owner("environ")], [0, 0]);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.process_id())).unwrap();
+    assert!(status.contains(&format!("Uid:\t{USER}\t")), "{status}");
 }

@@ -199,6 +199,19 @@ class Image(unittest.TestCase):
         self.assertIn(f'image.base.name="{name}"', image)
         self.assertIn(f'image.base.digest="{digest}"', image)
 
+    def test_a_release_is_joined_signed_and_checked_by_digest_and_by_one_workflow_alone(self):
+        release = read(".github/workflows/release.yml")
+        (join,) = re.findall(r"imagetools create (.+)$", release, re.M)
+        self.assertEqual(join, '--tag "$IMAGE:$version" "$IMAGE@$AMD64" "$IMAGE@$ARM64"')
+        self.assertEqual(re.findall(r"cosign sign (.+)$", release, re.M), ['--yes "$IMAGE@$DIGEST"'])
+        pages = read(".github/SECURITY.md") + read("README.md")
+        checks = re.findall(r"cosign verify [^`]+", pages)
+        self.assertTrue(checks)
+        for check in checks:
+            self.assertIn("@sha256:", check)
+            self.assertIn("/.github/workflows/release.yml@refs/tags/v", check)
+            self.assertNotIn("-regexp", check)
+
 
 @contextlib.contextmanager
 def stub(status):
