@@ -2,7 +2,6 @@
 //! below the requests. Knows no event.
 
 mod connections;
-mod date;
 pub mod descriptors;
 mod framing;
 pub mod listener;

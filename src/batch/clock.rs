@@ -15,7 +15,8 @@ pub fn now() -> DateTime<Utc> {
 }
 
 /// Why no daemon should start with this machine's clock; `None` where one can. No token and no certificate is valid then,
-/// and keys would not say when a batch was made. A daemon that runs goes on.
+/// and keys would not say when a batch was made. A daemon that runs goes on, but answers nobody: HTTP has no form for the
+/// `Date` of an answer.
 pub fn clock_problem() -> Option<&'static str> {
     (!is_usable(SystemTime::now())).then_some("this machine's clock is before 1970 or beyond 9998")
 }

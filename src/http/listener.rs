@@ -8,10 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::http::header::{CONNECTION, CONTENT_TYPE, DATE, EXPECT};
+use axum::http::header::{CONNECTION, CONTENT_TYPE, EXPECT};
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
@@ -25,11 +25,11 @@ use tokio_util::task::TaskTracker;
 
 pub use super::connections::Guest;
 use super::connections::{Layer, Member, READ_MOST_BYTES, Registry, network_of};
-use super::date::date;
 use super::framing::{FramingGuard, HEADERS_MAX, REFUSED_METHOD};
 use super::refusals::{Fault, Refusals, Refused};
 use super::site::Site;
 use super::tls::Tls;
+use crate::batch::clock_problem;
 
 /// Says that nobody can listen on the address of `variable`, and what to do about it.
 pub fn cannot_listen(variable: &str, address: SocketAddr, error: &io::Error) -> (String, &'static str) {
@@ -190,7 +190,6 @@ where
             // A client that has closed its sending half still waits for the answer. Without this, a read that waits for
             // the end of the stream would also hold a buffer.
             .half_close(true)
-            .auto_date_header(false)
             .max_buf_size(READ_MOST_BYTES)
             .max_headers(HEADERS_MAX)
             .serve_connection(TokioIo::new(stream), service)
@@ -199,10 +198,10 @@ where
         Some(outcome) => outcome,
         None => {
             served.as_mut().graceful_shutdown();
-            served.await
+            poll_fn(|context| poll_dated(served.as_mut(), context)).await
         }
     };
-    if let Err(error) = outcome {
+    if let Some(Err(error)) = outcome {
         tracing::debug!(%error, "a connection ended early");
         // hyper has answered it.
         if error.is_parse_too_large() {
@@ -251,26 +250,29 @@ impl Requests<'_> {
             connection.turned_away.store(true, Ordering::Relaxed);
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        if let Some(date) = date() {
-            answer.headers_mut().insert(DATE, date);
-        }
         self.turn_is_over.store(!connection.is_at_work(), Ordering::Relaxed);
         self.member.may_close();
         registry.keep(connection, Layer::Request, 0);
     }
 }
 
-/// How a connection ended; `None` once all are to close, with the connection still to be served.
+/// Serves a connection on. hyper formats the `Date` each time, and ends the process where HTTP has no form for it; then
+/// this is `None`, and the connection ends without an answer.
+fn poll_dated<C: Future>(served: Pin<&mut C>, context: &mut Context<'_>) -> Poll<Option<C::Output>> {
+    if clock_problem().is_none() { served.poll(context).map(Some) } else { Poll::Ready(None) }
+}
+
+/// How a connection ended, as [`poll_dated`] has it; `None` once all are to close, with the connection still to be served.
 async fn or_closing<C: Future>(
     mut served: Pin<&mut C>,
     closing: &CancellationToken,
     registry: &Registry,
-) -> Option<C::Output> {
+) -> Option<Option<C::Output>> {
     // Waited for once: the task stays the same, so it is woken. Each look at the token takes locks that all connections
     // share.
     let (mut closes, mut is_awaited) = (pin!(closing.cancelled()), false);
     poll_fn(|context| {
-        if let Poll::Ready(outcome) = served.as_mut().poll(context) {
+        if let Poll::Ready(outcome) = poll_dated(served.as_mut(), context) {
             return Poll::Ready(Some(outcome));
         }
         if std::mem::replace(&mut is_awaited, true) && !registry.is_closing.load(Ordering::Acquire) {

@@ -52,7 +52,7 @@ impl Route {
 pub fn route(method: &Method, path: &str, headers: &HeaderMap) -> Route {
     let path = &*tidy(path);
     let wrong_method = |protocol, allowed| Route::Refused { protocol, refusal: Refusal::WrongMethod { allowed } };
-    if path == OIDC_TOKEN || without_repeat(path) == Some(OIDC_TOKEN) {
+    if path.starts_with(OIDC_TOKEN) && without_repeat(path).unwrap_or(path) == OIDC_TOKEN {
         return if method == Method::PUT { Route::OidcToken } else { wrong_method(&Native, "PUT") };
     }
     let Some(Endpoint { protocol, log_type, takes }) = endpoint(path, headers) else {

@@ -65,14 +65,15 @@ impl Takes {
 /// client that can't name one otherwise is given such a path. Of the headers only OTLP's `Content-Type` matters, which
 /// decides the encoding of its answer.
 pub fn endpoint(path: &str, headers: &HeaderMap) -> Option<Endpoint> {
-    [Some(path), without_repeat(path)].into_iter().flatten().find_map(|path| {
+    let endpoint = |path| {
         let (rest, log_type) = split_log_type(path);
         let found = known(rest, headers).or_else(|| appended(rest, headers, APPENDED_MAX - 1))?;
         match (log_type, found.log_type) {
             (Some(_), Some(_)) => None,
             _ => Some(Endpoint { log_type: log_type.or(found.log_type), ..found }),
         }
-    })
+    };
+    endpoint(path).or_else(|| endpoint(without_repeat(path)?))
 }
 
 /// A path without the last of its segments, where the same ones stand before them: `/services/collector/event/event`.

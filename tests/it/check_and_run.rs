@@ -5,9 +5,13 @@ use std::net::TcpListener;
 use rustix::io::Errno;
 
 use crate::check::{CANT_CREATE, IO, UNAVAILABLE, assert_has, failure, free_port, setup, step};
-use crate::harness::{DEPLOYMENTS, Setup, event};
+use crate::harness::{DEPLOYMENTS, Setup, event, wait_until};
 use crate::local_aws::LocalAws;
 use crate::machine::Machine;
+
+/// Seconds from today's time.
+const BEYOND_9998: i64 = 8_000 * 365 * 86_400;
+const BEFORE_1970: i64 = -100 * 365 * 86_400;
 
 #[test]
 fn check_and_run_call_an_address_in_use_by_the_same_exit_code() {
@@ -143,7 +147,6 @@ fn a_file_that_check_can_not_remove_again_is_told() {
 #[test]
 #[cfg_attr(not(may_mount_images), ignore = "mounts a file system in a file, which takes root and a loop device")]
 fn a_clock_that_nothing_can_run_with_is_refused_by_check_and_by_run_alike() {
-    const BEYOND_9998: i64 = 8_000 * 365 * 86_400;
     let aws = LocalAws::start();
     let folder = tempfile::tempdir().unwrap();
     let machine = Machine::start(folder.path(), "ext4");
@@ -154,6 +157,23 @@ fn a_clock_that_nothing_can_run_with_is_refused_by_check_and_by_run_alike() {
     assert_has(&failure(&checked, "clock", UNAVAILABLE), &["beyond 9998", "set this machine's clock right"]);
     let run = setup.run("run");
     assert_eq!(run.code, UNAVAILABLE, "{}", run.stderr);
+}
+
+#[test]
+#[cfg_attr(not(may_mount_images), ignore = "mounts a file system in a file, which takes root and a loop device")]
+fn a_daemon_outlives_a_clock_that_http_has_no_date_for_and_answers_again() {
+    let aws = LocalAws::start();
+    let folder = tempfile::tempdir().unwrap();
+    let machine = Machine::start(folder.path(), "ext4");
+    let daemon = machine.setup(setup(&aws)).start();
+    for clock in [BEYOND_9998, BEFORE_1970] {
+        machine.set_clock(clock);
+        for _ in 0..8 {
+            assert!(daemon.admin_get("/livez").is_none(), "answered at {clock}");
+        }
+        machine.set_clock(0);
+        wait_until("it answers again", || daemon.admin_get("/livez").is_some_and(|answer| answer.status == 200));
+    }
 }
 
 #[test]
