@@ -32,7 +32,7 @@ use crate::status::Status;
 use crate::telemetry::metrics::{Exporter, Exposition};
 use crate::telemetry::{self, report_suppressed};
 use history::History;
-use shared::Shared;
+use shared::SharedAnswer;
 
 /// Probes, a scraper and a few pages. Apart from the connections of ingest, so that nobody there keeps a probe out. At the
 /// limit the oldest is closed: so many that a probe whose request comes a moment behind its connection is answered,
@@ -75,10 +75,10 @@ struct Inner {
 /// Answers that take work to make. Each is made once for all who wait for it, because anybody may ask.
 #[derive(Default)]
 struct Answers {
-    status: Shared,
-    history: Shared,
-    prometheus: Shared,
-    open_metrics: Shared,
+    status: SharedAnswer,
+    history: SharedAnswer,
+    prometheus: SharedAnswer,
+    open_metrics: SharedAnswer,
 }
 
 impl Health {

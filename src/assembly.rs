@@ -135,7 +135,7 @@ pub fn start_flusher(
     sealed: ByType<spool::SealedBatches>,
 ) -> Result<(Flusher, Settled), Failure> {
     let settled = settle::begin(spool);
-    let shared = flusher::Shared {
+    let uploads = flusher::Uploads {
         spool: spool.clone(),
         s3: S3::new(config, network, credentials.clone()),
         credentials: credentials.clone(),
@@ -144,7 +144,7 @@ pub fn start_flusher(
         signing_key,
         upload_duration: metrics::histogram!(metric_table::UPLOAD_DURATION_SECONDS),
     };
-    let flusher = Flusher::start(shared, sealed).map_err(|error| Failure::new(exit_code::SOFTWARE, error))?;
+    let flusher = Flusher::start(uploads, sealed).map_err(|error| Failure::new(exit_code::SOFTWARE, error))?;
     Ok((flusher, settled))
 }
 
@@ -160,12 +160,12 @@ pub fn start_cloudwatch(
     let (Some(cloudwatch), Some(copies)) = (&config.cloudwatch, spool.copies()) else { return Ok(None) };
     let role = Role::of_cloudwatch(cloudwatch);
     let credentials = credentials.start_beside(role, config, network, spool.instance(), stop_credentials);
-    let shared = lane::Shared {
+    let copying = lane::Copying {
         spool: spool.clone(),
         copies: copies.clone(),
         logs: Logs::new(cloudwatch, network, credentials.clone(), spool.instance()),
         credentials,
         bucket_path: config.bucket_path.clone(),
     };
-    Lanes::start(shared).map(Some).map_err(|error| Failure::new(exit_code::SOFTWARE, error))
+    Lanes::start(copying).map(Some).map_err(|error| Failure::new(exit_code::SOFTWARE, error))
 }

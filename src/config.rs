@@ -14,7 +14,9 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-pub use effective::{CloudWatch, Config, KeyFiles, LogFormat, Network, Pull, Purpose, Setting, Source, TlsFiles};
+pub use effective::{
+    CloudWatch, Config, KeyFiles, LogFormat, Network, Pull, Purpose, Setting, SettingSource, TlsFiles,
+};
 pub use files::{file_error, oidc_token, oidc_token_of_file};
 use given::Given;
 use reader::Reader;
@@ -41,9 +43,9 @@ impl Loaded {
     pub fn describe(&self) -> String {
         let line = |setting: &Setting| {
             let source = match setting.source {
-                Source::Environment => "environment",
-                Source::Default => "default",
-                Source::Unset => "not set",
+                SettingSource::Environment => "environment",
+                SettingSource::Default => "default",
+                SettingSource::Unset => "not set",
             };
             let note = setting.note.as_ref().map(|note| format!(" {note}")).unwrap_or_default();
             format!("{}={}  # {source}{note}\n", setting.variable, setting.value)

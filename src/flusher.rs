@@ -20,7 +20,7 @@ use crate::background::Background;
 use crate::backoff;
 use crate::batch::{ByType, LogType, object_key};
 use crate::credentials::Session;
-pub use crate::flusher::attempt::Shared;
+pub use crate::flusher::attempt::Uploads;
 use crate::flusher::attempt::{Failure, Stored, attempt};
 use crate::flusher::meters::UploadMeters;
 use crate::flusher::queue::{Queue, Waiting};
@@ -43,17 +43,17 @@ pub struct Flusher {
 
 impl Flusher {
     /// Starts a lane for each log type. Fails where no thread can be started.
-    pub fn start(shared: Shared, sealed: ByType<SealedBatches>) -> io::Result<Flusher> {
+    pub fn start(uploads: Uploads, sealed: ByType<SealedBatches>) -> io::Result<Flusher> {
         let background = Background::start("uploads")?;
-        let shared = Arc::new(shared);
+        let uploads = Arc::new(uploads);
         let (drain, drain_receiver) = watch::channel(None);
         let states: ByType<Arc<Mutex<DeliveryStatus>>> = Default::default();
         let mut lanes = JoinSet::new();
         for (log_type, sealed) in sealed {
             let lane = Lane {
-                shared: shared.clone(),
+                uploads: uploads.clone(),
                 log_type,
-                queue: Queue::new(shared.concurrency, Instant::now()),
+                queue: Queue::new(uploads.concurrency, Instant::now()),
                 in_flight: JoinSet::new(),
                 failing: 0,
                 objects_confirmed: 0,
@@ -81,7 +81,7 @@ impl Flusher {
 }
 
 struct Lane {
-    shared: Arc<Shared>,
+    uploads: Arc<Uploads>,
     log_type: LogType,
     queue: Queue,
     in_flight: JoinSet<(Waiting, Result<Stored, Failure>)>,
@@ -99,14 +99,14 @@ impl Lane {
     async fn run(mut self, mut sealed: SealedBatches, mut drain: watch::Receiver<Option<Instant>>) {
         loop {
             self.fill_queue(&mut sealed);
-            let session = self.shared.credentials.session().is_some();
+            let session = self.uploads.credentials.session().is_some();
             // The clock is read once for both `next` and `next_wake`. Were it read twice, a batch that became due
             // between the two readings would be neither sent nor waited for.
             let now = Instant::now();
             if session {
                 while let Some(mut waiting) = self.queue.next(now) {
                     waiting.known.object_since = self.objects_confirmed > waiting.objects_confirmed_before;
-                    self.in_flight.spawn(attempt(self.shared.clone(), waiting));
+                    self.in_flight.spawn(attempt(self.uploads.clone(), waiting));
                     self.fill_queue(&mut sealed);
                 }
             }
@@ -124,7 +124,7 @@ impl Lane {
                     Err(_) => return,
                 },
                 () = sleep_until(wake), if !needs_session => {}
-                session = self.shared.credentials.wait_session(), if needs_session => self.session_came(&session),
+                session = self.uploads.credentials.wait_session(), if needs_session => self.session_came(&session),
                 Ok(()) = drain.changed() => {
                     self.fill_queue(&mut sealed);
                     let deadline = *drain.borrow_and_update();
@@ -156,7 +156,7 @@ impl Lane {
     }
 
     fn backlog(&self) -> SpooledStatus {
-        self.shared.spool.folder(self.log_type).status("")
+        self.uploads.spool.folder(self.log_type).status("")
     }
 
     /// Makes every waiting batch due once more. False when no session comes to send them with.
@@ -164,7 +164,8 @@ impl Lane {
         let now = Instant::now();
         self.queue.drain();
         let patience = deadline.min(now + DRAIN_SESSION_WAIT);
-        self.queue.is_empty() || tokio::time::timeout_at(patience, self.shared.credentials.wait_session()).await.is_ok()
+        self.queue.is_empty()
+            || tokio::time::timeout_at(patience, self.uploads.credentials.wait_session()).await.is_ok()
     }
 
     fn settle(&mut self, mut waiting: Waiting, result: Result<Stored, Failure>) {
@@ -190,7 +191,7 @@ impl Lane {
 
     fn succeeded(&mut self, waiting: &Waiting, stored: &Stored) {
         let batch = &waiting.batch;
-        let key = object_key(&self.shared.bucket_path, self.log_type, &batch.name.batch);
+        let key = object_key(&self.uploads.bucket_path, self.log_type, &batch.name.batch);
         if matches!(stored, Stored::Delivered) {
             self.objects_confirmed += 1;
             self.meters.delivered(batch);

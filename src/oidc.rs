@@ -6,7 +6,7 @@ mod token;
 mod verifier;
 
 pub use keys::ask_issuer;
-pub use refusal::{Reason, Refusal, VerifyError};
+pub use refusal::{BrokenRule, Reason, VerifyError};
 pub use token::{OidcToken, ShownClaims, Source, looks_like_jwt, moment};
 pub use verifier::{IssuerError, Verifier};
 

@@ -138,7 +138,7 @@ impl S3 {
             return Err(PutError::before(PutErrorKind::NoSession, "there is no session to sign with".to_owned()));
         };
         let conditional = !self.0.other_than_aws || self.0.condition.is_in_use(Instant::now());
-        let outcome = match self.attempt(put, &session, conditional).await {
+        let outcome = match self.put_once(put, &session, conditional).await {
             Ok(()) => {
                 if conditional {
                     self.0.condition.worked();
@@ -159,7 +159,7 @@ impl S3 {
 
     /// Whether the condition was the reason shows only where the PUT succeeds without it.
     async fn put_without_condition(&self, put: &Put, session: &Session, with: PutError) -> Result<(), PutError> {
-        match self.attempt(put, session, false).await {
+        match self.put_once(put, session, false).await {
             Ok(()) => {
                 self.0.condition.is_unknown(Instant::now());
                 Ok(())
@@ -171,7 +171,7 @@ impl S3 {
         }
     }
 
-    async fn attempt(&self, put: &Put, session: &Session, conditional: bool) -> Result<(), Refused> {
+    async fn put_once(&self, put: &Put, session: &Session, conditional: bool) -> Result<(), Refused> {
         let unreadable = |reason: String| Refused::from(PutError::before(PutErrorKind::FileUnreadable, reason));
         // Looks at a link itself, because a file that it leads to is not the spool's.
         let found = std::fs::symlink_metadata(&put.file);

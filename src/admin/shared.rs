@@ -14,7 +14,7 @@ use tokio::time::Instant;
 const PAUSE: Duration = Duration::from_millis(25);
 
 #[derive(Default)]
-pub(super) struct Shared {
+pub(super) struct SharedAnswer {
     /// How many have asked.
     asked: AtomicU64,
     /// Locked while one is made.
@@ -29,7 +29,7 @@ struct Last {
     ended: Option<Instant>,
 }
 
-impl Shared {
+impl SharedAnswer {
     /// What `make` gives, or another call's `make` that begins after this call. May wait for [`PAUSE`] and two makings.
     pub(super) async fn get<T, E>(&self, make: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<Bytes, String>
     where

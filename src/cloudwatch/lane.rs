@@ -43,7 +43,7 @@ const LOOK_AT_AGE: Duration = Duration::from_secs(3600);
 const LAST_SESSION_WAIT: Duration = Duration::from_secs(5);
 
 /// What both lanes need.
-pub struct Shared {
+pub struct Copying {
     /// Where the copies are.
     pub spool: Spool,
     /// Batches that S3 has and CloudWatch doesn't.
@@ -67,7 +67,7 @@ pub struct Lanes {
 /// What the lanes tell of themselves. Cloning shares it.
 #[derive(Clone)]
 pub struct Watched {
-    shared: Arc<Shared>,
+    copying: Arc<Copying>,
     states: ByType<Arc<Mutex<State>>>,
 }
 
@@ -83,14 +83,14 @@ struct State {
 
 impl Lanes {
     /// Starts a lane for each log type. Fails where no thread can be had.
-    pub fn start(shared: Shared) -> io::Result<Lanes> {
+    pub fn start(copying: Copying) -> io::Result<Lanes> {
         let background = Background::start("cloudwatch")?;
-        let watched = Watched { shared: Arc::new(shared), states: Default::default() };
+        let watched = Watched { copying: Arc::new(copying), states: Default::default() };
         let (ending, ending_receiver) = watch::channel(false);
         let mut lanes = JoinSet::new();
         for log_type in LogType::ALL {
             let lane = Lane {
-                shared: watched.shared.clone(),
+                copying: watched.copying.clone(),
                 log_type,
                 ending: ending_receiver.clone(),
                 logged: BTreeSet::new(),
@@ -119,7 +119,7 @@ impl Lanes {
 impl Watched {
     /// For `/status`.
     pub fn status(&self) -> CloudWatchStatus {
-        let Shared { copies, logs, credentials, .. } = &*self.shared;
+        let Copying { copies, logs, credentials, .. } = &*self.copying;
         let of_type = |log_type: LogType| {
             let left = copies.left(log_type);
             let state = self.states[log_type].lock().unwrap_or_else(PoisonError::into_inner);
@@ -141,7 +141,7 @@ impl Watched {
 }
 
 struct Lane {
-    shared: Arc<Shared>,
+    copying: Arc<Copying>,
     log_type: LogType,
     /// Whether the daemon ends.
     ending: watch::Receiver<bool>,
@@ -164,7 +164,7 @@ enum Stopped {
 impl Lane {
     async fn run(mut self) {
         loop {
-            let copies = self.shared.copies.clone();
+            let copies = self.copying.copies.clone();
             let waiting = copies.oldest(self.log_type);
             if waiting.is_none() && self.is_ending() {
                 return;
@@ -201,10 +201,10 @@ impl Lane {
             let Err(error) = self.read_and_send(copy).await? else { return Ok(()) };
             self.check_waits(copy)?;
             // Where the spool's path leads elsewhere, nothing is wrong with a file that is missing there.
-            reads += u32::from(is_the_files(&error) && self.shared.spool.confirm().is_ok());
+            reads += u32::from(is_the_files(&error) && self.copying.spool.confirm().is_ok());
             if reads >= READS_MAX {
                 tracing::debug!(log_type = %self.log_type, batch.name = %copy.name.batch, %error, "a batch that CloudWatch was to have can't be read");
-                self.shared.copies.give_up(copy, GivenUp::Unreadable);
+                self.copying.copies.give_up(copy, GivenUp::Unreadable);
                 return Err(Stopped::GivenUp);
             }
             if self.is_ending() {
@@ -217,9 +217,9 @@ impl Lane {
 
     /// The inner error is the file's.
     async fn read_and_send(&mut self, copy: &BatchCopy) -> Result<io::Result<()>, Stopped> {
-        let key = object_key(&self.shared.bucket_path, self.log_type, &copy.name.batch);
-        let (shared, found) = (self.shared.clone(), *copy);
-        let mut reading: Reading = match blocking(move || open(&shared.spool, &found, key)).await {
+        let key = object_key(&self.copying.bucket_path, self.log_type, &copy.name.batch);
+        let (copying, found) = (self.copying.clone(), *copy);
+        let mut reading: Reading = match blocking(move || open(&copying.spool, &found, key)).await {
             Ok(reading) => reading,
             Err(error) => return Ok(Err(error)),
         };
@@ -247,7 +247,7 @@ impl Lane {
             // What was read of a file that is being removed may be no event at all.
             self.check_waits(copy)?;
             self.check_age(copy)?;
-            let error = match self.shared.logs.put(self.log_type, &events).await {
+            let error = match self.copying.logs.put(self.log_type, &events).await {
                 Ok(rejected) => {
                     attempts = 0;
                     let untaken = [rejected.too_old, rejected.too_new, rejected.expired, 0];
@@ -287,7 +287,7 @@ impl Lane {
 
     async fn wait_after(&mut self, error: &LogsError, attempts: u32) -> Result<(), Stopped> {
         if error.kind == LogsErrorKind::NoSession {
-            let credentials = self.shared.credentials.clone();
+            let credentials = self.copying.credentials.clone();
             if self.is_ending() {
                 let waited = tokio::time::timeout(LAST_SESSION_WAIT, credentials.wait_session()).await;
                 return waited.map(drop).map_err(|_| Stopped::Ending);
@@ -314,7 +314,7 @@ impl Lane {
     }
 
     fn check_waits(&self, copy: &BatchCopy) -> Result<(), Stopped> {
-        if self.shared.copies.contains(copy) { Ok(()) } else { Err(Stopped::GivenUp) }
+        if self.copying.copies.contains(copy) { Ok(()) } else { Err(Stopped::GivenUp) }
     }
 
     /// The time. A clock that jumps ahead while the daemon runs makes no batch old at once.
@@ -327,7 +327,7 @@ impl Lane {
         if self.now() - copy.name.batch.opened < TOO_OLD {
             return Ok(());
         }
-        self.shared.copies.give_up(copy, GivenUp::Age);
+        self.copying.copies.give_up(copy, GivenUp::Age);
         Err(Stopped::GivenUp)
     }
 
@@ -349,7 +349,7 @@ impl Lane {
         drop(state);
         if let Some(error) = ended {
             self.logged.clear();
-            let left = self.shared.copies.left(self.log_type);
+            let left = self.copying.copies.left(self.log_type);
             tracing::info!(log_type = %self.log_type, outage.seconds = Timestamp::now().seconds_since(error.since), backlog.bytes = left.bytes, backlog.batches = left.batches, "CloudWatch takes events again");
         }
     }

@@ -212,7 +212,7 @@ pub enum Purpose {
 /// Where an effective value came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Source {
+pub enum SettingSource {
     /// The environment.
     Environment,
     /// The table.
@@ -229,7 +229,7 @@ pub struct Setting {
     /// The value that counts, in the words in which it was given; `[redacted]` for a secret, empty when not set.
     pub value: String,
     /// Where it came from.
-    pub source: Source,
+    pub source: SettingSource,
     /// Where another value counts than was given: what was given, and why it does not count.
     pub note: Option<String>,
 }

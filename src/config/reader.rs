@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
-use super::effective::{Config, LogFormat, Network, Purpose, Setting, Source, TlsFiles};
+use super::effective::{Config, LogFormat, Network, Purpose, Setting, SettingSource, TlsFiles};
 use super::files::{self, quoted, shown_path};
 use super::given::{Given, OwnVariables, SharedVariables, Texts};
 use super::slips;
@@ -108,9 +108,9 @@ impl Reader {
     pub(super) fn settings(&self) -> Vec<Setting> {
         let setting = |variable: &Variable| {
             let (value, source) = match (self.shown.get(variable.name), variable.default) {
-                (Some(value), _) => (value.clone(), Source::Environment),
-                (None, Some(default)) => (default.to_owned(), Source::Default),
-                (None, None) => (String::new(), Source::Unset),
+                (Some(value), _) => (value.clone(), SettingSource::Environment),
+                (None, Some(default)) => (default.to_owned(), SettingSource::Default),
+                (None, None) => (String::new(), SettingSource::Unset),
             };
             match self.counts.get(variable.name) {
                 Some((counts, why)) if *counts != value => Setting {

@@ -20,7 +20,7 @@ const ATTEMPT_BASE: Duration = Duration::from_secs(30);
 const SLOWEST_BYTES_PER_SECOND: u64 = 64 * 1024;
 
 /// What every attempt needs.
-pub struct Shared {
+pub struct Uploads {
     /// Where batches come from.
     pub spool: Spool,
     /// Where they go.
@@ -51,10 +51,10 @@ pub(super) enum Failure {
 }
 
 /// Makes one attempt; returns the batch with what is known of it now.
-pub(super) async fn attempt(shared: Arc<Shared>, mut waiting: Waiting) -> (Waiting, Result<Stored, Failure>) {
-    let folder = shared.spool.folder(waiting.batch.log_type);
-    shared.spool.gate(waiting.batch.log_type).pass(waiting.batch.name.batch.opened).await;
-    let result = match send(&shared, &folder, &mut waiting).await {
+pub(super) async fn attempt(uploads: Arc<Uploads>, mut waiting: Waiting) -> (Waiting, Result<Stored, Failure>) {
+    let folder = uploads.spool.folder(waiting.batch.log_type);
+    uploads.spool.gate(waiting.batch.log_type).pass(waiting.batch.name.batch.opened).await;
+    let result = match send(&uploads, &folder, &mut waiting).await {
         Ok(Stored::Delivered) => {
             let removed = on_disk(&folder, &mut waiting.batch, Folder::delivered).await;
             removed.map(|()| Stored::Delivered).map_err(Failure::Disk)
@@ -79,7 +79,7 @@ pub(super) async fn attempt(shared: Arc<Shared>, mut waiting: Waiting) -> (Waiti
 ///
 /// A new suffix is durable before the next PUT for the same reason. And gaps are marked as reported only after the
 /// object that names them is stored: marked before, a PUT that never arrives would leave them unreported for ever.
-async fn send(shared: &Shared, folder: &Arc<Folder>, waiting: &mut Waiting) -> Result<Stored, Failure> {
+async fn send(uploads: &Uploads, folder: &Arc<Folder>, waiting: &mut Waiting) -> Result<Stored, Failure> {
     if waiting.stored {
         return Ok(Stored::Delivered);
     }
@@ -98,13 +98,13 @@ async fn send(shared: &Shared, folder: &Arc<Folder>, waiting: &mut Waiting) -> R
         };
         on_disk(folder, batch, begun).await.map_err(Failure::Disk)?;
         let started = Instant::now();
-        let outcome = shared.s3.put(&put(shared, folder, batch, &gaps)).await;
+        let outcome = uploads.s3.put(&put(uploads, folder, batch, &gaps)).await;
         let ended = (&outcome).into();
         let next = delivery::decide(waiting.known, ended);
         waiting.known = waiting.known.after(ended, next);
         match (next, outcome) {
             (Next::Delivered, _) | (_, Ok(())) => {
-                shared.upload_duration.record(started.elapsed());
+                uploads.upload_duration.record(started.elapsed());
                 waiting.stored = true;
                 on_disk(folder, batch, move |folder, _| folder.mark_reported(&gaps)).await.map_err(Failure::Disk)?;
                 return Ok(Stored::Delivered);
@@ -145,12 +145,12 @@ fn reported_gaps(folder: &Folder) -> Vec<u64> {
     gaps
 }
 
-pub(super) fn put(shared: &Shared, folder: &Folder, batch: &Batch, gaps: &[u64]) -> Put {
+pub(super) fn put(uploads: &Uploads, folder: &Folder, batch: &Batch, gaps: &[u64]) -> Put {
     let name = &batch.name;
     let entry = ChainEntry {
-        key: object_key(&shared.bucket_path, batch.log_type, &name.batch),
+        key: object_key(&uploads.bucket_path, batch.log_type, &name.batch),
         renamed_from: name.batch.renamed_from,
-        instance: shared.spool.chain_instance(batch.log_type).to_owned(),
+        instance: uploads.spool.chain_instance(batch.log_type).to_owned(),
         log_type: batch.log_type,
         sequence: name.sequence,
         records: name.records,
@@ -159,7 +159,7 @@ pub(super) fn put(shared: &Shared, folder: &Folder, batch: &Batch, gaps: &[u64])
         gaps: Gaps::that_fit(gaps),
     };
     Put {
-        metadata: entry.metadata(shared.signing_key.as_ref()),
+        metadata: entry.metadata(uploads.signing_key.as_ref()),
         key: entry.key,
         file: folder.batch_path(batch),
         bytes: batch.bytes,

@@ -157,8 +157,8 @@ impl Case {
         self.files().into_iter().filter_map(stage).filter(|stage| *stage != Stage::Sent).collect()
     }
 
-    fn shared(&self) -> Shared {
-        Shared {
+    fn uploads(&self) -> Uploads {
+        Uploads {
             spool: self.spool.clone(),
             s3: S3::new(&self.config, &self.network, self.credentials.clone()),
             credentials: self.credentials.clone(),
@@ -173,7 +173,7 @@ impl Case {
     fn flush(&mut self) {
         let sealed = self.sealed.take().unwrap();
         // A recorder of this test's own: other tests of the process count, too.
-        let flusher = metrics::with_local_recorder(&self.metrics, || Flusher::start(self.shared(), sealed)).unwrap();
+        let flusher = metrics::with_local_recorder(&self.metrics, || Flusher::start(self.uploads(), sealed)).unwrap();
         self.states = flusher.states();
         self.flusher = Some(flusher);
     }
@@ -359,9 +359,9 @@ async fn an_attempt_has_half_a_minute_and_its_size_at_64_kib_a_second() {
     case.batch(TYPE, LINE).await;
     let sealed = &mut case.sealed.as_mut().unwrap()[TYPE];
     let mut batch = soon(sealed.recv()).await.unwrap();
-    let (shared, folder) = (case.shared(), case.spool.folder(TYPE));
+    let (uploads, folder) = (case.uploads(), case.spool.folder(TYPE));
     for (kib, seconds) in [(0, 30), (63, 30), (64, 31), (16 * 1024, 286), (1024 * 1024, 16_414)] {
         batch.bytes = kib * 1024;
-        assert_eq!(put(&shared, &folder, &batch, &[]).timeout, Duration::from_secs(seconds), "{kib} KiB");
+        assert_eq!(put(&uploads, &folder, &batch, &[]).timeout, Duration::from_secs(seconds), "{kib} KiB");
     }
 }

@@ -16,7 +16,7 @@ const TOLD_AGAIN_AFTER: Duration = Duration::from_secs(60);
 pub enum VerifyError {
     /// The token breaks a rule: it is refused for good, or until its validity begins.
     #[error("the token is refused: {0}")]
-    Refused(Refusal),
+    Refused(BrokenRule),
     /// Nothing can be said now: the issuer's keys are out of reach.
     #[error("the issuer's keys are out of reach: {0}")]
     Unavailable(String),
@@ -25,16 +25,16 @@ pub enum VerifyError {
 /// What is wrong with a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{}", reason.words())]
-pub struct Refusal {
+pub struct BrokenRule {
     /// Which rule it broke.
     pub reason: Reason,
     /// What the token has where the rule wants another: shortened, never verified.
     pub found: Option<String>,
 }
 
-impl From<Reason> for Refusal {
-    fn from(reason: Reason) -> Refusal {
-        Refusal { reason, found: None }
+impl From<Reason> for BrokenRule {
+    fn from(reason: Reason) -> BrokenRule {
+        BrokenRule { reason, found: None }
     }
 }
 
@@ -136,7 +136,7 @@ struct Counted {
 
 impl Tally {
     /// Counts a refusal, and tells the log of it where it is news. `configured` is what the rule wants.
-    pub(super) fn add(&self, refusal: &Refusal, configured: Option<String>) {
+    pub(super) fn add(&self, refusal: &BrokenRule, configured: Option<String>) {
         let (reason, now) = (refusal.reason, Instant::now());
         let mut counted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let before = counted.remove(&reason);

@@ -11,7 +11,7 @@ use jsonwebtoken::{Algorithm, Header};
 use serde::Deserialize;
 
 use super::keys::{KeyRing, without_slash};
-use super::refusal::{Reason, Refusal, Tally, VerifyError};
+use super::refusal::{BrokenRule, Reason, Tally, VerifyError};
 use super::token::{OidcToken, SHOWN_SUBJECT_CHARS, Source, moment, payload, shortened};
 use crate::config::Config;
 use crate::network::{Network, foreign_words};
@@ -54,10 +54,10 @@ struct Rules {
 }
 
 impl Rules {
-    fn judge(&self, claims: &Claims, now: DateTime<Utc>) -> Result<(), Refusal> {
+    fn judge(&self, claims: &Claims, now: DateTime<Utc>) -> Result<(), BrokenRule> {
         let now = now.timestamp() as f64;
         let leeway = CLOCK_LEEWAY_SECONDS as f64;
-        let refuse = |reason, found: Option<String>| Err(Refusal { reason, found });
+        let refuse = |reason, found: Option<String>| Err(BrokenRule { reason, found });
         if without_slash(&claims.iss) != without_slash(&self.issuer) {
             let host = reqwest::Url::parse(&claims.iss).ok().and_then(|url| url.host_str().map(str::to_owned));
             return refuse(Reason::Issuer, host.map(|host| shortened(&foreign_words(&host, &[]), SHOWN_HOST_CHARS)));

@@ -19,10 +19,10 @@ const WINDOW: Duration = Duration::from_secs(10);
 /// How many different lines one place in the code may print within [`WINDOW`]. More are a storm as well.
 const LINES_PER_WINDOW: usize = 200;
 
-/// Bounded by the number of places in the code that log.
-static PLACES: LazyLock<Mutex<HashMap<Identifier, Place>>> = LazyLock::new(Mutex::default);
+/// Bounded by the number of call sites that log.
+static CALLSITES: LazyLock<Mutex<HashMap<Identifier, Callsite>>> = LazyLock::new(Mutex::default);
 
-struct Place {
+struct Callsite {
     since: Instant,
     /// Hashes of the lines printed since then.
     printed: HashSet<u64>,
@@ -30,7 +30,7 @@ struct Place {
     metadata: &'static Metadata<'static>,
 }
 
-impl Place {
+impl Callsite {
     /// Whether the line with this hash may be printed at `now`.
     fn admit(&mut self, line: u64, now: Instant) -> bool {
         if now.duration_since(self.since) >= WINDOW {
@@ -74,18 +74,18 @@ impl<S: Subscriber> Layer<S> for Repeats {
             return true;
         }
         let (line, now) = (LineHash::of(event), Instant::now());
-        let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = || Place { since: now, printed: HashSet::new(), suppressed: 0, metadata };
-        places.entry(metadata.callsite()).or_insert_with(new).admit(line, now)
+        let mut callsites = CALLSITES.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || Callsite { since: now, printed: HashSet::new(), suppressed: 0, metadata };
+        callsites.entry(metadata.callsite()).or_insert_with(new).admit(line, now)
     }
 }
 
 /// Says how many lines were held back since the last call; to be called every few seconds.
 pub fn report_suppressed() {
-    let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
-    let counts = places.values_mut().map(|place| (place.metadata, std::mem::take(&mut place.suppressed)));
+    let mut callsites = CALLSITES.lock().unwrap_or_else(PoisonError::into_inner);
+    let counts = callsites.values_mut().map(|callsite| (callsite.metadata, std::mem::take(&mut callsite.suppressed)));
     let counts: Vec<_> = counts.filter(|(_, suppressed)| *suppressed > 0).collect();
-    drop(places);
+    drop(callsites);
     for (metadata, suppressed) in counts {
         let (file, line) = (metadata.file().unwrap_or_default(), metadata.line().unwrap_or_default());
         tracing::info!(
@@ -104,11 +104,11 @@ mod tests {
     fn a_place_prints_each_of_its_lines_once_in_a_window_and_no_storm_of_different_ones() {
         let start = Instant::now();
         let metadata = tracing::callsite::Callsite::metadata(place_of_this_test());
-        let mut place = Place { since: start, printed: HashSet::new(), suppressed: 0, metadata };
-        let admitted = (0..100).filter(|repeat| place.admit(repeat % 7, start)).count();
-        assert_eq!((admitted, place.suppressed), (7, 93));
-        assert!(place.admit(0, start + WINDOW));
-        let admitted = (0..1000).filter(|line| place.admit(*line, start + WINDOW)).count();
+        let mut callsite = Callsite { since: start, printed: HashSet::new(), suppressed: 0, metadata };
+        let admitted = (0..100).filter(|repeat| callsite.admit(repeat % 7, start)).count();
+        assert_eq!((admitted, callsite.suppressed), (7, 93));
+        assert!(callsite.admit(0, start + WINDOW));
+        let admitted = (0..1000).filter(|line| callsite.admit(*line, start + WINDOW)).count();
         assert_eq!(admitted, LINES_PER_WINDOW - 1);
     }
 

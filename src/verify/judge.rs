@@ -52,7 +52,7 @@ pub(super) enum Content {
 
 /// Where an object lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Position {
     /// Before the window: tells only where the chain comes from.
     Before,
     /// In the window.
@@ -92,10 +92,10 @@ impl Judge {
     }
 
     /// Takes in one object.
-    pub(super) fn object(&mut self, place: Place, observed: &Observed) {
+    pub(super) fn object(&mut self, position: Position, observed: &Observed) {
         let Observed { key, log_type, metadata, content, .. } = observed;
         if *content == Content::Unreadable {
-            if place != Place::Inside {
+            if position != Position::Inside {
                 return;
             }
             let (log_type, key) = (Some(*log_type), Some(key.clone()));
@@ -110,8 +110,8 @@ impl Judge {
             });
         }
         match ChainEntry::from_metadata(key, *log_type, metadata) {
-            Ok((entry, signature)) => self.entry(place, observed, &entry, signature),
-            Err(error) if place == Place::Inside => self.no_entry(observed, &error),
+            Ok((entry, signature)) => self.entry(position, observed, &entry, signature),
+            Err(error) if position == Position::Inside => self.no_entry(observed, &error),
             Err(_) => {}
         }
     }
@@ -129,7 +129,7 @@ impl Judge {
         self.findings.add(Finding { kind, log_type, instance, sequences: None, key, detail });
     }
 
-    fn entry(&mut self, place: Place, observed: &Observed, entry: &ChainEntry, signature: Option<Signature>) {
+    fn entry(&mut self, position: Position, observed: &Observed, entry: &ChainEntry, signature: Option<Signature>) {
         if !self.rules.judges(&entry.instance) {
             return;
         }
@@ -137,7 +137,7 @@ impl Judge {
         let opened = parts.as_ref().map(|parts| parts.opened);
         let is_signed = signature.is_some();
         let doubt = self.rules.doubt(entry, opened, signature);
-        if place == Place::Inside && self.rules.may_lack_a_signature(opened) && !is_signed && doubt.is_none() {
+        if position == Position::Inside && self.rules.may_lack_a_signature(opened) && !is_signed && doubt.is_none() {
             self.unsigned_allowed += 1;
         }
         let name = (entry.log_type, entry.instance.clone());
@@ -153,11 +153,11 @@ impl Judge {
             last_modified: observed.last_modified,
             key: entry.key.as_str().into(),
         };
-        match place {
-            Place::Before if parts.is_some() => chain.keep_before(link),
-            Place::After if doubt.is_none() => chain.keep_after(link),
-            Place::Before | Place::After => {}
-            Place::Inside => self.inside(name, observed.content, entry, link, doubt),
+        match position {
+            Position::Before if parts.is_some() => chain.keep_before(link),
+            Position::After if doubt.is_none() => chain.keep_after(link),
+            Position::Before | Position::After => {}
+            Position::Inside => self.inside(name, observed.content, entry, link, doubt),
         }
     }
 

@@ -16,7 +16,7 @@ use crate::s3::read::{Listed, ReadError, Reader};
 use super::body::BodyReader;
 use super::error::VerifyError;
 use super::journal::{Journal, Known};
-use super::judge::{Content, Judge, Observed, Place};
+use super::judge::{Content, Judge, Observed, Position};
 use super::key;
 use super::receipts::{Ledger, Outcome, Receipts};
 
@@ -55,7 +55,7 @@ impl Walk {
             let start = self.from.map(|from| key::day(&folder, from)).unwrap_or_default();
             let mut listing = Listing::new(self.reader.clone(), folder.clone(), start);
             listing.end = self.to.and_then(|to| to.succ_opt()).map(|day| key::day(&folder, day));
-            self.take(log_type, Place::Inside, &mut listing).await?;
+            self.take(log_type, Position::Inside, &mut listing).await?;
             if let Some(from) = self.from {
                 self.before(log_type, &folder, from).await?;
             }
@@ -86,7 +86,7 @@ impl Walk {
                 break;
             }
             let mut listing = Listing::new(self.reader.clone(), key::day(folder, day), String::new());
-            found |= self.take(log_type, Place::Before, &mut listing).await?;
+            found |= self.take(log_type, Position::Before, &mut listing).await?;
         }
         Ok(())
     }
@@ -102,21 +102,26 @@ impl Walk {
                 break;
             }
             listing.end = parts.opened.date().succ_opt().map(|day| key::day(folder, day));
-            found |= self.take(log_type, Place::After, listing).await?;
+            found |= self.take(log_type, Position::After, listing).await?;
             listing.end = None;
         }
         Ok(())
     }
 
     /// Reads every object of a listing; tells whether there was one.
-    async fn take(&mut self, log_type: LogType, place: Place, listing: &mut Listing) -> Result<bool, VerifyError> {
+    async fn take(
+        &mut self,
+        log_type: LogType,
+        position: Position,
+        listing: &mut Listing,
+    ) -> Result<bool, VerifyError> {
         let mut running: VecDeque<Task> = VecDeque::with_capacity(CONCURRENCY);
         let mut found = false;
         loop {
             while running.len() < CONCURRENCY {
                 let Some(listed) = listing.next().await? else { break };
                 found = true;
-                running.push_back(self.start(log_type, place, listed)?);
+                running.push_back(self.start(log_type, position, listed)?);
             }
             let Some(task) = running.pop_front() else { return Ok(found) };
             let (listed, examined) = match task {
@@ -128,25 +133,25 @@ impl Walk {
                 },
             };
             let Some(examined) = examined else { continue };
-            self.progress.object(&listed, place);
+            self.progress.object(&listed, position);
             self.remember(&listed, &examined)?;
             examined.outcomes.into_iter().for_each(|outcome| self.ledger.note(outcome));
-            self.judge.object(place, &examined.observed);
+            self.judge.object(position, &examined.observed);
         }
     }
 
-    fn start(&mut self, log_type: LogType, place: Place, listed: Listed) -> Result<Task, VerifyError> {
+    fn start(&mut self, log_type: LogType, position: Position, listed: Listed) -> Result<Task, VerifyError> {
         let job = Job {
             reader: self.reader.clone(),
             receipts: self.receipts.clone(),
             folder: key::folder(&self.bucket_path, log_type),
             instances: self.instances.clone(),
             log_type,
-            place,
+            position,
             listed: listed.clone(),
         };
         let known = match &mut self.journal {
-            Some(journal) if place == Place::Inside => journal.known(&listed)?,
+            Some(journal) if position == Position::Inside => journal.known(&listed)?,
             _ => None,
         };
         if let Some(known) = known
@@ -188,7 +193,7 @@ struct Job {
     folder: String,
     instances: Vec<String>,
     log_type: LogType,
-    place: Place,
+    position: Position,
     listed: Listed,
 }
 
@@ -211,7 +216,7 @@ impl Job {
     }
 
     async fn examine(&self) -> Result<Examined, ReadError> {
-        if self.place != Place::Inside {
+        if self.position != Position::Inside {
             let head = self.reader.head(&self.listed.key).await?;
             return Ok(self.observed(head.metadata, Content::NotRead, Vec::new()));
         }
@@ -368,9 +373,9 @@ impl Progress {
         Progress { shown: None, terminal: std::io::stderr().is_terminal(), objects: 0, bytes: 0 }
     }
 
-    fn object(&mut self, listed: &Listed, place: Place) {
+    fn object(&mut self, listed: &Listed, position: Position) {
         self.objects += 1;
-        self.bytes += if place == Place::Inside { listed.size } else { 0 };
+        self.bytes += if position == Position::Inside { listed.size } else { 0 };
         if self.terminal && self.shown.is_none_or(|shown| shown.elapsed() >= PROGRESS_INTERVAL) {
             self.shown = Some(Instant::now());
             let mebibytes = self.bytes >> 20;

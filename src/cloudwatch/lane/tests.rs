@@ -79,16 +79,16 @@ impl Case {
         let settings = Settings { copies: true, codec, ..world::settings(dir.path().to_owned()) };
         let settings = Settings { batch_max_bytes: 1 << 20, max_bytes: 1 << 30, ..settings };
         let (spool, sealed) = Spool::open(&settings, Arc::new(OsDisk)).unwrap();
-        let shared = Shared {
+        let copying = Copying {
             spool: spool.clone(),
             copies: spool.copies().unwrap().clone(),
             logs: Logs::new(&to, &network, credentials.clone(), "0123456789abcdef"),
             credentials: bucket,
             bucket_path: "acme".to_owned(),
         };
-        let shared = Shared { credentials: credentials.clone(), ..shared };
+        let copying = Copying { credentials: credentials.clone(), ..copying };
         let metrics = PrometheusBuilder::new().build_recorder();
-        let lanes = metrics::with_local_recorder(&metrics, || Lanes::start(shared)).unwrap();
+        let lanes = metrics::with_local_recorder(&metrics, || Lanes::start(copying)).unwrap();
         Case { lanes, spool, sealed, credentials, cloudwatch, metrics, dir, _sts: sts }
     }
 

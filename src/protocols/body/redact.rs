@@ -102,21 +102,21 @@ struct Search {
 }
 
 impl Search {
-    fn place(&self) -> Place {
-        self.open.last().map_or(Place::Other, |container| container.place)
+    fn within(&self) -> Within {
+        self.open.last().map_or(Within::Other, |container| container.within)
     }
 
     /// A string that is the value of a member.
     fn text(&mut self, key: Key, text: &[u8], range: Range<usize>) {
         let depth = self.open.len();
-        let is_in_pair = || depth >= 2 && self.open[depth - 2].place == Place::Pair;
-        match (key, self.place()) {
-            (Key::Secret, Place::Holder) if text != REPLACEMENT => self.found.push(range),
-            (Key::StringValue, Place::Value) if text != REPLACEMENT && is_in_pair() => {
+        let is_in_pair = || depth >= 2 && self.open[depth - 2].within == Within::Pair;
+        match (key, self.within()) {
+            (Key::Secret, Within::Holder) if text != REPLACEMENT => self.found.push(range),
+            (Key::StringValue, Within::Value) if text != REPLACEMENT && is_in_pair() => {
                 self.in_pairs.entry(depth - 1).or_default().push(range);
             }
             // Some senders write a value as plain text.
-            (Key::Value, Place::Pair) if text != REPLACEMENT => self.in_pairs.entry(depth).or_default().push(range),
+            (Key::Value, Within::Pair) if text != REPLACEMENT => self.in_pairs.entry(depth).or_default().push(range),
             (Key::Name, _) => {
                 if let (Some(container), named @ (Key::Holder | Key::Secret)) = (self.open.last_mut(), Key::of(text)) {
                     container.named = named;
@@ -127,15 +127,15 @@ impl Search {
     }
 
     fn open(&mut self, key: Key, is_object: bool) {
-        let place = match (key, self.place(), is_object) {
-            (Key::Holder, _, true) => Place::Holder,
-            (Key::Value, _, true) => Place::Value,
-            (Key::KvList, Place::Value, true) => Place::KvList,
-            (Key::Values, Place::KvList, false) => Place::Pairs,
-            (_, Place::Pairs, true) => Place::Pair,
-            _ => Place::Other,
+        let within = match (key, self.within(), is_object) {
+            (Key::Holder, _, true) => Within::Holder,
+            (Key::Value, _, true) => Within::Value,
+            (Key::KvList, Within::Value, true) => Within::KvList,
+            (Key::Values, Within::KvList, false) => Within::Pairs,
+            (_, Within::Pairs, true) => Within::Pair,
+            _ => Within::Other,
         };
-        self.open.push(Container { place, named: Key::Other });
+        self.open.push(Container { within, named: Key::Other });
     }
 
     fn close(&mut self) {
@@ -157,14 +157,14 @@ impl Search {
 /// An open object or array.
 #[derive(Clone, Copy)]
 struct Container {
-    place: Place,
+    within: Within,
     /// What its member `key` names.
     named: Key,
 }
 
-/// What a container is for the search.
+/// What a container is for the search, and so where its members are.
 #[derive(Clone, Copy, PartialEq)]
-enum Place {
+enum Within {
     /// The object that is the value of the holder's key.
     Holder,
     /// The object in a member `value`.

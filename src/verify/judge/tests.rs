@@ -136,12 +136,12 @@ impl Bucket {
         let mut judge = Judge::new(self.rules);
         for object in &self.objects {
             let opened = key::parse("p/env0-audits/", &object.key).map(|parts| parts.opened.date());
-            let place = match opened {
-                Some(opened) if from.is_some_and(|from| opened < from) => Place::Before,
-                Some(opened) if to.is_some_and(|to| opened > to) => Place::After,
-                _ => Place::Inside,
+            let position = match opened {
+                Some(opened) if from.is_some_and(|from| opened < from) => Position::Before,
+                Some(opened) if to.is_some_and(|to| opened > to) => Position::After,
+                _ => Position::Inside,
             };
-            judge.object(place, object);
+            judge.object(position, object);
         }
         Judged(judge.finish().to_json())
     }
@@ -343,7 +343,7 @@ fn the_order_in_which_objects_come_changes_nothing() {
     let mut objects = Bucket::signed().with(B, 1..=10).without(A, [4]).objects;
     objects.shuffle(&mut rand::rng());
     let mut judge = Judge::new(Rules { bucket_path: "p".into(), now: now(), ..Rules::default() });
-    objects.iter().for_each(|object| judge.object(Place::Inside, object));
+    objects.iter().for_each(|object| judge.object(Position::Inside, object));
     let judged = Judged(judge.finish().to_json());
     judged.is(1, &[("gap", "a", json!([4, 4]))]).complete(A, json!([[1, 3], [5, 10]])).complete(B, json!([[1, 10]]));
 }
@@ -355,7 +355,7 @@ fn a_hundred_thousand_objects_melt_into_one_run() {
         let time = DateTime::from_timestamp(1_700_000_000 + sequence as i64, 0).unwrap().format("%Y/%m/%d/%H:%M:%S");
         let entry = ChainEntry { key: format!("p/env0-audits/{time}_aaaaa.log"), ..entry(A, sequence) };
         if sequence != 77_777 {
-            judge.object(Place::Inside, &observed(&entry, None));
+            judge.object(Position::Inside, &observed(&entry, None));
         }
     }
     assert_eq!(judge.chains.values().next().unwrap().runs.len(), 2);
@@ -368,7 +368,7 @@ fn findings_beyond_the_limit_are_counted() {
     let judge = (1..=1500).fold(Judge::new(Rules::default()), |mut judge, number| {
         let (last_modified, metadata, content) = (now(), HashMap::new(), Content::NotRead);
         let key = format!("env0-audits/{number}");
-        judge.object(Place::Inside, &Observed { key, log_type: LogType::Audits, last_modified, metadata, content });
+        judge.object(Position::Inside, &Observed { key, log_type: LogType::Audits, last_modified, metadata, content });
         judge
     });
     let report = judge.finish();
@@ -382,8 +382,8 @@ fn the_text_names_every_finding_and_shows_no_control_characters() {
     let mut object = Bucket::unsigned().get(A, 1);
     (object.key, object.metadata) = ("p/env0-audits/\u{1b}[31m".into(), HashMap::new());
     let mut judge = Judge::new(Rules { bucket_path: "p".into(), now: now(), ..Rules::default() });
-    judge.object(Place::Inside, &object);
-    judge.object(Place::Inside, &Bucket::unsigned().get(A, 2));
+    judge.object(Position::Inside, &object);
+    judge.object(Position::Inside, &Bucket::unsigned().get(A, 2));
     let text = judge.finish().to_string();
     assert!(!text.contains('\u{1b}'), "{text}");
     assert!(
