@@ -219,6 +219,22 @@ pub enum Stage {
 impl Stage {
     const ALL: [Stage; 3] = [Stage::Sealed, Stage::Sending, Stage::Sent];
 
+    /// Whether the batch is still to be sent.
+    pub fn is_unsent(self) -> bool {
+        match self {
+            Stage::Sealed | Stage::Sending => true,
+            Stage::Sent => false,
+        }
+    }
+
+    /// Whether S3 may have the object: an attempt was begun, and nothing tells how it ended.
+    pub fn is_doubtful(self) -> bool {
+        match self {
+            Stage::Sending => true,
+            Stage::Sealed | Stage::Sent => false,
+        }
+    }
+
     fn as_str(self) -> &'static str {
         match self {
             Stage::Sealed => "sealed",

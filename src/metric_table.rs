@@ -68,6 +68,7 @@ macro_rules! label_values {
 
         impl $name {
             /// Every one.
+            #[allow(dead_code)] // Not every part needs the list.
             $vis const ALL: [$name; [$($value),*].len()] = [$($name::$variant),*];
 
             /// The label's value.

@@ -39,7 +39,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::batch::{ByType, LogType, SpoolName, Stage};
+use crate::batch::{ByType, LogType, SpoolName};
 use crate::spool::claim::Claim;
 use crate::spool::copies::{BatchCopy, Copies};
 use crate::spool::disk::{Cursor, Disk};
@@ -293,7 +293,7 @@ pub fn count_in_folder(disk: &dyn Disk, folder: &Path) -> io::Result<(usize, usi
     let (mut batches, mut sending) = (0, 0);
     visit_batches(disk, folder, |name| {
         batches += 1;
-        sending += usize::from(matches!(name, SpoolName::Sealed(name) if name.stage == Stage::Sending));
+        sending += usize::from(matches!(name, SpoolName::Sealed(name) if name.stage.is_doubtful()));
     })?;
     Ok((batches, sending))
 }

@@ -23,7 +23,7 @@ impl LogType {
     pub const ALL: [LogType; 2] = [LogType::Deployments, LogType::Audits];
 
     /// The name in paths, keys, labels and folders.
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             LogType::Deployments => "env0-deployments",
             LogType::Audits => "env0-audits",

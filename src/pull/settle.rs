@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use tokio::sync::SetOnce;
 
-use crate::batch::{ByType, Codec, LogType, Sha256Hasher, SpoolName, Stage};
+use crate::batch::{ByType, Codec, LogType, Sha256Hasher, SpoolName};
 use crate::pull::audits::AuditMemory;
 use crate::pull::deployments::DeploymentMemory;
 use crate::pull::files::PlaceError;
@@ -304,7 +304,7 @@ fn batches(spool: &Spool, log_type: LogType, from: Option<DateTime<Utc>>) -> io:
         let mut names = Vec::new();
         spool.disk().visit(&folder.dir, &mut |file, _| {
             let Ok(name) = file.parse() else { return };
-            let sent = matches!(&name, SpoolName::Sealed(sealed) if sealed.stage == Stage::Sent);
+            let sent = matches!(&name, SpoolName::Sealed(sealed) if !sealed.stage.is_unsent());
             if !sent && from.is_none_or(|from| from <= SpoolName::batch(&name).opened) {
                 names.push(name);
             }

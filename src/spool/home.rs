@@ -399,8 +399,8 @@ pub fn files_of_others(dir: &Path) -> Option<String> {
 }
 
 /// The folders that every spool has: one for each log type, and the quarantine.
-pub(super) fn folders(dir: &Path) -> [PathBuf; 3] {
-    [LogType::ALL[0].as_str(), LogType::ALL[1].as_str(), QUARANTINE].map(|folder| dir.join(folder))
+pub(super) fn folders(dir: &Path) -> [PathBuf; LogType::ALL.len() + 1] {
+    std::array::from_fn(|index| dir.join(LogType::ALL.get(index).map_or(QUARANTINE, |log_type| log_type.as_str())))
 }
 
 /// Identifies the folder that a path leads to: the spool's own path may be a link, as under systemd.

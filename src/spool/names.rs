@@ -6,7 +6,7 @@ use std::hash::{Hash, Hasher};
 use std::io;
 use std::path::Path;
 
-use crate::batch::{BatchName, SealedName, SpoolName, Stage};
+use crate::batch::{BatchName, SealedName, SpoolName};
 use crate::spool::disk::Disk;
 
 /// How many listings are compared before a start gives up.
@@ -84,7 +84,7 @@ pub(super) fn visit_batches(disk: &dyn Disk, dir: &Path, mut each: impl FnMut(Sp
 fn is_batch(name: &SpoolName, bytes: u64) -> bool {
     match name {
         SpoolName::Open(_) => bytes > 0,
-        SpoolName::Sealed(name) => name.stage != Stage::Sent,
+        SpoolName::Sealed(name) => name.stage.is_unsent(),
     }
 }
 

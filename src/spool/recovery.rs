@@ -90,7 +90,7 @@ pub(super) fn recover(folder: &Folder, names: Names) -> io::Result<Recovered> {
         if still_open.contains(&name.batch.opened) {
             also_sealed.insert(name.batch.opened);
         }
-        if name.stage != Stage::Sent {
+        if name.stage.is_unsent() {
             folder.recover_sealed(name, *bytes)?;
         } else if name.sequence < head_sequence {
             remove(folder, &name.to_string())?;
@@ -98,7 +98,7 @@ pub(super) fn recover(folder: &Folder, names: Names) -> io::Result<Recovered> {
             folder.empty_head(name)?;
         }
     }
-    sealed.retain(|(name, bytes)| name.stage != Stage::Sent && *bytes > 0);
+    sealed.retain(|(name, bytes)| name.stage.is_unsent() && *bytes > 0);
     let mut left_open = Vec::new();
     for (name, bytes) in open {
         if also_sealed.contains(&name.opened) {

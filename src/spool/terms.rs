@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::batch::{BatchName, Codec, LogType, SealedName, Stage, counted};
+use crate::batch::{BatchName, Codec, LogType, SealedName, counted};
 use crate::exit_code;
+use crate::metric_table;
 use crate::spool::manifest::{Destination, LockError, ManifestError};
 use crate::volume::{self, Cause};
 
@@ -46,7 +47,7 @@ pub struct Batch {
     pub bytes: u64,
     /// Whether the name is durable. No PUT may be made before it is.
     pub durable: bool,
-    /// Whether an attempt may have stored it in S3. After a crash this is true for every [`Stage::Sending`], because
+    /// Whether an attempt may have stored it in S3. After a crash this is true for every `.sending` file, because
     /// the name doesn't tell whether the PUT was made.
     pub may_have_arrived: bool,
 }
@@ -54,7 +55,7 @@ pub struct Batch {
 impl Batch {
     /// A batch under a durable name.
     pub(super) fn new(log_type: LogType, name: SealedName, bytes: u64) -> Batch {
-        Batch { log_type, name, bytes, durable: true, may_have_arrived: name.stage == Stage::Sending }
+        Batch { log_type, name, bytes, durable: true, may_have_arrived: name.stage.is_doubtful() }
     }
 }
 
@@ -156,30 +157,19 @@ pub enum OpenError {
     },
 }
 
-/// Why a batch was closed; the label of `batches_sealed_total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SealReason {
-    /// It reached its size.
-    Size,
-    /// It reached its age.
-    Age,
-    /// The daemon ends, or seals all that is open.
-    Shutdown,
-    /// A crash left it open.
-    Recovery,
-    /// An fsync of its file failed, or bytes could not be cut off again.
-    DiskError,
-}
-
-impl SealReason {
-    /// The label's value.
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            SealReason::Size => "size",
-            SealReason::Age => "age",
-            SealReason::Shutdown => "shutdown",
-            SealReason::Recovery => "recovery",
-            SealReason::DiskError => "disk_error",
-        }
+metric_table::label_values! {
+    "env0_s3_logs_batches_sealed_total", "reason":
+    /// Why a batch was closed.
+    pub(super) enum SealReason {
+        /// It reached its size.
+        Size = "size",
+        /// It reached its age.
+        Age = "age",
+        /// The daemon ends, or seals all that is open.
+        Shutdown = "shutdown",
+        /// A crash left it open.
+        Recovery = "recovery",
+        /// An fsync of its file failed, or bytes could not be cut off again.
+        DiskError = "disk_error",
     }
 }

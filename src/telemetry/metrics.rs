@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use metrics::{Label, counter, gauge, histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+use crate::batch::LogType;
 use crate::metric_table::{self, Kind, METRICS, Metric};
 use crate::status::{Status, Timestamp};
 
@@ -16,6 +17,19 @@ use crate::status::{Status, Timestamp};
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The source revision of this build: a commit, with `-modified` where the sources differ from it, or `unknown`.
 pub const REVISION: &str = env!("REVISION");
+
+const LOG_TYPES: [&str; LogType::ALL.len()] = {
+    let (mut names, mut at) = ([""; LogType::ALL.len()], 0);
+    while at < names.len() {
+        names[at] = LogType::ALL[at].as_str();
+        at += 1;
+    }
+    names
+};
+const _: () = assert!(
+    metric_table::has_values("env0_s3_logs_events_accepted_total", "type", &LOG_TYPES),
+    "TYPES in metric_table.rs are not the log types"
+);
 
 const BUCKETS_SECONDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];

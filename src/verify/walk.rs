@@ -50,7 +50,9 @@ impl Walk {
     /// Reads all that is to be judged.
     pub(super) async fn run(&mut self) -> Result<(), VerifyError> {
         // In the order of keys, as the journal has them.
-        for log_type in [LogType::Audits, LogType::Deployments] {
+        let mut log_types = LogType::ALL;
+        log_types.sort_unstable_by_key(|log_type| log_type.as_str());
+        for log_type in log_types {
             let folder = key::folder(&self.bucket_path, log_type);
             let start = self.from.map(|from| key::day(&folder, from)).unwrap_or_default();
             let mut listing = Listing::new(self.reader.clone(), folder.clone(), start);

@@ -7,42 +7,34 @@ pub(super) const ANSWER_MAX_BYTES: usize = 32 * 1024 * 1024;
 /// What env0's gateway answers to a path that doesn't exist.
 pub(super) const WRONG_PATH_MESSAGE: &str = "Missing Authentication Token";
 
-/// The kinds of requests.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Endpoint {
-    /// `GET /organizations`
-    Organizations,
-    /// `GET /audit/events`
-    AuditEvents,
-    /// `GET /environments`
-    Environments,
-    /// `GET /environments/{id}/deployments`
-    Deployments,
-    /// `GET /deployments/{id}/steps`
-    Steps,
-    /// `GET /deployments/{id}/steps/{name}/log`
-    StepLog,
-    /// `GET /log-forwarding/configurations`
-    Forwarding,
+metric_table::label_values! {
+    "env0_s3_logs_pull_requests_total", "endpoint":
+    /// The kinds of requests.
+    pub enum Endpoint {
+        /// `GET /organizations`
+        Organizations = "organizations",
+        /// `GET /audit/events`
+        AuditEvents = "audit_events",
+        /// `GET /environments`
+        Environments = "environments",
+        /// `GET /environments/{id}/deployments`
+        Deployments = "deployments",
+        /// `GET /deployments/{id}/steps`
+        Steps = "steps",
+        /// `GET /deployments/{id}/steps/{name}/log`
+        StepLog = "step_log",
+        /// `GET /log-forwarding/configurations`
+        Forwarding = "log_forwarding",
+    }
 }
 
 impl Endpoint {
-    /// The label in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Endpoint::Organizations => "organizations",
-            Endpoint::AuditEvents => "audit_events",
-            Endpoint::Environments => "environments",
-            Endpoint::Deployments => "deployments",
-            Endpoint::Steps => "steps",
-            Endpoint::StepLog => "step_log",
-            Endpoint::Forwarding => "log_forwarding",
-        }
-    }
-
     /// Whether it is one of the requests that bring the logs of deployments.
     pub(super) fn is_of_logs(self) -> bool {
-        matches!(self, Endpoint::Environments | Endpoint::Deployments | Endpoint::Steps | Endpoint::StepLog)
+        match self {
+            Endpoint::Environments | Endpoint::Deployments | Endpoint::Steps | Endpoint::StepLog => true,
+            Endpoint::Organizations | Endpoint::AuditEvents | Endpoint::Forwarding => false,
+        }
     }
 
     /// The request as messages name it.
@@ -60,7 +52,10 @@ impl Endpoint {
 
     /// Whether its path names something that may be deleted meanwhile.
     pub(super) fn names_a_thing(self) -> bool {
-        matches!(self, Endpoint::Deployments | Endpoint::Steps | Endpoint::StepLog)
+        match self {
+            Endpoint::Deployments | Endpoint::Steps | Endpoint::StepLog => true,
+            Endpoint::Organizations | Endpoint::AuditEvents | Endpoint::Environments | Endpoint::Forwarding => false,
+        }
     }
 
     /// The permission that the key's role needs for it.

@@ -213,9 +213,9 @@ fn every_fsync_and_every_sealed_batch_is_measured_under_a_listed_reason() {
     world.append(1).unwrap();
     world.append(1).unwrap();
     let folder = world.folder();
-    let reasons =
-        [SealReason::Size, SealReason::Age, SealReason::Shutdown, SealReason::Recovery, SealReason::DiskError];
-    metrics::with_local_recorder(&recorder, || reasons.into_iter().for_each(|reason| folder.count_sealed(reason)));
+    metrics::with_local_recorder(&recorder, || {
+        SealReason::ALL.into_iter().for_each(|reason| folder.count_sealed(reason));
+    });
     let text = recorder.handle().render();
     assert!(text.contains("_fsync_duration_seconds_count 2\n"), "{text}");
     for reason in ["size", "age", "shutdown", "recovery", "disk_error"] {
