@@ -21,6 +21,7 @@ mod place;
 mod report;
 mod round;
 pub mod settle;
+mod whose;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -116,7 +117,8 @@ impl Puller {
         (verifier, credentials): (&Verifier, &Credentials),
     ) -> Result<Puller, String> {
         let stop = CancellationToken::new();
-        let shared = || Shared { one_at_a_time: Arc::default(), stop: stop.clone() };
+        let max_event_bytes = config.max_event_bytes;
+        let shared = || Shared { one_at_a_time: Arc::default(), stop: stop.clone(), max_event_bytes };
         let parts = Parts {
             api: Api::new(pull, network)?,
             reloaded: Arc::default(),
@@ -124,7 +126,7 @@ impl Puller {
             limits: Limits {
                 max_body_bytes: usize::MAX,
                 max_lines_bytes: usize::MAX,
-                max_event_bytes: config.max_event_bytes,
+                max_event_bytes,
                 redact: config.redact,
             },
             spool: spool.clone(),

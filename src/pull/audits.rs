@@ -25,9 +25,10 @@ use crate::pull::api::{Answer, Api, EVENTS_IN_REST, Elements, Endpoint, ErrorKin
 use crate::pull::files::PlaceError;
 use crate::pull::identity::{Known, Mark, SAME_ID, Taken};
 use crate::pull::line::{Line, json_of, stored};
-use crate::pull::place::{Memory, Owner, Place, Whose};
+use crate::pull::place::{Memory, Place};
 use crate::pull::report::Report;
 use crate::pull::round::RoundError;
+use crate::pull::whose::{Owner, Whose};
 
 /// An event may appear in env0's answers this long after its timestamp.
 const LATE: TimeDelta = TimeDelta::minutes(15);
@@ -137,7 +138,7 @@ impl Memory for AuditMemory {
         if at >= self.from {
             // Ids of two organizations may be the same. Where the line doesn't say that it is this one's, its bytes identify it.
             let id = id.filter(|_| owner == Owner::This && (organization.is_some() || whose.is_alone()));
-            self.taken.insert(Mark::new(&[], id, line), at);
+            self.taken.insert(&Mark::new(&[], id, line), at);
         }
     }
 }
@@ -215,6 +216,8 @@ pub(super) struct Audits {
     api: Api,
     organization: String,
     limits: Limits,
+    /// [`Place::former_limits`]
+    former_limits: Vec<usize>,
     place: Place<AuditMemory>,
     report: Arc<Report>,
     /// How wide the next window is.
@@ -227,7 +230,8 @@ impl Audits {
         let organization = place.organization().to_owned();
         report.position(place.memory.reached);
         let page_size = PageSize::between(PAGE_MIN_EVENTS, PAGE_MAX_EVENTS);
-        Audits { api, organization, limits, place, report, width: FIRST_WINDOW, page_size }
+        let former_limits = place.former_limits();
+        Audits { api, organization, limits, former_limits, place, report, width: FIRST_WINDOW, page_size }
     }
 
     /// Fetches and stores every new event, up to now.
@@ -362,7 +366,7 @@ impl Audits {
             }
             for event in events {
                 let Some(event) = self.event(event, &piece, &window) else { continue };
-                let known = (found.seen.insert(event.mark, event.at), self.place.memory.taken.knows(&event.mark));
+                let known = (found.seen.insert(&event.mark, event.at), self.place.memory.taken.knows(&event.mark));
                 let (oddity, is_new) = match known {
                     (Known::Yes, _) | (_, Known::Yes) => continue,
                     (Known::No, Known::No) => (event.oddity, true),
@@ -402,7 +406,8 @@ impl Audits {
         let mut line = stored(event, ID_AND_TIME, &self.limits);
         line.replaced = piece.replaced_in(event);
         let [id, timestamp] = members(json_of(line.json()), ID_AND_TIME);
-        let others = line.other_limits(&self.limits).map(|limits| stored(event, ID_AND_TIME, &limits));
+        let others = line.other_limits(event, &self.limits, &self.former_limits);
+        let others = others.map(|limits| stored(event, ID_AND_TIME, &limits));
         let mark = Mark::new(&[], id, line.json()).or(&[], &line, others);
         let (at, oddity) = match timestamp.and_then(millis) {
             Some(at) => (window.contains(&at).then_some(at)?, None),
@@ -431,7 +436,7 @@ impl Audits {
                 self.store(std::mem::take(&mut lines), std::mem::take(&mut records), memory).await?;
                 memory = std::mem::take(&mut self.place.memory);
             }
-            memory.taken.insert(event.mark, event.at);
+            memory.taken.insert(&event.mark, event.at);
             lines.extend_from_slice(&event.line.bytes);
             records += 1;
             self.report.line(&event.line);

@@ -302,10 +302,9 @@ impl Deployments {
         let Some(state) = self.place.memory.following.get(id).cloned() else { return };
         let follow = Follow {
             api: self.api.clone(),
-            limits: self.limits,
             report: self.report.clone(),
             pieces: self.pieces.0.clone(),
-            source: Source::new(id, &self.organization, &state),
+            source: Source::new(id, &self.organization, &state, self.limits, self.place.former_limits()),
             anywhere: self.place.memory.anywhere.clone(),
             durable: state.clone(),
             state,

@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use crate::batch::{Sha256, Sha256Hasher};
-use crate::pull::line::Line;
+use crate::pull::line::{KEPT_MAX_BYTES, Line};
 
 /// The first half of a SHA-256: two of a million million events share one with a chance of 1 to 10^14.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -46,7 +46,7 @@ impl Identity {
 }
 
 /// By what an event is known again: its id, and its bytes where another event has the same id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mark {
     /// From its id, or from its bytes if it has none.
     id: Identity,
@@ -55,7 +55,7 @@ pub(super) struct Mark {
     is_whole: bool,
     /// Of an event without an id: from the lines that other values of `ENV0_S3_LOG_REDACT` and
     /// `ENV0_S3_LOG_MAX_EVENT_BYTES` make of it.
-    otherwise: [Option<Identity>; 3],
+    otherwise: Vec<Identity>,
 }
 
 impl Mark {
@@ -64,7 +64,7 @@ impl Mark {
         let bytes = Identity::new(scope, None, line);
         let id = id.map_or(bytes, |id| Identity::new(scope, Some(id), line));
         let is_whole = ALTERED.iter().all(|sign| memchr::memmem::find(line, sign).is_none());
-        Mark { id, bytes, is_whole, otherwise: [None; 3] }
+        Mark { id, bytes, is_whole, otherwise: Vec::new() }
     }
 
     /// The same for an event, stored as `line`, that may have been stored as one of the lines `others`, too, by other
@@ -74,13 +74,12 @@ impl Mark {
         if self.id != self.bytes {
             return self;
         }
-        for (otherwise, other) in self.otherwise.iter_mut().zip(others) {
-            *otherwise = Some(Identity::new(scope, None, other.json()));
-        }
+        self.otherwise = others.map(|other| Identity::new(scope, None, other.json())).collect();
         if line.cut
-            && let Some(whole) = self.otherwise[0].replace(self.bytes)
+            && let Some(whole) = self.otherwise.first_mut()
         {
-            (self.id, self.bytes) = (whole, whole);
+            std::mem::swap(whole, &mut self.bytes);
+            self.id = self.bytes;
         }
         self
     }
@@ -92,7 +91,7 @@ impl Mark {
 
     /// Whether it may be that of an event without an id that was taken with this identity.
     pub(super) fn may_be(&self, bytes: Identity) -> bool {
-        self.bytes == bytes || self.otherwise.contains(&Some(bytes))
+        self.bytes == bytes || self.otherwise.contains(&bytes)
     }
 
     /// A part of the bytes' hash: two different events have the same with a chance of 1 to 65,535. 0 where the line is not
@@ -118,9 +117,11 @@ pub(super) enum Known {
     Other,
 }
 
-/// Whether the value can identify an event: a string that is not empty, or a number.
-pub(super) fn is_id(json: &str) -> bool {
-    (json.starts_with('"') && json.len() > 2) || json.starts_with(|first: char| first.is_ascii_digit() || first == '-')
+/// Whether the value can identify an event: a string that is not empty, or a number; and no longer than what the line of
+/// an event that is cut keeps.
+fn is_id(json: &str) -> bool {
+    let is_kept = json.len() <= KEPT_MAX_BYTES;
+    is_kept && ((json.starts_with('"') && json.len() > 2) || json.starts_with(|first: char| first.is_ascii_digit() || first == '-'))
 }
 
 /// Events that were taken. Of each its identity, its time in milliseconds since 1970 (up to 48 bits) and a print of its
@@ -147,8 +148,8 @@ fn time_of(entry: u64) -> i64 {
 impl Taken {
     /// Takes note of an event and its time: by its id, or by its bytes where another one has that id. Tells whether it was
     /// known.
-    pub(super) fn insert(&mut self, mark: Mark, at_millis: i64) -> Known {
-        let known = self.knows(&mark);
+    pub(super) fn insert(&mut self, mark: &Mark, at_millis: i64) -> Known {
+        let known = self.knows(mark);
         let identity = match known {
             Known::No => mark.id,
             Known::Other => mark.bytes,
@@ -172,7 +173,7 @@ impl Taken {
         match self.get(&mark.id).map(|entry| entry >> TIME_BITS) {
             Some(print) if print == 0 || mark.print() == 0 || print == mark.print() => Known::Yes,
             _ if self.get(&mark.bytes).is_some() => Known::Yes,
-            _ if mark.otherwise.iter().flatten().any(|otherwise| self.get(otherwise).is_some()) => Known::Yes,
+            _ if mark.otherwise.iter().any(|otherwise| self.get(otherwise).is_some()) => Known::Yes,
             Some(_) => Known::Other,
             None => Known::No,
         }
@@ -298,7 +299,7 @@ mod tests {
         let mut taken = Taken::default();
         let marks = [-5, 0, 7, 1_700_000_000_000].map(|at| {
             let mark = Mark::new(&[], None, &at.to_string().into_bytes());
-            assert_eq!([taken.insert(mark, at), taken.insert(mark, at)], [Known::No, Known::Yes]);
+            assert_eq!([taken.insert(&mark, at), taken.insert(&mark, at)], [Known::No, Known::Yes]);
             mark
         });
         let text = serde_json::to_string(&taken).unwrap();
@@ -315,12 +316,12 @@ mod tests {
         let id = Some(raw("\"a\""));
         let [one, two, three] = ["one", "two", "three"].map(|line| Mark::new(&["d"], id, line.as_bytes()));
         let mut taken = Taken::default();
-        assert_eq!([one, two, three].map(|mark| taken.insert(mark, 1)), [Known::No, Known::Other, Known::Other]);
-        assert_eq!([three, two, one].map(|mark| taken.insert(mark, 1)), [Known::Yes; 3]);
+        assert_eq!([&one, &two, &three].map(|mark| taken.insert(mark, 1)), [Known::No, Known::Other, Known::Other]);
+        assert_eq!([&three, &two, &one].map(|mark| taken.insert(mark, 1)), [Known::Yes; 3]);
         // A start may know an event by its bytes alone.
         let mut found = Taken::default();
-        assert_eq!(found.insert(Mark::new(&["d"], None, b"two"), 1), Known::No);
-        assert_eq!([two, one].map(|mark| found.insert(mark, 1)), [Known::Yes, Known::No]);
+        assert_eq!(found.insert(&Mark::new(&["d"], None, b"two"), 1), Known::No);
+        assert_eq!([&two, &one].map(|mark| found.insert(mark, 1)), [Known::Yes, Known::No]);
     }
 
     #[test]
@@ -331,7 +332,7 @@ mod tests {
             [whole.replace("\"t\"", "\"[redacted]\""), r#"{"id":"a","cutFromBytes":80,"beginning":""}"#.into()]
         {
             let marks = [whole, &altered].map(|line| Mark::new(&["d"], id, line.as_bytes()));
-            for [before, after] in [[marks[0], marks[1]], [marks[1], marks[0]]] {
+            for [before, after] in [[&marks[0], &marks[1]], [&marks[1], &marks[0]]] {
                 let mut taken = Taken::default();
                 assert_eq!([taken.insert(before, 1), taken.insert(after, 1)], [Known::No, Known::Yes]);
             }
@@ -346,12 +347,12 @@ mod tests {
         for (before, now) in [(redacted, sent), (sent, redacted)] {
             // As an earlier version has written it, and as a start finds it in the spool.
             let mut taken = Taken::default();
-            taken.insert(Mark::new(&["d"], None, before.as_bytes()), 1);
+            taken.insert(&Mark::new(&["d"], None, before.as_bytes()), 1);
             let mark = Mark::new(&["d"], None, now.as_bytes()).or(&["d"], &line(now), std::iter::once(line(before)));
             let [other, elsewhere] = [(&["d"], another), (&["e"], before)].map(|(scope, before)| {
                 Mark::new(scope, None, now.as_bytes()).or(scope, &line(now), std::iter::once(line(before)))
             });
-            assert_eq!([mark, other, elsewhere].map(|mark| taken.knows(&mark)), [Known::Yes, Known::No, Known::No]);
+            assert_eq!([&mark, &other, &elsewhere].map(|mark| taken.knows(mark)), [Known::Yes, Known::No, Known::No]);
             let first = Identity::new(&["d"], None, before.as_bytes());
             assert!(mark.may_be(first) && !other.may_be(first));
         }

@@ -10,7 +10,7 @@ use crate::protocols::body::{BodyError, Limits, LineWriter, members};
 /// Room for the mark of a cut event and the members that it keeps.
 const MARK_MAX_BYTES: usize = 1024;
 /// A longer value is not kept beside the beginning of a cut event.
-const KEPT_MAX_BYTES: usize = 256;
+pub(super) const KEPT_MAX_BYTES: usize = 256;
 
 /// One stored line.
 pub(super) struct Line {
@@ -30,14 +30,23 @@ impl Line {
         &self.bytes[..self.bytes.len() - 1]
     }
 
-    /// The limits that may make another line of the same event: without one for its length where it was cut, which is the
-    /// first then, and each with the other value of `ENV0_S3_LOG_REDACT`, too.
-    pub(super) fn other_limits(&self, limits: &Limits) -> impl Iterator<Item = Limits> + use<> {
-        let whole = self.cut.then_some(Limits { max_event_bytes: usize::MAX, ..*limits });
-        let redact = (self.redacted > 0 || !limits.redact).then_some(!limits.redact);
-        let others = [Some(*limits), whole].into_iter().flatten();
-        let others = others.filter_map(move |limits| Some(Limits { redact: redact?, ..limits }));
-        whole.into_iter().chain(others)
+    /// The limits that may make another line of the same `event`: without one for its length where it was cut, which is the
+    /// first then; the `former` values of `ENV0_S3_LOG_MAX_EVENT_BYTES`; and each with the other value of
+    /// `ENV0_S3_LOG_REDACT`, too.
+    pub(super) fn other_limits<'a>(
+        &self,
+        event: &RawValue,
+        limits: &Limits,
+        former: &'a [usize],
+    ) -> impl Iterator<Item = Limits> + use<'a> {
+        let (now, redact) = (*limits, (self.redacted > 0 || !limits.redact).then_some(!limits.redact));
+        // Redacted or not, no line is longer than this.
+        let longest = 2 * (event.get().len() + self.bytes.len());
+        let former = former.iter().copied().filter(move |former| *former < longest);
+        let lengths = self.cut.then_some(usize::MAX).into_iter().chain(former);
+        let others = lengths.map(move |max_event_bytes| Limits { max_event_bytes, ..now });
+        let redacted = std::iter::once(now).chain(others.clone());
+        others.chain(redacted.filter_map(move |limits| Some(Limits { redact: redact?, ..limits })))
     }
 }
 

@@ -33,7 +33,6 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -41,11 +40,14 @@ use crate::backoff;
 use crate::batch::LogType;
 use crate::pull::files::{self, FILE_MAX_BYTES, FOLDER, Parts, PlaceError, blocking};
 use crate::pull::round::{RoundError, Stopped};
+use crate::pull::whose::Whose;
 use crate::spool::{AppendError, Spool};
 
 const FORMAT: u32 = 1;
 /// A pull whose place has grown to this size goes no further. What it has begun may add some more.
 const MAX_BYTES: u64 = FILE_MAX_BYTES / 4 * 3;
+/// So many values of `ENV0_S3_LOG_MAX_EVENT_BYTES` are remembered.
+const EVENT_LIMITS_MAX: usize = 8;
 /// A place that the disk refuses is tried so often before the turn is given up. Each round tries again.
 const WRITE_TRIES: u32 = 3;
 
@@ -68,41 +70,6 @@ pub(super) trait Memory: Serialize + DeserializeOwned + Default + Clone + Send +
     fn parts(&self) -> impl Iterator<Item = &String>;
 }
 
-/// Whose place a line that was found may belong to.
-pub(super) struct Whose<'a> {
-    pub(super) organization: &'a str,
-    /// All that have a place of the log type.
-    pub(super) organizations: &'a [String],
-}
-
-/// Whose a line is, by the `organizationId` that it names. An event may bring any of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Owner {
-    /// It names this organization, or none.
-    This,
-    /// It names another one that has a place.
-    Another,
-    /// It names one that has no place, so it may be an event of this organization's all the same.
-    Unknown,
-}
-
-impl Whose<'_> {
-    /// Whose a line with this `organizationId` is.
-    pub(super) fn owner(&self, organization: Option<&RawValue>) -> Owner {
-        match organization.and_then(|id| serde_json::from_str::<String>(id.get()).ok()) {
-            Some(id) if id == self.organization => Owner::This,
-            Some(id) if self.organizations.contains(&id) => Owner::Another,
-            Some(_) => Owner::Unknown,
-            None => Owner::This,
-        }
-    }
-
-    /// Whether no other organization of the log type has a place.
-    pub(super) fn is_alone(&self) -> bool {
-        self.organizations.len() == 1
-    }
-}
-
 /// The file, as it is written.
 #[derive(Serialize, Deserialize)]
 struct File<M> {
@@ -111,6 +78,9 @@ struct File<M> {
     organization: String,
     /// The opening, in microseconds since 1970, of the oldest batch that may hold events which `memory` doesn't know.
     batches_from_micros: Option<i64>,
+    /// The values of `ENV0_S3_LOG_MAX_EVENT_BYTES` under which lines may have been pulled, the last one last.
+    #[serde(default)]
+    event_limits: Vec<usize>,
     #[serde(bound = "M: Memory")]
     memory: M,
 }
@@ -123,6 +93,8 @@ pub(super) struct Shared {
     pub(super) one_at_a_time: Arc<Mutex<()>>,
     /// Cancelled when the process ends; every wait then returns [`Stopped`].
     pub(super) stop: CancellationToken,
+    /// `ENV0_S3_LOG_MAX_EVENT_BYTES`
+    pub(super) max_event_bytes: usize,
 }
 
 /// The place of one log type in one organization. Everything that is pulled goes into the spool through it.
@@ -136,6 +108,8 @@ pub(super) struct Place<M: Memory> {
     batches_from: Option<DateTime<Utc>>,
     /// `batches_from` as it was last written to the file.
     written_from: Option<DateTime<Utc>>,
+    /// As in [`File`], the present one last.
+    event_limits: Vec<usize>,
     parts: Parts<M::Part>,
     /// The same as on the disk, except while a change is being written or where `behind` is set.
     pub(super) memory: M,
@@ -176,6 +150,7 @@ impl<M: Memory> Place<M> {
             began_before: false,
             batches_from: None,
             written_from: None,
+            event_limits: Vec::new(),
             parts: Parts::of(spool, format!("{log_type}_{organization}")),
             memory: first,
             behind: None,
@@ -192,12 +167,18 @@ impl<M: Memory> Place<M> {
             Some(file) => {
                 place.batches_from = file.batches_from_micros.and_then(DateTime::from_timestamp_micros);
                 place.memory = file.memory;
+                place.event_limits = file.event_limits;
                 place.began_before = true;
             }
-            None => {
-                place.batches_from = spool.folder(log_type).last_opened();
-                place.write(MAX_BYTES).await?;
-            }
+            None => place.batches_from = spool.folder(log_type).last_opened(),
+        }
+        let limit = place.shared.max_event_bytes;
+        if place.event_limits.last() != Some(&limit) {
+            // It must be durable before a line is cut to this limit: a start can't tell it from the line.
+            place.event_limits.retain(|former| *former != limit);
+            place.event_limits.push(limit);
+            place.event_limits = place.event_limits.split_off(place.event_limits.len().saturating_sub(EVENT_LIMITS_MAX));
+            place.write(FILE_MAX_BYTES).await?;
         }
         place.written_from = place.batches_from;
         place.parts.keep_only(place.memory.parts());
@@ -251,7 +232,7 @@ impl<M: Memory> Place<M> {
         mut waiting: impl FnMut(&str),
     ) -> Result<Vec<(String, M::Part)>, RoundError> {
         let Change { memory, parts } = change.into();
-        let Shared { one_at_a_time, stop } = self.shared.clone();
+        let Shared { one_at_a_time, stop, .. } = self.shared.clone();
         let _turn = one_at_a_time.lock().await;
         if records > 0 {
             self.append(lines, records, &mut waiting).await?;
@@ -346,6 +327,11 @@ impl<M: Memory> Place<M> {
         }
     }
 
+    /// Other values of `ENV0_S3_LOG_MAX_EVENT_BYTES` under which events of this pull may have been stored.
+    pub(super) fn former_limits(&self) -> Vec<usize> {
+        self.event_limits.split_last().map_or_else(Vec::new, |(_, former)| former.to_vec())
+    }
+
     /// The id of the organization that is pulled.
     pub(super) fn organization(&self) -> &str {
         &self.organization
@@ -365,6 +351,7 @@ impl<M: Memory> Place<M> {
             log_type: self.log_type,
             organization: self.organization.clone(),
             batches_from_micros: self.batches_from.map(|opened| opened.timestamp_micros()),
+            event_limits: self.event_limits.clone(),
             memory: std::mem::take(&mut self.memory),
         };
         let (spool, name) = (self.spool.clone(), self.file_name());

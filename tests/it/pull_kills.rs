@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{TimeDelta, Utc};
 
-use crate::harness::wait_until;
+use crate::harness::{Setup, wait_until};
 use crate::local_aws::{self, LocalAws};
 use crate::local_env0::audits::{Event, event, event_without_id};
 use crate::local_env0::deployments::Deployment;
@@ -114,6 +114,26 @@ fn gunzipped(body: &[u8]) -> Vec<String> {
     text.lines().map(str::to_owned).collect()
 }
 
+/// Ends a daemon when what came after the answer to the first request for `path` is in the spool, and in no place.
+pub(crate) fn killed_before_the_place(setup: Setup, aws: &LocalAws, env0: &LocalEnv0, log_type: &str, path: &str) -> Setup {
+    let setup = setup.set("ENV0_S3_LOG_PULL_INTERVAL", "30s");
+    // The place is written before that request, and can't be when its answer has come.
+    env0.world().latency = Duration::from_secs(3);
+    let daemon = setup.start();
+    wait_until("env0 is asked", || env0.asked(path) == 1);
+    let (folder, aside) = (setup.spool().join("pull"), setup.folder().join("aside"));
+    std::fs::rename(&folder, &aside).unwrap();
+    std::fs::write(&folder, "").unwrap();
+    let is_sealed = || setup.spool_files(log_type).iter().any(|name| name.ends_with(".sealed"));
+    wait_until("its batch is sealed", is_sealed);
+    assert_eq!(aws.s3.put_count(), 0);
+    daemon.kill();
+    std::fs::remove_file(&folder).unwrap();
+    std::fs::rename(&aside, &folder).unwrap();
+    env0.world().latency = Duration::ZERO;
+    setup.set("ENV0_S3_LOG_PULL_INTERVAL", "5s")
+}
+
 #[test]
 fn events_that_name_another_origin_come_once_although_their_place_is_lost() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
@@ -138,23 +158,9 @@ fn events_that_name_another_origin_come_once_although_their_place_is_lost() {
     env0.world().environments = vec![environment("env-1", vec![deployment])];
     let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
     let setup = setup.set("ENV0_S3_LOG_PULL", "env0-deployments");
-    let mut setup = setup.set("ENV0_S3_LOG_MAX_EVENT_BYTES", "64KiB").set("ENV0_S3_LOG_PULL_INTERVAL", "30s");
-    // The place is written when the deployment is found, and can't be when the lines of its log have come.
-    env0.world().latency = Duration::from_secs(3);
-    let daemon = setup.start();
-    wait_until("the steps are listed", || env0.asked("/deployments/d-1/steps") == 1);
-    let (folder, aside) = (setup.spool().join("pull"), setup.folder().join("aside"));
-    std::fs::rename(&folder, &aside).unwrap();
-    std::fs::write(&folder, "").unwrap();
-    let is_sealed = || setup.spool_files("env0-deployments").iter().any(|name| name.ends_with(".sealed"));
-    wait_until("its batch is sealed", is_sealed);
-    assert_eq!(aws.s3.put_count(), 0);
-    daemon.kill();
-    std::fs::remove_file(&folder).unwrap();
-    std::fs::rename(&aside, &folder).unwrap();
+    let setup = setup.set("ENV0_S3_LOG_MAX_EVENT_BYTES", "64KiB");
+    let setup = killed_before_the_place(setup, &aws, &env0, "env0-deployments", "/deployments/d-1/steps");
 
-    env0.world().latency = Duration::ZERO;
-    setup = setup.set("ENV0_S3_LOG_PULL_INTERVAL", "5s");
     for _ in 0..2 {
         let daemon = setup.start();
         a_round_later(&daemon);

@@ -8,9 +8,10 @@ use crate::harness::{Daemon, wait_until};
 use crate::local_aws::LocalAws;
 use crate::local_env0::audits::{Event, event, event_without_id};
 use crate::local_env0::deployments::Deployment;
-use crate::local_env0::{Fault, LocalEnv0};
+use crate::local_env0::{Fault, LocalEnv0, ORGANIZATION};
 use crate::pull_audits::from;
 use crate::pull_deployments::{environment, setup};
+use crate::pull_kills::killed_before_the_place;
 
 /// How often each event is in the bucket, by its id.
 fn stored(aws: &LocalAws) -> BTreeMap<String, usize> {
@@ -146,6 +147,71 @@ fn events_without_an_id_come_once_whatever_length_they_are_cut_to() {
         assert_eq!(aws.s3.line_count(), 3, "{limit}, {redact}");
         daemon.kill();
     }
+}
+
+#[test]
+fn an_event_that_the_spool_alone_has_comes_once_whatever_limits_the_next_starts_have() {
+    const LOG: &str = "/deployments/d-1/steps/tf%3Aapply/log";
+    let own = |id: &str| {
+        let [long, middle, long_id] = [100_000, 40_000, 300].map(|length| "x".repeat(length));
+        [
+            "\"text\":\"short\"".to_owned(),
+            format!("\"text\":\"{middle}\""),
+            format!("\"text\":\"{long}\""),
+            format!("\"customEnv0EnvironmentVariables\":{{\"oidcToken\":\"canary\"}},\"text\":\"{long}\""),
+            format!("\"{id}\":\"e-1\",\"text\":\"{long}\""),
+            format!("\"{id}\":\"{long_id}\",\"text\":\"{long}\""),
+            format!("\"{id}\":\"{long}\""),
+        ]
+    };
+    let check = |log_type: &str, limits: [&str; 3]| {
+        let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+        let (path, id) = if log_type == "env0-audits" { ("/audit/events", "id") } else { (LOG, "eventId") };
+        let events = own(id);
+        for (number, own) in events.iter().enumerate() {
+            let event = event_without_id(number, Utc::now() - TimeDelta::seconds(1));
+            let json = event.json.replacen('{', &format!("{{\"mark\":\"event-{number}\",{own},"), 1);
+            env0.world().audits.push(Event { json, ..event });
+        }
+        let page = events.iter().enumerate().map(|(number, own)| format!("{{\"mark\":\"event-{number}\",{own}}}"));
+        let page = format!("{{\"events\":[{}],\"hasMoreLogs\":false}}", page.collect::<Vec<_>>().join(","));
+        let page = Fault::Json(page.leak());
+        env0.break_down(LOG, page.clone());
+        env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "tf:apply", 1)])];
+        let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1)).set("ENV0_S3_LOG_PULL", log_type);
+        let setup = setup.set("ENV0_S3_LOG_PULL_ORGANIZATION_ID", ORGANIZATION);
+        let setup = setup.set("ENV0_S3_LOG_MAX_EVENT_BYTES", limits[0]);
+        let setup = killed_before_the_place(setup, &aws, &env0, log_type, path);
+
+        // The second start gets nothing of env0.
+        env0.break_down("/", Fault::Status(400, "{}", None));
+        let setup = setup.set("ENV0_S3_LOG_MAX_EVENT_BYTES", limits[1]);
+        let daemon = setup.start();
+        wait_until("a round fails", || daemon.metric("pull_rounds_total{outcome=\"failed\"}") >= Some(1.0));
+        daemon.kill();
+        env0.heal();
+        env0.break_down(LOG, page);
+        let setup = setup.set("ENV0_S3_LOG_MAX_EVENT_BYTES", limits[2]).set("ENV0_S3_LOG_REDACT", "off");
+        let daemon = setup.start();
+        a_round_later(&daemon, 1);
+        wait_until("the spool is empty", || {
+            daemon.metric(&format!("events_spooled{{type=\"{log_type}\"}}")) == Some(0.0)
+        });
+        for number in 0..events.len() {
+            let mark = format!("event-{number}\"");
+            let lines = aws.s3.lines();
+            // Within the beginning of an event that is cut, its quotes are escaped.
+            let count = lines.iter().filter(|line| line.replace('\\', "").contains(&mark)).count();
+            assert_eq!(count, 1, "{log_type} {limits:?}: {mark}");
+        }
+    };
+    std::thread::scope(|scope| {
+        for limits in [["64KiB", "1MiB", "16KiB"], ["1MiB", "16KiB", "64KiB"], ["16KiB", "16KiB", "1MiB"]] {
+            for log_type in ["env0-audits", "env0-deployments"] {
+                scope.spawn(move || check(log_type, limits));
+            }
+        }
+    });
 }
 
 #[test]

@@ -22,7 +22,7 @@ fn pull(world: &mut World, ends_at_refusal: bool) -> Result<(), RoundError> {
     runtime.block_on(async {
         settle::begin(&spool)[LogType::Audits].wait().await;
         let stop = CancellationToken::new();
-        let shared = Shared { one_at_a_time: Arc::default(), stop: stop.clone() };
+        let shared = Shared { one_at_a_time: Arc::default(), stop: stop.clone(), max_event_bytes: 1 << 20 };
         let first = AuditMemory::beginning(DateTime::UNIX_EPOCH);
         let mut place = loop {
             match Place::open(&spool, LogType::Audits, "o", shared.clone(), first.clone()).await {
@@ -41,7 +41,7 @@ fn pull(world: &mut World, ends_at_refusal: bool) -> Result<(), RoundError> {
                 let at = i64::try_from(number).unwrap();
                 let line = format!("{{\"id\":{number},\"timestamp\":\"{}\"}}", rfc3339(at));
                 let [id] = members(json_of(line.as_bytes()), ["id"]);
-                if at >= memory.from && memory.taken.insert(Mark::new(&[], id, line.as_bytes()), at) == Known::No {
+                if at >= memory.from && memory.taken.insert(&Mark::new(&[], id, line.as_bytes()), at) == Known::No {
                     lines += &format!("{line}\n");
                     records += 1;
                 }
@@ -103,8 +103,8 @@ fn by_an_unsure_clock_a_place_goes_no_further_than_the_newest_event_or_a_day() {
     let at = |minutes: i64| DateTime::UNIX_EPOCH + TimeDelta::minutes(minutes);
     let millis = |minutes: i64| at(minutes).timestamp_millis();
     let mut memory = AuditMemory::beginning(at(0));
-    memory.taken.insert(Mark::new(&[], None, b"one"), millis(50));
-    memory.taken.insert(Mark::new(&[], None, b"two"), millis(90));
+    memory.taken.insert(&Mark::new(&[], None, b"one"), millis(50));
+    memory.taken.insert(&Mark::new(&[], None, b"two"), millis(90));
     memory.complete(millis(100), at(100), true);
     assert_eq!((memory.from, memory.reached, memory.taken.len()), (millis(85), millis(100), 1));
     memory.complete(millis(1000), at(1000), false);

@@ -13,7 +13,6 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::protocols::body::Limits;
 use crate::pull::api::{Answer, Api, ApiError, EVENTS_IN_REST, Endpoint, ErrorKind, LINES_MAX, List, Pieces};
 use crate::pull::deployments::memory::{Following, Step, Steps};
 use crate::pull::deployments::records::{ID_MAX_BYTES, LONG_ID, LogPage, StepRecord, last_attempts};
@@ -52,7 +51,6 @@ pub(super) struct Piece {
 /// A deployment that is being read.
 pub(super) struct Follow {
     pub(super) api: Api,
-    pub(super) limits: Limits,
     pub(super) report: Arc<Report>,
     pub(super) pieces: mpsc::Sender<Piece>,
     pub(super) source: Source,
@@ -280,8 +278,8 @@ impl Follow {
         let Some(piece) = self.page(step, None).await?.next().await? else { return Ok(Retry::Silent) };
         let events: Vec<&RawValue> = piece.parse()?;
         let Some(first) = events.first() else { return Ok(Retry::Silent) };
-        let event = self.source.event(first, &step.name, &self.limits);
-        let others = self.source.other_lines(first, &step.name, &event.line, &self.limits);
+        let event = self.source.event(first, &step.name);
+        let others = self.source.other_lines(first, &step.name, &event.line);
         let first = Mark::new(&[], None, event.line.json()).or(&[], &event.line, others);
         let read = self.state.steps.entry(step.name.clone()).or_default();
         if read.first.is_some_and(|known| !first.may_be(known)) {
@@ -297,7 +295,7 @@ impl Follow {
     async fn page(&self, step: &StepRecord, start: Option<&str>) -> Result<Pieces, ApiError> {
         let path = ["deployments", &self.source.deployment, "steps", &step.name, "log"];
         let query = start.map(|start| ("startTime", start));
-        self.api.pieces(Endpoint::StepLog, &path, query.as_slice(), self.limits.max_event_bytes).await
+        self.api.pieces(Endpoint::StepLog, &path, query.as_slice(), self.source.limits.max_event_bytes).await
     }
 
     /// Reads a step's log from where it was left.
@@ -384,17 +382,18 @@ impl Follow {
             return Err(piece.too_many(LINES_MAX));
         }
         for sent in events {
-            let mut event = self.source.event(sent, &step.name, &self.limits);
+            let mut event = self.source.event(sent, &step.name);
             event.line.replaced = piece.replaced_in(sent);
             let line = &event.line;
-            let others = || self.source.other_lines(sent, &step.name, line, &self.limits);
+            let others = || self.source.other_lines(sent, &step.name, line);
             let alone = || Mark::new(&[], None, line.json()).or(&[], line, others());
             read.first.get_or_insert_with(|| alone().of_bytes());
             let scope = [&*self.source.deployment, &*step.name];
-            let mark = read.mark(scope, event.id(), line.json()).or(&scope, line, others());
+            let mark = read.mark(scope, event.id, line.json()).or(&scope, line, others());
             let time = event.timestamp.map(RawValue::get);
+            let known = read.take(&mark, time);
             page.ends_with(mark, time);
-            let oddity = match read.take(mark, time) {
+            let oddity = match known {
                 Known::Yes => continue,
                 _ if event.names_origin && self.anywhere.knows(&alone()) == Known::Yes => {
                     page.found = true;

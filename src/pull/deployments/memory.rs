@@ -11,7 +11,8 @@ use crate::protocols::body::members;
 use crate::pull::deployments::records::EnvironmentRecord;
 use crate::pull::identity::{Identity, Known, Mark, Taken};
 use crate::pull::line::json_of;
-use crate::pull::place::{Memory, Owner, Whose};
+use crate::pull::place::Memory;
+use crate::pull::whose::{Owner, Whose};
 
 /// A deployment may appear in the list up to this long after newer ones; milliseconds.
 const LATE_MILLIS: i64 = 3_600_000;
@@ -136,7 +137,7 @@ impl Step {
     }
 
     /// Takes note of an event with this `timestamp`, and tells whether it was taken before.
-    pub(super) fn take(&mut self, mark: Mark, timestamp: Option<&str>) -> Known {
+    pub(super) fn take(&mut self, mark: &Mark, timestamp: Option<&str>) -> Known {
         self.taken.insert(mark, sign_of(timestamp))
     }
 
@@ -154,7 +155,7 @@ impl Step {
                 None => self.taken = Taken::default(),
             }
             for mark in end {
-                self.taken.insert(mark, sign);
+                self.taken.insert(&mark, sign);
             }
         }
         true
@@ -281,7 +282,7 @@ impl Memory for DeploymentMemory {
     fn found(&mut self, line: &[u8], whose: &Whose<'_>, part: Option<&mut Steps>) {
         let found = Found::of(line, whose);
         if self.may_be_from_anywhere(line, found.as_ref(), whose) && self.anywhere.len() < ANYWHERE_MAX {
-            self.anywhere.insert(Mark::new(&[], None, line), 0);
+            self.anywhere.insert(&Mark::new(&[], None, line), 0);
         }
         let Some(found) = found else { return };
         let is_last = found.is_last_line();
@@ -290,7 +291,7 @@ impl Memory for DeploymentMemory {
             (Some(step), Some(steps)) => {
                 let read = steps.entry(step.clone()).or_default();
                 let mark = read.mark([&deployment, &step], event, line);
-                read.take(mark, timestamp.map(RawValue::get));
+                read.take(&mark, timestamp.map(RawValue::get));
             }
             (Some(_), None) => {}
             (None, _) => {
@@ -343,10 +344,10 @@ mod tests {
         let mark = |number: u64| Mark::new(&["d", "s"], None, &number.to_be_bytes());
         let mut step = Step::default();
         // Found by a start, or taken by a version that remembered no times.
-        step.take(mark(0), None);
+        step.take(&mark(0), None);
         for number in 0..1000 {
             let time = if (300..=990).contains(&number) { "5" } else { "9" };
-            step.take(mark(number), Some(time));
+            step.take(&mark(number), Some(time));
         }
         assert!(step.go_on(Some("next".into()), (900..1000).map(mark).collect(), Some("9")));
         let known = |number| step.taken.knows(&mark(number)) == Known::Yes;

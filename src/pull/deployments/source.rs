@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 
 use crate::protocols::body::{Limits, members};
 use crate::pull::deployments::memory::{EVENT_STEP_DEPLOYMENT, Following, Steps, finished_id};
-use crate::pull::line::{Line, inner, json_of, stored};
+use crate::pull::line::{Line, inner, stored};
 
 /// Room for what a line is given, in almost every case.
 const MEMBERS_BYTES: usize = 512;
@@ -16,36 +16,32 @@ pub(super) struct Source {
     pub(super) deployment: String,
     organization: String,
     following: Following,
+    pub(super) limits: Limits,
+    /// Other values of `ENV0_S3_LOG_MAX_EVENT_BYTES` under which events may have been stored.
+    former_limits: Vec<usize>,
 }
 
 /// An event of a step's log.
 pub(super) struct Event<'e> {
     pub(super) line: Line,
-    id: Option<&'e RawValue>,
+    pub(super) id: Option<&'e RawValue>,
     pub(super) timestamp: Option<&'e RawValue>,
     /// Whether it brings a member of its own that says where it comes from. A start believes what the line says.
     pub(super) names_origin: bool,
 }
 
-impl Event<'_> {
-    /// The `eventId` of the stored line. A start finds no more than the line, and has to come to the same identity.
-    pub(super) fn id(&self) -> Option<&RawValue> {
-        match self.line.cut {
-            true => {
-                let [id] = members(json_of(self.line.json()), ["eventId"]);
-                id
-            }
-            false => self.id,
-        }
-    }
-}
-
 impl Source {
-    pub(super) fn new(deployment: &str, organization: &str, following: &Following) -> Source {
+    pub(super) fn new(
+        deployment: &str,
+        organization: &str,
+        following: &Following,
+        limits: Limits,
+        former_limits: Vec<usize>,
+    ) -> Source {
         let (deployment, organization) = (deployment.to_owned(), organization.to_owned());
         // The steps are not needed, and may be large.
         let following = Following { steps: Steps::new(), ..following.clone() };
-        Source { deployment, organization, following }
+        Source { deployment, organization, following, limits, former_limits }
     }
 
     fn members<'a>(&'a self, step: Option<&'a str>) -> [(&'static str, Option<&'a str>); 7] {
@@ -53,7 +49,11 @@ impl Source {
     }
 
     /// The event's own members as they were sent, then those of [`Following::members`] that it lacks.
-    pub(super) fn event<'e>(&self, event: &'e RawValue, step: &str, limits: &Limits) -> Event<'e> {
+    pub(super) fn event<'e>(&self, event: &'e RawValue, step: &str) -> Event<'e> {
+        self.event_within(&self.limits, event, step)
+    }
+
+    fn event_within<'e>(&self, limits: &Limits, event: &'e RawValue, step: &str) -> Event<'e> {
         let inner = inner(event);
         let own = self.members(Some(step));
         let [d, s, e, n, p, o, t] = own.map(|(name, _)| name);
@@ -80,14 +80,9 @@ impl Source {
     }
 
     /// The other lines of an event whose line is `line`, see [`Line::other_limits`].
-    pub(super) fn other_lines(
-        &self,
-        event: &RawValue,
-        step: &str,
-        line: &Line,
-        limits: &Limits,
-    ) -> impl Iterator<Item = Line> {
-        line.other_limits(limits).map(move |limits| self.event(event, step, &limits).line)
+    pub(super) fn other_lines(&self, event: &RawValue, step: &str, line: &Line) -> impl Iterator<Item = Line> {
+        let limits = line.other_limits(event, &self.limits, &self.former_limits);
+        limits.map(move |limits| self.event_within(&limits, event, step).line)
     }
 
     /// The line that says how the deployment ended; `outcome` are its members from `status` on.
@@ -106,10 +101,12 @@ impl Source {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pull::identity::Identity;
+    use crate::pull::line::json_of;
 
-    fn source() -> Source {
+    fn source(max_event_bytes: usize) -> Source {
         let following = Following { environment_id: "e".into(), kind: Some("deploy".into()), ..Following::default() };
-        Source::new("d", "o", &following)
+        Source::new("d", "o", &following, limits(max_event_bytes), Vec::new())
     }
 
     fn limits(max_event_bytes: usize) -> Limits {
@@ -119,7 +116,7 @@ mod tests {
     #[test]
     fn an_event_is_given_the_members_that_it_lacks_and_keeps_its_own() {
         let line = |event: &str| {
-            let event = source().event(serde_json::from_str(event).unwrap(), "tf:apply", &limits(1000));
+            let event = source(1000).event(serde_json::from_str(event).unwrap(), "tf:apply");
             String::from_utf8(event.line.json().to_vec()).unwrap()
         };
         let ours = r#""environmentId":"e","organizationId":"o","deploymentType":"deploy"}"#;
@@ -145,9 +142,10 @@ mod tests {
             format!(r#"{{"eventId":"{text}"}}"#),
         ];
         for event in events {
-            let found = source().event(serde_json::from_str(&event).unwrap(), "s", &limits(4096));
+            let found = source(4096).event(serde_json::from_str(&event).unwrap(), "s");
             let [of_line] = members(json_of(found.line.json()), ["eventId"]);
-            assert_eq!(found.id().map(RawValue::get), of_line.map(RawValue::get), "{event}");
+            let identity = |id| Identity::new(&[], id, b"line");
+            assert_eq!(identity(found.id), identity(of_line), "{event}");
         }
     }
 }

@@ -75,7 +75,7 @@ fn pull(world: &mut World, ends_at_refusal: bool) -> Result<(), RoundError> {
     runtime.block_on(async {
         settle::begin(&spool)[TYPE].wait().await;
         let stop = CancellationToken::new();
-        let shared = Shared { one_at_a_time: Arc::default(), stop: stop.clone() };
+        let shared = Shared { one_at_a_time: Arc::default(), stop: stop.clone(), max_event_bytes: 1 << 20 };
         let mut place = loop {
             match Place::open(&spool, TYPE, "o", shared.clone(), beginning()).await {
                 Ok(place) => break place,
@@ -99,7 +99,7 @@ fn pull(world: &mut World, ends_at_refusal: bool) -> Result<(), RoundError> {
                 let line = line.trim_end().as_bytes();
                 let [id] = members(json_of(line), ["eventId"]);
                 let mark = step.mark(["d", "s"], id, line);
-                step.take(mark, None) == Known::No
+                step.take(&mark, None) == Known::No
             });
             let lines = Bytes::from(new.concat());
             let waiting = |_: &str| {
@@ -217,7 +217,7 @@ fn steps(events: u64) -> Steps {
         let step = steps.entry(name.to_owned()).or_default();
         for number in 0..events {
             let mark = step.mark(["d", name], None, line(number).as_bytes());
-            step.take(mark, None);
+            step.take(&mark, None);
         }
     }
     steps
@@ -230,7 +230,7 @@ fn pull_files(world: &World) -> Vec<String> {
 #[tokio::test]
 async fn a_place_stays_small_however_many_deployments_and_events_it_remembers() {
     let mut world = World::opened();
-    let shared = Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new() };
+    let shared = Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new(), max_event_bytes: 1 << 20 };
     let mut memory = DeploymentMemory::beginning(DateTime::UNIX_EPOCH);
     let ids: Vec<String> = (0..300).map(|number| format!("d/{number}")).collect();
     for id in &ids {
@@ -269,7 +269,7 @@ async fn a_place_stays_small_however_many_deployments_and_events_it_remembers() 
 async fn a_place_that_would_be_too_large_to_be_read_again_is_not_written_and_told() {
     let world = World::opened();
     let stop = CancellationToken::new();
-    let shared = Shared { one_at_a_time: Arc::default(), stop: stop.clone() };
+    let shared = Shared { one_at_a_time: Arc::default(), stop: stop.clone(), max_event_bytes: 1 << 20 };
     let first = beginning();
     let mut place = Place::open(world.spool(), TYPE, "o", shared.clone(), first.clone()).await.unwrap();
     let mut memory = first;
@@ -294,7 +294,7 @@ async fn a_place_that_is_too_large_to_be_read_says_the_way_out() {
     let world = World::opened();
     let path = world.spool().dir().join("pull/env0-deployments_o.json");
     world.disk.put(&path, &vec![b' '; (64 << 20) + 1]);
-    let shared = Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new() };
+    let shared = Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new(), max_event_bytes: 1 << 20 };
     settle::begin(world.spool())[TYPE].wait().await;
     let error = Place::open(world.spool(), TYPE, "o", shared, beginning()).await.err().unwrap();
     assert!(matches!(error, PlaceError::Unusable { .. }) && error.to_string().contains("remove it"), "{error}");
@@ -307,7 +307,7 @@ async fn commit_line(place: &mut Place<DeploymentMemory>, id: &str, number: u64)
     let step = steps.entry("s".into()).or_default();
     let [event] = members(json_of(line.trim_end().as_bytes()), ["eventId"]);
     let mark = step.mark([id, "s"], event, line.trim_end().as_bytes());
-    let new = u64::from(step.take(mark, None) == Known::No);
+    let new = u64::from(step.take(&mark, None) == Known::No);
     let lines = if new > 0 { Bytes::from(line) } else { Bytes::new() };
     let parts = vec![(id.to_owned(), Some(steps))];
     place.commit(lines, new, Change { memory: None, parts }, |_| ()).await.map(drop)
@@ -324,7 +324,7 @@ fn refuse_part(world: &World, id: &str) {
 
 /// The place of `d` and `e`, anew from the disk.
 async fn place_of_two(world: &World) -> Place<DeploymentMemory> {
-    let shared = Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new() };
+    let shared = Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new(), max_event_bytes: 1 << 20 };
     let mut first = beginning();
     first.following.insert("e".into(), Following { environment_id: "e".into(), ..Following::default() });
     settle::begin(world.spool())[TYPE].wait().await;
@@ -387,7 +387,7 @@ async fn a_part_that_was_kept_in_the_place_is_not_taken_for_newer_than_its_file(
 #[tokio::test]
 async fn a_place_that_cannot_be_written_gives_its_turn_up_and_keeps_its_own_batch_back() {
     let mut world = World::opened();
-    let shared = Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new() };
+    let shared = Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new(), max_event_bytes: 1 << 20 };
     let open = async |organization| Place::open(world.spool(), TYPE, organization, shared.clone(), beginning()).await;
     let (mut place, mut other) = (open("o").await.unwrap(), open("p").await.unwrap());
     commit_line(&mut place, "d", 0).await.unwrap();

@@ -18,7 +18,7 @@ use crate::spool::tests::world::{TYPE, World};
 const LONG: Duration = Duration::from_secs(60);
 
 async fn place(spool: &Spool, log_type: LogType) -> Place<DeploymentMemory> {
-    let shared = Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new() };
+    let shared = Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new(), max_event_bytes: 1 << 20 };
     Place::open(spool, log_type, "o", shared, beginning()).await.unwrap()
 }
 
@@ -114,7 +114,7 @@ async fn a_place_that_cannot_be_written_after_a_start_holds_up_no_other_and_begi
     tokio::time::timeout(LONG, begin(&spool)[TYPE].wait()).await.expect("settled");
     let passes = || spool.gate(TYPE).pass(spool.folder(TYPE).last_opened().unwrap()).now_or_never().is_some();
     assert!(!passes() && spool.gate(TYPE).pass(DateTime::<Utc>::MAX_UTC).now_or_never().is_some());
-    let shared = || Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new() };
+    let shared = || Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new(), max_event_bytes: 1 << 20 };
     let refused = Place::open(&spool, TYPE, "o", shared(), beginning()).await;
     assert!(matches!(refused, Err(PlaceError::Unsettled { .. })));
     world.disk.heal();
@@ -154,7 +154,7 @@ async fn a_place_that_cannot_be_read_opens_the_gate() {
 #[tokio::test]
 async fn a_log_type_whose_folder_cannot_be_read_holds_up_no_other() {
     let world = crashed().await;
-    let shared = Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new() };
+    let shared = Shared { one_at_a_time: Arc::default(), stop: CancellationToken::new(), max_event_bytes: 1 << 20 };
     let first = AuditMemory::beginning(DateTime::UNIX_EPOCH);
     drop(Place::open(world.spool(), LogType::Audits, "o", shared, first).await.unwrap());
     let audits = world.spool().folder(LogType::Audits).dir.clone();
