@@ -48,7 +48,7 @@ struct Organization {
 pub async fn organizations(api: &Api) -> Result<(Vec<String>, Option<ApiError>), ApiError> {
     let answer = api.get(Endpoint::Organizations, &["organizations"], &[]).await;
     let answer: Answer = answer.map_err(|error| match error.kind {
-        // Every role may ask for this.
+        // Every role may ask for this, so it is the address in most cases.
         ErrorKind::Forbidden => error.because(ErrorKind::AllForbidden),
         _ => error,
     })?;

@@ -1,6 +1,7 @@
 //! Keys, addresses and answers that are wrong each have a message of their own, and no secret of a record shows anywhere.
 
 use chrono::{TimeDelta, Utc};
+use serde_json::Value;
 
 use crate::harness::{Setup, wait_until};
 use crate::local_aws::LocalAws;
@@ -25,7 +26,7 @@ const WRONGS: &[Wrong] = &[
     Wrong {
         of_setup: |setup, _| setup.set("ENV0_API_KEY_SECRET", "not-the-secret"),
         of_env0: &[],
-        said: "401, the API key is not known, or its secret is wrong",
+        said: "401, the API key loca… is not known, or its secret is wrong",
         exit_code: 77,
     },
     Wrong {
@@ -61,7 +62,13 @@ const WRONGS: &[Wrong] = &[
     Wrong {
         of_setup: NOTHING,
         of_env0: &[("/", FORBIDDEN)],
-        said: "403, as to everything that the API key local-key-id asks for from this address",
+        said: "403, the API key local-key-id may not even list its organizations from this address; that takes VIEW_ORGANIZATION",
+        exit_code: 77,
+    },
+    Wrong {
+        of_setup: NOTHING,
+        of_env0: &[("/organizations", FORBIDDEN)],
+        said: "403, the API key local-key-id may not even list its organizations",
         exit_code: 77,
     },
     Wrong {
@@ -100,6 +107,10 @@ fn each_wrong_key_address_and_answer_is_told_and_the_daemon_goes_on() {
         let daemon = setup.start();
         wait_until(wrong.said, || daemon.log().count("ERROR", wrong.said) >= 1);
         assert_eq!(daemon.admin_get("/readyz").unwrap().status, 200);
+        let told = |of: &Value| of["error"]["message"].as_str().is_some_and(|text| text.contains(wrong.said));
+        wait_until("the status, which the page shows, tells it, too", || {
+            daemon.admin_get("/status").unwrap().json()["pull"].as_array().unwrap().iter().any(told)
+        });
         let text = finished.stdout + &daemon.log().text();
         assert!(!text.contains(KEY.1) && !text.contains("not-the-secret"), "{}", wrong.said);
         if !wrong.of_env0.is_empty() && !wrong.said.contains("another organization") {

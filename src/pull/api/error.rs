@@ -84,7 +84,7 @@ pub enum ErrorKind {
     Forbidden,
     /// 403, and the key sees other organizations. Holds their ids.
     OtherOrganization(String),
-    /// 403, even to `GET /organizations`, which every role may ask for.
+    /// 403, even to `GET /organizations`.
     AllForbidden,
     /// The list of organizations has more than the daemon pulls. Holds how many are left out, and how many are pulled.
     TooManyOrganizations(usize, usize),
@@ -164,9 +164,11 @@ impl ApiError {
         let request = format!("{} at {host}", endpoint.request());
         match kind {
             ErrorKind::Unauthorized => {
-                // Without the id: where id and secret are swapped, it is the secret.
+                // Where id and secret are swapped, the id is the secret. Its first characters tell which key it is.
+                let shown = (key_id.chars().count() / 3).min(4);
+                let beginning: String = key_id.chars().take(shown).collect();
                 format!(
-                    "{request}: 401, the API key is not known, or its secret is wrong (are ENV0_API_KEY_ID and ENV0_API_KEY_SECRET swapped?)"
+                    "{request}: 401, the API key {beginning}… is not known, or its secret is wrong (are ENV0_API_KEY_ID and ENV0_API_KEY_SECRET swapped?)"
                 )
             }
             ErrorKind::Revoked => {
@@ -178,10 +180,20 @@ impl ApiError {
                 format!("{request}: 403, the API key {key_id} may not do this; it takes {}", endpoint.permission())
             }
             ErrorKind::OtherOrganization(sees) => {
-                format!("{request}: 403, the API key {key_id} is of another organization: it sees {sees}")
+                format!(
+                    "{request}: 403, the API key {key_id} is of another organization: it sees {sees}; this takes {} in the one that is asked for",
+                    endpoint.permission()
+                )
             }
             ErrorKind::AllForbidden => {
-                format!("{request}: 403, as to everything that the API key {key_id} asks for from this address")
+                let organizations = Endpoint::Organizations.permission();
+                let and_this = match endpoint.permission() {
+                    permission if permission == organizations => String::new(),
+                    permission => format!(", and this {permission}"),
+                };
+                format!(
+                    "{request}: 403, the API key {key_id} may not even list its organizations from this address; that takes {organizations}{and_this}"
+                )
             }
             ErrorKind::TooManyOrganizations(left_out, pulled) => {
                 format!(
@@ -227,7 +239,7 @@ impl ApiError {
                 "set ENV0_S3_LOG_PULL_ORGANIZATION_ID to the key's organization, leave it out, or make a key in that organization"
             }
             ErrorKind::AllForbidden => {
-                "see that the organization's allow-list of addresses for API keys has the address from which this daemon reaches env0, and that the key's role may see the organization"
+                "see that the organization's allow-list of addresses for API keys has the address from which this daemon reaches env0, and that the key's role has the permission"
             }
             ErrorKind::TooManyOrganizations(..) => {
                 "name the organizations to pull in ENV0_S3_LOG_PULL_ORGANIZATION_ID, and let other daemons pull the rest"
