@@ -1,6 +1,7 @@
 //! What a running daemon tells of its token, STS, the bucket, its PUTs and its pulls.
 
 use super::report::{BUCKET, Step, Verdict};
+use crate::batch::LogType;
 use crate::config::Config;
 use crate::credentials::{ways_to_a_token, without_a_token};
 use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
@@ -9,6 +10,14 @@ use crate::status::{CredentialsStatus, PullStatus, RefusedTokens, Status};
 
 /// Where a bucket is when AWS answers `GetBucketLocation` with nothing.
 const UNTOLD_REGION: &str = "us-east-1";
+
+/// What a daemon waits for to which nothing went wrong on the way to a token.
+const FIRST_TOKEN: &str = "an OIDC token";
+
+/// Whether a daemon without a token is no mistake: the next deployment may bring one, handed over or in its record.
+pub(super) fn a_deployment_may_bring_one(config: &Config) -> bool {
+    config.takes_hand_overs() || config.pulls(LogType::Deployments)
+}
 
 pub(super) fn holds_session(status: &Status) -> bool {
     status.credentials.as_ref().is_some_and(|credentials| credentials.session_expires_at.is_some())
@@ -20,6 +29,10 @@ pub(super) fn daemon_token(config: &Config, status: &Status) -> Step {
     let Some(credentials) = &status.credentials else { return Step::skipped(NAME, "the running daemon is starting") };
     let Some(last_end) = credentials.tokens.iter().map(|token| token.expires_at).max() else {
         return match credentials.refused_tokens.iter().max_by_key(|refused| refused.last) {
+            None if credentials.waits_for.as_deref() == Some(FIRST_TOKEN) && a_deployment_may_bring_one(config) => {
+                let remedy = Some(without_a_token(config));
+                Step { remedy, ..Step::skipped(NAME, "the running daemon has none yet, and nothing is uploaded before") }
+            }
             None => Step::fail(NAME, CONFIG, "the running daemon has none", without_a_token(config)),
             Some(refused) => {
                 let detail = format!("the running daemon has none: {}", refused_words(refused));
@@ -99,6 +112,8 @@ pub(super) fn daemon_sts(name: &'static str, credentials: Option<&CredentialsSta
             .of_service(error.code.clone(), error.request_id.clone());
     }
     match &credentials.waits_for {
+        // The step `token` judges that.
+        Some(what) if what == FIRST_TOKEN => Step::skipped(name, format!("the running daemon waits for {what}")),
         Some(what) => {
             let remedy = credentials.remedy.clone().unwrap_or_default();
             Step::fail(name, DENIED, format!("the running daemon waits for {what}"), remedy)

@@ -7,12 +7,12 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::beside::{daemon_token, holds_session, last_put, of_daemon, region_told, wrong_region};
+use super::beside::{a_deployment_may_bring_one, daemon_token, holds_session, last_put, of_daemon, region_told, wrong_region};
 use super::local::{Probe, batches_in};
 use super::report::{BUCKET, Step};
 use crate::batch::{LogType, Sha256};
 use crate::config::Config;
-use crate::credentials::{Credentials, Role, SourceProblem, ways_to_a_token};
+use crate::credentials::{Credentials, Role, SourceProblem, ways_to_a_token, without_a_token};
 use crate::exit_code::{CONFIG, DENIED, IO, UNAVAILABLE};
 use crate::network::{FetchError, Network, way_out};
 use crate::oidc::{OidcToken, ShownClaims, Source, ask_issuer};
@@ -406,7 +406,6 @@ fn no_token(config: &Config, problems: &[SourceProblem]) -> Step {
         }
         Some(_) => "; ENV0_S3_LOG_PULL leaves out env0-deployments, so no deployment's record is read for one",
     };
-    let ways = ways_to_a_token(config);
     let detail = format!("none is configured, and {by_hand}{by_pull}");
     // Nothing is wrong: a daemon starts, and the first deployment brings one.
     if config.takes_hand_overs() {
@@ -416,5 +415,8 @@ fn no_token(config: &Config, problems: &[SourceProblem]) -> Step {
                       config/README.md#no-token";
         return Step { remedy: Some(remedy.to_owned()), ..Step::skipped("token", detail) };
     }
-    Step::fail("token", CONFIG, detail, ways)
+    if a_deployment_may_bring_one(config) {
+        return Step { remedy: Some(without_a_token(config)), ..Step::skipped("token", detail) };
+    }
+    Step::fail("token", CONFIG, detail, ways_to_a_token(config))
 }

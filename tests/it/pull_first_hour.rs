@@ -75,9 +75,13 @@ fn check_tells_who_has_no_token_where_one_comes_from_and_whether_env0_shows_one(
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let setup = env0.environment().into_iter().fold(Setup::new(&aws), |setup, (name, value)| setup.set(name, value));
     let setup = setup.unset("ENV0_OIDC_TOKEN").unset("ENV0_S3_LOG_INGEST_TOKEN").unset("ENV0_S3_LOG_LISTEN_ADDR");
-    // Nothing listens, so nobody is told to hand a token over and no more.
-    let checked = setup.run("check").stdout;
+    // Nothing listens, so nobody is told to hand a token over and no more. A daemon starts and waits, so it is no failure.
+    let checked = setup.run("check");
+    assert_eq!(checked.code, Some(0), "{}", checked.stdout);
+    let checked = checked.stdout;
     for said in [
+        "[skip] token         none is configured",
+        "Next: token: the pull takes one from the record of each deployment",
         "takes one from a deployment's record",
         "in Kubernetes the pod's own",
         "is known to env0",
@@ -92,7 +96,7 @@ fn check_tells_who_has_no_token_where_one_comes_from_and_whether_env0_shows_one(
         setup.run("check").stdout
     };
     let checked = with(&deployment);
-    assert!(checked.contains("record has no OIDC token"), "{checked}");
+    assert!(checked.contains("record has no OIDC token") && checked.contains("[skip] token"), "{checked}");
     deployment.oidc_token = Some(aws.issuer.token());
     let checked = with(&deployment);
     assert!(checked.contains("record has an OIDC token"), "{checked}");
@@ -220,8 +224,18 @@ fn a_wrong_region_of_a_pull_is_mended_by_what_drain_says() {
 fn a_pull_that_has_no_token_yet_says_that_a_record_may_bring_it() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let setup = env0.environment().into_iter().fold(Setup::new(&aws), |setup, (name, value)| setup.set(name, value));
-    let daemon = setup.unset("ENV0_OIDC_TOKEN").start();
+    let setup = setup.unset("ENV0_OIDC_TOKEN");
+    let daemon = setup.start();
     wait_until("the log says it", || daemon.log().count("WARN", "waiting for an OIDC token") == 1);
+    let checked = setup.set("ENV0_S3_LOG_ADMIN_ADDR", daemon.admin.to_string()).run("check");
+    assert_eq!(checked.code, Some(0), "{}", checked.stdout);
+    for said in [
+        "[skip] token         the running daemon has none yet",
+        "[skip] sts           the running daemon waits for an OIDC token",
+        "Next: token: the pull takes one from the record of each deployment",
+    ] {
+        assert!(checked.stdout.contains(said), "{said}: {}", checked.stdout);
+    }
     let by_record = "the pull takes one from the record of each deployment";
     assert_eq!(daemon.log().count("WARN", by_record), 1, "{}", daemon.log().text());
     let status = daemon.admin_get("/status").unwrap().json();
