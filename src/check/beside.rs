@@ -31,7 +31,10 @@ pub(super) fn daemon_token(config: &Config, status: &Status) -> Step {
         return match credentials.refused_tokens.iter().max_by_key(|refused| refused.last) {
             None if credentials.waits_for.as_deref() == Some(FIRST_TOKEN) && a_deployment_may_bring_one(config) => {
                 let remedy = Some(without_a_token(config));
-                Step { remedy, ..Step::skipped(NAME, "the running daemon has none yet, and nothing is uploaded before") }
+                Step {
+                    remedy,
+                    ..Step::skipped(NAME, "the running daemon has none yet, and nothing is uploaded before")
+                }
             }
             None => Step::fail(NAME, CONFIG, "the running daemon has none", without_a_token(config)),
             Some(refused) => {

@@ -7,7 +7,9 @@ use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::beside::{a_deployment_may_bring_one, daemon_token, holds_session, last_put, of_daemon, region_told, wrong_region};
+use super::beside::{
+    a_deployment_may_bring_one, daemon_token, holds_session, last_put, of_daemon, region_told, wrong_region,
+};
 use super::local::{Probe, batches_in};
 use super::report::{BUCKET, Step};
 use crate::batch::{LogType, Sha256};

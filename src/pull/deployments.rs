@@ -9,6 +9,7 @@ mod follow;
 mod found;
 mod list;
 mod memory;
+mod page;
 mod records;
 mod source;
 mod sweep;
@@ -82,8 +83,10 @@ pub(super) struct Deployments {
     last_ended: String,
     /// What is being read, by the task's id. It goes on from round to round: one slow
     /// answer must not hold up the others.
-    reading: JoinSet<Result<(), RoundError>>,
+    reading: JoinSet<Result<bool, RoundError>>,
     read: HashMap<tokio::task::Id, String>,
+    /// Whether something that this round has read was not there, and may be back later.
+    something_is_missing: bool,
     pieces: (mpsc::Sender<Piece>, mpsc::Receiver<Piece>),
 }
 
@@ -113,6 +116,7 @@ impl Deployments {
             last_ended: String::new(),
             reading: JoinSet::new(),
             read: HashMap::new(),
+            something_is_missing: false,
             pieces: mpsc::channel(FOLLOWED_AT_ONCE),
         }
     }
@@ -127,6 +131,7 @@ impl Deployments {
     pub(super) async fn round(&mut self) -> Result<bool, RoundError> {
         // A part that the disk still refuses is told at the round's end; all others go on.
         let kept = self.place.catch_up().await?;
+        self.something_is_missing = false;
         let begun = self.api.now();
         let listed = tokio::select! {
             () = self.place.stopped() => return Err(RoundError::Stopped),
@@ -169,7 +174,9 @@ impl Deployments {
             None => {
                 let mut memory = self.place.memory.clone();
                 memory.reached = now;
-                memory.anywhere = Taken::default();
+                if !self.something_is_missing {
+                    memory.anywhere = Taken::default();
+                }
                 self.commit(Bytes::new(), 0, memory).await?;
                 self.report.position(self.place.memory.reached);
                 self.report.looked_at_all(self.place.memory.oldest_look(&environments, now));
@@ -284,12 +291,13 @@ impl Deployments {
                         Ok((id, result)) => (id, result),
                         Err(error) => match error.try_into_panic() {
                             Ok(panic) => std::panic::resume_unwind(panic),
-                            Err(error) => (error.id(), Ok(())),
+                            Err(error) => (error.id(), Ok(false)),
                         },
                     };
                     self.read.remove(&id);
-                    if let Err(error) = result {
-                        first_error.get_or_insert(error);
+                    match result {
+                        Ok(all_is_there) => self.something_is_missing |= !all_is_there,
+                        Err(error) => drop(first_error.get_or_insert(error)),
                     }
                 }
                 () = tokio::time::sleep_until(until), if in_time => {}

@@ -121,7 +121,9 @@ pub(super) enum Known {
 /// an event that is cut keeps.
 fn is_id(json: &str) -> bool {
     let is_kept = json.len() <= KEPT_MAX_BYTES;
-    is_kept && ((json.starts_with('"') && json.len() > 2) || json.starts_with(|first: char| first.is_ascii_digit() || first == '-'))
+    is_kept
+        && ((json.starts_with('"') && json.len() > 2)
+            || json.starts_with(|first: char| first.is_ascii_digit() || first == '-'))
 }
 
 /// Events that were taken. Of each its identity, its time in milliseconds since 1970 (up to 48 bits) and a print of its

@@ -177,7 +177,8 @@ impl<M: Memory> Place<M> {
             // It must be durable before a line is cut to this limit: a start can't tell it from the line.
             place.event_limits.retain(|former| *former != limit);
             place.event_limits.push(limit);
-            place.event_limits = place.event_limits.split_off(place.event_limits.len().saturating_sub(EVENT_LIMITS_MAX));
+            place.event_limits =
+                place.event_limits.split_off(place.event_limits.len().saturating_sub(EVENT_LIMITS_MAX));
             place.write(FILE_MAX_BYTES).await?;
         }
         place.written_from = place.batches_from;

@@ -244,7 +244,10 @@ fn a_daemon_whose_address_may_ask_for_nothing_is_told_of_the_allow_list() {
     env0.break_down("/", Fault::Status(403, "{}", None));
     let setup = setup(&aws, &env0);
     let daemon = setup.start();
-    for said in ["may not even list its organizations from this address; that takes VIEW_ORGANIZATION", "allow-list of addresses"] {
+    for said in [
+        "may not even list its organizations from this address; that takes VIEW_ORGANIZATION",
+        "allow-list of addresses",
+    ] {
         wait_until("the log says it", || daemon.log().text().contains(said));
     }
     env0.heal();

@@ -224,7 +224,7 @@ fn a_wrong_region_of_a_pull_is_mended_by_what_drain_says() {
 fn a_pull_that_has_no_token_yet_says_that_a_record_may_bring_it() {
     let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
     let setup = env0.environment().into_iter().fold(Setup::new(&aws), |setup, (name, value)| setup.set(name, value));
-    let setup = setup.unset("ENV0_OIDC_TOKEN");
+    let setup = setup.unset("ENV0_OIDC_TOKEN").unset("ENV0_S3_LOG_INGEST_TOKEN");
     let daemon = setup.start();
     wait_until("the log says it", || daemon.log().count("WARN", "waiting for an OIDC token") == 1);
     let checked = setup.set("ENV0_S3_LOG_ADMIN_ADDR", daemon.admin.to_string()).run("check");

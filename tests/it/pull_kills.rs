@@ -115,18 +115,25 @@ fn gunzipped(body: &[u8]) -> Vec<String> {
 }
 
 /// Ends a daemon when what came after the answer to the first request for `path` is in the spool, and in no place.
-pub(crate) fn killed_before_the_place(setup: Setup, aws: &LocalAws, env0: &LocalEnv0, log_type: &str, path: &str) -> Setup {
+pub(crate) fn killed_before_the_place(
+    setup: Setup,
+    aws: &LocalAws,
+    env0: &LocalEnv0,
+    log_type: &str,
+    path: &str,
+) -> Setup {
     let setup = setup.set("ENV0_S3_LOG_PULL_INTERVAL", "30s");
     // The place is written before that request, and can't be when its answer has come.
     env0.world().latency = Duration::from_secs(3);
+    let (asked, puts) = (env0.asked(path), aws.s3.put_count());
     let daemon = setup.start();
-    wait_until("env0 is asked", || env0.asked(path) == 1);
+    wait_until("env0 is asked", || env0.asked(path) > asked);
     let (folder, aside) = (setup.spool().join("pull"), setup.folder().join("aside"));
     std::fs::rename(&folder, &aside).unwrap();
     std::fs::write(&folder, "").unwrap();
     let is_sealed = || setup.spool_files(log_type).iter().any(|name| name.ends_with(".sealed"));
     wait_until("its batch is sealed", is_sealed);
-    assert_eq!(aws.s3.put_count(), 0);
+    assert_eq!(aws.s3.put_count(), puts);
     daemon.kill();
     std::fs::remove_file(&folder).unwrap();
     std::fs::rename(&aside, &folder).unwrap();
@@ -174,4 +181,24 @@ fn events_that_name_another_origin_come_once_although_their_place_is_lost() {
         }
         daemon.kill();
     }
+}
+
+#[test]
+fn an_event_that_names_another_step_comes_once_though_its_log_was_gone_for_a_while() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    let log = "/deployments/d-1/steps/tf%3Aapply/log";
+    let page = Fault::Json(r#"{"events":[{"mark":"log-1","stepName":"mine"},{"mark":"log-2"}],"hasMoreLogs":false}"#);
+    env0.break_down(log, page.clone());
+    env0.world().environments = vec![environment("env-1", vec![Deployment::running("d-1", "tf:apply", 0)])];
+    let setup = from(setup(&aws, &env0), Utc::now() - TimeDelta::hours(1));
+    let setup = setup.set("ENV0_S3_LOG_PULL", "env0-deployments");
+    let setup = killed_before_the_place(setup, &aws, &env0, "env0-deployments", "/deployments/d-1/steps");
+
+    env0.break_down(log, Fault::Status(404, "{}", None));
+    let daemon = setup.start();
+    a_round_later(&daemon);
+    env0.break_down(log, page);
+    a_round_later(&daemon);
+    wait_until("the spool is empty", || daemon.metric("events_spooled{type=\"env0-deployments\"}") == Some(0.0));
+    assert_eq!(aws.s3.lines().len(), 2, "{:?}", aws.s3.lines());
 }

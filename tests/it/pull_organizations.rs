@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use serde_json::Value;
 
 use crate::harness::{Daemon, Setup, wait_until};
 use crate::local_aws::LocalAws;
 use crate::local_env0::audits::{Event, event};
 use crate::local_env0::deployments::{Deployment, Environment, all_lines};
-use crate::local_env0::{LocalEnv0, ORGANIZATION};
+use crate::local_env0::{Fault, LocalEnv0, ORGANIZATION};
+use crate::pull_kills::killed_before_the_place;
 
 const ORGANIZATIONS: [&str; 3] = [ORGANIZATION, "second-organization", "third-organization"];
 
@@ -110,4 +112,40 @@ fn of_thousands_of_organizations_a_hundred_are_pulled_and_the_rest_is_told() {
         assert!(list["error"]["message"].as_str().unwrap().contains(told), "{list}");
     }
     assert_eq!((daemon.log().count("ERROR", told), daemon.log().count("ERROR", "")), (1, 1), "{}", daemon.log().text());
+}
+
+#[test]
+fn an_event_that_names_another_pulled_organization_comes_once_through_a_kill() {
+    let check = |log_type: &str, path: &str| {
+        let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+        let another = ORGANIZATIONS[1];
+        env0.world().other_organizations = vec![another.to_owned()];
+        let setup = setup(&aws, &env0).set("ENV0_S3_LOG_PULL", log_type);
+        let daemon = setup.start();
+        let has_had_a_round = |pull: &Value| !pull["last_round"].is_null();
+        wait_until("both have had a round", || {
+            let status = daemon.admin_get("/status").unwrap().json();
+            status["pull"].as_array().is_some_and(|pulls| pulls.len() == 2 && pulls.iter().all(has_had_a_round))
+        });
+        daemon.kill();
+
+        let own = format!("\"mark\":\"event\",\"organizationId\":\"{another}\"");
+        let first = event(1, Utc::now() - TimeDelta::seconds(1));
+        let json = first.json.replacen("\"actorId\"", &format!("{own},\"actorId\""), 1);
+        env0.world().audits.push(Event { json, ..first });
+        let page = format!("{{\"events\":[{{\"eventId\":\"e-1\",{own}}}],\"hasMoreLogs\":false}}");
+        env0.break_down("/deployments/d-1/steps/tf%3Aapply/log", Fault::Json(page.leak()));
+        let deployments = vec![Deployment::running("d-1", "tf:apply", 0)];
+        env0.world().environments = vec![Environment { deployments, ..Environment::new("env-1") }];
+        let setup = killed_before_the_place(setup, &aws, &env0, log_type, path);
+        let daemon = setup.start();
+        let rounds = || daemon.metric("pull_rounds_total{outcome=\"succeeded\"}");
+        wait_until("each has had two rounds", || rounds() >= Some(4.0));
+        wait_until("the spool is empty", || {
+            daemon.metric(&format!("events_spooled{{type=\"{log_type}\"}}")) == Some(0.0)
+        });
+        assert_eq!(aws.s3.lines().len(), 1, "{:?}", aws.s3.lines());
+    };
+    check("env0-audits", &format!("/audit/events?organizationId={ORGANIZATION}"));
+    check("env0-deployments", "/deployments/d-1/steps");
 }

@@ -150,7 +150,7 @@ fn events_without_an_id_come_once_whatever_length_they_are_cut_to() {
 }
 
 #[test]
-fn an_event_that_the_spool_alone_has_comes_once_whatever_limits_the_next_starts_have() {
+fn an_event_in_the_spool_alone_comes_once_whatever_limits_the_next_starts_have() {
     const LOG: &str = "/deployments/d-1/steps/tf%3Aapply/log";
     let own = |id: &str| {
         let [long, middle, long_id] = [100_000, 40_000, 300].map(|length| "x".repeat(length));

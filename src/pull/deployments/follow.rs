@@ -6,7 +6,6 @@
 //!
 //! A page of a log is stored while it arrives. One that breaks off is asked for again, and what was taken of it is left out.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::pull::api::{Answer, Api, ApiError, EVENTS_IN_REST, Endpoint, ErrorKind, LINES_MAX, List, Pieces};
 use crate::pull::deployments::memory::{Following, Step, Steps};
+use crate::pull::deployments::page::Page;
 use crate::pull::deployments::records::{ID_MAX_BYTES, LONG_ID, LogPage, StepRecord, last_attempts};
 use crate::pull::deployments::source::Source;
 use crate::pull::files::{Parts, PlaceError};
@@ -23,8 +23,6 @@ use crate::pull::report::Report;
 
 /// With so many bytes of new lines a page is written to the spool as far as it was read.
 const LINES_BYTES: usize = 512 * 1024;
-/// The next page may repeat the end of this one: this many events, and all with the time of the last one.
-const PAGE_END_EVENTS: usize = 128;
 /// After this many pages in a row without a new event, env0's cursor is taken to go in circles.
 const EMPTY_PAGES_MAX: usize = 10;
 /// What env0 answers 404 for counts as gone after this long; milliseconds.
@@ -92,24 +90,6 @@ enum Reading {
     Stopped,
 }
 
-/// What came of a page of a step's log, as far as it was read.
-#[derive(Default)]
-struct Page {
-    /// New lines that are not in the spool yet, and their number.
-    lines: Vec<u8>,
-    records: u64,
-    /// How many events were read.
-    events: usize,
-    /// Whether any of them were new.
-    new: bool,
-    /// Whether a start has found one of them in the spool, and the step didn't know it yet.
-    found: bool,
-    /// The last events, at most [`PAGE_END_EVENTS`].
-    end: VecDeque<Mark>,
-    /// The time of the last one.
-    last_time: Option<String>,
-}
-
 /// What the log of a retried step looks like.
 enum Retry {
     /// It can be read on.
@@ -136,8 +116,8 @@ impl Follow {
         Ok(self)
     }
 
-    /// Reads everything new.
-    pub(super) async fn run(mut self) -> Result<(), ApiError> {
+    /// Reads everything new. False where env0 didn't give what it may give later.
+    pub(super) async fn run(mut self) -> Result<bool, ApiError> {
         let path = ["deployments", &self.source.deployment, "steps"];
         let mut failed = None;
         let steps: Option<Vec<StepRecord>> = match self.api.get(Endpoint::Steps, &path, &[]).await {
@@ -159,14 +139,18 @@ impl Follow {
         let mut new = false;
         for step in steps.iter().flatten() {
             match self.follow_step(step).await {
-                Ok(Reading::Stopped) => return Ok(()),
+                Ok(Reading::Stopped) => return Ok(false),
                 Ok(reading) => new |= reading == Reading::New,
                 // The other steps are read all the same, and the deployment stays open.
                 Err(error) if concerns_one_step(&error.kind) => drop(failed.get_or_insert(error)),
                 Err(error) => return Err(error),
             }
         }
-        match self.end(steps.as_deref(), failed.is_none(), new) {
+        let (outcome, now) = (self.end(steps.as_deref(), failed.is_none(), new), self.now);
+        let is_missing = |since: Option<i64>| since.is_some_and(|since| !is_gone(since, now));
+        let steps_are_there = self.state.steps.values().all(|step| !is_missing(step.gone_since));
+        let all_is_there = steps_are_there && !is_missing(self.state.gone_since);
+        match outcome {
             Some(outcome) => {
                 // It is in the spool already where a crash came after it was written, or where a deployment came back.
                 let missing = !std::mem::replace(&mut self.state.finished, true);
@@ -177,7 +161,7 @@ impl Follow {
             None if self.outline() != self.durable => drop(self.send_piece(Bytes::new(), 0, false).await),
             None => {}
         }
-        failed.map_or(Ok(()), Err)
+        failed.map_or(Ok(all_is_there), Err)
     }
 
     /// Takes note of what this round has found. Returns the members of the last line when the deployment is at its end
@@ -448,19 +432,6 @@ impl Follow {
         let Ok(steps) = durable.await else { return false };
         self.state.steps = steps;
         true
-    }
-}
-
-impl Page {
-    /// The last event so far is this one.
-    fn ends_with(&mut self, mark: Mark, time: Option<&str>) {
-        if self.end.len() == PAGE_END_EVENTS {
-            self.end.pop_front();
-        }
-        self.end.push_back(mark);
-        if self.last_time.as_deref() != time {
-            self.last_time = time.map(str::to_owned);
-        }
     }
 }
 

@@ -205,7 +205,8 @@ impl DeploymentMemory {
     fn may_be_from_anywhere(&self, line: &[u8], found: Option<&Found<'_>>, whose: &Whose<'_>) -> bool {
         let Some(found) = found else {
             let [organization] = members(json_of(line), ["organizationId"]);
-            return whose.owner(organization) != Owner::Another;
+            // Another organization's own lines end in it.
+            return whose.owner(organization) != Owner::Another || !ends_in(line, organization);
         };
         let Some(following) = self.following.get(&found.deployment) else { return true };
         if found.is_last_line() {
@@ -260,6 +261,14 @@ impl DeploymentMemory {
         gone.iter().for_each(|id| self.done(id));
         gone
     }
+}
+
+/// Whether a line ends in this `organizationId`, or in that and a `deploymentType`, as [`Following::members`] are given.
+fn ends_in(line: &[u8], organization: Option<&RawValue>) -> bool {
+    let given = format!("\"organizationId\":{}", organization.unwrap_or(RawValue::NULL));
+    let Some(at) = memchr::memmem::rfind(line, given.as_bytes()) else { return false };
+    let kind = line[at + given.len()..].strip_prefix(b",\"deploymentType\":").and_then(|rest| rest.strip_suffix(b"}"));
+    line.ends_with((given + "}").as_bytes()) || kind.is_some_and(|kind| serde_json::from_slice::<&str>(kind).is_ok())
 }
 
 /// The `eventId` of the line that says how a deployment ended.

@@ -6,10 +6,13 @@ use serde_json::value::RawValue;
 
 use crate::protocols::body::{Limits, members};
 use crate::pull::deployments::memory::{EVENT_STEP_DEPLOYMENT, Following, Steps, finished_id};
-use crate::pull::line::{Line, inner, stored};
+use crate::pull::line::{KEPT_MAX_BYTES, Line, inner, stored};
 
 /// Room for what a line is given, in almost every case.
 const MEMBERS_BYTES: usize = 512;
+
+/// A byte of a text takes so many in JSON at most.
+const ESCAPED_MAX_BYTES: usize = 6;
 
 /// Where a deployment's lines come from.
 pub(super) struct Source {
@@ -26,7 +29,8 @@ pub(super) struct Event<'e> {
     pub(super) line: Line,
     pub(super) id: Option<&'e RawValue>,
     pub(super) timestamp: Option<&'e RawValue>,
-    /// Whether it brings a member of its own that says where it comes from. A start believes what the line says.
+    /// Whether its line may not say where it comes from, or say something else, because it brings such a member of its own.
+    /// A start believes what the line says.
     pub(super) names_origin: bool,
 }
 
@@ -74,8 +78,10 @@ impl Source {
             // Members put behind valid ones are valid.
             Err(_) => stored(event, EVENT_STEP_DEPLOYMENT, limits),
         };
-        // Deployment, step and organization.
+        // Deployment, step and organization. The line of an event that is cut lacks a long one.
+        let is_long = |id: &str| ESCAPED_MAX_BYTES * id.len() + 2 > KEPT_MAX_BYTES;
         let names_origin = [0, 1, 5].into_iter().any(|number| has[number].is_some());
+        let names_origin = names_origin || is_long(&self.deployment) || is_long(step);
         Event { line, id, timestamp, names_origin }
     }
 
