@@ -220,3 +220,24 @@ fn a_folder_of_the_spool_that_is_a_link_is_refused_by_check_and_by_run_alike() {
         assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0, "nothing is written through a link");
     }
 }
+
+#[test]
+fn a_link_in_the_place_of_a_file_of_the_spool_is_refused_and_not_followed() {
+    let aws = LocalAws::start();
+    for (name, target, code) in
+        [("lock", None, CANT_CREATE), ("manifest.json", None, IO), ("manifest.json", Some("/dev/zero"), IO)]
+    {
+        let setup = setup(&aws);
+        setup.start().kill();
+        let (link, elsewhere) = (setup.spool().join(name), setup.folder().join("elsewhere"));
+        std::fs::write(&elsewhere, "of another program").unwrap();
+        std::fs::remove_file(&link).unwrap();
+        std::os::unix::fs::symlink(target.map_or(&*elsewhere, std::path::Path::new), &link).unwrap();
+        for command in ["check --offline", "run"] {
+            let finished = setup.run(command);
+            assert_eq!(finished.code, code, "{name}, {command}: {finished:?}");
+            assert_has(&format!("{finished:?}"), &[&link.display().to_string(), "it is a link, a device or a pipe"]);
+        }
+        assert_eq!(std::fs::read_to_string(&elsewhere).unwrap(), "of another program", "{name}");
+    }
+}
