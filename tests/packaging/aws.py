@@ -24,8 +24,10 @@ import hcl2
 
 from live import BINARY, ROOT, TOKEN, free_port, wait_until_ready
 
-BUCKET, SUBJECT, REGION = "my-env0-logs", "auth0|0123456789abcdef01234567", "us-east-1"
-PROVIDER = "arn:aws:iam::111122223333:oidc-provider/login.app.env0.com/"
+BUCKET, SUBJECT, REGION = "my-env0-logs", "auth0|65f0c2d4e8b1a73f09c4d2ab", "us-east-1"
+# moto's templates know no OpenID Connect provider.
+NONE_MADE = {"CreateProvider": "false"}
+EXAMPLE = "auth0|0123456789abcdef01234567"
 BOUNDARY = "arn:aws:iam::123456789012:policy/boundary"
 DEADLINE_SECONDS = 60
 TEMPLATE = ROOT / "config" / "aws" / "cloudformation.yaml"
@@ -74,17 +76,35 @@ def role_policy(client, variables, name):
     return policy
 
 
-def check_role(client, variables):
+def trust_policy(client, variables):
+    """The trust policy of the role that was made, with the account and the sub of the examples."""
     role = variables["ENV0_S3_LOG_ROLE_ARN"].rsplit("/", 1)[1]
-    trust = client("iam").get_role(RoleName=role)["Role"]["AssumeRolePolicyDocument"]
+    trust = json.dumps(client("iam").get_role(RoleName=role)["Role"]["AssumeRolePolicyDocument"])
+    return json.loads(trust.replace("::123456789012:", "::111122223333:").replace(SUBJECT, EXAMPLE))
+
+
+def check_role(client, variables):
+    trust = trust_policy(client, variables)
     check(trust == config("trust-policy.json"), f"the trust policy is {json.dumps(trust)}")
     policy = role_policy(client, variables, "env0-s3-logs")
     check(policy == config("iam-policy.json"), f"the role may {json.dumps(policy)}")
 
 
+def check_role_of_a_pod(client):
+    """A service account's role trusts its cluster alone."""
+    issuer = "oidc.eks.us-east-1.amazonaws.com/id/0123456789ABCDEF"
+    pod = {"Issuer": issuer, "Audiences": "sts.amazonaws.com", "ServiceAccount": "env0-agent:env0-s3-logs"}
+    variables = make_stack(client, "pod", BucketName="of-a-pod", **pod, **NONE_MADE)
+    (statement,) = trust_policy(client, variables)["Statement"]
+    check(statement["Principal"] == {"Federated": f"arn:aws:iam::111122223333:oidc-provider/{issuer}"}, statement)
+    subject = "system:serviceaccount:env0-agent:env0-s3-logs"
+    wanted = {"StringEquals": {f"{issuer}:aud": ["sts.amazonaws.com"], f"{issuer}:sub": subject}}
+    check(statement["Condition"] == wanted, statement)
+
+
 def check_cloudwatch(client):
     """With its parameter the role may do what config/cloudwatch-policy.json says, and the outputs say so."""
-    parameters = {"BucketName": "with-cloudwatch", "Subject": SUBJECT, "ProviderArn": PROVIDER, "CloudWatch": "true"}
+    parameters = {"BucketName": "with-cloudwatch", "Subject": SUBJECT, **NONE_MADE, "CloudWatch": "true"}
     variables = make_stack(client, "cloudwatch", **parameters)
     check(variables["ENV0_CLOUDWATCH_ROLE_ARN"] == variables["ENV0_S3_LOG_ROLE_ARN"], variables)
     check(variables["ENV0_CLOUDWATCH_AWS_REGION"] == REGION, variables)
@@ -124,7 +144,7 @@ def auditors_policy(client, stack):
 def check_auditor(client, port):
     """The auditor's policy is config/auditor-policy.json, `verify` needs no more, and less is not enough."""
     bucket = "there-already"
-    made = {"BucketName": bucket, "CreateBucket": "false", "Subject": SUBJECT, "ProviderArn": PROVIDER, "Auditor": "true"}
+    made = {"BucketName": bucket, "CreateBucket": "false", "Subject": SUBJECT, **NONE_MADE, "Auditor": "true"}
     make_stack(client, "auditor", **made)
     iam = client("iam")
     policy, document = auditors_policy(client, "auditor")
@@ -156,7 +176,9 @@ def check_bucket():
     template, errors = cfnlint.decode.decode(str(TEMPLATE))
     check(not errors, errors)
     bucket = template["Resources"]["Bucket"]
-    check(bucket["DeletionPolicy"] == bucket["UpdateReplacePolicy"] == "Retain", "deleting the stack deletes the logs")
+    check(bucket["UpdateReplacePolicy"] == "Retain", "replacing the bucket deletes the logs")
+    # After a making that failed nothing may be left of it: the next one would find the name taken.
+    check(bucket["DeletionPolicy"] == "RetainExceptOnCreate", "deleting the stack deletes the logs, or a failed one keeps the bucket")
     properties = bucket["Properties"]
     blocked = properties["PublicAccessBlockConfiguration"]
     check(len(blocked) == 4 and all(blocked.values()), f"public access: {blocked}")
@@ -241,7 +263,7 @@ def check_existing_bucket(client, port, folder):
     bucket = "there-already"
     client("s3").create_bucket(Bucket=bucket)
     variables = make_stack(
-        client, "existing", BucketName=bucket, CreateBucket="false", Subject=SUBJECT, ProviderArn=PROVIDER
+        client, "existing", BucketName=bucket, CreateBucket="false", Subject=SUBJECT, **NONE_MADE
     )
     resources = client("cloudformation").list_stack_resources(StackName="existing")["StackResourceSummaries"]
     # moto lists what a condition leaves out, too, without its type.
@@ -263,7 +285,10 @@ def check_terraform():
     for action in wanted["Action"]:
         check(f'"{action}"' in text, f"the module's trust policy lacks {action}")
     check('"${var.issuer}:aud" = var.audiences' in text, "the module's trust policy judges no audience")
-    check('"${var.issuer}:sub" = var.subject' in text, "the module's trust policy judges no subject")
+    check('"${var.issuer}:sub" = local.subject' in text, "the module's trust policy judges no subject")
+    pod = '? "system:serviceaccount:${var.service_account}" : var.subject'
+    check(pod in text, "the module's subject is neither a pod's nor env0's")
+    check(':oidc-provider/${var.issuer}"' in text, "the module's role trusts a provider of another issuer")
     check(re.search(r"permissions_boundary += var.permissions_boundary_arn\n", text), "the module's role has no boundary")
     for resource in re.findall(r'resource "aws_s3_\w+" "logs" \{\n(.*)', text):
         check("= var.create_bucket " in resource, f"made beside a bucket that is there already: {resource}")
@@ -292,16 +317,17 @@ def main():
         def client(service):
             return aws_client(service, port)
 
-        variables = make_stack(client, "logs", BucketName=BUCKET, Subject=SUBJECT, ProviderArn=PROVIDER)
+        variables = make_stack(client, "logs", BucketName=BUCKET, Subject=SUBJECT, **NONE_MADE)
         check(set(variables) == {f"ENV0_S3_LOG_{name}" for name in ("ROLE_ARN", "BUCKET_NAME", "AWS_REGION")}, variables)
         check_role(client, variables)
         deliver(client, variables, port, pathlib.Path(folder))
+        check_role_of_a_pod(client)
         check_cloudwatch(client)
         existing = pathlib.Path(folder) / "existing"
         existing.mkdir()
         check_existing_bucket(client, port, existing)
         everything = make_stack(
-            client, "all", BucketName="all-of-it", Subject=SUBJECT, ProviderArn=PROVIDER, ObjectLockDays="30",
+            client, "all", BucketName="all-of-it", Subject=SUBJECT, **NONE_MADE, ObjectLockDays="30",
             RetentionDays="400", ProjectId="0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9", KmsKeyArn="arn:aws:kms:us-east-1:111122223333:key/k",
             Auditor="true", PermissionsBoundaryArn=BOUNDARY,
         )

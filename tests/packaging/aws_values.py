@@ -16,23 +16,27 @@ import yaml
 
 AWS = pathlib.Path(__file__).resolve().parents[2] / "config" / "aws"
 VARIABLES = AWS / "terraform" / "variables.tf"
-SUB, SERVICE_ACCOUNT = "auth0|0123456789abcdef01234567", "system:serviceaccount:env0-agent:env0-s3-logs"
+SUB, SERVICE_ACCOUNT = "auth0|65f0c2d4e8b1a73f09c4d2ab", "env0-agent:env0-s3-logs"
+CLUSTER = "oidc.eks.us-east-1.amazonaws.com/id/0123456789ABCDEF"
 KEY = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
-PROVIDER = "arn:aws:iam::111122223333:oidc-provider/"
 PROJECT = "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9"
 # What is right and what is wrong. None is what each of the two has for "none": null in the module, "" or 0 in the template.
 VALUES = {
     ("bucket_name", "BucketName"): (
         ["my-env0-logs", "env0.logs.example.com", "abc"],
-        ["s3://my-env0-logs", "My_Bucket", "my-env0-logs/path", "arn:aws:s3:::my-env0-logs", "ab", "a" * 64, "-logs", ""],
+        ["s3://my-env0-logs", "My_Bucket", "my-env0-logs/path", "arn:aws:s3:::my-env0-logs", "ab", "a" * 64, "-logs", "my..logs", ""],
     ),
     ("subject", "Subject"): (
-        [SUB, "google-oauth2|1234", "abcdef@clients", SERVICE_ACCOUNT],
-        ["env0-s3-logs", "env0-agent:env0-s3-logs", "serviceaccount:env0-agent:env0-s3-logs", PROJECT, "*", "auth0|*", f" {SUB}", ""],
+        [SUB, "google-oauth2|1234", "abcdef@clients"],
+        ["env0-s3-logs", SERVICE_ACCOUNT, f"system:serviceaccount:{SERVICE_ACCOUNT}", PROJECT, "*", "auth0|*", f" {SUB}"],
+    ),
+    ("service_account", "ServiceAccount"): (
+        [SERVICE_ACCOUNT],
+        ["env0-s3-logs", f"serviceaccount:{SERVICE_ACCOUNT}", f"system:serviceaccount:{SERVICE_ACCOUNT}", "env0-agent:*", SUB],
     ),
     ("issuer", "Issuer"): (
         [
-            "login.app.env0.com/", "oidc.eks.us-east-1.amazonaws.com/id/0123456789ABCDEF", "acme.eu.auth0.com",
+            "login.app.env0.com/", CLUSTER, "acme.eu.auth0.com",
             "container.googleapis.com/v1/projects/p/locations/l/clusters/c", "eastus.oic.prod-aks.azure.com/tenant/cluster/",
         ],
         ["https://login.app.env0.com/", "login.app.env0.com", "https://oidc.eks.us-east-1.amazonaws.com/id/0", " login.app.env0.com/", ""],
@@ -40,10 +44,6 @@ VALUES = {
     ("audiences", "Audiences"): (
         [["sts.amazonaws.com"], ["hoMiq9PdkRh9LUvVpH4wIErWg50VSG1b", "sts.amazonaws.com"], ["https://prod.env0.com"]],
         [[], [""], ["sts.amazonaws.com", ""], ["a", " b"], ["sts.amazonaws.com "], ["*"]],
-    ),
-    ("provider_arn", "ProviderArn"): (
-        [None, f"{PROVIDER}login.app.env0.com/", PROVIDER.replace("aws", "aws-us-gov") + "oidc.eks.us-gov-east-1.amazonaws.com/id/A"],
-        ["login.app.env0.com/", "https://login.app.env0.com/", PROVIDER, "arn:aws:iam::111122223333:role/env0-logs"],
     ),
     ("project_id", "ProjectId"): ([None, PROJECT], ["my-project", PROJECT[:-1], f"{PROJECT},{PROJECT}"]),
     ("retention_days", "RetentionDays"): ([None, 1, 400], [-1, 2147483648]),
@@ -58,6 +58,19 @@ VALUES = {
     ),
     ("log_group_prefix", "LogGroupPrefix"): (["", "team/", "/env0/prod-1_#."], ["team/*", "my team/", "team:"]),
 }
+# What else has to be given with the parameter that is tried.
+BESIDE = {
+    ("service_account", "ServiceAccount"): {("subject", "Subject"): None, ("issuer", "Issuer"): CLUSTER},
+    ("log_group_prefix", "LogGroupPrefix"): {("cloudwatch", "CloudWatch"): True},
+}
+# Values that are right by themselves and not together, and what both say to them.
+TOGETHER = [
+    ({("subject", "Subject"): None}, "one of the two"),
+    ({("service_account", "ServiceAccount"): SERVICE_ACCOUNT, ("issuer", "Issuer"): CLUSTER}, "one of the two"),
+    ({("service_account", "ServiceAccount"): SERVICE_ACCOUNT, ("subject", "Subject"): None}, "give the cluster's issuer, too"),
+    ({("subject", "Subject"): "auth0|0123456789abcdef01234567"}, "is the example of the documents"),
+    ({("log_group_prefix", "LogGroupPrefix"): "team/"}, "works only with cloudwatch"),
+]
 
 
 class Loader(yaml.SafeLoader):
@@ -79,26 +92,51 @@ def holds(rule, given):
     ((name, value),) = rule.items()
     if name == "Not":
         return not holds(value[0], given)
-    if name == "And":
-        return all(holds(part, given) for part in value)
+    if name in ("And", "Or"):
+        return (all if name == "And" else any)(holds(part, given) for part in value)
     assert name == "Equals", name
     one, other = (str(given[side["Ref"]]) if isinstance(side, dict) else str(side) for side in value)
     return one == other
 
 
-def template_takes(parameter, value):
-    """Whether CloudFormation would take the value, by the parameter's own limits and by the rules."""
-    limits = TEMPLATE["Parameters"][parameter]
-    text = ",".join(value) if isinstance(value, list) else value
-    if text is None:
-        text = 0 if limits["Type"] == "Number" else ""
-    if limits["Type"] == "Number":
-        fits = limits["MinValue"] <= text <= limits["MaxValue"]
-    else:
-        fits = re.fullmatch(limits["AllowedPattern"], text)
-    given = {name: of.get("Default", "") for name, of in TEMPLATE["Parameters"].items()} | {parameter: text}
+def template_text(parameter, value):
+    """The value as a parameter's text; what is null in the module is empty here."""
+    if value is None:
+        return 0 if TEMPLATE["Parameters"][parameter]["Type"] == "Number" else ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, list) else value
+
+
+def template_refuses(values):
+    """What CloudFormation says to these values, by the parameters' own limits and by the rules; empty if it takes them."""
+    given = {"Subject": SUB} | {parameter: template_text(parameter, value) for (_, parameter), value in values.items()}
+    said = []
+    for parameter, text in given.items():
+        limits = TEMPLATE["Parameters"][parameter]
+        if limits["Type"] == "Number":
+            fits = limits["MinValue"] <= text <= limits["MaxValue"]
+        elif "AllowedValues" in limits:
+            fits = text in limits["AllowedValues"]
+        else:
+            fits = re.fullmatch(limits["AllowedPattern"], text) and len(text) >= limits.get("MinLength", 0)
+            fits = fits and len(text) <= limits.get("MaxLength", len(text))
+        if not fits:
+            said.append(f"{parameter} {limits.get('ConstraintDescription', '')}")
+    given = {name: of.get("Default", "") for name, of in TEMPLATE["Parameters"].items()} | given
     rules = (rule for rule in TEMPLATE["Rules"].values() if holds(rule.get("RuleCondition", {"And": []}), given))
-    return bool(fits) and all(holds(one["Assert"], given) for rule in rules for one in rule["Assertions"])
+    failed = (one for rule in rules for one in rule["Assertions"] if not holds(one["Assert"], given))
+    return "; ".join(said + [one["AssertDescription"] for one in failed])
+
+
+def module_refuses(folder, values):
+    """What Terraform says to these values; empty if it takes them."""
+    given = {"bucket_name": "my-env0-logs", "subject": SUB} | {variable: value for (variable, _), value in values.items()}
+    pathlib.Path(folder, "terraform.tfvars.json").write_text(json.dumps(given))
+    command = ["terraform", f"-chdir={folder}", "plan", "-input=false", "-no-color"]
+    plan = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    # It breaks its lines, and draws a frame around them.
+    return re.sub(r"[\s│]+", " ", plan.stderr) or "refused" if plan.returncode else ""
 
 
 def of_module(variable):
@@ -125,6 +163,7 @@ class Values(unittest.TestCase):
                     continue
                 self.assertTrue(limits["ConstraintDescription"].startswith("must be "))
                 (pattern,) = re.findall(r'regex\("\^(.*)\$", ', block)
+                pattern = pattern.replace("\\\\", "\\")
                 if variable == "audiences":
                     pattern = f"{pattern}(,{pattern})*"
                 elif f"var.{variable} == null" in block:
@@ -132,28 +171,35 @@ class Values(unittest.TestCase):
                 self.assertEqual(limits["AllowedPattern"], f"^{pattern}$")
 
     def test_the_template_takes_what_is_right_and_refuses_what_is_wrong(self):
-        for (_, parameter), (right, wrong) in VALUES.items():
+        for names, (right, wrong) in VALUES.items():
             for value in right + wrong:
-                with self.subTest(f"{parameter}={value}"):
-                    self.assertEqual(template_takes(parameter, value), value in right)
+                with self.subTest(f"{names[1]}={value}"):
+                    refused = template_refuses(BESIDE.get(names, {}) | {names: value})
+                    self.assertEqual(refused == "", value in right, refused)
+
+    def test_what_does_not_go_together_is_refused(self):
+        for values, words in TOGETHER:
+            with self.subTest(words):
+                self.assertIn(words, template_refuses(values).replace("Issuer", "issuer").replace("CloudWatch", "cloudwatch"))
+        self.assertEqual(template_refuses({}), "")
 
     @unittest.skipUnless(shutil.which("terraform"), "Terraform is not installed")
     def test_the_module_takes_what_is_right_and_refuses_what_is_wrong(self):
         with tempfile.TemporaryDirectory() as folder:
             # Without main.tf no provider is needed.
             shutil.copy(VARIABLES, folder)
-            for (variable, _), (right, wrong) in VALUES.items():
+            for names, (right, wrong) in VALUES.items():
                 # Its "none" is null, so that one cannot be written by mistake.
                 off = ([0] if isinstance(right[-1], int) else [""]) if right[0] is None else []
                 for value in right + wrong + off:
-                    given = {"bucket_name": "my-env0-logs", "subject": SUB} | {variable: value}
-                    pathlib.Path(folder, "terraform.tfvars.json").write_text(json.dumps(given))
-                    command = ["terraform", f"-chdir={folder}", "plan", "-input=false", "-no-color"]
-                    plan = subprocess.run(command, capture_output=True, text=True, timeout=60)
-                    with self.subTest(f"{variable}={value}"):
-                        self.assertEqual(plan.returncode == 0, value in right, plan.stderr)
+                    with self.subTest(f"{names[0]}={value}"):
+                        refused = module_refuses(folder, BESIDE.get(names, {}) | {names: value})
+                        self.assertEqual(refused == "", value in right, refused)
                         if value not in right:
-                            self.assertIn(f"{variable} must be ", plan.stderr)
+                            self.assertIn(f"{names[0]} must be ", refused)
+            for values, words in TOGETHER:
+                with self.subTest(words):
+                    self.assertIn(words, module_refuses(folder, values))
 
 
 if __name__ == "__main__":

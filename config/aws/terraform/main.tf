@@ -13,9 +13,10 @@
 #   terraform -chdir=config/aws/terraform output -json variables
 #
 # `create_bucket = false` takes a bucket that is there already: nothing of it is changed, and the role gets its rights.
-# An account has an issuer's provider only once. Where yours has env0's, name it: `provider_arn`.
+# An account has an issuer's provider only once. Where yours has env0's already, set `create_provider = false`.
 terraform {
-  required_version = ">= 1.5"
+  # Validations look at other variables, which older ones refuse.
+  required_version = ">= 1.9"
   required_providers {
     aws = {
       source  = "hashicorp/aws"
@@ -31,9 +32,12 @@ data "aws_region" "here" {}
 data "aws_caller_identity" "here" {}
 
 locals {
-  provider_arn = var.provider_arn != null ? var.provider_arn : aws_iam_openid_connect_provider.issuer[0].arn
-  bucket_arn   = "arn:${data.aws_partition.here.partition}:s3:::${var.bucket_name}"
-  log_groups   = "arn:${data.aws_partition.here.partition}:logs:${data.aws_region.here.region}:${data.aws_caller_identity.here.account_id}:log-group:${var.log_group_prefix}"
+  partition    = data.aws_partition.here.partition
+  account      = data.aws_caller_identity.here.account_id
+  provider_arn = var.create_provider ? aws_iam_openid_connect_provider.issuer[0].arn : "arn:${local.partition}:iam::${local.account}:oidc-provider/${var.issuer}"
+  subject      = var.service_account != null ? "system:serviceaccount:${var.service_account}" : var.subject
+  bucket_arn   = "arn:${local.partition}:s3:::${var.bucket_name}"
+  log_groups   = "arn:${local.partition}:logs:${data.aws_region.here.region}:${local.account}:log-group:${var.log_group_prefix}"
 }
 
 resource "aws_s3_bucket" "logs" {
@@ -131,7 +135,7 @@ resource "aws_s3_bucket_policy" "logs" {
 }
 
 resource "aws_iam_openid_connect_provider" "issuer" {
-  count          = var.provider_arn == null ? 1 : 0
+  count          = var.create_provider ? 1 : 0
   url            = "https://${var.issuer}"
   client_id_list = var.audiences
 }
@@ -152,7 +156,7 @@ resource "aws_iam_role" "logs" {
         StringEquals = merge(
           {
             "${var.issuer}:aud" = var.audiences
-            "${var.issuer}:sub" = var.subject
+            "${var.issuer}:sub" = local.subject
           },
           var.project_id != null ? { "aws:RequestTag/projectId" = var.project_id } : {}
         )

@@ -3,8 +3,8 @@ variable "bucket_name" {
   type        = string
 
   validation {
-    condition     = can(regex("^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$", var.bucket_name))
-    error_message = "bucket_name must be a bucket's name alone, such as my-env0-logs: 3 to 63 small letters, digits, points and hyphens."
+    condition     = can(regex("^[a-z0-9](\\.?[a-z0-9-])*\\.?[a-z0-9]$", var.bucket_name)) && length(var.bucket_name) >= 3 && length(var.bucket_name) <= 63
+    error_message = "bucket_name must be a bucket's name alone, such as my-env0-logs: 3 to 63 small letters, digits, hyphens and single points."
   }
 }
 
@@ -15,12 +15,39 @@ variable "create_bucket" {
 }
 
 variable "subject" {
-  description = "Whose tokens may assume the role: the sub of your env0 organization, as env0 shows it on its OIDC credential form; or, with a cluster's issuer, system:serviceaccount:<namespace>:<service account>"
+  description = "Whose tokens may assume the role: the sub of your env0 organization. env0 shows it under Organization Settings, Policies: tick \"Enable OIDC during deployments\", then click \"show\" beside it. Give this one or service_account"
   type        = string
+  default     = null
 
   validation {
-    condition     = can(regex("^(system:serviceaccount:[a-z0-9-]+:[a-z0-9.-]+|[A-Za-z0-9._-]+[|@][A-Za-z0-9._|@+=:/~-]+)$", var.subject))
-    error_message = "subject must be the sub of your env0 organization, such as auth0|0123456789abcdef01234567 (no organization's or project's id); or, with a cluster's issuer, system:serviceaccount:<namespace>:<service account>."
+    condition     = var.subject == null || can(regex("^[A-Za-z0-9._-]+[|@][A-Za-z0-9._|@+=:/~-]+$", var.subject))
+    error_message = "subject must be the sub of your env0 organization, such as auth0|0123456789abcdef01234567 (no organization's or project's id); a pod's service account is given in service_account."
+  }
+
+  validation {
+    condition     = var.subject != "auth0|0123456789abcdef01234567"
+    error_message = "this subject is the example of the documents; env0 shows yours under Organization Settings, Policies."
+  }
+
+  validation {
+    condition     = (var.subject == null) != (var.service_account == null)
+    error_message = "give subject, for the tokens of your env0 organization, or service_account, for a pod's own; one of the two."
+  }
+}
+
+variable "service_account" {
+  description = "In subject's place, with a cluster's issuer: the pod whose own token may assume the role, as <namespace>:<service account>. The chart names the service account after the release"
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.service_account == null || can(regex("^[a-z0-9-]+:[a-z0-9.-]+$", var.service_account))
+    error_message = "service_account must be <namespace>:<service account>, such as env0-agent:env0-s3-logs."
+  }
+
+  validation {
+    condition     = var.service_account == null || var.issuer != "login.app.env0.com/"
+    error_message = "a service_account's tokens are its cluster's; give the cluster's issuer, too."
   }
 }
 
@@ -36,7 +63,7 @@ variable "issuer" {
 }
 
 variable "audiences" {
-  description = "What tokens are made out to. The default takes both forms of env0's tokens; a pod's own needs sts.amazonaws.com alone"
+  description = "What tokens are made out to. The default takes both forms of env0's tokens; a pod's own needs sts.amazonaws.com alone: -var 'audiences=[\"sts.amazonaws.com\"]'"
   type        = list(string)
   default     = ["hoMiq9PdkRh9LUvVpH4wIErWg50VSG1b", "sts.amazonaws.com"]
 
@@ -46,15 +73,10 @@ variable "audiences" {
   }
 }
 
-variable "provider_arn" {
-  description = "ARN of the issuer's OpenID Connect provider, where this account has it already; null to make it"
-  type        = string
-  default     = null
-
-  validation {
-    condition     = var.provider_arn == null || can(regex("^arn:aws[a-z-]*:iam::[0-9]{12}:oidc-provider/[A-Za-z0-9._~%/-]+$", var.provider_arn))
-    error_message = "provider_arn must be a provider's ARN, such as arn:aws:iam::111122223333:oidc-provider/login.app.env0.com/; null (leave it out) makes the provider."
-  }
+variable "create_provider" {
+  description = "Whether the issuer's OpenID Connect provider is made; false where this account has it already, as `aws iam list-open-id-connect-providers` tells"
+  type        = bool
+  default     = true
 }
 
 variable "project_id" {
@@ -126,6 +148,11 @@ variable "log_group_prefix" {
   validation {
     condition     = can(regex("^[A-Za-z0-9._/#-]*$", var.log_group_prefix))
     error_message = "log_group_prefix must be letters, digits, points, underscores, hyphens, / and # alone."
+  }
+
+  validation {
+    condition     = var.log_group_prefix == "" || var.cloudwatch
+    error_message = "log_group_prefix works only with cloudwatch = true."
   }
 }
 
