@@ -85,11 +85,8 @@ async fn send(uploads: &Uploads, folder: &Arc<Folder>, waiting: &mut Waiting) ->
     }
     let gaps = reported_gaps(folder);
     loop {
+        take_new_name(folder, waiting).await?;
         let batch = &mut waiting.batch;
-        if waiting.known.needs_new_name {
-            on_disk(folder, batch, Folder::rename).await.map_err(Failure::Disk)?;
-            waiting.known.needs_new_name = false;
-        }
         // A copy of the folder in its place has the file, too. Sent from there, it would stay in the folder under its old
         // name, and the next start would send it again.
         let begun = |folder: &Folder, batch: &mut Batch| {
@@ -118,6 +115,9 @@ async fn send(uploads: &Uploads, folder: &Arc<Folder>, waiting: &mut Waiting) ->
                 tracing::info!(log_type = %batch.log_type, batch.name = %batch.name.batch, "another writer owns the object's name; the batch takes a new suffix");
             }
             (Next::Wait { stage, check_file }, Err(error)) => {
+                // Now, and not before the next PUT: a crash until then must not forget it.
+                take_new_name(folder, waiting).await?;
+                let batch = &mut waiting.batch;
                 on_disk(folder, batch, move |folder, batch| folder.set_stage(batch, stage))
                     .await
                     .map_err(Failure::Disk)?;
@@ -126,6 +126,15 @@ async fn send(uploads: &Uploads, folder: &Arc<Folder>, waiting: &mut Waiting) ->
             }
         }
     }
+}
+
+/// Gives the batch a new suffix, durably, where it needs one.
+async fn take_new_name(folder: &Arc<Folder>, waiting: &mut Waiting) -> Result<(), Failure> {
+    if waiting.known.needs_new_name {
+        on_disk(folder, &mut waiting.batch, Folder::rename).await.map_err(Failure::Disk)?;
+        waiting.known.needs_new_name = false;
+    }
+    Ok(())
 }
 
 /// Moves the batch to quarantine where its file is missing or changed; otherwise returns the failure.

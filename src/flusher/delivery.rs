@@ -9,16 +9,19 @@
 //!    object was stored under the new key: the batch stays `.sending`, and the next `412` means that it was.
 //! 2. A broken connection, then the store's `412`. The first attempt may have stored the object before its answer was
 //!    lost, so the object under the key is the batch's own: it is delivered. A new suffix would store it twice.
-//! 3. The checksum of other bytes, then the store's `412`. The store has said that what it keeps under the key is not the
-//!    batch, whatever was sent before: as in 1, the batch takes a new suffix. If only the checksum was wrong, it is
-//!    stored twice, and not lost.
+//!
+//! And a 200 with the checksum of other bytes: the store says that what it keeps under the key is not the batch, whatever
+//! was sent before. The batch takes a new suffix, before its next PUT. Under the old one, a PUT whose answer is lost and
+//! then a `412` would make those bytes pass for the batch. If only the checksum was wrong, it is stored twice, and not
+//! lost.
 //!
 //! Two cases break the promise "exactly once":
 //!
 //! - Another writer owns the key, and its `412` is lost, or the process dies between that `412` and the new
 //!   name's fsync. The next `412` is then taken for the batch's own object, and the batch is lost. The other
 //!   writer must have chosen the same second and the same five of 62 characters, one chance in 916 million.
-//!   `verify` reports the missing number.
+//!   The same holds for a store that keeps other bytes than it was sent, though their SHA-256 came with them.
+//!   `verify` reports the missing number, or the altered object.
 //! - A proxy that repeats a PUT by itself (nginx does, from one upstream to the next) makes the batch's own object the
 //!   `412` of a first attempt. The batch is then stored under a second key, whose `env0-renamed-from` names the first,
 //!   and `verify` reports the duplicate. `proxy_next_upstream off` ends it; AWS has no such proxy.
@@ -43,8 +46,8 @@ pub(crate) struct Known {
     pub(crate) object_since: bool,
     /// How many new suffixes this attempt has tried.
     pub(crate) renames: usize,
-    /// Another writer owns the name that the file still has. No PUT may use the name again, even where the rename
-    /// fails: if its answer were lost, the next `412` would make that writer's object pass for ours.
+    /// What the store keeps under the name that the file still has is not the batch. No PUT may use the name again, even
+    /// where the rename fails: if its answer were lost, the next `412` would make that object pass for ours.
     pub(crate) needs_new_name: bool,
 }
 
@@ -114,7 +117,7 @@ impl Known {
                 let counts = self.unproven_412s == 0 || self.object_since;
                 Known { unproven_412s: self.unproven_412s + u32::from(counts), object_since: false, renames: 0, ..self }
             }
-            (_, ended) if ended.keeps_other_bytes() => Known::default(),
+            (_, ended) if ended.keeps_other_bytes() => Known { needs_new_name: true, ..Known::default() },
             (_, Ended::Failed { may_have_arrived, .. }) => {
                 Known { answer_lost: self.answer_lost || may_have_arrived, renames: 0, ..self }
             }
@@ -197,9 +200,13 @@ mod tests {
         const REFUSED: Ended = Ended::Failed { kind: PutErrorKind::ChecksumRefused, may_have_arrived: false };
         let doubted = |stage| Next::Wait { stage, check_file: true };
         let (sealed, sending) = (doubted(Stage::Sealed), doubted(Stage::Sending));
-        assert_eq!(told(Known::default(), &[OTHER, TAKEN], false), [sealed, Next::NewName]);
-        assert_eq!(told(Known::found(true), &[OTHER, TAKEN], false), [sealed, Next::NewName]);
-        assert_eq!(told(Known::default(), &[OTHER, LOST, TAKEN], false), [sealed, SENDING, Next::DeliveredBefore]);
+        for found in [Known::default(), Known::found(true)] {
+            assert_eq!(decide(found, OTHER), sealed);
+            assert!(found.after(OTHER, sealed).needs_new_name);
+            // Under the new name.
+            assert_eq!(told(found, &[OTHER, TAKEN], false), [sealed, Next::NewName]);
+            assert_eq!(told(found, &[OTHER, LOST, TAKEN], false), [sealed, SENDING, Next::DeliveredBefore]);
+        }
         // A body that did not arrive as it was sent says nothing of an earlier one.
         assert_eq!(told(Known::found(true), &[REFUSED, TAKEN], false), [sending, Next::DeliveredBefore]);
     }

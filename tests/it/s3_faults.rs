@@ -250,9 +250,6 @@ fn what_s3_did_not_answer_delivers_nothing_and_renames_nothing() {
         Fault::foreign(202, ""),
         Fault::foreign(204, "").header("x-amz-request-id", "LOCALFAULT"),
         Fault::foreign(302, "").header("location", "http://127.0.0.1:9/login"),
-        Fault::other_checksum(),
-        Fault::bare_answer(200).header("x-amz-checksum-crc32", "AAAAAA=="),
-        Fault::bare_answer(200).header("x-amz-checksum-crc64nvme", "AAAAAAAAAAA="),
         Fault::foreign(403, PAGE),
         Fault::foreign(407, ""),
         Fault::foreign(412, ""),
@@ -269,6 +266,39 @@ fn what_s3_did_not_answer_delivers_nothing_and_renames_nothing() {
         assert!(!objects[0].metadata.contains_key("env0-renamed-from"), "{name}");
         assert!(case.daemon.log().text().len() < 100_000, "{name}");
     }
+}
+
+#[test]
+fn after_the_checksum_of_other_bytes_the_batch_is_stored_once_under_a_new_suffix() {
+    for other in [
+        Fault::other_checksum(),
+        Fault::bare_answer(200).header("x-amz-checksum-crc32", "AAAAAA=="),
+        Fault::bare_answer(200).header("x-amz-checksum-crc64nvme", "AAAAAAAAAAA="),
+    ] {
+        let case = Case::new([other.times(1)]);
+        case.send(DEPLOYMENTS, 3);
+        case.balance();
+        let objects = case.aws.s3.objects();
+        assert_eq!((case.aws.s3.put_count(), objects.len()), (2, 1));
+        assert!(objects[0].metadata.contains_key("env0-renamed-from"));
+    }
+}
+
+#[test]
+fn what_a_store_keeps_with_other_bytes_passes_for_the_batch_after_no_crash() {
+    let case = Case::new([Fault::keep_other_bytes().times(1), Fault::hang().times(1)]);
+    let ids = case.books.ids(3);
+    let key = case.daemon.post(DEPLOYMENTS, Books::body(&ids)).json()["object"].as_str().unwrap().to_owned();
+    case.books.acknowledge(ids);
+    // The PUT after the store's answer about other bytes has no answer, and the process dies.
+    case.wait_for_puts(2);
+    let Case { aws, setup, daemon, books } = case;
+    daemon.kill();
+    let _daemon = setup.start();
+    wait_until("the events are stored", || aws.s3.line_count() > 3);
+    assert_eq!(aws.s3.objects()[0].body.as_ref(), b"other bytes\n");
+    assert!(aws.s3.remove(&key));
+    books.balance(&aws, &setup);
 }
 
 #[test]

@@ -26,6 +26,7 @@ enum Kind {
     Hang,
     Delay(Duration),
     TakeKey,
+    KeepOtherBytes,
 }
 
 impl Fault {
@@ -56,7 +57,7 @@ impl Fault {
     /// A 200 of the store's, about another object.
     pub(crate) fn other_checksum() -> Fault {
         let fault = Fault::foreign(200, "").header("x-amz-request-id", "LOCALFAULT");
-        fault.header("x-amz-checksum-sha256", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")
+        fault.header("x-amz-checksum-sha256", OTHER_CHECKSUM)
     }
 
     /// An error document with a code of 3 MB.
@@ -175,6 +176,11 @@ impl Fault {
         Fault::new(Kind::TakeKey)
     }
 
+    /// Stores other bytes under the key, and answers with their checksum.
+    pub(crate) fn keep_other_bytes() -> Fault {
+        Fault::new(Kind::KeepOtherBytes)
+    }
+
     /// Ends after `times` requests.
     pub(crate) fn times(self, times: usize) -> Fault {
         Fault { left: Some(times), ..self }
@@ -254,6 +260,13 @@ impl Fault {
                 http::read_body(request).await?;
                 Err(Drop)
             }
+            Kind::KeepOtherBytes => {
+                http::read_body(request).await?;
+                store.put(key, "other bytes\n", HashMap::new());
+                let mut response = answer(200, "text/plain", String::new());
+                response.headers_mut().insert("x-amz-checksum-sha256", OTHER_CHECKSUM.parse().unwrap());
+                Ok(response)
+            }
             Kind::Hang => std::future::pending().await,
             Kind::Delay(delay) => {
                 tokio::time::sleep(delay).await;
@@ -266,6 +279,9 @@ impl Fault {
         }
     }
 }
+
+/// No object's.
+const OTHER_CHECKSUM: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
 /// Beside an answer that isn't the store's: it gets no request id.
 #[derive(Debug, Clone, Copy)]
