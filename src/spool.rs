@@ -56,6 +56,7 @@ pub use crate::spool::terms::{
 };
 use crate::spool::usage::{Room, Usage};
 use crate::spool::writer::Writer;
+use crate::status::Trouble;
 
 /// The spool. Cloning shares it.
 #[derive(Clone)]
@@ -125,7 +126,7 @@ impl Spool {
         let home = Arc::new(home);
         if let Some(copies) = &copies {
             let home = Arc::downgrade(&home);
-            copies.confirm_by(move || home.upgrade().map_or(Ok(()), |home| home.confirm().map(drop)));
+            copies.confirm_by(move || home.upgrade().map_or(Ok(()), |home| home.confirm_copies()));
         }
         let usage = Arc::new(Usage::new(settings, copies));
         let opened = names.try_map(|log_type, names| {
@@ -246,6 +247,11 @@ impl Spool {
         self.inner.home.copies()
     }
 
+    /// Why their folder can't be used, where the last look at it found it elsewhere.
+    pub fn copies_away(&self) -> Option<Trouble> {
+        self.inner.home.copies_away()
+    }
+
     /// Runs `operation`; on a full disk gives up batches that wait only for CloudWatch, and at last the spare file, and
     /// runs it again. Blocks.
     pub fn with_room<T>(&self, operation: impl FnMut() -> io::Result<T>) -> io::Result<T> {
@@ -264,9 +270,9 @@ impl Spool {
     /// Reads a copy from its start. Blocks, as reading does.
     ///
     /// # Errors
-    /// The spool's path leads elsewhere, or the disk refuses. A copy that was given up meanwhile is not found.
+    /// The path of the spool or the copies' folder leads elsewhere, or the disk refuses. A copy that was given up meanwhile is not found.
     pub fn read_copy(&self, copy: &BatchCopy) -> io::Result<impl Read + Send + use<>> {
-        self.inner.home.confirm()?;
+        self.inner.home.confirm_copies()?;
         self.inner.disk.open(&copies::path(&self.inner.dir, copy)).map(Cursor::new)
     }
 

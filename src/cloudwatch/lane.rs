@@ -119,7 +119,7 @@ impl Lanes {
 impl Watched {
     /// For `/status`.
     pub fn status(&self) -> CloudWatchStatus {
-        let Copying { copies, logs, credentials, .. } = &*self.copying;
+        let Copying { spool, copies, logs, credentials, .. } = &*self.copying;
         let of_type = |log_type: LogType| {
             let left = copies.left(log_type);
             let state = self.states[log_type].lock().unwrap_or_else(PoisonError::into_inner);
@@ -132,7 +132,7 @@ impl Watched {
                 events_sent: state.events_sent,
                 events_skipped: copies.skipped_events(log_type) + state.events_skipped,
                 last_sent: state.last_sent,
-                error: state.error.clone(),
+                error: spool.copies_away().or_else(|| state.error.clone()),
             }
         };
         let (stream, types) = (logs.stream().to_owned(), LogType::ALL.map(of_type).into());
@@ -200,8 +200,8 @@ impl Lane {
             self.check_age(copy)?;
             let Err(error) = self.read_and_send(copy).await? else { return Ok(()) };
             self.check_waits(copy)?;
-            // Where the spool's path leads elsewhere, nothing is wrong with a file that is missing there.
-            reads += u32::from(is_the_files(&error) && self.copying.spool.confirm().is_ok());
+            // Where the path leads elsewhere, nothing is wrong with a file that is missing there.
+            reads += u32::from(is_the_files(&error) && self.copying.copies.confirm().is_ok());
             if reads >= READS_MAX {
                 tracing::debug!(log_type = %self.log_type, batch.name = %copy.name.batch, %error, "a batch that CloudWatch was to have can't be read");
                 self.copying.copies.give_up(copy, GivenUp::Unreadable);

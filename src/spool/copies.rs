@@ -111,7 +111,7 @@ pub struct Copies {
     arrived: ByType<Notify>,
 }
 
-/// Fails where the spool's path doesn't lead to the spool.
+/// Fails where the path of the spool or the copies' folder leads elsewhere.
 type Confirm = dyn Fn() -> io::Result<()> + Send + Sync;
 
 struct Shared {
@@ -182,10 +182,18 @@ impl Copies {
         Copies { shared, arrived: Default::default() }
     }
 
-    /// From now on a file is removed only while `confirm` finds that the spool's path leads to the spool.
+    /// From now on a file is kept or removed only while `confirm` finds that the path leads to the copies' folder.
     pub(super) fn confirm_by(&self, confirm: impl Fn() -> io::Result<()> + Send + Sync + 'static) {
         // This never fails, because it is set once, at the start.
         let _ = self.shared.confirm.set(Box::new(confirm));
+    }
+
+    /// Makes sure that the path leads to the copies' folder, and says so at each change. Blocks.
+    ///
+    /// # Errors
+    /// It doesn't: a file that is missing there means nothing.
+    pub fn confirm(&self) -> io::Result<()> {
+        self.shared.confirm()
     }
 
     /// The oldest copy of a log type; waits until there is one. It stays the oldest until it is sent or given up.
@@ -258,6 +266,7 @@ impl Copies {
     pub(super) fn take_over(&self, from: &Path, copy: &BatchCopy) -> io::Result<()> {
         let Shared { disk, spool, .. } = &*self.shared;
         let to = self.path(copy);
+        self.shared.confirm()?;
         match disk.rename(from, &to) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.shared.confirm()?;

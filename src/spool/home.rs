@@ -3,7 +3,8 @@
 //! The spool's path may lead elsewhere while the daemon runs: its volume is unmounted, or another one is mounted over
 //! it. Renames then answer "no such file", and new files go to another disk. Each folder in it may lead elsewhere, too.
 //! So the daemon remembers the folders and the lock by device and inode. It compares them (`Home::confirm`) before it
-//! concludes anything from a missing name, and before an event in a new file counts as safe.
+//! concludes anything from a missing name, and before an event in a new file counts as safe. The copies' folders are
+//! looked at for copies alone (`Home::confirm_copies`): whatever becomes of them, events are taken and sent to S3.
 
 use std::fs::File;
 use std::io;
@@ -18,6 +19,7 @@ use crate::spool::copies::{self, Copies};
 use crate::spool::disk::{Disk, FileId};
 use crate::spool::manifest::{LOCK, Lock, MANIFEST, Manifest};
 use crate::spool::terms::{PULL, QUARANTINE};
+use crate::status::Trouble;
 
 /// Removed when the disk is full, so that a rename gets the blocks that it may need.
 const SPARE_FILE: &str = "reserve";
@@ -30,6 +32,9 @@ const FIRST_ROOM_BYTES: u64 = 4096;
 /// How long an operation goes on giving up copies: senders wait for it, and another program may fill what it frees.
 const GIVING_UP_MAX: Duration = Duration::from_secs(5);
 
+/// What to do about it; the error tells more.
+const COPIES_AWAY: &str = "put the folder for CloudWatch's batches back; see config/README.md#cloudwatch-behind";
+
 /// What makes a folder this daemon's spool, for as long as it is open.
 pub(super) struct Home {
     /// The spool's folder.
@@ -41,6 +46,8 @@ pub(super) struct Home {
     identity: Mutex<Identity>,
     /// Whether the last [`Home::confirm`] failed; every append reads it.
     is_away: AtomicBool,
+    /// Why the last [`Home::confirm_copies`] failed.
+    copies_away: Mutex<Option<Trouble>>,
     /// See [`Home::mounts`].
     mounts: AtomicU64,
 }
@@ -48,10 +55,20 @@ pub(super) struct Home {
 /// How the spool's folder is told from any other that its path may lead to.
 struct Identity {
     folder: FileId,
-    /// Those of [`all_folders`].
+    /// Those that events need.
     inner: Vec<Inner>,
+    /// The copies'; none where there is no lane for them.
+    of_copies: Vec<Inner>,
     /// None once the spool is closed.
     lock: Option<Lock>,
+}
+
+impl Identity {
+    /// Of all folders in it; the next look knows them anew.
+    fn forget(&mut self) {
+        let folders = self.inner.iter_mut().chain(&mut self.of_copies);
+        folders.for_each(|folder| (folder.own, folder.held) = (None, None));
+    }
 }
 
 /// A folder in the spool, as it was when the daemon made it or found it.
@@ -65,13 +82,24 @@ struct Inner {
     is_remade: bool,
 }
 
-/// The folders in a spool, of which none is known yet.
-fn inner(dir: &Path) -> Vec<Inner> {
-    let all = all_folders(dir).enumerate();
-    all.map(|(index, path)| Inner { path, own: None, held: None, is_remade: index >= folders(dir).len() }).collect()
-}
-
 impl Inner {
+    /// The folders in a spool that events need, of which none is known yet.
+    fn of_events(dir: &Path) -> Vec<Inner> {
+        let unknown = |is_remade| move |path| Inner { path, own: None, held: None, is_remade };
+        folders(dir).into_iter().map(unknown(false)).chain([dir.join(PULL)].map(unknown(true))).collect()
+    }
+
+    /// Those that its copies need.
+    fn of_copies(dir: &Path) -> Vec<Inner> {
+        copies::folders(dir).map(|path| Inner { path, own: None, held: None, is_remade: true }).into()
+    }
+
+    /// Looks at what the path leads to, in a spool on `device`.
+    fn look(&mut self, disk: &dyn Disk, device: u64) -> io::Result<()> {
+        let found = judge_folder(disk, &self.path, device)?;
+        self.judge(found)
+    }
+
     /// Checks that a folder which was found under the path is the daemon's own. One that was removed may come back or be
     /// made again. One that was moved away is not: its files would be given up, and come back with it.
     fn judge(&mut self, found: Option<FileId>) -> io::Result<()> {
@@ -119,13 +147,15 @@ impl Home {
         copies: Option<Arc<Copies>>,
     ) -> io::Result<Home> {
         let folder = identify_folder(&*disk, &dir)?;
-        let mut inner = inner(&dir);
-        for folder in &mut inner {
+        let mut inner = Inner::of_events(&dir);
+        let mut of_copies = if copies.is_some() { Inner::of_copies(&dir) } else { Vec::new() };
+        for folder in inner.iter_mut().chain(&mut of_copies) {
             let found = disk.identify(&folder.path)?;
             folder.judge(found)?;
         }
-        let identity = Mutex::new(Identity { folder, inner, lock: Some(lock) });
-        Ok(Home { dir, disk, manifest, copies, identity, is_away: AtomicBool::new(false), mounts: AtomicU64::new(0) })
+        let identity = Mutex::new(Identity { folder, inner, of_copies, lock: Some(lock) });
+        let (is_away, copies_away, mounts) = (AtomicBool::new(false), Mutex::default(), AtomicU64::new(0));
+        Ok(Home { dir, disk, manifest, copies, identity, is_away, copies_away, mounts })
     }
 
     /// The batches that S3 has and CloudWatch doesn't; `None` without a CloudWatch lane.
@@ -164,6 +194,35 @@ impl Home {
         confirmed
     }
 
+    /// Like [`Home::confirm`], and of the copies' folders, too. Says so when they go away, and when they are back.
+    ///
+    /// # Errors
+    /// Those of [`Home::confirm`], or the path of one of them leads elsewhere: copies are neither made nor removed then.
+    pub(super) fn confirm_copies(&self) -> io::Result<()> {
+        self.confirm()?;
+        let judged = {
+            let Identity { folder, of_copies, .. } = &mut *self.identity();
+            of_copies.iter_mut().try_for_each(|own| own.look(&*self.disk, folder.device))
+        };
+        let mut away = self.copies_away.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&judged, away.take()) {
+            (Ok(()), None) => {}
+            (Ok(()), Some(_)) => tracing::info!("the folder for CloudWatch's batches is back, and all goes on"),
+            (Err(error), before) => {
+                if before.is_none() {
+                    tracing::warn!(%error, "CloudWatch gets nothing while the folder for its batches is away, and those that S3 takes meanwhile are left out there; S3 has every event; see config/README.md#cloudwatch-behind");
+                }
+                *away = Some(Trouble::now(before, error.to_string(), COPIES_AWAY.to_owned(), None, None));
+            }
+        }
+        judged
+    }
+
+    /// Why the last [`Home::confirm_copies`] failed.
+    pub(super) fn copies_away(&self) -> Option<Trouble> {
+        self.copies_away.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn find_or_restore(&self) -> io::Result<bool> {
         let identity = &mut *self.identity();
         let Some(lock) = &identity.lock else { return Ok(false) };
@@ -196,8 +255,7 @@ impl Home {
     /// Something may be mounted over one of the folders in the spool's, or put in its place.
     fn judge_inner(&self, Identity { folder, inner, .. }: &mut Identity) -> io::Result<()> {
         inner.iter_mut().try_for_each(|own| {
-            let judged = judge_folder(&*self.disk, &own.path, folder.device);
-            judged.and_then(|found| own.judge(found)).or_else(|elsewhere| {
+            own.look(&*self.disk, folder.device).or_else(|elsewhere| {
                 match identify_folder(&*self.disk, &own.path) {
                     // A file in a folder's place stops that log type, not the other.
                     Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(()),
@@ -211,8 +269,9 @@ impl Home {
     fn follow_to_new_mount(&self, identity: &mut Identity) -> io::Result<()> {
         // Nobody else has it, or this fails.
         let lock = Lock::take(&self.dir).map_err(io::Error::other)?;
-        let folder = identify_folder(&*self.disk, &self.dir)?;
-        *identity = Identity { folder, inner: inner(&self.dir), lock: Some(lock) };
+        identity.folder = identify_folder(&*self.disk, &self.dir)?;
+        identity.lock = Some(lock);
+        identity.forget();
         self.mounts.fetch_add(1, Ordering::Release);
         tracing::warn!(spool.dir = %self.dir.display(), "the spool's volume was lost and is mounted anew; the daemon goes on with what is there");
         Ok(())
@@ -232,8 +291,9 @@ impl Home {
                 let taken = Lock::take(&self.dir).map_err(io::Error::other)?;
                 match Manifest::read(&*self.disk, &self.dir).map_err(io::Error::other)? {
                     Some(manifest) if manifest.instance != self.manifest.instance => return Err(self.another_daemons()),
-                    _ => (*lock, identity.inner) = (Some(taken), inner(&self.dir)),
+                    _ => *lock = Some(taken),
                 }
+                identity.forget();
             }
         }
         if Manifest::read(&*self.disk, &self.dir).map_err(io::Error::other)?.is_none() {

@@ -151,3 +151,56 @@ fn no_batch_is_sent_from_a_copy_of_its_folder_and_again_from_the_folder() {
     books.balance(&aws, &setup);
     assert_eq!(aws.s3.lines().len(), 5, "{}", daemon.log().text());
 }
+
+#[test]
+fn a_folder_of_cloudwatchs_that_is_moved_away_stops_cloudwatch_alone() {
+    only_cloudwatch_stops("was moved away", |folder, other| {
+        std::fs::rename(folder, other).unwrap();
+        Box::new(Moved { folder: folder.to_owned(), away: other.to_owned() })
+    });
+}
+
+#[test]
+fn another_folder_in_the_place_of_cloudwatchs_stops_cloudwatch_alone() {
+    only_cloudwatch_stops("is another folder than before", |folder, other| Box::new(Swapped::with(folder, other)));
+}
+
+fn only_cloudwatch_stops(words: &str, cover: fn(&Path, &Path) -> Cover) {
+    let aws = LocalAws::start();
+    let mut setup = Setup::new(&aws);
+    for (name, value) in aws.cloudwatch_environment() {
+        setup = setup.set(name, value);
+    }
+    let (mut daemon, books) = (setup.start(), Books::default());
+    let in_cloudwatch = || aws.logs.messages("env0-audits").len();
+    send_until_taken(&daemon, &books, AUDITS, 1);
+    wait_until("CloudWatch has the first", || in_cloudwatch() == 1);
+    aws.logs.hold();
+    for stored in 2..=3 {
+        send_until_taken(&daemon, &books, AUDITS, 1);
+        wait_until("S3 has it, and CloudWatch not", || aws.s3.line_count() == stored);
+    }
+    let waits = || std::fs::read_dir(setup.spool().join("cloudwatch/env0-audits")).unwrap().count() == 2;
+    wait_until("two batches wait for CloudWatch", waits);
+    let over = cover(&setup.spool().join("cloudwatch"), &setup.folder().join("other"));
+    aws.logs.release();
+    let status = || daemon.admin_get("/status").unwrap().json()["cloudwatch"]["types"].to_string();
+    wait_until("the status says why", || status().contains(words) && status().contains("put the folder"));
+    for _ in 0..3 {
+        let ids = books.ids(1);
+        assert_eq!(daemon.post(AUDITS, Books::body(&ids)).accepted(), 1);
+        books.acknowledge(ids);
+    }
+    wait_until("S3 has them", || aws.s3.line_count() == 6);
+    assert_eq!(daemon.admin_get("/readyz").unwrap().status, 200);
+    assert_eq!(daemon.log().count("WARN", "CloudWatch gets nothing"), 1, "{}", daemon.log().text());
+    wait_until("they are counted as left out", || {
+        daemon.metric("cloudwatch_skipped_events_total{type=\"env0-audits\",reason=\"disk\"}") == Some(3.0)
+    });
+    drop(over);
+    wait_until("the status is clear", || !status().contains(words));
+    send_until_taken(&daemon, &books, AUDITS, 1);
+    wait_until("CloudWatch has what waited, and the last", || in_cloudwatch() == 4);
+    assert_eq!(daemon.terminate().code(), Some(0));
+    books.balance(&aws, &setup);
+}
