@@ -21,7 +21,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 
 pub use error::BodyError;
 pub use events::{Event, Events};
-pub use members::{Elements, Members, first_value, members, next_token, only_members, printable, text_of};
+pub use members::{Elements, Members, first_value, members, next_token, only_members, printable, says, text_of};
 pub use terms::{Limits, Lines, Part};
 use text::{BOM, is_one_line, is_white_space};
 pub(super) use text::{is_utf16_or_32, other_file};

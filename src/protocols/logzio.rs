@@ -3,7 +3,7 @@
 //! Specification: "Ship logs over HTTP" in Logz.io's documentation
 //! (<https://docs.logz.io/docs/shipping/Code/HTTP>). The stored line is the event as sent, or a line
 //! of text as in the native protocol. As at Logz.io, a `type` in the query is the type of events that have
-//! none, and is added to them. env0 names the log type in `name` or `type`.
+//! none, and is added to them; to those with another one as `queryType`. env0 names the log type in `name` or `type`.
 
 use axum::http::{HeaderMap, StatusCode, Uri};
 use bytes::Bytes;
@@ -41,12 +41,13 @@ struct DefaultType {
 }
 
 impl DefaultType {
-    /// Stores a JSON object, with the query's type if it has none.
+    /// Stores a JSON object, with the query's type if that is not its own.
     fn push(&self, event: &RawValue, writer: &mut LineWriter) -> Result<(), BodyError> {
         let [own_type, others @ ..] = body::members(event, NAMING_MEMBERS);
         let said = protocols::said_by([own_type]).or_else(|| protocols::said_by(others)).or(self.said);
-        match &self.text {
-            Some(text) if own_type.is_none() => writer.push_with(said, event, &[("type", text)]),
+        match (&self.text, own_type) {
+            (Some(text), None) => writer.push_with(said, event, &[("type", text)]),
+            (Some(text), Some(own)) if !body::says(own, text) => writer.push_with(said, event, &[("queryType", text)]),
             _ => writer.push(said, event),
         }
     }
@@ -149,13 +150,11 @@ mod tests {
             r#"{"message":"b","type":"env0-audit-logs"}"#,
             r#"{"message":"c"}"#,
         ];
-        let sent = post("/?token=t%2B1&type=env0-audits", &[], lines.join("\n"));
-        let said = [DEPLOYMENTS, AUDITS, AUDITS];
-        let typed = r#"{"message":"c","type":"env0-audits"}"#;
-        assert_eq!(
-            sent.stored(),
-            [(said[0], lines[0]), (said[1], lines[1]), (said[2], typed)].map(|(said, line)| (said, line.to_owned()))
-        );
+        let sent = post("/?token=t%2B1", &[], lines.join("\n"));
+        let said = [DEPLOYMENTS, AUDITS, None];
+        assert_eq!(sent.stored(), [0, 1, 2].map(|index| (said[index], lines[index].to_owned())));
+        let typed = post("/?type=env0-audits", &[], lines.join("\n")).stored();
+        assert_eq!(typed.iter().map(|(said, _)| *said).collect::<Vec<_>>(), [DEPLOYMENTS, AUDITS, AUDITS]);
         assert_eq!(sent.token().as_deref(), Some("t+1"));
         assert_eq!((sent.accepted(3).status, sent.accepted(3).text()), (200, ""));
     }
@@ -172,9 +171,15 @@ mod tests {
     }
 
     #[test]
-    fn logzio_gives_events_without_a_type_that_of_the_query() {
-        let sent = post("/?type=my%20type", &[], r#"{"message":"a"}{"type":5}{ }"#);
-        assert_eq!(sent.lines(), [r#"{"message":"a","type":"my type"}"#, r#"{"type":5}"#, r#"{ "type":"my type"}"#]);
+    fn logzio_gives_events_the_type_of_the_query_beside_one_of_their_own() {
+        let sent = post("/?type=my%20type", &[], r#"{"message":"a"}{"type":5}{ }{"type":"my type"}"#);
+        let stored = [
+            r#"{"message":"a","type":"my type"}"#,
+            r#"{"type":5,"queryType":"my type"}"#,
+            r#"{ "type":"my type"}"#,
+            r#"{"type":"my type"}"#,
+        ];
+        assert_eq!(sent.lines(), stored);
         let text = |kind| format!(r#"{{"timestamp":"2026-11-22T21:00:00.123Z","message":"a \"line\""{kind}}}"#);
         assert_eq!(post("/?type=apache", &[], "a \"line\"\n").lines(), [text(r#","type":"apache""#)]);
         assert_eq!(

@@ -121,15 +121,23 @@ fn is_raw(uri: &Uri) -> bool {
 
 /// The members of an envelope that the query may give for all events of a request.
 const METADATA: [&str; 5] = ["time", "host", "source", "sourcetype", "index"];
+/// Where the query's value is kept beside another one of the envelope's own, which is the one that counts at Splunk.
+const OVERRULED: [&str; 5] = ["queryTime", "queryHost", "querySource", "querySourcetype", "queryIndex"];
 
 /// The values in the query, in the order of [`METADATA`].
 struct Metadata([Option<String>; METADATA.len()]);
 
 impl Metadata {
-    /// Each value in the query whose name is not known (`is_known`) otherwise.
-    fn said(&self, is_known: impl Fn(usize) -> bool) -> Vec<(&'static str, &str)> {
-        let said = METADATA.into_iter().zip(&self.0).enumerate().filter(|(index, _)| !is_known(*index));
-        said.filter_map(|(_, (name, value))| Some((name, value.as_deref()?))).collect()
+    /// What an envelope with these members of its own lacks of the query.
+    fn beside(&self, own: [Option<&RawValue>; METADATA.len()]) -> Vec<(&'static str, &str)> {
+        let names = METADATA.into_iter().zip(OVERRULED);
+        let said =
+            names.zip(&self.0).zip(own).filter_map(|((names, value), own)| Some((names, value.as_deref()?, own)));
+        said.filter_map(|((name, overruled), value, own)| match own {
+            None => Some((name, value)),
+            Some(own) => (!body::says(own, value)).then_some((overruled, value)),
+        })
+        .collect()
     }
 
     fn log_type(&self) -> Option<LogType> {
@@ -139,12 +147,12 @@ impl Metadata {
 }
 
 /// Envelopes, one after the other: `{"time":…,"source":…,"sourcetype":…,"index":…,"event":…}`. A value
-/// that the query has and an envelope doesn't is added to it.
+/// that the query has and an envelope doesn't is added to it; one that differs from the envelope's own, as `query…`.
 fn envelopes(metadata: &Metadata, body: &[u8], writer: &mut LineWriter) -> Result<(), BodyError> {
     for envelope in Events::new(body) {
         let envelope = envelope?;
         let names = ["time", "host", "source", "sourcetype", "index", "event", "fields"];
-        let found @ [_, _, source, sourcetype, index, event, fields] = body::members(envelope.json, names);
+        let [time, host, source, sourcetype, index, event, fields] = body::members(envelope.json, names);
         let complaint = match event.map(RawValue::get) {
             None if fields.is_none() => Some(EVENT_REQUIRED),
             Some(r#""""#) => Some(EVENT_BLANK),
@@ -154,7 +162,7 @@ fn envelopes(metadata: &Metadata, body: &[u8], writer: &mut LineWriter) -> Resul
             return Err(BodyError::invalid(body, envelope.bytes(), writer.records(), reason));
         }
         let said = protocols::said_by([source, sourcetype, index]).or_else(|| metadata.log_type());
-        match &metadata.said(|index| found[index].is_some())[..] {
+        match &metadata.beside([time, host, source, sourcetype, index])[..] {
             [] => writer.push(said, envelope.json)?,
             members => writer.push_with(said, envelope.json, members)?,
         }
@@ -263,7 +271,10 @@ mod tests {
         let uri = "/services/collector/event?source=env0-audit-logs-source&host=h&token=never";
         let sent = post(uri, &[], r#"{"event":1}{"host":"own","source":"s","event":2}"#);
         let first = r#"{"event":1,"host":"h","source":"env0-audit-logs-source"}"#;
-        let second = r#"{"host":"own","source":"s","event":2}"#;
+        let second = concat!(
+            r#"{"host":"own","source":"s","event":2,"#,
+            r#""queryHost":"h","querySource":"env0-audit-logs-source"}"#
+        );
         assert_eq!(sent.stored(), [(AUDITS, first.to_owned()), (AUDITS, second.to_owned())]);
         for query in ["source=a&source=b", "source=a&Source=b", "source=%ff", "time=1&time=2"] {
             for path in ["event", "raw"] {
@@ -271,6 +282,13 @@ mod tests {
                 assert_eq!((answer.status, &answer.json()["code"]), (400, &6.into()), "{path} {query}");
             }
         }
+    }
+
+    #[test]
+    fn splunk_envelopes_that_say_the_same_as_the_query_are_stored_as_sent() {
+        let same = r#"{"time":1795382237.5,"host":"\u0068","event":2}"#;
+        let sent = post("/services/collector/event?host=h&time=1795382237.5", &[], same);
+        assert_eq!(sent.lines(), [same]);
     }
 
     #[test]

@@ -82,6 +82,11 @@ pub fn text_of(value: &str) -> Option<Cow<'_, str>> {
     value.strip_prefix('"')?.strip_suffix('"').map(Cow::Borrowed)
 }
 
+/// Whether a value is `text`: a string, or a number or word that is written so.
+pub fn says(value: &RawValue, text: &str) -> bool {
+    value.get() == text || text_of(value.get()).as_deref() == Some(text)
+}
+
 /// The values of `names` among the members of `object`; of duplicates the last.
 pub fn members<'a, const N: usize>(object: &'a RawValue, names: [&str; N]) -> [Option<&'a RawValue>; N] {
     let mut found = [None; N];
