@@ -106,10 +106,17 @@ impl LogsError {
         }
     }
 
-    /// A 200 that nothing shows to be CloudWatch's: these events may not be there.
-    pub(super) fn unconfirmed(call: &Call<'_>) -> LogsError {
-        let words = "HTTP 200 without a mark of CloudWatch's, which confirms nothing: the events are sent again";
-        LogsError { status: Some(200), ..LogsError::unanswered(LogsErrorKind::NotCloudWatch, words, call) }
+    /// A success that nothing shows to be CloudWatch's, or that holds an error document (`error_type`): nothing may have
+    /// been done.
+    pub(super) fn unconfirmed(error_type: Option<&str>, call: &Call<'_>) -> LogsError {
+        let code = error_type.and_then(|error_type| foreign_name(error_type, call.secrets));
+        let what = match error_type {
+            Some(_) => format!("with an error document, {}", code.as_deref().unwrap_or("of no type")),
+            None => "without a mark of CloudWatch's".to_owned(),
+        };
+        let words = format!("a success {what}, which confirms nothing: it is tried again");
+        // Not as its code, which other calls' answers are judged by.
+        LogsError::unanswered(LogsErrorKind::NotCloudWatch, &words, call)
     }
 
     pub(super) fn of<E>(error: &SdkError<E, HttpResponse>, call: &Call<'_>) -> LogsError

@@ -2,15 +2,13 @@
 //! used: `PutLogEvents`, `CreateLogStream`, `CreateLogGroup`, and `DescribeLogStreams` for `check`. The policy also has
 //! `DescribeLogGroups`, as env0's own has.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use aws_sdk_cloudwatchlogs::config::{
     Builder, IdentityCache, Region, StalledStreamProtectionConfig, timeout::TimeoutConfig,
 };
 use aws_sdk_cloudwatchlogs::error::SdkError;
-use aws_sdk_cloudwatchlogs::operation::RequestId;
 use aws_sdk_cloudwatchlogs::types::{InputLogEvent, RejectedLogEventsInfo};
 use aws_smithy_runtime_api::box_error::BoxError;
 use aws_smithy_runtime_api::client::behavior_version::BehaviorVersion;
@@ -21,6 +19,7 @@ use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::config_bag::ConfigBag;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_smithy_types::retry::RetryConfig;
+use serde_json::Value;
 
 use super::calls::Event;
 use super::error::{Call, LogsError, LogsErrorKind, PUT};
@@ -31,7 +30,7 @@ use crate::network::{Network, regional_endpoint, server};
 
 /// The time for one request, from its first byte to the answer's last: enough for a megabyte at 200 kbit/s.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// The type of CloudWatch's answers, which no page and no proxy has.
+/// The type of CloudWatch's answers.
 const CONTENT_TYPE: &str = "application/x-amz-json-1.1";
 
 /// The log groups, by the session at hand. Cheap to clone.
@@ -135,8 +134,9 @@ impl Logs {
         let group = self.group(log_type);
         let session = self.session(OPERATION, &group)?;
         let request = self.0.client.describe_log_streams().log_group_name(&group).log_stream_name_prefix(self.stream());
-        let request = request.limit(1).customize().config_override(signed_by(&session));
-        match self.sent(OPERATION, &group, &session, request.send()).await {
+        let seen = Seen::default();
+        let request = request.limit(1).customize().config_override(signed_by(&session, &seen));
+        match self.sent(OPERATION, &group, &session, &seen, request.send()).await {
             Ok(answer) => {
                 let is_ours = answer.log_streams().iter().any(|found| found.log_stream_name() == Some(self.stream()));
                 Ok(if is_ours { Found::Stream } else { Found::Group })
@@ -152,10 +152,10 @@ impl Logs {
             input.expect("both fields are set")
         });
         let request = self.0.client.put_log_events().log_group_name(group).log_stream_name(self.stream());
-        let has_mark = HasMark::default();
-        let request = request.set_log_events(Some(input.collect())).customize().interceptor(has_mark.clone());
-        let request = request.config_override(signed_by(session));
-        let answer = match self.sent(PUT, group, session, request.send()).await {
+        let seen = Seen::default();
+        let request = request.set_log_events(Some(input.collect())).customize();
+        let request = request.config_override(signed_by(session, &seen));
+        let answer = match self.sent(PUT, group, session, &seen, request.send()).await {
             Ok(answer) => answer,
             // An older service says so of events that it has.
             Err(error) if error.code.as_deref() == Some("DataAlreadyAcceptedException") => {
@@ -163,12 +163,6 @@ impl Logs {
             }
             Err(error) => return Err(error),
         };
-        let is_cloudwatchs = answer.request_id().is_some()
-            || answer.next_sequence_token().is_some()
-            || has_mark.0.load(Ordering::Relaxed);
-        if !is_cloudwatchs {
-            return Err(LogsError::unconfirmed(&self.call(PUT, group, &session.secrets())));
-        }
         Ok(answer.rejected_log_events_info().map(|info| rejected(info, events.len())).unwrap_or_default())
     }
 
@@ -185,8 +179,9 @@ impl Logs {
 
     async fn make_stream(&self, session: &Session, group: &str) -> Result<(), LogsError> {
         let request = self.0.client.create_log_stream().log_group_name(group).log_stream_name(self.stream());
-        let request = request.customize().config_override(signed_by(session));
-        if is_new(self.sent("CreateLogStream", group, session, request.send()).await)? {
+        let seen = Seen::default();
+        let request = request.customize().config_override(signed_by(session, &seen));
+        if is_new(self.sent("CreateLogStream", group, session, &seen, request.send()).await)? {
             tracing::info!(
                 log.group = group,
                 log.stream = self.stream(),
@@ -198,8 +193,9 @@ impl Logs {
 
     async fn make_group(&self, session: &Session, group: &str) -> Result<(), LogsError> {
         let request = self.0.client.create_log_group().log_group_name(group);
-        let request = request.customize().config_override(signed_by(session));
-        if is_new(self.sent("CreateLogGroup", group, session, request.send()).await)? {
+        let seen = Seen::default();
+        let request = request.customize().config_override(signed_by(session, &seen));
+        if is_new(self.sent("CreateLogGroup", group, session, &seen, request.send()).await)? {
             tracing::info!(
                 log.group = group,
                 "CloudWatch Logs: made the log group, which was missing; it keeps events for ever until you set a retention"
@@ -214,12 +210,13 @@ impl Logs {
         self.0.credentials.session().ok_or_else(|| LogsError::unanswered(LogsErrorKind::NoSession, none, &call))
     }
 
-    /// Sends one request, without a retry.
+    /// Sends one request, without a retry. `seen` is of its answer.
     async fn sent<T, E>(
         &self,
         operation: &'static str,
         group: &str,
         session: &Session,
+        seen: &Seen,
         request: impl Future<Output = Result<T, SdkError<E, HttpResponse>>>,
     ) -> Result<T, LogsError>
     where
@@ -228,7 +225,10 @@ impl Logs {
         let secrets = session.secrets();
         let call = self.call(operation, group, &secrets);
         let error = match tokio::time::timeout(REQUEST_TIMEOUT, request).await {
-            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Ok(answer)) => match seen.0.get() {
+                Some(Answer { is_cloudwatchs: true, error_type: None }) => return Ok(answer),
+                told => LogsError::unconfirmed(told.and_then(|told| told.error_type.as_deref()), &call),
+            },
             Ok(Err(error)) => LogsError::of(&error, &call),
             Err(_) => {
                 let words = format!("no answer within {} s", REQUEST_TIMEOUT.as_secs());
@@ -249,13 +249,37 @@ impl Logs {
     }
 }
 
-/// Whether an answer is of CloudWatch's own type. Services that stand in for it don't all number their answers.
+/// What one request's answer says of who sent it.
 #[derive(Debug, Clone, Default)]
-struct HasMark(Arc<AtomicBool>);
+struct Seen(Arc<OnceLock<Answer>>);
 
-impl Intercept for HasMark {
+#[derive(Debug)]
+struct Answer {
+    /// A 200 with a mark that no page and no proxy has: a request id, CloudWatch's own type, or a member of its own.
+    /// Services that stand in for it don't all number their answers.
+    is_cloudwatchs: bool,
+    /// The type of an error document. CloudWatch sends none with a 200, and the SDK doesn't look for one there.
+    error_type: Option<String>,
+}
+
+impl Answer {
+    fn of(response: &HttpResponse) -> Answer {
+        let header = |name| response.headers().get(name).map(str::trim).filter(|value| !value.is_empty());
+        let content_type = header("content-type").and_then(|value| value.split(';').next()).unwrap_or_default();
+        let body: Value = serde_json::from_slice(response.body().bytes().unwrap_or_default()).unwrap_or_default();
+        let has_mark = ["x-amzn-requestid", "x-amz-request-id"].into_iter().any(|name| header(name).is_some())
+            || content_type.trim().eq_ignore_ascii_case(CONTENT_TYPE)
+            || ["nextSequenceToken", "rejectedLogEventsInfo"].into_iter().any(|name| body.get(name).is_some());
+        Answer {
+            is_cloudwatchs: has_mark && response.status().as_u16() == 200,
+            error_type: body.get("__type").map(|kind| kind.as_str().unwrap_or_default().to_owned()),
+        }
+    }
+}
+
+impl Intercept for Seen {
     fn name(&self) -> &'static str {
-        "HasMark"
+        "Seen"
     }
 
     fn read_after_deserialization(
@@ -264,10 +288,8 @@ impl Intercept for HasMark {
         _: &RuntimeComponents,
         _: &mut ConfigBag,
     ) -> Result<(), BoxError> {
-        let content_type = context.response().headers().get("content-type").unwrap_or_default();
-        let has_mark =
-            content_type.split(';').next().is_some_and(|name| name.trim().eq_ignore_ascii_case(CONTENT_TYPE));
-        self.0.store(has_mark, Ordering::Relaxed);
+        // Set once, because no request is sent again.
+        let _ = self.0.set(Answer::of(context.response()));
         Ok(())
     }
 }
@@ -279,8 +301,8 @@ impl Rejected {
     }
 }
 
-fn signed_by(session: &Session) -> Builder {
-    Builder::new().credentials_provider(session.keys())
+fn signed_by(session: &Session, seen: &Seen) -> Builder {
+    Builder::new().credentials_provider(session.keys()).interceptor(seen.clone())
 }
 
 /// Whether we made it: somebody else may have, a moment ago.

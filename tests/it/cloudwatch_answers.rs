@@ -92,6 +92,27 @@ fn a_lost_answer_brings_the_event_a_second_time_and_a_5xx_or_a_throttle_none() {
 }
 
 #[test]
+fn a_success_that_is_no_answer_of_cloudwatchs_delivers_nothing() {
+    let aws = LocalAws::start();
+    let setup = setup(&aws);
+    let daemon = setup.start();
+    send(&daemon, "first");
+    wait_until("the group is there", || has(&aws, "first"));
+    for (id, fault) in [
+        ("throttled", LogsFault::success(r#"{"__type":"ThrottlingException","message":"Rate exceeded"}"#)),
+        ("foreign", LogsFault::foreign(200, "{}")),
+        ("page", LogsFault::foreign(200, "<html>Please log in</html>")),
+        ("accepted", LogsFault::foreign(202, r#"{"nextSequenceToken":"1"}"#)),
+    ] {
+        aws.logs.inject(fault.times(1));
+        send(&daemon, id);
+        wait_until(id, || has(&aws, id));
+    }
+    let told = daemon.log();
+    assert!(told.text().contains("with an error document, ThrottlingException"), "{}", told.text());
+}
+
+#[test]
 fn events_that_cloudwatch_takes_and_does_not_keep_are_counted_by_reason() {
     let aws = LocalAws::start();
     let setup = setup(&aws);

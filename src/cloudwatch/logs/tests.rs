@@ -204,6 +204,26 @@ async fn a_200_of_somebody_else_confirms_nothing() {
         let refusal = refused_by(move |_| answer(200, body)).await;
         assert_eq!(refusal.kind, LogsErrorKind::NotCloudWatch, "{body}");
     }
+    for status in [202, 204] {
+        let refusal = refused_by(move |_| error(status, "", "")).await;
+        assert_eq!(refusal.kind, LogsErrorKind::NotCloudWatch, "{status}");
+    }
+}
+
+#[tokio::test]
+async fn a_200_with_an_error_document_confirms_nothing_and_names_it() {
+    for code in ["ThrottlingException", "DataAlreadyAcceptedException"] {
+        let refusal = refused_by(move |_| error(200, code, "Rate exceeded")).await;
+        assert_eq!(refusal.kind, LogsErrorKind::NotCloudWatch);
+        assert!(refusal.message.contains(code), "{refusal}");
+    }
+}
+
+#[tokio::test]
+async fn what_somebody_else_answers_is_no_group() {
+    let server = Server::start(|_| answer(200, "{}")).await;
+    let (logs, _sts) = logs_at(&server.url()).await;
+    assert_eq!(logs.find(EVENTS).await.unwrap_err().kind, LogsErrorKind::NotCloudWatch);
 }
 
 #[tokio::test]
