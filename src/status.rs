@@ -295,7 +295,8 @@ pub struct Trouble {
     pub code: Option<String>,
     /// For the service's support.
     pub request_id: Option<String>,
-    /// Of an upload: the kind of the failure, by the `error` of `upload_failures_total`.
+    /// The kind of the failure: of an upload by the `error` of `upload_failures_total`, of CloudWatch by that of
+    /// `cloudwatch_errors_total`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<String>,
 }

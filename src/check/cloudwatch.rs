@@ -10,7 +10,7 @@ use crate::cloudwatch::error::{LogsError, LogsErrorKind};
 use crate::cloudwatch::logs::{Found, Logs};
 use crate::config::Config;
 use crate::credentials::Role;
-use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
+use crate::exit_code::UNAVAILABLE;
 use crate::status::{CloudWatchTypeStatus, Status};
 
 const SESSION: &str = "cloudwatch";
@@ -66,10 +66,10 @@ fn of_daemon(status: &Status) -> Vec<Step> {
 /// Why the running daemon can't write to the log group; nothing where it can.
 fn refused(of: &CloudWatchTypeStatus) -> Option<Step> {
     let error = of.error.as_ref()?;
-    let denied = error.code.as_deref().is_some_and(|code| code.contains("Denied"));
+    let kind = error.kind.as_deref().and_then(LogsErrorKind::of_label);
     let detail = format!("the running daemon can't write to {} since {}: {}", of.group, error.since, error.message);
     let remedy = error.remedy.clone().unwrap_or_default();
-    let step = Step::fail(GROUP, if denied { DENIED } else { UNAVAILABLE }, detail, remedy);
+    let step = Step::fail(GROUP, kind.map_or(UNAVAILABLE, LogsErrorKind::exit_code), detail, remedy);
     Some(step.of_service(error.code.clone(), error.request_id.clone()))
 }
 
@@ -106,13 +106,5 @@ async fn one_event(logs: &Logs, log_type: LogType) -> Step {
 }
 
 fn failed(name: &'static str, error: LogsError) -> Step {
-    use LogsErrorKind::*;
-    let exit_code = match error.kind {
-        Denied | SessionRejected | NoSession | ClockSkew => DENIED,
-        WrongRegion => CONFIG,
-        Missing | Events | Throttled | Timeout | Unreachable | ServerError | ProxyRefused | NotCloudWatch | Other => {
-            UNAVAILABLE
-        }
-    };
-    Step::fail(name, exit_code, error.message, error.remedy).of_service(error.code, error.request_id)
+    Step::fail(name, error.kind.exit_code(), error.message, error.remedy).of_service(error.code, error.request_id)
 }

@@ -9,6 +9,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use crate::config;
+use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
 use crate::metric_table;
 use crate::network::{broken_words, cut_off, foreign_name, foreign_words, retry_after, way_out};
 
@@ -71,6 +72,24 @@ metric_table::label_values! {
         NotCloudWatch = "not_cloudwatch",
         /// Anything else.
         Other = "other",
+    }
+}
+
+impl LogsErrorKind {
+    /// The kind that a label names.
+    pub fn of_label(label: &str) -> Option<LogsErrorKind> {
+        LogsErrorKind::ALL.into_iter().find(|kind| kind.as_str() == label)
+    }
+
+    /// The exit code of a check that finds it.
+    pub fn exit_code(self) -> u8 {
+        use LogsErrorKind::*;
+        match self {
+            Denied | SessionRejected | NoSession | ClockSkew => DENIED,
+            WrongRegion => CONFIG,
+            Missing | Events | Throttled | Timeout | Unreachable | ServerError | ProxyRefused | NotCloudWatch
+            | Other => UNAVAILABLE,
+        }
     }
 }
 

@@ -367,7 +367,8 @@ impl Lane {
         let (code, request_id) = (error.code.clone(), error.request_id.clone());
         let mut state = self.state();
         let before = state.error.take();
-        state.error = Some(Trouble::now(before, message, remedy, code, request_id));
+        let trouble = Trouble::now(before, message, remedy, code, request_id);
+        state.error = Some(Trouble { kind: Some(error.kind.as_str().to_owned()), ..trouble });
     }
 }
 

@@ -141,3 +141,29 @@ fn without_a_token_of_its_own_check_tells_how_the_running_daemon_fares() {
     wait_until("the events", || status()["types"].as_array().unwrap().iter().all(|of| !of["last_sent"].is_null()));
     assert_step(&beside(), "log-group", "ok", &["the running daemon wrote to team/env0-"]);
 }
+
+#[test]
+fn check_beside_a_daemon_judges_its_failure_as_it_would_its_own() {
+    for (code, message, exit_code) in [
+        ("UnrecognizedClientException", "The security token included in the request is invalid.", DENIED),
+        ("InvalidSignatureException", "Signature expired: 20261129T100000Z is now earlier than", DENIED),
+        ("InvalidSignatureException", "Credential should be scoped to a valid region.", CONFIGURATION),
+        ("AccessDeniedByNobodyException", "The name alone says nothing.", UNAVAILABLE),
+    ] {
+        let aws = LocalAws::start();
+        let setup = setup(&aws);
+        let daemon = setup.start();
+        aws.logs.inject(LogsFault::error(400, code, message));
+        for path in [DEPLOYMENTS, AUDITS] {
+            assert_eq!(daemon.post(path, event("refused")).accepted(), 1);
+        }
+        let types = || daemon.admin_get("/status").unwrap().json()["cloudwatch"]["types"].clone();
+        let is_told = || types().as_array().unwrap().iter().all(|of| of["error"]["code"] == code);
+        wait_until("the daemon tells it", is_told);
+        let admin = daemon.admin.to_string();
+        let beside = self::setup(&aws).unset("ENV0_OIDC_TOKEN").set("ENV0_S3_LOG_ADMIN_ADDR", admin);
+        let finished = beside.run("check --json");
+        assert_eq!(finished.code, exit_code, "{code}: {}", finished.stdout);
+        assert_step(&finished, "log-group", "fail", &[code]);
+    }
+}
