@@ -52,12 +52,12 @@ impl<'a> Form<'a> {
     }
 
     /// The logs of the detailed form. A plain log may have an attribute `logs`, too, whose elements are no objects. Where
-    /// there is no log, `common` may hold what only the whole object stores.
+    /// there is no log, what `common` says is stored with the whole object alone.
     fn logs(&self) -> Option<&'a RawValue> {
         let logs = self.logs.filter(|logs| logs.get().starts_with('['))?;
         let is_of_the_form = match Elements::of(logs).next() {
             Some(_) => !self.has_others || Elements::of(logs).all(|log| log.get().starts_with('{')),
-            None => !self.has_others && self.common.is_none_or(says_what_logs_share),
+            None => !self.has_others && self.common.is_none_or(is_empty),
         };
         is_of_the_form.then_some(logs)
     }
@@ -127,15 +127,9 @@ fn detailed(
     Ok(())
 }
 
-/// Whether a `common` has only what the detailed form gives it: a time, and attributes that are no lists or objects.
-fn says_what_logs_share(common: &RawValue) -> bool {
-    let is_plain = |value: &RawValue| !value.get().starts_with(['{', '[']);
-    let is_known = |key, value: &RawValue| match body::text_of(key).as_deref() {
-        Some("attributes") => value.get().starts_with('{') && Members::of(value).all(|(_, value)| is_plain(value)),
-        Some("timestamp") => is_plain(value),
-        _ => false,
-    };
-    common.get().starts_with('{') && Members::of(common).all(|(key, value)| is_known(key, value))
+/// Whether a `common` is an object without members.
+fn is_empty(common: &RawValue) -> bool {
+    common.get().starts_with('{') && Members::of(common).next().is_none()
 }
 
 /// The log type that a log or a `common` names, itself or in its attributes.
@@ -219,11 +213,14 @@ mod tests {
             r#"{"common":{"attributes":{"a":{"message":"m"}}},"logs":[]}"#,
             r#"{"common":{"timestamp":{"message":"m"}},"logs":[]}"#,
             r#"{"common":{"attributes":"m"},"logs":[]}"#,
+            r#"{"common":{"attributes":{"a":1}},"logs":[]}"#,
+            r#"{"common":{"timestamp":1},"logs":[]}"#,
         ] {
             assert_eq!(post("/log/v1", &[], body).lines(), [body]);
         }
-        let nothing = r#"{"common":{"attributes":{"service":"env0-audits"},"timestamp":1},"logs":[]}"#;
-        assert_eq!(post("/log/v1", &[], nothing).lines(), [""; 0]);
+        for nothing in [r#"{"common":{ },"logs":[]}"#, r#"[{"logs":[ ]}]"#] {
+            assert_eq!(post("/log/v1", &[], nothing).lines(), [""; 0]);
+        }
         let named = r#"{"common":{"service":"env0-audits"},"logs":{}}"#;
         assert_eq!(post("/log/v1", &[], named).stored(), [(AUDITS, named.to_owned())]);
     }

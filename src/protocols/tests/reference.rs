@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use prost::Message;
-use serde_json::json;
+use serde_json::{Map, json};
 
 use super::*;
 
@@ -109,8 +109,10 @@ fn newrelic(body: &[u8]) -> Option<Vec<Value>> {
     let mut found = Vec::new();
     for object in values(objects(text.as_bytes(), true))? {
         let is_detailed = |logs: &Vec<Value>| {
-            let says_nothing_else = object.as_object().unwrap().keys().all(|key| ["common", "logs"].contains(&&**key));
-            says_nothing_else || !logs.is_empty() && logs.iter().all(Value::is_object)
+            let is_common = |(key, value): (&String, &Value)| {
+                key == "logs" || key == "common" && (!logs.is_empty() || value.as_object().is_some_and(Map::is_empty))
+            };
+            object.as_object().unwrap().iter().all(is_common) || !logs.is_empty() && logs.iter().all(Value::is_object)
         };
         match object["logs"].as_array().cloned().filter(is_detailed) {
             Some(logs) => found.extend(logs.into_iter().map(|log| {
