@@ -326,7 +326,7 @@ impl Inner {
         let backoff = not_before.saturating_duration_since(Instant::now());
         let session = self.session.borrow();
         let refresh = match session.as_ref().filter(|_| !state.suspect) {
-            Some(session) => refresh_at(session.obtained_at, session.expires_at, state.candidates.last_expiry()),
+            Some(session) => refresh_at(session.obtained_at, session.expires_at, state.candidates.last_exchange()),
             None => return backoff,
         };
         backoff.max((refresh - (self.clock)()).to_std().unwrap_or_default())

@@ -23,7 +23,8 @@ const EXPIRY_LEEWAY: TimeDelta = TimeDelta::seconds(60);
 /// Sessions of at least [`LONG_SESSION`] are replaced this long before their end, shorter ones after two thirds.
 const REFRESH_AHEAD: TimeDelta = TimeDelta::minutes(5);
 const LONG_SESSION: TimeDelta = TimeDelta::minutes(15);
-/// How long before the last token's end the session is replaced once more, to outlive it by most.
+/// How long before the last token's end the session is replaced once more, to outlive it by most; of a token that comes
+/// shortly before its end, in the last third of what is left.
 const LAST_EXCHANGE_AHEAD: TimeDelta = TimeDelta::minutes(2);
 
 #[derive(Default)]
@@ -42,6 +43,8 @@ struct Candidate {
     replaced: bool,
     /// It gave the last session: it stays until it ends, or until another one gives a session.
     has_given: bool,
+    /// When it is to be exchanged once more, where no other ends later.
+    last_exchange: Option<DateTime<Utc>>,
 }
 
 /// That STS refused a token, until the token ends.
@@ -85,7 +88,10 @@ impl Candidates {
         self.at_hand.retain(|candidate| !expired(&candidate.token, now));
         let set_aside = self.refusals.iter().any(|refusal| refusal.digest == token.digest());
         let groups = self.groups(&token);
-        self.at_hand.push(Candidate { token: token.clone(), groups, set_aside, replaced: false, has_given: false });
+        let last_exchange = token.expires_at.and_then(|end| last_exchange(end, now));
+        let candidate =
+            Candidate { token: token.clone(), groups, set_aside, replaced: false, has_given: false, last_exchange };
+        self.at_hand.push(candidate);
         while self.at_hand.len() > MAX_TOKENS {
             self.drop_one();
         }
@@ -166,8 +172,16 @@ impl Candidates {
 
     /// The latest end among the tokens that STS didn't refuse.
     pub(super) fn last_expiry(&self) -> Option<DateTime<Utc>> {
-        let good = self.at_hand.iter().filter(|candidate| !candidate.set_aside);
-        good.filter_map(|candidate| candidate.token.expires_at).max()
+        self.good().filter_map(|candidate| candidate.token.expires_at).max()
+    }
+
+    /// When the session is to be replaced once more, so that it outlives all tokens that STS didn't refuse by most.
+    pub(super) fn last_exchange(&self) -> Option<DateTime<Utc>> {
+        self.good().filter_map(|candidate| candidate.last_exchange).max()
+    }
+
+    fn good(&self) -> impl Iterator<Item = &Candidate> {
+        self.at_hand.iter().filter(|candidate| !candidate.set_aside)
     }
 
     /// Every token, and whether STS refused it.
@@ -201,12 +215,18 @@ fn is_over(end: DateTime<Utc>, now: DateTime<Utc>) -> bool {
     now.signed_duration_since(end) > EXPIRY_LEEWAY
 }
 
-/// When a session that lasts from `obtained` to `expires` is to be replaced, where the last token
-/// ends at `last_token`.
+/// When a token that is taken in at `now` is exchanged for the last time before its end.
+fn last_exchange(end: DateTime<Utc>, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    let third = end.signed_duration_since(now).checked_div(3)?;
+    end.checked_sub_signed(third.min(LAST_EXCHANGE_AHEAD))
+}
+
+/// When a session that lasts from `obtained` to `expires` is to be replaced, where one shall be made at `last_exchange`,
+/// too.
 pub(super) fn refresh_at(
     obtained: DateTime<Utc>,
     expires: DateTime<Utc>,
-    last_token: Option<DateTime<Utc>>,
+    last_exchange: Option<DateTime<Utc>>,
 ) -> DateTime<Utc> {
     let lifetime = expires.signed_duration_since(obtained);
     let regular = match lifetime >= LONG_SESSION {
@@ -214,7 +234,7 @@ pub(super) fn refresh_at(
         false => lifetime.checked_mul(2).and_then(|twice| obtained.checked_add_signed(twice.checked_div(3)?)),
     };
     let regular = regular.unwrap_or(obtained);
-    match last_token.and_then(|end| end.checked_sub_signed(LAST_EXCHANGE_AHEAD)) {
+    match last_exchange {
         Some(last) if obtained < last && last < regular => last,
         _ => regular,
     }
@@ -261,6 +281,7 @@ mod tests {
         assert_eq!(ends(&candidates, at(0)), [40, 20, 60]);
         assert_eq!(candidates.in_order(at(0), false).len(), 2);
         assert_eq!(candidates.last_expiry(), Some(at(40)), "a refused token promises nothing");
+        assert_eq!(candidates.last_exchange(), Some(at(38)));
         assert_eq!(ends(&candidates, at(22)), [40, 60]);
         candidates.gave_a_session(&newest);
         assert_eq!(ends(&candidates, at(22)), [60, 40]);
@@ -412,8 +433,21 @@ mod tests {
 
     #[test]
     fn a_session_is_replaced_once_more_shortly_before_the_last_token_ends() {
-        assert_eq!(refresh_at(at(0), at(60), Some(at(30))), at(28));
-        assert_eq!(refresh_at(at(28), at(88), Some(at(30))), at(83), "once");
-        assert_eq!(refresh_at(at(0), at(60), Some(at(300))), at(55), "not before it is the last chance");
+        assert_eq!(refresh_at(at(0), at(60), last_exchange(at(30), at(0))), at(28));
+        assert_eq!(refresh_at(at(28), at(88), last_exchange(at(30), at(0))), at(83), "once");
+        assert_eq!(
+            refresh_at(at(0), at(60), last_exchange(at(300), at(0))),
+            at(55),
+            "not before it is the last chance"
+        );
+    }
+
+    #[test]
+    fn a_token_that_comes_shortly_before_its_end_is_exchanged_once_more_too() {
+        let seconds = |seconds| at(0) + TimeDelta::seconds(seconds);
+        let last = last_exchange(seconds(45), at(0));
+        assert_eq!(last, Some(seconds(30)));
+        assert_eq!(refresh_at(seconds(1), at(60), last), seconds(30));
+        assert_eq!(refresh_at(seconds(30), at(90), last), at(85), "once");
     }
 }

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::harness::{Books, DEPLOYMENTS, Daemon, Setup, wait_until};
+use crate::local_aws::issuer::now_seconds;
 use crate::local_aws::sts::StsError;
 use crate::local_aws::{Fault, LocalAws};
 
@@ -48,6 +51,15 @@ fn sessions_of_seconds_are_refreshed_ahead_while_events_flow() {
         aws.sts.sessions_issued() >= 3
     });
     books.balance(&aws, &setup);
+}
+
+#[test]
+fn a_token_that_comes_shortly_before_its_end_is_exchanged_once_more_before_it() {
+    let aws = LocalAws::start();
+    let end = now_seconds() + 20;
+    let _daemon = Setup::new(&aws).set("ENV0_OIDC_TOKEN", aws.issuer.mint(json!({ "exp": end }))).start();
+    wait_until("it is exchanged twice", || aws.sts.sessions_issued() == 2);
+    assert!(now_seconds() <= end, "not in time");
 }
 
 #[test]

@@ -38,7 +38,7 @@ proptest! {
         for with_refused in [true, false] {
             candidates.in_order(now, with_refused);
         }
-        let refresh = refresh_at(now, now + TimeDelta::hours(1), candidates.last_expiry());
+        let refresh = refresh_at(now, now + TimeDelta::hours(1), candidates.last_exchange());
         prop_assert!(refresh >= now && refresh <= now + TimeDelta::hours(1));
         for moment in [token.expires_at, token.claims().issued_at].into_iter().flatten() {
             let shown = serde_json::to_string(&Timestamp(moment)).unwrap();
