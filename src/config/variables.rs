@@ -251,7 +251,11 @@ pub const VARIABLES: &[Variable] = &[
     ),
     secret("HTTPS_PROXY", "http://proxy.example.com:3128", "Proxy for https (either case)"),
     secret("HTTP_PROXY", "http://proxy.example.com:3128", "Proxy for http (either case)"),
-    optional("NO_PROXY", "localhost,127.0.0.1,.svc", "Hosts that are reached without the proxy (either case)"),
+    optional(
+        "NO_PROXY",
+        "localhost,127.0.0.1,.svc",
+        "Hosts that are reached without the proxy, whatever port stands behind them (either case)",
+    ),
     optional("AWS_CA_BUNDLE", "/etc/ssl/private-ca.pem", "Private CA (PEM) for S3, STS, issuer and token URL alike"),
     optional("SSL_CERT_FILE", "/etc/ssl/private-ca.pem", "The same, where `AWS_CA_BUNDLE` is not set"),
 ];
