@@ -25,6 +25,7 @@ mod documents;
 mod drain;
 mod floors;
 mod hostile_clients;
+mod kept;
 mod laws;
 mod local_aws_itself;
 mod local_cloudwatch_itself;

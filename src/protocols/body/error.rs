@@ -38,7 +38,8 @@ pub enum BodyError {
     /// 413
     #[error(
         "the events take more than {limit_bytes} bytes as lines of JSON, three quarters of the larger of \
-         ENV0_S3_LOG_MAX_INFLIGHT_BYTES and twice ENV0_S3_LOG_MAX_BODY_BYTES; send fewer in one request"
+         ENV0_S3_LOG_MAX_INFLIGHT_BYTES and twice ENV0_S3_LOG_MAX_BODY_BYTES: short lines grow most, because each \
+         is stored with its time and labels; send fewer events in one request, or raise ENV0_S3_LOG_MAX_INFLIGHT_BYTES"
     )]
     LinesTooLarge {
         /// [`Limits::max_lines_bytes`](super::Limits::max_lines_bytes).
