@@ -56,7 +56,7 @@ CHOICES = [
     ({"apiKeySecret": "key"}, {"ingestTokensSecret": "tokens"}, {"apiKeySecret": "key", "ingestTokensSecret": "tokens"}),
     ({}, {"config": ORGANIZATION}),
     ({}, {"tls": {"secretName": "tls"}}, {"tls": {"certManager": {"enabled": True, "issuer": "ca"}}}),
-    ({}, {"podToken": {"enabled": True}, "drain": ["spool-env0-s3-logs-push-1"]}, {"oidcTokenSecret": "oidc"}),
+    ({}, {"podToken": {"enabled": True}, "drain": ["spool-env0-s3-logs-push-7"]}, {"oidcTokenSecret": "oidc"}),
     ({}, {"replicas": 3, "monitoring": {"enabled": True, "labels": {"release": "prometheus"}}}),
     (
         {},
@@ -270,6 +270,13 @@ class Chart(unittest.TestCase):
         for rule in rules:
             self.assertEqual(rule["spec"], alerts)
 
+    def test_the_alerts_runbooks_are_where_the_values_say(self):
+        where = "https://git.example.com/logs/blob/main/"
+        values = {"config": CONFIG, "apiKeySecret": "key", "monitoring": {"enabled": True, "runbooks": where}}
+        (rules,) = kinds(list(yaml.safe_load_all(template(values))), "PrometheusRule").values()
+        for alert in rules["spec"]["groups"][0]["rules"]:
+            self.assertTrue(alert["annotations"]["runbook_url"].startswith(where + "config/README.md#"), alert)
+
     def test_a_variable_that_is_null_counts_as_left_out(self):
         left_out = template({"config": CONFIG | ORGANIZATION}, "--set=ingestTokensSecret=tokens", "--set=config.ENV0_S3_LOG_OIDC_ORGANIZATION_ID=null")
         self.assertEqual(left_out, template({"config": CONFIG, "ingestTokensSecret": "tokens"}))
@@ -364,7 +371,21 @@ class Chart(unittest.TestCase):
         self.assertIn("No pod takes events from senders, because replicas=0", self.notes(pulls | takes | {"replicas": 0}))
         hands = merged(pulls, {"config": ORGANIZATION})
         self.assertIn("LOG_FORWARDER_URL=http://env0-s3-logs-headless.env0-agent.svc:8080", self.notes(hands | {"replicas": 0}))
-        self.assertIn("LOG_FORWARDER_URL=http://env0-s3-logs.env0-agent.svc:8080", self.notes(hands | takes))
+        takes = merged({"config": CONFIG | ORGANIZATION}, takes)
+        self.assertIn("LOG_FORWARDER_URL=http://env0-s3-logs.env0-agent.svc:8080", self.notes(takes))
+
+    def test_the_notes_of_several_pods_name_the_courier_alone_which_reaches_each(self):
+        courier = "LOG_FORWARDER_HOST=env0-s3-logs-headless.env0-agent.svc"
+        takes = {"config": CONFIG | ORGANIZATION, "ingestTokensSecret": "tokens"}
+        for values, pods in ((takes | {"replicas": 2}, 2), (takes | {"apiKeySecret": "key"}, 2)):
+            notes = self.notes(values)
+            self.assertIn(f"there are {pods} pods, and each needs a token", notes)
+            self.assertIn(courier, notes)
+            self.assertNotIn("LOG_FORWARDER_URL", notes)
+            self.assertNotIn("LOG_FORWARDER_SCHEME", notes)
+        notes = self.notes(takes | {"tls": {"secretName": "tls"}})
+        self.assertIn(f"{courier} and LOG_FORWARDER_SCHEME=https", notes)
+        self.assertIn("LOG_FORWARDER_URL=https://env0-s3-logs.env0-agent.svc:8080", notes)
 
     def test_the_notes_of_a_drain_speak_of_its_job_and_of_no_pod_that_is_not_there(self):
         drains = {"config": CONFIG, "oidcTokenSecret": "oidc", "drain": ["spool-env0-s3-logs-push-1"]}
@@ -405,6 +426,7 @@ class Chart(unittest.TestCase):
             self.assertEqual(outcome.returncode, 0, outcome.stderr)
             asked = re.findall(r"exec env0-s3-logs-(\w+)-0 -- env0-s3-logs check$", outcome.stdout, re.M)
             self.assertEqual(asked, pods)
+            self.assertIn(f"kubectl -n {NAMESPACE} describe pod env0-s3-logs-{pods[0]}-0", outcome.stdout)
 
 
 def fill(folder, pod, container):

@@ -332,6 +332,16 @@ class CustomFlows(unittest.TestCase):
             self.assertIn(said, outcome.stdout)
             self.assertNotIn("/status", outcome.stdout)
 
+    def test_a_hand_over_to_another_port_names_the_port_for_events(self):
+        for path, said in (("config/env0.yml", "is not the log forwarder's port"), ("config/token-courier/env0.yml", "is not its port")):
+            for name, script in scripts(yaml.safe_load(read(path))):
+                if "/v1/oidc-token" in script:
+                    with stub(404) as (port, _):
+                        address = {"LOG_FORWARDER_HOST": "127.0.0.1", "LOG_FORWARDER_PORT": str(port)}
+                        outcome = self.run_step(script, LOG_FORWARDER_URL=f"http://127.0.0.1:{port}", **address)
+                    self.assertIn(said, outcome.stdout, name)
+                    self.assertNotIn("/status", outcome.stdout, name)
+
     def test_the_token_never_stands_on_a_command_line(self):
         for path in ("config/env0.yml", "config/token-courier/env0.yml"):
             for _, script in scripts(yaml.safe_load(read(path))):

@@ -76,6 +76,16 @@ its refusals, one a line, so that all are told at once; what a value means is ju
 {{- if and .Values.drain (not (or .Values.podToken.enabled .Values.oidcTokenSecret)) }}
 {{- println "drain: the job needs a token of its own: set podToken.enabled or oidcTokenSecret" }}
 {{- end }}
+{{- $running := list }}
+{{- if .Values.apiKeySecret }}{{ $running = append $running (printf "spool-%s-pull-0" (include "name" .)) }}{{ end }}
+{{- if include "push" . }}
+{{- range $number := until (int .Values.replicas) }}{{ $running = append $running (printf "spool-%s-push-%d" (include "name" $) $number) }}{{ end }}
+{{- end }}
+{{- range .Values.drain }}
+{{- if has . $running }}
+{{- println (printf "drain: %s is the volume of a pod that this release runs, and that uploads it by itself; a drain is for a pod that won't come back" .) }}
+{{- end }}
+{{- end }}
 {{- if and .Values.apiKeySecret (eq (index $config "ENV0_S3_LOG_PULL" | default "" | trim | lower) "none") }}
 {{- println "apiKeySecret and config.ENV0_S3_LOG_PULL=none: the pod that pulls would have nothing to pull, and would not start; leave one of the two out" }}
 {{- end }}
@@ -158,7 +168,8 @@ its refusals, one a line, so that all are told at once; what a value means is ju
 {{- println (printf "image.repository=%s: the tag is a value of its own; expected image.repository=%s and image.tag=%s" .repository (regexReplaceAll ":[^/:]*$" .repository "") (splitList ":" .repository | last)) }}
 {{- end }}
 {{- if not (kindIs "string" .tag) }}
-{{- println (printf "image.tag=%v: a number loses its last zeros; expected text: image.tag: \"1.10\" in a file, --set-string image.tag=1.10 on the command line" .tag) }}
+{{- $tag := ternary (float64 .tag | int64 | toString) (toString .tag) (eq (float64 .tag) (floor .tag)) }}
+{{- println (printf "image.tag=%s: a number, which loses zeros at its end; expected text: image.tag: \"%s\" in a file, --set-string image.tag=%s on the command line" $tag $tag $tag) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -250,7 +261,7 @@ ENV0_S3_LOG_PULL_FROM:
   words: a date such as 2026-01-01, or a time with its zone such as 2026-01-01T00:00:00Z
 ENV0_S3_LOG_OIDC_ORGANIZATION_ID:
   pattern: '^[, ]*[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}( *,[, ]*[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})*[, ]*$'
-  words: the id of an env0 organization, as Organization Settings show it
+  words: the id of an env0 organization (a UUID, as in the address of env0's Organization Settings)
 {{- range list "SPOOL_MAX_BYTES" "BATCH_MAX_BYTES" "MAX_BODY_BYTES" "MAX_EVENT_BYTES" "MAX_INFLIGHT_BYTES" }}
 ENV0_S3_LOG_{{ . }}:
   pattern: '(?i)^0*[1-9][0-9]* *(b|[kmgt]i?b)?$'
