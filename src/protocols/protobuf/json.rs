@@ -8,7 +8,7 @@ use crate::protocols::body::{first_value, next_token, printable, text_of};
 impl Schema {
     /// Refuses JSON with anything in it, at any depth, that is no part of a message of this type. It was validated
     /// before, and is read once from its beginning to its end.
-    pub(in crate::protocols) fn judge_json<'a>(&self, json: &'a RawValue) -> Result<(), Fault<'a>> {
+    pub(in super::super) fn judge_json<'a>(&self, json: &'a RawValue) -> Result<(), Fault<'a>> {
         let mut rest = json.get();
         self.judge_object(&mut rest, 0)
     }
