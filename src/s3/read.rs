@@ -26,6 +26,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const AGAIN: &str = "run verify again; with --resume it goes on from where it was";
 /// The most bytes of one page: 1,000 keys of 1,024 bytes, each byte as three characters, and the XML around them.
 const LISTING_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// The longest key that S3 takes.
+const KEY_MAX_BYTES: usize = 1024;
+/// S3's own have some 100 bytes.
+const TOKEN_MAX_BYTES: usize = 8 * 1024;
 
 /// Why a request brought nothing.
 #[derive(Debug, thiserror::Error)]
@@ -156,6 +160,10 @@ impl Reader {
         if output.is_truncated == Some(true) && next.is_none() {
             return Err(self.no_listing("a page is said not to be the last, and doesn't tell how to ask for the next"));
         }
+        // What a store says goes into the next request's URL. The SDK panics where it is too long for one.
+        if let Some(token) = next.as_ref().filter(|token| token.len() > TOKEN_MAX_BYTES) {
+            return Err(self.too_long("token", token.len(), TOKEN_MAX_BYTES));
+        }
         let encoded = output.encoding_type == Some(EncodingType::Url);
         let objects = output.contents.unwrap_or_default().into_iter().filter_map(|object| {
             let key = object.key?;
@@ -170,7 +178,15 @@ impl Reader {
                 ),
             })
         });
-        Ok(Page { objects: objects.collect(), next })
+        let objects: Vec<Listed> = objects.collect();
+        match objects.iter().find(|listed| listed.key.len() > KEY_MAX_BYTES) {
+            Some(listed) => Err(self.too_long("key", listed.key.len(), KEY_MAX_BYTES)),
+            None => Ok(Page { objects, next }),
+        }
+    }
+
+    fn too_long(&self, what: &str, bytes: usize, max_bytes: usize) -> ReadError {
+        self.no_listing(&format!("a page has a {what} of {bytes} bytes, and S3's have at most {max_bytes}"))
     }
 
     /// The error for a listing that can't be used; `cause` tells why.

@@ -110,6 +110,16 @@ fn a_listing_that_never_advances_ends_it_with_69_and_says_so() {
 }
 
 #[test]
+fn a_key_or_token_that_s3_never_gives_is_sent_nowhere_and_ends_it_with_69() {
+    let key = format!("<Contents><Key>env0-audits/{}</Key><Size>1</Size></Contents>", "k".repeat(66_000));
+    for (words, listing) in [("token of 70000 bytes", truncated(&"t".repeat(70_000))), ("key of 66012 bytes", key)] {
+        let ended = verify(move |_| page(&[1], &listing));
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.code() == Some(69) && said.contains(words), "{words}: {ended:?}");
+    }
+}
+
+#[test]
 fn a_body_that_never_ends_and_metadata_that_are_no_text_are_altered_objects() {
     let ended = verify(|request| match (is_listing(request), is_of_audits(request)) {
         (true, true) => page(&[1, 2, 3, 4], "<IsTruncated>false</IsTruncated>"),
