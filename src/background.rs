@@ -2,7 +2,8 @@
 
 use std::io;
 
-use tokio::runtime::{self, Handle, Runtime};
+use tokio::runtime::{self, Handle, Runtime, RuntimeFlavor};
+use tokio_util::task::AbortOnDropHandle;
 
 /// On a busy processor these threads get a quarter of the time, and the threads that take events get the rest. A
 /// quarter is more than sending what was taken needs.
@@ -30,6 +31,25 @@ impl Background {
     /// To spawn tasks with.
     pub fn handle(&self) -> &Handle {
         self.0.as_ref().expect("it is taken only when it is dropped").handle()
+    }
+
+    /// Has `future` run there, and waits for its outcome. Dropping this ends it.
+    ///
+    /// For requests: a connection is driven by the runtime that its first request was sent from, and without a pause as
+    /// long as its server sends.
+    pub async fn run<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> T {
+        // Such a runtime has no other thread that could be held up. Only tests have one, and its clock may be one that
+        // runs ahead while another thread works.
+        if Handle::try_current().is_ok_and(|at_hand| at_hand.runtime_flavor() == RuntimeFlavor::CurrentThread) {
+            return future.await;
+        }
+        match AbortOnDropHandle::new(self.handle().spawn(future)).await.map_err(tokio::task::JoinError::try_into_panic)
+        {
+            Ok(outcome) => outcome,
+            Err(Ok(panic)) => std::panic::resume_unwind(panic),
+            // Its runtime ends when `self` is dropped, so this can't happen.
+            Err(Err(_)) => std::future::pending().await,
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::background::Background;
 use crate::small_file::BOM;
 use crate::{config, pem};
 pub use answers::{ANSWER_MAX_BYTES, retry_after};
@@ -40,6 +41,7 @@ pub struct Network {
     proxies: config::Network,
     trust_store: Arc<TrustStore>,
     web: reqwest::Client,
+    fetches: Arc<Background>,
 }
 
 /// The configuration of proxy or private CA can't be used.
@@ -148,7 +150,9 @@ impl Network {
             web = web.proxy(proxy.map_err(|_| NetworkError::Proxy { variable: "HTTP_PROXY" })?.no_proxy(exceptions));
         }
         let web = web.build().map_err(|error| NetworkError::Client(causes(&error.without_url())))?;
-        let network = Network { proxies: config.clone(), trust_store: Arc::new(trust_store), web };
+        let fetches = Background::start("fetches").map_err(|error| NetworkError::Client(error.to_string()))?;
+        let (proxies, trust_store) = (config.clone(), Arc::new(trust_store));
+        let network = Network { proxies, trust_store, web, fetches: Arc::new(fetches) };
         for scheme in ["https", "http"] {
             network.proxy(scheme)?;
         }
@@ -182,6 +186,11 @@ impl Network {
         http_client_fn(move |_settings, _components| connector.clone())
     }
 
+    /// The thread of lower priority for requests of a few seconds.
+    pub fn fetches(&self) -> &Background {
+        &self.fetches
+    }
+
     /// The client for plain HTTP, with the time-out and the rules for redirects of [`Network::fetch`].
     pub fn web(&self) -> &reqwest::Client {
         &self.web
@@ -199,7 +208,8 @@ impl Network {
             server: server(url),
             reason: causes(&error.without_url()),
         };
-        let mut response = self.web.get(url).send().await.map_err(unreachable)?;
+        let request = self.web.get(url);
+        let mut response = self.fetches.run(async { request.send().await }).await.map_err(unreachable)?;
         if !response.status().is_success() {
             return Err(FetchError::Status { server: server(url), status: response.status().as_u16() });
         }

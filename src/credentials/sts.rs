@@ -65,7 +65,8 @@ impl Sts {
             .role_session_name(&self.session_name)
             .duration_seconds(i32::try_from(duration.as_secs()).unwrap_or(i32::MAX))
             .web_identity_token(token.expose());
-        let answer = match tokio::time::timeout(EXCHANGE_TIMEOUT, request.send()).await {
+        let asked = network.fetches().run(async { request.send().await });
+        let answer = match tokio::time::timeout(EXCHANGE_TIMEOUT, asked).await {
             Ok(answer) => answer.map_err(|error| Failure::of(&error, &question))?,
             Err(_) => {
                 let message = format!("{server}: no answer within {} s", EXCHANGE_TIMEOUT.as_secs());

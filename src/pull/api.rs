@@ -26,6 +26,7 @@ use reqwest::{StatusCode, Url};
 use secrecy::ExposeSecret;
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 
+use crate::background::Background;
 use crate::backoff;
 use crate::config;
 use crate::network::{Network, retry_after};
@@ -66,6 +67,8 @@ pub struct Api(Arc<Inner>, Option<OnWait>);
 
 struct Inner {
     web: reqwest::Client,
+    /// Sends the requests and drives their connections, so that no sender of events waits for what env0 sends.
+    background: Background,
     base: Url,
     keys: KeyHolder,
     /// Whether env0 has accepted the current key before.
@@ -95,11 +98,13 @@ impl Api {
     /// Makes the client; no request is sent yet.
     ///
     /// # Errors
-    /// `ENV0_S3_LOG_API_URL` is not a URL. The configuration was checked for that, so it doesn't happen.
+    /// `ENV0_S3_LOG_API_URL` is not a URL (the configuration was checked for that, so it doesn't happen), or no thread can
+    /// be had.
     pub fn new(pull: &config::Pull, network: &Network) -> Result<Api, String> {
         let base = Url::parse(&pull.api_url).map_err(|error| format!("ENV0_S3_LOG_API_URL: {error}"))?;
         let inner = Inner {
             web: network.web().clone(),
+            background: Background::start("pull").map_err(|error| format!("no thread can be had: {error}"))?,
             base,
             keys: KeyHolder::new(pull),
             key_worked: AtomicBool::new(false),
@@ -290,7 +295,7 @@ impl Api {
         let request = inner.web.get(url).timeout(REQUEST_TIMEOUT).header(ACCEPT, "application/json");
         let request = request.basic_auth(&key.id, Some(key.secret.expose_secret()));
         let mut patience = Patience::default();
-        let mut response = patience.wait(request.send()).await?;
+        let mut response = patience.wait(inner.background.run(async { request.send().await })).await?;
         self.note_clock(response.headers());
         let header = |name: HeaderName| response.headers().get(name)?.to_str().ok();
         let wait = header(RETRY_AFTER).and_then(|value| retry_after(value, crate::batch::now())).unwrap_or_default();

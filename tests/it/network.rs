@@ -172,3 +172,48 @@ fn a_connection_that_stalls_stops_neither_ingest_nor_a_restart() {
     let _daemon = setup.start();
     books.balance(&aws, &setup);
 }
+
+/// Answers each connection with 103 without an end, for as long as it is read.
+fn hinting() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                let hints = b"HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n".repeat(500);
+                while client.write_all(&hints).is_ok() {}
+            });
+        }
+    });
+    url
+}
+
+/// The processor time of each of a process's threads of this name, in clock ticks, and its niceness.
+fn threads(process_id: u32, name: &str) -> Vec<(u64, i64)> {
+    let tasks = std::fs::read_dir(format!("/proc/{process_id}/task")).unwrap().flatten();
+    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+    let named = stats.filter_map(|stat| {
+        let (before, fields) = stat.rsplit_once(") ")?;
+        let fields: Vec<i64> = fields.split(' ').skip(1).filter_map(|field| field.trim().parse().ok()).collect();
+        before.ends_with(&format!("({name}")).then(|| ((fields[10] + fields[11]).unsigned_abs(), fields[15]))
+    });
+    named.collect()
+}
+
+#[test]
+fn informational_answers_without_an_end_keep_one_considerate_thread_busy() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws)
+        .set("ENV0_API_KEY_ID", "anything")
+        .set("ENV0_API_KEY_SECRET", "anything-secret")
+        .set("ENV0_S3_LOG_PULL_ORGANIZATION_ID", "11111111-2222-3333-4444-555555555555")
+        .set("ENV0_S3_LOG_API_URL", hinting());
+    let daemon = setup.start();
+    let of_threads = |name| threads(daemon.process_id(), name);
+    let busy = || of_threads("pull").iter().map(|(ticks, _)| ticks).sum::<u64>();
+    wait_until("the thread of foreign answers is busy", || busy() > 200);
+    assert!(of_threads("pull").iter().all(|(_, niceness)| *niceness > 0), "{:?}", of_threads("pull"));
+    // Both threads that take events together, beside the start of the daemon.
+    let workers = of_threads("tokio-rt-worker").iter().map(|(ticks, _)| ticks).sum::<u64>();
+    assert!(workers < 100, "{workers} of {}", busy());
+}
