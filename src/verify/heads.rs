@@ -1,13 +1,18 @@
 //! Chain heads that the auditor knows of: from a daemon's `/status`, or from an earlier report.
 
+use std::borrow::Cow;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
-use serde_json::Value;
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 
 use crate::batch::{LogType, Sha256};
 use crate::chain::ChainEntry;
-use crate::small_file::BOM;
+use crate::small_file;
+
+/// A status has a few KB, a report with all the findings that it can have some MB.
+const HEADS_MAX_BYTES: usize = 16 * 1024 * 1024;
 
 /// A chain's head that existed for certain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,44 +67,126 @@ pub enum HeadsError {
 
 /// Reads every head in a file: one or more JSON documents, each a `/status` or a `verify --json` report.
 pub(super) fn read(path: &Path) -> Result<Vec<KnownHead>, HeadsError> {
-    let text = std::fs::read(path).map_err(|source| HeadsError::Io { path: path.to_owned(), source })?;
+    let text = small_file::read_up_to(path, HEADS_MAX_BYTES);
+    let text = text.map_err(|source| HeadsError::Io { path: path.to_owned(), source })?;
     let mut heads = Vec::new();
-    let text = text.strip_prefix(BOM).unwrap_or(&text);
-    for document in serde_json::Deserializer::from_slice(text).into_iter::<Value>() {
+    for document in serde_json::Deserializer::from_slice(&text).into_iter::<Node>() {
         let document = document.map_err(|source| HeadsError::Json { path: path.to_owned(), source })?;
-        collect(&document, Around::default(), &mut heads);
+        heads.extend(document.heads.into_iter().filter_map(Found::known));
     }
     if heads.is_empty() { Err(HeadsError::None { path: path.to_owned() }) } else { Ok(heads) }
 }
 
-/// What the objects around a value say.
-#[derive(Clone, Copy, Default)]
-struct Around<'a> {
-    instance: Option<&'a str>,
+/// A JSON value as far as it matters here: all else is dropped as it is read, so that a file takes little more memory
+/// than it has bytes.
+#[derive(Default)]
+struct Node {
+    text: Option<String>,
+    number: Option<u64>,
+    /// Of an object with both.
+    sequence_and_hash: Option<(u64, Sha256)>,
+    heads: Vec<Found>,
+}
+
+/// A head, and what the objects around it say so far, the nearest first.
+#[derive(Default)]
+struct Found {
+    sequence_and_hash: Option<(u64, Sha256)>,
+    instance: Option<String>,
     log_type: Option<LogType>,
-    unsent: u64,
+    unsent: Option<u64>,
     taken_at: Option<DateTime<Utc>>,
 }
 
-/// `/status` and the report both have a member `head`, and around it the instance and the log type.
-fn collect<'a>(value: &'a Value, mut around: Around<'a>, heads: &mut Vec<KnownHead>) {
-    if let Value::Object(members) = value {
-        let text = |name: &str| members.get(name).and_then(Value::as_str);
-        around.instance = text("chain_instance").or(text("instance")).or(around.instance);
-        around.log_type = text("type").or(text("log_type")).and_then(|name| name.parse().ok()).or(around.log_type);
-        around.unsent = members.get("batches").and_then(Value::as_u64).unwrap_or(around.unsent);
-        around.taken_at = text("now").and_then(|now| now.parse().ok()).or(around.taken_at);
-        heads.extend(members.get("head").and_then(|value| head(value, around)));
-        members.values().for_each(|member| collect(member, around, heads));
-    } else if let Value::Array(items) = value {
-        items.iter().for_each(|item| collect(item, around, heads));
+impl Found {
+    fn known(self) -> Option<KnownHead> {
+        let (sequence, sha256) = self.sequence_and_hash?;
+        let unsent = self.unsent.unwrap_or_default();
+        let Found { instance, log_type, taken_at, .. } = self;
+        Some(KnownHead { instance: instance?, log_type: log_type?, sequence, sha256, unsent, taken_at })
     }
 }
 
-fn head(value: &Value, Around { instance, log_type, unsent, taken_at }: Around<'_>) -> Option<KnownHead> {
-    let sequence = value.get("sequence")?.as_u64()?;
-    let sha256 = value.get("sha256")?.as_str()?.parse().ok()?;
-    Some(KnownHead { instance: instance?.to_owned(), log_type: log_type?, sequence, sha256, unsent, taken_at })
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Node, D::Error> {
+        deserializer.deserialize_any(NodeVisitor)
+    }
+}
+
+struct NodeVisitor;
+
+impl<'de> Visitor<'de> for NodeVisitor {
+    type Value = Node;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_unit<E>(self) -> Result<Node, E> {
+        Ok(Node::default())
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Node, E> {
+        Ok(Node::default())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Node, E> {
+        Ok(Node::default())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Node, E> {
+        Ok(Node::default())
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Node, E> {
+        Ok(Node { number: Some(number), ..Node::default() })
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Node, E> {
+        Ok(Node { text: Some(text.to_owned()), ..Node::default() })
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Node, A::Error> {
+        let mut node = Node::default();
+        while let Some(item) = items.next_element::<Node>()? {
+            node.heads.extend(item.heads);
+        }
+        Ok(node)
+    }
+
+    /// `/status` and the report both have a member `head`, and around it the instance and the log type.
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Node, A::Error> {
+        let mut node = Node::default();
+        let (mut chain_instance, mut instance, mut log_type) = (None, None, None);
+        let (mut sequence, mut sha256, mut unsent, mut taken_at) = (None, None, None, None);
+        while let Some(name) = members.next_key::<Cow<'_, str>>()? {
+            let member: Node = members.next_value()?;
+            node.heads.extend(member.heads);
+            match &*name {
+                "chain_instance" => chain_instance = member.text,
+                "instance" => instance = member.text,
+                "type" | "log_type" => log_type = member.text.and_then(|name| name.parse().ok()).or(log_type),
+                "batches" => unsent = member.number,
+                "now" => taken_at = member.text.and_then(|now| now.parse().ok()),
+                "sequence" => sequence = member.number,
+                "sha256" => sha256 = member.text.and_then(|hash| hash.parse().ok()),
+                "head" => {
+                    let sequence_and_hash = member.sequence_and_hash;
+                    node.heads.extend(sequence_and_hash.map(|_| Found { sequence_and_hash, ..Found::default() }));
+                }
+                _ => {}
+            }
+        }
+        let instance = chain_instance.or(instance);
+        for head in &mut node.heads {
+            head.instance = head.instance.take().or_else(|| instance.clone());
+            head.log_type = head.log_type.or(log_type);
+            head.unsent = head.unsent.or(unsent);
+            head.taken_at = head.taken_at.or(taken_at);
+        }
+        node.sequence_and_hash = sequence.zip(sha256);
+        Ok(node)
+    }
 }
 
 #[cfg(test)]

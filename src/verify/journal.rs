@@ -5,13 +5,16 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, BufWriter, Seek, SeekFrom, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::batch::Sha256;
 use crate::s3::read::Listed;
+
+/// The longest line: an object's key and metadata have a few KB, and whatever a store answers in their place fits in.
+const LINE_MAX_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A resume file that can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -67,12 +70,19 @@ impl Journal {
         let io = |source| JournalError::Io { path: path.to_owned(), source };
         let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let header = format!("env0-s3-logs verify/1 {scope}\n");
+        // Looked at before it is opened: to open a device may do something.
+        if std::fs::metadata(path).is_ok_and(|found| !found.is_file()) {
+            return Err(io(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "it is a device, a pipe or a folder, not a file",
+            )));
+        }
         let (mut old, mut new) = (BufReader::new(open().map_err(io)?), BufWriter::new(open().map_err(io)?));
-        let mut found = String::new();
-        let length = old.read_line(&mut found).map_err(io)?;
+        let mut found = Vec::new();
+        let length = old.by_ref().take(header.len() as u64).read_until(b'\n', &mut found).map_err(io)?;
         if length == 0 {
             new.write_all(header.as_bytes()).map_err(io)?;
-        } else if found != header {
+        } else if found != header.as_bytes() {
             return Err(JournalError::OtherScope { path: path.to_owned(), scope: scope.to_owned() });
         }
         let mut journal = Journal { path: path.to_owned(), old: None, new, length: length as u64 };
@@ -113,8 +123,8 @@ impl Journal {
 
     fn next_entry(&mut self, reader: &mut BufReader<File>) -> io::Result<Option<Entry>> {
         let mut line = Vec::new();
-        let length = reader.read_until(b'\n', &mut line)?;
-        // A torn last line is what a crash leaves; it is cut when appending starts.
+        let length = reader.take(LINE_MAX_BYTES).read_until(b'\n', &mut line)?;
+        // A torn last line is what a crash leaves; it is cut when appending starts, as one that is too long.
         let entry = line.ends_with(b"\n").then(|| serde_json::from_slice(&line).ok()).flatten();
         if entry.is_some() {
             self.length += length as u64;

@@ -456,3 +456,18 @@ fn without_credentials_it_says_so_in_one_line() {
     assert!(finished.stderr.contains("no AWS credentials were found"), "{finished:?}");
     assert!(finished.stderr.lines().count() == 1 && !finished.stderr.contains("Some("), "{finished:?}");
 }
+
+#[test]
+fn files_without_an_end_and_large_ones_are_refused_before_they_fill_memory() {
+    let vault = vault();
+    let large = vault.file("large");
+    std::fs::File::create(&large).unwrap().set_len(200 * 1024 * 1024).unwrap();
+    let refusals =
+        [("--heads", "more than 16777216 bytes"), ("--anchor", "more than"), ("--resume", "not the resume file")];
+    for (option, words) in refusals {
+        let given = vault.run(&format!("{option} {}", large.display()));
+        assert!(given.code == Some(64) && given.stderr.contains(words), "{option}: {given:?}");
+        let device = vault.run(&format!("{option} /dev/zero"));
+        assert!(device.code == Some(64) && device.stderr.contains("device"), "{option}: {device:?}");
+    }
+}
