@@ -87,12 +87,12 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// A reader that went away early (`| head`) has had what it wanted.
 fn print(text: &str) -> u8 {
-    let _ = std::io::stdout().write_all(telemetry::linked(text).as_bytes());
+    let _ = std::io::stdout().write_all(telemetry::shown(text).as_bytes());
     exit_code::OK
 }
 
 fn complain(error: impl std::fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "{}", telemetry::linked(&error.to_string()));
+    let _ = writeln!(std::io::stderr(), "{}", telemetry::shown(&error.to_string()));
 }
 
 fn configuration(purpose: Purpose) -> Result<Loaded, u8> {

@@ -48,7 +48,9 @@ impl Loaded {
                 SettingSource::Unset => "not set",
             };
             let note = setting.note.as_ref().map(|note| format!(" {note}")).unwrap_or_default();
-            format!("{}={}  # {source}{note}\n", setting.variable, setting.value)
+            // One line each, whatever a value holds.
+            let value = setting.value.replace('\n', "\\n");
+            format!("{}={value}  # {source}{note}\n", setting.variable)
         };
         self.settings.iter().map(line).collect()
     }

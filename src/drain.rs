@@ -78,7 +78,10 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
     };
     show(&format!("draining {} to {destination}", config.spool_dir.display()));
     if config.aws_region != destination.region {
-        show(&format!("the bucket is asked in the region that is configured now, {}", config.aws_region));
+        show(&format!(
+            "the bucket is asked in the region that is configured now, {}",
+            config.aws_region.escape_debug()
+        ));
     }
 
     let network = Network::new(&config.network).map_err(|error| Failure::new(exit_code::CONFIG, error))?;
@@ -182,7 +185,8 @@ fn to_accepted(config: &mut Config, accepted: &Destination, to_manifest: bool) -
     let endpoint = Some(accepted.endpoint.clone()).filter(|endpoint| !endpoint.is_empty());
     // Whoever can write to a spool must not be able to send its events to another server.
     if config.endpoint_url_s3 != endpoint && !to_manifest {
-        let name = |endpoint: &Option<String>| endpoint.clone().unwrap_or_else(|| "AWS".to_owned());
+        let shown = |endpoint: &String| endpoint.escape_debug().to_string();
+        let name = |endpoint: &Option<String>| endpoint.as_ref().map_or_else(|| "AWS".to_owned(), shown);
         let error = anyhow::anyhow!(
             "the spool's manifest sends to the endpoint {}, and the configuration names {}; set AWS_ENDPOINT_URL_S3 as the spool has it, or say --to-manifest if that endpoint is yours, or --to-configured if the events shall go to the configured one",
             name(&endpoint),

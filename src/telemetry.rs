@@ -92,7 +92,7 @@ impl<W: Write> Write for OneLine<W> {
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event);
         let text = linked(text.trim_end_matches('\n'));
-        if text.contains(char::is_control) {
+        if text.contains(is_unseen) {
             writeln!(self.0, "{}", text.chars().map(escape).collect::<String>())?;
         } else {
             writeln!(self.0, "{text}")?;
@@ -105,11 +105,29 @@ impl<W: Write> Write for OneLine<W> {
     }
 }
 
-/// As JSON has it, so that a line of JSON stays one.
+/// `text` in the form in which commands write theirs: what a terminal would obey in others' words is escaped, but for
+/// the ends of lines.
+pub fn shown(text: &str) -> String {
+    let shown = linked(text);
+    if shown.contains(is_unseen) {
+        shown.chars().map(|c| if c == '\n' { c.to_string() } else { escape(c) }).collect()
+    } else {
+        shown.into_owned()
+    }
+}
+
+/// What a terminal obeys and does not show: control characters, and marks that turn the direction of text, have no
+/// width or end a line.
+fn is_unseen(c: char) -> bool {
+    let has_no_width = matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+    c.is_control() || has_no_width
+}
+
+/// As JSON has it, so that a line of JSON stays one, and the same.
 fn escape(c: char) -> String {
     match c {
         '\n' | '\r' | '\t' => c.escape_default().to_string(),
-        c if c.is_control() => format!("\\u{:04x}", u32::from(c)),
+        c if is_unseen(c) => format!("\\u{:04x}", u32::from(c)),
         c => c.to_string(),
     }
 }

@@ -99,7 +99,9 @@ const NOT_SHOWN: &str = "(not shown: it is no path, and may be a secret)";
 pub(super) fn shown_path(value: &str) -> &str {
     // What may stand before a path by mistake doesn't count.
     let path = value.trim_start_matches(|first: char| "\"'`$\u{feff}".contains(first) || first.is_whitespace());
-    if path.starts_with(['/', '.', '~']) || Path::new(value).exists() { value } else { NOT_SHOWN }
+    let may_be_url = path.contains(':') && path.contains('@');
+    let looks_like_path = path.starts_with(['/', '.', '~']) && !may_be_url;
+    if looks_like_path || Path::new(value).exists() { value } else { NOT_SHOWN }
 }
 
 /// A value that may be shown, as errors quote it.

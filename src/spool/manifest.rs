@@ -38,6 +38,8 @@ pub struct Destination {
 impl std::fmt::Display for Destination {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Destination { endpoint, bucket, region, path } = self;
+        // The manifest's file may have been changed: nothing in it may look like another line of ours.
+        let (bucket, region) = (bucket.escape_debug(), region.escape_debug());
         write!(f, "bucket {bucket}, path {path:?}, region {region}, endpoint {endpoint:?}")
     }
 }

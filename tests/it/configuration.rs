@@ -169,3 +169,23 @@ fn the_token_may_come_from_a_file_that_ends_in_a_newline() {
     assert_eq!(aws.s3.lines(), [event("by file")]);
     assert!(!daemon.log().text().contains(TOKEN));
 }
+
+#[test]
+fn values_with_control_characters_and_marks_of_direction_are_written_in_escaped_form() {
+    let odd = "abc\u{1b}[31m\u{7}x\u{202e}y\u{9b}1m";
+    let setup = setup().set("ENV0_S3_LOG_OIDC_SUBJECT", odd).set("NO_PROXY", format!("{odd}\nFORGED=x"));
+    let Finished { code, stdout, stderr } = setup.run("config");
+    assert_eq!(code, Some(0), "{stderr}");
+    let raw = |c: &char| (c.is_control() && *c != '\n') || *c == '\u{202e}';
+    assert_eq!(stdout.chars().find(raw), None, "{stdout:?}");
+    assert!(stdout.contains("abc\\u001b[31m") && !stdout.contains("\nFORGED"), "{stdout}");
+}
+
+#[test]
+fn a_url_in_the_place_of_a_path_is_not_repeated() {
+    for value in ["//user:SECRET@host/x", "/user:SECRET@host"] {
+        let finished = setup().set("ENV0_S3_LOG_OIDC_TOKEN_URL_FILE", value).run("config");
+        assert_eq!(finished.code, CONFIGURATION);
+        assert!(!format!("{finished:?}").contains("SECRET"), "{finished:?}");
+    }
+}

@@ -222,3 +222,28 @@ fn drain_leaves_a_daemons_spool_to_it_and_of_an_empty_one_asks_for_no_token() {
     assert!(empty.stdout.contains("the spool is empty"), "{empty:?}");
     assert!(!format!("{empty:?}").contains("oidc-token"), "{empty:?}");
 }
+
+#[test]
+fn what_a_manifest_says_writes_no_control_character_to_the_terminal() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BUCKET_NAME", MISTAKE);
+    let mut daemon = setup.start();
+    daemon.post(DEPLOYMENTS, event("waits"));
+    daemon.terminate();
+    let odd = "odd\u{1b}]0;x\u{7}\u{9b}31m\nFORGED\u{202e}end";
+    let place = manifest(&setup);
+    for member in ["bucket", "region", "endpoint", "path"] {
+        let mut changed = place.clone();
+        changed[member] = odd.into();
+        std::fs::write(setup.spool().join("manifest.json"), changed.to_string()).unwrap();
+        for command in
+            ["drain --timeout 1s", "drain --to-manifest --timeout 1s", "drain --to-configured", "run", "check"]
+        {
+            let Finished { stdout, stderr, .. } = setup.run(command);
+            let said = stdout + &stderr;
+            let raw = |c: &char| (c.is_control() && *c != '\n') || *c == '\u{202e}';
+            assert_eq!(said.chars().find(raw), None, "{member}, {command}: {said:?}");
+            assert!(!said.contains("\nFORGED"), "{member}, {command}: {said}");
+        }
+    }
+}
