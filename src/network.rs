@@ -4,7 +4,7 @@ mod answers;
 mod foreign;
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -315,7 +315,8 @@ pub fn same_host(from: &reqwest::Url, to: &reqwest::Url) -> bool {
 fn roots(config: &config::Network) -> Result<Vec<CertificateDer<'static>>, NetworkError> {
     // The AWS connector takes a root that doesn't parse for a bug and panics.
     let is_root = |root: &CertificateDer<'static>| RootCertStore::empty().add(root.clone()).is_ok();
-    let mut roots: Vec<_> = rustls_native_certs::load_native_certs().certs.into_iter().filter(is_root).collect();
+    let named = config.ca_file.as_ref().map(|(_, path)| path.as_path());
+    let mut roots: Vec<_> = system_roots(named).into_iter().filter(is_root).collect();
     if let Some((variable, path)) = &config.ca_file {
         let unusable = |reason: String| NetworkError::CaFile { variable, path: path.clone(), reason };
         let own: Vec<CertificateDer<'static>> = pem::all(path).map_err(unusable)?;
@@ -331,6 +332,18 @@ fn roots(config: &config::Network) -> Result<Vec<CertificateDer<'static>>, Netwo
         );
     }
     Ok(roots)
+}
+
+/// The system's, or those of `SSL_CERT_FILE` and `SSL_CERT_DIR` in their place. The library would read the file without a
+/// bound, and wait for a pipe without an end. The file `but` is left out: it is read beside them.
+fn system_roots(but: Option<&Path>) -> Vec<CertificateDer<'static>> {
+    let Some(file) = std::env::var_os("SSL_CERT_FILE") else { return rustls_native_certs::load_native_certs().certs };
+    let folders = std::env::var_os("SSL_CERT_DIR").unwrap_or_default();
+    let folders = std::env::split_paths(&folders).filter(|folder| !folder.as_os_str().is_empty());
+    let of_folder = |folder: PathBuf| rustls_native_certs::load_certs_from_paths(None, Some(&folder)).certs;
+    let file = Path::new(&file);
+    let of_file = if but == Some(file) { Vec::new() } else { pem::all(file).unwrap_or_default() };
+    folders.flat_map(of_folder).chain(of_file).collect()
 }
 
 fn pem(certificate: &CertificateDer<'_>) -> String {

@@ -189,3 +189,23 @@ fn a_url_in_the_place_of_a_path_is_not_repeated() {
         assert!(!format!("{finished:?}").contains("SECRET"), "{finished:?}");
     }
 }
+
+#[test]
+fn a_file_of_roots_that_is_a_pipe_or_a_device_ends_the_check_soon() {
+    let setup = setup();
+    let pipe = setup.folder().join("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).unwrap();
+    let mut setup = setup;
+    for (path, words) in [(pipe.to_str().unwrap(), "nobody writes to the pipe"), ("/dev/zero", "it is a device")] {
+        setup = setup.set("SSL_CERT_FILE", path);
+        let finished = setup.run("check --offline");
+        assert!(finished.code == CONFIGURATION && finished.stdout.contains(words), "{finished:?}");
+        // The other variable wins, and this one is still read by whatever reads the system's roots.
+        let beside = setup.folder().join("ca.pem");
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        std::fs::write(&beside, made.cert.pem()).unwrap();
+        setup = setup.set("AWS_CA_BUNDLE", beside.to_str().unwrap());
+        assert!(setup.run("check --offline").stdout.contains("[ok]   configuration"), "{path}");
+        setup = setup.unset("AWS_CA_BUNDLE");
+    }
+}
