@@ -1,6 +1,6 @@
-//! Bodies that are tokens. Anyone may send one, so all of them together have little memory. When it is used up, one of
-//! the address that sends the most at a time is given up, the one that came first: a token that is sent whole is judged
-//! before that happens to it.
+//! Bodies that are tokens. Anyone may send one, so all of them together have little memory. When it is used up, the
+//! largest of the address that sends the most bytes at a time is given up: so never one that has less than its part of the
+//! memory, and a token that is sent whole is judged before that happens to it.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -14,13 +14,15 @@ use hyper::body::{Body as _, Incoming};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::ingest::receive::{UNCHARGED_BYTES, draining};
+use crate::ingest::receive::draining;
 use crate::protocols::Refusal;
 
 /// A longer body is no token: the longest has 20,000 bytes, and there may be white space around it.
 const MAX_BYTES: usize = 20 * 1024;
 /// What all of them may have, until they are judged.
 const ALL_MAX_BYTES: usize = 2 * 1024 * 1024;
+/// Each grows by multiples of this: so little that each of 1,024 connections may have two of them.
+const STEP_BYTES: usize = 1024;
 /// From the head to the last byte.
 const TIME: Duration = Duration::from_secs(10);
 
@@ -62,13 +64,14 @@ impl Bodies {
         }
     }
 
-    /// The first that came of the address that has the most.
+    /// The largest of the address that has the most bytes, of equal ones the first that came.
     fn missed_least(&self) -> Option<u64> {
-        let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+        let mut bytes: HashMap<IpAddr, usize> = HashMap::new();
         for body in self.by_number.values() {
-            *counts.entry(body.source).or_default() += 1;
+            *bytes.entry(body.source).or_default() += body.bytes;
         }
-        let (number, _) = self.by_number.iter().min_by_key(|(_, body)| Reverse(counts.get(&body.source)))?;
+        let most = |(_, body): &(&u64, &Body)| Reverse((bytes.get(&body.source).copied(), body.bytes));
+        let (number, _) = self.by_number.iter().min_by_key(most)?;
         Some(*number)
     }
 }
@@ -109,7 +112,7 @@ impl Seat<'_> {
                 return Ok(None);
             }
             if token.len() + data.len() > token.capacity() {
-                token.reserve_exact(data.len().next_multiple_of(UNCHARGED_BYTES));
+                token.reserve_exact(data.len().next_multiple_of(STEP_BYTES));
                 self.holds(token.capacity());
             }
             token.extend_from_slice(data);
@@ -179,6 +182,16 @@ mod tests {
             assert_eq!(given_up(&here), [first]);
         }
         assert_eq!(given_up(&newer), [] as [usize; 0]);
+    }
+
+    #[test]
+    fn a_piece_of_a_token_is_not_given_up_for_those_who_hold_more() {
+        let all = TokenBodies::default();
+        let honest = seats(&all, [1]);
+        honest[0].holds(2 * STEP_BYTES);
+        let strangers = seats(&all, 2..=250);
+        assert_eq!(given_up(&honest), [] as [usize; 0], "it came first, and has the least");
+        assert_eq!(given_up(&strangers).len(), 249 - 102);
     }
 
     #[test]
