@@ -85,6 +85,8 @@ pub(super) struct Connection {
     /// Where it comes from.
     pub(super) client: IpAddr,
     source: Arc<Source>,
+    /// Somebody at its address had shown valid credentials lately when it came.
+    is_known: bool,
     since: Instant,
     /// One of [`Registry::moments`], or [`AT_WORK`].
     without_request_since: AtomicU64,
@@ -195,6 +197,8 @@ enum Missed {
     FreshStranger(Reverse<usize>, u64),
     /// As `FreshStranger`, in the middle of a TLS handshake.
     Greeted(Reverse<usize>, u64),
+    /// As `FreshStranger`, from an address that has shown valid credentials lately.
+    Known(Reverse<usize>, u64),
 }
 
 impl Registry {
@@ -258,6 +262,7 @@ impl Registry {
         let connection = Arc::new(Connection {
             client,
             source,
+            is_known: open.standings.of(network_of(client)) == Standing::Trusted,
             since: Instant::now(),
             without_request_since: AtomicU64::new(self.moment()),
             kept: Kept::default(),
@@ -308,7 +313,11 @@ impl Registry {
             if had_its_time || strangers > self.max / CROWD_PART {
                 return Some(Missed::Stranger(Reverse(strangers), moment));
             }
-            let missed = if greeted.is_some() && few_greeted { Missed::Greeted } else { Missed::FreshStranger };
+            let missed = match greeted.is_some() && few_greeted {
+                _ if connection.is_known => Missed::Known,
+                true => Missed::Greeted,
+                false => Missed::FreshStranger,
+            };
             Some(missed(Reverse(strangers), if strangers > 1 { u64::MAX - moment } else { moment }))
         })
     }
@@ -461,7 +470,7 @@ impl Guest {
     /// Valid credentials have come on it: its address is no suspect.
     pub fn is_trusted(&self) {
         let connection = &self.connection;
-        if connection.greeted.get().is_some() && !connection.is_trusted.swap(true, Ordering::Relaxed) {
+        if !connection.is_trusted.swap(true, Ordering::Relaxed) {
             self.registry.open().standings.trust(network_of(connection.client));
         }
     }

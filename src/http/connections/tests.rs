@@ -85,6 +85,20 @@ async fn a_handshake_that_has_begun_is_spared_for_a_second_while_few_have() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_connection_of_an_address_with_credentials_goes_after_those_that_came_later() {
+    let registry = registry(40);
+    let_in(&from(&registry, 1));
+    let mut members: Vec<_> = (1..=4).map(|host| from(&registry, host)).collect();
+    members[1].has_greeted();
+    for id in [4, 5, 3, 2] {
+        assert_eq!(closed(&registry, &mut members), Some(id));
+    }
+    members.extend([from(&registry, 1), from(&registry, 2)]);
+    tokio::time::advance(FRESH).await;
+    assert_eq!(closed(&registry, &mut members), Some(6), "it had its time");
+}
+
+#[tokio::test(start_paused = true)]
 async fn of_several_handshakes_of_a_sender_one_goes_on_however_many_others_begin_some() {
     let registry = registry(40);
     let mut others: Vec<_> = (1..=12).map(|host| from(&registry, host)).collect();
