@@ -180,6 +180,8 @@ fn hinting() -> String {
     std::thread::spawn(move || {
         for mut client in listener.incoming().map_while(Result::ok) {
             std::thread::spawn(move || {
+                // What comes before a request is sent breaks the connection.
+                let _ = client.read(&mut [0; 4096]);
                 let hints = b"HTTP/1.1 103 Early Hints\r\nX: y\r\n\r\n".repeat(500);
                 while client.write_all(&hints).is_ok() {}
             });
