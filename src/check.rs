@@ -5,6 +5,7 @@ mod cloudwatch;
 mod local;
 mod online;
 mod pull;
+mod remedies;
 mod report;
 
 use crate::config::{ConfigErrors, Loaded};

@@ -196,6 +196,13 @@ impl Running {
         // It can't be set already: this is the only place that does.
         let _ = listeners.open_ingest.set(ingest.clone());
         probe.enter(Phase::Running);
+        let recovered = LogType::ALL.map(|log_type| spool.folder(log_type).status("").events_recovered);
+        if recovered.iter().any(|events| *events > 0) {
+            tracing::info!(
+                spool.events = recovered.iter().sum::<u64>(),
+                "the spool holds events from before this start; they are uploaded now"
+            );
+        }
         tracing::info!(listen.addr = listeners.listen_address.map(tracing::field::display), admin.addr = %listeners.admin_address, instance = spool.instance(), "listening");
         let files = FileWatch::start(tls, authenticator, puller.clone());
         Ok((Running { listeners, ingest, puller, spool, flusher, cloudwatch, stop_credentials }, files))

@@ -195,7 +195,11 @@ impl Lane {
         if matches!(stored, Stored::Delivered) {
             self.objects_confirmed += 1;
             self.meters.delivered(batch);
-            tracing::debug!(log_type = %self.log_type, s3.key = %key, batch.bytes = batch.bytes, batch.events = batch.name.records, "an object is in the bucket");
+            if self.objects_confirmed == 1 {
+                tracing::info!(log_type = %self.log_type, s3.key = %key, batch.events = batch.name.records, "the first object since the start is in the bucket");
+            } else {
+                tracing::debug!(log_type = %self.log_type, s3.key = %key, batch.bytes = batch.bytes, batch.events = batch.name.records, "an object is in the bucket");
+            }
             let mut state = self.state();
             state.events_uploaded += batch.name.records;
             state.objects_uploaded += 1;

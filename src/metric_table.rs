@@ -368,8 +368,8 @@ metrics! {
     );
     OIDC_TOKEN_EXPIRY_TIMESTAMP_SECONDS: level(
         "env0_s3_logs_oidc_token_expiry_timestamp_seconds",
-        &[],
-        "When the last OIDC token at hand ends; 0 for none",
+        &[("source", &["hand-over", "deployment-record", "file", "url", "environment"])],
+        "When the last OIDC token from there ends; 0 for none",
     );
     TLS_EXPIRY_TIMESTAMP_SECONDS: level(
         "env0_s3_logs_tls_expiry_timestamp_seconds",

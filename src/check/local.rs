@@ -8,6 +8,7 @@ use std::sync::Arc;
 use rustix::fs::Access;
 use rustix::io::Errno;
 
+use super::remedies::{of_file, variable, what_to_set};
 use super::report::{DAEMON, PULL_ALONE, Step};
 use crate::admin::client;
 use crate::assembly::{Files, spool_settings};
@@ -52,26 +53,6 @@ pub(super) fn configuration(loaded: &Result<Loaded, ConfigErrors>) -> Vec<Step> 
         steps.push(Step::ok(NAME, "every variable is known and valid"));
     }
     steps
-}
-
-/// The variable that a sentence of the configuration's begins with.
-fn variable(sentence: &str) -> &str {
-    sentence.split([':', '=', ' ']).next().unwrap_or_default()
-}
-
-/// What an error of the configuration asks for: what it expects, or else what its sentence ends with, or an example.
-fn what_to_set(error: &str) -> String {
-    let name = variable(error);
-    let (problem, example) = error.rsplit_once("; example: ").unwrap_or((error, ""));
-    let example = if example.is_empty() { String::new() } else { format!(", for example {example}") };
-    if let Some((_, expected)) = problem.split_once("expected ").filter(|_| problem.contains(" (in that file)")) {
-        return format!("let the file of {name} hold {}", expected.replace(" (in that file)", ""));
-    }
-    match (problem.split_once("expected "), problem.split_once("; ")) {
-        (Some((_, expected)), _) => format!("set {name} to {expected}{example}"),
-        (None, Some((_, remedy))) => remedy.to_owned(),
-        (None, None) => format!("set {name} right{example}"),
-    }
 }
 
 /// The status of a daemon that runs with this configuration's admin address.
@@ -236,14 +217,16 @@ pub(super) fn files(config: &Config) -> Vec<Step> {
         config.network.ca_file.as_ref().map(|(_, path)| path),
         config.oidc_token_file.as_ref().map(|(_, path)| path),
     ];
-    let remedy = "mount the file, let this user read it, or fix its format";
     let read = match (Files::read(config), credentials::token_file_problem(config)) {
         (read, None) => read,
         (Ok(_), Some(problem)) => Err(vec![problem]),
         (Err(errors), Some(problem)) => Err(errors.into_iter().chain([problem]).collect()),
     };
     match (read, named.into_iter().flatten().count()) {
-        (Err(errors), _) => errors.into_iter().map(|error| Step::fail(NAME, CONFIG, error, remedy)).collect(),
+        (Err(errors), _) => {
+            let fail = |error: String| Step::fail(NAME, CONFIG, &error, of_file(&error));
+            errors.into_iter().map(fail).collect()
+        }
         (Ok(Files { tls: Some(tls), .. }), _) if tls.ended().is_some() => {
             let ended = tls.ended().unwrap_or_default();
             vec![Step::fail(

@@ -322,7 +322,10 @@ impl Reader {
             [Some(_), None, _] => self.refuse(key_name, &format!("not set, and needed beside {cert_name}")),
             [None, Some(_), _] => self.refuse(cert_name, &format!("not set, and needed beside {key_name}")),
             [None, None, Some(_)] => {
-                self.refuse(client_ca_name, &format!("works only with {cert_name} and {key_name}"));
+                self.refuse(
+                    client_ca_name,
+                    &format!("works only with {cert_name} and {key_name}; set these, too, or leave it out"),
+                );
             }
             [None, None, None] => {}
         }

@@ -206,7 +206,7 @@ pub(super) fn organization_ids(value: &str) -> Parsed<Vec<String>> {
     check(
         ids.iter().all(holds),
         ids,
-        "ids of env0 organizations, as Organization Settings show them, separated by commas",
+        "ids of env0 organizations (UUIDs, as in the address of env0's Organization Settings), separated by commas",
     )
 }
 
@@ -273,6 +273,14 @@ pub fn distinct(mut ids: Vec<String>) -> Vec<String> {
 pub fn ingest_token(value: &str) -> Parsed<String> {
     if let Some(expected) = token_not_meant(value) {
         return Err(expected);
+    }
+    let mut parts = value.split([',', ';']).map(str::len);
+    if value.contains([',', ';']) && parts.all(|chars| chars >= INGEST_TOKEN_MIN_CHARS) {
+        return Err(
+            "one token, and not several with a comma or semicolon between them (ENV0_S3_LOG_INGEST_TOKEN_FILE \
+                    takes several, one a line)"
+                .to_owned(),
+        );
     }
     let holds = value.len() >= INGEST_TOKEN_MIN_CHARS && value.bytes().all(|byte| byte.is_ascii_graphic());
     let expected = format!("{INGEST_TOKEN_MIN_CHARS} or more printable ASCII characters without spaces");

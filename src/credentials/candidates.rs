@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::batch::Sha256;
-use crate::oidc::OidcToken;
+use crate::oidc::{OidcToken, Source};
 
 /// More would not help: they are all of one organization, and the newest is the best.
 pub(super) const MAX_TOKENS: usize = 16;
@@ -170,9 +170,10 @@ impl Candidates {
         self.at_hand.retain(|candidate| !candidate.replaced || candidate.has_given);
     }
 
-    /// The latest end among the tokens that STS didn't refuse.
-    pub(super) fn last_expiry(&self) -> Option<DateTime<Utc>> {
-        self.good().filter_map(|candidate| candidate.token.expires_at).max()
+    /// The latest end among the tokens from `source` that STS didn't refuse.
+    pub(super) fn last_expiry_of(&self, source: Source) -> Option<DateTime<Utc>> {
+        let of_source = self.good().filter(|candidate| candidate.token.source == source);
+        of_source.filter_map(|candidate| candidate.token.expires_at).max()
     }
 
     /// When the session is to be replaced once more, so that it outlives all tokens that STS didn't refuse by most.
@@ -245,7 +246,6 @@ mod tests {
     #![allow(clippy::arithmetic_side_effects)]
 
     use super::*;
-    use crate::oidc::Source;
     use crate::testing::Issuer;
 
     fn at(minutes: i64) -> DateTime<Utc> {
@@ -280,7 +280,7 @@ mod tests {
         candidates.refused(&newest, at(0));
         assert_eq!(ends(&candidates, at(0)), [40, 20, 60]);
         assert_eq!(candidates.in_order(at(0), false).len(), 2);
-        assert_eq!(candidates.last_expiry(), Some(at(40)), "a refused token promises nothing");
+        assert_eq!(candidates.last_expiry_of(Source::HandOver), Some(at(40)), "a refused token promises nothing");
         assert_eq!(candidates.last_exchange(), Some(at(38)));
         assert_eq!(ends(&candidates, at(22)), [40, 60]);
         candidates.gave_a_session(&newest);
@@ -376,7 +376,7 @@ mod tests {
         let refused = tokens.ending(30, Source::HandOver);
         candidates.refused(&refused, at(0));
         assert_eq!(candidates.add(refused.clone(), at(0)), Offer::SetAside);
-        assert_eq!(candidates.last_expiry(), None, "it was refused before");
+        assert_eq!(candidates.last_expiry_of(Source::HandOver), None, "it was refused before");
         for minutes in 0..2000 {
             let mut other = OidcToken::own(&format!("token-{minutes}"), Source::HandOver).unwrap();
             other.expires_at = Some(at(60));
@@ -440,6 +440,16 @@ mod tests {
             at(55),
             "not before it is the last chance"
         );
+    }
+
+    #[test]
+    fn the_last_end_of_tokens_is_told_by_their_source() {
+        let (tokens, mut candidates) = (Tokens::new(), Candidates::default());
+        for (minutes, source) in [(30, Source::HandOver), (40, Source::HandOver), (20, Source::File)] {
+            candidates.add(tokens.ending(minutes, source), at(0));
+        }
+        let ends = Source::ALL.map(|source| candidates.last_expiry_of(source));
+        assert_eq!(ends, [Some(at(40)), None, Some(at(20)), None, None]);
     }
 
     #[test]

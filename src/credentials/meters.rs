@@ -3,6 +3,7 @@
 use super::candidates::Candidates;
 use super::role::Service;
 use crate::metric_table;
+use crate::oidc::Source;
 
 /// The metrics of exchanges, session and tokens.
 pub(super) struct Meters {
@@ -11,7 +12,7 @@ pub(super) struct Meters {
     pub(super) failed: metrics::Counter,
     pub(super) session_expiry: metrics::Gauge,
     /// The tokens are the same for every role: the bucket's credentials show them.
-    token_expiry: Option<metrics::Gauge>,
+    token_expiry: Vec<(Source, metrics::Gauge)>,
 }
 
 impl Meters {
@@ -28,18 +29,21 @@ impl Meters {
                 None,
             ),
         };
+        let of_source =
+            |name: &'static str| Source::ALL.map(|source| (source, metrics::gauge!(name, "source" => source.as_str())));
         let exchanges = |outcome| metrics::counter!(exchanges, "outcome" => outcome);
         Meters {
             succeeded: exchanges("succeeded"),
             refused: exchanges("refused"),
             failed: exchanges("failed"),
             session_expiry: metrics::gauge!(session_expiry),
-            token_expiry: token_expiry.map(|name| metrics::gauge!(name)),
+            token_expiry: token_expiry.into_iter().flat_map(of_source).collect(),
         }
     }
 
     pub(super) fn show_tokens(&self, candidates: &Candidates) {
-        let end = candidates.last_expiry().map_or(0.0, |end| end.timestamp() as f64);
-        self.token_expiry.iter().for_each(|gauge| gauge.set(end));
+        for (source, gauge) in &self.token_expiry {
+            gauge.set(candidates.last_expiry_of(*source).map_or(0.0, |end| end.timestamp() as f64));
+        }
     }
 }

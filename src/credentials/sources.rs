@@ -104,7 +104,9 @@ fn token_in(body: &[u8]) -> Result<OidcToken, String> {
         Ok(Value::Object(fields)) => ["token", "value", "access_token", "id_token"]
             .into_iter()
             .find_map(|name| fields.get(name)?.as_str().map(str::to_owned))
-            .ok_or_else(none)?,
+            .ok_or(
+                "no token in the answer: its JSON has none of the members token, value, access_token and id_token",
+            )?,
         Ok(Value::String(text)) => text,
         _ => text.to_owned(),
     };

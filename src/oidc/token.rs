@@ -23,33 +23,24 @@ pub(super) const SHOWN_SUBJECT_CHARS: usize = 14;
 /// 9999-12-31T23:59:59Z
 const END_OF_9999: i64 = 253_402_300_799;
 
-/// Where a token came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// Presented by a client and verified.
-    HandOver,
-    /// From the record of a pulled deployment, and verified.
-    Record,
-    /// `ENV0_S3_LOG_OIDC_TOKEN_FILE`
-    File,
-    /// `ENV0_S3_LOG_OIDC_TOKEN_URL`
-    Url,
-    /// `ENV0_OIDC_TOKEN`
-    Environment,
+crate::metric_table::label_values! {
+    "env0_s3_logs_oidc_token_expiry_timestamp_seconds", "source":
+    /// Where a token came from.
+    pub enum Source {
+        /// Presented by a client and verified.
+        HandOver = "hand-over",
+        /// From the record of a pulled deployment, and verified.
+        Record = "deployment-record",
+        /// `ENV0_S3_LOG_OIDC_TOKEN_FILE`
+        File = "file",
+        /// `ENV0_S3_LOG_OIDC_TOKEN_URL`
+        Url = "url",
+        /// `ENV0_OIDC_TOKEN`
+        Environment = "environment",
+    }
 }
 
 impl Source {
-    /// As `/status` shows it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Source::HandOver => "hand-over",
-            Source::Record => "deployment-record",
-            Source::File => "file",
-            Source::Url => "url",
-            Source::Environment => "environment",
-        }
-    }
-
     /// Whether it has one token at a time: the one that is configured there.
     pub fn is_configured(self) -> bool {
         !matches!(self, Source::HandOver | Source::Record)

@@ -37,6 +37,26 @@ fn a_token_file_that_is_not_there_is_named_by_its_path() {
 }
 
 #[test]
+fn what_is_wrong_in_a_file_is_what_check_says_to_mend() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let file = setup.folder().join("tokens");
+    let setup = setup.set("ENV0_S3_LOG_INGEST_TOKEN_FILE", file.display().to_string());
+    let two = "0123456789abcdef-1,0123456789abcdef-2";
+    for (text, said) in [
+        ("short", "Next: files: let line 1 of the file of ENV0_S3_LOG_INGEST_TOKEN_FILE hold 16 or more"),
+        (two, "Next: files: let line 1 of the file of ENV0_S3_LOG_INGEST_TOKEN_FILE hold one token, and not several"),
+        (
+            "0123456789abcdef env0-audit",
+            "Next: files: correct the file of ENV0_S3_LOG_INGEST_TOKEN_FILE: line 1: not a log",
+        ),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        assert_says(next(&setup.run("check")), &[said]);
+    }
+}
+
+#[test]
 fn what_is_no_token_is_told_by_its_place_and_is_shown_no_trust_policy() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws).unset("ENV0_OIDC_TOKEN");
@@ -74,7 +94,7 @@ fn a_token_file_that_can_not_be_meant_fails_a_check_that_asks_nobody() {
             assert_eq!(checked.code, Some(78), "{expected}: {}", checked.stdout);
             let place = format!("[fail] files         ENV0_S3_LOG_OIDC_TOKEN_FILE={file:?}: ");
             assert_says(&checked.stdout, &[&place, expected]);
-            assert_eq!(checked.stdout.matches(expected).count(), 1, "told once: {}", checked.stdout);
+            assert_eq!(checked.stdout.matches(&place).count(), 1, "told once: {}", checked.stdout);
             assert!(!checked.stdout.contains(&token), "{}", checked.stdout);
         }
     }
