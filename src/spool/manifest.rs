@@ -19,6 +19,9 @@ pub(super) const MANIFEST: &str = "manifest.json";
 /// Far more than a manifest has: a larger file is not one.
 const MANIFEST_MAX_BYTES: u64 = 64 * 1024;
 
+/// The longest of a destination's parts. The configuration's are shorter; with longer ones a request has no URL.
+const PART_MAX_BYTES: usize = 4096;
+
 /// The format that this version writes, and the newest that it reads.
 pub const FORMAT: u32 = 1;
 
@@ -133,7 +136,13 @@ impl Manifest {
         if format > FORMAT {
             return Err(ManifestError::Newer { found: format });
         }
-        serde_json::from_slice(bytes).map_err(malformed)
+        let manifest: Manifest = serde_json::from_slice(bytes).map_err(malformed)?;
+        let Destination { endpoint, bucket, region, path: prefix } = &manifest.destination;
+        if [endpoint, bucket, region, prefix].into_iter().any(|part| part.len() > PART_MAX_BYTES) {
+            let reason = format!("a part of its destination has more than {PART_MAX_BYTES} bytes");
+            return Err(ManifestError::Malformed { path, reason });
+        }
+        Ok(manifest)
     }
 
     /// Writes the manifest durably.

@@ -247,3 +247,19 @@ fn what_a_manifest_says_writes_no_control_character_to_the_terminal() {
         }
     }
 }
+
+#[test]
+fn a_manifest_with_a_path_that_no_request_can_have_is_refused() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BUCKET_NAME", MISTAKE);
+    let mut daemon = setup.start();
+    daemon.post(DEPLOYMENTS, event("waits"));
+    daemon.terminate();
+    let mut changed = manifest(&setup);
+    changed["path"] = "\u{e9}".repeat(15_000).into();
+    std::fs::write(setup.spool().join("manifest.json"), changed.to_string()).unwrap();
+    for command in ["drain --timeout 1s", "run"] {
+        let finished = setup.run(command);
+        assert!(finished.code == Some(74) && finished.stderr.contains("4096 bytes"), "{command}: {finished:?}");
+    }
+}
