@@ -171,7 +171,7 @@ fn the_token_may_come_from_a_file_that_ends_in_a_newline() {
 }
 
 #[test]
-fn values_with_control_characters_and_marks_of_direction_are_written_in_escaped_form() {
+fn values_with_control_characters_and_marks_of_direction_are_written_escaped() {
     let odd = "abc\u{1b}[31m\u{7}x\u{202e}y\u{9b}1m";
     let setup = setup().set("ENV0_S3_LOG_OIDC_SUBJECT", odd).set("NO_PROXY", format!("{odd}\nFORGED=x"));
     let Finished { code, stdout, stderr } = setup.run("config");

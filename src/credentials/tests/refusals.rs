@@ -113,7 +113,7 @@ async fn a_good_token_waits_for_one_question_about_another_addresses_tokens() {
 }
 
 #[tokio::test]
-async fn a_good_token_waits_for_one_question_about_each_network_however_many_its_addresses() {
+async fn a_good_token_waits_for_one_question_of_each_network_not_of_each_address() {
     let addresses = |case: &Case| {
         let tokens = case.useless(300).into_iter().zip(0..);
         tokens.map(|(token, number)| (token, format!("192.0.{}.{}", number % 2, 1 + number / 2))).collect()
@@ -127,7 +127,7 @@ async fn a_good_token_waits_for_one_question_about_each_network_however_many_its
 }
 
 #[tokio::test]
-async fn a_good_token_waits_for_one_question_about_each_project_wherever_its_tokens_come_from() {
+async fn a_good_token_waits_for_one_question_of_each_project_wherever_it_comes_from() {
     let projects = |case: &Case| {
         let tokens = ["one", "other", "third"].map(|project| case.useless_of(project, 100)).concat();
         tokens
