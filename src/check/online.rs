@@ -156,7 +156,8 @@ fn own_token(config: &Config, token: &OidcToken, claims: &ShownClaims) -> Step {
         let place = match (token.source, &config.oidc_token_file) {
             (Source::File, Some((variable, path))) => format!("{variable}={path:?}"),
             (Source::Url, _) => "the answer of ENV0_S3_LOG_OIDC_TOKEN_URL".to_owned(),
-            _ => "ENV0_OIDC_TOKEN".to_owned(),
+            (Source::Environment, _) => "ENV0_OIDC_TOKEN".to_owned(),
+            (Source::File | Source::HandOver | Source::Record, _) => format!("the {source}"),
         };
         let detail = format!(
             "what {place} holds is not an OIDC token, which begins with eyJ, has two dots in it, and names an issuer and a subject"
