@@ -24,7 +24,8 @@ PROJECT = "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9"
 VALUES = {
     ("bucket_name", "BucketName"): (
         ["my-env0-logs", "env0.logs.example.com", "abc"],
-        ["s3://my-env0-logs", "My_Bucket", "my-env0-logs/path", "arn:aws:s3:::my-env0-logs", "ab", "a" * 64, "-logs", "my..logs", ""],
+        ["s3://my-env0-logs", "My_Bucket", "my-env0-logs/path", "arn:aws:s3:::my-env0-logs", "ab", "a" * 64, "-logs", "my..logs", "",
+         "192.168.0.1", "xn--logs", "my-logs-s3alias", "logs--use1-az4--x-s3"],
     ),
     ("subject", "Subject"): (
         [SUB, "google-oauth2|1234", "abcdef@clients"],
@@ -35,10 +36,7 @@ VALUES = {
         ["env0-s3-logs", f"serviceaccount:{SERVICE_ACCOUNT}", f"system:serviceaccount:{SERVICE_ACCOUNT}", "env0-agent:*", SUB],
     ),
     ("issuer", "Issuer"): (
-        [
-            "login.app.env0.com/", CLUSTER, "acme.eu.auth0.com",
-            "container.googleapis.com/v1/projects/p/locations/l/clusters/c", "eastus.oic.prod-aks.azure.com/tenant/cluster/",
-        ],
+        ["login.app.env0.com/", "acme.eu.auth0.com"],
         ["https://login.app.env0.com/", "login.app.env0.com", "https://oidc.eks.us-east-1.amazonaws.com/id/0", " login.app.env0.com/", ""],
     ),
     ("audiences", "Audiences"): (
@@ -63,6 +61,11 @@ BESIDE = {
     ("service_account", "ServiceAccount"): {("subject", "Subject"): None, ("issuer", "Issuer"): CLUSTER},
     ("log_group_prefix", "LogGroupPrefix"): {("cloudwatch", "CloudWatch"): True},
 }
+# Clusters' issuers, for a pod's own token.
+CLUSTERS = [
+    CLUSTER, "container.googleapis.com/v1/projects/p/locations/l/clusters/c", "eastus.oic.prod-aks.azure.com/tenant/cluster/",
+    "oidc.example.com/my-cluster",
+]
 # Values that are right by themselves and not together, and what both say to them.
 TOGETHER = [
     ({("subject", "Subject"): None}, "one of the two"),
@@ -71,6 +74,8 @@ TOGETHER = [
     ({("subject", "Subject"): "auth0|0123456789abcdef01234567"}, "is the example of the documents"),
     ({("log_group_prefix", "LogGroupPrefix"): "team/"}, "works only with cloudwatch"),
 ]
+# The rules of a template can't look at a part of a text.
+OF_THE_MODULE = [({("issuer", "Issuer"): CLUSTER}, "give service_account in place of subject")]
 
 
 class Loader(yaml.SafeLoader):
@@ -139,6 +144,10 @@ def module_refuses(folder, values):
     return re.sub(r"[\s│]+", " ", plan.stderr) or "refused" if plan.returncode else ""
 
 
+def of_a_pod(issuer):
+    return {("service_account", "ServiceAccount"): SERVICE_ACCOUNT, ("subject", "Subject"): None, ("issuer", "Issuer"): issuer}
+
+
 def of_module(variable):
     """The text of a variable's block in the module."""
     (block,) = re.findall(rf'^variable "{variable}" \{{\n(.*?)^\}}', VARIABLES.read_text(), re.M | re.S)
@@ -162,7 +171,10 @@ class Values(unittest.TestCase):
                     self.assertIn(f"<= {limits['MaxValue']}", block)
                     continue
                 self.assertTrue(limits["ConstraintDescription"].startswith("must be "))
-                (pattern,) = re.findall(r'regex\("\^(.*)\$", ', block)
+                not_these = re.findall(r'!can\(regex\("\^(.*)\$", var', block)
+                (pattern,) = re.findall(r'(?<!!)can\(regex\("\^(.*?)\$", ', block)
+                # Terraform's expressions have no look-ahead.
+                pattern = "".join(f"(?!{names}$)" for names in not_these) + pattern
                 pattern = pattern.replace("\\\\", "\\")
                 if variable == "audiences":
                     pattern = f"{pattern}(,{pattern})*"
@@ -181,7 +193,8 @@ class Values(unittest.TestCase):
         for values, words in TOGETHER:
             with self.subTest(words):
                 self.assertIn(words, template_refuses(values).replace("Issuer", "issuer").replace("CloudWatch", "cloudwatch"))
-        self.assertEqual(template_refuses({}), "")
+        for values in ({}, *map(of_a_pod, CLUSTERS)):
+            self.assertEqual(template_refuses(values), "")
 
     @unittest.skipUnless(shutil.which("terraform"), "Terraform is not installed")
     def test_the_module_takes_what_is_right_and_refuses_what_is_wrong(self):
@@ -197,9 +210,11 @@ class Values(unittest.TestCase):
                         self.assertEqual(refused == "", value in right, refused)
                         if value not in right:
                             self.assertIn(f"{names[0]} must be ", refused)
-            for values, words in TOGETHER:
+            for values, words in TOGETHER + OF_THE_MODULE:
                 with self.subTest(words):
                     self.assertIn(words, module_refuses(folder, values))
+            for issuer in CLUSTERS:
+                self.assertEqual(module_refuses(folder, of_a_pod(issuer)), "")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,11 @@ variable "bucket_name" {
     condition     = can(regex("^[a-z0-9](\\.?[a-z0-9-])*\\.?[a-z0-9]$", var.bucket_name)) && length(var.bucket_name) >= 3 && length(var.bucket_name) <= 63
     error_message = "bucket_name must be a bucket's name alone, such as my-env0-logs: 3 to 63 small letters, digits, hyphens and single points."
   }
+
+  validation {
+    condition     = !can(regex("^((xn-|sthree|amzn-s3-demo)-.*|(\\d+\\.){3}\\d+|.*(-s3alias|--(ol|x|table)-s3|\\.mrap))$", var.bucket_name))
+    error_message = "bucket_name must be no IP address, and have none of the beginnings and endings that S3 keeps for itself (xn--, -s3alias, --x-s3 and so on)."
+  }
 }
 
 variable "create_bucket" {
@@ -33,6 +38,12 @@ variable "subject" {
     condition     = (var.subject == null) != (var.service_account == null)
     error_message = "give subject, for the tokens of your env0 organization, or service_account, for a pod's own; one of the two."
   }
+
+  # An identity provider of one's own may have such subjects, a cluster has not.
+  validation {
+    condition     = var.subject == null || !can(regex("^oidc\\.eks\\.|^container\\.googleapis\\.com/|\\.oic\\.prod-aks\\.azure\\.com/", var.issuer))
+    error_message = "this issuer is a cluster's, whose tokens name a service account; give service_account in place of subject."
+  }
 }
 
 variable "service_account" {
@@ -52,7 +63,7 @@ variable "service_account" {
 }
 
 variable "issuer" {
-  description = "The token issuer's URL without https://; env0's ends in a slash. For a pod's own token, the cluster's issuer"
+  description = "The token issuer's URL without https://; env0's ends in a slash. For a pod's own token, the cluster's issuer, with service_account in subject's place"
   type        = string
   default     = "login.app.env0.com/"
 
