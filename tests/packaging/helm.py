@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 CHART = ROOT / "config" / "helm" / "env0-s3-logs"
 PLAIN = ROOT / "config" / "kubernetes"
 SCHEMA = CHART / "files" / "values.schema.json"
+ALERTS, ALERTS_OF_CHART = ROOT / "config" / "prometheus" / "alerts.yaml", CHART / "files" / "alerts.yaml"
 BINARY = pathlib.Path(os.environ.get("BINARY", ROOT / "target" / "release" / "env0-s3-logs"))
 NAMESPACE = "env0-agent"
 
@@ -118,6 +119,7 @@ def write():
     schema = json.loads(SCHEMA.read_text())
     schema["properties"]["config"]["propertyNames"]["enum"] = sorted(variables())
     SCHEMA.write_text(json.dumps(schema, indent=2) + "\n")
+    ALERTS_OF_CHART.write_bytes(ALERTS.read_bytes())
     for name in PLAIN_NAMES:
         (PLAIN / f"{name}.yaml").write_text(plain(name))
 
@@ -264,7 +266,8 @@ class Chart(unittest.TestCase):
         self.assertEqual(doors, 4)
 
     def test_the_alerts_are_those_of_the_prometheus_folder(self):
-        alerts = yaml.safe_load((ROOT / "config" / "prometheus" / "alerts.yaml").read_text())
+        self.assertEqual(ALERTS_OF_CHART.read_bytes(), ALERTS.read_bytes(), "run: python tests/packaging/helm.py --write")
+        alerts = yaml.safe_load(ALERTS.read_text())
         rules = [r for _, documents in self.rendered for r in kinds(documents, "PrometheusRule").values()]
         self.assertTrue(rules)
         for rule in rules:

@@ -97,6 +97,13 @@ class Refusals(unittest.TestCase):
                 {"config": CONFIG, "apiKeySecret": "key", "oidcTokenSecret": "oidc", "drain": ["spool-env0-s3-logs-pull-0"]},
                 "drain: spool-env0-s3-logs-pull-0 is the volume of a pod that this release runs",
             ),
+            (merged(good, {"resources": {"requests": {"memory": "1Gi"}}}), "resources.requests.memory=1Gi: above resources.limits.memory=256Mi"),
+            (
+                merged(good, {"config": {
+                    "ENV0_CLOUDWATCH_ROLE_ARN": CONFIG["ENV0_S3_LOG_ROLE_ARN"], "ENV0_CLOUDWATCH_AWS_REGION": "cn-north-1",
+                }}),
+                "config.ENV0_CLOUDWATCH_AWS_REGION=cn-north-1: expected a region of aws, where config.ENV0_CLOUDWATCH_ROLE_ARN is from",
+            ),
             (merged(good, {"image": {"tag": 20261130}}), "image.tag=20261130: a number"),
             (audits(allowedCidrs=["0.0.0.0/0"]), "not /0, which is everybody"),
             (audits(allowedCidrs=["192.0.2.7"]), "for one address is 192.0.2.7/32"),
@@ -147,6 +154,7 @@ class Refusals(unittest.TestCase):
                 {"variables": {"sensitive": False, "type": ["object", {}], "value": CONFIG}},
                 "variables: an output of Terraform's; make the file of values by: terraform -chdir=config/aws/terraform output -json variables",
             ),
+            ({"auditor_policy_arn": {"sensitive": False, "type": "string", "value": None}}, "auditor_policy_arn: an output of Terraform's"),
             (
                 {"networkPolicy": {"senders": [{"podSelector": {"app": "x"}}]}},
                 "networkPolicy.senders[0].podSelector.app: no such value; expected one of matchExpressions, matchLabels",
@@ -215,7 +223,7 @@ class Refusals(unittest.TestCase):
             "ENV0_S3_LOG_EXPECTED_BUCKET_OWNER": ("111122223333", "11112222333"),
             "ENV0_S3_LOG_SSE_KMS_KEY_ID": ("alias/logs", "1234abcd-12ab-34cd-56ef-1234567890ab", "logs"),
             "ENV0_S3_LOG_AWS_REGION": ("eu-west-1", "us-gov-east-1", "eu-west-1a", "Ireland", "eu_west_1"),
-            "ENV0_S3_LOG_BUCKET_NAME": ("my-env0-logs", "s3://my-env0-logs", "My-Logs", "my-env0-logs/path"),
+            "ENV0_S3_LOG_BUCKET_NAME": ("my-env0-logs", "s3://my-env0-logs", "My-Logs", "my-env0-logs/path", "my.env0.logs", "my..logs", "my.-logs", "192.168.0.1"),
             **{f"ENV0_S3_LOG_{name}_BYTES": sizes for name in ("SPOOL_MAX", "BATCH_MAX", "MAX_BODY", "MAX_EVENT", "MAX_INFLIGHT")},
         }
         bounded = {variable: told(variable) for variable in variables() - NOT_CONFIG.keys()}

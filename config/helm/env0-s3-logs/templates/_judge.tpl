@@ -29,6 +29,10 @@ its refusals, one a line, so that all are told at once; what a value means is ju
 {{- println (printf "config.%s=%s: expected %s" $name $value $form.words) }}
 {{- end }}
 {{- end }}
+{{- $bucket := index $config "ENV0_S3_LOG_BUCKET_NAME" | default "" | trim }}
+{{- if and (hasKey (include "ofAws" $config | fromYaml) "ENV0_S3_LOG_BUCKET_NAME") (regexMatch "[.][.-]|-[.]|^([0-9]+[.]){3}[0-9]+$" $bucket) }}
+{{- println (printf "config.ENV0_S3_LOG_BUCKET_NAME=%s: expected a bucket's name, which is no IP address and has letters or digits on both sides of each point" $bucket) }}
+{{- end }}
 {{- include "judgeRanges" $config }}
 {{- include "judgeTogether" . }}
 {{- include "judgeAudits" . }}
@@ -45,8 +49,9 @@ its refusals, one a line, so that all are told at once; what a value means is ju
 {{- if hasKey .Values.serviceAccount.annotations "eks.amazonaws.com/role-arn" }}
 {{- println "serviceAccount.annotations: the daemon doesn't use IRSA; leave eks.amazonaws.com/role-arn out, and set podToken.enabled=true, which mounts the same kind of token, and config.ENV0_S3_LOG_ROLE_ARN to the role" }}
 {{- end }}
-{{- $arn := index $config "ENV0_S3_LOG_ROLE_ARN" | default "" | trim }}
-{{- $region := index $config "ENV0_S3_LOG_AWS_REGION" | default "" | trim }}
+{{- range $prefix, $variable := dict "ENV0_S3_LOG" "ENV0_S3_LOG_AWS_REGION" "ENV0_CLOUDWATCH" "ENV0_CLOUDWATCH_AWS_REGION" }}
+{{- $arn := index $config (printf "%s_ROLE_ARN" $prefix) | default "" | trim }}
+{{- $region := index $config $variable | default "" | trim }}
 {{- if and $region (hasPrefix "arn:" $arn) (not (or (index $config "AWS_ENDPOINT_URL") (index $config "AWS_ENDPOINT_URL_STS"))) }}
 {{- $of := "aws" }}
 {{- range $begin, $part := dict "cn-" "aws-cn" "us-gov-" "aws-us-gov" "us-iso-" "aws-iso" "us-isob-" "aws-iso-b" "eusc-" "aws-eusc" }}
@@ -54,7 +59,8 @@ its refusals, one a line, so that all are told at once; what a value means is ju
 {{- end }}
 {{- $roles := regexReplaceAll "^arn:([^:]*).*$" $arn "${1}" }}
 {{- if ne $of $roles }}
-{{- println (printf "config.ENV0_S3_LOG_AWS_REGION=%s: expected a region of %s, where config.ENV0_S3_LOG_ROLE_ARN is from, or a role that was made in %s" $region $roles $of) }}
+{{- println (printf "config.%s=%s: expected a region of %s, where config.%s_ROLE_ARN is from, or a role that was made in %s" $variable $region $roles $prefix $of) }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- $own := list "spool" "oidc" "env0-api-key" "ingest" "tls" }}
@@ -321,6 +327,10 @@ ENV0_CLOUDWATCH_SESSION_DURATION: {least: 900000, most: 43200000, words: from 90
 {{- define "judgeMemory" -}}
 {{- $config := include "config" . | fromYaml }}
 {{- $limit := include "bytes" (dig "limits" "memory" "" .Values.resources | toString) }}
+{{- $request := include "bytes" (dig "requests" "memory" "" .Values.resources | toString) }}
+{{- if and $limit (gt ($request | int64) ($limit | int64)) }}
+{{- println (printf "resources.requests.memory=%v: above resources.limits.memory=%v, which Kubernetes refuses; raise the limit, too, or lower the request" .Values.resources.requests.memory .Values.resources.limits.memory) }}
+{{- end }}
 {{- if $limit }}
 {{- $inflight := include "bytes" (index $config "ENV0_S3_LOG_MAX_INFLIGHT_BYTES" | default "32MiB") | int64 }}
 {{- $body := min $inflight (include "bytes" (index $config "ENV0_S3_LOG_MAX_BODY_BYTES" | default "16MiB") | int64) }}

@@ -50,7 +50,7 @@ values.yaml, but in a validator's words: here each refusal says what was expecte
 {{- $near := include "nearest" (dict "name" $name "names" $all) }}
 {{- if regexMatch "^(ENV0|AWS)_" $name }}
 {{- println (printf "%s: the daemon's variables stand in `config`: expected config.%s" $path $name) }}
-{{- else if and (kindIs "map" $inner) (hasKey $inner "value") (hasKey $inner "sensitive") }}
+{{- else if and (kindIs "map" $inner) (hasKey $inner "type") (hasKey $inner "sensitive") }}
 {{- println (printf "%s: an output of Terraform's; make the file of values by: terraform -chdir=config/aws/terraform output -json variables | jq '{config: .}'" $path) }}
 {{- else if $near }}
 {{- println (printf "%s: no such value; did you mean %s?" $path (list $.path $near | compact | join ".")) }}
