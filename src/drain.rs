@@ -21,6 +21,7 @@ use crate::spool::disk::OsDisk;
 use crate::spool::manifest::{Destination, Lock, LockError, Manifest};
 use crate::spool::named::Named;
 use crate::spool::{self, LeftBehind, OpenError, Spool};
+use crate::status::CredentialsStatus;
 
 /// How often the progress is shown.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
@@ -59,16 +60,8 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
     if let Some(spool) = options.spool {
         config.spool_dir = spool;
     }
-    let manifest = Manifest::read(&Named(Arc::new(OsDisk)), &config.spool_dir).map_err(OpenError::from)?;
-    let Some(Manifest { destination: accepted, .. }) = manifest else {
-        let error = anyhow::anyhow!(
-            "{} is not a spool: it has no manifest.json; name the folder that a daemon had as its ENV0_S3_LOG_SPOOL_DIR, in that variable or with --spool",
-            config.spool_dir.display()
-        );
-        return Err(Failure::new(exit_code::IO, error));
-    };
-    let configured = assembly::spool_settings(&config).destination;
-    let starts_as_it_is = options.to_configured || accepted == configured;
+    let accepted = accepted_destination(&config)?;
+    let starts_as_it_is = options.to_configured || accepted == assembly::spool_settings(&config).destination;
     let destination = match options.to_configured {
         true => to_configured(&config, accepted, options.yes, &mut show)?,
         false => {
@@ -78,10 +71,8 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
     };
     show(&format!("draining {} to {destination}", config.spool_dir.display()));
     if config.aws_region != destination.region {
-        show(&format!(
-            "the bucket is asked in the region that is configured now, {}",
-            config.aws_region.escape_debug()
-        ));
+        let region = config.aws_region.escape_debug();
+        show(&format!("the bucket is asked in the region that is configured now, {region}"));
     }
 
     let network = Network::new(&config.network).map_err(|error| Failure::new(exit_code::CONFIG, error))?;
@@ -102,47 +93,66 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
     let deadline = options.timeout.map(|timeout| Instant::now() + timeout);
     let mut next_show = Instant::now();
     loop {
-        let there = left(&spool);
-        if there.is_nothing() {
-            if let Some(lanes) = cloudwatch {
-                drain_cloudwatch(lanes, deadline, &mut show).await;
-            }
-            return emptied(&spool, show).await;
+        let unsent = left(&spool);
+        if unsent.is_nothing() {
+            break;
         }
-        let Left { batches, events, bytes, .. } = there;
-        let (now, status) = (Instant::now(), credentials.status());
-        let token_can_come = config.oidc_token_file.is_some() || config.oidc_token_url.is_some();
-        if !token_can_come && credentials.session().is_none() && status.remedy == Some(without_a_token(&config)) {
-            let or = match (config.pulls(LogType::Deployments), starts_as_it_is) {
-                (false, _) => "",
-                (true, true) => {
-                    ", or start the daemon: it takes one from a deployment's record where env0 has filled that in, and then sends all of it"
-                }
-                (true, false) => {
-                    ", or, if all of it may go to the configured bucket, run `env0-s3-logs drain --to-configured`, which ends as this one, and start the daemon then: it takes one from a deployment's record where env0 has filled that in"
-                }
-            };
-            let error = anyhow::anyhow!(
-                "drain waits for {} and nothing is configured that could bring one; set ENV0_OIDC_TOKEN, ENV0_S3_LOG_OIDC_TOKEN_FILE or ENV0_S3_LOG_OIDC_TOKEN_URL (drain has no listener that takes one, and doesn't pull){or}; {} in the spool, and safe there",
-                status.waits_for.unwrap_or_default(),
-                still(batches, events),
-            );
-            return Err(Failure::new(exit_code::UNAVAILABLE, error));
+        let (now, tokens) = (Instant::now(), credentials.status());
+        if credentials.session().is_none() && no_token_can_come(&config, &tokens) {
+            return Err(without_any_token(&config, &tokens, starts_as_it_is, &unsent));
         }
         if now >= next_show {
             next_show = now + PROGRESS_INTERVAL;
-            let waits_for = status.waits_for.map(|what| format!("; waiting for {what}")).unwrap_or_default();
-            let (batches, events) = (counted(batches, "batch"), counted(events, "event"));
-            show(&format!("{batches}, {events}, {bytes} bytes left{waits_for}"));
+            show(&unsent.progress(&tokens));
         }
         if deadline.is_some_and(|deadline| now >= deadline) {
             flusher.drain(now + LAST_ATTEMPTS).await;
-            let Left { batches, events, .. } = left(&spool);
-            let error = anyhow::anyhow!("the time is over; {} in the spool, and safe there", still(batches, events));
+            let error = anyhow::anyhow!("the time is over; {} in the spool, and safe there", left(&spool).still());
             return Err(Failure::new(exit_code::UNAVAILABLE, error));
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+    if let Some(lanes) = cloudwatch {
+        drain_cloudwatch(lanes, deadline, &mut show).await;
+    }
+    emptied(&spool, show).await
+}
+
+/// The place that the spool's events were accepted for, as its manifest says.
+fn accepted_destination(config: &Config) -> Result<Destination, Failure> {
+    let manifest = Manifest::read(&Named(Arc::new(OsDisk)), &config.spool_dir).map_err(OpenError::from)?;
+    manifest.map(|manifest| manifest.destination).ok_or_else(|| {
+        let error = anyhow::anyhow!(
+            "{} is not a spool: it has no manifest.json; name the folder that a daemon had as its ENV0_S3_LOG_SPOOL_DIR, in that variable or with --spool",
+            config.spool_dir.display()
+        );
+        Failure::new(exit_code::IO, error)
+    })
+}
+
+/// Whether the spool waits for a token that nothing here could bring.
+fn no_token_can_come(config: &Config, tokens: &CredentialsStatus) -> bool {
+    let is_read_again = config.oidc_token_file.is_some() || config.oidc_token_url.is_some();
+    !is_read_again && tokens.remedy == Some(without_a_token(config))
+}
+
+/// `starts_as_it_is`: a daemon would start on this spool with the configuration as it is.
+fn without_any_token(config: &Config, tokens: &CredentialsStatus, starts_as_it_is: bool, unsent: &Left) -> Failure {
+    let or = match (config.pulls(LogType::Deployments), starts_as_it_is) {
+        (false, _) => "",
+        (true, true) => {
+            ", or start the daemon: it takes one from a deployment's record where env0 has filled that in, and then sends all of it"
+        }
+        (true, false) => {
+            ", or, if all of it may go to the configured bucket, run `env0-s3-logs drain --to-configured`, which ends as this one, and start the daemon then: it takes one from a deployment's record where env0 has filled that in"
+        }
+    };
+    let error = anyhow::anyhow!(
+        "drain waits for {} and nothing is configured that could bring one; set ENV0_OIDC_TOKEN, ENV0_S3_LOG_OIDC_TOKEN_FILE or ENV0_S3_LOG_OIDC_TOKEN_URL (drain has no listener that takes one, and doesn't pull){or}; {} in the spool, and safe there",
+        tokens.waits_for.as_deref().unwrap_or_default(),
+        unsent.still(),
+    );
+    Failure::new(exit_code::UNAVAILABLE, error)
 }
 
 /// Why the spool can't be opened; a daemon that has it is no reason for another folder here.
@@ -153,11 +163,6 @@ fn held_by_a_daemon(error: OpenError) -> Failure {
         spool.display()
     );
     Failure { error: words, ..Failure::from(error) }
-}
-
-/// What the error of a drain that ends early says of the spool.
-fn still(batches: u64, events: u64) -> String {
-    format!("{} with {} still", counted(batches, "batch"), counted(events, "event"))
 }
 
 /// Sends what CloudWatch doesn't have yet, as far as it takes it: all of it is in S3.
@@ -284,6 +289,7 @@ async fn emptied(spool: &Spool, mut show: impl FnMut(&str)) -> Result<(), Failur
     Err(Failure::new(exit_code::IO, error))
 }
 
+/// What the spool still holds for S3.
 struct Left {
     batches: u64,
     events: u64,
@@ -296,6 +302,17 @@ impl Left {
     /// A file that a crash left open counts as events before it is sealed as a batch, and as neither before it is read.
     fn is_nothing(&self) -> bool {
         self.batches == 0 && self.events == 0 && !self.waits
+    }
+
+    fn progress(&self, tokens: &CredentialsStatus) -> String {
+        let (batches, events, bytes) = (counted(self.batches, "batch"), counted(self.events, "event"), self.bytes);
+        let waits_for = tokens.waits_for.as_ref().map(|what| format!("; waiting for {what}")).unwrap_or_default();
+        format!("{batches}, {events}, {bytes} bytes left{waits_for}")
+    }
+
+    /// What the error of a drain that ends early says of the spool.
+    fn still(&self) -> String {
+        format!("{} with {} still", counted(self.batches, "batch"), counted(self.events, "event"))
     }
 }
 

@@ -19,6 +19,8 @@ use aws_sdk_s3::error::SdkError;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{BucketLocationConstraint, ServerSideEncryption, StorageClass};
 use aws_smithy_runtime_api::client::behavior_version::BehaviorVersion;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use aws_smithy_types::retry::RetryConfig;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -27,10 +29,10 @@ use crate::batch::Sha256;
 use crate::config::Config;
 use crate::credentials::{Credentials, Session};
 use crate::network::{Network, causes, foreign_name};
-use answer::{Answer, NotConfirmed, Watch};
+use answer::{Answer, NotConfirmed, Watch, Watched};
 use condition::Condition;
 use error::Call;
-pub use error::{PutError, PutErrorKind};
+pub use error::{LocateError, PutError, PutErrorKind};
 
 /// How much of the file that is sent is in memory at once.
 const READ_BUFFER_BYTES: usize = 256 * 1024;
@@ -77,22 +79,6 @@ pub enum BucketRegion {
     Known(String),
     /// A store that isn't AWS answered, but without a region: no failure.
     NotTold,
-}
-
-/// Why the bucket's region isn't known.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{message}")]
-pub struct LocateError {
-    /// What to do about it.
-    pub kind: PutErrorKind,
-    /// HTTP status, where there was an answer.
-    pub status: Option<u16>,
-    /// S3's own code.
-    pub code: Option<String>,
-    /// For AWS support.
-    pub request_id: Option<String>,
-    /// What happened, in a sentence.
-    pub message: String,
 }
 
 impl S3 {
@@ -171,19 +157,9 @@ impl S3 {
         }
     }
 
-    async fn put_once(&self, put: &Put, session: &Session, conditional: bool) -> Result<(), Refused> {
-        let unreadable = |reason: String| Refused::from(PutError::before(PutErrorKind::FileUnreadable, reason));
-        // Looks at a link itself, because a file that it leads to is not the spool's.
-        let found = std::fs::symlink_metadata(&put.file);
-        let found = found.map_err(|error| unreadable(format!("the file can't be read: {error}")))?;
-        if !found.is_file() {
-            return Err(unreadable("the file can't be read: a link or something else has its name".to_owned()));
-        }
-        if found.len() != put.bytes {
-            return Err(unreadable(format!("the file has {} bytes instead of {}", found.len(), put.bytes)));
-        }
-        let body = ByteStream::read_from().path(&put.file).buffer_size(READ_BUFFER_BYTES).build().await;
-        let body = body.map_err(|error| unreadable(format!("the file can't be read: {}", causes(&error))))?;
+    /// One request, and what its answer means.
+    async fn put_once(&self, put: &Put, session: &Session, conditional: bool) -> Result<(), FailedPut> {
+        let body = body_of(put).await?;
         let metadata = put.metadata.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
         let inner = &self.0;
         let watch = Watch::default();
@@ -209,41 +185,15 @@ impl S3 {
         let seen = watch.seen();
         let secrets = session.secrets();
         let call = Call { operation: "PutObject", bucket: &inner.bucket, secrets: &secrets };
-        let error = match sent {
-            Ok(Ok(_)) => {
-                let answer = seen.answer.clone().unwrap_or_default();
-                match answer.confirms(&put.sha256) {
-                    Ok(()) if seen.sent_bytes < put.bytes => {
-                        PutError::unconfirmed(NotConfirmed::TooEarly, &seen, &call)
-                    }
-                    Ok(()) => match answer.other_checksums.are_of(put.file.clone()).await {
-                        Ok(true) => return Ok(()),
-                        Ok(false) => PutError::unconfirmed(NotConfirmed::OtherChecksum, &seen, &call),
-                        Err(error) => {
-                            let message = format!(
-                                "the file can't be read again, to compare it with the checksum in S3's answer: {error}"
-                            );
-                            let error = PutError::before(PutErrorKind::FileUnreadable, message);
-                            PutError { may_have_arrived: true, ..error }
-                        }
-                    },
-                    Err(reason) => PutError::unconfirmed(reason, &seen, &call),
-                }
-            }
-            Ok(Err(error)) => match (&error, seen.answer.as_ref().map(|answer| answer.confirms(&put.sha256))) {
-                // The SDK takes headers that contradict each other for a refusal, but the status is a success.
-                (SdkError::ServiceError(_), Some(Err(NotConfirmed::OtherChecksum))) => {
-                    PutError::unconfirmed(NotConfirmed::OtherChecksum, &seen, &call)
-                }
-                _ => PutError::of(&error, &seen, &call),
-            },
-            Err(_) => {
-                let message = format!("PutObject at {}: no answer within {} s", seen.host, put.timeout.as_secs());
-                PutError { may_have_arrived: true, ..PutError::before(PutErrorKind::Timeout, message) }
-            }
+        let stored = match sent {
+            Ok(Ok(_)) => is_confirmed(put, &seen, &call).await,
+            Ok(Err(error)) => Err(refusal(&error, put, &seen, &call)),
+            Err(_) => Err(PutError::no_answer(put.timeout, &seen, &call)),
         };
-        let may_lack = seen.answer.is_some_and(|answer| answer.may_lack_the_condition(error.code.as_deref()));
-        Err(Refused { error, may_lack_the_condition: may_lack })
+        stored.map_err(|error| {
+            let lacks = |answer: &Answer| answer.may_lack_the_condition(error.code.as_deref());
+            FailedPut { may_lack_the_condition: seen.answer.as_ref().is_some_and(lacks), error }
+        })
     }
 
     /// What an operator can do about an error of [`S3::bucket_region`].
@@ -298,24 +248,70 @@ impl S3 {
                 _ if self.0.other_than_aws && is_the_stores => Ok(BucketRegion::NotTold),
                 error => Err(error.into()),
             },
-            Err(_) => {
-                let message = format!("GetBucketLocation at {}: no answer within 30 s", seen.host);
-                Err(PutError::before(PutErrorKind::Timeout, message).into())
-            }
+            Err(_) => Err(PutError::no_answer(LOCATE_TIMEOUT, &seen, &call).into()),
         }
     }
 }
 
 /// A failed attempt.
-struct Refused {
+struct FailedPut {
     error: PutError,
     /// The store may not know `If-None-Match`.
     may_lack_the_condition: bool,
 }
 
-impl From<PutError> for Refused {
-    fn from(error: PutError) -> Refused {
-        Refused { error, may_lack_the_condition: false }
+impl From<PutError> for FailedPut {
+    fn from(error: PutError) -> FailedPut {
+        FailedPut { error, may_lack_the_condition: false }
+    }
+}
+
+/// The file as a request's body, if it still is the file that is meant.
+async fn body_of(put: &Put) -> Result<ByteStream, PutError> {
+    let unreadable = |reason: String| PutError::before(PutErrorKind::FileUnreadable, reason);
+    // Looks at a link itself, because a file that it leads to is not the spool's.
+    let found = std::fs::symlink_metadata(&put.file);
+    let found = found.map_err(|error| unreadable(format!("the file can't be read: {error}")))?;
+    if !found.is_file() {
+        return Err(unreadable("the file can't be read: a link or something else has its name".to_owned()));
+    }
+    if found.len() != put.bytes {
+        return Err(unreadable(format!("the file has {} bytes instead of {}", found.len(), put.bytes)));
+    }
+    let body = ByteStream::read_from().path(&put.file).buffer_size(READ_BUFFER_BYTES).build().await;
+    body.map_err(|error| unreadable(format!("the file can't be read: {}", causes(&error))))
+}
+
+/// `Ok` where the answer to a PUT, a 2xx, shows that the store has all of the file's bytes and no others.
+async fn is_confirmed(put: &Put, seen: &Watched, call: &Call<'_>) -> Result<(), PutError> {
+    let unconfirmed = |reason| PutError::unconfirmed(reason, seen, call);
+    let answer = seen.answer.clone().unwrap_or_default();
+    answer.confirms(&put.sha256).map_err(unconfirmed)?;
+    if seen.sent_bytes < put.bytes {
+        return Err(unconfirmed(NotConfirmed::TooEarly));
+    }
+    match answer.other_checksums.are_of(put.file.clone()).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(unconfirmed(NotConfirmed::OtherChecksum)),
+        Err(error) => {
+            let message =
+                format!("the file can't be read again, to compare it with the checksum in S3's answer: {error}");
+            Err(PutError { may_have_arrived: true, ..PutError::before(PutErrorKind::FileUnreadable, message) })
+        }
+    }
+}
+
+/// What the SDK's error means for a PUT.
+fn refusal<E>(error: &SdkError<E, HttpResponse>, put: &Put, seen: &Watched, call: &Call<'_>) -> PutError
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    match (error, seen.answer.as_ref().map(|answer| answer.confirms(&put.sha256))) {
+        // The SDK takes headers that contradict each other for a refusal, but the status is a success.
+        (SdkError::ServiceError(_), Some(Err(NotConfirmed::OtherChecksum))) => {
+            PutError::unconfirmed(NotConfirmed::OtherChecksum, seen, call)
+        }
+        _ => PutError::of(error, seen, call),
     }
 }
 
@@ -325,13 +321,6 @@ fn region_of(constraint: Option<&str>, other_than_aws: bool) -> BucketRegion {
         None | Some("" | "null" | "default") if other_than_aws => BucketRegion::NotTold,
         None | Some("" | "null") => BucketRegion::Known("us-east-1".to_owned()),
         Some(region) => foreign_name(region, &[]).map_or(BucketRegion::NotTold, BucketRegion::Known),
-    }
-}
-
-impl From<PutError> for LocateError {
-    fn from(error: PutError) -> LocateError {
-        let PutError { kind, status, code, request_id, message, .. } = error;
-        LocateError { kind, status, code, request_id, message }
     }
 }
 

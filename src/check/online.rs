@@ -18,7 +18,7 @@ use crate::credentials::{Credentials, Role, SourceProblem, ways_to_a_token, with
 use crate::exit_code::{CONFIG, DENIED, IO, UNAVAILABLE};
 use crate::network::{FetchError, Network, way_out};
 use crate::oidc::{OidcToken, ShownClaims, Source, ask_issuer};
-use crate::s3::{BucketRegion, Put, PutErrorKind, S3};
+use crate::s3::{BucketRegion, LocateError, Put, PutErrorKind, S3};
 use crate::spool::disk::OsDisk;
 use crate::spool::manifest::Manifest;
 use crate::status::{Status, Timestamp};
@@ -309,31 +309,27 @@ async fn bucket(config: &Config, s3: &S3) -> Step {
     match s3.bucket_region().await {
         Ok(BucketRegion::Known(region)) => region_told(&config.bucket_name, &config.aws_region, Some(&region)),
         Ok(BucketRegion::NotTold) => region_told(&config.bucket_name, &config.aws_region, None),
-        Err(error) => {
-            let expected = error.message.split_once("expecting '").and_then(|(_, rest)| rest.split_once('\''));
-            let step = match expected {
-                Some((region, _)) => wrong_region(region, error.message.clone()),
-                None if error.code.as_deref() == Some("AuthorizationHeaderMalformed") => Step::fail(
-                    BUCKET,
-                    CONFIG,
-                    error.message.clone(),
-                    format!(
-                        "set ENV0_S3_LOG_AWS_REGION, which is {:?}, to the name that the store has for its region, such as \
-                         eu-west-1",
-                        config.aws_region
-                    ),
-                ),
-                None if error.kind == PutErrorKind::Denied => Step::fail(
-                    BUCKET,
-                    DENIED,
-                    format!("GetBucketLocation is denied: {}", error.message),
-                    s3.locate_remedy(&error),
-                ),
-                None => of_kind(config, BUCKET, error.kind, &error.message),
-            };
-            step.of_service(error.code, error.request_id)
-        }
+        Err(error) => no_region(config, s3, &error).of_service(error.code, error.request_id),
     }
+}
+
+/// Why the store doesn't tell where the bucket is.
+fn no_region(config: &Config, s3: &S3, error: &LocateError) -> Step {
+    if let Some(region) = error.expected_region() {
+        return wrong_region(region, error.message.clone());
+    }
+    if error.refuses_the_region() {
+        let remedy = format!(
+            "set ENV0_S3_LOG_AWS_REGION, which is {:?}, to the name that the store has for its region, such as eu-west-1",
+            config.aws_region
+        );
+        return Step::fail(BUCKET, CONFIG, &error.message, remedy);
+    }
+    if error.kind == PutErrorKind::Denied {
+        let detail = format!("GetBucketLocation is denied: {}", error.message);
+        return Step::fail(BUCKET, DENIED, detail, s3.locate_remedy(error));
+    }
+    of_kind(config, BUCKET, error.kind, &error.message)
 }
 
 async fn write_object(config: &Config, s3: &S3) -> Step {

@@ -43,6 +43,43 @@ impl fmt::Display for PutError {
 
 impl std::error::Error for PutError {}
 
+/// Why the bucket's region isn't known.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct LocateError {
+    /// What to do about it.
+    pub kind: PutErrorKind,
+    /// HTTP status, where there was an answer.
+    pub status: Option<u16>,
+    /// S3's own code.
+    pub code: Option<String>,
+    /// For AWS support.
+    pub request_id: Option<String>,
+    /// What happened, in a sentence.
+    pub message: String,
+}
+
+impl LocateError {
+    /// The region that the request should have been signed for, where S3 names it: `the region 'eu-west-1' is wrong;
+    /// expecting 'us-east-1'`.
+    pub fn expected_region(&self) -> Option<&str> {
+        let (_, rest) = self.message.split_once("expecting '")?;
+        rest.split_once('\'').map(|(region, _)| region)
+    }
+
+    /// Whether the store refuses the region that the request was signed for. Few stores but AWS name the right one.
+    pub fn refuses_the_region(&self) -> bool {
+        self.code.as_deref() == Some("AuthorizationHeaderMalformed")
+    }
+}
+
+impl From<PutError> for LocateError {
+    fn from(error: PutError) -> LocateError {
+        let PutError { kind, status, code, request_id, message, .. } = error;
+        LocateError { kind, status, code, request_id, message }
+    }
+}
+
 metric_table::label_values! {
     "env0_s3_logs_upload_failures_total", "error":
     /// The closed set of failures.
@@ -215,6 +252,12 @@ impl PutError {
             status: Some(answer.status),
             ..PutError::before(kind, message)
         }
+    }
+
+    /// Nothing came back in time.
+    pub(super) fn no_answer(within: Duration, seen: &Watched, call: &Call<'_>) -> PutError {
+        let message = format!("{} at {}: no answer within {} s", call.operation, seen.host, within.as_secs());
+        PutError { may_have_arrived: true, ..PutError::before(PutErrorKind::Timeout, message) }
     }
 
     fn unanswered(error: &(dyn std::error::Error + 'static), host: &str, call: &Call<'_>) -> PutError {

@@ -15,7 +15,7 @@
 //! So a crash leaves the `.open` file alone, or both files with the same opening; recovery removes `.open` then.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -57,8 +57,41 @@ pub(super) struct Closed {
     /// Which file the writer made; `None` for one that a start found.
     pub(super) id: Option<FileId>,
     pub(super) refused: Refused,
-    /// The name and the size of the rewritten file that an earlier try may have sealed.
-    pub(super) rewritten: Option<Box<(SealedName, u64)>>,
+    /// The rewritten file of the last try that got so far; it may have its sealed name already.
+    pub(super) rewritten: Option<Box<Rewritten>>,
+}
+
+/// A file that was written anew with a batch's bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Rewritten {
+    /// The sealed name that it gets.
+    name: SealedName,
+    bytes: u64,
+}
+
+impl Closed {
+    fn path(&self, folder: &Folder) -> PathBuf {
+        folder.path(&SpoolName::Open(self.name))
+    }
+
+    /// Its bytes go to S3 as they were appended.
+    fn is_plain(&self) -> bool {
+        self.name.codec == Codec::None
+    }
+
+    /// Whether the disk has the bytes that the file shows. After a failed fsync the system may still show bytes that are
+    /// not on the disk, to the next process too, and no later fsync of the same file writes them. Only a new file does.
+    fn is_trusted(&self) -> bool {
+        !matches!(self.reason, SealReason::DiskError | SealReason::Recovery)
+    }
+
+    /// Whether only the delivery of the file as it is can help after a rewrite's error: there is no room for a second
+    /// file, or the limit on a file's size is lower now.
+    fn may_go_as_it_is(&self, error: &io::Error) -> bool {
+        self.is_plain()
+            && self.reason == SealReason::Recovery
+            && (is_full(error) || error.kind() == io::ErrorKind::FileTooLarge)
+    }
 }
 
 /// Appends to be refused once no file has their lines any more.
@@ -209,75 +242,48 @@ fn seal_in_the_end(folder: &Folder, mut closed: Closed, backlog: &Backlog) {
 fn seal(folder: &Folder, closed: &mut Closed) -> io::Result<()> {
     // Makes sure that the path leads to the spool before anything is written there.
     folder.restore()?;
-    let open = folder.path(&SpoolName::Open(closed.name));
     if closed.records == 0 {
         return folder.remove_empty(closed.name);
     }
-    // After a failed fsync the system may still show bytes that are not on the disk, to the next process too, and no
-    // later fsync of the same file writes them. Only a new file does.
-    let trusted = !matches!(closed.reason, SealReason::DiskError | SealReason::Recovery);
-    let plain = closed.name.codec == Codec::None;
-    if plain && trusted && seal_in_place(folder, closed, &open)? {
+    if closed.is_plain() && closed.is_trusted() && seal_in_place(folder, closed)? {
         return Ok(());
     }
-    let mut sealed_before = closed.rewritten.as_deref().copied();
-    if let Some((name, _)) = sealed_before
-        && folder.disk().identify(&folder.path(&SpoolName::Sealed(name)))?.is_none()
-    {
-        sealed_before = None;
+    if let Some(rewritten) = renamed_by_an_earlier_try(folder, closed)? {
+        folder.finish_seal(&rewritten.name)?;
+        return hand_over_rewritten(folder, closed, rewritten);
     }
-    let (name, bytes) = if let Some((name, bytes)) = sealed_before {
-        folder.finish_seal(&name)?;
-        (name, bytes)
-    } else {
-        let new = folder.dir.join(format!("{}.tmp", closed.name));
-        let rewritten = folder.home().without_copies(|| rewrite(folder, &open, &new, closed));
-        if rewritten.is_err() {
-            // The part that was written takes the room that events need.
-            folder.disk().remove(&new)?;
+    let new = folder.dir.join(format!("{}.tmp", closed.name));
+    match rewrite(folder, closed, &new) {
+        Ok(Some((sha256, bytes))) => {
+            let name = folder.next_name(closed.name, closed.records, sha256);
+            let rewritten = Rewritten { name, bytes };
+            closed.rewritten = Some(Box::new(rewritten));
+            folder.seal(&new, &name)?;
+            hand_over_rewritten(folder, closed, rewritten)
         }
-        match rewritten {
-            Ok(Some((sha256, bytes))) => {
-                let name = folder.next_name(closed.name, closed.records, sha256);
-                closed.rewritten = Some(Box::new((name, bytes)));
-                folder.seal(&new, &name)?;
-                (name, bytes)
-            }
-            Ok(None) => {
-                tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, events = closed.records, "a batch's file is gone or its bytes are not those that were written; what is left of it is in quarantine, see config/README.md#quarantined");
-                return folder.quarantine_unsealed(closed.name, closed.bytes, closed.records);
-            }
-            // Where there is no room for a second file, or the limit on a file's size is lower now, only the delivery
-            // of the file as it is can help.
-            Err(error)
-                if plain
-                    && closed.reason == SealReason::Recovery
-                    && (is_full(&error) || error.kind() == io::ErrorKind::FileTooLarge) =>
-            {
-                return if seal_in_place(folder, closed, &open)? { Ok(()) } else { Err(error) };
-            }
-            Err(error) => return Err(error),
+        Ok(None) => {
+            tracing::error!(log_type = %folder.log_type, batch.name = %closed.name, events = closed.records, "a batch's file is gone or its bytes are not those that were written; what is left of it is in quarantine, see config/README.md#quarantined");
+            folder.quarantine_unsealed(closed.name, closed.bytes, closed.records)
         }
-    };
-    folder.disk().remove(&open)?;
-    folder.disk().sync_dir(&folder.dir)?;
-    folder.usage().remove(folder.log_type, closed.bytes);
-    folder.usage().add(folder.log_type, bytes);
-    folder.count_sealed(closed.reason);
-    folder.announce(folder.count_in(name, bytes));
-    Ok(())
+        Err(error) if closed.may_go_as_it_is(&error) => match seal_in_place(folder, closed)? {
+            true => Ok(()),
+            false => Err(error),
+        },
+        Err(error) => Err(error),
+    }
 }
 
 /// Renames the batch's own file to its sealed name and hands it to the flusher. False when somebody removed the
 /// file, or put another one in its place, as a copy of the folder does: then the batch has to be rewritten from the
 /// file that the writer has open.
-fn seal_in_place(folder: &Folder, closed: &Closed, open: &Path) -> io::Result<bool> {
-    let found = folder.disk().identify(open)?;
+fn seal_in_place(folder: &Folder, closed: &Closed) -> io::Result<bool> {
+    let open = closed.path(folder);
+    let found = folder.disk().identify(&open)?;
     if closed.id.is_some() && found.is_some() && found != closed.id {
         return Ok(false);
     }
     let name = folder.next_name(closed.name, closed.records, closed.sha256);
-    match folder.seal(open, &name) {
+    match folder.seal(&open, &name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         sealed => {
             sealed?;
@@ -288,13 +294,41 @@ fn seal_in_place(folder: &Folder, closed: &Closed, open: &Path) -> io::Result<bo
     }
 }
 
-/// Writes the batch's plain bytes to a new file through its codec, durably. `None` when the bytes are gone, or their
-/// hash is not the one of the bytes that were appended.
-fn rewrite(folder: &Folder, from: &Path, to: &Path, closed: &mut Closed) -> io::Result<Option<(Sha256, u64)>> {
-    let disk = folder.disk();
+/// The rewritten file, if an earlier try gave it its sealed name before it failed.
+fn renamed_by_an_earlier_try(folder: &Folder, closed: &Closed) -> io::Result<Option<Rewritten>> {
+    let Some(rewritten) = closed.rewritten.as_deref() else { return Ok(None) };
+    let found = folder.disk().identify(&folder.path(&SpoolName::Sealed(rewritten.name)))?;
+    Ok(found.map(|_| *rewritten))
+}
+
+/// Removes the `.open` file of a batch whose rewritten file is sealed, then hands the batch to the flusher.
+fn hand_over_rewritten(folder: &Folder, closed: &Closed, rewritten: Rewritten) -> io::Result<()> {
+    folder.disk().remove(&closed.path(folder))?;
+    folder.disk().sync_dir(&folder.dir)?;
+    folder.usage().remove(folder.log_type, closed.bytes);
+    folder.usage().add(folder.log_type, rewritten.bytes);
+    folder.count_sealed(closed.reason);
+    folder.announce(folder.count_in(rewritten.name, rewritten.bytes));
+    Ok(())
+}
+
+/// Writes the batch's plain bytes to the new file `to` through its codec, durably, and returns the hash and the size of
+/// what is written. `None` when the bytes are gone, or their hash is not the one of the bytes that were appended. After
+/// an error, no part of the new file is left.
+fn rewrite(folder: &Folder, closed: &mut Closed, to: &Path) -> io::Result<Option<(Sha256, u64)>> {
+    let written = folder.home().without_copies(|| write_anew(folder, closed, to));
+    if written.is_err() {
+        // The part that was written takes the room that events need.
+        folder.disk().remove(to)?;
+    }
+    written
+}
+
+fn write_anew(folder: &Folder, closed: &mut Closed, to: &Path) -> io::Result<Option<(Sha256, u64)>> {
+    let (disk, from) = (folder.disk(), closed.path(folder));
     disk.remove(to)?;
     if closed.file.is_none() {
-        match disk.open(from) {
+        match disk.open(&from) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => closed.file = Some(opened?),
         }
@@ -310,7 +344,7 @@ fn rewrite(folder: &Folder, from: &Path, to: &Path, closed: &mut Closed) -> io::
         let read = match source.read_at(&mut buffer[..wanted], offset) {
             Err(error) => {
                 // The file system that it was opened on may be gone, and the file be there under its name.
-                if matches!(disk.identify(from), Ok(Some(_))) {
+                if matches!(disk.identify(&from), Ok(Some(_))) {
                     closed.file = None;
                 }
                 return Err(error);

@@ -43,138 +43,149 @@ impl Reader {
         }
     }
 
-    /// Warns of values that can hardly work, refuses a region where the role can't be, and drops a log filter that would silence all
-    /// lines. `config` has been judged.
+    /// Warns of values that hardly anybody can have meant, and drops a log filter that would silence all lines.
+    /// `config` has been judged.
     pub(super) fn advise(&mut self, config: &mut Config) {
-        let sizes = [
-            ("ENV0_S3_LOG_MAX_EVENT_BYTES", config.max_event_bytes),
-            ("ENV0_S3_LOG_MAX_BODY_BYTES", config.max_body_bytes),
-            ("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", config.max_inflight_bytes),
+        let advice = [
+            self.small_size("ENV0_S3_LOG_MAX_EVENT_BYTES", config.max_event_bytes),
+            self.small_size("ENV0_S3_LOG_MAX_BODY_BYTES", config.max_body_bytes),
+            self.small_size("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", config.max_inflight_bytes),
+            self.spool_smaller_than_an_event(config),
+            long_age(config),
+            path_that_repeats_the_bucket(config),
+            certificate_without_a_port(config),
+            key_in_another_region(config),
+            self.unknown_storage_class(config),
+            self.owner_that_is_no_account(config),
+            slow_storage_class(config),
+            proxy_exception_for_no_host(config),
+            relative_spool(config),
+            drop_silent_filter(config),
         ];
-        for (name, bytes) in sizes {
-            if bytes < SMALL_EVENT_BYTES && self.is_given(name) {
-                let bytes = values::show_size(bytes as u64);
-                self.warnings.push(format!(
-                    "{name}={bytes}: most events are longer, and will be refused; a size may have a unit, such as 1MiB"
-                ));
-            }
-        }
-        let event = config.max_event_bytes as u64;
-        if config.spool_max_bytes < event && self.is_given("ENV0_S3_LOG_SPOOL_MAX_BYTES") {
-            let [spool, event] = [config.spool_max_bytes, event].map(values::show_size);
-            self.warnings.push(format!(
-                "ENV0_S3_LOG_SPOOL_MAX_BYTES={spool} is less than one event may take \
-                 (ENV0_S3_LOG_MAX_EVENT_BYTES={event}): longer ones will be refused; a size may have a unit, such as 10GiB"
-            ));
-        }
-        if config.batch_max_age > LONG_AGE {
-            self.warnings.push(format!(
-                "ENV0_S3_LOG_BATCH_MAX_AGE is {:?}: an event can be so old before it is in S3, and the alert NotUploading \
-                 fires after 15 minutes; a number without a unit is seconds",
-                config.batch_max_age
-            ));
-        }
-        if !config.bucket_name.is_empty() && config.bucket_path.split('/').next() == Some(&*config.bucket_name) {
-            self.warnings.push(format!(
-                "ENV0_S3_LOG_BUCKET_PATH={:?} begins with the bucket's name, and every key in the bucket will, \
-                 too; leave it out, unless you mean that",
-                config.bucket_path
-            ));
-        }
-        if config.tls.is_some() && !config.ingest {
-            self.warnings.push(
-                "ENV0_S3_LOG_TLS_CERT_FILE has no effect: nobody may send events, so no port is opened for them; to open \
-                 it, set ENV0_S3_LOG_OIDC_ORGANIZATION_ID or ENV0_S3_LOG_INGEST_TOKEN_FILE"
-                    .to_owned(),
-            );
-        }
-        let role_partition = config.role_arn.split(':').nth(1).unwrap_or_default();
-        let partition = partition_of(&config.aws_region);
-        if config.endpoint_url_sts.is_none() && !role_partition.is_empty() && role_partition != partition {
-            self.refuse(
-                "ENV0_S3_LOG_AWS_REGION",
-                &format!(
-                    "a region of {partition}, where STS doesn't know ENV0_S3_LOG_ROLE_ARN, a role of {role_partition}; expected \
-                     a region of {role_partition}, or a role that was made in {partition}"
-                ),
-            );
-        }
-        // `arn:aws:kms:<region>:…`
-        let key_region = config.sse_kms_key_id.as_deref().and_then(|key| key.strip_prefix("arn:")?.split(':').nth(2));
-        if let Some(region) = key_region.filter(|region| *region != config.aws_region)
-            && config.endpoint_url_s3.is_none()
-        {
-            self.warnings.push(format!(
-                "ENV0_S3_LOG_SSE_KMS_KEY_ID is a key in {region}, and ENV0_S3_LOG_AWS_REGION is {}: S3 takes keys of the \
-                 bucket's region only; name a key of that region",
-                config.aws_region
-            ));
-        }
-        if config.endpoint_url_s3.is_some() {
-            self.advise_of_a_store_elsewhere(config);
-        }
-        if let Some(class @ ("GLACIER" | "DEEP_ARCHIVE")) = config.storage_class.as_deref()
-            && config.endpoint_url_s3.is_none()
-        {
-            self.warnings.push(format!(
-                "ENV0_S3_LOG_STORAGE_CLASS={class}: each object must be restored, in hours, before anybody can read it (queries, \
-                 verify with bodies); choose GLACIER_IR, or a lifecycle rule that moves objects later, unless you mean that"
-            ));
-        }
-        let is_pattern = |entry: &&String| *entry != "*" && entry.contains(['*', ';', '?', '|']);
-        if let Some(entry) = config.network.no_proxy.iter().find(is_pattern) {
-            self.warnings.push(format!(
-                "NO_PROXY has {entry:?}, which matches no host; expected hosts, domains as .example.com or *.example.com, \
-                 addresses, networks as 10.0.0.0/8, or *, with commas between"
-            ));
-        }
-        if !config.spool_dir.is_absolute() {
-            self.warnings.push(format!(
-                "ENV0_S3_LOG_SPOOL_DIR={:?} is not a path in full: the spool is wherever the daemon is started, and \
-                 events that wait in another one stay there; write the path from / on",
-                config.spool_dir
-            ));
-        }
-        if config.log_filter.take_if(|filter| !tells_our_level(filter)).is_some() {
-            self.warnings.push(
-                "RUST_LOG sets no level for this daemon's own lines, and is ignored; expected error, warn, info, debug, \
-                 trace or off, or a list of filters such as warn,env0_s3_logs=debug"
-                    .to_owned(),
-            );
-        }
+        self.warnings.extend(advice.into_iter().flatten());
     }
 
-    /// Warns of values that AWS would refuse, and that another store may have.
-    fn advise_of_a_store_elsewhere(&mut self, config: &Config) {
-        let store = self.endpoint_variable("AWS_ENDPOINT_URL_S3");
-        if let Some(class) = config.storage_class.as_deref().filter(|class| aws::storage_class(class).is_err()) {
-            let nearest = aws::nearest_storage_class(class);
-            self.warnings.push(format!(
-                "ENV0_S3_LOG_STORAGE_CLASS={class} is no class of S3's (nearest is {nearest}): right only if the store of \
-                 {store} has a class of that name; see its documentation"
-            ));
-        }
-        if let Some((owner, digits)) =
-            config.expected_bucket_owner.as_deref().and_then(|owner| Some((owner, aws::digits_of_account(owner)?)))
-        {
-            self.warnings.push(format!(
-                "ENV0_S3_LOG_EXPECTED_BUCKET_OWNER={owner} is no account of AWS's, which would be {digits}: right only if \
-                 the store of {store} writes it so; see its documentation"
-            ));
-        }
+    fn small_size(&self, name: &str, bytes: usize) -> Option<String> {
+        (bytes < SMALL_EVENT_BYTES && self.is_given(name)).then(|| {
+            let bytes = values::show_size(bytes as u64);
+            format!("{name}={bytes}: most events are longer, and will be refused; a size may have a unit, such as 1MiB")
+        })
+    }
+
+    fn spool_smaller_than_an_event(&self, config: &Config) -> Option<String> {
+        let event = config.max_event_bytes as u64;
+        (config.spool_max_bytes < event && self.is_given("ENV0_S3_LOG_SPOOL_MAX_BYTES")).then(|| {
+            let [spool, event] = [config.spool_max_bytes, event].map(values::show_size);
+            format!(
+                "ENV0_S3_LOG_SPOOL_MAX_BYTES={spool} is less than one event may take \
+                 (ENV0_S3_LOG_MAX_EVENT_BYTES={event}): longer ones will be refused; a size may have a unit, such as 10GiB"
+            )
+        })
+    }
+
+    /// AWS would refuse the class; another store may have it.
+    fn unknown_storage_class(&self, config: &Config) -> Option<String> {
+        let class = config.storage_class.as_deref().filter(|class| aws::storage_class(class).is_err())?;
+        let (store, nearest) = (self.other_store(config)?, aws::nearest_storage_class(class));
+        Some(format!(
+            "ENV0_S3_LOG_STORAGE_CLASS={class} is no class of S3's (nearest is {nearest}): right only if the store of \
+             {store} has a class of that name; see its documentation"
+        ))
+    }
+
+    /// AWS would refuse the owner; another store may have it.
+    fn owner_that_is_no_account(&self, config: &Config) -> Option<String> {
+        let owner = config.expected_bucket_owner.as_deref()?;
+        let (store, digits) = (self.other_store(config)?, aws::digits_of_account(owner)?);
+        Some(format!(
+            "ENV0_S3_LOG_EXPECTED_BUCKET_OWNER={owner} is no account of AWS's, which would be {digits}: right only if \
+             the store of {store} writes it so; see its documentation"
+        ))
+    }
+
+    /// The variable that names a store which may not be AWS.
+    fn other_store(&self, config: &Config) -> Option<&'static str> {
+        config.endpoint_url_s3.as_ref().map(|_| self.endpoint_variable("AWS_ENDPOINT_URL_S3"))
     }
 }
 
-/// The part of AWS that a region is in, by the beginning of its name; roles of one are unknown in the others.
-fn partition_of(region: &str) -> &'static str {
-    const PARTITIONS: [(&str, &str); 5] = [
-        ("cn-", "aws-cn"),
-        ("us-gov-", "aws-us-gov"),
-        ("us-iso-", "aws-iso"),
-        ("us-isob-", "aws-iso-b"),
-        ("eusc-", "aws-eusc"),
-    ];
-    PARTITIONS.into_iter().find(|(beginning, _)| region.starts_with(beginning)).map_or("aws", |(_, name)| name)
+fn long_age(config: &Config) -> Option<String> {
+    (config.batch_max_age > LONG_AGE).then(|| {
+        format!(
+            "ENV0_S3_LOG_BATCH_MAX_AGE is {:?}: an event can be so old before it is in S3, and the alert NotUploading \
+             fires after 15 minutes; a number without a unit is seconds",
+            config.batch_max_age
+        )
+    })
+}
+
+fn path_that_repeats_the_bucket(config: &Config) -> Option<String> {
+    let bucket = &*config.bucket_name;
+    (!bucket.is_empty() && config.bucket_path.split('/').next() == Some(bucket)).then(|| {
+        format!(
+            "ENV0_S3_LOG_BUCKET_PATH={:?} begins with the bucket's name, and every key in the bucket will, \
+             too; leave it out, unless you mean that",
+            config.bucket_path
+        )
+    })
+}
+
+fn certificate_without_a_port(config: &Config) -> Option<String> {
+    (config.tls.is_some() && !config.ingest).then(|| {
+        "ENV0_S3_LOG_TLS_CERT_FILE has no effect: nobody may send events, so no port is opened for them; to open \
+         it, set ENV0_S3_LOG_OIDC_ORGANIZATION_ID or ENV0_S3_LOG_INGEST_TOKEN_FILE"
+            .to_owned()
+    })
+}
+
+fn key_in_another_region(config: &Config) -> Option<String> {
+    // `arn:aws:kms:<region>:…`
+    let region = config.sse_kms_key_id.as_deref()?.strip_prefix("arn:")?.split(':').nth(2)?;
+    (region != config.aws_region && config.endpoint_url_s3.is_none()).then(|| {
+        format!(
+            "ENV0_S3_LOG_SSE_KMS_KEY_ID is a key in {region}, and ENV0_S3_LOG_AWS_REGION is {}: S3 takes keys of the \
+             bucket's region only; name a key of that region",
+            config.aws_region
+        )
+    })
+}
+
+fn slow_storage_class(config: &Config) -> Option<String> {
+    let class = config.storage_class.as_deref()?;
+    (matches!(class, "GLACIER" | "DEEP_ARCHIVE") && config.endpoint_url_s3.is_none()).then(|| {
+        format!(
+            "ENV0_S3_LOG_STORAGE_CLASS={class}: each object must be restored, in hours, before anybody can read it (queries, \
+             verify with bodies); choose GLACIER_IR, or a lifecycle rule that moves objects later, unless you mean that"
+        )
+    })
+}
+
+fn proxy_exception_for_no_host(config: &Config) -> Option<String> {
+    let is_pattern = |entry: &&String| *entry != "*" && entry.contains(['*', ';', '?', '|']);
+    let entry = config.network.no_proxy.iter().find(is_pattern)?;
+    Some(format!(
+        "NO_PROXY has {entry:?}, which matches no host; expected hosts, domains as .example.com or *.example.com, \
+         addresses, networks as 10.0.0.0/8, or *, with commas between"
+    ))
+}
+
+fn relative_spool(config: &Config) -> Option<String> {
+    (!config.spool_dir.is_absolute()).then(|| {
+        format!(
+            "ENV0_S3_LOG_SPOOL_DIR={:?} is not a path in full: the spool is wherever the daemon is started, and \
+             events that wait in another one stay there; write the path from / on",
+            config.spool_dir
+        )
+    })
+}
+
+/// Drops a log filter that would silence all lines, errors too.
+fn drop_silent_filter(config: &mut Config) -> Option<String> {
+    config.log_filter.take_if(|filter| !tells_our_level(filter)).map(|_| {
+        "RUST_LOG sets no level for this daemon's own lines, and is ignored; expected error, warn, info, debug, \
+         trace or off, or a list of filters such as warn,env0_s3_logs=debug"
+            .to_owned()
+    })
 }
 
 /// Whether a list of filters can be read and sets a level for this project's lines. A word that is no level (`Warning`)

@@ -20,18 +20,7 @@ impl Reader {
             self.counts_as("ENV0_S3_LOG_LISTEN_ADDR", "", "and nobody may send, so no port is opened");
         }
         if !config.allow_http {
-            let clear = |url: Option<&str>| url.is_some_and(values::leaves_the_host_in_clear);
-            let token_url = config.oidc_token_url.as_ref().map(secrecy::ExposeSecret::expose_secret);
-            for (name, in_clear) in [
-                ("ENV0_S3_LOG_OIDC_ISSUER", clear(Some(&config.oidc_issuer))),
-                ("ENV0_S3_LOG_OIDC_TOKEN_URL", clear(token_url)),
-                (self.endpoint_variable("AWS_ENDPOINT_URL_STS"), clear(config.endpoint_url_sts.as_deref())),
-                ("ENV0_S3_LOG_API_URL", clear(config.pull.as_ref().map(|pull| &*pull.api_url))),
-            ] {
-                if in_clear {
-                    self.refuse(name, "tokens would go over plain http; use https, or set ENV0_S3_LOG_ALLOW_HTTP=true");
-                }
-            }
+            self.refuse_tokens_in_clear(&config);
         }
         if config.endpoint_url_s3.as_deref().is_some_and(|url| aws::names_bucket(url, &config.bucket_name)) {
             let name = self.endpoint_variable("AWS_ENDPOINT_URL_S3");
@@ -57,7 +46,38 @@ impl Reader {
             ("ENV0_S3_LOG_MAX_EVENT_BYTES", config.max_event_bytes),
             ("ENV0_S3_LOG_MAX_BODY_BYTES", config.max_body_bytes),
         );
+        self.refuse_another_partition(&config);
         config
+    }
+
+    fn refuse_tokens_in_clear(&mut self, config: &Config) {
+        let in_clear = |url: Option<&str>| url.is_some_and(values::leaves_the_host_in_clear);
+        let token_url = config.oidc_token_url.as_ref().map(secrecy::ExposeSecret::expose_secret);
+        for (name, url) in [
+            ("ENV0_S3_LOG_OIDC_ISSUER", Some(&*config.oidc_issuer)),
+            ("ENV0_S3_LOG_OIDC_TOKEN_URL", token_url),
+            (self.endpoint_variable("AWS_ENDPOINT_URL_STS"), config.endpoint_url_sts.as_deref()),
+            ("ENV0_S3_LOG_API_URL", config.pull.as_ref().map(|pull| &*pull.api_url)),
+        ] {
+            if in_clear(url) {
+                self.refuse(name, "tokens would go over plain http; use https, or set ENV0_S3_LOG_ALLOW_HTTP=true");
+            }
+        }
+    }
+
+    /// Refuses a region in which STS can't know the role.
+    fn refuse_another_partition(&mut self, config: &Config) {
+        let of_role = config.role_arn.split(':').nth(1).unwrap_or_default();
+        let of_region = partition_of(&config.aws_region);
+        if config.endpoint_url_sts.is_none() && !of_role.is_empty() && of_role != of_region {
+            self.refuse(
+                "ENV0_S3_LOG_AWS_REGION",
+                &format!(
+                    "a region of {of_region}, where STS doesn't know ENV0_S3_LOG_ROLE_ARN, a role of {of_role}; expected \
+                     a region of {of_role}, or a role that was made in {of_region}"
+                ),
+            );
+        }
     }
 
     /// A bucket's name behind the host of S3's endpoint is refused, and any other path warned of: few stores have one.
@@ -106,4 +126,16 @@ impl Reader {
         }
         value.min(wider)
     }
+}
+
+/// The part of AWS that a region is in, by the beginning of its name; roles of one are unknown in the others.
+fn partition_of(region: &str) -> &'static str {
+    const PARTITIONS: [(&str, &str); 5] = [
+        ("cn-", "aws-cn"),
+        ("us-gov-", "aws-us-gov"),
+        ("us-iso-", "aws-iso"),
+        ("us-isob-", "aws-iso-b"),
+        ("eusc-", "aws-eusc"),
+    ];
+    PARTITIONS.into_iter().find(|(beginning, _)| region.starts_with(beginning)).map_or("aws", |(_, name)| name)
 }
