@@ -68,6 +68,7 @@ SELECT
         json_extract_scalar(line, '$.logs[0].message'),
         json_extract_scalar(line, '$.resourceLogs[0].scopeLogs[0].logRecords[0].body.stringValue'),
         json_extract_scalar(line, '$.actionName'),
+        json_extract_scalar(line, '$.action'),
         CASE WHEN json_extract_scalar(line, '$.eventId') LIKE '%-finished' THEN json_extract_scalar(line, '$.status') END,
         line
     ) AS message,

@@ -62,6 +62,7 @@ SELECT
         line ->> '$.logs[0].message', -- New Relic, detailed
         line ->> '$.resourceLogs[0].scopeLogs[0].logRecords[0].body.stringValue', -- OTLP
         line ->> '$.actionName', -- audit events
+        line ->> '$.action', -- audit events of other senders
         CASE WHEN line ->> '$.eventId' LIKE '%-finished' THEN line ->> '$.status' END, -- a deployment's last line, when pulled
         line::VARCHAR
     ) AS message,

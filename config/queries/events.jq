@@ -9,7 +9,7 @@ def time:
 
 def message:
   .message.message? // .message // .line // .event.message? // .event // (.logs[0].message)?
-  // (record.body.stringValue)? // .actionName
+  // (record.body.stringValue)? // .actionName // .action
   // (select(.eventId? | tostring | endswith("-finished")) | .status) // .;
 
 # Seconds, milliseconds, microseconds or nanoseconds since 1970 to microseconds: their sizes tell which.

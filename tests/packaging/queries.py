@@ -75,6 +75,7 @@ EVENTS = {
         10.75,
     ),
     "audit": ("/v1/logs/env0-audits", BEARER, {"timestamp": "2026-11-22T21:00:00Z", "actionName": "audit"}, 0),
+    "template.update": ("/v1/logs/env0-audits", BEARER, {"timestamp": "2026-11-22T21:00:11Z", "action": "template.update"}, 11),
 }
 
 # Text without times, in one request: all lines have the same time, and only their order in the object tells them apart.
@@ -176,7 +177,7 @@ def duckdb_rows(folder):
         FROM events('logs/**/*.log*') ORDER BY event_time, position"""
     rows = json.loads(run(f'duckdb -init {sql} -json -c "{query}"', folder))
     for row in rows:
-        wanted = "env0-audits" if row["message"] == "audit" else "env0-deployments"
+        wanted = "env0-audits" if row["message"] in ("audit", "template.update") else "env0-deployments"
         check(row["log_type"] == wanted and f"/{wanted}/" in row["key"], f"the log type of {row}")
         check(row["message"] in row["line"], f"the line of {row}")
     return [(row["time"], row["message"]) for row in rows]

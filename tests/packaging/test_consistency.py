@@ -275,7 +275,9 @@ class CustomFlows(unittest.TestCase):
                 pass
             for url in (f"http://127.0.0.1:{port}", "http://no-such-host.invalid", ""):
                 started = time.monotonic()
-                self.assertEqual(self.run_step(script, LOG_FORWARDER_URL=url).returncode, 0, name)
+                outcome = self.run_step(script, LOG_FORWARDER_URL=url)
+                self.assertEqual(outcome.returncode, 0, name)
+                self.assertEqual(outcome.stderr == "", url == "", outcome.stderr)
                 self.assertLess(time.monotonic() - started, 15, name)
             self.assertIn("--max-time 5", script)
 
