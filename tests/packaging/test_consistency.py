@@ -1,5 +1,6 @@
 """What ships beside the binary agrees with the code, with the README and with itself."""
 
+import configparser
 import contextlib
 import http.server
 import json
@@ -98,6 +99,14 @@ class Variables(unittest.TestCase):
         unit = re.search(r"^TimeoutStopSec=(.+)$", read("config/env0-s3-logs.service"), re.M)[1]
         for allowed in (stateful_set_pod()["terminationGracePeriodSeconds"], seconds(unit), seconds(compose["stop_grace_period"])):
             self.assertGreater(allowed, grace)
+
+    def test_the_systemd_unit_waits_for_the_volume_of_its_spool(self):
+        unit = configparser.ConfigParser(strict=False, interpolation=None)
+        unit.optionxform = str
+        unit.read_string(read("config/env0-s3-logs.service"))
+        (spool,) = re.findall(r"^Environment=ENV0_S3_LOG_SPOOL_DIR=(.+)$", read("config/env0-s3-logs.service"), re.M)
+        self.assertEqual(spool, f"/var/lib/{unit['Service']['StateDirectory']}")
+        self.assertEqual(unit["Unit"].get("RequiresMountsFor"), spool)
 
     def test_ports_and_spool_are_the_images(self):
         image = read("Dockerfile")
