@@ -25,6 +25,7 @@ mod names;
 pub mod recovery;
 mod sealed_batches;
 pub mod sealer;
+mod survey;
 mod terms;
 pub mod usage;
 pub mod writer;

@@ -48,6 +48,8 @@ const FORMAT: u32 = 1;
 const MAX_BYTES: u64 = FILE_MAX_BYTES / 4 * 3;
 /// So many values of `ENV0_S3_LOG_MAX_EVENT_BYTES` are remembered.
 const EVENT_LIMITS_MAX: usize = 8;
+/// A line is taken to be longer than this only where `ENV0_S3_LOG_MAX_EVENT_BYTES` was: a start does not hold others in memory.
+const LINE_MAX_BYTES: usize = 8 << 20;
 /// A place that the disk refuses is tried so often before the turn is given up. Each round tries again.
 const WRITE_TRIES: u32 = 3;
 
@@ -435,6 +437,11 @@ impl<M: Memory> Unsettled<M> {
     /// Batches opened before it hold nothing that the place doesn't know; `None` is all of them.
     pub(super) fn batches_from(&self) -> Option<DateTime<Utc>> {
         self.file.batches_from_micros.and_then(DateTime::from_timestamp_micros)
+    }
+
+    /// No pulled line is longer.
+    pub(super) fn longest_line(&self) -> usize {
+        self.file.event_limits.iter().copied().fold(LINE_MAX_BYTES, usize::max)
     }
 
     /// Takes note of a line. `organizations` are all that have a place of the log type.

@@ -100,6 +100,7 @@ fn boxed<M: Memory>(place: Option<Unsettled<M>>) -> Option<Box<dyn AnyPlace>> {
 trait AnyPlace {
     fn organization(&self) -> &str;
     fn batches_from(&self) -> Option<DateTime<Utc>>;
+    fn longest_line(&self) -> usize;
     fn found(&mut self, line: &[u8], organizations: &[String], is_last_try: bool) -> Result<(), PlaceError>;
     fn write(&mut self, spool: &Spool, last: Option<DateTime<Utc>>) -> Result<(), PlaceError>;
 }
@@ -111,6 +112,10 @@ impl<M: Memory> AnyPlace for Unsettled<M> {
 
     fn batches_from(&self) -> Option<DateTime<Utc>> {
         Unsettled::batches_from(self)
+    }
+
+    fn longest_line(&self) -> usize {
+        Unsettled::longest_line(self)
     }
 
     fn found(&mut self, line: &[u8], organizations: &[String], is_last_try: bool) -> Result<(), PlaceError> {
@@ -236,6 +241,7 @@ fn take(
     is_last_try: bool,
 ) -> Result<(), FileError> {
     let organizations: Vec<String> = places.iter().map(|place| place.organization().to_owned()).collect();
+    let line_max_bytes = places.iter().map(|place| place.longest_line()).max().unwrap_or_default();
     let path = spool.folder(log_type).dir.join(name.to_string());
     let mut refused = None;
     let mut found = |line: &[u8]| {
@@ -249,7 +255,7 @@ fn take(
     verify(spool, &path, name)?;
     // A batch is compressed when it is sealed.
     let codec = if let SpoolName::Sealed(sealed) = name { sealed.batch.codec } else { Codec::None };
-    read_lines(spool, &path, codec, &mut found)?;
+    read_lines(spool, &path, codec, line_max_bytes, &mut found)?;
     refused.map_or(Ok(()), |error| Err(error.into()))
 }
 
@@ -324,7 +330,14 @@ fn batches(spool: &Spool, log_type: LogType, from: Option<DateTime<Utc>>) -> io:
     }
 }
 
-fn read_lines(spool: &Spool, path: &Path, codec: Codec, found: &mut impl FnMut(&[u8])) -> io::Result<()> {
+/// Calls `found` with each line of at most `max_bytes`; no longer one was pulled.
+fn read_lines(
+    spool: &Spool,
+    path: &Path,
+    codec: Codec,
+    max_bytes: usize,
+    found: &mut impl FnMut(&[u8]),
+) -> io::Result<()> {
     let mut file = spool.disk().open(path)?;
     let plain = Cursor::new(&mut *file);
     let reader: Box<dyn Read + '_> = match codec {
@@ -333,11 +346,13 @@ fn read_lines(spool: &Spool, path: &Path, codec: Codec, found: &mut impl FnMut(&
         Codec::Zstd => Box::new(zstd::Decoder::new(plain)?),
     };
     let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, reader);
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line)? > 0 {
-        if line.pop() == Some(b'\n') {
+    let (mut line, mut is_begin) = (Vec::new(), true);
+    while reader.by_ref().take(max_bytes as u64 + 1).read_until(b'\n', &mut line)? > 0 {
+        let is_end = line.pop_if(|last| *last == b'\n').is_some();
+        if is_begin && is_end {
             found(&line);
         }
+        is_begin = is_end;
         line.clear();
     }
     Ok(())

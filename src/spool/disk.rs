@@ -235,7 +235,7 @@ fn cut(file: &File, len: u64) -> io::Result<()> {
     file.set_len(len)
 }
 
-/// Reads and writes an open file from its start on.
+/// Reads and writes an open file from its start on, or from another place.
 pub struct Cursor<F> {
     file: F,
     offset: u64,
@@ -244,7 +244,12 @@ pub struct Cursor<F> {
 impl<F> Cursor<F> {
     /// At the start of a file, borrowed or owned.
     pub fn new(file: F) -> Cursor<F> {
-        Cursor { file, offset: 0 }
+        Cursor::at(file, 0)
+    }
+
+    /// At this offset of it.
+    pub fn at(file: F, offset: u64) -> Cursor<F> {
+        Cursor { file, offset }
     }
 }
 

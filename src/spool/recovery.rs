@@ -5,18 +5,19 @@
 //! read. Sealed batches are taken as their names say; S3 checks their bytes.
 
 use std::collections::BTreeSet;
-use std::io::{self, BufRead, BufReader, Read};
+use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
 use chrono::{DateTime, Utc};
 
-use crate::batch::{BatchName, OPEN_EXTENSION, SealedName, Sha256, Sha256Hasher, SpoolName, Stage};
-use crate::spool::disk::{self, Cursor, Disk, DiskFile, READ_BUFFER_BYTES};
+use crate::batch::{BatchName, OPEN_EXTENSION, SealedName, Sha256, SpoolName, Stage};
+use crate::spool::disk::{self, Disk};
 use crate::spool::folder::Folder;
 use crate::spool::home::is_full;
 use crate::spool::names::Names;
 use crate::spool::sealer::{Closed, LeftOpen, Refused};
+use crate::spool::survey::{Line, Survey, copy};
 use crate::spool::terms::SealReason;
 
 /// Ending of files that were never finished. The files that they were made from are still there.
@@ -198,7 +199,7 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
     let path = folder.path(&SpoolName::Open(name));
     let mut survey = Survey::default();
     let read = folder.disk().open(&path).and_then(|mut file| {
-        survey.read(&mut *file, u64::MAX, |_, _| Ok(()))?;
+        survey.read(&mut *file, u64::MAX, |_, _, _| Ok(()))?;
         Ok(file)
     });
     let mut file = match read {
@@ -223,7 +224,9 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
                     survey.read(
                         &mut *file,
                         end,
-                        |line, bytes| if line == wanted { out.write_all(bytes) } else { Ok(()) },
+                        |file, line, range| {
+                            if line == wanted { copy(file, range, out) } else { Ok(()) }
+                        },
                     )
                 })?;
                 Ok(survey)
@@ -244,84 +247,4 @@ fn recover_open(folder: &Folder, name: BatchName, found_bytes: u64) -> io::Resul
     folder.count_recovered(records);
     let (sha256, reason, refused) = (hasher.finish(), SealReason::Recovery, Refused::default());
     Ok(Some(Closed { name, bytes, records, sha256, reason, file: None, id: None, refused, rewritten: None }))
-}
-
-/// What a whole line is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Line {
-    /// A JSON object.
-    Event,
-    /// Anything else.
-    Foreign,
-}
-
-impl Line {
-    fn of(bytes: &[u8]) -> Line {
-        if bytes.first() == Some(&b'{') && serde_json::from_slice::<&serde_json::value::RawValue>(bytes).is_ok() {
-            Line::Event
-        } else {
-            Line::Foreign
-        }
-    }
-}
-
-/// What was read of an `.open` file: its events' bytes, number and hash, and the number of foreign lines.
-#[derive(Default)]
-struct Survey {
-    bytes: u64,
-    records: u64,
-    hasher: Sha256Hasher,
-    foreign: u64,
-    read: u64,
-    /// The bytes up to the last newline; what follows is a torn line.
-    whole_lines: u64,
-}
-
-impl Survey {
-    /// Reads the first `end` bytes of the file and calls `each` with every line. A line that can't be an event may be
-    /// as long as the file, where a crash left a hole in it, so `each` gets such a line in pieces.
-    fn read(
-        &mut self,
-        file: &mut dyn DiskFile,
-        end: u64,
-        mut each: impl FnMut(Line, &[u8]) -> io::Result<()>,
-    ) -> io::Result<()> {
-        let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, Cursor::new(file).take(end));
-        let mut line = Vec::new();
-        let mut may_be_event = true;
-        loop {
-            let buffer = reader.fill_buf()?;
-            if buffer.is_empty() {
-                break;
-            }
-            let newline = buffer.iter().position(|byte| *byte == b'\n');
-            let piece = &buffer[..newline.map_or(buffer.len(), |at| at + 1)];
-            line.extend_from_slice(piece);
-            may_be_event &= line.first() == Some(&b'{') && !piece.contains(&0);
-            let read = piece.len();
-            reader.consume(read);
-            self.read += read as u64;
-            if newline.is_none() {
-                if !may_be_event {
-                    each(Line::Foreign, &line)?;
-                    line.clear();
-                }
-                continue;
-            }
-            self.whole_lines = self.read;
-            let kind = if may_be_event { Line::of(&line) } else { Line::Foreign };
-            each(kind, &line)?;
-            match kind {
-                Line::Event => {
-                    self.bytes += line.len() as u64;
-                    self.records += 1;
-                    self.hasher.update(&line);
-                }
-                Line::Foreign => self.foreign += 1,
-            }
-            line.clear();
-            may_be_event = true;
-        }
-        Ok(())
-    }
 }

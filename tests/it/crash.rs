@@ -1,9 +1,11 @@
 //! `kill -9` at any moment loses nothing that was acknowledged, and doubles nothing.
 
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::harness::{AUDITS, Books, DEPLOYMENTS, Daemon, Setup, wait_until};
 use crate::local_aws::{Fault, LocalAws};
+use crate::pull_figures::peak_kib;
 
 /// How often a daemon is killed.
 const ROUNDS: usize = 20;
@@ -177,4 +179,33 @@ fn events_accepted_under_a_wrong_region_are_drained_to_the_right_one() {
     assert!(signed.contains("/eu-west-1/s3/"), "{signed}");
     let _daemon = right.start();
     books.balance(&aws, &right);
+}
+
+#[test]
+fn lines_of_many_megabytes_that_a_crash_left_take_little_memory_at_the_start() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let daemon = setup.start();
+    daemon.post(DEPLOYMENTS, "{\"id\":1}\n");
+    daemon.kill();
+    let folder = setup.spool().join("env0-deployments");
+    let open = setup.spool_files("env0-deployments").into_iter().find(|name| name.ends_with(".open")).unwrap();
+    let mut file = std::fs::File::options().append(true).open(folder.join(&open)).unwrap();
+    let text = vec![b'x'; 64 << 20];
+    // The first is an event, the second none.
+    for [before, after] in [["{\"a\":\"", "\"}\n"], ["{\"a\":\"", "\n{\"id\":2}\n"]] {
+        file.write_all(before.as_bytes()).unwrap();
+        file.write_all(&text).unwrap();
+        file.write_all(after.as_bytes()).unwrap();
+    }
+    drop(file);
+    let daemon = setup.start();
+    wait_until("the batch is stored", || aws.s3.line_count() == 3);
+    let peak = peak_kib(&daemon);
+    assert!(peak < 60 * 1024, "{peak} KiB");
+    assert_eq!(aws.s3.lines().iter().map(String::len).collect::<Vec<_>>(), [8, 8 + text.len(), 8]);
+    let set_aside = setup.spool_files("quarantine");
+    assert_eq!(set_aside.len(), 1, "{set_aside:?}");
+    let size = std::fs::metadata(setup.spool().join("quarantine").join(&set_aside[0])).unwrap().len();
+    assert_eq!(size, 7 + text.len() as u64);
 }

@@ -173,3 +173,19 @@ async fn a_log_type_whose_folder_cannot_be_read_holds_up_no_other() {
     world.disk.heal();
     tokio::time::timeout(LONG, settled[LogType::Audits].wait()).await.expect("settled after the disk works again");
 }
+
+#[tokio::test]
+async fn a_line_that_is_longer_than_any_pulled_one_is_passed_over() {
+    let mut world = World::opened();
+    world
+        .spool()
+        .append(TYPE, Bytes::from("{\"a\":1}\n{\"a\":1234567890}\n{\"b\":1}\n{\"b\":\"12345678\"}\n"), 4)
+        .await
+        .unwrap();
+    world.seal();
+    let spool = world.spool();
+    let mut lines = Vec::new();
+    let mut found = |line: &[u8]| lines.push(String::from_utf8(line.to_vec()).unwrap());
+    read_lines(spool, &world.file("sealed"), Codec::None, 8, &mut found).unwrap();
+    assert_eq!(lines, ["{\"a\":1}", "{\"b\":1}"]);
+}
