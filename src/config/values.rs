@@ -15,6 +15,9 @@ use crate::batch::LogType;
 /// The shortest static token; shorter ones can be guessed.
 pub const INGEST_TOKEN_MIN_CHARS: usize = 16;
 
+/// The longest URL. Far longer ones make the HTTP client end the process, and `spool/manifest.rs` reads back no longer endpoint.
+const URL_MAX_BYTES: usize = 4096;
+
 /// What a parser expected instead of the value that it was given.
 pub(super) type Expected = String;
 
@@ -287,11 +290,14 @@ pub fn ingest_token(value: &str) -> Parsed<String> {
     check(holds, value.to_owned(), &expected)
 }
 
-/// An absolute `http` or `https` URL. A name and password in it are refused, unless `userinfo_allowed`.
+/// An absolute `http` or `https` URL of a sane length. A name and password in it are refused, unless `userinfo_allowed`.
 fn http_url(value: &str, userinfo_allowed: bool) -> Parsed<Url> {
     // A URL's parser drops line breaks and escapes spaces: another address than the one that was written.
     if value.contains(|character: char| character.is_whitespace() || character.is_control()) {
         return Err("a URL alone, without white space or control characters in it".to_owned());
+    }
+    if value.len() > URL_MAX_BYTES {
+        return Err(format!("a URL of at most {URL_MAX_BYTES} bytes; this one has {}", value.len()));
     }
     let url = Url::parse(value).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     let url = url.ok_or("an http:// or https:// URL")?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
-use super::{Reader, Texts};
+use super::{Reader, Texts, shown};
 use crate::config::values::aws;
 use crate::config::{Config, values, variables};
 
@@ -162,7 +162,7 @@ fn slow_storage_class(config: &Config) -> Option<String> {
 
 fn proxy_exception_for_no_host(config: &Config) -> Option<String> {
     let is_pattern = |entry: &&String| *entry != "*" && entry.contains(['*', ';', '?', '|']);
-    let entry = config.network.no_proxy.iter().find(is_pattern)?;
+    let entry = shown("NO_PROXY", config.network.no_proxy.iter().find(is_pattern)?);
     Some(format!(
         "NO_PROXY has {entry:?}, which matches no host; expected hosts, domains as .example.com or *.example.com, \
          addresses, networks as 10.0.0.0/8, or *, with commas between"

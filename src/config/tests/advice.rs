@@ -309,6 +309,39 @@ fn no_proxy_takes_a_dot_at_the_end_and_patterns_that_match_nothing_are_warned_of
         let warnings = with(&[("NO_PROXY", value)]).unwrap().warnings;
         assert!(warnings.len() == 1 && warnings[0].contains("matches no host"), "{value}: {warnings:?}");
     }
+    for value in
+        ["https://a.example?key=s3cr3t", "a.example/?s3cr3t", "https://user:s3cr3t@a.example:443?", "*#?s3cr3t"]
+    {
+        let warnings = with(&[("NO_PROXY", value)]).unwrap().warnings;
+        assert!(warnings.len() == 1 && warnings[0].contains("[redacted]"), "{value}: {warnings:?}");
+        assert!(!warnings[0].contains("s3cr3t"), "{value}: {warnings:?}");
+    }
+}
+
+#[test]
+fn a_url_of_more_than_4096_bytes_is_refused_wherever_one_is_given() {
+    let url = |bytes: usize| format!("https://a.example/{}", "x".repeat(bytes - "https://a.example/".len()));
+    for name in [
+        "ENV0_S3_LOG_OIDC_ISSUER",
+        "ENV0_S3_LOG_OIDC_TOKEN_URL",
+        "ENV0_S3_LOG_API_URL",
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3",
+        "AWS_ENDPOINT_URL_STS",
+        "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS",
+        "HTTPS_PROXY",
+        "HTTP_PROXY",
+    ] {
+        assert!(with(&[(name, &url(4096))]).is_ok(), "{name}");
+        for bytes in [4097, 70_000] {
+            let error = refused(&[(name, &url(bytes))]);
+            assert!(
+                error.starts_with(name) && error.contains(&format!("at most 4096 bytes; this one has {bytes}")),
+                "{error}"
+            );
+            assert!(error.len() < 500, "{error}");
+        }
+    }
 }
 
 #[test]
