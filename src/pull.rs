@@ -141,7 +141,7 @@ impl Puller {
         };
         let (api, reloaded, reports) = (parts.api.clone(), parts.reloaded.clone(), parts.reports.clone());
         let mut tasks = JoinSet::new();
-        tasks.spawn(parts.run());
+        tasks.spawn_on(parts.run(), api.thread());
         Ok(Puller { api, reloaded, reports, stop, tasks: Arc::new(tokio::sync::Mutex::new(tasks)) })
     }
 

@@ -24,6 +24,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{ACCEPT, CONTENT_TYPE, DATE, HeaderMap, HeaderName, RETRY_AFTER};
 use reqwest::{StatusCode, Url};
 use secrecy::ExposeSecret;
+use tokio::runtime::Handle;
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 
 use crate::background::Background;
@@ -67,7 +68,8 @@ pub struct Api(Arc<Inner>, Option<OnWait>);
 
 struct Inner {
     web: reqwest::Client,
-    /// Sends the requests and drives their connections, so that no sender of events waits for what env0 sends.
+    /// Sends the requests, drives their connections and reads the answers, so that no sender of events waits for what env0
+    /// sends: to read the largest answer takes a tenth of a second, and seconds where it is odd.
     background: Background,
     base: Url,
     keys: KeyHolder,
@@ -117,6 +119,11 @@ impl Api {
             clock_is_known: AtomicBool::new(false),
         };
         Ok(Api(Arc::new(inner), None))
+    }
+
+    /// The thread of lower priority that whatever reads answers has to run on.
+    pub fn thread(&self) -> &Handle {
+        self.0.background.handle()
     }
 
     /// The same API, which tells `on_wait` of long waits that the server asks for.

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use crate::harness::{AUDITS, Books, DEPLOYMENTS, Setup, wait_until};
 use crate::local_aws::LocalAws;
+use crate::local_env0::deployments::Environment;
+use crate::local_env0::{Fault, LocalEnv0};
 
 /// What the proxy does to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,4 +220,21 @@ fn informational_answers_without_an_end_keep_one_considerate_thread_busy() {
     // Both threads that take events together, beside the start of the daemon.
     let workers = of_threads("tokio-rt-worker").iter().map(|(ticks, _)| ticks).sum::<u64>();
     assert!(workers < 100, "{workers} of {}", busy());
+}
+
+#[test]
+fn large_and_odd_answers_of_env0_are_read_on_a_considerate_thread() {
+    let (aws, env0) = (LocalAws::start(), LocalEnv0::start());
+    env0.world().environments = vec![Environment::new("env-1")];
+    // Each control character has to be escaped.
+    let record = format!("{{\"id\":\"e\",\"name\":\"{}\"}}", "\u{1}".repeat(60_000));
+    let list = format!("[{}]", vec![record; 80].join(","));
+    env0.break_down("/environments", Fault::Bytes(list.into_bytes().leak()));
+    let setup = env0.environment().into_iter().fold(Setup::new(&aws), |setup, (name, value)| setup.set(name, value));
+    let setup = setup.set("ENV0_S3_LOG_PULL", "env0-deployments").set("ENV0_S3_LOG_PULL_INTERVAL", "5s");
+    let daemon = setup.start();
+    let of_threads = |name| threads(daemon.process_id(), name).iter().map(|(ticks, _)| ticks).sum::<u64>();
+    wait_until("the thread of the pull is busy", || of_threads("pull") > 100);
+    let workers = of_threads("tokio-rt-worker");
+    assert!(workers < 100, "{workers} of {}", of_threads("pull"));
 }
