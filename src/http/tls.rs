@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use rustls::RootCertStore;
+use rustls::crypto::aws_lc_rs::Ticketer;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ServerConfig, WebPkiClientVerifier};
 
@@ -146,6 +147,11 @@ fn load(files: &TlsFiles) -> Result<Made, TlsError> {
         error => refuse(CERT, &files.cert, error),
     })?;
     metrics::gauge!(metric_table::TLS_EXPIRY_TIMESTAMP_SECONDS).set(ends.map_or(0.0, |ends| ends.timestamp() as f64));
+    // A client that keeps its ticket needs no signature again, however many others come between; rustls itself remembers the
+    // last few hundred sessions. With a client CA it stays at these: such a ticket would hold the client's certificates.
+    if files.client_ca.is_none() {
+        config.ticketer = Ticketer::new().map_err(|error| refuse(CERT, &files.cert, error))?;
+    }
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Made { settings: Arc::new(config), begins, ends })
 }

@@ -32,6 +32,8 @@ const MAX_LACKING: usize = 256;
 const MAX_KEYS: usize = 64;
 /// A longer key is left out. One of RSA with 8,192 bits and its certificates has some 10 KB.
 const KEY_MAX_BYTES: usize = 32 * 1024;
+/// So many tokens of a key are known again without computing its signature anew. Beyond it all are forgotten.
+const MAX_SIGNED: usize = 1024;
 /// Largest answer that is read, of discovery and of the key set alike.
 const ANSWER_MAX_BYTES: usize = 1024 * 1024;
 
@@ -41,6 +43,8 @@ pub(super) struct Key {
     id: Option<String>,
     algorithm: Algorithm,
     key: DecodingKey,
+    /// Digests of tokens that it has signed. The next answer's keys begin without any, so none outlives its key.
+    signed: Arc<Mutex<HashSet<Sha256>>>,
 }
 
 impl Key {
@@ -60,7 +64,7 @@ impl Key {
             return None;
         }
         let key = DecodingKey::from_jwk(&jwk).ok()?;
-        Some(Key { id: jwk.common.key_id, algorithm, key })
+        Some(Key { id: jwk.common.key_id, algorithm, key, signed: Arc::default() })
     }
 
     /// A token without `kid` may be of any key.
@@ -68,13 +72,31 @@ impl Key {
         header.kid.is_none() || self.id == header.kid
     }
 
-    pub(super) fn has_signed(&self, token: &str) -> bool {
+    /// Whether the token with this digest was found to be signed by it before.
+    pub(super) fn is_known_to_have_signed(&self, digest: &Sha256) -> bool {
+        self.signed().contains(digest)
+    }
+
+    /// Whether it has signed the token with this digest. A good one is known from then on.
+    pub(super) fn has_signed(&self, token: &str, digest: Sha256) -> bool {
         // The claims were judged already, by a clock that is ours.
         let mut validation = Validation::new(self.algorithm);
         validation.required_spec_claims.clear();
         validation.validate_exp = false;
         validation.validate_aud = false;
-        jsonwebtoken::decode::<serde::de::IgnoredAny>(token, &self.key, &validation).is_ok()
+        let holds = jsonwebtoken::decode::<serde::de::IgnoredAny>(token, &self.key, &validation).is_ok();
+        if holds {
+            let mut signed = self.signed();
+            if signed.len() == MAX_SIGNED {
+                signed.clear();
+            }
+            signed.insert(digest);
+        }
+        holds
+    }
+
+    fn signed(&self) -> MutexGuard<'_, HashSet<Sha256>> {
+        self.signed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

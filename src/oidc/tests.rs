@@ -1,6 +1,7 @@
 mod refreshes;
 mod token;
 
+use std::cell::Cell;
 use std::sync::{Arc, RwLock};
 
 use base64::Engine;
@@ -300,4 +301,26 @@ async fn tokens_of_another_organization_are_counted_and_shown_by_the_start_of_th
     let (found, configured) = (refused[1].found.as_deref(), refused[1].configured.as_deref());
     assert_eq!((found, configured), (Some("org-1"), Some("00000000…")));
     assert!(refused[1].remedy.contains("ENV0_S3_LOG_OIDC_ORGANIZATION_ID"));
+}
+
+#[tokio::test]
+async fn a_token_that_comes_again_waits_for_no_turn_and_costs_no_signature() {
+    let case = Case::new().await;
+    let verifier = case.verifier();
+    let verify = async |token: &str| {
+        let waited = Cell::new(false);
+        let outcome = verifier.verify_in_turn(token, Utc::now(), async { waited.set(true) }).await;
+        (outcome.is_ok(), waited.get())
+    };
+    let (token, another) = (case.issuer.token(), case.token_with("sub", json!("auth0|another")));
+    assert_eq!(verify(&token).await, (true, true));
+    assert_eq!(verify(&token).await, (true, false));
+    let (signed, signature) = token.rsplit_once('.').unwrap();
+    let (other_claims, _) = another.rsplit_once('.').unwrap();
+    for forged in [format!("{other_claims}.{signature}"), format!("{signed}.{}", "A".repeat(signature.len()))] {
+        for _ in 0..2 {
+            assert_eq!(verify(&forged).await, (false, true));
+        }
+    }
+    assert_eq!(verify(&another).await, (true, true));
 }

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::keys::{KeyRing, without_slash};
 use super::refusal::{BrokenRule, Reason, Tally, VerifyError};
 use super::token::{OidcToken, SHOWN_SUBJECT_CHARS, Source, moment, payload, shortened};
+use crate::batch::Sha256;
 use crate::config::Config;
 use crate::network::{Network, foreign_words};
 use crate::status::{RefusedTokens, Timestamp};
@@ -155,8 +156,8 @@ impl Verifier {
         self.verify_in_turn(token, now, std::future::ready(())).await
     }
 
-    /// As [`Verifier::verify`]. The signature is checked once `turn` resolves, and what
-    /// that gives is dropped afterwards.
+    /// As [`Verifier::verify`]. The signature is checked once `turn` resolves, and what that gives is dropped afterwards.
+    /// A token that comes again waits for no turn, and costs no signature.
     pub async fn verify_in_turn<T>(
         &self,
         token: &str,
@@ -200,9 +201,12 @@ impl Verifier {
             claims.exp
         };
         let keys = self.keys.find(&header).await?;
-        let _turn = turn.await;
-        if !keys.iter().any(|key| key.may_have_signed(&header) && key.has_signed(token)) {
-            return Err(refused(Reason::Signature));
+        let (digest, mut candidates) = (Sha256::of(token.as_bytes()), keys.iter());
+        if !candidates.any(|key| key.may_have_signed(&header) && key.is_known_to_have_signed(&digest)) {
+            let _turn = turn.await;
+            if !keys.iter().any(|key| key.may_have_signed(&header) && key.has_signed(token, digest)) {
+                return Err(refused(Reason::Signature));
+            }
         }
         Ok(OidcToken::new(token, Some(expires_at), Source::HandOver))
     }

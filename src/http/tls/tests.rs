@@ -1,4 +1,5 @@
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rustls::HandshakeKind;
 use rustls::pki_types::pem::PemObject;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -48,8 +49,8 @@ impl Authority {
     }
 }
 
-/// Whether `client` can exchange a byte with a listener that accepts by `settings`.
-async fn speaks(client: &TlsConnector, settings: Arc<ServerConfig>) -> bool {
+/// The kind of handshake after which `client` can exchange a byte with a listener that accepts by `settings`.
+async fn handshake(client: &TlsConnector, settings: Arc<ServerConfig>) -> Option<HandshakeKind> {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -60,8 +61,13 @@ async fn speaks(client: &TlsConnector, settings: Arc<ServerConfig>) -> bool {
         }
     });
     let stream = TcpStream::connect(address).await.unwrap();
-    let Ok(mut stream) = client.connect("localhost".try_into().unwrap(), stream).await else { return false };
-    stream.read_u8().await.is_ok()
+    let mut stream = client.connect("localhost".try_into().unwrap(), stream).await.ok()?;
+    stream.read_u8().await.ok()?;
+    stream.get_ref().1.handshake_kind()
+}
+
+async fn speaks(client: &TlsConnector, settings: Arc<ServerConfig>) -> bool {
+    handshake(client, settings).await.is_some()
 }
 
 /// What connections are accepted with after a look at the files.
@@ -102,6 +108,22 @@ async fn a_changed_certificate_is_used_for_new_connections_and_a_broken_one_is_n
     assert!(speaks(&new_client, looked(&tls)).await);
     old.write(&files);
     assert!(speaks(&old_client, looked(&tls)).await);
+}
+
+#[tokio::test]
+async fn a_client_that_comes_again_costs_no_signature_however_many_others_came_between() {
+    let directory = tempfile::tempdir().unwrap();
+    let (files, authority) = (files(&directory), Authority::new());
+    authority.write(&files);
+    let tls = Tls::new(&files).unwrap();
+    let client = authority.client(None);
+    assert_eq!(handshake(&client, tls.settings()).await, Some(HandshakeKind::Full));
+    for _ in 0..300 {
+        assert_eq!(handshake(&authority.client(None), tls.settings()).await, Some(HandshakeKind::Full));
+    }
+    assert_eq!(handshake(&client, tls.settings()).await, Some(HandshakeKind::Resumed));
+    tls.reload();
+    assert_eq!(handshake(&client, tls.settings()).await, Some(HandshakeKind::Full), "its settings have ended");
 }
 
 #[tokio::test]

@@ -73,6 +73,30 @@ async fn a_new_key_of_the_issuer_is_found_and_the_old_ones_outlast_an_outage() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_token_that_was_let_in_before_is_refused_once_its_key_is_replaced() {
+    let [old, new] = [(); 2].map(|()| Issuer::es256("", "one-name"));
+    let keys = Arc::new(RwLock::new(json!({ "keys": [old.jwk()] }).to_string()));
+    let served = Arc::clone(&keys);
+    let server = Server::start(move |request| match request.uri.as_str() {
+        "/.well-known/jwks.json" => answer(200, served.read().unwrap().clone()),
+        _ => answer(404, ""),
+    })
+    .await;
+    let config = config(&server.url());
+    let verifier = Verifier::new(&config, &Network::new(&config.network).unwrap()).unwrap();
+    let token = old.at(&server.url()).token();
+    for _ in 0..2 {
+        assert!(verifier.verify(&token, Utc::now()).await.is_ok());
+    }
+    *keys.write().unwrap() = json!({ "keys": [new.jwk()] }).to_string();
+    tokio::time::advance(std::time::Duration::from_secs(3601)).await;
+    while verifier.verify(&token, Utc::now()).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(invalid(verifier.verify(&token, Utc::now()).await), "its signature doesn't hold");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_the_issuer_lacked_is_open_again_once_it_is_out_of_reach() {
     let known = Issuer::rs256("", "known");
     let out_of_order = Arc::new(RwLock::new(false));
