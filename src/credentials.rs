@@ -183,36 +183,42 @@ impl Credentials {
         }
     }
 
-    /// The service refused a request signed with the session `session_id`: `explicit`ly as expired or invalid,
-    /// or by any other 403. A session that was replaced meanwhile is left alone.
-    pub fn refused(&self, session_id: u64, explicit: bool) {
-        let now = (self.0.clock)();
-        let Some(session) = self.0.session.borrow().clone().filter(|session| session.id == session_id) else { return };
-        let age = now - session.obtained_at;
+    /// The service refused a request because the session `session_id` has expired or is invalid, as it says: another one
+    /// is fetched. A session that was replaced meanwhile is left alone.
+    pub fn session_is_refused(&self, session_id: u64) {
+        let Some(session) = self.0.current(session_id) else { return };
+        let service = self.0.role.service.name();
+        tracing::warn!(
+            session.id = session_id,
+            "{service} refused the session as expired or invalid; fetching a new one"
+        );
         let mut state = self.0.lock();
-        if explicit {
-            let service = self.0.role.service.name();
-            tracing::warn!(
-                session.id = session_id,
-                "{service} refused the session as expired or invalid; fetching a new one"
-            );
-            let young = age < YOUNG_SESSION.min((session.expires_at - session.obtained_at) / 2);
-            state.young_refusals = if young { state.young_refusals.saturating_add(1) } else { 0 };
-            let wait = match state.young_refusals {
-                0 | 1 => Duration::ZERO,
-                in_a_row => full_jitter(in_a_row - 1, rand::random()),
-            };
-            state.not_before = Instant::now() + wait;
-            self.0.session.send_replace(None);
-            self.0.meters.session_expiry.set(0.0);
-        } else {
-            let lately = state.last_suspicion.is_some_and(|last| now - last < SUSPECT_AGE);
-            if age < SUSPECT_AGE || lately || state.suspect {
-                return;
-            }
-            state.suspect = true;
-            state.last_suspicion = Some(now);
+        let age = (self.0.clock)() - session.obtained_at;
+        let young = age < YOUNG_SESSION.min((session.expires_at - session.obtained_at) / 2);
+        state.young_refusals = if young { state.young_refusals.saturating_add(1) } else { 0 };
+        let wait = match state.young_refusals {
+            0 | 1 => Duration::ZERO,
+            in_a_row => full_jitter(in_a_row - 1, rand::random()),
+        };
+        state.not_before = Instant::now() + wait;
+        self.0.session.send_replace(None);
+        self.0.meters.session_expiry.set(0.0);
+        drop(state);
+        self.0.wake.notify_one();
+    }
+
+    /// The service refused a request signed with the session `session_id` by a 403 that may have another reason. An old
+    /// session is replaced to find out, and stays in use until then.
+    pub fn session_is_suspect(&self, session_id: u64) {
+        let Some(session) = self.0.current(session_id) else { return };
+        let now = (self.0.clock)();
+        let mut state = self.0.lock();
+        let lately = state.last_suspicion.is_some_and(|last| now - last < SUSPECT_AGE);
+        if now - session.obtained_at < SUSPECT_AGE || lately || state.suspect {
+            return;
         }
+        state.suspect = true;
+        state.last_suspicion = Some(now);
         drop(state);
         self.0.wake.notify_one();
     }
@@ -248,7 +254,7 @@ impl Credentials {
         };
         let (waits_for, remedy) = match phase {
             Phase::Starting | Phase::Holding => (None, None),
-            Phase::NoToken => (Some(no_token(&state, now)), Some(self.0.without_a_token.clone())),
+            Phase::NoToken => (Some(awaited_token(&state, now)), Some(self.0.without_a_token.clone())),
             Phase::Refused => (
                 Some("a token or a trust policy that STS accepts".to_owned()),
                 Some(refusal_causes(&self.0.role, state.duration)),
@@ -287,7 +293,8 @@ pub async fn own_tokens(config: &Config, network: &Network) -> (Vec<OidcToken>, 
     (tokens, problems)
 }
 
-fn no_token(state: &State, now: DateTime<Utc>) -> String {
+/// What is waited for where no token is at hand, and why the last one and the sources are of no use.
+fn awaited_token(state: &State, now: DateTime<Utc>) -> String {
     let newest = state.candidates.all().max_by_key(|(token, _)| token.expires_at);
     let ended = newest.and_then(|(token, _)| {
         let (source, end) = (token.source.as_str(), token.expires_at.filter(|end| *end <= now)?);
@@ -300,6 +307,11 @@ fn no_token(state: &State, now: DateTime<Utc>) -> String {
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The session with this id, unless another one has taken its place.
+    fn current(&self, session_id: u64) -> Option<Arc<Session>> {
+        self.session.borrow().clone().filter(|session| session.id == session_id)
     }
 
     async fn keep_a_session(&self) {
@@ -335,34 +347,35 @@ impl Inner {
     /// Asks STS about each token in turn, until one is taken or STS can't be asked.
     async fn exchange_any(&self) {
         self.read_sources().await;
-        let whole = {
+        // A round that begins early, because a token was handed over, leaves out those that STS has refused.
+        let with_refused = {
             let mut state = self.lock();
             let now = Instant::now();
             (state.offered, state.last_round) = (false, now);
             now >= state.not_before
         };
         let (mut phase, mut asked) = (Phase::NoToken, Vec::new());
-        while let Some(token) = self.next(whole, &asked) {
+        while let Some(token) = self.next(with_refused, &asked) {
             asked.push(token.digest());
             match self.exchange(&token).await {
-                Ok(session) => return self.hold(session, &token),
+                Ok(session) => return self.session_came(session, &token),
                 Err(failure) => {
                     // A token that may be good is at hand as soon as one was not refused.
                     let all_refused = failure.cause == Cause::Refused && phase != Phase::Unreachable;
                     phase = if all_refused { Phase::Refused } else { Phase::Unreachable };
                     let out_of_reach = failure.cause == Cause::OutOfReach;
-                    self.note(&token, failure);
+                    self.exchange_failed(&token, failure);
                     if out_of_reach {
                         break;
                     }
                 }
             }
         }
-        if asked.is_empty() && !whole {
+        if asked.is_empty() && !with_refused {
             return;
         }
         let mut state = self.lock();
-        if whole {
+        if with_refused {
             state.failures = state.failures.saturating_add(1);
             state.not_before = Instant::now() + full_jitter(state.failures, rand::random());
         }
@@ -370,15 +383,15 @@ impl Inner {
         state.outage_since.get_or_insert_with(|| (self.clock)());
         if state.phase != phase {
             state.phase = phase;
-            self.log(&state);
+            self.log_phase(&state);
         }
     }
 
     /// The token to ask about in a round behind those that it has `asked` about. Looked for anew each time: one that came
     /// meanwhile, and may be good, need not wait for all that STS has refused before.
-    fn next(&self, whole: bool, asked: &[Sha256]) -> Option<OidcToken> {
+    fn next(&self, with_refused: bool, asked: &[Sha256]) -> Option<OidcToken> {
         let state = self.lock();
-        let mut tokens = state.candidates.in_order((self.clock)(), whole).into_iter();
+        let mut tokens = state.candidates.in_order((self.clock)(), with_refused).into_iter();
         tokens.find(|token| !asked.contains(&token.digest())).filter(|_| asked.len() < MAX_TOKENS).cloned()
     }
 
@@ -422,7 +435,7 @@ impl Inner {
         Ok(session)
     }
 
-    fn hold(&self, mut session: Session, token: &OidcToken) {
+    fn session_came(&self, mut session: Session, token: &OidcToken) {
         self.meters.succeeded.increment(1);
         self.meters.session_expiry.set(session.expires_at.timestamp() as f64);
         let mut state = self.lock();
@@ -448,7 +461,7 @@ impl Inner {
         }
     }
 
-    fn note(&self, token: &OidcToken, Failure { cause, mut told }: Failure) {
+    fn exchange_failed(&self, token: &OidcToken, Failure { cause, mut told }: Failure) {
         let refused = cause == Cause::Refused;
         if refused { &self.meters.refused } else { &self.meters.failed }.increment(1);
         let mut state = self.lock();
@@ -461,7 +474,8 @@ impl Inner {
         state.last_error = Some(told);
     }
 
-    fn log(&self, state: &State) {
+    /// Logs what has changed: what is waited for, or what STS says.
+    fn log_phase(&self, state: &State) {
         let until = self.session.borrow().as_ref().map(|session| Timestamp(session.expires_at).to_string());
         let until = until.as_deref().unwrap_or("none");
         let (prefix, meanwhile) = (self.role.service.prefix(), self.role.service.meanwhile());
@@ -469,7 +483,7 @@ impl Inner {
             (Phase::NoToken, _) => tracing::warn!(
                 session.expires_at = until,
                 "{prefix}waiting for {}; {meanwhile}; {}",
-                no_token(state, (self.clock)()),
+                awaited_token(state, (self.clock)()),
                 self.without_a_token
             ),
             (Phase::Refused, Some(error)) => tracing::error!(

@@ -137,8 +137,8 @@ impl S3 {
             Err(refused) => Err(refused.error),
         };
         outcome.map_err(|error| PutError { session: Some(session.id), ..error }).inspect_err(|error| match error.kind {
-            PutErrorKind::SessionRejected => self.0.credentials.refused(session.id, true),
-            _ if error.status == Some(403) => self.0.credentials.refused(session.id, false),
+            PutErrorKind::SessionRejected => self.0.credentials.session_is_refused(session.id),
+            _ if error.status == Some(403) => self.0.credentials.session_is_suspect(session.id),
             _ => {}
         })
     }

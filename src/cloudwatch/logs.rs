@@ -236,8 +236,8 @@ impl Logs {
             }
         };
         match error.kind {
-            LogsErrorKind::SessionRejected => self.0.credentials.refused(session.id, true),
-            LogsErrorKind::Denied => self.0.credentials.refused(session.id, false),
+            LogsErrorKind::SessionRejected => self.0.credentials.session_is_refused(session.id),
+            LogsErrorKind::Denied => self.0.credentials.session_is_suspect(session.id),
             _ => {}
         }
         Err(error)

@@ -190,7 +190,7 @@ async fn a_session_longer_than_the_role_allows_is_stepped_down_to_an_hour() {
         let first = soon(credentials.wait_session()).await;
         assert_eq!(exchanges(&server, "DurationSeconds"), ["43200", "3600"]);
         assert_eq!(credentials.status().session_duration_seconds, 3600);
-        credentials.refused(first.id, true);
+        credentials.session_is_refused(first.id);
         soon(credentials.wait_session()).await;
         assert_eq!(exchanges(&server, "DurationSeconds"), ["43200", "3600", "3600"], "it stays so");
     }
@@ -238,7 +238,7 @@ async fn a_token_whose_issuer_sts_cannot_reach_does_not_keep_the_next_one_waitin
         assert!(credentials.status().tokens.iter().all(|token| !token.set_aside), "{code}: it may be good yet");
         // Well into an outage of that issuer: the next whole round, at a session's end, asks both again.
         let session = credentials.session().unwrap();
-        credentials.refused(session.id, true);
+        credentials.session_is_refused(session.id);
         soon(credentials.wait_session()).await;
         assert_eq!(exchanges(&server, "WebIdentityToken").last(), Some(&good), "{code}");
     }
@@ -267,13 +267,13 @@ async fn a_session_that_s3_refuses_is_replaced_at_once_and_only_once() {
     let server = sts(|_| sts_session("AKIA1", TimeDelta::hours(1))).await;
     let credentials = start(&Config { oidc_token: Some(issuer().token().as_str().into()), ..config(&server.url()) });
     let first = soon(credentials.wait_session()).await;
-    credentials.refused(first.id, true);
-    credentials.refused(first.id, true);
+    credentials.session_is_refused(first.id);
+    credentials.session_is_refused(first.id);
     let second = soon(credentials.wait_session()).await;
     assert_eq!(second.id, 2);
-    credentials.refused(first.id, true);
+    credentials.session_is_refused(first.id);
     assert_eq!(credentials.session().unwrap().id, 2, "the complaint was about the one before");
-    credentials.refused(second.id, false);
+    credentials.session_is_suspect(second.id);
     assert_eq!(credentials.session().unwrap().id, 2, "a young session is not the reason of a 403");
     assert_eq!(server.seen().len(), 2);
 }
@@ -306,7 +306,7 @@ async fn the_token_file_is_read_at_each_exchange_and_trimmed() {
     std::fs::write(&path, format!("  {old}\n")).unwrap();
     let session = soon(credentials.wait_session()).await;
     std::fs::write(&path, format!("{new}\n")).unwrap();
-    credentials.refused(session.id, true);
+    credentials.session_is_refused(session.id);
     soon(credentials.wait_session()).await;
     assert_eq!(exchanges(&server, "WebIdentityToken"), [old, new]);
     assert_eq!(credentials.status().tokens.len(), 1, "the new one took the old one's place");

@@ -86,7 +86,7 @@ async fn a_session_that_is_refused_is_replaced_for_its_role_alone() {
     hand_over(&bucket, &issuer(), 60);
     soon(bucket.wait_session()).await;
     let first = soon(cloudwatch.wait_session()).await;
-    cloudwatch.refused(first.id, true);
+    cloudwatch.session_is_refused(first.id);
     assert_eq!(soon(cloudwatch.wait_session()).await.id, 2);
     assert_eq!(bucket.session().unwrap().id, 1);
 }

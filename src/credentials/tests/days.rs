@@ -125,7 +125,7 @@ async fn an_old_session_that_s3_denies_is_replaced_at_most_once_in_five_minutes(
     let session = || days.credentials.session().unwrap().id;
     let denied_for = async |minutes: u32| {
         for _ in 0..minutes {
-            days.credentials.refused(session(), false);
+            days.credentials.session_is_suspect(session());
             assert_eq!(days.pass(1).await, 0, "the session at hand stays in use until there is a new one");
         }
     };
