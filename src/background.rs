@@ -1,4 +1,5 @@
-//! Runs work that waits for other people's services on threads of its own, so that acknowledgements come first.
+//! Runs work that waits for other people's services, or for a disk, on threads of its own, so that acknowledgements come
+//! first.
 
 use std::io;
 
@@ -58,5 +59,17 @@ impl Drop for Background {
         if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
+    }
+}
+
+/// Runs work that waits for a disk on a thread that may wait.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends, and nothing waits for this.
+            Err(_) => std::future::pending().await,
+        },
     }
 }

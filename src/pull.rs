@@ -33,6 +33,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::background::blocking;
 use crate::batch::{ByType, LogType};
 use crate::config::{self, Config};
 use crate::credentials::Credentials;
@@ -188,7 +189,7 @@ impl Parts {
         let reports: Vec<_> = self.pull.types.iter().map(|log_type| self.report(*log_type, "")).collect();
         while self.pull.from.is_none() {
             let (spool, now) = (self.spool.clone(), self.started_at);
-            match files::blocking(move || first_start(&spool, now)).await {
+            match blocking(move || first_start(&spool, now)).await {
                 Ok(first) => self.pull.from = Some(first),
                 Err(error) => {
                     self.reports().clone_from(&reports);

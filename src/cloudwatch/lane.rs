@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::background::Background;
+use crate::background::{Background, blocking};
 use crate::backoff;
 use crate::batch::{self, ByType, LogType, object_key};
 use crate::cloudwatch::calls::Event;
@@ -383,15 +383,6 @@ fn not_ahead_of(now: DateTime<Utc>, started: DateTime<Utc>, passed: Duration) ->
 fn is_the_files(error: &io::Error) -> bool {
     const PASSES: [Errno; 4] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::STALE];
     !volume::errno(error).is_some_and(|errno| PASSES.contains(&errno))
-}
-
-/// Runs what blocks away from the lanes' thread.
-async fn blocking<T: Send + 'static>(operation: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(operation).await {
-        Ok(done) => done,
-        // A panic ends the process; nothing else ends it early.
-        Err(_) => std::future::pending().await,
-    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::background::blocking;
 use crate::batch::Sha256;
 use crate::spool::{PULL, Spool, disk};
 
@@ -111,18 +112,6 @@ pub(super) fn make_folder(spool: &Spool) -> Result<(), PlaceError> {
     let (disk, path) = (spool.disk(), spool.dir().join(FOLDER));
     let made = spool.with_room(|| disk.create_dir(&path)).and_then(|()| disk.sync_dir(spool.dir()));
     made.map_err(|source| PlaceError::Disk { path, source })
-}
-
-/// Runs blocking work on a thread for it.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime ends, and nothing waits for this.
-            Err(_) => std::future::pending().await,
-        },
-    }
 }
 
 /// Refuses what is more than `left` bytes.

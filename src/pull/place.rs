@@ -36,9 +36,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use crate::background::blocking;
 use crate::backoff;
 use crate::batch::LogType;
-use crate::pull::files::{self, FILE_MAX_BYTES, FOLDER, Parts, PlaceError, blocking};
+use crate::pull::files::{self, FILE_MAX_BYTES, FOLDER, Parts, PlaceError};
 use crate::pull::round::{RoundError, Stopped};
 use crate::pull::whose::Whose;
 use crate::spool::{AppendError, Spool};
