@@ -96,6 +96,20 @@ struct Large {
     other: Arc<Mutex<()>>,
 }
 
+impl Large {
+    fn of(&self, endpoint: Endpoint) -> &Arc<Mutex<()>> {
+        match endpoint {
+            Endpoint::StepLog => &self.log,
+            Endpoint::Organizations
+            | Endpoint::AuditEvents
+            | Endpoint::Environments
+            | Endpoint::Deployments
+            | Endpoint::Steps
+            | Endpoint::Forwarding => &self.other,
+        }
+    }
+}
+
 impl Api {
     /// Makes the client; no request is sent yet.
     ///
@@ -230,18 +244,12 @@ impl Api {
         query: &[(&str, &str)],
     ) -> Result<(Body, Asked), ApiError> {
         let inner = &self.0;
-        let large = if endpoint == Endpoint::StepLog { &inner.large.log } else { &inner.large.other };
+        let large = inner.large.of(endpoint);
         let mut alone = None;
-        let mut url = inner.base.clone();
-        let encoded = path.iter().flat_map(|segment| ["/".into(), utf8_percent_encode(segment, SEGMENT).into()]);
-        let uri = encoded.fold(url.path().trim_end_matches('/').to_owned(), |uri, part: Cow<'_, str>| uri + &part);
-        url.set_path(&uri);
-        if !query.is_empty() {
-            url.query_pairs_mut().extend_pairs(query);
-        }
+        let (path, url) = self.address(path, query);
         let mut attempt = 1;
         loop {
-            inner.pace.take(&uri).await;
+            inner.pace.take(&path).await;
             let key = inner.keys.key();
             let tried = self.attempt(amount, endpoint, url.clone(), &key, (alone.take(), large)).await;
             let Failed { kind, wait, silent } = match tried {
@@ -261,18 +269,8 @@ impl Api {
             };
             let error = ApiError { endpoint, kind, asked: self.asked(&key) };
             requests(endpoint, error.as_str()).increment(1);
-            let may_pass = match error.kind {
-                ErrorKind::Throttled | ErrorKind::Server(_) | ErrorKind::Unreachable(_) | ErrorKind::NotEnv0 { .. } => {
-                    attempt < if silent { SILENT_ATTEMPTS_MAX } else { ATTEMPTS_MAX }
-                }
-                // The key may have been replaced: the new one is then in its file, and the old one is deleted.
-                ErrorKind::Unauthorized | ErrorKind::Revoked => {
-                    self.reload_key_aside().await;
-                    attempt < ATTEMPTS_MAX && !Arc::ptr_eq(&key, &inner.keys.key())
-                }
-                _ => false,
-            };
-            if !may_pass {
+            let attempts_max = if silent { SILENT_ATTEMPTS_MAX } else { ATTEMPTS_MAX };
+            if !self.may_pass(&error.kind, &key).await || attempt >= attempts_max {
                 return Err(error);
             }
             if wait >= TOLD_WAIT
@@ -282,6 +280,31 @@ impl Api {
             }
             tokio::time::sleep(backoff::full_jitter(attempt, rand::random()).max(wait)).await;
             attempt += 1;
+        }
+    }
+
+    /// The path whose segments these are, encoded, and the URL with it.
+    fn address(&self, path: &[&str], query: &[(&str, &str)]) -> (String, Url) {
+        let mut url = self.0.base.clone();
+        let encoded = path.iter().flat_map(|segment| ["/".into(), utf8_percent_encode(segment, SEGMENT).into()]);
+        let path = encoded.fold(url.path().trim_end_matches('/').to_owned(), |path, part: Cow<'_, str>| path + &part);
+        url.set_path(&path);
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        (path, url)
+    }
+
+    /// Whether a request that failed with `key` may succeed when it is repeated.
+    async fn may_pass(&self, kind: &ErrorKind, key: &Arc<Key>) -> bool {
+        match kind {
+            ErrorKind::Throttled | ErrorKind::Server(_) | ErrorKind::Unreachable(_) | ErrorKind::NotEnv0 { .. } => true,
+            // The key may have been replaced: the new one is then in its file, and the old one is deleted.
+            ErrorKind::Unauthorized | ErrorKind::Revoked => {
+                self.reload_key_aside().await;
+                !Arc::ptr_eq(key, &self.0.keys.key())
+            }
+            _ => false,
         }
     }
 

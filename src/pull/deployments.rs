@@ -81,10 +81,10 @@ pub(super) struct Deployments {
     is_first_round: bool,
     /// The ended deployment that was begun last.
     last_ended: String,
-    /// What is being read, by the task's id. It goes on from round to round: one slow
-    /// answer must not hold up the others.
+    /// What is being read. It goes on from round to round: one slow answer must not hold up the others.
     reading: JoinSet<Result<bool, RoundError>>,
-    read: HashMap<tokio::task::Id, String>,
+    /// The deployment that each of these tasks reads.
+    read_by: HashMap<tokio::task::Id, String>,
     /// Whether something that this round has read was not there, and may be back later.
     something_is_missing: bool,
     pieces: (mpsc::Sender<Piece>, mpsc::Receiver<Piece>),
@@ -115,7 +115,7 @@ impl Deployments {
             is_first_round: true,
             last_ended: String::new(),
             reading: JoinSet::new(),
-            read: HashMap::new(),
+            read_by: HashMap::new(),
             something_is_missing: false,
             pieces: mpsc::channel(FOLLOWED_AT_ONCE),
         }
@@ -263,7 +263,7 @@ impl Deployments {
         until: Instant,
         first_error: &mut Option<RoundError>,
     ) -> Result<bool, RoundError> {
-        let being_read: HashSet<String> = self.read.values().cloned().collect();
+        let being_read: HashSet<String> = self.read_by.values().cloned().collect();
         let (ended, running): (Vec<_>, Vec<_>) =
             known.into_iter().filter(|(id, _)| !being_read.contains(id)).partition(|(_, listing)| listing.has_ended());
         let (mut running, mut ended) = (VecDeque::from(running), VecDeque::from(ended));
@@ -294,7 +294,7 @@ impl Deployments {
                             Err(error) => (error.id(), Ok(false)),
                         },
                     };
-                    self.read.remove(&id);
+                    self.read_by.remove(&id);
                     match result {
                         Ok(all_is_there) => self.something_is_missing |= !all_is_there,
                         Err(error) => drop(first_error.get_or_insert(error)),
@@ -322,7 +322,7 @@ impl Deployments {
         };
         let parts = self.place.parts();
         let task = self.reading.spawn(async move { Ok(follow.load(parts).await?.run().await?) });
-        self.read.insert(task.id(), id.to_owned());
+        self.read_by.insert(task.id(), id.to_owned());
     }
 
     /// Brings `first`, and what other deployments have sent with it, into the spool, with one fsync and one place.

@@ -166,6 +166,24 @@ fn settle(spool: &Spool, log_type: LogType, settled: &SetOnce<()>) {
     let mut retry = Retry { log_type, told: false };
     let mut places = retry.until_done(|tries| unsettled(spool, log_type, tries >= TRIES));
     let from = first_batch(&places);
+    let last = read_batches(spool, &mut places, from, &mut retry);
+    let open = || {
+        spool.gate(log_type).release(START);
+        // It may be set already.
+        let _ = settled.set(());
+    };
+    write_places(spool, places, (from, last), &mut retry, open);
+    open();
+}
+
+/// Adds what the batches from `from` on hold to the places. Returns when the last of these batches was opened.
+fn read_batches(
+    spool: &Spool,
+    places: &mut [Box<dyn AnyPlace>],
+    from: Option<DateTime<Utc>>,
+    retry: &mut Retry,
+) -> Option<DateTime<Utc>> {
+    let log_type = retry.log_type;
     let mut last = from.filter(|from| *from < DateTime::<Utc>::MAX_UTC);
     let (mut read, mut renamed) = (BTreeSet::new(), BTreeSet::new());
     let mut tries = 1;
@@ -176,7 +194,7 @@ fn settle(spool: &Spool, log_type: LogType, settled: &SetOnce<()>) {
             if read.contains(&opened) {
                 continue;
             }
-            match take(spool, log_type, &name, &mut places, tries >= TRIES) {
+            match take(spool, log_type, &name, places, tries >= TRIES) {
                 Ok(()) => {}
                 // It was sealed or compressed, and so renamed, while this read. The next list has its new name.
                 Err(error) if error.is_missing() && renamed.insert(name.to_string()) => {
@@ -196,16 +214,22 @@ fn settle(spool: &Spool, log_type: LogType, settled: &SetOnce<()>) {
         match refused {
             Some(error) => retry.wait(&error),
             None if list_again => continue,
-            None => break,
+            None => return last,
         }
         tries += 1;
     }
-    let gate = spool.gate(log_type);
-    let open = || {
-        gate.release(START);
-        // It may be set already.
-        let _ = settled.set(());
-    };
+}
+
+/// Writes the places, which know every batch up to `last` by now, and opens the gate of each. Where the disk goes on
+/// refusing one, its batches from `from` on stay held back, and `open` lets the other pulls begin.
+fn write_places(
+    spool: &Spool,
+    mut places: Vec<Box<dyn AnyPlace>>,
+    (from, last): (Option<DateTime<Utc>>, Option<DateTime<Utc>>),
+    retry: &mut Retry,
+    open: impl Fn(),
+) {
+    let gate = spool.gate(retry.log_type);
     for tries in 1.. {
         let mut refused = None;
         places.retain_mut(|place| match place.write(spool, last) {
@@ -229,7 +253,6 @@ fn settle(spool: &Spool, log_type: LogType, settled: &SetOnce<()>) {
         }
         retry.wait(&error);
     }
-    open();
 }
 
 /// Adds what is in a batch to the places. It can be done again after an error.

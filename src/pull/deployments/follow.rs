@@ -228,7 +228,7 @@ impl Follow {
             Ok(Reading::Stopped) => Ok(Reading::Stopped),
             Ok(reading) => {
                 let (now, apart) = (self.now, self.apart);
-                let read = self.state.steps.entry(step.name.clone()).or_default();
+                let read = self.state.step(&step.name);
                 let new = reading == Reading::New;
                 read.ended = step.has_ended() && is_settled(&mut read.read_after_end, new, now, apart);
                 Ok(reading)
@@ -247,7 +247,7 @@ impl Follow {
         let is_early = error.kind != ErrorKind::Gone && !step.has_ended();
         if self.has_read(step) || !(step.was_left_out() || is_early) {
             self.report.gone(&format!("{} {}", self.source.deployment, step.name), error);
-            let read = self.state.steps.entry(step.name.clone()).or_default();
+            let read = self.state.step(&step.name);
             read.gone_since.get_or_insert(self.now);
         }
         Reading::Nothing
@@ -265,7 +265,7 @@ impl Follow {
         let event = self.source.event(first, &step.name);
         let others = self.source.other_lines(first, &step.name, &event.line);
         let first = Mark::new(&[], None, event.line.json()).or(&[], &event.line, others);
-        let read = self.state.steps.entry(step.name.clone()).or_default();
+        let read = self.state.step(&step.name);
         if read.first.is_some_and(|known| !first.may_be(known)) {
             *read = Step::restarted();
         }
@@ -289,7 +289,7 @@ impl Follow {
             let start = self.state.steps.get(&step.name).and_then(|read| read.next.clone());
             let mut pieces = self.page(step, start.as_deref()).await?;
             let mut page = Page::default();
-            let read = self.state.steps.entry(step.name.clone()).or_default();
+            let read = self.state.step(&step.name);
             read.attempt.get_or_insert_with(|| step.attempt());
             let rest = self.take_all(step, &mut pieces, &mut page).await;
             let Page { lines, records, new, found, end, last_time, .. } = page;
@@ -302,7 +302,7 @@ impl Follow {
                     return if is_durable { Err(error) } else { Ok(Reading::Stopped) };
                 }
             };
-            let read = self.state.steps.entry(step.name.clone()).or_default();
+            let read = self.state.step(&step.name);
             let moved = read.go_on(next, end, last_time.as_deref());
             if (records > 0 || moved || found) && !self.send(lines.into(), records, false).await {
                 return Ok(Reading::Stopped);
@@ -313,7 +313,7 @@ impl Follow {
                 continue;
             }
             let now = self.now;
-            let gone_since = &mut self.state.steps.entry(step.name.clone()).or_default().gone_since;
+            let gone_since = &mut self.state.step(&step.name).gone_since;
             if has_more_logs && step.has_ended() {
                 // The step doesn't count as read. The next round goes on from the last page that was named.
                 if moved {
@@ -359,7 +359,7 @@ impl Follow {
     /// Takes the events of a piece, and waits until they are durable as often as they are many. False when the process is
     /// about to end.
     async fn take(&mut self, step: &StepRecord, piece: &Answer, page: &mut Page) -> Result<bool, ApiError> {
-        let mut read = self.state.steps.entry(step.name.clone()).or_default();
+        let mut read = self.state.step(&step.name);
         let events: Vec<&RawValue> = piece.parse()?;
         page.events += events.len();
         if page.events > LINES_MAX {
@@ -398,7 +398,7 @@ impl Follow {
                 if !self.send_piece(lines, std::mem::take(&mut page.records), false).await {
                     return Ok(false);
                 }
-                read = self.state.steps.entry(step.name.clone()).or_default();
+                read = self.state.step(&step.name);
             }
         }
         Ok(true)

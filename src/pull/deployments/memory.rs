@@ -169,6 +169,11 @@ fn sign_of(timestamp: Option<&str>) -> i64 {
 }
 
 impl Following {
+    /// How far a step was read: a new one, not at all.
+    pub(super) fn step(&mut self, name: &str) -> &mut Step {
+        self.steps.entry(name.to_owned()).or_default()
+    }
+
     /// Members that a line of this `deployment` is given where it lacks them.
     pub(super) fn members<'a>(
         &'a self,
