@@ -98,23 +98,8 @@ impl Spool {
         disk.sync_dir(dir).map_err(create)?;
 
         let (mut manifest, mut names) = adopt_manifest(settings, &*disk)?;
-        for (log_type, names) in names.iter_mut() {
-            if names.has_head() {
-                continue;
-            }
-            // A number must never be given out twice under one instance id, so the manifest with the new id comes first:
-            // 1. Manifest written, then a crash, then the new head made: the next start makes another new id.
-            // 2. Head made, then a crash before the manifest: the next start finds a head, sees nothing wrong, and numbers
-            //    from 1 under the old id.
-            manifest.chains[log_type] = manifest::new_instance();
-            manifest.write(&*disk, dir)?;
-            tracing::error!(
-                log_type = %log_type,
-                instance = manifest.chain(log_type),
-                "the log type's folder lost the head of its chain; numbering starts anew under a new instance id"
-            );
-            let path = dir.join(log_type.as_str());
-            recovery::restart_chain(&*disk, &path, names).map_err(|reason| OpenError::Recovery { path, reason })?;
+        for (log_type, names) in names.iter_mut().filter(|(_, names)| !names.has_head()) {
+            begin_new_chain(&*disk, dir, &mut manifest, log_type, names)?;
         }
 
         let copies = if settings.copies {
@@ -281,6 +266,31 @@ impl Spool {
     pub fn usage(&self) -> &Usage {
         &self.inner.usage
     }
+}
+
+/// Begins the chain of a log type anew whose folder has lost the chain's head.
+///
+/// A number must never be given out twice under one instance id, so the manifest with the new id comes first:
+///
+/// 1. Manifest written, then a crash, then the new head made: the next start makes another new id.
+/// 2. Head made, then a crash before the manifest: the next start finds a head, sees nothing wrong, and numbers from 1
+///    under the old id.
+fn begin_new_chain(
+    disk: &dyn Disk,
+    dir: &Path,
+    manifest: &mut Manifest,
+    log_type: LogType,
+    names: &mut Names,
+) -> Result<(), OpenError> {
+    manifest.chains[log_type] = manifest::new_instance();
+    manifest.write(disk, dir)?;
+    tracing::error!(
+        log_type = %log_type,
+        instance = manifest.chain(log_type),
+        "the log type's folder lost the head of its chain; numbering starts anew under a new instance id"
+    );
+    let path = dir.join(log_type.as_str());
+    recovery::restart_chain(disk, &path, names).map_err(|reason| OpenError::Recovery { path, reason })
 }
 
 /// How many batches are in a spool's folders, and how many of those are `.sending`.

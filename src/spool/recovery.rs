@@ -60,19 +60,7 @@ pub(super) fn recover(folder: &Folder, names: Names) -> io::Result<Recovered> {
     folder.disk().sync_dir(&folder.dir)?;
     folder.read_gaps()?;
     let Names { mut sealed, mut open, strays } = names;
-    for file_name in strays {
-        // NFS keeps a removed file that is still open under such a name, and editors keep such files, too.
-        if file_name.starts_with('.') {
-            continue;
-        }
-        let found = folder.disk().identify(&folder.dir.join(&file_name));
-        let is_folder = matches!(found, Ok(Some(found)) if found.is_folder);
-        if is_own_temporary(&file_name) && !is_folder {
-            remove(folder, &file_name)?;
-        } else {
-            set_aside(folder, &file_name, "it is not a batch that this daemon wrote");
-        }
-    }
+    strays.iter().try_for_each(|file_name| clear_away(folder, file_name))?;
     // A crash may leave two files of the head. The empty `.sent` is the head then, and the other one is sent again.
     sealed.sort_unstable_by_key(|(name, _)| (name.sequence, name.batch, name.stage));
     finish_renames(folder, &mut sealed)?;
@@ -86,18 +74,10 @@ pub(super) fn recover(folder: &Folder, names: Names) -> io::Result<Recovered> {
     let foreign: Vec<u64> = folder.gaps().into_iter().filter(|gap| *gap > head_sequence).collect();
     folder.mark_reported(&foreign)?;
     let still_open: BTreeSet<DateTime<Utc>> = open.iter().map(|(name, _)| name.opened).collect();
-    let mut also_sealed = BTreeSet::new();
+    let openings = sealed.iter().map(|(name, _)| name.batch.opened);
+    let also_sealed: BTreeSet<DateTime<Utc>> = openings.filter(|opened| still_open.contains(opened)).collect();
     for (name, bytes) in &sealed {
-        if still_open.contains(&name.batch.opened) {
-            also_sealed.insert(name.batch.opened);
-        }
-        if name.stage.is_unsent() {
-            folder.recover_sealed(name, *bytes)?;
-        } else if name.sequence < head_sequence {
-            remove(folder, &name.to_string())?;
-        } else if *bytes > 0 {
-            folder.empty_head(name)?;
-        }
+        take_sealed(folder, name, *bytes, head_sequence)?;
     }
     sealed.retain(|(name, bytes)| name.stage.is_unsent() && *bytes > 0);
     let mut left_open = Vec::new();
@@ -107,19 +87,51 @@ pub(super) fn recover(folder: &Folder, names: Names) -> io::Result<Recovered> {
             remove(folder, &SpoolName::Open(name).to_string())?;
             folder.disk().sync_dir(&folder.dir)?;
         } else {
-            folder.add_unsent(name.opened);
-            folder.usage().add(folder.log_type, bytes);
-            match recover_open(folder, name, bytes) {
-                Ok(closed) => left_open.extend(closed.map(LeftOpen::Read)),
-                Err(error) if is_full(&error) => {
-                    tracing::error!(log_type = %folder.log_type, batch.name = %name, %error, "there is no room to work through a batch that a crash left open; it is tried again every second, while deliveries make room");
-                    left_open.push(LeftOpen::Unread(Box::new(move |folder| recover_open(folder, name, bytes))));
-                }
-                Err(error) => return Err(error),
-            }
+            left_open.extend(take_open(folder, name, bytes)?);
         }
     }
     Ok(Recovered { sealed, open: left_open })
+}
+
+/// Removes a file that was never finished, and moves any other that is no batch to quarantine.
+fn clear_away(folder: &Folder, file_name: &str) -> io::Result<()> {
+    // NFS keeps a removed file that is still open under such a name, and editors keep such files, too.
+    if file_name.starts_with('.') {
+        return Ok(());
+    }
+    let found = folder.disk().identify(&folder.dir.join(file_name));
+    let is_folder = matches!(found, Ok(Some(found)) if found.is_folder);
+    if is_own_temporary(file_name) && !is_folder {
+        return remove(folder, file_name);
+    }
+    set_aside(folder, file_name, "it is not a batch that this daemon wrote");
+    Ok(())
+}
+
+/// Counts a batch that is not in S3; of those that are, keeps one empty file, the head's.
+fn take_sealed(folder: &Folder, name: &SealedName, bytes: u64, head_sequence: u64) -> io::Result<()> {
+    if name.stage.is_unsent() {
+        folder.recover_sealed(name, bytes)
+    } else if name.sequence < head_sequence {
+        remove(folder, &name.to_string())
+    } else if bytes > 0 {
+        folder.empty_head(name)
+    } else {
+        Ok(())
+    }
+}
+
+/// Counts a batch that a crash left open, and brings it into order; where the disk has no room for that, the sealer does.
+fn take_open(folder: &Folder, name: BatchName, bytes: u64) -> io::Result<Option<LeftOpen>> {
+    folder.add_unsent(name.opened);
+    folder.usage().add(folder.log_type, bytes);
+    match recover_open(folder, name, bytes) {
+        Err(error) if is_full(&error) => {
+            tracing::error!(log_type = %folder.log_type, batch.name = %name, %error, "there is no room to work through a batch that a crash left open; it is tried again every second, while deliveries make room");
+            Ok(Some(LeftOpen::Unread(Box::new(move |folder| recover_open(folder, name, bytes)))))
+        }
+        recovered => Ok(recovered?.map(LeftOpen::Read)),
+    }
 }
 
 /// Removes the old name of each file that has two: a crash leaves both names of a rename where the file system has no
