@@ -8,10 +8,11 @@ mod pull;
 mod remedies;
 mod report;
 
-use crate::config::{ConfigErrors, Loaded};
-use crate::credentials;
+use crate::config::{Config, ConfigErrors, Loaded};
 use crate::exit_code::CONFIG;
 use crate::network::Network;
+use crate::status::Status;
+use online::Own;
 pub use report::{Report, Step, Verdict};
 
 /// What the command line says.
@@ -44,28 +45,24 @@ pub async fn run(loaded: Result<Loaded, ConfigErrors>, options: CheckOptions) ->
     let daemon = tokio::task::spawn_blocking(move || local::daemon(address)).await.ok().flatten();
     steps.extend(local::steps(&config, daemon.as_ref()));
     if !options.offline {
-        let pulled = pull::steps(&config, daemon.as_ref()).await;
-        match Network::new(&config.network) {
-            Ok(network) => {
-                let (tokens, mut problems) = credentials::own_tokens(&config, &network).await;
-                let of_file = credentials::token_file_problem(&config);
-                problems.retain(|problem| of_file.as_ref() != Some(&problem.words));
-                let newest = tokens.into_iter().max_by_key(|token| token.expires_at);
-                let pull_fails = pulled.steps.iter().any(|step| step.verdict == Verdict::Fail);
-                let own = online::Own {
-                    network,
-                    newest,
-                    problems,
-                    file_fails: of_file.is_some(),
-                    of_record: pulled.token,
-                    pull_fails,
-                };
-                steps.extend(online::steps(&config, &own, daemon.as_ref(), options.write).await);
-                steps.extend(cloudwatch::steps(&config, &own, daemon.as_ref(), options.write).await);
-            }
-            Err(error) => steps.push(Step::fail("network", CONFIG, error.to_string(), "correct the variable")),
-        }
-        steps.extend(pulled.steps);
+        steps.extend(of_others(&config, daemon.as_ref(), options.write).await);
     }
     Report::new(steps)
+}
+
+/// The steps that ask others than this machine.
+async fn of_others(config: &Config, daemon: Option<&Status>, write: bool) -> Vec<Step> {
+    let pulled = pull::steps(config, daemon).await;
+    let mut steps = Vec::new();
+    match Network::new(&config.network) {
+        Ok(network) => {
+            let pull_fails = pulled.steps.iter().any(|step| step.verdict == Verdict::Fail);
+            let own = Own::find(config, network, pulled.token, pull_fails).await;
+            steps.extend(online::steps(config, &own, daemon, write).await);
+            steps.extend(cloudwatch::steps(config, &own, daemon, write).await);
+        }
+        Err(error) => steps.push(Step::fail("network", CONFIG, error.to_string(), "correct the variable")),
+    }
+    steps.extend(pulled.steps);
+    steps
 }

@@ -1,6 +1,6 @@
 //! What a running daemon tells of its token, STS, the bucket, its PUTs and its pulls.
 
-use super::report::{BUCKET, Step, Verdict};
+use super::report::{BUCKET, Step, TOKEN, Verdict};
 use crate::batch::LogType;
 use crate::config::Config;
 use crate::credentials::{ways_to_a_token, without_a_token};
@@ -25,32 +25,31 @@ pub(super) fn holds_session(status: &Status) -> bool {
 
 /// The running daemon's tokens.
 pub(super) fn daemon_token(config: &Config, status: &Status) -> Step {
-    const NAME: &str = "token";
-    let Some(credentials) = &status.credentials else { return Step::skipped(NAME, "the running daemon is starting") };
+    let Some(credentials) = &status.credentials else { return Step::skipped(TOKEN, "the running daemon is starting") };
     let Some(last_end) = credentials.tokens.iter().map(|token| token.expires_at).max() else {
         return match credentials.refused_tokens.iter().max_by_key(|refused| refused.last) {
             None if credentials.waits_for.as_deref() == Some(FIRST_TOKEN) && a_deployment_may_bring_one(config) => {
                 let remedy = Some(without_a_token(config));
                 Step {
                     remedy,
-                    ..Step::skipped(NAME, "the running daemon has none yet, and nothing is uploaded before")
+                    ..Step::skipped(TOKEN, "the running daemon has none yet, and nothing is uploaded before")
                 }
             }
-            None => Step::fail(NAME, CONFIG, "the running daemon has none", without_a_token(config)),
+            None => Step::fail(TOKEN, CONFIG, "the running daemon has none", without_a_token(config)),
             Some(refused) => {
                 let detail = format!("the running daemon has none: {}", refused_words(refused));
-                Step::fail(NAME, CONFIG, detail, refused.remedy.clone())
+                Step::fail(TOKEN, CONFIG, detail, refused.remedy.clone())
             }
         };
     };
     let end = last_end.map_or("a time that can't be read".to_owned(), |end| end.to_string());
     if last_end.is_none_or(|end| end >= status.now) {
-        return Step::ok(NAME, format!("the running daemon has {}; the last ends at {end}", credentials.tokens.len()));
+        return Step::ok(TOKEN, format!("the running daemon has {}; the last ends at {end}", credentials.tokens.len()));
     }
     let detail = format!("the last token of the running daemon ended at {end}");
     match credentials.session_expires_at {
-        Some(end) => Step::warn(NAME, format!("{detail}; its session lasts until {end}"), ways_to_a_token(config)),
-        None => Step::fail(NAME, DENIED, detail, ways_to_a_token(config)),
+        Some(end) => Step::warn(TOKEN, format!("{detail}; its session lasts until {end}"), ways_to_a_token(config)),
+        None => Step::fail(TOKEN, DENIED, detail, ways_to_a_token(config)),
     }
 }
 

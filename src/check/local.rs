@@ -23,7 +23,7 @@ use crate::spool::disk::{Disk, OsDisk};
 use crate::spool::manifest::{Lock, Manifest, ManifestError};
 use crate::spool::named::Named;
 use crate::spool::{self, exit_code_of, home};
-use crate::status::{Status, Timestamp};
+use crate::status::{PullStatus, Status, Timestamp, TypeStatus};
 use crate::volume::{self, Cause, name};
 
 /// The section on events that come both ways.
@@ -137,48 +137,52 @@ fn other_settings(config: &Config, status: &Status) -> Option<Step> {
     })
 }
 
-/// What the running daemon says of its spool and of its pulls that is worth a look.
+/// What the running daemon says of its senders, its pulls and its spool that is worth a look.
 fn troubles(status: &Status) -> Vec<Step> {
-    let mut steps = Vec::new();
-    for (what, by, totals) in [
+    let refused = [
         ("connections", "reason", &status.connections_refused_total),
         ("requests", "HTTP status", &status.requests_refused_total),
-    ] {
-        if totals.is_empty() {
-            continue;
-        }
-        let totals = totals.iter().map(|(reason, total)| format!("{reason} {total}")).collect::<Vec<_>>().join(", ");
-        let detail = format!("it has refused {what} since its start, by {by}: {totals}");
-        let remedy =
-            "nothing where no sender of yours is missed; else its log names the client and the reason of the first";
+    ];
+    let refused = refused.into_iter().filter_map(|(what, by, totals)| {
+        let shown: Vec<_> = totals.iter().map(|(reason, total)| format!("{reason} {total}")).collect();
+        (!shown.is_empty()).then(|| {
+            Step::warn(
+                DAEMON,
+                format!("it has refused {what} since its start, by {by}: {}", shown.join(", ")),
+                "nothing where no sender of yours is missed; else its log names the client and the reason of the first",
+            )
+        })
+    });
+    let pulls = status.pull.iter().filter_map(unusable_place);
+    refused.chain(pulls).chain(status.types.iter().flat_map(troubles_of_type)).collect()
+}
+
+/// What env0 refuses is found by asking it. A place that can't be used is the daemon's own to tell.
+fn unusable_place(pull: &PullStatus) -> Option<Step> {
+    let error = pull.error.as_ref().filter(|error| error.code.as_deref() == Some("place"))?;
+    let detail = format!("it can't pull {} from {}: {}", pull.log_type, pull.organization, error.message);
+    Some(Step::fail(DAEMON, IO, detail, error.remedy.clone().unwrap_or_default()))
+}
+
+fn troubles_of_type(of_type: &TypeStatus) -> Vec<Step> {
+    let (log_type, spooled) = (of_type.log_type, &of_type.spooled);
+    let mut steps = Vec::new();
+    if of_type.pulled_and_sent {
+        steps.push(stored_twice(&came_both_ways(log_type)));
+    }
+    if let Some(since) = spooled.full_since {
+        let (used, share) = (spooled.spool_bytes, spooled.share_bytes);
+        let detail = format!(
+            "the spool has been full for {log_type} since {since}: {used} of the {share} bytes that it may take; its events are answered 503"
+        );
+        let remedy = "see why uploads fail or lag, or raise ENV0_S3_LOG_SPOOL_MAX_BYTES";
         steps.push(Step::warn(DAEMON, detail, remedy));
     }
-    for pull in &status.pull {
-        // What env0 refuses is found by asking it. A place that can't be used is the daemon's own to tell.
-        if let Some(error) = pull.error.as_ref().filter(|error| error.code.as_deref() == Some("place")) {
-            let detail = format!("it can't pull {} from {}: {}", pull.log_type, pull.organization, error.message);
-            steps.push(Step::fail(DAEMON, IO, detail, error.remedy.clone().unwrap_or_default()));
-        }
-    }
-    for of_type in &status.types {
-        let (log_type, spooled) = (of_type.log_type, &of_type.spooled);
-        if of_type.pulled_and_sent {
-            steps.push(stored_twice(&came_both_ways(log_type)));
-        }
-        if let Some(since) = spooled.full_since {
-            let (used, share) = (spooled.spool_bytes, spooled.share_bytes);
-            let detail = format!(
-                "the spool has been full for {log_type} since {since}: {used} of the {share} bytes that it may take; its events are answered 503"
-            );
-            let remedy = "see why uploads fail or lag, or raise ENV0_S3_LOG_SPOOL_MAX_BYTES";
-            steps.push(Step::warn(DAEMON, detail, remedy));
-        }
-        if spooled.key_time_ahead_seconds > 0 {
-            let ahead = spooled.key_time_ahead_seconds;
-            let detail = format!("the time in keys of {log_type} is {ahead} s ahead of the clock; nothing is lost");
-            let remedy = "set the clock right; a new spool, once this one is drained, starts with the clock's time";
-            steps.push(Step::warn(DAEMON, detail, remedy));
-        }
+    if spooled.key_time_ahead_seconds > 0 {
+        let ahead = spooled.key_time_ahead_seconds;
+        let detail = format!("the time in keys of {log_type} is {ahead} s ahead of the clock; nothing is lost");
+        let remedy = "set the clock right; a new spool, once this one is drained, starts with the clock's time";
+        steps.push(Step::warn(DAEMON, detail, remedy));
     }
     steps
 }

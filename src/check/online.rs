@@ -11,10 +11,12 @@ use super::beside::{
     a_deployment_may_bring_one, daemon_token, holds_session, last_put, of_daemon, region_told, wrong_region,
 };
 use super::local::{Probe, batches_in};
-use super::report::{BUCKET, Step};
+use super::report::{BUCKET, Step, TOKEN};
 use crate::batch::{LogType, Sha256};
 use crate::config::Config;
-use crate::credentials::{Credentials, Role, SourceProblem, ways_to_a_token, without_a_token};
+use crate::credentials::{
+    Credentials, Role, SourceProblem, own_tokens, token_file_problem, ways_to_a_token, without_a_token,
+};
 use crate::exit_code::{CONFIG, DENIED, IO, UNAVAILABLE};
 use crate::network::{FetchError, Network, way_out};
 use crate::oidc::{OidcToken, ShownClaims, Source, ask_issuer};
@@ -48,6 +50,20 @@ pub(super) struct Own {
 }
 
 impl Own {
+    /// Asks the configuration's own sources. `of_record` and `pull_fails` are what the steps of the pull have brought.
+    pub(super) async fn find(
+        config: &Config,
+        network: Network,
+        of_record: Option<Result<OidcToken, Step>>,
+        pull_fails: bool,
+    ) -> Own {
+        let (tokens, mut problems) = own_tokens(config, &network).await;
+        let of_file = token_file_problem(config);
+        problems.retain(|problem| of_file.as_ref() != Some(&problem.words));
+        let newest = tokens.into_iter().max_by_key(|token| token.expires_at);
+        Own { network, newest, problems, file_fails: of_file.is_some(), of_record, pull_fails }
+    }
+
     /// The token to ask with. A running daemon has the pull's token, too, and tells what became of it; but it writes no
     /// object for a check.
     pub(super) fn token(&self, daemon: Option<&Status>, write: bool) -> Option<&OidcToken> {
@@ -65,7 +81,7 @@ pub(super) async fn steps(config: &Config, own: &Own, daemon: Option<&Status>, w
     let mut steps = vec![issuer(config, network).await];
     match (own.token(daemon, write), daemon) {
         (Some(token), Some(status)) if has_ended(token) && holds_session(status) => {
-            steps.push(Step::warn("token", token_ended(token), "not needed: the running daemon holds a session"));
+            steps.push(Step::warn(TOKEN, token_ended(token), "not needed: the running daemon holds a session"));
             steps.extend(of_daemon(status, write));
         }
         (Some(token), _) => {
@@ -81,11 +97,11 @@ pub(super) async fn steps(config: &Config, own: &Own, daemon: Option<&Status>, w
                 Some(Err(step)) if problems.is_empty() => step.clone(),
                 // The way to env0's API has to be mended first: then the pull may bring a token.
                 _ if problems.is_empty() && *pull_fails => Step::skipped(
-                    "token",
+                    TOKEN,
                     "none is configured; whether the pull brings one can be told once the requests to env0's API succeed",
                 ),
                 _ if problems.is_empty() && *file_fails => {
-                    Step::skipped("token", "none, until the file of the step files is mended")
+                    Step::skipped(TOKEN, "none, until the file of the step files is mended")
                 }
                 _ => no_token(config, problems),
             };
@@ -148,27 +164,16 @@ fn other_organizations(config: &Config, claims: &ShownClaims) -> Option<String> 
     })
 }
 
+/// What is to be said of a token before STS is asked.
 fn own_token(config: &Config, token: &OidcToken, claims: &ShownClaims) -> Step {
-    const NAME: &str = "token";
     let source = token.source.as_str();
     let now = crate::batch::now();
-    let (Some(issuer), Some(_)) = (&claims.issuer, &claims.subject) else {
-        let place = match (token.source, &config.oidc_token_file) {
-            (Source::File, Some((variable, path))) => format!("{variable}={path:?}"),
-            (Source::Url, _) => "the answer of ENV0_S3_LOG_OIDC_TOKEN_URL".to_owned(),
-            (Source::Environment, _) => "ENV0_OIDC_TOKEN".to_owned(),
-            (Source::File | Source::HandOver | Source::Record, _) => format!("the {source}"),
-        };
-        let detail = format!(
-            "what {place} holds is not an OIDC token, which begins with eyJ, has two dots in it, and names an issuer and a subject"
-        );
-        return Step::fail(NAME, DENIED, detail, ways_to_a_token(config));
-    };
+    let (Some(issuer), Some(_)) = (&claims.issuer, &claims.subject) else { return no_oidc_token(config, token.source) };
     let same_issuer = issuer.trim_end_matches('/') == config.oidc_issuer.trim_end_matches('/');
     // A file may hold the token of a pod's service account, whose issuer is the cluster's: STS alone judges it.
     if !same_issuer && token.source != Source::File {
         return Step::fail(
-            NAME,
+            TOKEN,
             DENIED,
             format!(
                 "the token of the {source} is foreign: its issuer is {issuer}, configured is {}",
@@ -177,38 +182,55 @@ fn own_token(config: &Config, token: &OidcToken, claims: &ShownClaims) -> Step {
             "use a token of env0 (ENV0_OIDC_TOKEN in a deployment), or set ENV0_S3_LOG_OIDC_ISSUER",
         );
     }
-    match token.expires_at.map(Timestamp) {
-        _ if has_ended(token) => Step::fail(
-            NAME,
+    if has_ended(token) {
+        return Step::fail(
+            TOKEN,
             DENIED,
             token_ended(token),
             format!("{}; or set this machine's clock right, which says {}", ways_to_a_token(config), Timestamp(now)),
-        ),
-        _ if claims.issued_at.is_some_and(|issued| issued.signed_duration_since(now) > CLOCK_LEEWAY) => Step::warn(
-            NAME,
+        );
+    }
+    if claims.issued_at.is_some_and(|issued| issued.signed_duration_since(now) > CLOCK_LEEWAY) {
+        return Step::warn(
+            TOKEN,
             format!("the token of the {source} was issued in the future, by this machine's clock ({})", Timestamp(now)),
             "set this machine's clock right",
+        );
+    }
+    good_token(config, token, claims)
+}
+
+fn no_oidc_token(config: &Config, source: Source) -> Step {
+    let place = match (source, &config.oidc_token_file) {
+        (Source::File, Some((variable, path))) => format!("{variable}={path:?}"),
+        (Source::Url, _) => "the answer of ENV0_S3_LOG_OIDC_TOKEN_URL".to_owned(),
+        (Source::Environment, _) => "ENV0_OIDC_TOKEN".to_owned(),
+        (Source::File | Source::HandOver | Source::Record, _) => format!("the {}", source.as_str()),
+    };
+    let detail = format!(
+        "what {place} holds is not an OIDC token, which begins with eyJ, has two dots in it, and names an issuer and a subject"
+    );
+    Step::fail(TOKEN, DENIED, detail, ways_to_a_token(config))
+}
+
+fn good_token(config: &Config, token: &OidcToken, claims: &ShownClaims) -> Step {
+    let source = token.source.as_str();
+    let end = token.expires_at.map_or("without an end".to_owned(), |end| format!("until {}", Timestamp(end)));
+    let sources = [config.oidc_token.is_some(), config.oidc_token_file.is_some(), config.oidc_token_url.is_some()];
+    // A daemon keeps all of them, and takes this one first.
+    let of_several = match sources.into_iter().filter(|is_set| *is_set).count() {
+        0 | 1 => "",
+        _ => " (which ends last of those that are configured)",
+    };
+    let lines = trust_policy_lines(claims);
+    let detail = format!("from the {source}{of_several}, {end}; it fits a trust policy with {lines}");
+    match other_organizations(config, claims) {
+        None => Step::ok(TOKEN, detail),
+        Some(other) => Step::warn(
+            TOKEN,
+            format!("{detail}; {other}: tokens like it are refused when they are handed over"),
+            "set ENV0_S3_LOG_OIDC_ORGANIZATION_ID to the organization whose deployments are let in",
         ),
-        end => {
-            let end = end.map_or("without an end".to_owned(), |end| format!("until {end}"));
-            let sources =
-                [config.oidc_token.is_some(), config.oidc_token_file.is_some(), config.oidc_token_url.is_some()];
-            // A daemon keeps all of them, and takes this one first.
-            let of_several = match sources.into_iter().filter(|is_set| *is_set).count() {
-                0 | 1 => "",
-                _ => " (which ends last of those that are configured)",
-            };
-            let lines = trust_policy_lines(claims);
-            let detail = format!("from the {source}{of_several}, {end}; it fits a trust policy with {lines}");
-            match other_organizations(config, claims) {
-                None => Step::ok(NAME, detail),
-                Some(other) => Step::warn(
-                    NAME,
-                    format!("{detail}; {other}: tokens like it are refused when they are handed over"),
-                    "set ENV0_S3_LOG_OIDC_ORGANIZATION_ID to the organization whose deployments are let in",
-                ),
-            }
-        }
     }
 }
 
@@ -381,18 +403,7 @@ fn of_kind(config: &Config, name: &'static str, kind: PutErrorKind, message: &st
 /// There is no token, and no daemon that might have one.
 fn no_token(config: &Config, problems: &[SourceProblem]) -> Step {
     if !problems.is_empty() {
-        let words: Vec<_> = problems.iter().map(|problem| problem.words.as_str()).collect();
-        let words = words.join("; ");
-        if problems.iter().all(|problem| problem.is_unavailable) {
-            let server = "the server of ENV0_S3_LOG_OIDC_TOKEN_URL";
-            let remedy = match words.contains("HTTP status") {
-                true => format!("see why {server} fails; the daemon asks it again at each exchange"),
-                false => way_out(&config.network, &words, server),
-            };
-            return Step::fail("token", UNAVAILABLE, words, remedy);
-        }
-        let remedy = "mend what this line names: a URL must answer with a token; see config/README.md#no-token";
-        return Step::fail("token", CONFIG, words, remedy);
+        return failing_sources(config, problems);
     }
     let by_hand = match config.takes_hand_overs() {
         true => "no daemon runs that was handed one",
@@ -412,10 +423,26 @@ fn no_token(config: &Config, problems: &[SourceProblem]) -> Step {
                       ENV0_OIDC_TOKEN as bearer token), and run check again: role and bucket are not judged before that; or set \
                       ENV0_S3_LOG_OIDC_TOKEN_FILE; see \
                       config/README.md#no-token";
-        return Step { remedy: Some(remedy.to_owned()), ..Step::skipped("token", detail) };
+        return Step { remedy: Some(remedy.to_owned()), ..Step::skipped(TOKEN, detail) };
     }
     if a_deployment_may_bring_one(config) {
-        return Step { remedy: Some(without_a_token(config)), ..Step::skipped("token", detail) };
+        return Step { remedy: Some(without_a_token(config)), ..Step::skipped(TOKEN, detail) };
     }
-    Step::fail("token", CONFIG, detail, ways_to_a_token(config))
+    Step::fail(TOKEN, CONFIG, detail, ways_to_a_token(config))
+}
+
+/// What the configured sources of tokens lack.
+fn failing_sources(config: &Config, problems: &[SourceProblem]) -> Step {
+    let words: Vec<_> = problems.iter().map(|problem| problem.words.as_str()).collect();
+    let words = words.join("; ");
+    if problems.iter().all(|problem| problem.is_unavailable) {
+        let server = "the server of ENV0_S3_LOG_OIDC_TOKEN_URL";
+        let remedy = match words.contains("HTTP status") {
+            true => format!("see why {server} fails; the daemon asks it again at each exchange"),
+            false => way_out(&config.network, &words, server),
+        };
+        return Step::fail(TOKEN, UNAVAILABLE, words, remedy);
+    }
+    let remedy = "mend what this line names: a URL must answer with a token; see config/README.md#no-token";
+    Step::fail(TOKEN, CONFIG, words, remedy)
 }

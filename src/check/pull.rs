@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::beside::{found_words, pulls};
-use super::report::{PULL_ALONE, Step};
+use super::report::{PULL_ALONE, Step, TOKEN};
 use crate::batch::{LogType, counted};
 use crate::config::{self, Config};
 use crate::credentials::ways_to_a_token;
@@ -173,16 +173,15 @@ async fn judge_token(
     organization: &str,
     in_record: &SecretString,
 ) -> Result<OidcToken, Step> {
-    const NAME: &str = "token";
     let now = crate::batch::now();
     let ended = OidcToken::own(in_record.expose_secret(), Source::Record).and_then(|token| token.expires_at);
     if let Some(end) = ended.filter(|end| *end <= now) {
         let detail = format!("the token in the latest deployment's record ended at {}", Timestamp(end));
         let remedy = format!("run a deployment in env0: the pull takes its token; or {}", ways_to_a_token(config));
-        return Err(Step::warn(NAME, detail, remedy));
+        return Err(Step::warn(TOKEN, detail, remedy));
     }
     let verifier = verifier_of_records(config, network, organization)
-        .map_err(|error| Step::fail(NAME, CONFIG, error.to_string(), "correct the variable"))?;
+        .map_err(|error| Step::fail(TOKEN, CONFIG, error.to_string(), "correct the variable"))?;
     match verifier.verify(in_record.expose_secret(), now).await {
         Ok(mut token) => {
             token.source = Source::Record;
@@ -201,11 +200,11 @@ async fn judge_token(
                 ),
                 false => format!("bring a token another way: {ways}"),
             };
-            Err(Step::fail(NAME, DENIED, detail, remedy))
+            Err(Step::fail(TOKEN, DENIED, detail, remedy))
         }
         Err(VerifyError::Unavailable(words)) => {
             let detail = format!("the token in the latest deployment's record can't be verified: {words}");
-            Err(Step::fail(NAME, UNAVAILABLE, detail, way_out(&config.network, &words, "the issuer")))
+            Err(Step::fail(TOKEN, UNAVAILABLE, detail, way_out(&config.network, &words, "the issuer")))
         }
     }
 }

@@ -12,6 +12,8 @@ const SCHEMA: u32 = 1;
 pub(super) const DAEMON: &str = "daemon";
 /// The name of the step that warns of pulled events that come another way, too.
 pub(super) const PULL_ALONE: &str = "pull-alone";
+/// The name of the step that judges tokens.
+pub(super) const TOKEN: &str = "token";
 /// The name of the step that asks for the bucket.
 pub(super) const BUCKET: &str = "bucket";
 
