@@ -248,29 +248,23 @@ impl Report {
 
     /// What this verification can't show, and what would show it.
     fn not_shown(&self) -> Vec<String> {
-        let mut limits = Vec::new();
-        if !self.authenticated {
-            let limit = "an attack: without --public-key this shows loss and accident only";
-            limits.push(limit.to_owned());
-        }
-        if self.unsigned_allowed > 0 {
-            let limit = "an attack on {} objects without a signature, from before --unsigned-before";
-            limits.push(limit.replace("{}", &self.unsigned_allowed.to_string()));
-        }
-        if !self.tails_known {
-            let limit =
-                "the last objects of a chain, or a whole instance, missing: only --heads or --receipts show that";
-            limits.push(limit.to_owned());
-        }
-        if self.archived > 0 {
-            let limit = "the bodies of {} archived objects: judged by the SHA-256 that S3 checked and stored";
-            limits.push(limit.replace("{}", &self.archived.to_string()));
-        }
-        if self.resumed > 0 {
-            let limit = "changes since then to {} objects taken from the --resume file";
-            limits.push(limit.replace("{}", &self.resumed.to_string()));
-        }
-        limits
+        let Report { archived, resumed, unsigned_allowed, .. } = self;
+        let limits = [
+            (!self.authenticated)
+                .then(|| "an attack: without --public-key this shows loss and accident only".to_owned()),
+            (*unsigned_allowed > 0).then(|| {
+                format!("an attack on {unsigned_allowed} objects without a signature, from before --unsigned-before")
+            }),
+            (!self.tails_known).then(|| {
+                "the last objects of a chain, or a whole instance, missing: only --heads or --receipts show that"
+                    .to_owned()
+            }),
+            (*archived > 0).then(|| {
+                format!("the bodies of {archived} archived objects: judged by the SHA-256 that S3 checked and stored")
+            }),
+            (*resumed > 0).then(|| format!("changes since then to {resumed} objects taken from the --resume file")),
+        ];
+        limits.into_iter().flatten().collect()
     }
 
     /// One JSON document.

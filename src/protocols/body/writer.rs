@@ -157,21 +157,26 @@ impl LineWriter {
             !secrets.is_empty()
         };
         self.bytes.push(b'\n');
+        self.count(said, u64::from(redacted), replaced);
+        if self.bytes.len() + (self.runs.len() - 1) * RUN_BYTES > self.limits.max_lines_bytes {
+            return Err(BodyError::LinesTooLarge { limit_bytes: self.limits.max_lines_bytes });
+        }
+        Ok(())
+    }
+
+    /// Counts the line that was added last, in its run.
+    fn count(&mut self, said: Option<LogType>, redacted: u64, replaced: u64) {
         self.records += 1;
         let end = self.bytes.len();
         match self.runs.last_mut().filter(|run| run.said == said) {
             Some(run) => {
                 run.end = end;
                 run.records += 1;
-                run.redacted += u64::from(redacted);
+                run.redacted += redacted;
                 run.replaced += replaced;
             }
-            None => self.runs.push(Run { said, end, records: 1, redacted: u64::from(redacted), replaced }),
+            None => self.runs.push(Run { said, end, records: 1, redacted, replaced }),
         }
-        if self.bytes.len() + (self.runs.len() - 1) * RUN_BYTES > self.limits.max_lines_bytes {
-            return Err(BodyError::LinesTooLarge { limit_bytes: self.limits.max_lines_bytes });
-        }
-        Ok(())
     }
 
     /// How many events were added, which is the index of the next one.
