@@ -257,7 +257,7 @@ impl Ingest {
         let decided = identity.log_type().or(named);
         *log_type = decided;
         let encoding = self.judge_head(guest, &identity, named, &Sender { protocol, decided, head })?;
-        guest.let_in();
+        guest.let_in(identity.trust());
 
         let share = Share::of(identity, decided);
         let (limit, variable) = (self.max_body_bytes, self.max_body_variable);
@@ -268,6 +268,7 @@ impl Ingest {
             // A thousand bodies that come slowly would keep 20 MiB of heads.
             None => {
                 head.shrink();
+                guest.waits_with(&head.uri, &head.headers);
                 reading.await?
             }
         };

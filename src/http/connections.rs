@@ -3,8 +3,9 @@
 //! At the limit, the connection that is missed least is closed for a new one: first a stranger's, from the address that
 //! has the most of them; then an idle one, from the address that has the most connections; then the one whose body
 //! comes slowest. A TLS handshake that has begun in earnest is spared while few have. A request whose body has arrived
-//! is never cut off.
+//! is never cut off; where such requests take most of the room, their connections end with their answers.
 
+mod guest;
 mod memory;
 mod turns;
 
@@ -20,8 +21,10 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::refusals::{Fault, Refusals, Refused};
+pub use guest::Guest;
 use memory::{CROWD_PART, Kept, KeptOfSource, Memory, Party};
-pub(super) use memory::{Layer, READ_MOST_BYTES};
+pub(super) use memory::{Layer, READ_MOST_BYTES, head_bytes};
+pub use turns::Trust;
 use turns::{Line, Standings, one_at_a_time};
 pub(super) use turns::{Standing, Step, Turn};
 
@@ -85,8 +88,8 @@ pub(super) struct Connection {
     /// Where it comes from.
     pub(super) client: IpAddr,
     source: Arc<Source>,
-    /// Somebody at its address had shown valid credentials lately when it came.
-    is_known: bool,
+    /// Whose credentials somebody at its address had shown lately when it came.
+    trust: Option<Trust>,
     since: Instant,
     /// One of [`Registry::moments`], or [`AT_WORK`].
     without_request_since: AtomicU64,
@@ -94,13 +97,15 @@ pub(super) struct Connection {
     pub(super) kept: Kept,
     /// When its ClientHello was whole.
     greeted: OnceLock<Instant>,
-    /// Valid credentials have come on it, be it only a token that was handed over.
-    is_trusted: AtomicBool,
+    /// Whose valid credentials have come on it, by [`Trust`], be it only a token that was handed over.
+    shown: [AtomicBool; 2],
     /// Milliseconds from `since` to the begin of a body that is not whole yet; [`NO_BODY`] for none.
     body_since: AtomicU64,
     body_bytes: AtomicU64,
     /// What its last request is refused for, before it is one.
     pub(super) refused: OnceLock<Fault>,
+    /// It ends with its next answer, for others who have just come.
+    pub(super) makes_room: AtomicBool,
     /// It ends with an answer behind which more may have come: requests, or the rest of a broken body.
     pub(super) turned_away: AtomicBool,
     /// Set before the next connection is accepted.
@@ -117,6 +122,10 @@ impl Connection {
     /// No request of it has been let in yet.
     pub(super) fn is_stranger(&self) -> bool {
         !self.kept.is_senders()
+    }
+
+    fn has_shown_any(&self) -> bool {
+        self.shown.iter().any(|shown| shown.load(Ordering::Relaxed))
     }
 
     /// A request of it was let in, and is not answered yet.
@@ -199,6 +208,8 @@ enum Missed {
     Greeted(Reverse<usize>, u64),
     /// As `FreshStranger`, from an address that has shown valid credentials lately.
     Known(Reverse<usize>, u64),
+    /// As `Known`, of credentials that few hold.
+    KnownAsRare(Reverse<usize>, u64),
 }
 
 impl Registry {
@@ -226,6 +237,7 @@ impl Registry {
 
     /// Waits until there is room for one more, and makes it.
     pub(super) async fn make_room(&self) {
+        let mut waits_for_answers = true;
         loop {
             // Before the look, so that nobody who leaves after it is missed.
             let left = self.left.notified();
@@ -238,10 +250,31 @@ impl Registry {
             }
             // None can be closed where all are at work on a request whose body has come, or has only begun to come:
             // one of them ends, or has had its time.
-            if staying < self.max || !self.close_one() {
-                let _ = tokio::time::timeout(FRESH / 4, left).await;
+            if staying < self.max || (waits_for_answers && self.some_end_with_their_answers()) || !self.close_one() {
+                waits_for_answers = tokio::time::timeout(FRESH / 4, left).await.is_ok();
             }
         }
+    }
+
+    /// Has some connections end with their answers, where requests whose body has come take more than half of the room and
+    /// no stranger has had its time: those of the address with the most connections, and those of rare credentials last.
+    /// Else a sender that never pauses would have each new connection closed for the next one.
+    fn some_end_with_their_answers(&self) -> bool {
+        let (now, open) = (Instant::now(), self.open());
+        let staying = || open.connections.values().filter(|connection| !connection.closing.load(Ordering::Relaxed));
+        let mut at_work: Vec<_> = staying().filter(|connection| connection.has_come()).collect();
+        let goes_first = |connection| matches!(self.missed(connection, now), Some(Missed::Stranger(..)));
+        if at_work.len() <= self.max / 2 || staying().any(|connection| goes_first(connection)) {
+            return false;
+        }
+        at_work.sort_unstable_by_key(|connection| {
+            let is_rare = connection.shown[Trust::Rare as usize].load(Ordering::Relaxed);
+            (is_rare, Reverse(connection.source.connections.load(Ordering::Relaxed)))
+        });
+        for connection in at_work.into_iter().take(CLOSING_MAX) {
+            connection.makes_room.store(true, Ordering::Relaxed);
+        }
+        true
     }
 
     /// Adds a connection.
@@ -262,15 +295,16 @@ impl Registry {
         let connection = Arc::new(Connection {
             client,
             source,
-            is_known: open.standings.of(network_of(client)) == Standing::Trusted,
+            trust: open.standings.trust_of(network_of(client)),
             since: Instant::now(),
             without_request_since: AtomicU64::new(self.moment()),
             kept: Kept::default(),
             greeted: OnceLock::new(),
-            is_trusted: AtomicBool::new(false),
+            shown: Default::default(),
             body_since: AtomicU64::new(NO_BODY),
             body_bytes: AtomicU64::new(0),
             refused: OnceLock::new(),
+            makes_room: AtomicBool::new(false),
             turned_away: AtomicBool::new(false),
             task: OnceLock::new(),
             closing: AtomicBool::new(false),
@@ -297,29 +331,33 @@ impl Registry {
     /// Closes the connection that is missed least; false when all are at work on a request whose body has come.
     pub(super) fn close_one(&self) -> bool {
         let now = Instant::now();
+        self.close_least(|connection| self.missed(connection, now))
+    }
+
+    /// How much a connection is missed; `None` where it is never closed.
+    fn missed(&self, connection: &Connection, now: Instant) -> Option<Missed> {
+        let moment = connection.without_request_since.load(Ordering::Relaxed);
+        let source = &connection.source;
+        if moment == AT_WORK {
+            return connection.body_rate(now).map(Missed::Slow);
+        }
+        if !connection.is_stranger() {
+            return Some(Missed::Idle(Reverse(source.connections.load(Ordering::Relaxed)), moment));
+        }
+        let strangers = source.strangers.load(Ordering::Relaxed);
+        let greeted = connection.greeted.get();
+        let had_its_time = now.duration_since(*greeted.unwrap_or(&connection.since)) >= FRESH;
+        if had_its_time || strangers > self.max / CROWD_PART {
+            return Some(Missed::Stranger(Reverse(strangers), moment));
+        }
         let few_greeted = self.greeted.load(Ordering::Relaxed) <= self.max / GREETED_PART;
-        self.close_least(|connection| {
-            let moment = connection.without_request_since.load(Ordering::Relaxed);
-            let source = &connection.source;
-            if moment == AT_WORK {
-                return connection.body_rate(now).map(Missed::Slow);
-            }
-            if !connection.is_stranger() {
-                return Some(Missed::Idle(Reverse(source.connections.load(Ordering::Relaxed)), moment));
-            }
-            let strangers = source.strangers.load(Ordering::Relaxed);
-            let greeted = connection.greeted.get();
-            let had_its_time = now.duration_since(*greeted.unwrap_or(&connection.since)) >= FRESH;
-            if had_its_time || strangers > self.max / CROWD_PART {
-                return Some(Missed::Stranger(Reverse(strangers), moment));
-            }
-            let missed = match greeted.is_some() && few_greeted {
-                _ if connection.is_known => Missed::Known,
-                true => Missed::Greeted,
-                false => Missed::FreshStranger,
-            };
-            Some(missed(Reverse(strangers), if strangers > 1 { u64::MAX - moment } else { moment }))
-        })
+        let missed = match greeted.is_some() && few_greeted {
+            _ if connection.trust == Some(Trust::Rare) => Missed::KnownAsRare,
+            _ if connection.trust == Some(Trust::Common) => Missed::Known,
+            true => Missed::Greeted,
+            false => Missed::FreshStranger,
+        };
+        Some(missed(Reverse(strangers), if strangers > 1 { u64::MAX - moment } else { moment }))
     }
 
     /// Closes the connection for which `missed` is least, of those for which it is something.
@@ -362,7 +400,7 @@ impl Registry {
     }
 
     fn keeps_no_heads(&self, connection: &Connection) {
-        for layer in [Layer::Tls, Layer::Head, Layer::Request] {
+        for layer in Layer::ALL {
             self.keep(connection, layer, 0);
         }
     }
@@ -427,7 +465,7 @@ impl Drop for Member {
         let is_closing = connection.closing.load(Ordering::Relaxed);
         if connection.is_stranger() && !is_closing {
             self.registry.one_stranger_less(connection);
-            if connection.greeted.get().is_some() && !connection.is_trusted.load(Ordering::Relaxed) {
+            if connection.greeted.get().is_some() && !connection.has_shown_any() {
                 open.standings.suspect(network_of(connection.client));
             }
         }
@@ -439,56 +477,6 @@ impl Drop for Member {
         self.registry.memory.share_reads(open.connections.len());
         drop(open);
         self.registry.left.notify_waiters();
-    }
-}
-
-/// The connection of a request. At the limit of connections it may be closed, until the request is let in.
-#[derive(Clone)]
-pub struct Guest {
-    pub(super) registry: Arc<Registry>,
-    pub(super) connection: Arc<Connection>,
-}
-
-impl Guest {
-    /// The request is one to be served: its connection stays until it is answered, unless its body comes slowest of all.
-    pub fn let_in(&self) {
-        let connection = &self.connection;
-        connection.without_request_since.store(AT_WORK, Ordering::Relaxed);
-        if connection.is_stranger() {
-            let open = self.registry.open();
-            if connection.closing.load(Ordering::Relaxed) {
-                return;
-            }
-            self.registry.one_stranger_less(connection);
-            let too_much = self.registry.memory.is_senders(&connection.kept, &connection.source.kept);
-            drop(open);
-            self.is_trusted();
-            self.registry.close_oldest(too_much);
-        }
-    }
-
-    /// Valid credentials have come on it: its address is no suspect.
-    pub fn is_trusted(&self) {
-        let connection = &self.connection;
-        if !connection.is_trusted.swap(true, Ordering::Relaxed) {
-            self.registry.open().standings.trust(network_of(connection.client));
-        }
-    }
-
-    /// Waits until it is the turn of this connection's address to have the signature of a token checked.
-    pub async fn signature_turn(&self) -> Turn {
-        let mut turn = Turn::default();
-        turn.wait_in(&self.connection.source.signatures).await;
-        turn.wait_in(&self.registry.signatures).await;
-        turn
-    }
-
-    /// A connection for tests of what takes one.
-    #[cfg(test)]
-    pub(crate) fn anybody() -> Guest {
-        let registry = Registry::new(1, Refusals::new("test"));
-        let connection = registry.enter(Ipv6Addr::LOCALHOST.into()).connection.clone();
-        Guest { registry, connection }
     }
 }
 

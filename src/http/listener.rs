@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::http::header::{CONNECTION, CONTENT_TYPE, EXPECT};
-use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use axum::http::{HeaderValue, Method, Request, Response, StatusCode};
 use bytes::Bytes;
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
@@ -23,8 +23,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use super::connections::Guest;
-use super::connections::{Layer, Member, READ_MOST_BYTES, Registry, network_of};
+pub use super::connections::{Guest, Trust};
+use super::connections::{Layer, Member, READ_MOST_BYTES, Registry, head_bytes};
 use super::framing::{FramingGuard, HEADERS_MAX, REFUSED_METHOD};
 use super::refusals::{Fault, Refusals, Refused};
 use super::site::Site;
@@ -112,13 +112,6 @@ impl Listener {
         closing.cancel();
         connections.close();
         connections.wait().await;
-    }
-}
-
-impl Guest {
-    /// Where it comes from: what counts as one address.
-    pub fn network(&self) -> IpAddr {
-        network_of(self.connection.client)
     }
 }
 
@@ -246,13 +239,15 @@ impl Requests<'_> {
         // hyper ends the connection behind a body that is broken, and where nobody has told the client to send one.
         let is_broken = answer.status().is_client_error() && connection.turned_away.load(Ordering::Relaxed);
         let is_not_asked_for = asks_first && connection.is_in_body();
-        if guesses || is_broken || is_not_asked_for || registry.memory.has_too_large_a_buffer(&connection.kept) {
+        let makes_room =
+            connection.makes_room.load(Ordering::Relaxed) || registry.memory.has_too_large_a_buffer(&connection.kept);
+        if guesses || is_broken || is_not_asked_for || makes_room {
             connection.turned_away.store(true, Ordering::Relaxed);
             answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         self.turn_is_over.store(!connection.is_at_work(), Ordering::Relaxed);
         self.member.may_close();
-        registry.keep(connection, Layer::Request, 0);
+        [Layer::Request, Layer::Waiting].into_iter().for_each(|layer| registry.keep(connection, layer, 0));
     }
 }
 
@@ -281,16 +276,6 @@ async fn or_closing<C: Future>(
         closes.as_mut().poll(context).map(|()| None)
     })
     .await
-}
-
-/// About what a request's head takes in memory: the table of its headers, which has room for a third more of them, and a
-/// power of two; their names, which are kept twice; their values, and the target.
-fn head_bytes(uri: &Uri, headers: &HeaderMap) -> usize {
-    const PLACE_BYTES: usize = 82;
-    let places = (headers.len() + headers.len() / 3).next_power_of_two();
-    let texts = headers.iter().map(|(name, value)| 2 * name.as_str().len() + value.len());
-    let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
-    PLACE_BYTES * places + texts.sum::<usize>() + target
 }
 
 fn is_guards_own(method: &Method) -> bool {

@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use crate::batch::{LogType, Sha256};
 use crate::config::Config;
 use crate::credentials::{Credentials, Offer};
-use crate::http::listener::Guest;
+use crate::http::listener::{Guest, Trust};
 use crate::http::refusals::LastMet;
 use crate::metric_table;
 use crate::oidc::{OidcToken, Reason, Verifier, VerifyError, looks_like_jwt};
@@ -59,6 +59,11 @@ impl Identity {
     /// Whether these credentials write `log_type`: those who deploy don't write the audit trail.
     pub fn may_write(&self, log_type: LogType) -> bool {
         self.log_type().is_none_or(|own| own == log_type)
+    }
+
+    /// Whether few or many hold such credentials.
+    pub fn trust(&self) -> Trust {
+        if self.may_write(LogType::Audits) { Trust::Rare } else { Trust::Common }
     }
 
     /// The type that these credentials decide, over anything the request says.
@@ -312,7 +317,7 @@ impl Authenticator {
         let mut verified = self.0.verifier.verify_in_turn(token, now, turn).await.map_err(AuthError::from);
         let outcome = match &mut verified {
             Ok(token) => {
-                guest.is_trusted();
+                guest.has_shown(Trust::Common);
                 token.client = Some(guest.network());
                 None
             }

@@ -81,15 +81,25 @@ fn heads_of_requests_that_wait_for_their_bodies_take_a_few_mebibytes_in_all() {
     let daemon = setup.start();
     let small = "a: b\r\n".repeat(90);
     let large: String = (0..90).map(|number| format!("x-{number}: {}\r\n", "x".repeat(160))).collect();
+    // Kept while the body comes, since Sumo Logic's lines hold it.
+    let category = format!("X-Sumo-Category: {}\r\n", "x".repeat(7000));
+    let sumo = head(&format!("/receiver/v1/http/{TOKEN}"), 200_000);
     let token = "PUT /v1/oidc-token HTTP/1.1\r\nHost: x\r\nContent-Length: 3000\r\n\r\n";
-    for (request, headers) in [(&*head(DEPLOYMENTS, 3000), &large), (token, &large), (token, &small)] {
+    let piece = "x".repeat(4000);
+    let requests = [
+        (&*head(DEPLOYMENTS, 3000), &large, ""),
+        (token, &large, ""),
+        (token, &small, ""),
+        (&*sumo, &category, &piece),
+    ];
+    for (request, headers, piece) in requests {
         let before = memory_bytes(&daemon, "VmRSS");
         let request = request.replace("\r\n\r\n", &format!("\r\n{headers}\r\n"));
         let waiting: Vec<_> = (0..1000)
             .map(|_| {
                 let mut raw = Raw::connect_from(2, daemon.listen).unwrap();
                 // Those that are closed for others hold nothing any more.
-                let _ = raw.write(&request);
+                let _ = raw.write(&request).and_then(|()| raw.write(piece));
                 raw
             })
             .collect();

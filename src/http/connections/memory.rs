@@ -4,6 +4,8 @@ use std::cmp::Reverse;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use axum::http::{HeaderMap, Uri};
+
 /// An address with more than this part of all connections, or of what a party may keep, is a crowd: its strangers, and what
 /// it keeps, go first, however fresh they are.
 pub(super) const CROWD_PART: usize = 8;
@@ -39,10 +41,12 @@ pub(in crate::http) enum Layer {
     Head,
     /// The head of the request that is served.
     Request,
+    /// What is left of that head while a body comes slowly.
+    Waiting,
 }
 
 impl Layer {
-    const ALL: [Layer; 3] = [Layer::Tls, Layer::Head, Layer::Request];
+    pub(super) const ALL: [Layer; 4] = [Layer::Tls, Layer::Head, Layer::Request, Layer::Waiting];
 
     /// So many bytes count for nothing: each connection may have them. So no stranger, whatever others keep, is closed for
     /// a hello, a head or an audit event of 1 KB.
@@ -52,6 +56,8 @@ impl Layer {
             Layer::Tls | Layer::Head => 4 * 1024,
             // An OIDC token and a proxy's headers take 6 KiB.
             Layer::Request => 8 * 1024,
+            // What a protocol reads with the body is short, as a rule.
+            Layer::Waiting => 1024,
         }
     }
 
@@ -77,7 +83,7 @@ pub(in crate::http) struct Kept {
     /// The most that hyper has given it to read into, beyond [`USUAL_BUFFER_BYTES`].
     large_buffer_bytes: AtomicUsize,
     /// Bytes by [`Layer`].
-    heads_bytes: [AtomicUsize; 3],
+    heads_bytes: [AtomicUsize; 4],
     /// Bytes of a TLS record that has not wholly come.
     pub(in crate::http) record_bytes: AtomicUsize,
     /// The moment from which on it has kept some of them.
@@ -210,6 +216,16 @@ impl Memory {
         let large_buffer_bytes = kept.large_buffer_bytes.load(Ordering::Relaxed);
         self.large_buffers_bytes.fetch_sub(large_buffer_bytes, Ordering::Relaxed);
     }
+}
+
+/// About what a request's head takes in memory: the table of its headers, which has room for a third more of them, and a
+/// power of two; their names, which are kept twice; their values, and the target.
+pub(in crate::http) fn head_bytes(uri: &Uri, headers: &HeaderMap) -> usize {
+    const PLACE_BYTES: usize = 82;
+    let places = (headers.len() + headers.len() / 3).next_power_of_two();
+    let texts = headers.iter().map(|(name, value)| 2 * name.as_str().len() + value.len());
+    let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
+    PLACE_BYTES * places + texts.sum::<usize>() + target
 }
 
 fn too_much(party: Party, more: usize, all: &[usize; 2]) -> Option<Party> {

@@ -1,4 +1,5 @@
 use std::net::Ipv4Addr;
+use std::pin::pin;
 
 use futures_util::FutureExt;
 
@@ -18,7 +19,7 @@ fn guest(member: &Member) -> Guest {
 }
 
 fn let_in(member: &Member) {
-    guest(member).let_in();
+    guest(member).let_in(Trust::Common);
 }
 
 fn is_closing(member: &Member) -> bool {
@@ -87,15 +88,20 @@ async fn a_handshake_that_has_begun_is_spared_for_a_second_while_few_have() {
 #[tokio::test(start_paused = true)]
 async fn a_connection_of_an_address_with_credentials_goes_after_those_that_came_later() {
     let registry = registry(40);
-    let_in(&from(&registry, 1));
-    let mut members: Vec<_> = (1..=4).map(|host| from(&registry, host)).collect();
+    // An audit event comes from 1, behind a token that was handed over; deployments' from 5.
+    let first = from(&registry, 1);
+    guest(&first).has_shown(Trust::Common);
+    guest(&first).let_in(Trust::Rare);
+    let_in(&from(&registry, 5));
+    drop(first);
+    let mut members: Vec<_> = (1..=5).map(|host| from(&registry, host)).collect();
     members[1].has_greeted();
-    for id in [4, 5, 3, 2] {
+    for id in [5, 6, 4, 7, 3] {
         assert_eq!(closed(&registry, &mut members), Some(id));
     }
     members.extend([from(&registry, 1), from(&registry, 2)]);
     tokio::time::advance(FRESH).await;
-    assert_eq!(closed(&registry, &mut members), Some(6), "it had its time");
+    assert_eq!(closed(&registry, &mut members), Some(8), "it had its time");
 }
 
 #[tokio::test(start_paused = true)]
@@ -238,6 +244,35 @@ fn for_heads_no_request_whose_body_has_come_is_closed() {
     assert_eq!((closing(&members), is_closing(&late)), (vec![], true), "the only one that may be closed");
 }
 
+#[tokio::test(start_paused = true)]
+async fn of_connections_that_never_pause_some_end_with_their_answers_for_new_ones() {
+    let registry = registry(100);
+    let audits = from(&registry, 1);
+    guest(&audits).let_in(Trust::Rare);
+    let mut crowd: Vec<_> = (0..98).map(|_| from(&registry, 2)).collect();
+    crowd.iter().for_each(let_in);
+    let fresh = from(&registry, 3);
+    let asked = |crowd: &[Member]| {
+        let makes_room = |member: &&Member| member.connection.makes_room.load(Ordering::Relaxed);
+        crowd.iter().filter(makes_room).map(|member| member.id).collect::<Vec<_>>()
+    };
+    for _ in 0..5 {
+        let mut room = pin!(registry.make_room());
+        assert!(room.as_mut().now_or_never().is_none(), "it waits for an answer");
+        // Its answer is written.
+        let leaves = asked(&crowd)[0];
+        crowd.retain(|member| member.id != leaves);
+        room.await;
+        crowd.push(from(&registry, 2));
+        let_in(&crowd[crowd.len() - 1]);
+    }
+    assert!(!is_closing(&fresh) && asked(std::slice::from_ref(&audits)).is_empty());
+    // No answer comes in time.
+    let since = Instant::now();
+    registry.make_room().await;
+    assert!(is_closing(&fresh) && since.elapsed() < FRESH);
+}
+
 #[tokio::test]
 async fn a_place_is_free_once_few_of_the_closed_connections_still_hold_theirs() {
     let registry = registry(CLOSING_MAX);
@@ -267,7 +302,7 @@ async fn a_handshake_waits_for_one_address_of_each_worse_standing_however_many_w
     let begin = |host: u8| begin(&registry, host.into());
     // They begin handshakes and leave. The one at 9 does, too, but hands a token over on another connection.
     (1..=9).for_each(|host| drop(begin(host)));
-    guest(&begin(9).1).is_trusted();
+    guest(&begin(9).1).has_shown(Trust::Common);
     drop(begin(9));
     let begun: Vec<_> = [1, 2, 3, 10, 11, 12, 4, 5, 6, 9].map(begin).into();
     let done = order(&begun).await;
@@ -358,7 +393,7 @@ async fn an_address_is_a_suspect_for_a_minute_and_not_where_it_was_closed_for_ot
 fn an_end_of_a_connection_costs_little_where_thousands_are_known() {
     let mut standings = Standings::default();
     let address = |number: u32| IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 + number));
-    (0..4096).for_each(|number| standings.trust(address(number)));
+    (0..4096).for_each(|number| standings.trust(address(number), Trust::Common));
     let since = std::time::Instant::now();
     (5000..15_000).for_each(|number| standings.suspect(address(number)));
     let took = since.elapsed();
@@ -367,6 +402,16 @@ fn an_end_of_a_connection_costs_little_where_thousands_are_known() {
     assert_eq!(standings.of(address(7)), Standing::Trusted);
     assert_eq!(standings.of(address(14_999)), Standing::Suspect);
     assert_eq!(standings.of(address(15_000)), Standing::Unknown);
+}
+
+#[test]
+fn addresses_with_rare_credentials_are_not_forgotten_for_those_with_common_ones() {
+    let mut standings = Standings::default();
+    let address = |number: u32| IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 + number));
+    standings.trust(address(1), Trust::Rare);
+    (2..2 + 3 * 4096).for_each(|number| standings.trust(address(number), Trust::Common));
+    assert_eq!(standings.trust_of(address(1)), Some(Trust::Rare));
+    assert_eq!(standings.trust_of(address(2)), None);
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 const SUSPECT_TIME: Duration = Duration::from_secs(60);
 /// An address is trusted for so long after its last valid credentials.
 const TRUST_TIME: Duration = Duration::from_secs(3600);
-/// Of more addresses of one standing all are forgotten.
+/// Of more addresses in one table all are forgotten.
 const SEEN_MAX: usize = 4096;
 
 /// A step of a TLS handshake.
@@ -128,10 +128,21 @@ pub(in crate::http) enum Standing {
     Suspect,
 }
 
+/// Whose credentials they are. Each has a table of addresses of its own, so whoever comes from thousands of them with common
+/// credentials doesn't have those forgotten that have shown rare ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// Many hold them, as every deployment does.
+    Common,
+    /// Few hold them.
+    Rare,
+}
+
 /// The standing of addresses: when each was last seen so.
 #[derive(Default)]
 pub(super) struct Standings {
-    trusted: HashMap<IpAddr, Instant>,
+    /// By [`Trust`].
+    trusted: [HashMap<IpAddr, Instant>; 2],
     suspects: HashMap<IpAddr, Instant>,
 }
 
@@ -144,21 +155,31 @@ impl Standings {
         }
     }
 
-    /// Somebody at `address` has shown valid credentials.
-    pub(super) fn trust(&mut self, address: IpAddr) {
-        see(&mut self.trusted, address);
+    /// Somebody at `address` has shown valid credentials of `trust`.
+    pub(super) fn trust(&mut self, address: IpAddr, trust: Trust) {
+        see(&mut self.trusted[trust as usize], address);
+    }
+
+    /// The rarest credentials that somebody at `address` has shown lately.
+    pub(super) fn trust_of(&self, address: IpAddr) -> Option<Trust> {
+        [Trust::Rare, Trust::Common]
+            .into_iter()
+            .find(|trust| within(&self.trusted[*trust as usize], address, TRUST_TIME))
     }
 
     pub(super) fn of(&self, address: IpAddr) -> Standing {
-        let within = |seen: &HashMap<_, Instant>, time| seen.get(&address).is_some_and(|at| at.elapsed() < time);
-        if within(&self.trusted, TRUST_TIME) {
+        if self.trust_of(address).is_some() {
             Standing::Trusted
-        } else if within(&self.suspects, SUSPECT_TIME) {
+        } else if within(&self.suspects, address, SUSPECT_TIME) {
             Standing::Suspect
         } else {
             Standing::Unknown
         }
     }
+}
+
+fn within(seen: &HashMap<IpAddr, Instant>, address: IpAddr, time: Duration) -> bool {
+    seen.get(&address).is_some_and(|at| at.elapsed() < time)
 }
 
 fn see(seen: &mut HashMap<IpAddr, Instant>, address: IpAddr) {
