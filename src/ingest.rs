@@ -201,7 +201,7 @@ impl Ingest {
     ) -> Result<Taken, Refusal> {
         let (head, mut body) = request.into_parts();
         let mut head = Head { uri: head.uri, headers: head.headers };
-        let expects = head.headers.contains_key(EXPECT);
+        let expects = protocols::has_rare(&head.headers, &EXPECT);
         let taken = match route {
             Route::Question { answer, .. } => Ok(Taken::Answered(answer)),
             Route::Refused { refusal, .. } => Err(refusal),
@@ -250,7 +250,7 @@ impl Ingest {
         let (named, headers) = (*log_type, &head.headers);
         let carried = protocol.token(&head.uri, headers);
         let identity = self.authenticator.authenticate(guest, headers, carried.as_deref(), named).await;
-        if headers.contains_key(OIDC_TOKEN_HEADER) {
+        if protocols::has_rare(headers, &OIDC_TOKEN_HEADER) {
             self.authenticator.hand_over_beside(guest, headers, identity.is_ok()).await;
         }
         let identity = identity?;

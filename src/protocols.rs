@@ -28,7 +28,7 @@ use crate::batch::{ByType, LogType};
 use crate::protocols::body::{BodyError, Events, Limits, LineWriter};
 pub use crate::protocols::body::{Lines, Part};
 pub use crate::protocols::charset::Decoding;
-pub use crate::protocols::head::{Encoding, Head};
+pub use crate::protocols::head::{Encoding, Head, has_rare};
 use crate::protocols::head::{
     KNOWN_PATHS, PREFIX, header_text, header_values, is_json, judge_media_type, percent_decode, query_token,
     query_values, split_log_type,

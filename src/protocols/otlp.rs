@@ -11,7 +11,7 @@ mod json;
 mod line;
 mod proto;
 
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use prost::Message;
@@ -28,7 +28,7 @@ pub enum Otlp {
     Protobuf,
 }
 
-const PROTOBUF: &str = "application/x-protobuf";
+const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
 const OTHER_EVENTS: &str =
     "this path takes OTLP; any other events go to POST /v1/logs/env0-deployments or /v1/logs/env0-audits";
 

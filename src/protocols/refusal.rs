@@ -148,7 +148,7 @@ impl Refusal {
     }
 
     /// An answer with the refusal's status and headers and a protocol's own body.
-    pub fn answer(&self, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+    pub fn answer(&self, content_type: HeaderValue, body: impl Into<Bytes>) -> Answer {
         let mut answer = answer(self.status(), content_type, body);
         let (name, value): (HeaderName, HeaderValue) = match self {
             Refusal::Unauthorized(_) => (header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
@@ -168,10 +168,10 @@ impl Refusal {
 pub type Answer = Response<Full<Bytes>>;
 
 /// An answer with a body of a known type.
-pub(super) fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+pub(super) fn answer(status: StatusCode, content_type: HeaderValue, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    answer.headers_mut().insert(header::CONTENT_TYPE, content_type);
     answer
 }
 
@@ -182,7 +182,7 @@ pub fn empty_answer(status: StatusCode) -> Answer {
     answer
 }
 
-/// Media type of JSON answers.
-pub(super) const JSON: &str = "application/json";
+/// Media type of JSON answers. A constant, because a text is judged byte for byte each time that it becomes a value.
+pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// Media type of text answers.
-pub(super) const TEXT: &str = "text/plain; charset=utf-8";
+pub(super) const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
