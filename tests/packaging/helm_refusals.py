@@ -52,7 +52,7 @@ class Refusals(unittest.TestCase):
             (merged(good, {"image": {"tag": 1.10}}), "--set-string image.tag"),
             (
                 merged(good, {"config": {"ENV0_S3_LOG_MAX_INFLIGHT_BYTES": "128MiB"}}),
-                "resources.limits.memory=256Mi: the daemon may need 305 MiB",
+                "resources.limits.memory=256Mi: the daemon may need 313 MiB",
             ),
             (merged(good, {"resources": {"limits": {"memory": "64Mi"}}}), "resources.limits.memory=64Mi"),
             ({"config": CONFIG, "apiKeySecret": "key", "resources": {"limits": {"memory": "64Mi"}}}, "may need 77 MiB"),

@@ -338,7 +338,7 @@ ENV0_CLOUDWATCH_SESSION_DURATION: {least: 900000, most: 43200000, words: from 90
 {{- $connections := index $config "ENV0_S3_LOG_MAX_CONNECTIONS" | default "1024" | int64 }}
 {{- $beyond := max 0 (sub (mul 2 (add $body $event)) (div (mul 65 $inflight) 100)) }}
 {{- $base := 25165824 }}
-{{- $ingest := add (mul 2 $inflight) (mul 24576 $connections) $beyond }}
+{{- $ingest := add (mul 2 $inflight) (mul 32768 $connections) $beyond }}
 {{- $push := ternary (add $base $ingest) 0 (eq "true" (include "push" .)) }}
 {{- $pull := ternary (add $base 54525952 (ternary $ingest 0 (eq "true" (include "trusts" .)))) 0 (ne "" .Values.apiKeySecret) }}
 {{- $need := max $push $pull }}
