@@ -1,7 +1,9 @@
 """Both compose files: what they say is done, without a container engine. The daemon runs with exactly the environment that
 a container would have; moto stands for the trial's stand-in of AWS."""
 
+import base64
 import contextlib
+import json
 import pathlib
 import re
 import shlex
@@ -73,7 +75,9 @@ class Compose(unittest.TestCase):
     def test_nothing_of_the_trial_is_in_the_file_for_ones_own_bucket(self):
         text = (CONFIG / "compose.yaml").read_text()
         own, _ = file("compose.yaml")
-        self.assertNotIn("environment", own["services"]["daemon"])
+        # What would shut the container's ports, whatever daemon.env says.
+        addresses = {"ENV0_S3_LOG_LISTEN_ADDR": "0.0.0.0:8080", "ENV0_S3_LOG_ADMIN_ADDR": "0.0.0.0:9090"}
+        self.assertEqual(own["services"]["daemon"]["environment"], addresses)
         self.assertNotRegex(text, r"4566|AWS_ENDPOINT|ALLOW_HTTP|FORCE_PATH|-for-this-trial|ministack")
 
     def test_each_command_names_files_and_services_that_are_there(self):
@@ -106,6 +110,9 @@ class Compose(unittest.TestCase):
         trial, commands = file("compose.trial.yaml")
         services = trial["services"]
         environment = services["daemon"]["environment"]
+        claims = environment["ENV0_OIDC_TOKEN"].split(".")[1]
+        issuer = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))["iss"]
+        self.assertEqual(environment["ENV0_S3_LOG_OIDC_ISSUER"], issuer, "else check calls the token foreign")
         with tempfile.TemporaryDirectory() as name:
             folder = pathlib.Path(name)
             with moto(folder) as aws:
