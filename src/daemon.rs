@@ -204,7 +204,7 @@ impl Running {
             );
         }
         tracing::info!(listen.addr = listeners.listen_address.map(tracing::field::display), admin.addr = %listeners.admin_address, instance = spool.instance(), "listening");
-        let files = FileWatch::start(tls, authenticator, puller.clone());
+        let files = FileWatch::start(config, tls, authenticator, puller.clone());
         Ok((Running { listeners, ingest, puller, spool, flusher, cloudwatch, stop_credentials }, files))
     }
 

@@ -61,7 +61,16 @@ pub async fn run(mut config: Config, options: DrainOptions, mut show: impl FnMut
         config.spool_dir = spool;
     }
     let accepted = accepted_destination(&config)?;
-    let starts_as_it_is = options.to_configured || accepted == assembly::spool_settings(&config).destination;
+    let configured = assembly::spool_settings(&config).destination;
+    let starts_as_it_is = options.to_configured || accepted == configured;
+    if !options.to_configured && accepted.bucket != configured.bucket {
+        show(&format!(
+            "the events were accepted for the bucket {}, and {} is configured now; if the first was a mistake, stop this with \
+             Ctrl-C and run `env0-s3-logs drain --to-configured`",
+            accepted.bucket.escape_debug(),
+            configured.bucket.escape_debug()
+        ));
+    }
     let destination = match options.to_configured {
         true => to_configured(&config, accepted, options.yes, &mut show)?,
         false => {

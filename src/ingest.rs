@@ -36,6 +36,7 @@ use crate::ingest::receive::{Received, Terms};
 use crate::ingest::refused::Refused;
 use crate::ingest::route::{Route, route};
 use crate::ingest::token_bodies::TokenBodies;
+use crate::oidc::Reason;
 use crate::protocols::body::{BodyError, Limits, Lines};
 use crate::protocols::{
     self, Answer, BadCredentials, Decoding, Encoding, Head, Protocol, Refusal, by_type, empty_answer,
@@ -232,6 +233,7 @@ impl Ingest {
             AuthError::Unavailable { .. } | AuthError::NoRoom => error.into(),
             _ if !self.takes_hand_overs => Refusal::Unauthorized(BadCredentials::NoHandOvers),
             AuthError::Missing => Refusal::Unauthorized(BadCredentials::EmptyHandOver),
+            AuthError::Refused(Reason::NotAJwt) => Refusal::Unauthorized(BadCredentials::NoTokenInHandOver),
             AuthError::Refused(_) | AuthError::Invalid | AuthError::Incomplete | AuthError::Malformed(_) => {
                 Refusal::Unauthorized(BadCredentials::NoOidcToken)
             }

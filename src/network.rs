@@ -267,20 +267,23 @@ pub fn way_out(proxies: &config::Network, words: &str, service: &str) -> String 
         )
     } else if has(&["certificate", "tls", "handshake", "unknownissuer"]) {
         format!("TLS to {service} fails: name a private CA in AWS_CA_BUNDLE, and see that the clock is right")
-    } else if proxied {
-        let named = [("HTTPS_PROXY", &proxies.https_proxy), ("HTTP_PROXY", &proxies.http_proxy)];
-        let named =
-            named.into_iter().filter_map(|(variable, url)| Some((variable, server(url.as_ref()?.expose_secret()))));
-        let named: Vec<_> = named.map(|(variable, server)| format!("{variable} is {server}")).collect();
+    } else if let Some(named) = proxies_named(proxies) {
         format!(
-            "nothing answers: the way to {service} leads through a proxy ({}), unless NO_PROXY names the host: see that the proxy runs and that this machine reaches it",
-            named.join(", ")
+            "nothing answers: the way to {service} leads through a proxy ({named}), unless NO_PROXY names the host: see that the proxy runs and that this machine reaches it"
         )
     } else {
         format!(
             "nothing answers: let this machine reach {service} through firewall, VPC endpoint or proxy (HTTPS_PROXY, NO_PROXY)"
         )
     }
+}
+
+/// The proxies that are set, each with its host and port; `None` without one.
+pub fn proxies_named(proxies: &config::Network) -> Option<String> {
+    let named = [("HTTPS_PROXY", &proxies.https_proxy), ("HTTP_PROXY", &proxies.http_proxy)];
+    let named = named.into_iter().filter_map(|(variable, url)| Some((variable, server(url.as_ref()?.expose_secret()))));
+    let named: Vec<_> = named.map(|(variable, server)| format!("{variable} is {server}")).collect();
+    (!named.is_empty()).then(|| named.join(", "))
 }
 
 /// Host and port of a URL, whose other parts may be secret.

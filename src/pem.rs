@@ -48,6 +48,14 @@ fn reason(path: &Path, text: &[u8], error: &Error) -> String {
     }
     let labels = text.lines().filter_map(|line| line.trim().strip_prefix("-----BEGIN ")?.strip_suffix("-----"));
     let labels: Vec<String> = labels.map(|label| label.chars().take(LABEL_MAX_CHARS).collect()).collect();
+    // Both begin with an ASN.1 sequence.
+    if text.starts_with('0') && text.contains('\u{fffd}') {
+        let path = path.display();
+        return format!(
+            "there is nothing in PEM in it, but DER or PKCS#12 perhaps, of which PEM is made by `openssl x509 -inform DER -in {path}` \
+             (a certificate), `openssl pkey -inform DER -in {path}` (a key) or `openssl pkcs12 -nodes -in {path}` (both)"
+        );
+    }
     match labels.is_empty() {
         true => "there is nothing in PEM in it".to_owned(),
         false => format!("it holds {} alone", labels.join(", ")),

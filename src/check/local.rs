@@ -467,7 +467,8 @@ fn disk(config: &Config) -> Step {
     if available < LEAST_AVAILABLE_BYTES {
         return Step::fail(NAME, IO, detail, enlarge);
     }
-    let detail = match available.saturating_add(used) < config.spool_max_bytes {
+    let is_small = available.saturating_add(used) < config.spool_max_bytes;
+    let detail = match is_small {
         true => format!("{detail}: the disk is full before the spool is"),
         false if weaknesses.is_empty() => return Step::ok(NAME, detail),
         false => detail,
@@ -477,6 +478,7 @@ fn disk(config: &Config) -> Step {
     }
     let remedy = "acknowledged events must outlive a restart of the machine or the pod: put ENV0_S3_LOG_SPOOL_DIR on a local \
                   file system with a journal (ext4 or xfs), on a disk that stays";
+    let remedy = if is_small { format!("{remedy}; and {enlarge}") } else { remedy.to_owned() };
     Step::warn(NAME, format!("{}; {detail}", weaknesses.join("; ")), remedy)
 }
 

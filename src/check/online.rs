@@ -86,6 +86,11 @@ pub(super) async fn steps(config: &Config, own: &Own, daemon: Option<&Status>, w
         }
         (Some(token), _) => {
             steps.push(own_token(config, token, &token.claims()));
+            if !names_itself(&token.claims()) {
+                let skipped = |name| Step::skipped(name, "what is configured is no OIDC token");
+                steps.extend(["sts", BUCKET, "write"].map(skipped));
+                return steps;
+            }
             steps.extend(with_own_token(config, network, token, daemon, write).await);
         }
         (None, Some(status)) => {
@@ -155,6 +160,20 @@ fn trust_policy_lines(claims: &ShownClaims) -> String {
     format!("\"{provider}:sub\": {subject}, \"{provider}:aud\": {audience}")
 }
 
+/// Whether it has what every OIDC token has.
+fn names_itself(claims: &ShownClaims) -> bool {
+    claims.issuer.is_some() && claims.subject.is_some()
+}
+
+/// What a token has in place of the configured issuer. A file may hold the token of a pod's service account, whose issuer is
+/// the cluster's. Whether any of them is good for AWS the step of STS tells.
+fn other_issuer(config: &Config, token: &OidcToken, claims: &ShownClaims) -> Option<String> {
+    let issuer = claims.issuer.as_deref().filter(|_| token.source != Source::File)?;
+    let configured = &config.oidc_issuer;
+    (issuer.trim_end_matches('/') != configured.trim_end_matches('/'))
+        .then(|| format!("it is foreign, for its issuer is {issuer} and configured is {configured}"))
+}
+
 /// What a token has beside the configured organization.
 fn other_organizations(config: &Config, claims: &ShownClaims) -> Option<String> {
     let configured = &config.oidc_organization_ids;
@@ -168,19 +187,8 @@ fn other_organizations(config: &Config, claims: &ShownClaims) -> Option<String> 
 fn own_token(config: &Config, token: &OidcToken, claims: &ShownClaims) -> Step {
     let source = token.source.as_str();
     let now = crate::batch::now();
-    let (Some(issuer), Some(_)) = (&claims.issuer, &claims.subject) else { return no_oidc_token(config, token.source) };
-    let same_issuer = issuer.trim_end_matches('/') == config.oidc_issuer.trim_end_matches('/');
-    // A file may hold the token of a pod's service account, whose issuer is the cluster's: STS alone judges it.
-    if !same_issuer && token.source != Source::File {
-        return Step::fail(
-            TOKEN,
-            DENIED,
-            format!(
-                "the token of the {source} is foreign: its issuer is {issuer}, configured is {}",
-                config.oidc_issuer
-            ),
-            "use a token of env0 (ENV0_OIDC_TOKEN in a deployment), or set ENV0_S3_LOG_OIDC_ISSUER",
-        );
+    if !names_itself(claims) {
+        return no_oidc_token(config, token.source);
     }
     if has_ended(token) {
         return Step::fail(
@@ -224,13 +232,18 @@ fn good_token(config: &Config, token: &OidcToken, claims: &ShownClaims) -> Step 
     };
     let lines = trust_policy_lines(claims);
     let detail = format!("from the {source}{of_several}, {end}; it fits a trust policy with {lines}");
-    match other_organizations(config, claims) {
-        None => Step::ok(TOKEN, detail),
-        Some(other) => Step::warn(
-            TOKEN,
-            format!("{detail}; {other}: tokens like it are refused when they are handed over"),
-            "set ENV0_S3_LOG_OIDC_ORGANIZATION_ID to the organization whose deployments are let in",
+    let warn = |other, remedy| {
+        Step::warn(TOKEN, format!("{detail}; {other}: tokens like it are refused when they are handed over"), remedy)
+    };
+    match (other_issuer(config, token, claims), other_organizations(config, claims)) {
+        (Some(other), _) => warn(
+            other,
+            "use a token of env0 (ENV0_OIDC_TOKEN in a deployment), or set ENV0_S3_LOG_OIDC_ISSUER to its issuer",
         ),
+        (None, Some(other)) => {
+            warn(other, "set ENV0_S3_LOG_OIDC_ORGANIZATION_ID to the organization whose deployments are let in")
+        }
+        (None, None) => Step::ok(TOKEN, detail),
     }
 }
 
@@ -311,8 +324,7 @@ pub(super) fn exchange(
     match status.last_error {
         Some(error) if error.refused => {
             let fits = || format!("; this token fits a trust policy with {}", trust_policy_lines(claims));
-            let names_itself = claims.issuer.is_some() && claims.subject.is_some();
-            let remedy = error.remedy + &names_itself.then(fits).unwrap_or_default();
+            let remedy = error.remedy + &names_itself(claims).then(fits).unwrap_or_default();
             Step::fail(name, DENIED, format!("STS refuses the token: {}", error.message), remedy)
                 .of_service(error.code, error.request_id)
         }

@@ -251,7 +251,7 @@ fn remedy(kind: LogsErrorKind, words: &str, call: &Call<'_>) -> String {
         Events => "nothing: the call is divided, and an event that is refused alone is skipped; S3 has it".to_owned(),
         Throttled => "nothing: it is tried again".to_owned(),
         Timeout | Unreachable => way_out(call.proxies, words, "CloudWatch Logs"),
-        ServerError => "it is tried again; if this persists, look at CloudWatch, and at a proxy on the way to it".to_owned(),
+        ServerError => "it is tried again; if this persists, look at CloudWatch, at a proxy on the way to it, and at AWS_ENDPOINT_URL_CLOUDWATCH_LOGS".to_owned(),
         ProxyRefused => {
             "give the proxy's user and password in HTTPS_PROXY or HTTP_PROXY, or name CloudWatch's host in NO_PROXY".to_owned()
         }

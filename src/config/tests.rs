@@ -377,7 +377,11 @@ fn a_limit_above_a_wider_one_counts_as_that_one() {
     assert_eq!((loaded.config.max_body_bytes, loaded.config.max_event_bytes), (2 << 20, 2 << 20));
     assert_eq!(loaded.config.max_body_variable, "ENV0_S3_LOG_MAX_INFLIGHT_BYTES");
     assert_eq!(accepted(&[]).max_body_variable, "ENV0_S3_LOG_MAX_BODY_BYTES");
-    assert_eq!(loaded.warnings.len(), 1, "the limit that was given: {:?}", loaded.warnings);
+    let [of_event, of_body] = &loaded.warnings[..] else { panic!("{:?}", loaded.warnings) };
+    assert!(of_body.contains("raise it, or set ENV0_S3_LOG_MAX_BODY_BYTES=2MiB"), "{of_body}");
+    assert!(of_event.starts_with("ENV0_S3_LOG_MAX_EVENT_BYTES=4MiB is above"), "{of_event}");
+    let meant = [("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", "2MiB"), ("ENV0_S3_LOG_MAX_BODY_BYTES", "2MiB")];
+    assert_eq!(with(&meant).unwrap().warnings, [""; 0]);
 }
 
 #[test]

@@ -191,6 +191,11 @@ pub(super) fn list(value: &str) -> Parsed<Vec<String>> {
 /// Comma-separated subjects of OIDC tokens. They are compared as a whole, so a pattern would let nobody in.
 pub(super) fn subjects(value: &str) -> Parsed<Vec<String>> {
     let subjects = list(value)?;
+    if subjects.iter().any(|subject| organization_ids(subject).is_ok()) {
+        return Err("subjects, such as auth0|0123456789abcdef01234567; an organization's id goes into \
+                    ENV0_S3_LOG_OIDC_ORGANIZATION_ID"
+            .to_owned());
+    }
     let holds =
         |subject: &String| !subject.contains('*') && !subject.ends_with('|') && !subject.contains(char::is_whitespace);
     check(subjects.iter().all(holds), subjects, "whole subjects, separated by commas: there are no patterns")

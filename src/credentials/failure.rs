@@ -9,8 +9,8 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 use super::role::{Role, Service};
 use super::status::refusal_causes;
-use crate::network::{Network, broken_words, cut_off, foreign_name, foreign_words, way_out};
-use crate::oidc::OidcToken;
+use crate::network::{Network, broken_words, cut_off, foreign_name, foreign_words, proxies_named, way_out};
+use crate::oidc::{OidcToken, ShownClaims};
 use crate::status::{ExchangeTrouble, Timestamp};
 
 /// What to do where somebody else answers in STS's place.
@@ -109,7 +109,11 @@ impl Failure {
         let kind = content_type.and_then(|kind| foreign_name(kind.split(';').next()?, &[]));
         let kind = kind.unwrap_or_else(|| "no content type".to_owned());
         let message = format!("what answers at {} is not STS: HTTP {status}, {kind}", asked.server);
-        Failure::out_of_reach(message, wrong_endpoint(asked.role.service))
+        let mut remedy = wrong_endpoint(asked.role.service);
+        if let Some(ways) = proxies_named(asked.network.proxies()) {
+            remedy += &format!("; the way to STS leads through a proxy ({ways}), unless NO_PROXY names the host");
+        }
+        Failure::out_of_reach(message, remedy)
     }
 
     /// Whether a shorter session may be granted. The words don't always name the duration.
@@ -140,8 +144,29 @@ fn cause(status: u16, code: &str, words: &str) -> Cause {
     }
 }
 
+/// The remedy for a pod's token that AWS can't take, whatever is set there.
+fn of_the_cluster_alone(claims: &ShownClaims) -> Option<String> {
+    const CLUSTERS_OWN: &str = "https://kubernetes.default.svc";
+    let issuer = claims.issuer.as_deref().unwrap_or_default();
+    if issuer.starts_with(CLUSTERS_OWN) {
+        return Some(format!(
+            "the issuer {issuer} is known inside the cluster alone, so AWS can't fetch its keys: take another way to a token; \
+             see config/README.md#the-token"
+        ));
+    }
+    claims.audience.iter().any(|audience| audience.starts_with(CLUSTERS_OWN)).then(|| {
+        "this is the pod's token for the cluster itself: mount one with the audience sts.amazonaws.com (podToken.enabled in the \
+         chart), and name its file in ENV0_S3_LOG_OIDC_TOKEN_FILE; see config/README.md#the-token"
+            .to_owned()
+    })
+}
+
 fn issuer_remedy(asked: &Question<'_>) -> String {
-    let issuer = asked.token.claims().issuer.unwrap_or_else(|| "the token's issuer".to_owned());
+    let claims = asked.token.claims();
+    if let Some(remedy) = of_the_cluster_alone(&claims) {
+        return remedy;
+    }
+    let issuer = claims.issuer.unwrap_or_else(|| "the token's issuer".to_owned());
     format!(
         "if this persists, let AWS fetch the keys of {issuer} from the internet, and see that the token is \
          signed by one of them"
@@ -164,6 +189,8 @@ fn refusal_remedy(code: &str, words: &str, asked: &Question<'_>) -> String {
         format!("the token has ended, or this machine's clock is wrong; {}", asked.ways_to_a_token)
     } else if claims.issuer.is_none() || has("not a valid jwt") {
         format!("what came from the {} is not an OIDC token; {}", asked.token.source.as_str(), asked.ways_to_a_token)
+    } else if let Some(remedy) = of_the_cluster_alone(&claims) {
+        remedy
     } else if code.contains("nosuch") || has("role") && (has("not exist") || has("not found")) {
         format!("there is no role {}: see {}", asked.role.arn, asked.role.service.role_variable())
     } else if has("provider") && code.contains("invalididentitytoken") {

@@ -21,6 +21,8 @@ use clients::OfFewCertificates;
 /// `openssl x509 -req` makes one of version 1 where it is given no extension.
 const OLD_VERSION: &str = "it is an X.509 certificate of version 1, which names no host: make one of version 3, for instance \
      by `openssl x509 -req` with `-extfile FILE`, in FILE the line subjectAltName=DNS:HOST";
+const ODD_KEY: &str = "it is no key that can be used here, where RSA needs 2,048 bits or more: make one, for instance by \
+     `openssl ecparam -name prime256v1 -genkey -noout`, and a certificate for it";
 
 /// The files of certificate, key or client CA can't be used; at start only, later the ones before stay.
 #[derive(Debug, thiserror::Error)]
@@ -144,6 +146,7 @@ fn load(files: &TlsFiles) -> Result<Made, TlsError> {
         }
         // webpki's error is behind `dyn Error`, and its crate no dependency of this one.
         error if format!("{error:?}").contains("UnsupportedCertVersion") => refuse(CERT, &files.cert, OLD_VERSION),
+        error if error.to_string().contains("failed to parse private key") => refuse(KEY, &files.key, ODD_KEY),
         error => refuse(CERT, &files.cert, error),
     })?;
     metrics::gauge!(metric_table::TLS_EXPIRY_TIMESTAMP_SECONDS).set(ends.map_or(0.0, |ends| ends.timestamp() as f64));

@@ -110,8 +110,8 @@ impl AuthError {
     fn reason(&self) -> &'static str {
         match self {
             AuthError::Missing => "missing",
-            AuthError::Incomplete | AuthError::Invalid | AuthError::Refused(_) => "invalid",
-            AuthError::Malformed(_) => "malformed",
+            AuthError::Invalid | AuthError::Refused(_) => "invalid",
+            AuthError::Incomplete | AuthError::Malformed(_) => "malformed",
             AuthError::Unavailable { .. } | AuthError::NoRoom => "unavailable",
         }
     }

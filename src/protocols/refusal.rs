@@ -93,6 +93,8 @@ pub enum BadCredentials {
     NoOidcToken,
     /// Nothing was handed over.
     EmptyHandOver,
+    /// What was handed over has not the form of a token.
+    NoTokenInHandOver,
     /// No OIDC token is let in, whatever it is.
     NoHandOvers,
 }
@@ -115,6 +117,10 @@ impl fmt::Display for BadCredentials {
             BadCredentials::EmptyHandOver => {
                 "no OIDC token: the body is empty; see that ENV0_OIDC_TOKEN is set where it is sent from: in env0, turn on \
                  \"Enable OIDC during deployments\""
+            }
+            BadCredentials::NoTokenInHandOver => {
+                "no OIDC token: it is three parts with two dots between, and begins with eyJ; send the ENV0_OIDC_TOKEN of a \
+                 deployment as the body, without Bearer, quotes or JSON around it, or as Authorization: Bearer <token>"
             }
             BadCredentials::NoHandOvers => {
                 "this daemon lets no OIDC token in, because neither ENV0_S3_LOG_OIDC_ORGANIZATION_ID nor \

@@ -187,10 +187,17 @@ fn a_missing_an_expired_and_a_foreign_token_are_told_apart() {
     assert_has(missing.stdout.lines().last().unwrap(), &["Next: token: start the daemon", "/v1/oidc-token"]);
     let expired = setup(&aws).set("ENV0_OIDC_TOKEN", aws.issuer.expired_token(60)).run("check --json");
     assert_has(&failure(&expired, "token", DENIED), &["ended at"]);
+    // STS takes it, and whoever hands one over is held to the issuer.
     let foreign = setup(&aws).set("ENV0_S3_LOG_OIDC_ISSUER", "https://login.example.com/").run("check --json");
-    assert_has(&failure(&foreign, "token", DENIED), &["foreign", "login.example.com", &aws.issuer.url()]);
+    let warned = step(&foreign, "token");
+    assert_eq!((warned["verdict"].as_str(), foreign.code), (Some("warn"), Some(0)), "{warned}");
+    assert_has(
+        &warned.to_string(),
+        &["foreign", "login.example.com", &aws.issuer.url(), "set ENV0_S3_LOG_OIDC_ISSUER"],
+    );
     let no_token = setup(&aws).set("ENV0_OIDC_TOKEN", "not-a-token").run("check --json");
     assert_has(&failure(&no_token, "token", DENIED), &["not an OIDC token"]);
+    assert_eq!(step(&no_token, "sts")["verdict"], "skipped", "nobody is asked with what is no token");
     for finished in [missing, expired, foreign] {
         assert!(!finished.stdout.contains("eyJ"), "a token is shown: {}", finished.stdout);
     }

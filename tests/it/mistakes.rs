@@ -227,6 +227,11 @@ fn pem_files_of_another_kind_are_told_by_what_they_hold() {
     assert_says(&said(&cert, &write("older.pem", older)), &["ENV0_S3_LOG_TLS_KEY_FILE", "encrypted", "openssl pkey"]);
     assert_says(&said(&key, &cert), &["it holds PRIVATE KEY alone", "it holds CERTIFICATE alone"]);
     assert_says(&said(&no_pem, &key), &["nothing in PEM"]);
+    let der = setup.folder().join("cert.der");
+    std::fs::write(&der, issued.cert.der()).unwrap();
+    assert_says(&said(&der, &key), &["nothing in PEM", "openssl x509 -inform DER -in", "cert.der"]);
+    let odd = write("odd.pem", "-----BEGIN PRIVATE KEY-----\nMIIB\n-----END PRIVATE KEY-----\n");
+    assert_says(&said(&cert, &odd), &["ENV0_S3_LOG_TLS_KEY_FILE", "odd.pem", "RSA needs 2,048 bits"]);
 }
 
 #[test]

@@ -74,6 +74,35 @@ fn what_is_no_token_is_told_by_its_place_and_is_shown_no_trust_policy() {
 }
 
 #[test]
+fn a_word_alone_in_authorization_takes_no_line_of_the_log_from_a_wrong_token() {
+    let aws = LocalAws::start();
+    let daemon = Setup::new(&aws).start();
+    for value in [TOKEN, "Bearer another-token-0123456789"] {
+        let refused = daemon.send(Upload::post(DEPLOYMENTS).header("Authorization", value).body(event("x")));
+        assert_eq!(refused.status, 401);
+    }
+    for (reason, words) in [("malformed", "Authorization was one word"), ("invalid", "their token is none of")] {
+        assert_eq!(daemon.metric(&format!("auth_failures_total{{reason=\"{reason}\"}}")), Some(1.0));
+        wait_until(reason, || daemon.log().count("WARN", words) == 1);
+    }
+}
+
+#[test]
+fn a_token_file_that_was_broken_is_told_on_sighup() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).unset("ENV0_OIDC_TOKEN");
+    let file = setup.folder().join("token");
+    std::fs::write(&file, aws.issuer.token()).unwrap();
+    let setup = setup.set("ENV0_S3_LOG_OIDC_TOKEN_FILE", file.display().to_string());
+    let daemon = setup.start();
+    std::fs::write(&file, format!("Bearer {}", aws.issuer.token())).unwrap();
+    daemon.signal_hang_up();
+    let told = || daemon.log().count("WARN", "the OIDC token's file can't be used");
+    wait_until("the log tells it", || told() == 1);
+    assert_says(&daemon.log().text(), &["without \\\"Bearer\\\" before it", "a token that came before counts on"]);
+}
+
+#[test]
 fn a_token_file_that_can_not_be_meant_fails_a_check_that_asks_nobody() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws).unset("ENV0_OIDC_TOKEN");
@@ -109,7 +138,7 @@ fn a_token_that_is_handed_over_and_is_none_is_not_asked_to_be_an_ingest_token() 
     let daemon = crate::tokens::setup(&aws).start();
     let answer = daemon.send(Upload::new("PUT", "/v1/oidc-token").body(TOKEN));
     assert_eq!(answer.status, 401);
-    assert_says(&answer.text(), &["ENV0_OIDC_TOKEN of a deployment", "/status"]);
+    assert_says(&answer.text(), &["ENV0_OIDC_TOKEN of a deployment", "three parts with two dots between"]);
     assert!(!answer.text().contains("ingest token"), "{}", answer.text());
 }
 

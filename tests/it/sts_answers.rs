@@ -1,5 +1,7 @@
 //! Whatever answers in STS's place: who it was and what to do is told, and the daemon goes on.
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 
 use crate::harness::{DEPLOYMENTS, Finished, Setup, event, wait_for, wait_until, wait_until_delivered};
@@ -58,6 +60,22 @@ fn who_answers_in_the_place_of_sts_is_told() {
 }
 
 #[test]
+fn what_answers_where_a_proxy_is_set_may_be_the_proxy_which_is_named() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    // A server, but no proxy.
+    let other = setup.environment()["AWS_ENDPOINT_URL_S3"].clone();
+    let (_, words) = check(
+        &setup
+            .set("HTTP_PROXY", &other)
+            .set("AWS_ENDPOINT_URL_STS", "http://sts.example.com")
+            .set("ENV0_S3_LOG_ALLOW_HTTP", "true"),
+    );
+    let proxy = format!("leads through a proxy (HTTP_PROXY is {})", other.replace("http://", ""));
+    assert_has(&words, &["sts.example.com:80 is not STS", &proxy, "NO_PROXY"]);
+}
+
+#[test]
 fn a_connection_that_fails_names_host_and_port() {
     let aws = LocalAws::start();
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
@@ -103,8 +121,27 @@ fn what_sts_says_leads_to_the_remedy_for_it() {
         assert!(!words.contains("let this machine reach STS"), "{words}");
     }
     aws.sts.heal();
-    let (_, words) = check(&Setup::new(&aws).set("ENV0_OIDC_TOKEN", "garbage-and-no-token"));
-    assert_has(&words, &["what came from the environment is not an OIDC token"]);
+    let of_pod = |issuer: &str, audience: &str| {
+        let claims =
+            json!({"iss": issuer, "sub": "system:serviceaccount:a:b", "aud": [audience], "exp": 4_102_444_800_i64});
+        format!("e30.{}.c2ln", URL_SAFE_NO_PAD.encode(claims.to_string()))
+    };
+    let provider = "No OpenIDConnect provider found in your account for https://x";
+    for (issuer, audience, remedy) in [
+        (
+            "https://oidc.example.com/c",
+            "https://kubernetes.default.svc",
+            "mount one with the audience sts.amazonaws.com",
+        ),
+        ("https://kubernetes.default.svc.cluster.local", "sts.amazonaws.com", "known inside the cluster alone"),
+    ] {
+        let setup = Setup::new(&aws).set("ENV0_OIDC_TOKEN", of_pod(issuer, audience));
+        for error in [StsError::new(400, "InvalidIdentityToken", provider), StsError::idp_communication()] {
+            aws.sts.fail_all(error);
+            let (_, words) = check(&setup);
+            assert_has(&words, &[remedy, "config/README.md#the-token"]);
+        }
+    }
 }
 
 #[test]

@@ -68,8 +68,8 @@ fn what_is_no_token_at_all_is_told_in_log_status_and_answer() {
     for (body, reason, answer) in [
         ("", "empty", "the body is empty"),
         ("\n", "empty", "Enable OIDC during deployments"),
-        ("ENV0_OIDC_TOKEN", "not_a_jwt", "no OIDC token that is let in"),
-        (r#"{"token":"eyJ"}"#, "not_a_jwt", "the daemon's log and /status say why"),
+        ("ENV0_OIDC_TOKEN", "not_a_jwt", "three parts with two dots between"),
+        (r#"{"token":"eyJ"}"#, "not_a_jwt", "without Bearer, quotes or JSON around it"),
         (&quoted, "not_a_jwt", "send the ENV0_OIDC_TOKEN of a deployment"),
         (&"x".repeat(21 * 1024), "too_long", "no OIDC token that is let in"),
     ] {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use super::{Reader, Texts, shown};
+use crate::batch::LogType;
 use crate::config::values::aws;
 use crate::config::{Config, values, variables};
 
@@ -12,6 +13,8 @@ use crate::config::{Config, values, variables};
 const SMALL_EVENT_BYTES: usize = 1024;
 /// A batch that is open for longer is rather a number of milliseconds that was taken as seconds.
 const LONG_AGE: Duration = Duration::from_secs(3600);
+/// A batch that is open for less is rather a number of seconds that was written with another unit.
+const SHORT_AGE: Duration = Duration::from_secs(1);
 /// The targets of this project's own log lines begin with it.
 const OWN_TARGET: &str = "env0_s3_logs";
 /// Variables of which nobody's own value is the example that the documents show.
@@ -50,9 +53,16 @@ impl Reader {
             self.small_size("ENV0_S3_LOG_MAX_EVENT_BYTES", config.max_event_bytes),
             self.small_size("ENV0_S3_LOG_MAX_BODY_BYTES", config.max_body_bytes),
             self.small_size("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", config.max_inflight_bytes),
+            self.memory_smaller_than_a_body(config),
             self.spool_smaller_than_an_event(config),
             long_age(config),
+            short_age(config),
             path_that_repeats_the_bucket(config),
+            path_with_a_log_type(config),
+            path_with_a_template(config),
+            directory_bucket(config),
+            pulled_id_that_is_none(config),
+            self.subject_of_a_pod(config),
             certificate_without_a_port(config),
             key_in_another_region(config),
             self.unknown_storage_class(config),
@@ -79,6 +89,31 @@ impl Reader {
             format!(
                 "ENV0_S3_LOG_SPOOL_MAX_BYTES={spool} is less than one event may take \
                  (ENV0_S3_LOG_MAX_EVENT_BYTES={event}): longer ones will be refused; a size may have a unit, such as 10GiB"
+            )
+        })
+    }
+
+    fn memory_smaller_than_a_body(&self, config: &Config) -> Option<String> {
+        let is_the_limit = config.max_body_variable == "ENV0_S3_LOG_MAX_INFLIGHT_BYTES"
+            && config.max_inflight_bytes >= SMALL_EVENT_BYTES
+            && !self.is_given("ENV0_S3_LOG_MAX_BODY_BYTES");
+        is_the_limit.then(|| {
+            let inflight = values::show_size(config.max_inflight_bytes as u64);
+            format!(
+                "ENV0_S3_LOG_MAX_INFLIGHT_BYTES={inflight} is less than a body may have by default, so larger ones are refused; \
+                 raise it, or set ENV0_S3_LOG_MAX_BODY_BYTES={inflight} if you mean that"
+            )
+        })
+    }
+
+    /// Only env0's tokens are let in, unless another issuer is named.
+    fn subject_of_a_pod(&self, config: &Config) -> Option<String> {
+        let subject = config.oidc_subjects.iter().find(|subject| subject.starts_with("system:serviceaccount:"))?;
+        (!self.is_given("ENV0_S3_LOG_OIDC_ISSUER")).then(|| {
+            format!(
+                "ENV0_S3_LOG_OIDC_SUBJECT={subject} is a pod's, and tokens that are handed over have to be env0's, whose \
+                 subjects are such as auth0|0123456789abcdef01234567; a pod's own token is named by \
+                 ENV0_S3_LOG_OIDC_TOKEN_FILE, and needs no subject here"
             )
         })
     }
@@ -115,6 +150,58 @@ fn long_age(config: &Config) -> Option<String> {
             "ENV0_S3_LOG_BATCH_MAX_AGE is {:?}: an event can be so old before it is in S3, and the alert NotUploading \
              fires after 15 minutes; a number without a unit is seconds",
             config.batch_max_age
+        )
+    })
+}
+
+fn short_age(config: &Config) -> Option<String> {
+    (config.batch_max_age < SHORT_AGE && config.endpoint_url_s3.is_none()).then(|| {
+        format!(
+            "ENV0_S3_LOG_BATCH_MAX_AGE is {:?}: nearly every event becomes an object of its own, and AWS bills each PUT; a \
+             duration may have a unit, such as 60s",
+            config.batch_max_age
+        )
+    })
+}
+
+fn path_with_a_log_type(config: &Config) -> Option<String> {
+    let path = &config.bucket_path;
+    path.split('/').any(|part| LogType::ALL.iter().any(|log_type| log_type.as_str() == part)).then(|| {
+        format!(
+            "ENV0_S3_LOG_BUCKET_PATH={path:?} has a log type in it, and each key has its log type behind the path anyway; \
+             leave it out, unless you mean that"
+        )
+    })
+}
+
+fn path_with_a_template(config: &Config) -> Option<String> {
+    let path = &config.bucket_path;
+    ["%Y", "%m", "%d", "{", "yyyy", "YYYY"].iter().any(|template| path.contains(template)).then(|| {
+        format!(
+            "ENV0_S3_LOG_BUCKET_PATH={path:?} is taken as it is written: nothing in it is replaced, and each key has year, \
+             month and day behind the path anyway; leave them out, unless you mean that"
+        )
+    })
+}
+
+fn directory_bucket(config: &Config) -> Option<String> {
+    let bucket = &config.bucket_name;
+    (bucket.ends_with("--x-s3") && config.endpoint_url_s3.is_none()).then(|| {
+        format!(
+            "ENV0_S3_LOG_BUCKET_NAME={bucket} is a directory bucket's, which this daemon has not been tried with: its role \
+             needs s3express:CreateSession, and GetBucketLocation is not known there; take a general-purpose bucket"
+        )
+    })
+}
+
+fn pulled_id_that_is_none(config: &Config) -> Option<String> {
+    let ids = &config.pull.as_ref()?.organization_ids;
+    let other: Vec<_> = ids.iter().filter(|id| values::organization_ids(id).is_err()).map(String::as_str).collect();
+    (!other.is_empty()).then(|| {
+        format!(
+            "ENV0_S3_LOG_PULL_ORGANIZATION_ID has {}: ids of env0's organizations are UUIDs, as in the address of env0's \
+             Organization Settings; a name is none",
+            other.join(", ")
         )
     })
 }

@@ -67,16 +67,23 @@ impl Reader {
 
     /// Refuses a region in which STS can't know the role.
     fn refuse_another_partition(&mut self, config: &Config) {
-        let of_role = config.role_arn.split(':').nth(1).unwrap_or_default();
-        let of_region = partition_of(&config.aws_region);
-        if config.endpoint_url_sts.is_none() && !of_role.is_empty() && of_role != of_region {
-            self.refuse(
-                "ENV0_S3_LOG_AWS_REGION",
-                &format!(
-                    "a region of {of_region}, where STS doesn't know ENV0_S3_LOG_ROLE_ARN, a role of {of_role}; expected \
-                     a region of {of_role}, or a role that was made in {of_region}"
-                ),
-            );
+        let bucket = ("ENV0_S3_LOG_AWS_REGION", &config.aws_region, "ENV0_S3_LOG_ROLE_ARN", &config.role_arn);
+        let cloudwatch = config
+            .cloudwatch
+            .as_ref()
+            .map(|of| ("ENV0_CLOUDWATCH_AWS_REGION", &of.aws_region, "ENV0_CLOUDWATCH_ROLE_ARN", &of.role_arn));
+        for (region_name, region, role_name, role) in std::iter::once(bucket).chain(cloudwatch) {
+            let of_role = role.split(':').nth(1).unwrap_or_default();
+            let of_region = partition_of(region);
+            if config.endpoint_url_sts.is_none() && !of_role.is_empty() && of_role != of_region {
+                self.refuse(
+                    region_name,
+                    &format!(
+                        "a region of {of_region}, where STS doesn't know {role_name}, a role of {of_role}; expected a region of \
+                         {of_role}, or a role that was made in {of_region}"
+                    ),
+                );
+            }
         }
     }
 

@@ -121,7 +121,12 @@ fn what_is_allowed_and_can_hardly_work_is_a_warning_that_names_it() {
         ("ENV0_S3_LOG_SPOOL_MAX_BYTES", "10"),
         ("ENV0_S3_LOG_SPOOL_DIR", "spool"),
         ("ENV0_S3_LOG_BATCH_MAX_AGE", "60000"),
+        ("ENV0_S3_LOG_BATCH_MAX_AGE", "1ms"),
         ("ENV0_S3_LOG_BUCKET_PATH", "logs/team"),
+        ("ENV0_S3_LOG_BUCKET_PATH", "team/%Y/%m"),
+        ("ENV0_S3_LOG_BUCKET_PATH", "team/env0-audits"),
+        ("ENV0_S3_LOG_BUCKET_NAME", "logs--use1-az4--x-s3"),
+        ("ENV0_S3_LOG_OIDC_SUBJECT", "system:serviceaccount:env0-agent:env0-s3-logs"),
         ("RUST_LOG", "debg"),
     ] {
         let warnings = with(&[(name, value)]).unwrap().warnings;
@@ -137,6 +142,25 @@ fn what_is_allowed_and_can_hardly_work_is_a_warning_that_names_it() {
     ] {
         assert_eq!(with(&[(name, value)]).unwrap().warnings, [""; 0], "{name}");
     }
+}
+
+#[test]
+fn whose_tokens_and_logs_are_meant_is_judged_by_the_form_of_an_id() {
+    const ORGANIZATION: &str = "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f8";
+    let pull = |id: &str| {
+        let key = [("ENV0_API_KEY_ID", "an-id"), ("ENV0_API_KEY_SECRET", "a-secret")];
+        with(&[key[0], key[1], ("ENV0_S3_LOG_PULL_ORGANIZATION_ID", id)]).unwrap().warnings
+    };
+    assert_eq!(pull(ORGANIZATION), [""; 0]);
+    let [name] = &pull(&format!("{ORGANIZATION},acme"))[..] else { panic!() };
+    assert!(name.contains("has acme: ids of env0's organizations are UUIDs"), "{name}");
+    let subject = refused(&[("ENV0_S3_LOG_OIDC_SUBJECT", ORGANIZATION)]);
+    assert!(subject.contains("an organization's id goes into ENV0_S3_LOG_OIDC_ORGANIZATION_ID"), "{subject}");
+    let of_a_cluster = [
+        ("ENV0_S3_LOG_OIDC_SUBJECT", "system:serviceaccount:a:b"),
+        ("ENV0_S3_LOG_OIDC_ISSUER", "https://oidc.example.com/cluster"),
+    ];
+    assert_eq!(with(&of_a_cluster).unwrap().warnings, [""; 0]);
 }
 
 #[test]

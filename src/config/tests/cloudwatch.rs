@@ -17,6 +17,8 @@ fn cloudwatch_is_on_with_its_role_and_region_and_refused_with_one_of_them() {
         let error = refused(&[given]);
         assert!(error.starts_with(&format!("{missing}: not set, and needed beside {}", given.0)), "{error}");
     }
+    let elsewhere = refused(&[CLOUDWATCH[0], ("ENV0_CLOUDWATCH_AWS_REGION", "cn-north-1")]);
+    assert!(elsewhere.contains("where STS doesn't know ENV0_CLOUDWATCH_ROLE_ARN, a role of aws"), "{elsewhere}");
 }
 
 #[test]
