@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use tokio::sync::SetOnce;
 
-use crate::batch::{ByType, Codec, LogType, Sha256Hasher, SpoolName};
+use crate::batch::{ByType, Codec, LogType, SpoolName};
 use crate::pull::audits::AuditMemory;
 use crate::pull::deployments::DeploymentMemory;
 use crate::pull::files::PlaceError;
 use crate::pull::place::{self, Memory, Unsettled};
 use crate::spool::Spool;
-use crate::spool::disk::{Cursor, READ_BUFFER_BYTES};
+use crate::spool::disk::{self, Cursor, READ_BUFFER_BYTES};
 
 const RETRY_AFTER: Duration = if cfg!(test) { Duration::from_millis(10) } else { Duration::from_secs(1) };
 /// What the disk refuses to give is asked for so often, [`RETRY_AFTER`] apart, and then passed over. Tries are counted,
@@ -306,20 +306,9 @@ impl FileError {
 
 /// Reads a file to its end, and compares a sealed one with the hash in its name.
 fn verify(spool: &Spool, path: &Path, name: &SpoolName) -> Result<(), FileError> {
-    let mut file = spool.disk().open(path)?;
-    let mut reader = BufReader::with_capacity(READ_BUFFER_BYTES, Cursor::new(&mut *file));
-    let mut hasher = Sha256Hasher::default();
-    loop {
-        let bytes = reader.fill_buf()?;
-        if bytes.is_empty() {
-            break;
-        }
-        hasher.update(bytes);
-        let read = bytes.len();
-        reader.consume(read);
-    }
+    let sha256 = disk::hash(&**spool.disk(), path)?;
     match name {
-        SpoolName::Sealed(sealed) if sealed.sha256 != hasher.finish() => Err(FileError::Damaged),
+        SpoolName::Sealed(sealed) if sealed.sha256 != sha256 => Err(FileError::Damaged),
         _ => Ok(()),
     }
 }

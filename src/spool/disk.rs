@@ -11,6 +11,7 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
+use crate::batch::{Sha256, Sha256Hasher};
 use crate::volume::name;
 
 /// The mode of every file that the daemon makes: events are for its own user alone.
@@ -324,6 +325,23 @@ pub fn read(disk: &dyn Disk, path: &Path, max_bytes: u64) -> io::Result<Vec<u8>>
     // It may grow meanwhile.
     Cursor::new(&mut *file).take(max_bytes + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > max_bytes { too_large() } else { Ok(bytes) }
+}
+
+/// The hash of a file's bytes, all of which are read.
+pub fn hash(disk: &dyn Disk, path: &Path) -> io::Result<Sha256> {
+    let mut file = disk.open(path)?;
+    let mut hasher = Sha256Hasher::default();
+    let mut buffer = vec![0; READ_BUFFER_BYTES];
+    let mut offset = 0;
+    loop {
+        match file.read_at(&mut buffer, offset)? {
+            0 => return Ok(hasher.finish()),
+            read => {
+                hasher.update(&buffer[..read]);
+                offset += read as u64;
+            }
+        }
+    }
 }
 
 /// How much of a file is read, or gathered for it, at once.

@@ -12,10 +12,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
 
-use crate::batch::{BatchName, Codec, LogType, SealedName, Sha256, Sha256Hasher, SpoolName, Stage};
+use crate::batch::{BatchName, Codec, LogType, SealedName, Sha256, SpoolName, Stage};
 use crate::metric_table;
 use crate::spool::copies::{BatchCopy, Copies};
-use crate::spool::disk::{Disk, DiskFile, FileId, READ_BUFFER_BYTES};
+use crate::spool::disk::{self, Disk, DiskFile, FileId};
 use crate::spool::home::Home;
 use crate::spool::sealed_batches::SealedSender;
 use crate::spool::terms::{Batch, Settings};
@@ -389,23 +389,7 @@ impl Folder {
 
     /// Hashes a batch's file again, because S3 says that its bytes are not those that its name tells.
     pub fn rehash(&self, batch: &Batch) -> io::Result<Sha256> {
-        self.hash(&self.batch_path(batch))
-    }
-
-    fn hash(&self, path: &Path) -> io::Result<Sha256> {
-        let mut file = self.home.disk.open(path)?;
-        let mut hasher = Sha256Hasher::default();
-        let mut buffer = vec![0; READ_BUFFER_BYTES];
-        let mut offset = 0;
-        loop {
-            match file.read_at(&mut buffer, offset)? {
-                0 => return Ok(hasher.finish()),
-                read => {
-                    hasher.update(&buffer[..read]);
-                    offset += read as u64;
-                }
-            }
-        }
+        disk::hash(self.disk(), &self.batch_path(batch))
     }
 
     /// Runs `operation`, and once more where the reason it failed could be removed: on a full disk copies and the spare

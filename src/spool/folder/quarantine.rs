@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 use crate::batch::{BatchName, SealedName, SpoolName, Stage};
+use crate::spool::disk;
 use crate::spool::folder::Folder;
 use crate::spool::terms::Batch;
 
@@ -41,7 +42,7 @@ impl Folder {
         let path = self.batch_path(batch);
         let aside = self.move_to_quarantine(&path, &batch.name.to_string())?;
         self.home.confirm()?;
-        if batch.bytes > 0 && self.hash(&aside).is_ok_and(|sha256| sha256 == batch.name.sha256) {
+        if batch.bytes > 0 && disk::hash(self.disk(), &aside).is_ok_and(|sha256| sha256 == batch.name.sha256) {
             self.put_back(&aside, &path)?;
             return Ok(false);
         }
