@@ -10,8 +10,8 @@ use rustls::{DigitallySignedStruct, DistinguishedName, Error, OtherError, Signat
 
 /// How many may come beside the client's own. The usual chain has one or two of them, and perhaps the root.
 const OTHERS_MAX: usize = 4;
-/// What they may have in sum. They are kept for as long as the connection is open.
-const MAX_BYTES: usize = 32 * 1024;
+/// What they may have in sum: five of RSA keys of 4,096 bits. They are kept for as long as the connection is open.
+const MAX_BYTES: usize = 12 * 1024;
 
 #[derive(Debug, thiserror::Error)]
 #[error("the client sends more than {OTHERS_MAX} certificates beside its own, or more than {MAX_BYTES} bytes of them")]
