@@ -33,7 +33,7 @@ pub use role::{Role, Service};
 use session::Clock;
 pub use session::Session;
 use sources::Sources;
-pub use sources::{SourceProblem, token_file_problem};
+pub use sources::{SourceProblem, own_tokens, token_file_problem};
 use status::{Phase, refusal_causes};
 pub use status::{ways_to_a_token, without_a_token};
 use sts::Sts;
@@ -192,8 +192,7 @@ impl Credentials {
             session.id = session_id,
             "{service} refused the session as expired or invalid; fetching a new one"
         );
-        let mut state = self.0.lock();
-        let age = (self.0.clock)() - session.obtained_at;
+        let (mut state, age) = (self.0.lock(), (self.0.clock)() - session.obtained_at);
         let young = age < YOUNG_SESSION.min((session.expires_at - session.obtained_at) / 2);
         state.young_refusals = if young { state.young_refusals.saturating_add(1) } else { 0 };
         let wait = match state.young_refusals {
@@ -282,15 +281,6 @@ impl Credentials {
             refused_tokens: Vec::new(),
         }
     }
-}
-
-/// The tokens that the configuration's own sources hold now, and why each other source has none.
-pub async fn own_tokens(config: &Config, network: &Network) -> (Vec<OidcToken>, Vec<SourceProblem>) {
-    let (mut tokens, problems) = Sources::new(config, network).read().await;
-    tokens.extend(
-        config.oidc_token.as_ref().and_then(|token| OidcToken::own(token.expose_secret(), Source::Environment)),
-    );
-    (tokens, problems)
 }
 
 /// What is waited for where no token is at hand, and why the last one and the sources are of no use.

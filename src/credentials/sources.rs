@@ -114,6 +114,15 @@ fn token_in(body: &[u8]) -> Result<OidcToken, String> {
     OidcToken::own(token.expose_secret(), Source::Url).ok_or_else(none)
 }
 
+/// The tokens that the configuration's own sources hold now, and why each other source has none.
+pub async fn own_tokens(config: &Config, network: &Network) -> (Vec<OidcToken>, Vec<SourceProblem>) {
+    let (mut tokens, problems) = Sources::new(config, network).read().await;
+    tokens.extend(
+        config.oidc_token.as_ref().and_then(|token| OidcToken::own(token.expose_secret(), Source::Environment)),
+    );
+    (tokens, problems)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
