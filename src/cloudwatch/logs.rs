@@ -317,8 +317,9 @@ fn is_new<T>(made: Result<T, LogsError>) -> Result<bool, LogsError> {
 /// The events of a sorted call of `count`: those before the end of the old ones are too old, further ones before the
 /// end of the expired ones have expired, and from the start of the new ones on they are too new. Each counts once.
 fn rejected(info: &RejectedLogEventsInfo, count: usize) -> Rejected {
+    // One below 0 tells nothing.
     let index = |told: Option<i32>, untold: usize| {
-        told.map_or(untold, |index| usize::try_from(index).unwrap_or_default().min(count))
+        told.and_then(|index| usize::try_from(index).ok()).map_or(untold, |index| index.min(count))
     };
     let too_old = index(info.too_old_log_event_end_index(), 0);
     let gone = index(info.expired_log_event_end_index(), 0).max(too_old);

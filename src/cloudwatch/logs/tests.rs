@@ -303,7 +303,7 @@ fn a_rejected_event_counts_once_whatever_the_indices_say() {
     assert_eq!(of(Some(2), Some(5), None), (2, 3, 0), "what is too old has expired as well");
     assert_eq!(of(Some(5), Some(2), Some(9)), (5, 0, 1));
     assert_eq!(of(Some(99), None, Some(0)), (10, 0, 0));
-    assert_eq!(of(Some(-1), Some(-7), Some(-1)), (0, 0, 10));
+    assert_eq!(of(Some(-1), Some(-7), Some(-1)), (0, 0, 0), "no index is below 0");
 }
 
 #[tokio::test]
