@@ -91,7 +91,7 @@ impl Spool {
         let create = |reason| OpenError::Create { path: dir.clone(), reason };
         disk.create_dir(dir).map_err(create)?;
         let lock = Lock::take(dir)?;
-        home::judge_folders(&*disk, dir).map_err(create)?;
+        disk::judge_folders(&*disk, dir, home::needed_folders(dir)).map_err(create)?;
         for folder in home::folders(dir) {
             home::with_room(&*disk, dir, || disk.create_dir(&folder)).map_err(create)?;
         }
@@ -102,10 +102,16 @@ impl Spool {
             begin_new_chain(&*disk, dir, &mut manifest, log_type, names)?;
         }
 
+        // S3 doesn't need it, so it keeps nobody from starting.
+        let judged = disk::judge_folders(&*disk, dir, copies::folders(dir)).inspect_err(|error| {
+            tracing::warn!(%error, "the folder for CloudWatch's batches can't be used, and is left as it is; S3 gets every event; see config/README.md#cloudwatch-behind");
+        });
         let copies = if settings.copies {
-            Some(Arc::new(Copies::open(disk.clone(), dir)))
+            Some(Arc::new(Copies::open(disk.clone(), dir, judged.is_ok())))
         } else {
-            copies::discard(&*disk, dir);
+            if judged.is_ok() {
+                copies::discard(&*disk, dir);
+            }
             None
         };
         let home = Home::new(dir.clone(), disk.clone(), manifest, lock, copies.clone()).map_err(create)?;

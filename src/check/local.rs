@@ -19,10 +19,10 @@ use crate::exit_code::{CANT_BIND, CANT_CREATE, CONFIG, IO, UNAVAILABLE};
 use crate::http::listener;
 use crate::ingest::auth::characters_to_escape;
 use crate::ingest::{came_both_ways, opened_beside_a_pull};
-use crate::spool::disk::{Disk, OsDisk};
+use crate::spool::disk::{Disk, OsDisk, judge_folders};
 use crate::spool::manifest::{Lock, Manifest, ManifestError};
 use crate::spool::named::Named;
-use crate::spool::{self, exit_code_of, home};
+use crate::spool::{self, copies, exit_code_of, home};
 use crate::status::{PullStatus, Status, Timestamp, TypeStatus};
 use crate::volume::{self, Cause, name};
 
@@ -258,7 +258,7 @@ fn spool_dir(dir: &Path) -> Step {
         Err(error) => return fail(dir, &name("stat", dir)(error)),
     };
     if is_there {
-        if let Err(error) = home::judge_folders(&named_disk(), dir) {
+        if let Err(error) = judge_folders(&named_disk(), dir, home::needed_folders(dir)) {
             return fail(dir, &error);
         }
         if let Err((path, error)) = judge_rights(dir) {
@@ -271,10 +271,16 @@ fn spool_dir(dir: &Path) -> Step {
         return fail(&existing, &io::ErrorKind::NotADirectory.into());
     }
     match Probe::write(&existing, b"probe\n").map(Probe::try_what_a_spool_needs) {
-        Ok(Ok(())) if is_there => match home::files_of_others(dir) {
-            None => Step::ok(NAME, format!("{} can be written to", dir.display())),
-            Some(others) => Step::warn(NAME, others, "name a folder of the daemon's own"),
-        },
+        Ok(Ok(())) if is_there => {
+            if let Err(error) = judge_folders(&named_disk(), dir, copies::folders(dir)) {
+                let detail = format!("the folder for CloudWatch's batches can't be used, and S3 needs none: {error}");
+                return Step::warn(NAME, detail, "where CloudWatch Logs is wanted, take away what is there");
+            }
+            match home::files_of_others(dir) {
+                None => Step::ok(NAME, format!("{} can be written to", dir.display())),
+                Some(others) => Step::warn(NAME, others, "name a folder of the daemon's own"),
+            }
+        }
         Ok(Ok(())) => Step::ok(NAME, format!("{} will be made at the first start", dir.display())),
         Ok(Err((call, error))) => Step::fail(
             NAME,
@@ -301,7 +307,7 @@ fn judge_rights(dir: &Path) -> Result<(), (PathBuf, io::Error)> {
         Err(error) => Err((path.clone(), name("access", &path)(error.into()))),
     };
     allows(Lock::path(dir), Access::READ_OK | Access::WRITE_OK)?;
-    for folder in home::all_folders(dir) {
+    for folder in home::needed_folders(dir) {
         allows(folder.clone(), Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)?;
         let mut judged = Ok(());
         let visited = named_disk().visit(&folder, &mut |name, _| {

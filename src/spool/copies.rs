@@ -22,6 +22,7 @@ use crate::batch::{ByType, LogType, SealedName, SpoolName, Stage};
 use crate::metric_table;
 use crate::spool::disk::Disk;
 use crate::spool::terms::Batch;
+pub use crate::spool::terms::GivenUp;
 
 /// The copies' folder in the spool, with one for each log type in it.
 const FOLDER: &str = "cloudwatch";
@@ -49,47 +50,6 @@ impl BatchCopy {
     pub(super) fn of(batch: &Batch) -> BatchCopy {
         let name = SealedName { stage: Stage::Sent, ..batch.name };
         BatchCopy { log_type: batch.log_type, name, bytes: batch.bytes }
-    }
-}
-
-/// Why a copy is given up, which means removed without being sent; a label of `cloudwatch_skipped_events_total`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GivenUp {
-    /// Events need its room.
-    Room,
-    /// CloudWatch doesn't take events as old as these.
-    Age,
-    /// Its file can't be read.
-    Unreadable,
-    /// Its file could not be kept.
-    Disk,
-    /// There is no CloudWatch lane any more.
-    Off,
-}
-
-impl GivenUp {
-    /// All of them.
-    pub const ALL: [GivenUp; 5] = [GivenUp::Room, GivenUp::Age, GivenUp::Unreadable, GivenUp::Disk, GivenUp::Off];
-
-    /// The label's value.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            GivenUp::Room => "room",
-            GivenUp::Age => "age",
-            GivenUp::Unreadable => "unreadable",
-            GivenUp::Disk => "disk",
-            GivenUp::Off => "off",
-        }
-    }
-
-    fn why(self) -> &'static str {
-        match self {
-            GivenUp::Room => "events need the room that they take",
-            GivenUp::Age => "CloudWatch does not take events as old as theirs",
-            GivenUp::Unreadable => "their files can't be read",
-            GivenUp::Disk => "the spool's disk can't keep them",
-            GivenUp::Off => "ENV0_CLOUDWATCH_ROLE_ARN is not set any more",
-        }
     }
 }
 
@@ -162,20 +122,14 @@ impl Drop for Copies {
 }
 
 impl Copies {
-    /// Finds the copies that an earlier process left. An error of the disk here costs copies, but never
-    /// keeps the daemon from starting.
-    pub(super) fn open(disk: Arc<dyn Disk>, spool: &Path) -> Copies {
+    /// Finds the copies that an earlier process left, where their folder is usable. An error of the disk here costs copies,
+    /// but never keeps the daemon from starting.
+    pub(super) fn open(disk: Arc<dyn Disk>, spool: &Path, is_usable: bool) -> Copies {
         let state = Mutex::default();
         let (confirm, bytes, doomed) = (OnceLock::new(), AtomicU64::new(0), Condvar::new());
         let shared = Arc::new(Shared { disk, spool: spool.to_owned(), confirm, bytes, state, doomed });
-        if let Err(error) = shared.make_folders() {
-            tracing::warn!(folder = %spool.join(FOLDER).display(), %error, "the folder for batches that CloudWatch does not have yet can't be made");
-        }
-        for log_type in LogType::ALL {
-            let folder = folder(spool, log_type);
-            if let Err(error) = visit(&*shared.disk, &folder, log_type, |copy| shared.add(copy)) {
-                tracing::warn!(folder = %folder.display(), %error, "the batches that CloudWatch does not have yet can't all be listed; the others are sent after a start that can");
-            }
+        if is_usable {
+            shared.find();
         }
         let removing = shared.clone();
         std::thread::spawn(move || removing.remove_doomed());
@@ -350,6 +304,18 @@ impl Shared {
         self.confirm.get().map_or(Ok(()), |confirm| confirm())
     }
 
+    fn find(&self) {
+        if let Err(error) = self.make_folders() {
+            tracing::warn!(folder = %self.spool.join(FOLDER).display(), %error, "the folder for batches that CloudWatch does not have yet can't be made");
+        }
+        for log_type in LogType::ALL {
+            let folder = folder(&self.spool, log_type);
+            if let Err(error) = visit(&*self.disk, &folder, log_type, |copy| self.add(copy)) {
+                tracing::warn!(folder = %folder.display(), %error, "the batches that CloudWatch does not have yet can't all be listed; the others are sent after a start that can");
+            }
+        }
+    }
+
     fn make_folders(&self) -> io::Result<()> {
         for folder in &folders(&self.spool) {
             self.disk.create_dir(folder)?;
@@ -446,7 +412,7 @@ fn count(log_type: LogType, events: u64, reason: GivenUp) {
 }
 
 /// The folders of copies within a spool, the outer one first.
-pub(super) fn folders(spool: &Path) -> [PathBuf; 3] {
+pub fn folders(spool: &Path) -> [PathBuf; 3] {
     let [deployments, audits] = LogType::ALL.map(|log_type| folder(spool, log_type));
     [spool.join(FOLDER), deployments, audits]
 }

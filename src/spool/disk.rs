@@ -7,7 +7,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Write};
 use std::ops::DerefMut;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
@@ -342,6 +342,36 @@ pub fn hash(disk: &dyn Disk, path: &Path) -> io::Result<Sha256> {
             }
         }
     }
+}
+
+/// Checks `folders` within the spool `dir`, before anything is written into them. A missing one is fine: the start makes it.
+///
+/// # Errors
+/// One of them is a link, no folder, or on another file system than the spool.
+pub fn judge_folders(disk: &dyn Disk, dir: &Path, folders: impl IntoIterator<Item = PathBuf>) -> io::Result<()> {
+    let device = identify_folder(disk, dir)?.device;
+    folders.into_iter().try_for_each(|path| judge_folder(disk, &path, device).map(drop))
+}
+
+/// Checks one of the folders within a spool that is on `device`; returns what it is, `None` where it is missing.
+pub(super) fn judge_folder(disk: &dyn Disk, path: &Path, device: u64) -> io::Result<Option<FileId>> {
+    let found = disk.identify(path)?;
+    let wrong = match found {
+        None => return Ok(None),
+        Some(id) if id.is_folder && id.device == device => return Ok(found),
+        Some(id) if id.is_folder => "is on another file system than the spool",
+        Some(_) => "is a link or no folder",
+    };
+    let path = path.display();
+    Err(io::Error::new(
+        io::ErrorKind::InvalidInput,
+        format!("{path} {wrong}; a spool is one folder on one file system, and no link in it is followed"),
+    ))
+}
+
+/// Identifies the folder that a path leads to: the spool's own path may be a link, as under systemd.
+pub(super) fn identify_folder(disk: &dyn Disk, dir: &Path) -> io::Result<FileId> {
+    disk.identify(&dir.join("."))?.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// How much of a file is read, or gathered for it, at once.

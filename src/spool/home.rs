@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch::LogType;
 use crate::spool::copies::{self, Copies};
-use crate::spool::disk::{Disk, FileId};
+use crate::spool::disk::{Disk, FileId, identify_folder, judge_folder};
 use crate::spool::manifest::{LOCK, Lock, MANIFEST, Manifest};
 use crate::spool::terms::{PULL, QUARANTINE};
 use crate::status::Trouble;
@@ -149,10 +149,12 @@ impl Home {
         let folder = identify_folder(&*disk, &dir)?;
         let mut inner = Inner::of_events(&dir);
         let mut of_copies = if copies.is_some() { Inner::of_copies(&dir) } else { Vec::new() };
-        for folder in inner.iter_mut().chain(&mut of_copies) {
+        for folder in &mut inner {
             let found = disk.identify(&folder.path)?;
             folder.judge(found)?;
         }
+        // A wrong one keeps back nothing but copies, and [`Home::confirm_copies`] tells of it.
+        of_copies.iter_mut().for_each(|own| drop(own.look(&*disk, folder.device)));
         let identity = Mutex::new(Identity { folder, inner, of_copies, lock: Some(lock) });
         let (is_away, copies_away, mounts) = (AtomicBool::new(false), Mutex::default(), AtomicU64::new(0));
         Ok(Home { dir, disk, manifest, copies, identity, is_away, copies_away, mounts })
@@ -404,39 +406,14 @@ impl Home {
     }
 }
 
-/// Checks the folders within a spool, before anything is written into them. A missing one is fine: the start makes it.
-///
-/// # Errors
-/// One of them is a link, no folder, or on another file system than the spool.
-pub fn judge_folders(disk: &dyn Disk, dir: &Path) -> io::Result<()> {
-    let device = identify_folder(disk, dir)?.device;
-    all_folders(dir).try_for_each(|path| judge_folder(disk, &path, device).map(drop))
-}
-
-/// Checks one of the folders within a spool that is on `device`; returns what it is, `None` where it is missing.
-fn judge_folder(disk: &dyn Disk, path: &Path, device: u64) -> io::Result<Option<FileId>> {
-    let found = disk.identify(path)?;
-    let wrong = match found {
-        None => return Ok(None),
-        Some(id) if id.is_folder && id.device == device => return Ok(found),
-        Some(id) if id.is_folder => "is on another file system than the spool",
-        Some(_) => "is a link or no folder",
-    };
-    let path = path.display();
-    Err(io::Error::new(
-        io::ErrorKind::InvalidInput,
-        format!("{path} {wrong}; a spool is one folder on one file system, and no link in it is followed"),
-    ))
-}
-
-/// The folders that a spool has or may have.
-pub fn all_folders(dir: &Path) -> impl Iterator<Item = PathBuf> {
-    folders(dir).into_iter().chain([dir.join(PULL)]).chain(copies::folders(dir))
+/// The folders that events need in a spool; a start makes those that are missing.
+pub fn needed_folders(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    folders(dir).into_iter().chain([dir.join(PULL)])
 }
 
 /// A sentence, where the spool's folder holds what no daemon puts there; it names two of them.
 pub fn files_of_others(dir: &Path) -> Option<String> {
-    let own_folders: Vec<_> = all_folders(dir).collect();
+    let own_folders: Vec<_> = needed_folders(dir).chain(copies::folders(dir)).collect();
     let is_own = |name: &str| {
         [LOCK, MANIFEST, SPARE_FILE, "lost+found"].contains(&name)
             || name.starts_with('.')
@@ -461,11 +438,6 @@ pub fn files_of_others(dir: &Path) -> Option<String> {
 /// The folders that every spool has: one for each log type, and the quarantine.
 pub(super) fn folders(dir: &Path) -> [PathBuf; LogType::ALL.len() + 1] {
     std::array::from_fn(|index| dir.join(LogType::ALL.get(index).map_or(QUARANTINE, |log_type| log_type.as_str())))
-}
-
-/// Identifies the folder that a path leads to: the spool's own path may be a link, as under systemd.
-fn identify_folder(disk: &dyn Disk, dir: &Path) -> io::Result<FileId> {
-    disk.identify(&dir.join("."))?.ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// Makes the names of the folders above the spool durable, as far as this user may open them. Where it may not,

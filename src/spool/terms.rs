@@ -173,3 +173,44 @@ metric_table::label_values! {
         DiskError = "disk_error",
     }
 }
+
+/// Why a copy is given up, which means removed without being sent; a label of `cloudwatch_skipped_events_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GivenUp {
+    /// Events need its room.
+    Room,
+    /// CloudWatch doesn't take events as old as these.
+    Age,
+    /// Its file can't be read.
+    Unreadable,
+    /// Its file could not be kept.
+    Disk,
+    /// There is no CloudWatch lane any more.
+    Off,
+}
+
+impl GivenUp {
+    /// All of them.
+    pub const ALL: [GivenUp; 5] = [GivenUp::Room, GivenUp::Age, GivenUp::Unreadable, GivenUp::Disk, GivenUp::Off];
+
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            GivenUp::Room => "room",
+            GivenUp::Age => "age",
+            GivenUp::Unreadable => "unreadable",
+            GivenUp::Disk => "disk",
+            GivenUp::Off => "off",
+        }
+    }
+
+    pub(super) fn why(self) -> &'static str {
+        match self {
+            GivenUp::Room => "events need the room that they take",
+            GivenUp::Age => "CloudWatch does not take events as old as theirs",
+            GivenUp::Unreadable => "their files can't be read",
+            GivenUp::Disk => "the spool's disk can't keep them",
+            GivenUp::Off => "ENV0_CLOUDWATCH_ROLE_ARN is not set any more",
+        }
+    }
+}

@@ -161,6 +161,40 @@ fn a_folder_of_cloudwatchs_that_is_moved_away_stops_cloudwatch_alone() {
 }
 
 #[test]
+fn a_start_and_a_drain_go_on_where_cloudwatchs_folder_can_not_be_used() {
+    for (with_cloudwatch, is_link) in [(true, true), (true, false), (false, true), (false, false)] {
+        let aws = LocalAws::start();
+        let mut setup = Setup::new(&aws);
+        if with_cloudwatch {
+            setup = aws.cloudwatch_environment().into_iter().fold(setup, |setup, (name, value)| setup.set(name, value));
+        }
+        let (folder, elsewhere) = (setup.spool().join("cloudwatch"), setup.folder().join("elsewhere"));
+        std::fs::create_dir_all(&elsewhere).unwrap();
+        std::fs::create_dir_all(setup.spool()).unwrap();
+        match is_link {
+            true => std::os::unix::fs::symlink(&elsewhere, &folder).unwrap(),
+            false => std::fs::write(&folder, "").unwrap(),
+        }
+        let checked = setup.run("check --offline");
+        assert!(checked.stdout.contains("CloudWatch's batches can't be used"), "{checked:?}");
+        let (mut daemon, books) = (setup.start(), Books::default());
+        send_until_taken(&daemon, &books, AUDITS, 1);
+        wait_until("S3 has it", || aws.s3.line_count() == 1);
+        assert_eq!(daemon.log().count("WARN", "is left as it is"), 1, "{}", daemon.log().text());
+        assert_eq!(std::fs::read_dir(&elsewhere).unwrap().count(), 0, "nothing is written through a link");
+        if with_cloudwatch {
+            std::fs::remove_file(&folder).unwrap();
+            send_until_taken(&daemon, &books, AUDITS, 1);
+            wait_until("CloudWatch has the second", || aws.logs.messages("env0-audits").len() == 1);
+        }
+        assert_eq!(daemon.terminate().code(), Some(0));
+        let drained = setup.run("drain");
+        assert_eq!(drained.code, Some(0), "{drained:?}");
+        books.balance(&aws, &setup);
+    }
+}
+
+#[test]
 fn another_folder_in_the_place_of_cloudwatchs_stops_cloudwatch_alone() {
     only_cloudwatch_stops("is another folder than before", |folder, other| Box::new(Swapped::with(folder, other)));
 }
