@@ -2,6 +2,9 @@
 //! first.
 
 use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use tokio::runtime::{self, Handle, Runtime, RuntimeFlavor};
 use tokio_util::task::AbortOnDropHandle;
@@ -9,6 +12,31 @@ use tokio_util::task::AbortOnDropHandle;
 /// On a busy processor these threads get a quarter of the time, and the threads that take events get the rest. A
 /// quarter is more than sending what was taken needs.
 const NICENESS: i32 = 5;
+
+/// A thread that waits for work stays. Where the system gives no more (a limit of processes), tokio ends the process if none is
+/// left to take the work.
+pub const KEEP_THREADS: Duration = Duration::from_secs(365 * 86_400);
+/// More than the process has at a time, beside one for each processor.
+const THREADS: usize = 24;
+
+/// Whether the system gives the threads that the process needs.
+///
+/// # Errors
+/// How many were asked for, and why one of them was not given.
+pub fn try_threads() -> Result<(), (usize, io::Error)> {
+    let wanted = THREADS + thread::available_parallelism().map_or(1, usize::from);
+    let gate = Arc::new(Mutex::new(()));
+    let shut = gate.lock().unwrap_or_else(PoisonError::into_inner);
+    let wait = || {
+        let gate = gate.clone();
+        thread::Builder::new().spawn(move || drop(gate.lock()))
+    };
+    let threads: io::Result<Vec<_>> = (0..wanted).map(|_| wait()).collect();
+    drop(shut);
+    let threads = threads.map_err(|error| (wanted, error))?;
+    threads.into_iter().for_each(|thread| drop(thread.join()));
+    Ok(())
+}
 
 /// A runtime with one thread. It ends when it is dropped, without waiting for what is under way: an attempt that hangs
 /// in the network or in the file system must not hold up the exit.
@@ -19,6 +47,7 @@ impl Background {
     pub fn start(name: &str) -> io::Result<Background> {
         let runtime = runtime::Builder::new_multi_thread()
             .worker_threads(1)
+            .thread_keep_alive(KEEP_THREADS)
             .thread_name(name)
             .on_thread_start(|| {
                 // Where the system refuses, the work is only less considerate.
@@ -26,6 +55,8 @@ impl Background {
             })
             .enable_all()
             .build()?;
+        // The first of those that may block.
+        runtime.spawn_blocking(|| ());
         Ok(Background(Some(runtime)))
     }
 

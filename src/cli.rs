@@ -9,6 +9,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::admin::client;
 use crate::assembly::Files;
+use crate::background::{KEEP_THREADS, try_threads};
 use crate::check::{self, CheckOptions};
 use crate::config::{self, Config, ConfigErrors, Loaded, Purpose};
 use crate::drain::{self, DrainOptions};
@@ -74,6 +75,15 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return code.into();
         }
     };
+    if !matches!(arguments, Command::Config | Command::Healthcheck)
+        && let Err((wanted, error)) = try_threads()
+    {
+        complain(format!(
+            "error: the system does not give the {wanted} threads that may be needed: {error}; raise the limit of processes: \
+             of the container (pids.max, --pids-limit), the unit (TasksMax=) or the user (ulimit -u)"
+        ));
+        return exit_code::NO_THREADS.into();
+    }
     let code = match arguments {
         Command::Run => run(),
         Command::Check(options) => check(options),
@@ -189,10 +199,13 @@ fn verify(options: &VerifyOptions) -> u8 {
 }
 
 fn in_runtime<T>(future: impl Future<Output = T>) -> Result<T, u8> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.enable_all().thread_keep_alive(KEEP_THREADS).build().map_err(|error| {
         complain(format!("error: the runtime can't be started: {error}"));
         exit_code::SOFTWARE
     })?;
+    // The first of those that may block.
+    runtime.spawn_blocking(|| ());
     let outcome = runtime.block_on(future);
     // A thread that hangs in the file system must not hold up the exit.
     runtime.shutdown_background();

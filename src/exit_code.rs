@@ -14,6 +14,8 @@ pub const UNAVAILABLE: u8 = 69;
 pub const SOFTWARE: u8 = 70;
 /// An address can't be listened on. Not a mistake of the configuration alone, so that a supervisor tries again.
 pub const CANT_BIND: u8 = 71;
+/// The system gives too few threads. A supervisor tries again, as it does for an address.
+pub const NO_THREADS: u8 = CANT_BIND;
 /// The spool is locked by another process, or can't be created.
 pub const CANT_CREATE: u8 = 73;
 /// Reading or writing the spool failed.

@@ -14,7 +14,7 @@ use env0_s3_logs::{cli, telemetry};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Setup, field, wait_for};
+use crate::harness::{DEPLOYMENTS, Setup, field, wait_for, wait_until};
 use crate::local_aws::LocalAws;
 
 #[test]
@@ -173,4 +173,29 @@ fn systemd_is_told_of_the_start_and_of_the_end() {
     daemon.signal_terminate();
     assert_eq!(told(), "STOPPING=1");
     assert_eq!(daemon.wait().code(), Some(0));
+}
+
+#[test]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn a_limit_of_threads_ends_no_running_daemon_and_is_named_at_a_start() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let (library, no_more) = (setup.folder().join("threads.so"), setup.folder().join("no-more-threads"));
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/threads.c");
+    assert!(Command::new("cc").args(["-shared", "-fPIC", "-o"]).arg(&library).arg(source).status().unwrap().success());
+    let setup = setup.set("LD_PRELOAD", library.to_str().unwrap()).set("NO_MORE_THREADS", no_more.to_str().unwrap());
+    let mut daemon = setup.start();
+    daemon.post(DEPLOYMENTS, "{\"id\":1}\n");
+    wait_until("it is stored", || aws.s3.line_count() == 1);
+    // Without more, tokio ends a thread that had nothing to do for 10 s: that nothing happens in that time is what is tested.
+    std::thread::park_timeout(Duration::from_secs(12));
+    std::fs::write(&no_more, "").unwrap();
+    daemon.post(DEPLOYMENTS, "{\"id\":2}\n");
+    wait_until("the second is stored", || aws.s3.line_count() == 2);
+    assert_eq!(daemon.terminate().code(), Some(0));
+    for command in ["run", "drain", "check --offline"] {
+        let finished = setup.run(command);
+        assert_eq!(finished.code, Some(71), "{finished:?}");
+        assert!(finished.stderr.contains("raise the limit of processes"), "{finished:?}");
+    }
 }
