@@ -42,8 +42,9 @@ pub async fn run(loaded: Result<Loaded, ConfigErrors>, options: CheckOptions) ->
         }
     };
     let address = config.admin_addr;
-    let daemon = tokio::task::spawn_blocking(move || local::daemon(address)).await.ok().flatten();
-    steps.extend(local::steps(&config, daemon.as_ref()));
+    let asked = tokio::task::spawn_blocking(move || (local::daemon(address), beside::disk_of_daemon(address)));
+    let (daemon, disk_of_daemon) = asked.await.unwrap_or_default();
+    steps.extend(local::steps(&config, daemon.as_ref(), disk_of_daemon));
     if !options.offline {
         steps.extend(of_others(&config, daemon.as_ref(), options.write).await);
     }

@@ -51,6 +51,13 @@ pub fn status(address: SocketAddr) -> Result<Status, AskError> {
     serde_json::from_str(&body).map_err(|source| AskError::Foreign { address, source })
 }
 
+/// Why the daemon's disk keeps it from taking events; `None` where it doesn't, or where that can't be asked.
+pub fn disk_trouble(address: SocketAddr) -> Option<String> {
+    let answer = exchange(address, "/readyz").ok()?;
+    let (_, body) = answer.split_once("\r\n\r\n")?;
+    body.lines().find_map(|line| line.strip_prefix("[-]disk: ")).map(str::to_owned)
+}
+
 /// The body of a 200.
 fn get(address: SocketAddr, path: &str) -> Result<String, AskError> {
     let answer = exchange(address, path).map_err(|source| AskError::Unreachable { address, source })?;
@@ -68,7 +75,8 @@ fn exchange(address: SocketAddr, path: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+    // In one piece: whoever answers the first may close before the next.
+    stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
     stream.take(ANSWER_MAX_BYTES).read_to_end(&mut answer)?;
     Ok(String::from_utf8_lossy(&answer).into_owned())

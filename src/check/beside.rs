@@ -1,18 +1,90 @@
-//! What a running daemon tells of its token, STS, the bucket, its PUTs and its pulls.
+//! What a running daemon tells of its disk, senders, token, STS, the bucket, its PUTs and its pulls.
 
-use super::report::{BUCKET, Step, TOKEN, Verdict};
+use std::net::SocketAddr;
+
+use super::report::{BUCKET, DAEMON, PULL_ALONE, Step, TOKEN, Verdict};
+use crate::admin::client;
 use crate::batch::LogType;
 use crate::config::Config;
 use crate::credentials::{ways_to_a_token, without_a_token};
-use crate::exit_code::{CONFIG, DENIED, UNAVAILABLE};
+use crate::exit_code::{CONFIG, DENIED, IO, UNAVAILABLE};
+use crate::ingest::came_both_ways;
 use crate::s3::PutErrorKind;
-use crate::status::{CredentialsStatus, PullStatus, RefusedTokens, Status};
+use crate::status::{CredentialsStatus, PullStatus, RefusedTokens, Status, TypeStatus};
+
+/// The section on events that come both ways.
+const ABOUT_BOTH_WAYS: &str = "see config/README.md#pulling-from-env0s-api";
 
 /// Where a bucket is when AWS answers `GetBucketLocation` with nothing.
 const UNTOLD_REGION: &str = "us-east-1";
 
 /// What a daemon waits for to which nothing went wrong on the way to a token.
 const FIRST_TOKEN: &str = "an OIDC token";
+
+/// What the running daemon alone may meet: another user's quota, or a folder that was moved away under it.
+pub(super) fn disk_of_daemon(address: SocketAddr) -> Option<Step> {
+    let reason = client::disk_trouble(address)?;
+    let detail = format!("it is not ready, and answers events with 503: {reason}");
+    let remedy =
+        "mend what this line names: the daemon then goes on by itself; see config/README.md#disk-refuses-writes";
+    Some(Step::fail(DAEMON, IO, detail, remedy))
+}
+
+/// A warning of events that come both ways; the remedy is behind the first semicolon.
+pub(super) fn stored_twice(told: &str) -> Step {
+    let (detail, remedy) = told.split_once("; ").unwrap_or((told, ""));
+    Step::warn(PULL_ALONE, detail, format!("{remedy}; {ABOUT_BOTH_WAYS}"))
+}
+
+/// What the running daemon says of its senders, its pulls and its spool that is worth a look.
+pub(super) fn troubles(status: &Status) -> Vec<Step> {
+    let refused = [
+        ("connections", "reason", &status.connections_refused_total),
+        ("requests", "HTTP status", &status.requests_refused_total),
+    ];
+    let refused = refused.into_iter().filter_map(|(what, by, totals)| {
+        let shown: Vec<_> = totals.iter().map(|(reason, total)| format!("{reason} {total}")).collect();
+        (!shown.is_empty()).then(|| {
+            Step::warn(
+                DAEMON,
+                format!("it has refused {what} since its start, by {by}: {}", shown.join(", ")),
+                "nothing where no sender of yours is missed; else its log names the client and the reason of the first",
+            )
+        })
+    });
+    let pulls = status.pull.iter().filter_map(unusable_place);
+    refused.chain(pulls).chain(status.types.iter().flat_map(troubles_of_type)).collect()
+}
+
+/// What env0 refuses is found by asking it. A place that can't be used is the daemon's own to tell.
+fn unusable_place(pull: &PullStatus) -> Option<Step> {
+    let error = pull.error.as_ref().filter(|error| error.code.as_deref() == Some("place"))?;
+    let detail = format!("it can't pull {} from {}: {}", pull.log_type, pull.organization, error.message);
+    Some(Step::fail(DAEMON, IO, detail, error.remedy.clone().unwrap_or_default()))
+}
+
+fn troubles_of_type(of_type: &TypeStatus) -> Vec<Step> {
+    let (log_type, spooled) = (of_type.log_type, &of_type.spooled);
+    let mut steps = Vec::new();
+    if of_type.pulled_and_sent {
+        steps.push(stored_twice(&came_both_ways(log_type)));
+    }
+    if let Some(since) = spooled.full_since {
+        let (used, share) = (spooled.spool_bytes, spooled.share_bytes);
+        let detail = format!(
+            "the spool has been full for {log_type} since {since}: {used} of the {share} bytes that it may take; its events are answered 503"
+        );
+        let remedy = "see why uploads fail or lag, or raise ENV0_S3_LOG_SPOOL_MAX_BYTES";
+        steps.push(Step::warn(DAEMON, detail, remedy));
+    }
+    if spooled.key_time_ahead_seconds > 0 {
+        let ahead = spooled.key_time_ahead_seconds;
+        let detail = format!("the time in keys of {log_type} is {ahead} s ahead of the clock; nothing is lost");
+        let remedy = "set the clock right; a new spool, once this one is drained, starts with the clock's time";
+        steps.push(Step::warn(DAEMON, detail, remedy));
+    }
+    steps
+}
 
 /// Whether a daemon without a token is no mistake: the next deployment may bring one, handed over or in its record.
 pub(super) fn a_deployment_may_bring_one(config: &Config) -> bool {

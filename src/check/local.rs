@@ -8,8 +8,9 @@ use std::sync::Arc;
 use rustix::fs::Access;
 use rustix::io::Errno;
 
+use super::beside::{stored_twice, troubles};
 use super::remedies::{of_file, variable, what_to_set};
-use super::report::{DAEMON, PULL_ALONE, Step};
+use super::report::{DAEMON, QUARANTINE, Step};
 use crate::admin::client;
 use crate::assembly::{Files, spool_settings};
 use crate::batch::{self, LogType, SpoolName, counted};
@@ -18,16 +19,13 @@ use crate::credentials;
 use crate::exit_code::{CANT_BIND, CANT_CREATE, CONFIG, IO, UNAVAILABLE};
 use crate::http::listener;
 use crate::ingest::auth::characters_to_escape;
-use crate::ingest::{came_both_ways, opened_beside_a_pull};
+use crate::ingest::opened_beside_a_pull;
 use crate::spool::disk::{Disk, OsDisk, judge_folders};
 use crate::spool::manifest::{Lock, Manifest, ManifestError};
 use crate::spool::named::Named;
 use crate::spool::{self, copies, exit_code_of, home};
-use crate::status::{PullStatus, Status, Timestamp, TypeStatus};
+use crate::status::{Status, Timestamp};
 use crate::volume::{self, Cause, name};
-
-/// The section on events that come both ways.
-const ABOUT_BOTH_WAYS: &str = "see config/README.md#pulling-from-env0s-api";
 
 /// Less free disk than this is a failure, whatever the limit says.
 const LEAST_AVAILABLE_BYTES: u64 = 64 << 20;
@@ -60,7 +58,7 @@ pub(super) fn daemon(address: SocketAddr) -> Option<Status> {
     client::status(address).ok()
 }
 
-pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {
+pub(super) fn steps(config: &Config, daemon: Option<&Status>, disk_of_daemon: Option<Step>) -> Vec<Step> {
     let running = match daemon {
         Some(status) => Step::ok(
             DAEMON,
@@ -74,13 +72,28 @@ pub(super) fn steps(config: &Config, daemon: Option<&Status>) -> Vec<Step> {
     steps.extend(token_to_escape(config));
     steps.push(clock());
     steps.push(running);
+    steps.extend(disk_of_daemon);
     steps.extend(daemon.into_iter().flat_map(|status| other_settings(config, status)));
     steps.extend(daemon.into_iter().flat_map(troubles));
     if daemon.is_none() {
         steps.push(addresses(config));
     }
     steps.extend([spool_dir(&config.spool_dir), lock(config, daemon), manifest(config), disk(config)]);
+    steps.extend(quarantine(&config.spool_dir.join(spool::QUARANTINE)));
     steps
+}
+
+/// Files that need a person: S3 lacks their events.
+fn quarantine(dir: &Path) -> Option<Step> {
+    // One that can't be read is the step `spool`'s.
+    let files = named_disk().list(dir).unwrap_or_default();
+    let count = files.iter().filter(|(name, _)| !name.starts_with('.')).count() as u64;
+    (count > 0).then(|| {
+        let detail = format!("{} holds {}, which S3 doesn't have", dir.display(), counted(count, "file"));
+        let remedy = "read them, copy what is good to S3 or send it again, then move them away; an empty one marks a file that is \
+                      gone; see config/README.md#quarantined";
+        Step::warn(QUARANTINE, detail, remedy)
+    })
 }
 
 /// Which protocols can't carry a static token as it is. It is never shown.
@@ -108,12 +121,6 @@ fn token_to_escape(config: &Config) -> Option<Step> {
     })
 }
 
-/// A warning of events that come both ways; the remedy is behind the first semicolon.
-fn stored_twice(told: &str) -> Step {
-    let (detail, remedy) = told.split_once("; ").unwrap_or((told, ""));
-    Step::warn(PULL_ALONE, detail, format!("{remedy}; {ABOUT_BOTH_WAYS}"))
-}
-
 /// Whether a daemon can run with this machine's clock.
 fn clock() -> Step {
     const NAME: &str = "clock";
@@ -135,56 +142,6 @@ fn other_settings(config: &Config, status: &Status) -> Option<Step> {
         let detail = format!("it runs with other settings than this check: {}", differing.join("; "));
         Step::warn(DAEMON, detail, "run check with the daemon's own variables, or restart the daemon with these")
     })
-}
-
-/// What the running daemon says of its senders, its pulls and its spool that is worth a look.
-fn troubles(status: &Status) -> Vec<Step> {
-    let refused = [
-        ("connections", "reason", &status.connections_refused_total),
-        ("requests", "HTTP status", &status.requests_refused_total),
-    ];
-    let refused = refused.into_iter().filter_map(|(what, by, totals)| {
-        let shown: Vec<_> = totals.iter().map(|(reason, total)| format!("{reason} {total}")).collect();
-        (!shown.is_empty()).then(|| {
-            Step::warn(
-                DAEMON,
-                format!("it has refused {what} since its start, by {by}: {}", shown.join(", ")),
-                "nothing where no sender of yours is missed; else its log names the client and the reason of the first",
-            )
-        })
-    });
-    let pulls = status.pull.iter().filter_map(unusable_place);
-    refused.chain(pulls).chain(status.types.iter().flat_map(troubles_of_type)).collect()
-}
-
-/// What env0 refuses is found by asking it. A place that can't be used is the daemon's own to tell.
-fn unusable_place(pull: &PullStatus) -> Option<Step> {
-    let error = pull.error.as_ref().filter(|error| error.code.as_deref() == Some("place"))?;
-    let detail = format!("it can't pull {} from {}: {}", pull.log_type, pull.organization, error.message);
-    Some(Step::fail(DAEMON, IO, detail, error.remedy.clone().unwrap_or_default()))
-}
-
-fn troubles_of_type(of_type: &TypeStatus) -> Vec<Step> {
-    let (log_type, spooled) = (of_type.log_type, &of_type.spooled);
-    let mut steps = Vec::new();
-    if of_type.pulled_and_sent {
-        steps.push(stored_twice(&came_both_ways(log_type)));
-    }
-    if let Some(since) = spooled.full_since {
-        let (used, share) = (spooled.spool_bytes, spooled.share_bytes);
-        let detail = format!(
-            "the spool has been full for {log_type} since {since}: {used} of the {share} bytes that it may take; its events are answered 503"
-        );
-        let remedy = "see why uploads fail or lag, or raise ENV0_S3_LOG_SPOOL_MAX_BYTES";
-        steps.push(Step::warn(DAEMON, detail, remedy));
-    }
-    if spooled.key_time_ahead_seconds > 0 {
-        let ahead = spooled.key_time_ahead_seconds;
-        let detail = format!("the time in keys of {log_type} is {ahead} s ahead of the clock; nothing is lost");
-        let remedy = "set the clock right; a new spool, once this one is drained, starts with the clock's time";
-        steps.push(Step::warn(DAEMON, detail, remedy));
-    }
-    steps
 }
 
 /// Whether a daemon could listen where it is told to. Only without one: it holds these addresses itself.

@@ -12,6 +12,8 @@ const SCHEMA: u32 = 1;
 pub(super) const DAEMON: &str = "daemon";
 /// The name of the step that warns of pulled events that come another way, too.
 pub(super) const PULL_ALONE: &str = "pull-alone";
+/// The name of the step that warns of files in quarantine.
+pub(super) const QUARANTINE: &str = "quarantine";
 /// The name of the step that judges tokens.
 pub(super) const TOKEN: &str = "token";
 /// The name of the step that asks for the bucket.
@@ -143,7 +145,7 @@ impl Report {
         let is_to_do = |step: &&Step| match step.verdict {
             Verdict::Skipped => step.remedy.is_some(),
             // For instance: the daemon that runs has other settings, or stores each event twice.
-            Verdict::Warn => step.name == DAEMON || step.name == PULL_ALONE,
+            Verdict::Warn => [DAEMON, PULL_ALONE, QUARANTINE].contains(&step.name),
             Verdict::Ok | Verdict::Fail => false,
         };
         let waits = self.steps.iter().find(is_to_do);

@@ -60,6 +60,27 @@ fn a_log_types_folder_that_is_moved_away_costs_no_event_and_doubles_none() {
 }
 
 #[test]
+fn a_check_beside_a_daemon_that_answers_503_fails_with_the_daemons_reason() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    let daemon = setup.start();
+    let folder = setup.spool().join("env0-audits");
+    let moved = Moved { away: setup.folder().join("away"), folder: folder.clone() };
+    let setup = setup.set("ENV0_S3_LOG_ADMIN_ADDR", daemon.admin.to_string());
+    std::fs::rename(&folder, &moved.away).unwrap();
+    wait_until("it is not ready", || daemon.admin_get("/readyz").unwrap().status == 503);
+    for command in ["check", "check --offline"] {
+        let checked = setup.run(command);
+        assert_eq!(checked.code, Some(74), "{command}: {checked:?}");
+        let failed = checked.stdout.lines().find(|line| line.starts_with("[fail] daemon")).unwrap();
+        assert!(failed.contains("answers events with 503") && failed.contains("was moved away"), "{failed}");
+    }
+    drop(moved);
+    wait_until("it is ready", || daemon.admin_get("/readyz").unwrap().status == 200);
+    assert_eq!(setup.run("check").code, Some(0));
+}
+
+#[test]
 fn a_folder_in_the_place_of_a_log_types_folder_gets_no_event_and_costs_none() {
     no_event_goes_to_what_lies_over("is another folder than before", |folder, other| {
         Box::new(Swapped::with(folder, other))

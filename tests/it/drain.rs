@@ -177,6 +177,12 @@ fn a_link_in_a_batchs_place_is_quarantined_and_its_number_is_not_given_out_again
     let drained = setup.run("drain");
     assert_eq!(drained.code, Some(74), "{drained:?}");
     assert!(drained.stderr.contains("quarantine has 1 file"), "{drained:?}");
+    for command in ["check", "check --offline"] {
+        let checked = setup.run(command);
+        assert!(checked.stdout.contains("[warn] quarantine "), "{checked:?}");
+        let next = checked.stdout.lines().last().unwrap();
+        assert!(next.contains("Next: quarantine: read them") && next.contains("#quarantined"), "{next}");
+    }
     assert!(moved.exists() && aws.s3.line_count() == 0, "no link is followed");
     let daemon = setup.start();
     daemon.post(AUDITS, event("later"));
