@@ -5,7 +5,7 @@
 //! comes slowest. A TLS handshake that has begun in earnest is spared while few have. A request whose body has arrived
 //! is never cut off; where such requests take most of the room, their connections end with their answers.
 
-mod guest;
+mod connection;
 mod memory;
 mod turns;
 
@@ -14,22 +14,20 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
 
+use axum::http::{HeaderMap, Uri};
 use tokio::sync::{Notify, Semaphore};
-use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::refusals::{Fault, Refusals, Refused};
-pub use guest::Guest;
+use super::refusals::{Refusals, Refused};
+pub(super) use connection::Connection;
+use connection::{AT_WORK, FRESH, NO_BODY, Source};
 use memory::{CROWD_PART, Kept, KeptOfSource, Memory, Party};
 pub(super) use memory::{Layer, READ_MOST_BYTES, head_bytes};
 pub use turns::Trust;
 use turns::{Line, Standings, one_at_a_time};
 pub(super) use turns::{Standing, Step, Turn};
 
-/// A stranger has so long to show who it is, and a body to show how fast it comes, before it is closed for others.
-const FRESH: Duration = Duration::from_secs(1);
 /// Handshakes of TLS that have begun in earnest are spared while they are at most this part of all connections.
 const GREETED_PART: usize = 4;
 /// Connections that are closed and not gone yet: their tasks still have their descriptors. Beyond it, nobody new comes in.
@@ -70,126 +68,6 @@ struct Open {
     closing: usize,
     sources: HashMap<IpAddr, Arc<Source>>,
     standings: Standings,
-}
-
-/// An address that connections come from.
-struct Source {
-    connections: AtomicUsize,
-    strangers: AtomicUsize,
-    kept: KeptOfSource,
-    /// One of its signatures at a time waits in the line of [`Registry::signatures`].
-    signatures: Arc<Semaphore>,
-    /// One of its handshakes at a time waits in each line of [`Registry::handshake_lines`].
-    handshakes: [Arc<Semaphore>; 2],
-}
-
-/// One connection.
-pub(super) struct Connection {
-    /// Where it comes from.
-    pub(super) client: IpAddr,
-    source: Arc<Source>,
-    /// Whose credentials somebody at its address had shown lately when it came.
-    trust: Option<Trust>,
-    since: Instant,
-    /// One of [`Registry::moments`], or [`AT_WORK`].
-    without_request_since: AtomicU64,
-    /// What it keeps of [`Registry::memory`].
-    pub(super) kept: Kept,
-    /// When its ClientHello was whole.
-    greeted: OnceLock<Instant>,
-    /// Whose valid credentials have come on it, by [`Trust`], be it only a token that was handed over.
-    shown: [AtomicBool; 2],
-    /// Milliseconds from `since` to the begin of a body that is not whole yet; [`NO_BODY`] for none.
-    body_since: AtomicU64,
-    body_bytes: AtomicU64,
-    /// What its last request is refused for, before it is one.
-    pub(super) refused: OnceLock<Fault>,
-    /// It ends with its next answer, for others who have just come.
-    pub(super) makes_room: AtomicBool,
-    /// It ends with an answer behind which more may have come: requests, or the rest of a broken body.
-    pub(super) turned_away: AtomicBool,
-    /// Set before the next connection is accepted.
-    task: OnceLock<AbortHandle>,
-    /// It is closed for another one.
-    closing: AtomicBool,
-}
-
-/// A request is served.
-const AT_WORK: u64 = u64::MAX;
-const NO_BODY: u64 = u64::MAX;
-
-impl Connection {
-    /// No request of it has been let in yet.
-    pub(super) fn is_stranger(&self) -> bool {
-        !self.kept.is_senders()
-    }
-
-    fn has_shown_any(&self) -> bool {
-        self.shown.iter().any(|shown| shown.load(Ordering::Relaxed))
-    }
-
-    /// A request of it was let in, and is not answered yet.
-    pub(super) fn is_at_work(&self) -> bool {
-        self.without_request_since.load(Ordering::Relaxed) == AT_WORK
-    }
-
-    /// The task that serves it, for the end that it may meet.
-    pub(super) fn is_served_by(&self, task: AbortHandle) {
-        let _ = self.task.set(task);
-        if self.closing.load(Ordering::SeqCst) {
-            self.close();
-        }
-    }
-
-    fn close(&self) {
-        if let Some(task) = self.task.get() {
-            task.abort();
-        }
-    }
-
-    /// Bytes of a TLS record that has not wholly come: what TLS still keeps when it has passed something on.
-    pub(super) fn record_bytes(&self) -> usize {
-        self.kept.record_bytes.load(Ordering::Relaxed)
-    }
-
-    /// Bytes that it keeps in `layer`.
-    pub(super) fn keeps(&self, layer: Layer) -> usize {
-        self.kept.in_layer(layer)
-    }
-
-    /// It is never cut off: a request was let in, and its body has come.
-    fn has_come(&self) -> bool {
-        self.is_at_work() && !self.is_in_body()
-    }
-
-    /// A body has begun of which more is to come.
-    pub(super) fn is_in_body(&self) -> bool {
-        self.body_since.load(Ordering::Relaxed) != NO_BODY
-    }
-
-    /// A body has begun of which more is to come, and now it has so many bytes.
-    pub(super) fn body_has(&self, bytes: u64, now: Instant) {
-        self.body_bytes.store(bytes, Ordering::Relaxed);
-        if !self.is_in_body() {
-            let since = u64::try_from(now.duration_since(self.since).as_millis()).unwrap_or_default();
-            self.body_since.store(since, Ordering::Relaxed);
-        }
-    }
-
-    /// Nothing more is to come of a body.
-    pub(super) fn body_is_whole(&self) {
-        if self.is_in_body() {
-            self.body_since.store(NO_BODY, Ordering::Relaxed);
-        }
-    }
-
-    /// Bytes a second of a body that has been coming for longer than [`FRESH`].
-    fn body_rate(&self, now: Instant) -> Option<u64> {
-        let since = self.body_since.load(Ordering::Relaxed);
-        let age = now.duration_since(self.since).checked_sub(Duration::from_millis(since))?;
-        let bytes = self.body_bytes.load(Ordering::Relaxed);
-        (since != NO_BODY && age >= FRESH).then(|| bytes.saturating_mul(1000) / age.as_millis().max(1) as u64)
-    }
 }
 
 /// Who is closed first: the least of these.
@@ -477,6 +355,67 @@ impl Drop for Member {
         self.registry.memory.share_reads(open.connections.len());
         drop(open);
         self.registry.left.notify_waiters();
+    }
+}
+
+/// The connection of a request. At the limit of connections it may be closed, until the request is let in.
+#[derive(Clone)]
+pub struct Guest {
+    pub(super) registry: Arc<Registry>,
+    pub(super) connection: Arc<Connection>,
+}
+
+impl Guest {
+    /// Where it comes from: what counts as one address.
+    pub fn network(&self) -> IpAddr {
+        network_of(self.connection.client)
+    }
+
+    /// The request, with credentials of `trust`, is one to be served: its connection stays until it is answered, unless its
+    /// body comes slowest of all.
+    pub fn let_in(&self, trust: Trust) {
+        let connection = &self.connection;
+        connection.without_request_since.store(AT_WORK, Ordering::Relaxed);
+        if connection.is_stranger() {
+            let open = self.registry.open();
+            if connection.closing.load(Ordering::Relaxed) {
+                return;
+            }
+            self.registry.one_stranger_less(connection);
+            let too_much = self.registry.memory.is_senders(&connection.kept, &connection.source.kept);
+            drop(open);
+            self.registry.close_oldest(too_much);
+        }
+        self.has_shown(trust);
+    }
+
+    /// Valid credentials of `trust` have come on it: its address is no suspect.
+    pub fn has_shown(&self, trust: Trust) {
+        let shown = &self.connection.shown[trust as usize];
+        if !shown.load(Ordering::Relaxed) && !shown.swap(true, Ordering::Relaxed) {
+            self.registry.open().standings.trust(network_of(self.connection.client), trust);
+        }
+    }
+
+    /// Its body comes slowly, and no more than this is left of its head.
+    pub fn waits_with(&self, uri: &Uri, headers: &HeaderMap) {
+        self.registry.keep(&self.connection, Layer::Waiting, head_bytes(uri, headers));
+    }
+
+    /// Waits until it is the turn of this connection's address to have the signature of a token checked.
+    pub async fn signature_turn(&self) -> Turn {
+        let mut turn = Turn::default();
+        turn.wait_in(&self.connection.source.signatures).await;
+        turn.wait_in(&self.registry.signatures).await;
+        turn
+    }
+
+    /// A connection for tests of what takes one.
+    #[cfg(test)]
+    pub(crate) fn anybody() -> Guest {
+        let registry = Registry::new(1, Refusals::new("test"));
+        let connection = registry.enter(Ipv6Addr::LOCALHOST.into()).connection.clone();
+        Guest { registry, connection }
     }
 }
 

@@ -6,12 +6,12 @@ use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned};
 
 use crate::harness::{Books, DEPLOYMENTS, Daemon, Raw, Setup, TOKEN, field, wait_until};
 use crate::laws::memory_bytes;
@@ -39,30 +39,42 @@ impl Authority {
     }
 
     fn issue_for(&self, key: &KeyPair, year: i32) -> (String, String) {
+        self.issue_that_ends(key, rcgen::date_time_ymd(year, 1, 1).into())
+    }
+
+    fn issue_that_ends(&self, key: &KeyPair, end: SystemTime) -> (String, String) {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        params.not_after = end.into();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         (params.signed_by(key, &self.0).unwrap().pem(), key.serialize_pem())
     }
 
     /// A client that trusts this authority, with a certificate of its own where one is given.
     fn connect(&self, daemon: &Daemon, own: Option<(String, String)>) -> Tls {
+        connect(daemon, self.client(own))
+    }
+
+    /// What such a client keeps between its connections: tickets to come again with.
+    fn client(&self, own: Option<(String, String)>) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.0.der().clone()).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let builder = builder.unwrap().with_root_certificates(roots);
-        let config = match own {
+        Arc::new(match own {
             None => builder.with_no_client_auth(),
             Some((cert, key)) => {
                 let cert = CertificateDer::from_pem_slice(cert.as_bytes()).unwrap();
                 let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
                 builder.with_client_auth_cert(vec![cert], key).unwrap()
             }
-        };
-        let connection = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
-        StreamOwned::new(connection, TcpStream::connect(daemon.listen).unwrap())
+        })
     }
+}
+
+fn connect(daemon: &Daemon, client: Arc<ClientConfig>) -> Tls {
+    let connection = ClientConnection::new(client, "localhost".try_into().unwrap()).unwrap();
+    StreamOwned::new(connection, TcpStream::connect(daemon.listen).unwrap())
 }
 
 /// The files of the variables, and a setup that names them.
@@ -147,6 +159,28 @@ fn in_clear_nothing_gets_in() {
     let answer = daemon.try_post(DEPLOYMENTS, crate::harness::event("in-clear"));
     assert!(answer.is_err(), "{answer:?}");
     assert!(!setup.spool_holds("in-clear"));
+}
+
+#[test]
+fn a_client_whose_certificate_has_ended_does_not_come_again_by_its_ticket() {
+    let aws = LocalAws::start();
+    let (setup, files) = Files::set_in(Setup::new(&aws));
+    let authority = Authority::new();
+    files.write(authority.issue());
+    let ca = setup.folder().join("clients.pem");
+    std::fs::write(&ca, authority.0.pem()).unwrap();
+    let daemon = setup.set("ENV0_S3_LOG_TLS_CLIENT_CA_FILE", ca.to_str().unwrap()).start();
+    let end = SystemTime::now() + Duration::from_secs(4);
+    let client = authority.client(Some(authority.issue_that_ends(&KeyPair::generate().unwrap(), end)));
+    let mut first = connect(&daemon, client.clone());
+    assert_eq!(post(&mut first, "{}").unwrap(), 200);
+    let mut again = connect(&daemon, client.clone());
+    assert_eq!(post(&mut again, "{}").unwrap(), 200);
+    assert_eq!(again.conn.handshake_kind(), Some(HandshakeKind::Resumed));
+    wait_until("it is refused", || post(&mut connect(&daemon, client.clone()), "{}").is_err());
+    assert!(SystemTime::now() > end - Duration::from_secs(1));
+    let said = |entry: &_| field(entry, "detail").as_str().is_some_and(|detail| detail.contains("has ended since"));
+    wait_until("it is said", || daemon.log().entries().iter().any(said));
 }
 
 #[test]

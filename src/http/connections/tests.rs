@@ -1,5 +1,6 @@
 use std::net::Ipv4Addr;
 use std::pin::pin;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 

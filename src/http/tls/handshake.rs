@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{Accept, LazyConfigAcceptor};
 
-use super::Tls;
+use super::{Tls, expiry};
 use crate::http::connections::{Connection, Layer, Member, Registry, Standing, Step, Turn};
 use crate::http::refusals::Refused;
 
@@ -26,6 +26,7 @@ const UNREAD_MAX_BYTES: usize = 16 * 1024;
 /// A client's part behind its hello comes in one or two pieces, with certificates in a few more. Who sends it in crumbs has
 /// each further step computed behind those of all others.
 const LATER_STEPS_MAX: usize = 4;
+const CLIENT_HAS_ENDED: &str = "its certificate has ended since its last whole handshake";
 const NO_TLS: &str = "what came is no TLS, but plain HTTP perhaps: use https://";
 
 impl Tls {
@@ -35,6 +36,7 @@ impl Tls {
         let record = Record::default();
         let stream = Counted { stream, record, registry: registry.clone(), connection: connection.clone() };
         let refused = match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(stream, member)).await {
+            Ok(Ok(stream)) if client_has_ended(&stream) => (Refused::ClientCertificate, CLIENT_HAS_ENDED.to_owned()),
             Ok(Ok(stream)) => {
                 registry.keep(connection, Layer::Tls, connection.record_bytes());
                 return Some(stream);
@@ -105,6 +107,12 @@ impl Wake for Woken {
     fn wake(self: Arc<Self>) {
         self.0.notify_one();
     }
+}
+
+/// Whoever comes again by a ticket shows no certificate anew, and rustls takes the one of before as it was then.
+fn client_has_ended(stream: &TlsStream<Counted>) -> bool {
+    let own = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    own.and_then(|own| expiry::not_after(own)).is_some_and(|ends| ends < crate::batch::now())
 }
 
 fn is_gone(error: &io::Error) -> bool {
