@@ -157,6 +157,9 @@ pub fn remedy(path: &Path, error: &io::Error) -> String {
             let uid = rustix::process::geteuid().as_raw();
             let path = std::path::absolute(path).unwrap_or_default();
             let owned = path.ancestors().find_map(|path| Some((path.metadata().ok()?.uid(), path)));
+            if let Some((_, path)) = owned.filter(|(owner, _)| *owner == uid) {
+                return format!("{0} belongs to uid {uid} already, whom its mode shuts out: chmod u+rwX {0}", path.display());
+            }
             let owned = owned.map(|(owner, path)| format!("{} belongs to uid {owner}; ", path.display()));
             format!(
                 "{}ENV0_S3_LOG_SPOOL_DIR must be a folder that uid {uid} may write to (chown; Kubernetes: fsGroup; systemd: StateDirectory)",

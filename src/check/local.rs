@@ -27,7 +27,7 @@ use crate::spool::{self, copies, exit_code_of, home};
 use crate::status::{Status, Timestamp};
 use crate::volume::{self, Cause, name};
 
-/// Less free disk than this is a failure, whatever the limit says.
+/// Less free disk than this is a failure, where the spool may become larger than what is free.
 const LEAST_AVAILABLE_BYTES: u64 = 64 << 20;
 
 /// One step for each thing that is wrong, or one that says that nothing is.
@@ -427,10 +427,10 @@ fn disk(config: &Config) -> Step {
     let (available_mib, limit_mib) = (available >> 20, config.spool_max_bytes >> 20);
     let detail = format!("{available_mib} MiB are free, ENV0_S3_LOG_SPOOL_MAX_BYTES is {limit_mib} MiB");
     let enlarge = "enlarge the disk, or lower ENV0_S3_LOG_SPOOL_MAX_BYTES below what is free";
-    if available < LEAST_AVAILABLE_BYTES {
+    let is_small = available.saturating_add(used) < config.spool_max_bytes;
+    if is_small && available < LEAST_AVAILABLE_BYTES {
         return Step::fail(NAME, IO, detail, enlarge);
     }
-    let is_small = available.saturating_add(used) < config.spool_max_bytes;
     let detail = match is_small {
         true => format!("{detail}: the disk is full before the spool is"),
         false if weaknesses.is_empty() => return Step::ok(NAME, detail),
