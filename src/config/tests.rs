@@ -460,40 +460,6 @@ fn tokens_that_can_be_handed_over_in_clear_are_warned_of() {
 }
 
 #[test]
-fn the_effective_values_are_shown_with_their_source() {
-    let described = with(&[("ENV0_S3_LOG_BATCH_MAX_AGE", "5m")]).unwrap().describe();
-    assert!(described.contains("ENV0_S3_LOG_BATCH_MAX_AGE=5m  # environment\n"), "{described}");
-    assert!(described.contains("ENV0_S3_LOG_SPOOL_MAX_BYTES=10GiB  # default\n"), "{described}");
-    assert!(described.contains("ENV0_S3_LOG_BUCKET_PATH=  # not set\n"), "{described}");
-    assert_eq!(described.lines().count(), VARIABLES.len());
-}
-
-#[test]
-fn a_value_that_does_not_count_is_shown_beside_the_one_that_does() {
-    let described = with(&[("ENV0_S3_LOG_MAX_EVENT_BYTES", "20MiB")]).unwrap().describe();
-    let capped = "ENV0_S3_LOG_MAX_EVENT_BYTES=16MiB  # environment says 20MiB, capped by ENV0_S3_LOG_MAX_BODY_BYTES\n";
-    assert!(described.contains(capped), "{described}");
-    let lowered = with(&[("ENV0_S3_LOG_MAX_BODY_BYTES", "512KiB")]).unwrap().describe();
-    let default = "ENV0_S3_LOG_MAX_EVENT_BYTES=512KiB  # default says 1MiB, capped by ENV0_S3_LOG_MAX_BODY_BYTES\n";
-    assert!(lowered.contains(default), "{lowered}");
-    let not_pulled = "ENV0_S3_LOG_PULL=none  # default says env0-audits,env0-deployments, and nothing is pulled without an API key\n";
-    assert!(described.contains(not_pulled), "{described}");
-    let key = [("ENV0_API_KEY_ID", "an-id"), ("ENV0_API_KEY_SECRET", "a-secret")];
-    let pulled = read(&[&LEAST[..3], &key].concat()).unwrap().describe();
-    assert!(pulled.contains("ENV0_S3_LOG_PULL=env0-audits,env0-deployments  # default\n"), "{pulled}");
-    let closed = "ENV0_S3_LOG_LISTEN_ADDR=  # default says 127.0.0.1:8080, and nobody may send, so no port is opened\n";
-    assert!(pulled.contains(closed), "{pulled}");
-}
-
-#[test]
-fn an_effective_value_is_shown_whole_and_in_an_error_cut() {
-    let path = "p".repeat(300);
-    assert!(with(&[("ENV0_S3_LOG_BUCKET_PATH", &path)]).unwrap().describe().contains(&path));
-    let long = format!("//{path}//{path}//{path}//{path}");
-    assert!(refused(&[("ENV0_S3_LOG_BUCKET_PATH", &long)]).len() < 600);
-}
-
-#[test]
 fn a_spool_that_holds_no_more_than_the_copy_of_one_batch_is_refused() {
     let sizes = [("ENV0_S3_LOG_SPOOL_MAX_BYTES", "16MiB"), ("ENV0_S3_LOG_BATCH_MAX_BYTES", "16MiB")];
     assert!(with(&sizes).is_ok());

@@ -132,7 +132,7 @@ fn a_folder_or_file_of_another_user_in_the_spool_is_told_before_a_start() {
     }
     let checked = setup.run("check --offline");
     assert_says(&checked.stdout, &["[ok]   spool"]);
-    std::fs::set_permissions(&folders[0], std::fs::Permissions::from_mode(0)).unwrap();
+    std::fs::set_permissions(&folders[0], std::fs::Permissions::from_mode(0o0)).unwrap();
     for said in [next(&setup.run("check --offline")), &setup.run("run").stderr] {
         assert_says(said, &[&format!("chmod u+rwX {}", folders[0].display())]);
         assert!(!said.contains("chown"), "{said}");
