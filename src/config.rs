@@ -95,7 +95,8 @@ impl Config {
         if !given.keys().any(|name| name.starts_with("ENV0_")) {
             read.warnings.push(
                 "no ENV0_ variable of this daemon is set for this process: sudo and services don't pass on what a shell has \
-                 exported, and a variable without export stays in its shell; config/example.env has all of them"
+                 exported, a variable without export stays in its shell, and an env file's lines have no export; config/example.env \
+                 has all of them"
                     .to_owned(),
             );
         }

@@ -37,7 +37,11 @@ pub fn read_up_to(path: &Path, max_bytes: usize) -> Result<Zeroizing<Vec<u8>>> {
     let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
     let metadata = file.metadata()?;
     if metadata.is_dir() {
-        return Err(Error::new(ErrorKind::IsADirectory, "it is a directory"));
+        // Docker's doing, as a rule.
+        return Err(Error::new(
+            ErrorKind::IsADirectory,
+            "it is a folder, as Docker makes one where the file to mount is missing",
+        ));
     }
     let is_pipe = metadata.file_type().is_fifo();
     if !metadata.is_file() && !is_pipe {

@@ -25,6 +25,8 @@ pub(super) fn not_meant(value: &str) -> Option<String> {
         "the secret itself, not a reference that nothing has looked up in its store"
     } else if value.ends_with(r"\n") || value.ends_with(r"\r") {
         r"a value without a written-out line break (\n) at its end"
+    } else if value.starts_with("# ") || value.contains(" #") || value.contains("\t#") {
+        "a value without a comment behind it (env files keep it as part of the value: write it in a line of its own)"
     } else if value.to_ascii_lowercase().contains("[redacted]") || is_mask(value) {
         "a value, not the [redacted] or *** that stands for it in a log or on a page"
     } else if is_json(value) {

@@ -327,7 +327,7 @@ pub fn example_env() -> String {
          # - To take pushed events, set ENV0_S3_LOG_OIDC_ORGANIZATION_ID or ENV0_S3_LOG_INGEST_TOKEN_FILE. Each opens the port\n\
          #   of ENV0_S3_LOG_LISTEN_ADDR and lets in whoever has such a token, also beside a pull.\n\
          # The others show their default, or an example where there is none. Sizes: 500000, 64MiB, 10GiB. Durations: 3600\n\
-         # (seconds), 90s, 5m, 2h.\n",
+         # (seconds), 90s, 5m, 2h. A line is NAME=VALUE, without export, quotes, or a comment behind the value.\n",
     );
     for variable in VARIABLES {
         let comment = if variable.need == Need::Optional { "#" } else { "" };

@@ -42,6 +42,8 @@ pub enum Change {
 #[derive(PartialEq, Eq)]
 struct Version {
     modified: SystemTime,
+    /// Seconds and nanoseconds. It moves, too, where a writer sets `modified` back, as `cp -p` does.
+    changed: (i64, i64),
     bytes: u64,
     inode: u64,
 }
@@ -50,7 +52,12 @@ impl Version {
     /// `None` where there is no file to be seen.
     fn of(path: &Path) -> Option<Version> {
         let metadata = std::fs::metadata(path).ok()?;
-        Some(Version { modified: metadata.modified().ok()?, bytes: metadata.len(), inode: metadata.ino() })
+        Some(Version {
+            modified: metadata.modified().ok()?,
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            bytes: metadata.len(),
+            inode: metadata.ino(),
+        })
     }
 }
 
@@ -175,6 +182,27 @@ mod tests {
             looking.join().unwrap();
             assert_eq!(current, Ok("old"));
         });
+        assert_eq!(watched.current(), "new");
+    }
+
+    #[test]
+    fn a_file_that_is_written_in_place_with_its_old_length_and_time_is_read_again() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "old").unwrap();
+        let text = || std::fs::read_to_string(file.path());
+        let watched = Watched::new("a file", vec![file.path().to_owned()], text).unwrap().rests_after(Duration::ZERO);
+        let modified = file.as_file().metadata().unwrap().modified().unwrap();
+        let changed = || {
+            let metadata = file.as_file().metadata().unwrap();
+            (metadata.ctime(), metadata.ctime_nsec())
+        };
+        let before = changed();
+        // The clock of a file system moves every few milliseconds.
+        while changed() == before {
+            std::fs::write(file.path(), "new").unwrap();
+            file.as_file().set_modified(modified).unwrap();
+        }
+        watched.look(|_| text());
         assert_eq!(watched.current(), "new");
     }
 }

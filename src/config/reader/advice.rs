@@ -11,8 +11,8 @@ use crate::config::{Config, values, variables};
 
 /// Most events are longer.
 const SMALL_EVENT_BYTES: usize = 1024;
-/// A batch that is open for longer is rather a number of milliseconds that was taken as seconds.
-const LONG_AGE: Duration = Duration::from_secs(3600);
+/// From this age of an event on the alert NotUploading fires, though nothing fails.
+const LONG_AGE: Duration = Duration::from_secs(900);
 /// A batch that is open for less is rather a number of seconds that was written with another unit.
 const SHORT_AGE: Duration = Duration::from_secs(1);
 /// The targets of this project's own log lines begin with it.

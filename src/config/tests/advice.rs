@@ -120,7 +120,7 @@ fn what_is_allowed_and_can_hardly_work_is_a_warning_that_names_it() {
         ("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", "32"),
         ("ENV0_S3_LOG_SPOOL_MAX_BYTES", "10"),
         ("ENV0_S3_LOG_SPOOL_DIR", "spool"),
-        ("ENV0_S3_LOG_BATCH_MAX_AGE", "60000"),
+        ("ENV0_S3_LOG_BATCH_MAX_AGE", "901"),
         ("ENV0_S3_LOG_BATCH_MAX_AGE", "1ms"),
         ("ENV0_S3_LOG_BUCKET_PATH", "logs/team"),
         ("ENV0_S3_LOG_BUCKET_PATH", "team/%Y/%m"),
@@ -136,7 +136,7 @@ fn what_is_allowed_and_can_hardly_work_is_a_warning_that_names_it() {
     assert_eq!(accepted(&[("RUST_LOG", "debug")]).log_filter.as_deref(), Some("debug"));
     for (name, value) in [
         ("ENV0_S3_LOG_BATCH_MAX_BYTES", "1"),
-        ("ENV0_S3_LOG_BATCH_MAX_AGE", "1h"),
+        ("ENV0_S3_LOG_BATCH_MAX_AGE", "15m"),
         ("ENV0_S3_LOG_BUCKET_PATH", "team/logs"),
         ("ENV0_S3_LOG_BUCKET_PATH", "logs-of-env0"),
     ] {

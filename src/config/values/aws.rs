@@ -101,6 +101,9 @@ pub(in crate::config) fn bucket_name_elsewhere(value: &str) -> Parsed<String> {
 /// # Errors
 /// What was expected.
 pub fn bucket_name(value: &str) -> Parsed<String> {
+    if value.ends_with(".amazonaws.com") || value.ends_with(".amazonaws.com.cn") {
+        return Err("a bucket's name alone, not the host's that it is part of".to_owned());
+    }
     let end = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
     let bytes = value.as_bytes();
     let holds = (3..=63).contains(&bytes.len())
