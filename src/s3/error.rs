@@ -172,7 +172,7 @@ impl PutErrorKind {
             }
             PutErrorKind::Denied => {
                 "allow the role s3:PutObject on the bucket's objects (and s3:PutObjectTagging for ENV0_S3_LOG_OBJECT_TAGS); \
-                 look for a denial in the bucket's policy, ENV0_S3_LOG_EXPECTED_BUCKET_OWNER, and the bucket's name; \
+                 where S3 names a policy (service control, VPC endpoint, permissions boundary), change that one; look for a denial in the bucket's policy, ENV0_S3_LOG_EXPECTED_BUCKET_OWNER, and the bucket's name; \
                  see config/README.md#not-uploading"
             }
             PutErrorKind::KmsDenied => {
