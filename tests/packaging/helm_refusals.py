@@ -199,6 +199,44 @@ class Refusals(unittest.TestCase):
                 self.assertNotIn("CANARY", outcome.stderr)
                 self.assertNotIn("error calling include", outcome.stderr)
 
+    def test_a_key_with_nothing_behind_it_is_refused_where_nothing_would_open_a_door_or_stop_the_chart(self):
+        good = {"image": {"repository": "env0-s3-logs"}, "config": CONFIG, "ingestTokensSecret": "tokens", "audits": AUDITS}
+        peers = "expected a list of one or more peers, each a podSelector, namespaceSelector or ipBlock (an empty one lets everybody in)"
+        pods = lambda peer: {"networkPolicy": {"senders": [peer]}}
+        for change, said in (
+            ({"networkPolicy": {"senders": None}}, f"networkPolicy.senders: empty: {peers}; leave the key out, too, for the chart's default"),
+            ({"networkPolicy": {"senders": []}}, f"networkPolicy.senders: {peers}"),
+            ({"networkPolicy": {"scrapers": None}}, f"networkPolicy.scrapers: empty: {peers}"),
+            ({"audits": {"from": None}}, f"audits.from: empty: {peers}"),
+            ({"networkPolicy": {"egress": {"ports": None}}}, "networkPolicy.egress.ports: empty: expected a list of one or more ports"),
+            ({"networkPolicy": {"enabled": None}}, "networkPolicy.enabled: empty: expected true or false"),
+            ({"networkPolicy": {"egress": {"enabled": None}}}, "networkPolicy.egress.enabled: empty: expected true or false"),
+            (pods({}), "networkPolicy.senders[0]: expected a map with a podSelector, namespaceSelector or ipBlock"),
+            (pods(None), "networkPolicy.senders[0]: empty: expected a map with a podSelector"),
+            (pods({"podSelector": None}), "networkPolicy.senders[0].podSelector: empty: expected a map of matchExpressions, matchLabels"),
+            (pods({"podSelector": {"matchLabels": None}}), "senders[0].podSelector.matchLabels: empty: expected a map; leave the key out"),
+            ({"resources": None}, "resources: empty: expected a map of limits, requests; leave the key out, too, for the chart's default"),
+            ({"storage": {"size": None}}, "storage.size: empty: expected a size as Kubernetes writes it"),
+            ({"image": {"pullPolicy": None}}, "image.pullPolicy: empty: expected Always or IfNotPresent or Never"),
+            *(({key: None}, f"{key}: empty: expected a map of ") for key in ("image", "tls", "podToken", "serviceAccount", "networkPolicy")),
+        ):
+            outcome = subprocess.run(
+                ["helm", "template", "env0-s3-logs", CHART, "-f", "-"],
+                input=json.dumps(merged(good, change)), capture_output=True, text=True, timeout=60,
+            )
+            with self.subTest(change):
+                self.assertNotEqual(outcome.returncode, 0)
+                self.assertIn(said, outcome.stderr)
+                self.assertNotIn("nil pointer", outcome.stderr)
+        for empty in (
+            {"affinity": None}, {"nodeSelector": None}, {"tolerations": None}, {"serviceAccount": {"annotations": None}},
+            {"image": {"tag": None}}, {"monitoring": {"enabled": True, "runbooks": None}}, {"resources": {"limits": None}},
+            {"podAnnotations": None}, {"drain": None}, {"extraVolumes": None},
+        ):
+            outcome = helm("template", "env0-s3-logs", CHART, values=merged(good, empty))
+            with self.subTest(empty):
+                self.assertEqual(outcome.returncode, 0, outcome.stderr)
+
     def test_a_value_is_refused_here_where_the_daemon_refuses_it_and_taken_where_it_takes_it(self):
         sizes = ("500000", "64MiB", "64 mib", "10GB", "64Mi", "1.5GiB", "0", "-1", "6GiB", "lots")
         organization = ORGANIZATION["ENV0_S3_LOG_OIDC_ORGANIZATION_ID"]

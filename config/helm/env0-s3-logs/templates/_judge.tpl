@@ -46,7 +46,7 @@ its refusals, one a line, so that all are told at once; what a value means is ju
 {{- if and .Values.podToken.enabled .Values.oidcTokenSecret }}
 {{- println "podToken.enabled and oidcTokenSecret: a pod has one token for AWS; set one of the two" }}
 {{- end }}
-{{- if hasKey .Values.serviceAccount.annotations "eks.amazonaws.com/role-arn" }}
+{{- if hasKey (.Values.serviceAccount.annotations | default dict) "eks.amazonaws.com/role-arn" }}
 {{- println "serviceAccount.annotations: the daemon doesn't use IRSA; leave eks.amazonaws.com/role-arn out, and set podToken.enabled=true, which mounts the same kind of token, and config.ENV0_S3_LOG_ROLE_ARN to the role" }}
 {{- end }}
 {{- range $prefix, $variable := dict "ENV0_S3_LOG" "ENV0_S3_LOG_AWS_REGION" "ENV0_CLOUDWATCH" "ENV0_CLOUDWATCH_AWS_REGION" }}
@@ -173,7 +173,7 @@ its refusals, one a line, so that all are told at once; what a value means is ju
 {{- else if regexMatch ":[^/]*$" .repository }}
 {{- println (printf "image.repository=%s: the tag is a value of its own; expected image.repository=%s and image.tag=%s" .repository (regexReplaceAll ":[^/:]*$" .repository "") (splitList ":" .repository | last)) }}
 {{- end }}
-{{- if not (kindIs "string" .tag) }}
+{{- if not (or (kindIs "string" .tag) (kindIs "invalid" .tag)) }}
 {{- $tag := ternary (float64 .tag | int64 | toString) (toString .tag) (eq (float64 .tag) (floor .tag)) }}
 {{- println (printf "image.tag=%s: a number, which loses zeros at its end; expected text: image.tag: \"%s\" in a file, --set-string image.tag=%s on the command line" $tag $tag $tag) }}
 {{- end }}

@@ -4,7 +4,7 @@ values.yaml, but in a validator's words: here each refusal says what was expecte
 {{- include "judgeValue" (dict "path" "" "value" .Values "shape" (.Files.Get "files/values.schema.json" | fromJson)) }}
 {{- end }}
 
-{{- /* `value`, at `path`, by the part `shape` of the schema. One that is null counts as not given. */ -}}
+{{- /* `value`, at `path`, by the part `shape` of the schema. */ -}}
 {{- define "judgeValue" -}}
 {{- $shape := .shape }}
 {{- $kind := kindOf .value }}
@@ -13,7 +13,9 @@ values.yaml, but in a validator's words: here each refusal says what was expecte
 {{- $types := ternary $shape.type (list $shape.type) (kindIs "slice" $shape.type) }}
 {{- $is := printf "%s=%v" .path .value }}
 {{- if or $shape.writeOnly (has $type (list "object" "array")) }}{{ $is = .path }}{{ end }}
-{{- if and (ne $kind "invalid") (or $shape.type $shape.enum) }}
+{{- if eq $kind "invalid" }}
+{{- include "judgeNull" . }}
+{{- else if or $shape.type $shape.enum }}
 {{- if and $shape.type (not (has $type $types)) (not (and (has "number" $types) (eq $type "integer"))) }}
 {{- include "refuseType" (dict "path" .path "is" $is "type" $type "value" .value "shape" $shape) }}
 {{- $type = "other" }}
@@ -25,7 +27,8 @@ values.yaml, but in a validator's words: here each refusal says what was expecte
 {{- $few := and (eq $type "array") (lt (len (.value | default list)) (int ($shape.minItems | default 0))) }}
 {{- $small := and (eq $type "integer") (hasKey $shape "minimum") (lt (float64 .value) (float64 $shape.minimum)) }}
 {{- $large := and (eq $type "integer") (hasKey $shape "maximum") (gt (float64 .value) (float64 $shape.maximum)) }}
-{{- if or $short $other $few $small $large }}
+{{- $bare := and (eq $type "object") (lt (len (.value | default dict)) (int ($shape.minProperties | default 0))) }}
+{{- if or $short $other $few $bare $small $large }}
 {{- println (printf "%s: expected %s" $is $shape.description) }}
 {{- end }}
 {{- end }}
@@ -36,6 +39,11 @@ values.yaml, but in a validator's words: here each refusal says what was expecte
 {{- else if eq $type "object" }}
 {{- $properties := $shape.properties | default dict }}
 {{- $names := dig "propertyNames" "enum" list $shape }}
+{{- range $name, $inner := $properties }}
+{{- if not (or (hasKey $.value $name) (contains "[" $.path)) }}
+{{- include "judgeValue" (dict "path" (list $.path $name | compact | join ".") "value" nil "shape" $inner) }}
+{{- end }}
+{{- end }}
 {{- range $name, $inner := .value }}
 {{- $path := list $.path $name | compact | join "." }}
 {{- if hasKey $properties $name }}
@@ -62,6 +70,24 @@ values.yaml, but in a validator's words: here each refusal says what was expecte
 {{- end }}
 {{- end }}
 
+{{- /* A key that was left with nothing behind it. Helm takes the chart's default away for it, so that it is missing then. In a list, or
+where nothing at all would not do, it is refused: an empty `from` lets everybody in. Else it counts as empty. */ -}}
+{{- define "judgeNull" -}}
+{{- $shape := .shape }}
+{{- $types := ternary $shape.type (list $shape.type) (kindIs "slice" $shape.type) }}
+{{- $text := and (has "string" $types) (not $shape.minLength) (regexMatch ($shape.pattern | default "") "") }}
+{{- $list := and (has "array" $types) (not $shape.minItems) }}
+{{- $map := and (has "object" $types) (or (not $shape.properties) (hasKey $shape "default")) }}
+{{- $is := printf "%s: empty" .path }}
+{{- $after := ternary "; leave the key out, too, where none is meant" "; leave the key out, too, for the chart's default" (contains "[" .path) }}
+{{- if and (or $text $list $map) (not (contains "[" .path)) }}
+{{- else if $shape.enum }}
+{{- println (printf "%s: expected %s%s" $is (join " or " $shape.enum) $after) }}
+{{- else }}
+{{- include "refuseType" (dict "path" .path "is" $is "type" "null" "shape" $shape "after" $after) }}
+{{- end }}
+{{- end }}
+
 {{- /* A value of another type, with the form that it should have had. */ -}}
 {{- define "refuseType" -}}
 {{- $type := index (ternary .shape.type (list .shape.type) (kindIs "slice" .shape.type)) 0 }}
@@ -78,7 +104,7 @@ values.yaml, but in a validator's words: here each refusal says what was expecte
 {{- else if .shape.properties }}
 {{- $words = printf "a map of %s" (keys .shape.properties | sortAlpha | join ", ") }}
 {{- end }}
-{{- println (printf "%s: expected %s" .is $words) }}
+{{- println (printf "%s: expected %s%s" .is $words (.after | default "")) }}
 {{- end }}
 
 {{- /* A name in `config` that the daemon doesn't know. */ -}}
