@@ -418,6 +418,30 @@ class Chart(unittest.TestCase):
             for words in unsaid:
                 self.assertNotIn(words, notes, values)
 
+    def test_the_notes_name_the_examples_that_the_daemon_would_warn_of_and_no_value_of_ones_own(self):
+        examples = {
+            variable: example
+            for variable, example in re.findall(r"^#?([A-Z0-9_]+)=(.+)$", (ROOT / "config" / "example.env").read_text(), re.M)
+            if variable in variables() - NOT_CONFIG.keys() and re.search("ROLE_ARN|BUCKET_NAME|_OWNER|_ID$|_SUBJECT", variable)
+        }
+        key = {"ENV0_API_KEY_ID": "an-id", "ENV0_API_KEY_SECRET": "a-secret", "ENV0_S3_LOG_AWS_REGION": "us-east-1"}
+        cloudwatch = {"ENV0_CLOUDWATCH_AWS_REGION": "us-east-1"}
+        command = [BINARY, "check", "--offline"]
+        judged = subprocess.run(command, env=examples | key | cloudwatch, capture_output=True, text=True, timeout=60).stdout
+        warned = re.search(r"((?:[A-Z0-9_]+, )*[A-Z0-9_]+): still the example", judged)[1].split(", ")
+        values = {"config": examples | cloudwatch | {"ENV0_S3_LOG_AWS_REGION": "us-east-1"}, "apiKeySecret": "key"}
+        told = re.search("Still the examples that the documents show: (.*?)[.] Put", self.notes(values))[1].split(", ")
+        self.assertEqual(sorted(told), sorted(f"config.{variable}" for variable in warned))
+        notes = self.notes(yaml.safe_load((PLAIN / "audits.values.yaml").read_text()))
+        self.assertIn("config.ENV0_S3_LOG_ROLE_ARN, image.repository, audits.host, audits.allowedCidrs. Put your own", notes)
+        own = {name: value.replace("1111", "2222").replace("my-", "acme-") for name, value in CONFIG.items()}
+        self.assertNotIn("Still the examples", self.notes({"config": own, "apiKeySecret": "key"}))
+
+    def test_the_notes_say_what_a_volume_lacks_where_the_storage_class_is_the_clusters_default(self):
+        values = {"config": CONFIG, "apiKeySecret": "key"}
+        self.assertIn("means that nothing makes the volume", self.notes(values))
+        self.assertNotIn("makes the volume", self.notes(values | {"storage": {"className": "gp3"}}))
+
     def test_the_notes_say_the_next_command(self):
         for secrets, pods in (
             ({"apiKeySecret": "key"}, ["pull"]),

@@ -180,6 +180,28 @@ its refusals, one a line, so that all are told at once; what a value means is ju
 {{- end }}
 {{- end }}
 
+{{- /* Values that are still the examples of the documents, by their names, for the notes. A test holds those of `config` to the daemon's. */ -}}
+{{- define "examples" -}}
+{{- $organization := "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9" }}
+{{- $examples := dict "ROLE_ARN" "arn:aws:iam::111122223333:role/env0-logs" "BUCKET_NAME" "my-env0-logs" "EXPECTED_BUCKET_OWNER" "111122223333" }}
+{{- $examples = merge $examples (dict "OIDC_ORGANIZATION_ID" $organization "PULL_ORGANIZATION_ID" $organization "OIDC_SUBJECT" "auth0|0123456789abcdef") }}
+{{- $config := include "config" . | fromYaml }}
+{{- range $name, $example := $examples }}
+{{- $name = printf "ENV0_S3_LOG_%s" $name }}
+{{- if eq $example (index $config $name | default "") }}{{ println (printf "config.%s" $name) }}{{ end }}
+{{- end }}
+{{- if eq "arn:aws:iam::111122223333:role/env0-cloudwatch" (index $config "ENV0_CLOUDWATCH_ROLE_ARN" | default "") }}
+{{- println "config.ENV0_CLOUDWATCH_ROLE_ARN" }}
+{{- end }}
+{{- if hasPrefix "registry.example.com/" .Values.image.repository }}{{ println "image.repository" }}{{ end }}
+{{- if .Values.audits.enabled }}
+{{- if hasSuffix ".example.com" .Values.audits.host }}{{ println "audits.host" }}{{ end }}
+{{- if regexMatch "(^| )(192[.]0[.]2|198[.]51[.]100|203[.]0[.]113)[.]" (join " " .Values.audits.allowedCidrs) }}
+{{- println "audits.allowedCidrs" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- /* Variables that don't belong into `config`, and what to set in their place. A test holds it to the daemon's list. */ -}}
 {{- define "notConfig" -}}
 {{- $key := "the API key is a Secret. Make one with the keys id and secret, and name it in apiKeySecret" }}
