@@ -16,6 +16,7 @@ import yaml
 
 AWS = pathlib.Path(__file__).resolve().parents[2] / "config" / "aws"
 VARIABLES = AWS / "terraform" / "variables.tf"
+BUCKET = "acme-env0-logs"
 SUB, SERVICE_ACCOUNT = "auth0|65f0c2d4e8b1a73f09c4d2ab", "env0-agent:env0-s3-logs"
 CLUSTER = "oidc.eks.us-east-1.amazonaws.com/id/0123456789ABCDEF"
 KEY = "arn:aws:kms:eu-west-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"
@@ -23,7 +24,7 @@ PROJECT = "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f9"
 # What is right and what is wrong. None is what each of the two has for "none": null in the module, "" or 0 in the template.
 VALUES = {
     ("bucket_name", "BucketName"): (
-        ["my-env0-logs", "env0.logs.example.com", "abc"],
+        [BUCKET, "env0.logs.example.com", "abc"],
         ["s3://my-env0-logs", "My_Bucket", "my-env0-logs/path", "arn:aws:s3:::my-env0-logs", "ab", "a" * 64, "-logs", "my..logs", "",
          "192.168.0.1", "xn--logs", "my-logs-s3alias", "logs--use1-az4--x-s3"],
     ),
@@ -71,7 +72,8 @@ TOGETHER = [
     ({("subject", "Subject"): None}, "one of the two"),
     ({("service_account", "ServiceAccount"): SERVICE_ACCOUNT, ("issuer", "Issuer"): CLUSTER}, "one of the two"),
     ({("service_account", "ServiceAccount"): SERVICE_ACCOUNT, ("subject", "Subject"): None}, "give the cluster's issuer, too"),
-    ({("subject", "Subject"): "auth0|0123456789abcdef01234567"}, "is the example of the documents"),
+    ({("subject", "Subject"): "auth0|0123456789abcdef01234567"}, "subject is the example of the documents"),
+    ({("bucket_name", "BucketName"): "my-env0-logs"}, "my-env0-logs is the example of the documents, and a bucket's name is unique in all of AWS"),
     ({("log_group_prefix", "LogGroupPrefix"): "team/"}, "works only with cloudwatch"),
 ]
 # The rules of a template can't look at a part of a text.
@@ -115,7 +117,7 @@ def template_text(parameter, value):
 
 def template_refuses(values):
     """What CloudFormation says to these values, by the parameters' own limits and by the rules; empty if it takes them."""
-    given = {"Subject": SUB} | {parameter: template_text(parameter, value) for (_, parameter), value in values.items()}
+    given = {"BucketName": BUCKET, "Subject": SUB} | {parameter: template_text(parameter, value) for (_, parameter), value in values.items()}
     said = []
     for parameter, text in given.items():
         limits = TEMPLATE["Parameters"][parameter]
@@ -136,7 +138,7 @@ def template_refuses(values):
 
 def module_refuses(folder, values):
     """What Terraform says to these values; empty if it takes them."""
-    given = {"bucket_name": "my-env0-logs", "subject": SUB} | {variable: value for (variable, _), value in values.items()}
+    given = {"bucket_name": BUCKET, "subject": SUB} | {variable: value for (variable, _), value in values.items()}
     pathlib.Path(folder, "terraform.tfvars.json").write_text(json.dumps(given))
     command = ["terraform", f"-chdir={folder}", "plan", "-input=false", "-no-color"]
     plan = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -192,7 +194,7 @@ class Values(unittest.TestCase):
     def test_what_does_not_go_together_is_refused(self):
         for values, words in TOGETHER:
             with self.subTest(words):
-                self.assertIn(words, template_refuses(values).replace("Issuer", "issuer").replace("CloudWatch", "cloudwatch"))
+                self.assertIn(words, re.sub("Issuer|CloudWatch|Subject", lambda name: name[0].lower(), template_refuses(values)))
         for values in ({}, *map(of_a_pod, CLUSTERS)):
             self.assertEqual(template_refuses(values), "")
 

@@ -13,6 +13,7 @@
 #   terraform -chdir=config/aws/terraform output -json variables
 #
 # `create_bucket = false` takes a bucket that is there already: nothing of it is changed, and the role gets its rights.
+# The provider's region must be that bucket's then (`export AWS_REGION=REGION`), as the outputs name the provider's.
 # An account has an issuer's provider only once. Where yours has env0's already, set `create_provider = false`.
 terraform {
   # Validations look at other variables, which older ones refuse.

@@ -4,17 +4,22 @@ variable "bucket_name" {
 
   validation {
     condition     = can(regex("^[a-z0-9](\\.?[a-z0-9-])*\\.?[a-z0-9]$", var.bucket_name)) && length(var.bucket_name) >= 3 && length(var.bucket_name) <= 63
-    error_message = "bucket_name must be a bucket's name alone, such as my-env0-logs: 3 to 63 small letters, digits, hyphens and single points."
+    error_message = "bucket_name must be a bucket's name alone, such as acme-env0-logs: 3 to 63 small letters, digits, hyphens and single points."
   }
 
   validation {
     condition     = !can(regex("^((xn-|sthree|amzn-s3-demo)-.*|(\\d+\\.){3}\\d+|.*(-s3alias|--(ol|x|table)-s3|\\.mrap))$", var.bucket_name))
     error_message = "bucket_name must be no IP address, and have none of the beginnings and endings that S3 keeps for itself (xn--, -s3alias, --x-s3 and so on)."
   }
+
+  validation {
+    condition     = var.bucket_name != "my-env0-logs"
+    error_message = "my-env0-logs is the example of the documents, and a bucket's name is unique in all of AWS; choose one with your company's name in it."
+  }
 }
 
 variable "create_bucket" {
-  description = "Whether the bucket is made; false for one that is there already, of which nothing is changed"
+  description = "Whether the bucket is made; false for one that is there already, of which nothing is changed. The provider's region must be the bucket's"
   type        = bool
   default     = true
 }
