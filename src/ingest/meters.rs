@@ -10,7 +10,7 @@ use crate::metric_table;
 use crate::protocols::body::Lines;
 
 /// Statuses that ingest answers with; any other is counted as the last.
-const CODES: [u16; 14] = [200, 202, 204, 400, 401, 403, 404, 405, 408, 411, 413, 415, 503, 500];
+pub(super) const CODES: [u16; 14] = [200, 202, 204, 400, 401, 403, 404, 405, 408, 411, 413, 415, 503, 500];
 /// The label of a request whose events' type never became known.
 const NO_TYPE: &str = "none";
 

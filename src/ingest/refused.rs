@@ -61,3 +61,17 @@ impl Refused {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::STATUSES;
+    use crate::ingest::meters::CODES;
+
+    #[test]
+    fn a_final_refusal_that_is_counted_is_told_too() {
+        // A 403 is made, counted and told in `http/refusals.rs`.
+        for code in CODES.into_iter().filter(|code| (400..500).contains(code) && *code != 403) {
+            assert!(STATUSES.iter().any(|(status, _)| *status == code), "{code} is counted, and no log line tells it");
+        }
+    }
+}
