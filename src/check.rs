@@ -33,20 +33,21 @@ pub struct CheckOptions {
 /// that is not made yet, and removes it again.
 pub async fn run(loaded: Result<Loaded, ConfigErrors>, options: CheckOptions) -> Report {
     let mut steps = local::configuration(&loaded);
-    let config = match loaded {
-        Ok(loaded) => loaded.config,
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
         Err(errors) => {
             let files = errors.so_far.map(|config| local::files(&config)).unwrap_or_default();
             steps.extend(files.into_iter().filter(|step| step.verdict == Verdict::Fail));
             return Report::new(steps);
         }
     };
+    let config = &loaded.config;
     let address = config.admin_addr;
     let asked = tokio::task::spawn_blocking(move || (local::daemon(address), beside::disk_of_daemon(address)));
     let (daemon, disk_of_daemon) = asked.await.unwrap_or_default();
-    steps.extend(local::steps(&config, daemon.as_ref(), disk_of_daemon));
+    steps.extend(local::steps(&loaded, daemon.as_ref(), disk_of_daemon));
     if !options.offline {
-        steps.extend(of_others(&config, daemon.as_ref(), options.write).await);
+        steps.extend(of_others(config, daemon.as_ref(), options.write).await);
     }
     Report::new(steps)
 }

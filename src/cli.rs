@@ -137,7 +137,8 @@ fn run() -> u8 {
     for warning in loaded.unknown.iter().chain(&loaded.warnings).chain(&both_ways).chain(&weaknesses).chain(&others) {
         tracing::warn!("{warning}");
     }
-    match in_runtime(daemon::run(loaded.config, files)) {
+    let settings = loaded.digests();
+    match in_runtime(daemon::run(loaded.config, settings, files)) {
         Ok(Ok(())) => exit_code::OK,
         Ok(Err(failure)) => {
             tracing::error!("{failure}; see config/README.md#it-does-not-start");

@@ -9,6 +9,7 @@ mod unread;
 mod values;
 mod variables;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
@@ -19,11 +20,17 @@ pub use effective::{
 };
 pub use files::{file_error, oidc_token, oidc_token_of_file};
 use given::Given;
-use reader::Reader;
+use reader::{REDACTED, Reader};
 pub use slips::token_not_meant;
 pub use values::aws::bucket_name;
 pub use values::{INGEST_TOKEN_MIN_CHARS, distinct, ingest_token, is_env0_id};
 pub use variables::{Need, PREFIX, VARIABLES, Variable, example_env, help_text, markdown_table};
+
+use crate::batch::Sha256;
+
+const ADMIN_ADDR: &str = "ENV0_S3_LOG_ADMIN_ADDR";
+/// Enough to tell two values apart.
+const DIGEST_CHARS: usize = 8;
 
 /// A configuration that can be used.
 #[derive(Debug, Clone)]
@@ -53,6 +60,22 @@ impl Loaded {
             format!("{}={value}  # {source}{note}\n", setting.variable)
         };
         self.settings.iter().map(line).collect()
+    }
+
+    /// A digest of each value that isn't the default, by which two processes find where their settings differ, and from
+    /// which nobody reads a value. Secrets are left out, and the address by which one of the two has found the other.
+    pub fn digests(&self) -> BTreeMap<String, String> {
+        let is_default = |setting: &&Setting| {
+            let default = variables::find(setting.variable).and_then(|variable| variable.default);
+            setting.source != SettingSource::Environment || default == Some(setting.value.as_str())
+        };
+        let told = self.settings.iter().filter(|setting| !is_default(setting));
+        let told = told.filter(|setting| setting.variable != ADMIN_ADDR && !setting.value.contains(REDACTED));
+        let digest = |setting: &Setting| {
+            let hash = Sha256::of(format!("{}={}", setting.variable, setting.value).as_bytes()).to_string();
+            (setting.variable.to_owned(), hash[..DIGEST_CHARS].to_owned())
+        };
+        told.map(digest).collect()
     }
 }
 
@@ -122,10 +145,9 @@ pub fn notify_socket() -> Option<OsString> {
 
 /// Where the admin listener of a daemon with this environment can be asked. For `healthcheck`, which needs nothing else.
 pub fn admin_addr_from_env() -> Result<SocketAddr, ConfigErrors> {
-    const NAME: &str = "ENV0_S3_LOG_ADMIN_ADDR";
     let mut read = Reader::default();
-    let mut given = read.known(std::env::vars_os().filter(|(name, _)| name == NAME), Purpose::Daemon);
-    let mut address = read.value(Given { name: NAME, text: given.remove(NAME) }, values::socket_address);
+    let mut given = read.known(std::env::vars_os().filter(|(name, _)| name == ADMIN_ADDR), Purpose::Daemon);
+    let mut address = read.value(Given { name: ADMIN_ADDR, text: given.remove(ADMIN_ADDR) }, values::socket_address);
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() { [127, 0, 0, 1].into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
     }

@@ -5,6 +5,7 @@ mod disk_facts;
 mod file_watch;
 mod probe;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,13 +60,13 @@ const BACKLOG: u32 = 4096;
 /// fails and the process goes on.
 const SIGXFSZ: i32 = 25;
 
-/// Runs the daemon until a signal ends it.
-pub async fn run(config: Config, files: Files) -> Result<(), Failure> {
+/// Runs the daemon until a signal ends it. `settings` are the digests of [`crate::config::Loaded::digests`].
+pub async fn run(config: Config, settings: BTreeMap<String, String>, files: Files) -> Result<(), Failure> {
     let mut signals = Signals::new()?;
     if let Some(problem) = batch::clock_problem() {
         return Err(Failure::new(exit_code::UNAVAILABLE, anyhow::anyhow!("{problem}; set it, and start again")));
     }
-    let probe = Probe::new(config.clone());
+    let probe = Probe::new(config.clone(), settings);
     let listeners = Listeners::open(&config, files.tls.clone(), &probe)?;
     let settings = spool_settings(&config);
     let opened = tokio::select! {

@@ -9,6 +9,7 @@ pub mod memory;
 mod meters;
 pub mod receive;
 pub mod refused;
+pub mod replaced;
 pub mod route;
 mod token_bodies;
 
@@ -34,6 +35,7 @@ use crate::ingest::memory::{Charge, HOLD, Memory, Share};
 use crate::ingest::meters::IngestMeters;
 use crate::ingest::receive::{Received, Terms};
 use crate::ingest::refused::Refused;
+use crate::ingest::replaced::Replaced;
 use crate::ingest::route::{Route, route};
 use crate::ingest::token_bodies::TokenBodies;
 use crate::oidc::Reason;
@@ -90,6 +92,7 @@ pub struct Ingest {
     both_ways: BothWays,
     meters: IngestMeters,
     refused: Refused,
+    replaced: Replaced,
     draining: AtomicBool,
     stop_bodies: CancellationToken,
     requests: TaskTracker,
@@ -136,6 +139,7 @@ impl Ingest {
             both_ways: BothWays::new(config),
             meters: IngestMeters::new(),
             refused: Refused::default(),
+            replaced: Replaced::default(),
             draining: AtomicBool::new(false),
             stop_bodies: CancellationToken::new(),
             requests: TaskTracker::new(),
@@ -173,7 +177,7 @@ impl Ingest {
         let protocol = route.protocol();
         let outcome = match self.take(request, route, &guest, &mut log_type).await {
             Ok(Taken::Events(lines, held)) => {
-                self.append(lines, held).await.map(|accepted| protocol.accepted(&accepted))
+                self.append(lines, held, protocol, &guest).await.map(|accepted| protocol.accepted(&accepted))
             }
             Ok(Taken::Answered(answer)) => Ok(answer),
             Err(refusal) => Err(refusal),

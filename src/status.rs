@@ -32,6 +32,10 @@ pub struct Status {
     pub now: Timestamp,
     /// Where the objects go.
     pub destination: DestinationStatus,
+    /// By variable, a digest of each value that is neither the default nor secret: `check` finds by it where its own settings
+    /// differ. Absent in older versions.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, String>,
     /// The disk's side.
     pub spool: SpoolStatus,
     /// Both log types, in the order of [`LogType::ALL`].
@@ -125,12 +129,19 @@ pub struct TypeStatus {
     /// It is pulled, and since the start a sender has sent some of it as well; absent where that is not so.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pulled_and_sent: bool,
+    /// Bytes of senders' text that are not UTF-8 and were stored as U+FFFD since the start; absent where there were none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub bytes_replaced: u64,
     /// The spool's side.
     #[serde(flatten)]
     pub spooled: SpooledStatus,
     /// The flusher's side.
     #[serde(flatten)]
     pub delivery: DeliveryStatus,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// One log type as the spool sees it; the totals count from the process's start.

@@ -12,7 +12,7 @@ fn status_now() -> Status {
     let of_type = |log_type| {
         let spooled = SpooledStatus { events_accepted: 5, events_spooled: 2, ..SpooledStatus::default() };
         let delivery = DeliveryStatus { events_uploaded: 3, ..DeliveryStatus::default() };
-        TypeStatus { log_type, pulled_and_sent: false, spooled, delivery }
+        TypeStatus { log_type, pulled_and_sent: false, bytes_replaced: 0, spooled, delivery }
     };
     Status {
         bucket: None,
@@ -23,6 +23,7 @@ fn status_now() -> Status {
         phase: Phase::Running,
         started_at: Timestamp::now(),
         now: Timestamp::now(),
+        settings: Default::default(),
         destination: DestinationStatus { bucket: "b".into(), region: "r".into(), path: String::new(), endpoint: None },
         spool: SpoolStatus {
             dir: "/s".into(),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::report::{BUCKET, DAEMON, PULL_ALONE, Step, TOKEN, Verdict};
 use crate::admin::client;
-use crate::batch::LogType;
+use crate::batch::{LogType, counted};
 use crate::config::Config;
 use crate::credentials::{ways_to_a_token, without_a_token};
 use crate::exit_code::{CONFIG, DENIED, IO, UNAVAILABLE};
@@ -68,6 +68,15 @@ fn troubles_of_type(of_type: &TypeStatus) -> Vec<Step> {
     let mut steps = Vec::new();
     if of_type.pulled_and_sent {
         steps.push(stored_twice(&came_both_ways(log_type)));
+    }
+    if of_type.bytes_replaced > 0 {
+        let detail = format!(
+            "{} of {log_type} from senders were no UTF-8, and are stored as U+FFFD, which can't be turned back",
+            counted(of_type.bytes_replaced, "byte")
+        );
+        let remedy = "look up in its log (stored as U+FFFD) which client sent them; send UTF-8, or name the charset in Content-Type, \
+                      or keep what is no text away";
+        steps.push(Step::warn(DAEMON, detail, remedy));
     }
     if let Some(since) = spooled.full_since {
         let (used, share) = (spooled.spool_bytes, spooled.share_bytes);

@@ -14,7 +14,7 @@ use super::report::{DAEMON, QUARANTINE, Step};
 use crate::admin::client;
 use crate::assembly::{Files, spool_settings};
 use crate::batch::{self, LogType, SpoolName, counted};
-use crate::config::{Config, ConfigErrors, Loaded};
+use crate::config::{Config, ConfigErrors, Loaded, Setting};
 use crate::credentials;
 use crate::exit_code::{CANT_BIND, CANT_CREATE, CONFIG, IO, UNAVAILABLE};
 use crate::http::listener;
@@ -58,7 +58,8 @@ pub(super) fn daemon(address: SocketAddr) -> Option<Status> {
     client::status(address).ok()
 }
 
-pub(super) fn steps(config: &Config, daemon: Option<&Status>, disk_of_daemon: Option<Step>) -> Vec<Step> {
+pub(super) fn steps(loaded: &Loaded, daemon: Option<&Status>, disk_of_daemon: Option<Step>) -> Vec<Step> {
+    let config = &loaded.config;
     let running = match daemon {
         Some(status) => Step::ok(
             DAEMON,
@@ -73,7 +74,7 @@ pub(super) fn steps(config: &Config, daemon: Option<&Status>, disk_of_daemon: Op
     steps.push(clock());
     steps.push(running);
     steps.extend(disk_of_daemon);
-    steps.extend(daemon.into_iter().flat_map(|status| other_settings(config, status)));
+    steps.extend(daemon.into_iter().flat_map(|status| other_settings(loaded, status)));
     steps.extend(daemon.into_iter().flat_map(troubles));
     if daemon.is_none() {
         steps.push(addresses(config));
@@ -130,17 +131,32 @@ fn clock() -> Step {
     }
 }
 
-/// Where the running daemon is another one than this configuration is for, so that the steps below judge something else.
-fn other_settings(config: &Config, status: &Status) -> Option<Step> {
+/// Where the running daemon is another one than this configuration is for, or was started before it was changed.
+fn other_settings(loaded: &Loaded, status: &Status) -> Option<Step> {
+    let config = &loaded.config;
     let here = [config.spool_dir.display().to_string(), config.bucket_name.clone(), config.bucket_path.clone()];
     let there = [&status.spool.dir, &status.destination.bucket, &status.destination.path];
-    let names = ["ENV0_S3_LOG_SPOOL_DIR", "ENV0_S3_LOG_BUCKET_NAME", "ENV0_S3_LOG_BUCKET_PATH"];
-    let differing = names.iter().zip(here.iter().zip(there)).filter(|(_, (here, there))| here != there);
-    let differing: Vec<_> =
+    let told = ["ENV0_S3_LOG_SPOOL_DIR", "ENV0_S3_LOG_BUCKET_NAME", "ENV0_S3_LOG_BUCKET_PATH"];
+    let differing = told.iter().zip(here.iter().zip(there)).filter(|(_, (here, there))| here != there);
+    let mut differing: Vec<_> =
         differing.map(|(name, (here, there))| format!("{name} is {there:?}, here {here:?}")).collect();
+    let digests = loaded.digests();
+    let others = loaded.settings.iter().filter(|setting| !told.contains(&setting.variable));
+    differing.extend(others.filter_map(|Setting { variable, value, .. }| {
+        match (digests.get(*variable), status.settings.get(*variable)) {
+            // An older version tells none.
+            _ if status.settings.is_empty() => None,
+            (here, there) if here == there => None,
+            (Some(_), None) => Some(format!("{variable} isn't set, here {value:?}")),
+            (None, Some(_)) => Some(format!("{variable} is set, and not here")),
+            _ => Some(format!("{variable} has another value, here {value:?}")),
+        }
+    }));
     (!differing.is_empty()).then(|| {
         let detail = format!("it runs with other settings than this check: {}", differing.join("; "));
-        Step::warn(DAEMON, detail, "run check with the daemon's own variables, or restart the daemon with these")
+        let remedy = "restart the daemon where these are the new settings (SIGHUP reads files alone), or run check with the \
+                      daemon's own variables";
+        Step::warn(DAEMON, detail, remedy)
     })
 }
 

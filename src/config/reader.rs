@@ -23,7 +23,7 @@ use super::variables::{self, VARIABLES, Variable};
 
 use crate::batch::{Codec, LogType};
 
-const REDACTED: &str = "[redacted]";
+pub(super) const REDACTED: &str = "[redacted]";
 /// A longer value is cut in an error: it is a mistake, and one line stays one line.
 const SHOWN_VALUE_MAX_CHARS: usize = 120;
 /// Variables whose values may hold a user name and password, though these are refused.

@@ -1,5 +1,6 @@
 //! What `/status`, `/livez` and `/readyz` are answered from.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use crate::credentials::Credentials;
 use crate::daemon::bucket_facts::BucketFacts;
 use crate::daemon::disk_facts::DiskWatch;
 use crate::http::refusals;
-use crate::ingest::{BothWays, refused};
+use crate::ingest::{BothWays, refused, replaced};
 use crate::oidc::Verifier;
 use crate::pull::Puller;
 use crate::spool::Spool;
@@ -26,6 +27,7 @@ pub(super) const WRITER_STALLED: Duration = Duration::from_secs(30);
 /// What `/status` and the probes read; filled as the parts come up.
 pub(super) struct Probe {
     config: Config,
+    settings: BTreeMap<String, String>,
     started_at: Timestamp,
     phase: AtomicU8,
     parts: Mutex<Option<Parts>>,
@@ -46,9 +48,9 @@ pub(super) struct Parts {
 }
 
 impl Probe {
-    pub(super) fn new(config: Config) -> Arc<Probe> {
+    pub(super) fn new(config: Config, settings: BTreeMap<String, String>) -> Arc<Probe> {
         let phase = AtomicU8::new(Phase::Starting as u8);
-        Arc::new(Probe { config, started_at: Timestamp::now(), phase, parts: Mutex::new(None) })
+        Arc::new(Probe { config, settings, started_at: Timestamp::now(), phase, parts: Mutex::new(None) })
     }
 
     /// From now on `parts` are asked.
@@ -89,6 +91,7 @@ impl Probe {
             TypeStatus {
                 log_type,
                 pulled_and_sent: parts.as_ref().is_some_and(|parts| parts.both_ways.has_seen(log_type)),
+                bytes_replaced: replaced::total(log_type),
                 spooled: spool
                     .map(|spool| spool.folder(log_type).status(spool.chain_instance(log_type)))
                     .unwrap_or_default(),
@@ -104,6 +107,7 @@ impl Probe {
             started_at: self.started_at,
             now: Timestamp::now(),
             destination: destination(config),
+            settings: self.settings.clone(),
             spool: SpoolStatus {
                 dir: config.spool_dir.display().to_string(),
                 bytes: spool

@@ -9,10 +9,11 @@ use std::time::Duration;
 use futures_util::future::{OptionFuture, join};
 
 use crate::batch::{ByType, LogType};
+use crate::http::listener::Guest;
 use crate::ingest::memory::HOLD;
 use crate::ingest::{Held, Ingest, not_taken};
 use crate::protocols::body::Lines;
-use crate::protocols::{Accepted, Refusal};
+use crate::protocols::{Accepted, Protocol, Refusal};
 use crate::spool::claim::Claim;
 use crate::spool::{AppendError, Receipt, Spool};
 
@@ -26,7 +27,13 @@ impl Ingest {
     /// A request that no writer has begun with within 5 s, what it waited for memory included, is withdrawn and
     /// refused. One that is being written waits for the disk, however long that takes: nobody knows yet whether it is
     /// stored, and a sender that is refused sends again.
-    pub(super) async fn append(&self, lines: ByType<Lines>, held: Held) -> Result<Accepted, Refusal> {
+    pub(super) async fn append(
+        &self,
+        lines: ByType<Lines>,
+        held: Held,
+        protocol: &dyn Protocol,
+        guest: &Guest,
+    ) -> Result<Accepted, Refusal> {
         let records = lines.values().map(|lines| lines.records).sum();
         let mut rooms = ByType::default();
         for (log_type, lines) in lines.iter().filter(|(_, lines)| lines.records > 0) {
@@ -70,6 +77,9 @@ impl Ingest {
                 }
             };
             self.meters.accepted(log_type, lines);
+            if lines.replaced > 0 {
+                self.replaced.count(log_type, lines.replaced, protocol.name(), guest);
+            }
             receipt.get_or_insert_with(|| (self.key(log_type, &stored.batch), stored.line));
         }
         Ok(Accepted { records, receipt })

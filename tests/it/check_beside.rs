@@ -73,6 +73,60 @@ fn a_check_for_another_spool_or_bucket_than_the_daemons_says_which_differs() {
 }
 
 #[test]
+fn a_check_with_a_setting_that_the_running_daemon_lacks_names_it_and_no_secret() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_BATCH_MAX_AGE", "1h").set("ENV0_S3_LOG_COMPRESSION", "gzip");
+    let (_daemon, check) = beside(setup);
+    assert!(!check.run("check --offline").stdout.contains("other settings"));
+    // The same as not to set it.
+    let check =
+        check.set("ENV0_S3_LOG_SPOOL_MAX_BYTES", "10GiB").set("ENV0_S3_LOG_INGEST_TOKEN", "another-token-0123456789");
+    assert!(!check.run("check --offline").stdout.contains("other settings"));
+    let check = check.set("ENV0_S3_LOG_BATCH_MAX_AGE", "5s").set("ENV0_S3_LOG_OBJECT_TAGS", "team=logs");
+    let finished = check.unset("ENV0_S3_LOG_COMPRESSION").run("check --offline");
+    let told = line(&finished, "[warn] daemon");
+    for words in [
+        "ENV0_S3_LOG_BATCH_MAX_AGE has another value, here \"5s\"",
+        "ENV0_S3_LOG_OBJECT_TAGS isn't set, here \"team=logs\"",
+        "ENV0_S3_LOG_COMPRESSION is set, and not here",
+    ] {
+        assert!(told.contains(words), "{words}: {told}");
+    }
+    assert!(!told.contains("SPOOL_MAX") && !told.contains("TOKEN"), "{told}");
+    assert!(finished.stdout.contains("restart the daemon where these are the new settings"), "{}", finished.stdout);
+}
+
+#[test]
+fn bytes_of_senders_that_are_no_text_are_told_by_log_status_and_check() {
+    let aws = LocalAws::start();
+    let (daemon, check) = beside(Setup::new(&aws));
+    let told = "bytes that are not UTF-8 were stored as U+FFFD";
+    assert_eq!(daemon.post(DEPLOYMENTS, "caf\u{e9}").status, 200);
+    assert_eq!((daemon.log().count("WARN", told), status(&daemon)["types"][0].get("bytes_replaced")), (0, None));
+    // Lines that are the same would be held back anyway.
+    for bytes in 1..4 {
+        assert_eq!(daemon.post(DEPLOYMENTS, [&b"caf"[..], &b"\xe9".repeat(bytes)].concat()).status, 200);
+    }
+    assert_eq!(status(&daemon)["types"][0]["bytes_replaced"], 6);
+    let log = daemon.log().text();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains(told)).collect();
+    assert_eq!(lines.len(), 1, "{log}");
+    for words in [
+        "\"WARN\"",
+        "\"client.address\":\"127.0.0.1\"",
+        "\"protocol\":\"native\"",
+        "\"log_type\":\"env0-deployments\"",
+        "_replaced_bytes_total",
+    ] {
+        assert!(lines[0].contains(words), "{words}: {}", lines[0]);
+    }
+    let finished = check.run("check --offline");
+    let warned = line(&finished, "[warn] daemon");
+    assert!(warned.contains("6 bytes of env0-deployments from senders were no UTF-8"), "{warned}");
+    assert!(finished.stdout.contains("Next: daemon: look up in its log"), "{}", finished.stdout);
+}
+
+#[test]
 fn refused_connections_are_in_the_status_and_check_warns_of_them() {
     let aws = LocalAws::start();
     let (daemon, check) = beside(Setup::new(&aws));

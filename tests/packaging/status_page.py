@@ -312,6 +312,25 @@ class StatusPage(unittest.TestCase):
         page.unroute("**/status")
         expect(page.locator("body")).not_to_contain_text(both, timeout=WITHIN_MS)
 
+    def test_what_senders_sent_that_is_no_text_is_told_for_its_log_type_only(self):
+        page = self.open()
+        self.shows(page.locator("#verdict"), "Events flow")
+        told = "Senders sent what is no text"
+
+        def audits_replaced(route):
+            answer = route.fetch()
+            status = answer.json()
+            for of_type in status["types"]:
+                if of_type["type"] == "env0-audits":
+                    of_type["bytes_replaced"] = 119
+            route.fulfill(response=answer, json=status)
+
+        page.route("**/status", audits_replaced)
+        for words in (told, "119 bytes"):
+            self.shows(self.card(page, "env0-audits").locator(".trouble"), words)
+        expect(self.card(page, "env0-deployments")).not_to_contain_text(told)
+        page.unroute("**/status")
+
     def test_hostile_words_are_shown_and_never_run(self):
         page = self.open()
         self.store.fault = fault(f"Code{EXECUTES}", f"Message{EXECUTES}", f"Request{EXECUTES}")

@@ -303,6 +303,7 @@ class CustomFlows(unittest.TestCase):
             self.assertEqual((path, authorization), ("/v1/logs/env0-deployments", f"Bearer {self.TOKEN}"), name)
             event = json.loads(body)
             self.assertEqual(event["environmentId"], "environment-1")
+            self.assertIn("the event was answered with HTTP 200 (200 is good)\n", outcome.stdout)
             messages.append(event["message"])
         self.assertEqual(messages, ["deployment started", "deployment succeeded", "deployment failed"] * 2)
 

@@ -27,7 +27,7 @@ impl Running {
         let credentials = Credentials::start(&config, &network, spool.instance(), CancellationToken::new());
         let verifier = Verifier::new(&config, &network).unwrap();
         let both_ways = BothWays::new(&config);
-        let probe = Probe::new(config);
+        let probe = Probe::new(config, BTreeMap::new());
         let watch = Arc::new(DiskWatch::start(dir.path().to_owned(), spool.folder(LogType::Audits)));
         let (deliveries, puller) = (Default::default(), None);
         let parts = Parts {

@@ -15,6 +15,7 @@ fn status() -> Status {
         phase: Phase::Running,
         started_at: Timestamp::now(),
         now: Timestamp::now(),
+        settings: Default::default(),
         destination: DestinationStatus { bucket: "b".into(), region: "r".into(), path: String::new(), endpoint: None },
         spool: SpoolStatus {
             dir: "/s".into(),
@@ -24,7 +25,7 @@ fn status() -> Status {
             quarantine_bytes: 0,
             disk_asked_at: None,
         },
-        types: vec![TypeStatus { log_type, pulled_and_sent: false, spooled, delivery }],
+        types: vec![TypeStatus { log_type, pulled_and_sent: false, bytes_replaced: 0, spooled, delivery }],
         credentials: None,
         pull: Vec::new(),
         cloudwatch: None,
