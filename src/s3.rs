@@ -184,7 +184,7 @@ impl S3 {
         let sent = tokio::time::timeout(put.timeout, request.send()).await;
         let seen = watch.seen();
         let secrets = session.secrets();
-        let call = Call { operation: "PutObject", bucket: &inner.bucket, secrets: &secrets };
+        let call = Call { operation: "PutObject", bucket: &inner.bucket, key: &put.key, secrets: &secrets };
         let stored = match sent {
             Ok(Ok(_)) => is_confirmed(put, &seen, &call).await,
             Ok(Err(error)) => Err(refusal(&error, put, &seen, &call)),
@@ -233,7 +233,7 @@ impl S3 {
         let sent = tokio::time::timeout(LOCATE_TIMEOUT, request.send()).await;
         let seen = watch.seen();
         let secrets = session.secrets();
-        let call = Call { operation: "GetBucketLocation", bucket: &self.0.bucket, secrets: &secrets };
+        let call = Call { operation: "GetBucketLocation", bucket: &self.0.bucket, key: "", secrets: &secrets };
         let is_the_stores = seen.answer.as_ref().is_some_and(Answer::may_tell_a_location);
         match sent {
             Ok(Ok(_)) if !is_the_stores => {

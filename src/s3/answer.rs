@@ -12,11 +12,9 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::config_bag::ConfigBag;
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use memchr::memmem;
 
-use super::checksums::Checksums;
+use super::checksums::{Checksums, is_of};
 use super::sent::Sent;
 use crate::batch::Sha256;
 use crate::network::server;
@@ -54,6 +52,10 @@ pub(super) struct Answer {
     names_another_header: bool,
     /// The header or argument that the error document refuses, as sent.
     pub(super) refused_header: Option<String>,
+    /// The condition that the error document says did not hold, in lower case.
+    condition: Option<String>,
+    /// The object that the error document speaks of, as sent.
+    key: Option<String>,
 }
 
 /// Why a 2xx doesn't confirm an object.
@@ -105,6 +107,8 @@ impl Answer {
             names_the_condition: names(CONDITION_HEADER),
             names_another_header: names(HEADER_ELEMENT) || names(AMZ_HEADER),
             refused_header: refused.filter(|_| is_error_document),
+            condition: text_of(&document, b"<condition>"),
+            key: text_of(body, b"<Key>"),
         }
     }
 
@@ -129,15 +133,25 @@ impl Answer {
     /// Whether it confirms that the store has exactly the bytes with this hash. Only then, and where its other checksums
     /// are those of the file's bytes, may their file go.
     pub(super) fn confirms(&self, sha256: &Sha256) -> Result<(), NotConfirmed> {
-        let ours = STANDARD.encode(sha256.0);
         // No PUT of ours is made in parts; whatever the type says, our own hash is that of our bytes.
         let is_in_parts = self.is_composite && self.checksums.is_empty();
-        if is_in_parts || self.checksums.iter().any(|checksum| checksum.trim() != ours) {
+        if is_in_parts || self.checksums.iter().any(|checksum| !is_of(checksum, &sha256.0)) {
             return Err(NotConfirmed::OtherChecksum);
         }
         let is_marked = self.has_request_id || self.has_e_tag || !self.checksums.is_empty();
         let holds = self.status == 200 && is_marked && self.is_empty();
         if holds { Ok(()) } else { Err(NotConfirmed::NotTheStore) }
+    }
+
+    /// Whether its document is about another condition than `If-None-Match`, or about another object than the one with
+    /// this key. Then a 412 says nothing of whether our object is there. Of the key, only what stands behind its last
+    /// colon is compared, with the name's random characters: a store may write the rest otherwise, with `%2F` or a prefix
+    /// of its own.
+    pub(super) fn is_about_something_else(&self, key: &str) -> bool {
+        let tail = key.rsplit(':').next().unwrap_or(key);
+        let is_other_key = self.key.as_deref().is_some_and(|told| !told.ends_with(tail));
+        let condition = self.condition.as_deref().map(str::trim).map(str::as_bytes);
+        is_other_key || condition.is_some_and(|condition| condition != CONDITION_HEADER)
     }
 
     /// Whether a 501, or a 400 with the code NotImplemented, may be about `If-None-Match`: not where it names another
@@ -235,6 +249,9 @@ impl Intercept for Watch {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+
     use super::*;
 
     fn answer(status: u16, headers: &[(&'static str, &'static str)], body: &'static str) -> Answer {
@@ -277,6 +294,11 @@ mod tests {
         ] {
             let judged = answer(status, headers, body).confirms(&sha256);
             assert_eq!(judged, Err(NotConfirmed::NotTheStore), "{status} {headers:?} {body}");
+        }
+        let (quoted, hex) = (format!("\"{ours}\""), sha256.to_string().to_uppercase());
+        for written in [URL_SAFE_NO_PAD.encode(sha256.0), quoted, hex] {
+            let written: &'static str = written.leak();
+            assert_eq!(answer(200, &[ID, (checksum.0, written)], "").confirms(&sha256), Ok(()), "{written}");
         }
         let other = ("x-amz-checksum-sha256", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
         assert_eq!(answer(200, &[ID, E_TAG, other], "").confirms(&sha256), Err(NotConfirmed::OtherChecksum));

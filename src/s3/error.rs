@@ -283,7 +283,7 @@ impl PutError {
         let code = code.and_then(|code| foreign_name(code, call.secrets));
         let words = error.message().filter(|_| answer.is_error_document).unwrap_or("no reason given");
         let words = foreign_words(words, call.secrets);
-        let kind = classify(answer, code.as_deref(), &words);
+        let kind = classify(answer, code.as_deref(), &words, call);
         let said = match (&code, error) {
             (Some(code), _) => format!("{code}, HTTP {status}: {words}"),
             (None, SdkError::ResponseError(_)) => {
@@ -300,6 +300,10 @@ impl PutError {
                 let rule =
                     config::bucket_name(call.bucket).err().map(|expected| format!("; most stores expect {expected}"));
                 format!("; ENV0_S3_LOG_BUCKET_NAME is {}{}", call.bucket, rule.unwrap_or_default())
+            }
+            (PutErrorKind::Other, _) if status == 412 => {
+                "; it is about another condition or another object, so it doesn't tell whether this one is there"
+                    .to_owned()
             }
             _ if code.as_deref() == Some("TemporaryRedirect") => {
                 "; S3 says so of a new bucket, until its name is known everywhere".to_owned()
@@ -329,6 +333,8 @@ pub(super) struct Call<'a> {
     /// S3's name of the operation.
     pub(super) operation: &'static str,
     pub(super) bucket: &'a str,
+    /// The object's key; empty where the call is about none.
+    pub(super) key: &'a str,
     /// Removed from foreign text, in whole and in part.
     pub(super) secrets: &'a [&'a str],
 }
@@ -372,7 +378,7 @@ fn is_slow_down(status: u16, code: Option<&str>) -> bool {
 
 /// What an answer means: first by S3's own code, then by the status where the store sent it, then by what anybody's
 /// status tells. `code` is `None` where there is no error document.
-fn classify(answer: &Answer, code: Option<&str>, message: &str) -> PutErrorKind {
+fn classify(answer: &Answer, code: Option<&str>, message: &str, call: &Call<'_>) -> PutErrorKind {
     use PutErrorKind::*;
     match (answer.status, code.unwrap_or_default()) {
         (
@@ -398,6 +404,7 @@ fn classify(answer: &Answer, code: Option<&str>, message: &str) -> PutErrorKind 
         (300..=399, "") => NotS3,
         (404, "") => NoSuchBucket,
         (409, _) => Conflict,
+        (412, _) if answer.is_about_something_else(call.key) => Other,
         (412, _) => NameTaken,
         (status, _) => match of_anybody(status, false) {
             NotS3 => Other,

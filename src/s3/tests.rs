@@ -295,6 +295,22 @@ async fn a_412_without_a_document_is_the_stores_where_it_has_a_request_id() {
 }
 
 #[tokio::test]
+async fn a_412_about_another_object_or_condition_does_not_show_that_ours_is_there() {
+    let encoded = format!("<Condition>If-None-Match</Condition><Key>store/{}</Key>", KEY.replace('/', "%2F"));
+    for (detail, kind) in [
+        ("<Condition>If-None-Match</Condition>".to_owned(), PutErrorKind::NameTaken),
+        (format!("<Key>{KEY}</Key>"), PutErrorKind::NameTaken),
+        (encoded, PutErrorKind::NameTaken),
+        ("<Condition>If-Match</Condition>".to_owned(), PutErrorKind::Other),
+        ("<Condition>If-None-Match</Condition><Key>other/21:04:05_aaaaa.log</Key>".to_owned(), PutErrorKind::Other),
+    ] {
+        let body: &'static str = format!("<Error><Code>PreconditionFailed</Code>{detail}</Error>").leak();
+        let error = refused_by(move |_| answer(412, body)).await;
+        assert_eq!((error.kind, error.may_have_arrived), (kind, false), "{body}: {error}");
+    }
+}
+
+#[tokio::test]
 async fn retry_after_is_passed_on() {
     let error = refused_by(|_| {
         let mut response = s3_error(503, "SlowDown", "Please reduce your request rate.");
