@@ -262,10 +262,15 @@ impl Spool {
     /// Reads a copy from its start. Blocks, as reading does.
     ///
     /// # Errors
-    /// The path of the spool or the copies' folder leads elsewhere, or the disk refuses. A copy that was given up meanwhile is not found.
+    /// The path of the spool or the copies' folder leads elsewhere, the disk refuses, or the file's bytes are not those that
+    /// S3 has. A copy that was given up meanwhile is not found.
     pub fn read_copy(&self, copy: &BatchCopy) -> io::Result<impl Read + Send + use<>> {
         self.inner.home.confirm_copies()?;
-        self.inner.disk.open(&copies::path(&self.inner.dir, copy)).map(Cursor::new)
+        let (disk, path) = (&*self.inner.disk, copies::path(&self.inner.dir, copy));
+        if disk::hash(disk, &path)? != copy.name.sha256 {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "its bytes are not those that S3 has"));
+        }
+        disk.open(&path).map(Cursor::new)
     }
 
     /// The bytes that both log types take, and the limit.

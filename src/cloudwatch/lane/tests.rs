@@ -38,6 +38,8 @@ struct Found {
     opened: chrono::DateTime<chrono::Utc>,
     codec: Codec,
     bytes: &'static [u8],
+    /// What was cut off the file's end.
+    cut: usize,
 }
 
 impl Case {
@@ -68,13 +70,13 @@ impl Case {
         let credentials = bucket.start_beside(Role::of_cloudwatch(&to), &config, &network, "id", stop);
 
         let dir = tempfile::tempdir().unwrap();
-        for (sequence, Found { opened, codec, bytes }) in (1..).zip(found) {
+        for (sequence, Found { opened, codec, bytes, cut }) in (1..).zip(found) {
             let batch = BatchName::open(*opened, None, *codec);
             let (sha256, previous, stage) = (Sha256::of(bytes), Sha256::ZERO, Stage::Sent);
             let name = SealedName { batch, sequence, records: 1, sha256, previous, stage };
             let folder = copies_dir(dir.path().to_owned());
             std::fs::create_dir_all(&folder).unwrap();
-            std::fs::write(folder.join(name.to_string()), bytes).unwrap();
+            std::fs::write(folder.join(name.to_string()), &bytes[..bytes.len() - cut]).unwrap();
         }
         let settings = Settings { copies: true, codec, ..world::settings(dir.path().to_owned()) };
         let settings = Settings { batch_max_bytes: 1 << 20, max_bytes: 1 << 30, ..settings };
@@ -242,8 +244,8 @@ async fn what_cloudwatch_takes_and_throws_away_is_counted_by_its_reason() {
 async fn a_batch_of_thirteen_days_ago_is_given_up_and_one_of_an_earlier_life_is_sent() {
     let opened = |days| batch::now() - TimeDelta::days(days);
     let found = [
-        Found { opened: opened(14), codec: Codec::None, bytes: b"{\"n\":14}\n" },
-        Found { opened: opened(12), codec: Codec::None, bytes: b"{\"n\":12}\n" },
+        Found { opened: opened(14), codec: Codec::None, bytes: b"{\"n\":14}\n", cut: 0 },
+        Found { opened: opened(12), codec: Codec::None, bytes: b"{\"n\":12}\n", cut: 0 },
     ];
     let case = Case::with(Codec::None, &found, Some("token"), first([])).await;
     case.until_nothing_waits().await;
@@ -254,8 +256,19 @@ async fn a_batch_of_thirteen_days_ago_is_given_up_and_one_of_an_earlier_life_is_
 #[tokio::test]
 async fn a_file_that_can_not_be_read_is_given_up_and_the_next_is_sent() {
     let opened = batch::now() - TimeDelta::hours(1);
-    let found = [Found { opened, codec: Codec::Zstd, bytes: b"this is no zstd" }];
+    let found = [Found { opened, codec: Codec::Zstd, bytes: b"this is no zstd", cut: 0 }];
     let mut case = Case::with(Codec::Gzip, &found, Some("token"), first([])).await;
+    case.deliver(&[r#"{"n":1}"#]).await;
+    case.until_nothing_waits().await;
+    assert_eq!(case.taken(), [r#"{"n":1}"#]);
+    until("it is counted", || case.status().events_skipped == 1).await;
+}
+
+#[tokio::test]
+async fn a_file_that_was_cut_is_given_up_and_no_piece_of_it_is_sent() {
+    let opened = batch::now() - TimeDelta::hours(1);
+    let found = [Found { opened, codec: Codec::None, bytes: b"{\"n\":0}\n", cut: 4 }];
+    let mut case = Case::with(Codec::None, &found, Some("token"), first([])).await;
     case.deliver(&[r#"{"n":1}"#]).await;
     case.until_nothing_waits().await;
     assert_eq!(case.taken(), [r#"{"n":1}"#]);
