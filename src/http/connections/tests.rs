@@ -405,14 +405,21 @@ fn an_end_of_a_connection_costs_little_where_thousands_are_known() {
     assert_eq!(standings.of(address(15_000)), Standing::Unknown);
 }
 
-#[test]
-fn addresses_with_rare_credentials_are_not_forgotten_for_those_with_common_ones() {
+#[tokio::test(start_paused = true)]
+async fn an_address_with_credentials_is_not_forgotten_for_thousands_that_show_theirs() {
     let mut standings = Standings::default();
     let address = |number: u32| IpAddr::from(Ipv4Addr::from_bits(0x0a00_0000 + number));
-    standings.trust(address(1), Trust::Rare);
+    standings.trust(address(0), Trust::Rare);
+    standings.trust(address(1), Trust::Common);
     (2..2 + 3 * 4096).for_each(|number| standings.trust(address(number), Trust::Common));
-    assert_eq!(standings.trust_of(address(1)), Some(Trust::Rare));
-    assert_eq!(standings.trust_of(address(2)), None);
+    assert_eq!([0, 1].map(|number| standings.trust_of(address(number))), [Some(Trust::Rare), Some(Trust::Common)]);
+    tokio::time::advance(Duration::from_secs(3000)).await;
+    (1..10_000).for_each(|number| standings.trust(address(number), Trust::Common));
+    tokio::time::advance(Duration::from_secs(3000)).await;
+    assert_eq!(standings.trust_of(address(1)), Some(Trust::Common), "it comes once an hour");
+    tokio::time::advance(Duration::from_secs(601)).await;
+    standings.trust(address(20_000), Trust::Common);
+    assert_eq!(standings.trust_of(address(20_000)), Some(Trust::Common), "there is room");
 }
 
 #[tokio::test]

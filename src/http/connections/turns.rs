@@ -12,8 +12,10 @@ use tokio::time::Instant;
 const SUSPECT_TIME: Duration = Duration::from_secs(60);
 /// An address is trusted for so long after its last valid credentials.
 const TRUST_TIME: Duration = Duration::from_secs(3600);
-/// Of more addresses in one table all are forgotten.
+/// The most addresses in one table.
 const SEEN_MAX: usize = 4096;
+/// How often a full table is searched for addresses whose trust is over.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A step of a TLS handshake.
 #[derive(Clone, Copy)]
@@ -143,6 +145,8 @@ pub enum Trust {
 pub(super) struct Standings {
     /// By [`Trust`].
     trusted: [HashMap<IpAddr, Instant>; 2],
+    /// When each was last searched.
+    searched: [Option<Instant>; 2],
     suspects: HashMap<IpAddr, Instant>,
 }
 
@@ -151,13 +155,25 @@ impl Standings {
     /// what counts: a load balancer may look whether the port answers.
     pub(super) fn suspect(&mut self, address: IpAddr) {
         if self.of(address) != Standing::Trusted {
-            see(&mut self.suspects, address);
+            // All are forgotten at once, so that most ends of connections cost nothing.
+            if self.suspects.len() >= SEEN_MAX {
+                self.suspects.clear();
+            }
+            self.suspects.insert(address, Instant::now());
         }
     }
 
-    /// Somebody at `address` has shown valid credentials of `trust`.
+    /// Somebody at `address` has shown valid credentials of `trust`. A full table takes nobody new before the time of another
+    /// is over, so whoever comes from thousands of addresses doesn't have those forgotten that came before.
     pub(super) fn trust(&mut self, address: IpAddr, trust: Trust) {
-        see(&mut self.trusted[trust as usize], address);
+        let (seen, searched) = (&mut self.trusted[trust as usize], &mut self.searched[trust as usize]);
+        if seen.len() >= SEEN_MAX && searched.is_none_or(|at| at.elapsed() >= SEARCH_INTERVAL) {
+            seen.retain(|_, at| at.elapsed() < TRUST_TIME);
+            *searched = Some(Instant::now());
+        }
+        if seen.len() < SEEN_MAX || seen.contains_key(&address) {
+            seen.insert(address, Instant::now());
+        }
     }
 
     /// The rarest credentials that somebody at `address` has shown lately.
@@ -180,12 +196,4 @@ impl Standings {
 
 fn within(seen: &HashMap<IpAddr, Instant>, address: IpAddr, time: Duration) -> bool {
     seen.get(&address).is_some_and(|at| at.elapsed() < time)
-}
-
-fn see(seen: &mut HashMap<IpAddr, Instant>, address: IpAddr) {
-    // All at once, so that most ends of connections cost nothing.
-    if seen.len() >= SEEN_MAX {
-        seen.clear();
-    }
-    seen.insert(address, Instant::now());
 }
