@@ -157,6 +157,37 @@ fn gzip_bombs_are_refused_with_413_in_bounded_memory() {
 }
 
 #[test]
+fn the_windows_of_zstd_are_given_back_to_the_system() {
+    const SENDERS: usize = 24;
+    let aws = LocalAws::start();
+    aws.s3.measure_only();
+    let setup = Setup::new(&aws).set("ENV0_S3_LOG_SPOOL_MAX_BYTES", "64GiB");
+    let daemon = setup.start();
+    let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+    encoder.window_log(23).unwrap();
+    encoder.write_all(&event(&"x".repeat(1000)).repeat(15 * MIB / 1024).into_bytes()).unwrap();
+    let body = encoder.finish().unwrap();
+    let before = memory_bytes(&daemon, "VmRSS");
+    std::thread::scope(|scope| {
+        for _ in 0..SENDERS {
+            scope.spawn(|| {
+                for _ in 0..6 {
+                    let upload = Upload::post(DEPLOYMENTS).bearer(TOKEN).header("Content-Encoding", "zstd").body(&body);
+                    // Most find the memory for bodies in use.
+                    let _ = upload.send(daemon.listen);
+                }
+            });
+        }
+    });
+    let mut least = usize::MAX;
+    wait_until("the memory is given back", || {
+        assert_eq!(daemon.post(DEPLOYMENTS, event("after")).accepted(), 1);
+        least = least.min(memory_bytes(&daemon, "VmRSS").saturating_sub(before));
+        least < 14 * MIB
+    });
+}
+
+#[test]
 fn text_that_grows_many_times_over_as_lines_of_json_stays_within_bounded_memory() {
     let aws = LocalAws::start();
     let setup = Setup::new(&aws).set("ENV0_S3_LOG_MAX_INFLIGHT_BYTES", "8MiB");

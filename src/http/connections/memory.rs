@@ -151,6 +151,11 @@ impl Memory {
         self.read_max_bytes.load(Ordering::Relaxed)
     }
 
+    /// There are so many connections that each one's reads are shorter than they could be.
+    pub(in crate::http) fn has_short_reads(&self) -> bool {
+        self.read_max_bytes() + 1 < READ_MOST_BYTES
+    }
+
     /// A connection reads into a buffer of so many bytes.
     pub(in crate::http) fn reads_into(&self, kept: &Kept, bytes: usize) {
         let large = bytes.saturating_sub(USUAL_BUFFER_BYTES);

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustls::InvalidMessage;
 use rustls::server::Acceptor;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio_rustls::server::TlsStream;
@@ -26,6 +26,8 @@ const UNREAD_MAX_BYTES: usize = 16 * 1024;
 /// A client's part behind its hello comes in one or two pieces, with certificates in a few more. Who sends it in crumbs has
 /// each further step computed behind those of all others.
 const LATER_STEPS_MAX: usize = 4;
+/// Less than a read of rustls's brings.
+const LARGE_RECORD_BYTES: usize = 4000;
 const CLIENT_HAS_ENDED: &str = "its certificate has ended since its last whole handshake";
 const NO_TLS: &str = "what came is no TLS, but plain HTTP perhaps: use https://";
 
@@ -34,7 +36,8 @@ impl Tls {
     pub(in crate::http) async fn accept(&self, stream: TcpStream, member: &Member) -> Option<TlsStream<Counted>> {
         let Member { registry, connection, .. } = member;
         let record = Record::default();
-        let stream = Counted { stream, record, registry: registry.clone(), connection: connection.clone() };
+        let stream =
+            Counted { stream: stream.take(0), record, registry: registry.clone(), connection: connection.clone() };
         let refused = match tokio::time::timeout(HANDSHAKE_TIMEOUT, self.handshake(stream, member)).await {
             Ok(Ok(stream)) if client_has_ended(&stream) => (Refused::ClientCertificate, CLIENT_HAS_ENDED.to_owned()),
             Ok(Ok(stream)) => {
@@ -161,6 +164,12 @@ impl Record {
         }
     }
 
+    /// So much may be read at once that rustls lets go of the buffer for a large record: it does so when it reads with
+    /// nothing left of what came before.
+    fn read_most(&self) -> u64 {
+        if self.bytes > LARGE_RECORD_BYTES { self.left() as u64 } else { u64::MAX }
+    }
+
     /// How many bytes are to come, once the header has.
     fn left(&self) -> usize {
         Self::HEADER_BYTES + usize::from(u16::from_be_bytes(self.length)) - self.bytes
@@ -169,7 +178,7 @@ impl Record {
 
 /// A stream whose bytes count as unfinished until TLS has passed something on, which the framing guard sees.
 pub(in crate::http) struct Counted {
-    stream: TcpStream,
+    stream: Take<TcpStream>,
     record: Record,
     registry: Arc<Registry>,
     connection: Arc<Connection>,
@@ -178,7 +187,7 @@ pub(in crate::http) struct Counted {
 impl Counted {
     /// Waits until the client is gone; for ever where it has sent something that nobody has read.
     async fn is_gone(&self) {
-        match self.stream.peek(&mut [0]).await {
+        match self.stream.get_ref().peek(&mut [0]).await {
             Ok(0) | Err(_) => {}
             Ok(_) => std::future::pending().await,
         }
@@ -199,6 +208,8 @@ impl AsyncRead for Counted {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
+        let limit = if self.registry.memory.has_short_reads() { self.record.read_most() } else { u64::MAX };
+        self.stream.set_limit(limit);
         let outcome = Pin::new(&mut self.stream).poll_read(context, buffer);
         let read = buffer.filled().len() - before;
         if read > 0 {
@@ -213,7 +224,7 @@ impl AsyncRead for Counted {
 
 impl AsyncWrite for Counted {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        Pin::new(self.stream.get_mut()).poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -221,25 +232,38 @@ impl AsyncWrite for Counted {
         context: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, parts)
+        Pin::new(self.stream.get_mut()).poll_write_vectored(context, parts)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.stream.get_ref().is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        Pin::new(self.stream.get_mut()).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        Pin::new(self.stream.get_mut()).poll_shutdown(context)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn behind_the_end_of_a_large_record_nothing_is_read_with_it() {
+        let begun = |length: [u8; 2], bytes| {
+            let mut record = Record::default();
+            record.follow(&[&[0x17, 3, 3, length[0], length[1]][..], &vec![7; bytes]].concat());
+            record.read_most()
+        };
+        assert_eq!(begun([0x40, 0], 4091), 0x4000 - 4091);
+        assert_eq!(begun([0x40, 0], 0x3fff), 1);
+        assert_eq!(begun([0x40, 0], 0x4000), u64::MAX, "it is whole");
+        assert_eq!(begun([0x02, 0], 100), u64::MAX, "small ones come many at once");
+    }
 
     #[test]
     fn of_records_only_the_one_that_has_not_wholly_come_is_counted_however_they_are_cut() {
