@@ -76,6 +76,7 @@ class Refusals(unittest.TestCase):
                 merged(good, {"config": {"HTTPS_PROXY": "http://user:CANARY@proxy.example.com:3128/"}}),
                 "--set 'networkPolicy.egress.ports={443,3128}'",
             ),
+            (merged(good, {"networkPolicy": {"egress": {"ports": [80]}}}), "--set 'networkPolicy.egress.ports={80,443}'"),
             (merged(good, {"config": {"HTTP_PROXY": "proxy"}}), "port 80, which config.HTTP_PROXY names"),
             (merged(good, {"config": {"AWS_ENDPOINT_URL_S3": "https://store.example.com:9000"}}), "port 9000, which config.AWS_ENDPOINT"),
             (
@@ -118,6 +119,22 @@ class Refusals(unittest.TestCase):
             self.assertNotEqual(outcome.returncode, 0, values)
             self.assertIn(word, outcome.stderr)
             self.assertNotIn("CANARY", outcome.stderr)
+
+    def test_a_release_whose_name_no_service_can_have_is_refused_before_anything_is_made(self):
+        good = {"config": CONFIG, "ingestTokensSecret": "tokens"}
+        for name, code in (("2nd-org", 1), ("env0.s3-logs", 1), ("env0-2nd-org", 0)):
+            outcome = helm("template", name, CHART, values=good)
+            self.assertEqual(outcome.returncode, code, outcome.stderr)
+            self.assertIs(f"release {name}: its Service has this name" in outcome.stderr, code == 1, outcome.stderr)
+
+    def test_a_port_is_not_asked_for_where_nothing_goes_there(self):
+        good = {"config": CONFIG, "ingestTokensSecret": "tokens"}
+        store = {"AWS_ENDPOINT_URL": "http://store.example.com:9000"}
+        proxy = {"HTTPS_PROXY": "http://proxy.example.com:3128"}
+        for config, ports in ((store, [9000]), (proxy, [3128])):
+            values = merged(good, {"config": config, "networkPolicy": {"egress": {"ports": ports}}})
+            outcome = helm("template", "env0-s3-logs", CHART, values=values)
+            self.assertEqual(outcome.returncode, 0, outcome.stderr)
 
     def test_all_that_is_wrong_is_told_at_once_and_not_as_if_a_test_had_failed(self):
         forms = {"foo": 1, "replicas": 1.5, "resources": {"limits": {"memory": "256MB"}}}

@@ -22,6 +22,10 @@ its refusals, one a line, so that all are told at once; what a value means is ju
 {{- println (printf "config.%s: needed; the Terraform module and the CloudFormation template in config/aws put it out" .) }}
 {{- end }}
 {{- end }}
+{{- /* Helm takes names that Kubernetes refuses for a Service, and would stop half-way. */ -}}
+{{- if not (regexMatch "^[a-z][a-z0-9-]*$" .Release.Name) }}
+{{- println (printf "release %s: its Service has this name, so Kubernetes expects small letters, digits and -, with a letter first; expected a name such as env0-s3-logs" .Release.Name) }}
+{{- end }}
 {{- include "judgeImage" . }}
 {{- range $name, $form := merge (include "ofAws" $config | fromYaml) (include "forms" . | fromYaml) }}
 {{- $value := index $config $name | default "" | trim }}
@@ -146,6 +150,11 @@ its refusals, one a line, so that all are told at once; what a value means is ju
 {{- $open := list }}
 {{- range .Values.networkPolicy.egress.ports }}{{ $open = append $open (int .) }}{{ end }}
 {{- $asked := list "HTTPS_PROXY" "HTTP_PROXY" }}
+{{- $ownEndpoints := or (index $config "AWS_ENDPOINT_URL") (and (index $config "AWS_ENDPOINT_URL_S3") (index $config "AWS_ENDPOINT_URL_STS")) }}
+{{- $asksBy443 := not (or (index $config "HTTPS_PROXY") $ownEndpoints) }}
+{{- if and .Values.networkPolicy.enabled .Values.networkPolicy.egress.enabled $asksBy443 (not (has 443 $open)) }}
+{{- println (printf "networkPolicy.egress.ports=%v: the NetworkPolicy would keep the pods from port 443, at which AWS is asked; expected %v: --set 'networkPolicy.egress.ports={%s}'" $open (append $open 443) (append $open 443 | join ",")) }}
+{{- end }}
 {{- if not (or (index $config "HTTPS_PROXY") (index $config "HTTP_PROXY")) }}
 {{- $asked = list "AWS_ENDPOINT_URL" "AWS_ENDPOINT_URL_CLOUDWATCH_LOGS" "AWS_ENDPOINT_URL_S3" "AWS_ENDPOINT_URL_STS" "ENV0_S3_LOG_API_URL" "ENV0_S3_LOG_OIDC_ISSUER" }}
 {{- end }}
