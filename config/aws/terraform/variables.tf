@@ -129,7 +129,7 @@ variable "object_lock_days" {
 }
 
 variable "kms_key_arn" {
-  description = "ARN of the KMS key that encrypts the objects, also where the bucket is there already; null for S3's own keys"
+  description = "ARN of the KMS key, in the region of the bucket, that encrypts the objects, also where the bucket is there already; null for S3's own keys"
   type        = string
   default     = null
 
