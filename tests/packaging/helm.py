@@ -148,8 +148,9 @@ class Chart(unittest.TestCase):
         values = merged({"config": CONFIG, "ingestTokensSecret": "tokens"}, {"audits": AUDITS})
         for extra in ({}, {"tls": {"secretName": "tls"}}):
             for controller in ("ingress-nginx", "aws-load-balancer-controller"):
-                subnets = {} if controller == "ingress-nginx" else {"from": [{"ipBlock": {"cidr": "10.0.0.0/20"}}]}
-                audits = merged(values, extra, {"audits": {"controller": controller, **subnets}})
+                of_aws = {"className": "alb", "from": [{"ipBlock": {"cidr": "10.0.0.0/20"}}]}
+                own = {} if controller == "ingress-nginx" else of_aws
+                audits = merged(values, extra, {"audits": {"controller": controller, **own}})
                 cls.rendered.append((audits, list(yaml.safe_load_all(template(audits)))))
 
     def test_the_plain_manifests_are_what_it_renders(self):

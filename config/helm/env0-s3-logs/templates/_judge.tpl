@@ -37,6 +37,14 @@ its refusals, one a line, so that all are told at once; what a value means is ju
 {{- if and (hasKey (include "ofAws" $config | fromYaml) "ENV0_S3_LOG_BUCKET_NAME") (regexMatch "[.][.-]|-[.]|^([0-9]+[.]){3}[0-9]+$" $bucket) }}
 {{- println (printf "config.ENV0_S3_LOG_BUCKET_NAME=%s: expected a bucket's name, which is no IP address and has letters or digits on both sides of each point" $bucket) }}
 {{- end }}
+{{- if and (hasKey (include "ofAws" $config | fromYaml) "ENV0_S3_LOG_BUCKET_NAME") (regexMatch "[.]amazonaws[.]com([.]cn)?$" $bucket) }}
+{{- println (printf "config.ENV0_S3_LOG_BUCKET_NAME=%s: expected a bucket's name alone, such as my-env0-logs, without the host" $bucket) }}
+{{- end }}
+{{- range $name, $value := $config }}
+{{- if regexMatch "[ \\t]#" $value }}
+{{- println (printf "config.%s: expected a value without a comment behind it; write it in a line of its own" $name) }}
+{{- end }}
+{{- end }}
 {{- include "judgeRanges" $config }}
 {{- include "judgeTogether" . }}
 {{- include "judgeAudits" . }}
@@ -80,6 +88,14 @@ its refusals, one a line, so that all are told at once; what a value means is ju
 {{- println (printf "extraVolumeMounts: extraVolumes has no volume %v; write the same name in both" .name) }}
 {{- end }}
 {{- end }}
+{{- range $name, $peers := dict "networkPolicy.senders" .Values.networkPolicy.senders "networkPolicy.scrapers" .Values.networkPolicy.scrapers "audits.from" .Values.audits.from }}
+{{- range $peers }}
+{{- $cidr := dig "ipBlock" "cidr" "" . }}
+{{- if and $cidr (not (contains "/" $cidr)) }}
+{{- println (printf "%s: ipBlock.cidr %s is an address; expected a network, which for one address is %s/%d" $name $cidr $cidr (ternary 128 32 (contains ":" $cidr))) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- if and .Values.tls.certManager.enabled .Values.tls.secretName }}
 {{- println "tls.secretName and tls.certManager.enabled: a port has one certificate; set one of the two" }}
 {{- end }}
@@ -120,6 +136,15 @@ its refusals, one a line, so that all are told at once; what a value means is ju
 {{- println "audits: env0's service sends a static token: set ingestTokensSecret, and replicas above 0" }}
 {{- end }}
 {{- $nginx := eq .Values.audits.controller "ingress-nginx" }}
+{{- $other := ternary "alb" "nginx" $nginx }}
+{{- if eq .Values.audits.className $other }}
+{{- println (printf "audits.className=%s with %s, which takes Ingresses of its own class alone; expected %s, or the class that kubectl get ingressclass lists for it" $other .Values.audits.controller (ternary "nginx" "alb" $nginx)) }}
+{{- end }}
+{{- range list "nginx.ingress.kubernetes.io/whitelist-source-range" "alb.ingress.kubernetes.io/inbound-cidrs" }}
+{{- if hasKey ($.Values.audits.annotations | default dict) . }}
+{{- println (printf "audits.annotations: %s is made from audits.allowedCidrs; leave it out, and list the networks there" .) }}
+{{- end }}
+{{- end }}
 {{- if and $nginx (not .Values.audits.tlsSecretName) }}
 {{- println "audits.tlsSecretName: the Secret of the host's certificate is needed with ingress-nginx" }}
 {{- end }}
@@ -129,11 +154,13 @@ its refusals, one a line, so that all are told at once; what a value means is ju
 {{- if not .Values.audits.allowedCidrs }}
 {{- println "audits.allowedCidrs: needed; expected the networks that may come in, such as 192.0.2.0/24: env0's are on https://docs.envzero.com/guides/overview/security-overview/ip-addresses" }}
 {{- end }}
+{{- $byte := "(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])" }}
+{{- $ipv4 := printf "^(%s[.]){3}%s/([89]|[12][0-9]|3[0-2])$" $byte $byte }}
 {{- range .Values.audits.allowedCidrs }}
 {{- if not (contains "/" .) }}
 {{- println (printf "audits.allowedCidrs: %s is an address; expected a network, which for one address is %s/%d" . . (ternary 128 32 (contains ":" .))) }}
-{{- else if not (regexMatch "^[0-9a-fA-F:.]+/([1-9]|[1-9][0-9]|1[0-2][0-9])$" .) }}
-{{- println (printf "audits.allowedCidrs: %s; expected a network such as 192.0.2.0/24, and not /0, which is everybody" .) }}
+{{- else if not (or (regexMatch $ipv4 .) (regexMatch "^[0-9a-fA-F]*:[0-9a-fA-F:.]*/(1[6-9]|[2-9][0-9]|1[01][0-9]|12[0-8])$" .)) }}
+{{- println (printf "audits.allowedCidrs: %s; expected a network such as 192.0.2.0/24, no larger than /8 (by IPv6 /16), which would be nearly everybody" .) }}
 {{- end }}
 {{- end }}
 {{- range .Values.audits.from }}
@@ -357,6 +384,12 @@ ENV0_CLOUDWATCH_SESSION_DURATION: {least: 900000, most: 43200000, words: from 90
 {{- /* What the daemon may need at most, as config/README.md#http has it, and as much for a pull as that page says. */ -}}
 {{- define "judgeMemory" -}}
 {{- $config := include "config" . | fromYaml }}
+{{- range list "limits" "requests" }}
+{{- $given := dig . "memory" "" $.Values.resources | toString }}
+{{- if hasSuffix "m" $given }}
+{{- println (printf "resources.%s.memory=%s: m is a thousandth of a byte to Kubernetes; expected %si" . $given (trimSuffix "m" $given | printf "%sM")) }}
+{{- end }}
+{{- end }}
 {{- $limit := include "bytes" (dig "limits" "memory" "" .Values.resources | toString) }}
 {{- $request := include "bytes" (dig "requests" "memory" "" .Values.resources | toString) }}
 {{- if and $limit (gt ($request | int64) ($limit | int64)) }}
