@@ -26,7 +26,7 @@ VALUES = {
     ("bucket_name", "BucketName"): (
         [BUCKET, "env0.logs.example.com", "abc"],
         ["s3://my-env0-logs", "My_Bucket", "my-env0-logs/path", "arn:aws:s3:::my-env0-logs", "ab", "a" * 64, "-logs", "my..logs", "",
-         "192.168.0.1", "xn--logs", "my-logs-s3alias", "logs--use1-az4--x-s3"],
+         "192.168.0.1", "xn--logs", "my-logs-s3alias", "logs--use1-az4--x-s3", "acme.s3.amazonaws.com"],
     ),
     ("subject", "Subject"): (
         [SUB, "google-oauth2|1234", "abcdef@clients"],

@@ -8,8 +8,8 @@ variable "bucket_name" {
   }
 
   validation {
-    condition     = !can(regex("^((xn-|sthree|amzn-s3-demo)-.*|(\\d+\\.){3}\\d+|.*(-s3alias|--(ol|x|table)-s3|\\.mrap))$", var.bucket_name))
-    error_message = "bucket_name must be no IP address, and have none of the beginnings and endings that S3 keeps for itself (xn--, -s3alias, --x-s3 and so on)."
+    condition     = !can(regex("^((xn-|sthree|amzn-s3-demo)-.*|(\\d+\\.){3}\\d+|.*(-s3alias|--(ol|x|table)-s3|\\.mrap|\\.amazonaws\\.com(\\.cn)?))$", var.bucket_name))
+    error_message = "bucket_name must be no host (.amazonaws.com) and no IP address, and have none of the beginnings and endings that S3 keeps for itself (xn--, -s3alias, --x-s3 and so on)."
   }
 
   validation {

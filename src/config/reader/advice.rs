@@ -64,6 +64,7 @@ impl Reader {
             pulled_id_that_is_none(config),
             self.subject_of_a_pod(config),
             certificate_without_a_port(config),
+            self.nobody_else_hands_over(config),
             key_in_another_region(config),
             self.unknown_storage_class(config),
             self.owner_that_is_no_account(config),
@@ -73,6 +74,22 @@ impl Reader {
             drop_silent_filter(config),
         ];
         self.warnings.extend(advice.into_iter().flatten());
+    }
+
+    /// The address is the default's, so nobody has meant that deployments run on this machine. A pull has no sender that
+    /// would notice.
+    fn nobody_else_hands_over(&self, config: &Config) -> Option<String> {
+        let has_another =
+            config.oidc_token.is_some() || config.oidc_token_file.is_some() || config.oidc_token_url.is_some();
+        let waits = config.pull.is_some() && config.takes_hand_overs() && !has_another;
+        let address = config.listen_addr;
+        (waits && address.ip().is_loopback() && !self.is_given("ENV0_S3_LOG_LISTEN_ADDR")).then(|| {
+            format!(
+                "ENV0_S3_LOG_LISTEN_ADDR is {address}, which no deployment on another machine reaches to hand a token over: \
+                 set ENV0_S3_LOG_LISTEN_ADDR=0.0.0.0:{}, or keep a token in ENV0_S3_LOG_OIDC_TOKEN_FILE",
+                address.port()
+            )
+        })
     }
 
     fn small_size(&self, name: &str, bytes: usize) -> Option<String> {

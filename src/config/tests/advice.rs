@@ -1,5 +1,8 @@
 use super::*;
 
+/// Who names it means this machine.
+const LOOPBACK: (&str, &str) = ("ENV0_S3_LOG_LISTEN_ADDR", "127.0.0.1:8080");
+
 #[test]
 fn two_listeners_on_one_port_are_refused_whatever_address_includes_the_other() {
     let at = |listen: &str, admin: &str| {
@@ -63,7 +66,7 @@ fn the_names_of_env0s_terraform_provider_are_told_where_the_daemons_own_are_miss
     let warnings = with(&provider).unwrap().warnings;
     let said = "ENV0_API_KEY (instead: ENV0_API_KEY_ID), ENV0_API_SECRET (instead: ENV0_API_KEY_SECRET)";
     assert!(warnings.len() == 1 && warnings[0].ends_with(said), "{warnings:?}");
-    assert_eq!(with(&[provider, own].concat()).unwrap().warnings, [""; 0]);
+    assert_eq!(with(&[&provider[..], &own, &[LOOPBACK]].concat()).unwrap().warnings, [""; 0]);
     // Where nobody could send either, they are the reason of the error, and stand below it.
     let said_of_all = read(&[&LEAST[..3], &provider].concat()).unwrap_err().to_string();
     assert!(said_of_all.contains("to pull, set ENV0_API_KEY_ID and ENV0_API_KEY_SECRET"), "{said_of_all}");
@@ -76,7 +79,23 @@ fn a_certificate_for_a_port_that_is_not_opened_is_warned_of() {
     let tls = [("ENV0_S3_LOG_TLS_CERT_FILE", "/c.pem"), ("ENV0_S3_LOG_TLS_KEY_FILE", "/k.pem")];
     let warnings = read(&[&LEAST[..3], &key, &tls].concat()).unwrap().warnings;
     assert!(warnings.len() == 1 && warnings[0].contains("no port is opened"), "{warnings:?}");
-    assert_eq!(with(&[key, tls].concat()).unwrap().warnings, [""; 0]);
+    assert_eq!(with(&[&key[..], &tls, &[LOOPBACK]].concat()).unwrap().warnings, [""; 0]);
+}
+
+#[test]
+fn a_pull_whose_tokens_come_from_other_machines_is_told_that_loopback_keeps_them_out() {
+    let organization = ("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", "11111111-2222-3333-4444-555555555555");
+    let pull = [organization, ("ENV0_API_KEY_ID", "an-id"), ("ENV0_API_KEY_SECRET", "a-secret")];
+    let warned = |more: &[_]| with(&[&pull, more].concat()).unwrap().warnings.concat().contains("127.0.0.1:8080");
+    assert!(warned(&[]));
+    for settled in [
+        LOOPBACK,
+        ("ENV0_S3_LOG_LISTEN_ADDR", "0.0.0.0:8080"),
+        ("ENV0_S3_LOG_OIDC_TOKEN_URL", "https://vault.example.com/token"),
+    ] {
+        assert!(!warned(&[settled]), "{settled:?}");
+    }
+    assert!(with(&[organization]).unwrap().warnings.is_empty(), "senders notice");
 }
 
 #[test]
@@ -149,7 +168,7 @@ fn whose_tokens_and_logs_are_meant_is_judged_by_the_form_of_an_id() {
     const ORGANIZATION: &str = "0f1e2d3c-4b5a-4978-8695-a4b3c2d1e0f8";
     let pull = |id: &str| {
         let key = [("ENV0_API_KEY_ID", "an-id"), ("ENV0_API_KEY_SECRET", "a-secret")];
-        with(&[key[0], key[1], ("ENV0_S3_LOG_PULL_ORGANIZATION_ID", id)]).unwrap().warnings
+        with(&[key[0], key[1], LOOPBACK, ("ENV0_S3_LOG_PULL_ORGANIZATION_ID", id)]).unwrap().warnings
     };
     assert_eq!(pull(ORGANIZATION), [""; 0]);
     let [name] = &pull(&format!("{ORGANIZATION},acme"))[..] else { panic!() };
