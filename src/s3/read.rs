@@ -24,6 +24,8 @@ use crate::network::{Network, causes, chain, foreign_name, foreign_words, server
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The remedy where S3 answered and the answer can't be used.
 const AGAIN: &str = "run verify again; with --resume it goes on from where it was";
+/// The operation that asks for a page.
+const LIST: &str = "ListObjectsV2";
 /// The most bytes of one page: 1,000 keys of 1,024 bytes, each byte as three characters, and the XML around them.
 const LISTING_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// The longest key that S3 takes.
@@ -155,7 +157,7 @@ impl Reader {
         // Without this encoding a key with a control character makes the answer unreadable XML.
         let request = request.encoding_type(EncodingType::Url).set_continuation_token(next);
         let request = if start_after.is_empty() { request } else { request.start_after(start_after) };
-        let output = request.send().await.map_err(|error| self.refusal("ListObjectsV2", error))?;
+        let output = request.send().await.map_err(|error| self.refusal(LIST, error))?;
         let next = output.next_continuation_token.filter(|token| !token.is_empty());
         if output.is_truncated == Some(true) && next.is_none() {
             return Err(self.no_listing("a page is said not to be the last, and doesn't tell how to ask for the next"));
@@ -192,7 +194,7 @@ impl Reader {
     /// The error for a listing that can't be used; `cause` tells why.
     pub fn no_listing(&self, cause: &str) -> ReadError {
         let remedy = format!("look at what answers in S3's place, and {AGAIN}");
-        ReadError::Failed { asked: self.asked("ListObjectsV2"), cause: cause.to_owned(), remedy }
+        ReadError::Failed { asked: self.asked(LIST), cause: cause.to_owned(), remedy }
     }
 
     /// An object's metadata and stored checksum.
@@ -235,18 +237,25 @@ impl Reader {
         }
         let status = error.raw_response().map(|response| response.status().as_u16());
         let code = error.code().and_then(|code| foreign_name(code, &[])).unwrap_or_default();
+        let region = error.raw_response().and_then(|response| response.headers().get("x-amz-bucket-region"));
+        let region = region.and_then(|region| foreign_name(region, &[]));
+        let region = region.map(|region| format!("; the bucket is in {region}")).unwrap_or_default();
         let asked = self.asked(operation);
         match (status, code.as_str()) {
-            (_, "NoSuchKey" | "NotFound") => ReadError::Gone,
-            (Some(404), "") => ReadError::Gone,
+            (_, "NoSuchKey" | "NotFound") | (Some(404), "") if operation != LIST => ReadError::Gone,
             (_, "InvalidObjectState") => ReadError::Archived,
-            (Some(200..=299), _) if operation != "ListObjectsV2" => ReadError::Unreadable(shown(&error)),
+            (Some(200..=299), _) if operation != LIST => ReadError::Unreadable(shown(&error)),
+            (Some(200..=299), _) => self.no_listing(&format!("what came is no listing ({})", shown(&error))),
             (Some(301 | 400 | 401 | 403 | 404), _) => ReadError::Denied {
                 asked,
-                message: foreign_words(error.message().unwrap_or("no reason given"), &[]),
+                message: format!("{}{region}", foreign_words(error.message().unwrap_or("no reason given"), &[])),
                 remedy: remedy(operation, &code),
                 code: if code.is_empty() { format!("status {}", status.unwrap_or_default()) } else { code },
             },
+            (Some(status), "") => {
+                let cause = format!("HTTP {status} without S3's error document");
+                ReadError::Failed { asked, cause, remedy: format!("{}, and {AGAIN}", remedy(operation, "")) }
+            }
             (Some(_), _) => ReadError::Failed { asked, cause: shown(&error), remedy: AGAIN.to_owned() },
             (None, _) => {
                 let cause = shown(&error);
@@ -284,9 +293,11 @@ fn remedy(operation: &str, code: &str) -> &'static str {
         ("ExpiredToken" | "InvalidToken" | "InvalidAccessKeyId" | "SignatureDoesNotMatch", _) => {
             "renew the auditor's AWS credentials"
         }
-        ("AccessDenied", "ListObjectsV2") => "grant s3:ListBucket on the bucket",
+        ("AccessDenied", LIST) => "grant s3:ListBucket on the bucket",
         ("AccessDenied", _) => "grant s3:GetObject on the bucket's objects and, for encrypted ones, kms:Decrypt",
-        ("", _) => "look at what answers: a proxy (HTTPS_PROXY, NO_PROXY), or an AWS_ENDPOINT_URL_S3 that is no S3",
+        ("" | "NotFound", _) => {
+            "look at what answers: a proxy (HTTPS_PROXY, NO_PROXY), or an AWS_ENDPOINT_URL_S3 that is no S3"
+        }
         _ => "look at the code and the message",
     }
 }

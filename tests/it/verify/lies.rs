@@ -90,6 +90,26 @@ fn is_of_audits(request: &HttpRequest) -> bool {
 type Listing = Box<dyn Fn() -> HttpResponse + Send + Sync>;
 
 #[test]
+fn what_is_no_s3_is_called_so_with_its_host_and_the_bucket() {
+    for (status, content_type, body) in [
+        (404, "text/html", "<html>not found</html>"),
+        (404, "application/json", ""),
+        (200, "text/html", "<html>please log in</html>"),
+        (200, "application/json", "{}"),
+        (502, "text/html", "<html>bad gateway</html>"),
+        (302, "text/html", ""),
+    ] {
+        let ended = verify(move |_| answer(status, content_type, body));
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_ne!(ended.status.code(), Some(0), "{said}");
+        for words in ["ListObjectsV2 of the bucket made-up at 127.0.0.1:", "look at what answers"] {
+            assert!(said.contains(words), "{status} {body}: {said}");
+        }
+        assert!(!said.contains("the object is gone"), "{said}");
+    }
+}
+
+#[test]
 fn a_listing_that_never_advances_ends_it_with_69_and_says_so() {
     let tokens = AtomicU64::new(0);
     let new_token = move || tokens.fetch_add(1, Ordering::Relaxed).to_string();
