@@ -243,7 +243,7 @@ impl Lane {
             Failure::Put(error) => (error.code.clone(), error.request_id.clone()),
             Failure::Disk(_) => (None, None),
         };
-        let remedy = kind.remedy();
+        let remedy = kind.remedy(code.as_deref());
         // A missing session is logged by the credentials.
         if self.logged.insert(kind) && kind != PutErrorKind::NoSession {
             tracing::warn!(
@@ -253,7 +253,7 @@ impl Lane {
         }
         let mut state = self.state();
         let before = state.error.take();
-        let trouble = Trouble::now(before, message, remedy.to_owned(), code, request_id);
+        let trouble = Trouble::now(before, message, remedy, code, request_id);
         state.error = Some(Trouble { kind: Some(kind.as_str().to_owned()), ..trouble });
     }
 }

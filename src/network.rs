@@ -240,12 +240,19 @@ impl Network {
     }
 }
 
+const SENT_ON: &str = "redirected too often or to another host";
+
 /// What to do about a service that is out of reach, told from the words of the failure.
 pub fn way_out(proxies: &config::Network, words: &str, service: &str) -> String {
     let words = words.to_lowercase();
     let has = |parts: &[&str]| parts.iter().any(|part| words.contains(part));
     let proxied = proxies.https_proxy.is_some() || proxies.http_proxy.is_some();
-    if has(&["cut off"]) {
+    if has(&[SENT_ON]) {
+        format!(
+            "something answers in place of {service}, and sends on to another host, as a login page or a proxy does: look at \
+             the URL that is set, and at HTTPS_PROXY and NO_PROXY"
+        )
+    } else if has(&["cut off"]) {
         format!(
             "an answer began and broke off: look at the proxies and firewalls on the way to {service}; it is asked again"
         )
@@ -295,11 +302,7 @@ pub fn server(url: &str) -> String {
 
 fn stay_on_host(attempt: reqwest::redirect::Attempt) -> reqwest::redirect::Action {
     let same = attempt.previous().first().is_some_and(|first| same_host(first, attempt.url()));
-    if same && attempt.previous().len() <= FETCH_MAX_REDIRECTS {
-        attempt.follow()
-    } else {
-        attempt.error("redirected too often or to another host")
-    }
+    if same && attempt.previous().len() <= FETCH_MAX_REDIRECTS { attempt.follow() } else { attempt.error(SENT_ON) }
 }
 
 /// AWS's own endpoint of `service` in a region, for people: the SDK finds it by itself.

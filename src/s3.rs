@@ -199,7 +199,7 @@ impl S3 {
     /// What an operator can do about an error of [`S3::bucket_region`].
     pub fn locate_remedy(&self, error: &LocateError) -> String {
         if error.kind != PutErrorKind::Denied {
-            return error.kind.remedy().to_owned();
+            return error.kind.remedy(error.code.as_deref());
         }
         // S3 denies every request that names another owner than the bucket's.
         let by_owner = self.0.bucket_owner.as_ref().map(|owner| {

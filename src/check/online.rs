@@ -363,7 +363,7 @@ fn no_region(config: &Config, s3: &S3, error: &LocateError) -> Step {
         let detail = format!("GetBucketLocation is denied: {}", error.message);
         return Step::fail(BUCKET, DENIED, detail, s3.locate_remedy(error));
     }
-    of_kind(config, BUCKET, error.kind, &error.message)
+    of_kind(config, BUCKET, error.kind, &error.code, &error.message)
 }
 
 async fn write_object(config: &Config, s3: &S3) -> Step {
@@ -395,19 +395,21 @@ async fn write_object(config: &Config, s3: &S3) -> Step {
         Err(error) if error.kind == PutErrorKind::NameTaken => {
             Step::ok(NAME, format!("{} is there already, the store says (412), as it says of a first name", put.key))
         }
-        Err(error) => of_kind(config, NAME, error.kind, &error.message).of_service(error.code, error.request_id),
+        Err(error) => {
+            of_kind(config, NAME, error.kind, &error.code, &error.message).of_service(error.code, error.request_id)
+        }
     }
 }
 
 /// A failure at S3.
-fn of_kind(config: &Config, name: &'static str, kind: PutErrorKind, message: &str) -> Step {
+fn of_kind(config: &Config, name: &'static str, kind: PutErrorKind, code: &Option<String>, message: &str) -> Step {
     use PutErrorKind::*;
     let remedy = match kind {
         Timeout | Unreachable => way_out(&config.network, message, "S3"),
         NoSuchBucket if batches_in(&config.spool_dir).is_ok_and(|batches| batches == 0) => {
             "make the bucket, or set ENV0_S3_LOG_BUCKET_NAME right; see config/README.md#not-uploading".to_owned()
         }
-        _ => kind.remedy().to_owned(),
+        _ => kind.remedy(code.as_deref()),
     };
     Step::fail(name, kind.exit_code(), message, remedy)
 }

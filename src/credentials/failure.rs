@@ -197,6 +197,8 @@ fn refusal_remedy(code: &str, words: &str, asked: &Question<'_>) -> String {
         format!(
             "the account of the role has no OIDC provider for {issuer}: make one in IAM, with the audience {audience}"
         )
+    } else if has("service control policy") || has("resource control policy") {
+        "a policy of the organization that the role's account is in denies it: ask who keeps that policy".to_owned()
     } else if has("audience") {
         format!("add the audience {audience} to the OIDC provider {issuer} in IAM, and to the aud of the trust policy")
     } else if has("tagsession") {

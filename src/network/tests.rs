@@ -229,6 +229,22 @@ async fn hinting(hints: Option<usize>) -> (String, tokio::sync::mpsc::UnboundedR
 }
 
 #[tokio::test]
+async fn a_server_that_sends_on_to_another_host_is_told_apart_from_one_that_does_not_answer() {
+    let server = Server::start(|_| {
+        let mut response = answer(302, "");
+        response.headers_mut().insert("location", "http://login.example.com/".parse().unwrap());
+        response
+    })
+    .await;
+    let proxies = config::Network::default();
+    let network = Network::new(&proxies).unwrap();
+    let words = network.fetch(&server.url(), 100).await.unwrap_err().to_string();
+    assert!(way_out(&proxies, &words, "env0's API").contains("something answers in place of env0's API"), "{words}");
+    let words = network.fetch(&nobody().await, 100).await.unwrap_err().to_string();
+    assert!(way_out(&proxies, &words, "env0's API").contains("nothing answers"), "{words}");
+}
+
+#[tokio::test]
 async fn informational_answers_without_an_end_are_given_up_after_sixteen() {
     let network = Network::new(&config::Network::default()).unwrap();
     for hints in [0, 16] {

@@ -143,8 +143,15 @@ impl PutErrorKind {
         }
     }
 
-    /// What an operator can do about it, and the README's section on it.
-    pub fn remedy(self) -> &'static str {
+    /// What an operator can do about it, and the README's section on it; by S3's code, where that names a setting of ours.
+    pub fn remedy(self, code: Option<&str>) -> String {
+        match (self, code.map(what_to_do)) {
+            (PutErrorKind::Other, Some(way)) if !way.is_empty() => format!("{way}; see config/README.md#not-uploading"),
+            _ => self.usual_remedy().to_owned(),
+        }
+    }
+
+    fn usual_remedy(self) -> &'static str {
         match self {
             PutErrorKind::NoSession => "see the credentials in /status, and config/README.md#no-token",
             PutErrorKind::NameTaken | PutErrorKind::Conflict => {
@@ -308,7 +315,7 @@ impl PutError {
             _ if code.as_deref() == Some("TemporaryRedirect") => {
                 "; S3 says so of a new bucket, until its name is known everywhere".to_owned()
             }
-            _ => match (code.as_deref().map(what_to_look_at), answer.refused_header.as_deref()) {
+            _ => match (code.as_deref().map(what_to_do), answer.refused_header.as_deref()) {
                 (Some(hint), _) if !hint.is_empty() => format!("; {hint}"),
                 (_, Some(header)) => refused(header, call),
                 _ => String::new(),
@@ -352,21 +359,23 @@ fn refused(header: &str, call: &Call<'_>) -> String {
     format!("; it refuses {header}, which {variable} sets")
 }
 
-/// What a code of the store's is about, where that is a setting of ours or something that passes nowhere else; empty
+/// What to do about a code of the store's, where that is a setting of ours or something that passes nowhere else; empty
 /// for others.
-fn what_to_look_at(code: &str) -> &'static str {
+fn what_to_do(code: &str) -> &'static str {
     match code {
-        "InvalidStorageClass" => "ENV0_S3_LOG_STORAGE_CLASS sets it",
-        "InvalidTag" => "ENV0_S3_LOG_OBJECT_TAGS sets the tags",
-        "KeyTooLongError" => "ENV0_S3_LOG_BUCKET_PATH makes the key so long",
-        "EntityTooLarge" => "ENV0_S3_LOG_BATCH_MAX_BYTES is more than the store takes in one PUT",
+        "InvalidStorageClass" => "set ENV0_S3_LOG_STORAGE_CLASS to a class that the store has",
+        "InvalidTag" => "correct the tags in ENV0_S3_LOG_OBJECT_TAGS",
+        "KeyTooLongError" => "shorten ENV0_S3_LOG_BUCKET_PATH, which the key begins with",
+        "EntityTooLarge" => "lower ENV0_S3_LOG_BATCH_MAX_BYTES to what the store takes in one PUT",
         "SignatureDoesNotMatch" => {
-            "something on the way changes the request after it was signed (a proxy that rewrites host, path or headers), \
-             or the store has another secret for the session's key"
+            "look for what changes the request after it was signed (a proxy that rewrites host, path or headers); or the \
+             store has another secret for the session's key"
         }
-        "QuotaExceeded" | "XMinioStorageFull" | "InsufficientStorage" => "the store has no room for this bucket",
+        "QuotaExceeded" | "XMinioStorageFull" | "InsufficientStorage" => {
+            "make room in the store, or raise the bucket's quota"
+        }
         "AccountProblem" | "AllAccessDisabled" | "NotSignedUp" => {
-            "the bucket's account is closed or blocked: ask its owner"
+            "ask the owner of the bucket's account, which is closed or blocked"
         }
         _ => "",
     }

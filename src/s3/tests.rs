@@ -279,6 +279,20 @@ async fn a_failure_says_what_the_answer_was() {
 }
 
 #[tokio::test]
+async fn a_setting_that_the_store_refuses_is_what_the_remedy_names() {
+    for (code, way) in [
+        ("InvalidStorageClass", "set ENV0_S3_LOG_STORAGE_CLASS to"),
+        ("InvalidTag", "correct the tags in ENV0_S3_LOG_OBJECT_TAGS"),
+        ("AccountProblem", "ask the owner"),
+        ("SomethingElse", "look at the code and the message"),
+    ] {
+        let error = refused_by(move |_| s3_error(400, code, "no")).await;
+        let remedy = error.kind.remedy(error.code.as_deref());
+        assert!(remedy.starts_with(way) && remedy.ends_with("see config/README.md#not-uploading"), "{code}: {remedy}");
+    }
+}
+
+#[tokio::test]
 async fn a_412_without_a_document_is_the_stores_where_it_has_a_request_id() {
     for (request_id, kind) in [(None, PutErrorKind::NameTakenUnproven), (Some("id"), PutErrorKind::NameTaken)] {
         let error = refused_by(move |_| {

@@ -226,6 +226,11 @@ fn a_refusal_of_sts_names_its_code_and_the_causes_with_the_trust_policys_lines()
         ),
         ("InvalidIdentityToken", "Incorrect token audience", "add the audience"),
         ("AccessDenied", "Not authorized to perform sts:TagSession", "allow sts:TagSession"),
+        (
+            "AccessDenied",
+            "not authorized, with an explicit deny in a service control policy",
+            "ask who keeps that policy",
+        ),
         ("ExpiredTokenException", "Token expired", "the token has ended"),
     ];
     for (code, message, remedy) in refusals {

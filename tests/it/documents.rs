@@ -97,7 +97,7 @@ fn every_section_that_an_error_names_is_there_and_each_failed_upload_names_one()
         assert!(named["config/README.md"].contains(anchor), "no error names {anchor}");
     }
     for kind in PutErrorKind::ALL {
-        assert!(kind.remedy().contains("config/README.md#"), "{}: {}", kind.as_str(), kind.remedy());
+        assert!(kind.remedy(None).contains("config/README.md#"), "{}: {}", kind.as_str(), kind.remedy(None));
     }
 }
 

@@ -24,7 +24,7 @@ impl Case {
     async fn disk_failed(&self, attempts: u64) {
         let error = self.failed(attempts).await;
         assert!(error.message.starts_with("the spool's disk: "), "{}", error.message);
-        assert_eq!(error.remedy.as_deref(), Some(PutErrorKind::FileUnreadable.remedy()));
+        assert_eq!(error.remedy.as_deref(), Some(&*PutErrorKind::FileUnreadable.remedy(None)));
         assert_eq!((error.code, error.request_id), (None, None));
     }
 

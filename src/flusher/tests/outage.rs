@@ -20,7 +20,7 @@ async fn a_failure_is_told_with_its_remedy_until_it_is_over_and_delays_no_other_
     assert!(error.latest > error.since, "{error:?}");
     assert_eq!((error.code.as_deref(), error.request_id.as_deref()), (Some("AccessDenied"), Some("s3-request")));
     assert!(error.message.contains("AccessDenied") && error.message.contains("403"), "{error:?}");
-    assert_eq!(error.remedy.as_deref(), Some(PutErrorKind::Denied.remedy()));
+    assert_eq!(error.remedy.as_deref(), Some(&*PutErrorKind::Denied.remedy(None)));
     assert_eq!(case.status(TYPE).last_outage, None);
 
     case.drain().await;
