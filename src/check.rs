@@ -46,7 +46,9 @@ pub async fn run(loaded: Result<Loaded, ConfigErrors>, options: CheckOptions) ->
     let asked = tokio::task::spawn_blocking(move || (local::daemon(address), beside::disk_of_daemon(address)));
     let (daemon, disk_of_daemon) = asked.await.unwrap_or_default();
     steps.extend(local::steps(&loaded, daemon.as_ref(), disk_of_daemon));
-    if !options.offline {
+    if options.offline {
+        steps.extend(online::no_token_in_environment(config));
+    } else {
         steps.extend(of_others(config, daemon.as_ref(), options.write).await);
     }
     Report::new(steps)

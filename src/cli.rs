@@ -5,6 +5,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::LazyLock;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::admin::client;
@@ -26,6 +27,10 @@ static VERSION: LazyLock<String> =
 /// Stands below the error of a command that there is not.
 const COMMANDS: &str = "\ncommands: run (the default), check, config, drain, healthcheck, verify; what a running daemon says of itself: \
                         env0-s3-logs check, or curl -s http://localhost:9090/status";
+
+/// Stands below the error of an option or word that a command doesn't take.
+const OPTIONS: &str = "\nall that is set up is an environment variable (config/example.env lists them): drain takes another spool as --spool DIR, \
+                       verify its bucket from ENV0_S3_LOG_BUCKET_NAME and its days as --from and --to; an option begins with two dashes";
 
 #[derive(Parser)]
 #[command(name = "env0-s3-logs", version = VERSION.as_str(), about)]
@@ -69,8 +74,10 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => {
             let code = if error.use_stderr() { exit_code::USAGE } else { exit_code::OK };
             let _ = error.print();
-            if error.kind() == clap::error::ErrorKind::InvalidSubcommand {
-                complain(COMMANDS);
+            match error.kind() {
+                ErrorKind::InvalidSubcommand => complain(COMMANDS),
+                ErrorKind::UnknownArgument => complain(OPTIONS),
+                _ => {}
             }
             return code.into();
         }

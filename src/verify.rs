@@ -45,13 +45,13 @@ fn day(text: &str) -> Result<NaiveDate, String> {
 #[derive(Debug, Clone, Default, Args)]
 pub struct VerifyOptions {
     /// First day to judge, UTC.
-    #[arg(long, value_name = "YYYY-MM-DD", value_parser = day)]
+    #[arg(long, alias = "since", value_name = "YYYY-MM-DD", value_parser = day)]
     pub from: Option<NaiveDate>,
     /// Last day to judge, UTC.
-    #[arg(long, value_name = "YYYY-MM-DD", value_parser = day)]
+    #[arg(long, alias = "until", value_name = "YYYY-MM-DD", value_parser = day)]
     pub to: Option<NaiveDate>,
     /// Judge this instance only; may be repeated.
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = clap::builder::NonEmptyStringValueParser::new())]
     pub instance: Vec<String>,
     /// Ed25519 public key in PEM; repeat it for every key that was in use. Without one, an attack doesn't show.
     #[arg(long, value_name = "FILE")]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use secrecy::ExposeSecret;
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -206,6 +207,12 @@ fn own_token(config: &Config, token: &OidcToken, claims: &ShownClaims) -> Step {
         );
     }
     good_token(config, token, claims)
+}
+
+/// What is wrong with the form of the environment's token, which nobody has to be asked for.
+pub(super) fn no_token_in_environment(config: &Config) -> Option<Step> {
+    let token = OidcToken::own(config.oidc_token.as_ref()?.expose_secret(), Source::Environment)?;
+    (!names_itself(&token.claims())).then(|| no_oidc_token(config, Source::Environment))
 }
 
 fn no_oidc_token(config: &Config, source: Source) -> Step {

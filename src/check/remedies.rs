@@ -30,7 +30,7 @@ pub(super) fn of_file(error: &str) -> String {
     }
     // Behind the path, which may hold anything, and before what every line of a file of tokens has to be.
     let problem = error.rsplit_once("\": ").map_or(error, |(_, problem)| problem);
-    let problem = problem.split_once("; expected ").map_or(problem, |(problem, _)| problem);
+    let (problem, kind) = problem.split_once("; expected ").unwrap_or((problem, ""));
     for before in ["expected ", "should be "] {
         if let Some((place, expected)) = problem.split_once(before) {
             let line = place.split_once(':').map(|(line, _)| line).filter(|line| line.starts_with("line "));
@@ -38,5 +38,6 @@ pub(super) fn of_file(error: &str) -> String {
             return format!("let {line}the file of {name} hold {}", expected.replace(" (in that file)", ""));
         }
     }
-    format!("correct the file of {name}: {problem}")
+    let kind = if kind.is_empty() { String::new() } else { format!("; it has to hold {kind}") };
+    format!("correct the file of {name}: {problem}{kind}")
 }

@@ -77,6 +77,10 @@ impl Journal {
                 "it is a device, a pipe or a folder, not a file",
             )));
         }
+        if path.parent().is_some_and(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
+            let words = "its folder is not there; make that first, or name another file";
+            return Err(io(io::Error::new(io::ErrorKind::NotFound, words)));
+        }
         let (mut old, mut new) = (BufReader::new(open().map_err(io)?), BufWriter::new(open().map_err(io)?));
         let mut found = Vec::new();
         let length = old.by_ref().take(header.len() as u64).read_until(b'\n', &mut found).map_err(io)?;

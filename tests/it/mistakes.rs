@@ -407,3 +407,17 @@ const CERTIFICATE_OF_VERSION_1: &str = "MIIBEzCBuwIUcKp1BH7N/ZgV6CdScrEcVBw7Tqcw
     jaycBbnDCyEgjq77v0tcFp3AaaKkpigCQYTurhaq1ThtIhcomRmr0tEIo1EgMaqk\
     ZYQwCgYIKoZIzj0EAwIDRwAwRAIgan1fyc2bO4Q6vAgfHwKtFnndMVrgWfpFVf9i\
     8H/BZn8CICPuhWuChwpVs1iG8/3I0ESskoGsNcgf90pBZC6RcMkq";
+
+#[test]
+fn an_option_that_there_is_not_leads_to_the_one_that_is_meant() {
+    let aws = LocalAws::start();
+    let setup = Setup::new(&aws);
+    assert_says(&setup.run("--config x.toml").stderr, &["environment variable (config/example.env lists them)"]);
+    assert_says(&setup.run("drain /var/lib/x").stderr, &["--spool DIR"]);
+    assert_says(&setup.run("verify s3://bucket").stderr, &["its bucket from ENV0_S3_LOG_BUCKET_NAME"]);
+    assert_says(&setup.run("check -offline").stderr, &["an option begins with two dashes"]);
+    let since = setup.run("verify --since yesterday").stderr;
+    assert_says(&since, &["expected a day that exists"]);
+    assert_says(&setup.run("verify --resume /nope/x").stderr, &["/nope/x: its folder is not there; make that first"]);
+    assert_says(&setup.run("verify --instance=").stderr, &["a value is required for '--instance"]);
+}

@@ -44,6 +44,10 @@ fn what_is_wrong_in_a_file_is_what_check_says_to_mend() {
     let setup = setup.set("ENV0_S3_LOG_INGEST_TOKEN_FILE", file.display().to_string());
     let two = "0123456789abcdef-1,0123456789abcdef-2";
     for (text, said) in [
+        (
+            "# none",
+            "Next: files: correct the file of ENV0_S3_LOG_INGEST_TOKEN_FILE: no token in it: write one there (`openssl rand",
+        ),
         ("short", "Next: files: let line 1 of the file of ENV0_S3_LOG_INGEST_TOKEN_FILE hold 16 or more"),
         (two, "Next: files: let line 1 of the file of ENV0_S3_LOG_INGEST_TOKEN_FILE hold one token, and not several"),
         (
@@ -223,4 +227,14 @@ fn the_file_of_an_oidc_token_is_named_by_the_variable_that_was_set() {
     std::fs::write(&file, "ghp_0123456789abcdef").unwrap();
     let checked = setup.set("ENV0_OIDC_TOKEN_FILE", file.to_str().unwrap()).run("check");
     assert_says(&checked.stdout, &[&format!("what ENV0_OIDC_TOKEN_FILE={file:?} holds")]);
+}
+
+#[test]
+fn check_offline_tells_of_what_is_no_token_by_its_form_alone() {
+    let aws = LocalAws::start();
+    let checked = Setup::new(&aws).set("ENV0_OIDC_TOKEN", "AKIA0123456789ABCDEF").run("check --offline");
+    assert_says(&checked.stdout, &["[fail] token", "what ENV0_OIDC_TOKEN holds is not an OIDC token"]);
+    assert_eq!(checked.code, Some(77), "{}", checked.stdout);
+    let good = Setup::new(&aws).run("check --offline");
+    assert_eq!(good.code, Some(0), "{}", good.stdout);
 }

@@ -66,6 +66,7 @@ impl Reader {
             certificate_without_a_port(config),
             self.nobody_else_hands_over(config),
             key_in_another_region(config),
+            self.endpoint_in_another_region(config),
             self.unknown_storage_class(config),
             self.owner_that_is_no_account(config),
             slow_storage_class(config),
@@ -153,6 +154,18 @@ impl Reader {
             "ENV0_S3_LOG_EXPECTED_BUCKET_OWNER={owner} is no account of AWS's, which would be {digits}: right only if \
              the store of {store} writes it so; see its documentation"
         ))
+    }
+
+    fn endpoint_in_another_region(&self, config: &Config) -> Option<String> {
+        let region = aws::region_of_endpoint(config.endpoint_url_s3.as_deref()?)?;
+        (region != config.aws_region).then(|| {
+            format!(
+                "{} is the endpoint of {region}, and ENV0_S3_LOG_AWS_REGION is {}: S3 refuses what is signed for another \
+                 region; at AWS leave the endpoint out",
+                self.endpoint_variable("AWS_ENDPOINT_URL_S3"),
+                config.aws_region
+            )
+        })
     }
 
     /// The variable that names a store which may not be AWS.

@@ -401,6 +401,24 @@ fn an_endpoint_that_has_the_bucket_in_its_host_already_is_refused() {
 }
 
 #[test]
+fn an_endpoint_of_another_region_than_the_configured_one_is_warned_of() {
+    let told = |url: &str| {
+        with(&[("AWS_ENDPOINT_URL_S3", url), ("ENV0_S3_LOG_AWS_REGION", "eu-west-1")]).unwrap().warnings.join("\n")
+    };
+    for host in ["s3.eu-central-1", "s3-eu-central-1", "vpce-1-2.s3.eu-central-1.vpce", "s3.dualstack.eu-central-1"] {
+        let warned = told(&format!("https://{host}.amazonaws.com"));
+        assert!(
+            warned.contains("is the endpoint of eu-central-1, and ENV0_S3_LOG_AWS_REGION is eu-west-1"),
+            "{host}: {warned}"
+        );
+    }
+    for url in ["https://s3.eu-west-1.amazonaws.com", "https://s3.amazonaws.com", "https://s3.eu-central-1.example.com"]
+    {
+        assert!(!told(url).contains("is the endpoint of"), "{url}: {}", told(url));
+    }
+}
+
+#[test]
 fn a_value_that_is_another_thing_than_was_asked_for_is_refused() {
     for (name, value) in [
         ("ENV0_S3_LOG_ROLE_ARN", "arn:aws:iam::111122223333:role/<name>"),

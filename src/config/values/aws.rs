@@ -174,6 +174,18 @@ pub(in crate::config) fn names_bucket(endpoint: &str, bucket: &str) -> bool {
     is_aws && host.strip_prefix(bucket).is_some_and(|rest| rest.starts_with(".s3.") || rest.starts_with(".s3-"))
 }
 
+/// The region of an endpoint of AWS's for S3, as in `https://s3.eu-west-1.amazonaws.com`; also of a VPC endpoint's name.
+pub(in crate::config) fn region_of_endpoint(endpoint: &str) -> Option<String> {
+    let url = Url::parse(endpoint).ok()?;
+    let host = url.host_str()?;
+    let host = host.strip_suffix(".amazonaws.com").or_else(|| host.strip_suffix(".amazonaws.com.cn"))?;
+    let host = host.strip_suffix(".vpce").unwrap_or(host);
+    let (service, region) = host.rsplit_once('.').unwrap_or(("", host));
+    let region = if service.is_empty() { region.strip_prefix("s3-")? } else { region };
+    // `s3.amazonaws.com` has none, and is us-east-1's.
+    region.contains('-').then(|| region.to_owned())
+}
+
 /// `x-amz-storage-class` of AWS, which refuses every PUT with another.
 pub(in crate::config) fn storage_class(value: &str) -> Parsed<String> {
     let nearest = nearest_storage_class(value);

@@ -132,7 +132,11 @@ fn load(path: &Path, change: Change) -> Result<StaticTokens, TokenFileError> {
         }
         tokens.push(token);
     }
-    if tokens.is_empty() { Err(refuse("no token in it".to_owned())) } else { Ok(tokens.into()) }
+    if tokens.is_empty() {
+        Err(refuse("no token in it: write one there (`openssl rand -hex 32` makes one)".to_owned()))
+    } else {
+        Ok(tokens.into())
+    }
 }
 
 /// Never repeats the line: it holds a secret.
