@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit};
 
-use crate::harness::{Daemon, Setup};
+use crate::harness::{Daemon, Setup, wait_until};
 
 /// The size of the file system: more than a test holds back at once, and more than the least that xfs takes.
 const IMAGE_BYTES: u64 = 320 << 20;
@@ -184,7 +184,13 @@ impl Machine {
 
     /// What is on the disk, after the daemon's end.
     pub(crate) fn remount(&self) {
-        run("umount", &[path(&self.disk())]);
+        // Another test that begins a process has a copy of this one's open files for a moment, which keep the disk busy.
+        wait_until("the disk is unmounted", || {
+            let output = Command::new("umount").arg(self.disk()).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success() || said.contains("busy"), "{said}");
+            output.status.success()
+        });
         self.mount();
     }
 }
