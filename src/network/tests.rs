@@ -229,7 +229,7 @@ async fn hinting(hints: Option<usize>) -> (String, tokio::sync::mpsc::UnboundedR
 }
 
 #[tokio::test]
-async fn a_server_that_sends_on_to_another_host_is_told_apart_from_one_that_does_not_answer() {
+async fn a_server_that_sends_on_elsewhere_is_told_apart_from_one_that_is_silent() {
     let server = Server::start(|_| {
         let mut response = answer(302, "");
         response.headers_mut().insert("location", "http://login.example.com/".parse().unwrap());

@@ -83,7 +83,7 @@ fn a_certificate_for_a_port_that_is_not_opened_is_warned_of() {
 }
 
 #[test]
-fn a_pull_whose_tokens_come_from_other_machines_is_told_that_loopback_keeps_them_out() {
+fn a_pull_is_told_that_loopback_keeps_hand_overs_of_other_machines_out() {
     let organization = ("ENV0_S3_LOG_OIDC_ORGANIZATION_ID", "11111111-2222-3333-4444-555555555555");
     let pull = [organization, ("ENV0_API_KEY_ID", "an-id"), ("ENV0_API_KEY_SECRET", "a-secret")];
     let warned = |more: &[_]| with(&[&pull, more].concat()).unwrap().warnings.concat().contains("127.0.0.1:8080");
